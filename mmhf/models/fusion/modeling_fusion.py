@@ -1,0 +1,226 @@
+"""Image-text fusion classifier: two encoders, one shared space, one way to fuse, one head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import ModelOutput
+
+from mmhf.models.encoders import (
+    EncoderOutput,
+    describe_text,
+    describe_vision,
+    drop_unused,
+    layer_groups,
+    pool_text_output,
+    pool_vision,
+    run_vision,
+)
+from mmhf.models.fusion.configuration_fusion import FusionConfig
+
+IGNORED_LABEL = -100
+
+
+@dataclass
+class FusionOutput(ModelOutput):
+    """Output of [`FusionForImageTextClassification`].
+
+    Attributes:
+        loss (`Tensor`, *optional*): Scalar, when labels were given.
+        logits (`Tensor`): (B, num_labels).
+        image_embeds (`Tensor`): (B, embedding_dim), as they were fused.
+        text_embeds (`Tensor`): (B, embedding_dim), as they were fused.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+
+
+class ClassificationLoss(nn.Module):
+    """Cross-entropy over class indices, weighted and smoothed as in `torch.nn.CrossEntropyLoss`.
+
+    Rows labelled -100 do not count, and a batch of only such rows has loss 0, where torch gives NaN.
+    """
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.class_weights = config.class_weights
+        self.label_smoothing = config.label_smoothing
+        # In the config already, so not in the weights: a recipe that changes them must not meet the old ones.
+        weight = None if config.class_weights is None else torch.tensor(config.class_weights, dtype=torch.float32)
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of (B, C) logits and (B,) labels; scalar, fp32."""
+        total = functional.cross_entropy(
+            logits.float(),
+            labels,
+            weight=self.weight,
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        counted = labels != IGNORED_LABEL
+        if self.weight is None:
+            return total / counted.sum().clamp(min=1)
+        divisor = (self.weight[labels.clamp(min=0)] * counted).sum()
+        return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+
+
+class Fusion(nn.Module):
+    """Fuse two embeddings of width D and pass them through the hidden layers.
+
+    `concat_mlp`: [v; t] (2D). `product_difference`: [v; t; v·t; |v − t|] (4D). `weighted_sum`: softmax(w)·(v, t) (D).
+    `gated`: g·v + (1 − g)·t with g = sigmoid(W[v; t] + b) per dimension (D).
+    """
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.strategy = config.strategy
+        width = config.embedding_dim
+        if self.strategy == "weighted_sum":
+            self.modality_weights = nn.Parameter(torch.zeros(2))
+        elif self.strategy == "gated":
+            self.gate = nn.Linear(2 * width, width)
+        widths = [{"concat_mlp": 2, "product_difference": 4}.get(self.strategy, 1) * width, *config.hidden_dims]
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(inputs, outputs), ACT2FN[config.activation], nn.Dropout(config.dropout)]
+        self.hidden = nn.Sequential(*(layers or [nn.Dropout(config.dropout)]))
+        self.output_width = widths[-1]
+
+    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """(B, D) and (B, D) → (B, output_width)."""
+        return self.hidden(self.fuse(image_embeds, text_embeds))
+
+    def fuse(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
+        """The strategy alone: (B, D) and (B, D) → (B, D), (B, 2D) or (B, 4D)."""
+        if self.strategy == "weighted_sum":
+            image_share, text_share = self.modality_weights.softmax(dim=0)
+            return image_share * image_embeds + text_share * text_embeds
+        both = torch.cat([image_embeds, text_embeds], dim=-1)
+        if self.strategy == "gated":
+            gate = self.gate(both).sigmoid()
+            return gate * image_embeds + (1 - gate) * text_embeds
+        if self.strategy == "product_difference":
+            product, difference = image_embeds * text_embeds, (image_embeds - text_embeds).abs()
+            return torch.cat([both, product, difference], dim=-1)
+        return both
+
+
+class FusionForImageTextClassification(PreTrainedModel):
+    """Classify pairs of an image and a text.
+
+    Args:
+        config ([`FusionConfig`]): Shapes and loss.
+        vision (`PreTrainedModel`, *optional*): Image encoder with weights; absent = fresh from `config.vision_config`.
+        text (`PreTrainedModel`, *optional*): Text encoder with weights; absent = fresh from `config.text_config`.
+    """
+
+    config_class = FusionConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # Trainer must not pass `num_items_in_batch`: the loss is a mean over the batch.
+    accepts_loss_kwargs = False
+
+    def __init__(
+        self, config: FusionConfig, vision: PreTrainedModel | None = None, text: PreTrainedModel | None = None
+    ) -> None:
+        super().__init__(config)
+        if config.vision_output is None:
+            config.vision_output = describe_vision(config.vision_config, config.vision_pooling).to_dict()
+        if config.text_output is None:
+            config.text_output = describe_text(config.text_config, config.text_pooling).to_dict()
+        self.vision_output = EncoderOutput.from_dict(config.vision_output)
+        self.text_output = EncoderOutput.from_dict(config.text_output)
+        self.vision = AutoModel.from_config(config.vision_config) if vision is None else vision
+        self.text = AutoModel.from_config(config.text_config) if text is None else text
+        drop_unused(self.vision, self.vision_output.unused)
+        drop_unused(self.text, self.text_output.unused)
+        self.vision_projection = nn.Linear(self.vision_output.width, config.embedding_dim)
+        self.text_projection = nn.Linear(self.text_output.width, config.embedding_dim)
+        self.fusion = Fusion(config)
+        self.head = nn.Linear(self.fusion.output_width, config.num_labels)
+        self.loss = ClassificationLoss(config)
+        self.post_init()
+
+    @classmethod
+    def from_encoders(
+        cls, config: FusionConfig, *, vision: PreTrainedModel, text: PreTrainedModel
+    ) -> FusionForImageTextClassification:
+        """Put a fresh head on two encoders; they are used, not copied, and keep their weights."""
+        return cls(config, vision=vision, text=text)
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Pooled output of the image encoder: (B, 3, H, W) → (B, vision width)."""
+        output = run_vision(self.vision, pixel_values, self.config.vision_pooling)
+        return pool_vision(output, self.config.vision_pooling, self.vision_output)
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Pooled output of the text encoder: (B, T) → (B, text width)."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        output = self.text(input_ids=input_ids, attention_mask=attention_mask)
+        return pool_text_output(output, attention_mask, self.config.text_pooling)
+
+    def classify(self, image_features: Tensor, text_features: Tensor, labels: Tensor | None = None) -> FusionOutput:
+        """From the encoders' pooled outputs to logits and loss."""
+        image_embeds = self.vision_projection(image_features)
+        text_embeds = self.text_projection(text_features)
+        if self.config.normalize:
+            image_embeds = functional.normalize(image_embeds, dim=-1)
+            text_embeds = functional.normalize(text_embeds, dim=-1)
+        logits = self.head(self.fusion(image_embeds, text_embeds))
+        loss = None if labels is None else self.loss(logits, labels)
+        return FusionOutput(loss=loss, logits=logits, image_embeds=image_embeds, text_embeds=text_embeds)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> FusionOutput:
+        """Classify a batch.
+
+        Args:
+            pixel_values (`Tensor`): (B, 3, H, W), normalised as the image encoder expects.
+            input_ids (`Tensor`): (B, T).
+            attention_mask (`Tensor`, *optional*): (B, T); absent = no padding.
+            labels (`Tensor`, *optional*): (B,), class ids; -100 = no loss for this row.
+        """
+        return self.classify(self.image_features(pixel_values), self.text_features(input_ids, attention_mask), labels)
+
+    def parameter_groups(self) -> dict[str, list[str]]:
+        """`vision.*` and `text.*` by layer, `fusion` (projections, strategy, hidden layers) and `head`."""
+        groups = {
+            f"{tower}.{group}": [f"{tower}.{name}" for name in names]
+            for tower, encoder in (("vision", self.vision), ("text", self.text))
+            for group, names in layer_groups(encoder).items()
+        }
+        fused = ("vision_projection.", "text_projection.", "fusion.")
+        names = [name for name, _ in self.named_parameters()]
+        groups["fusion"] = [name for name in names if name.startswith(fused)]
+        groups["head"] = [name for name in names if name.startswith("head.")]
+        return groups
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """New layers as transformers starts them; the encoders start their own."""
+        super()._init_weights(module)
+        if isinstance(module, Fusion) and module.strategy == "weighted_sum":
+            init.zeros_(module.modality_weights)
+        elif isinstance(module, ClassificationLoss) and module.weight is not None:
+            init.copy_(module.weight, torch.tensor(module.class_weights))

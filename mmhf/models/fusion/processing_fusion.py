@@ -1,0 +1,101 @@
+"""From pairs of an image and a text to the tensors of the fusion classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from PIL.Image import Image
+from torch import Tensor
+from transformers import BatchFeature, CLIPImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
+
+from mmhf.models.backbones import ImageStatistics, image_statistics, load_encoder_config, load_tokenizer
+from mmhf.recipe.schema import DataSectionBase, FusionModelSection
+
+
+class FusionProcessor(ProcessorMixin):
+    """Resize and normalise images, tokenise texts.
+
+    Args:
+        image_processor ([`CLIPImageProcessor`]): Resizing, cropping, mean and standard deviation.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the text encoder.
+        max_length (`int`): Longest text in tokens, special tokens included; what is longer is cut at the end.
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, max_length: int = 128, **kwargs: Any):
+        super().__init__(image_processor, tokenizer)
+        self.max_length = max_length
+
+    def __call__(
+        self,
+        images: Image | Tensor | Sequence[Image | Tensor] | None = None,
+        text: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Prepare a batch.
+
+        Args:
+            images: RGB images, as PIL or as uint8 tensors (3, H, W); one or a list.
+            text: Texts; one or a list.
+
+        Returns:
+            `BatchFeature` with `pixel_values` (B, 3, S, S) fp32 and `input_ids`, `attention_mask` (B, T) int64, padded
+            to the longest text of the batch.
+
+        Raises:
+            `ValueError`: neither images nor texts, or not as many of the one as of the other.
+        """
+        if images is None and text is None:
+            raise ValueError("FusionProcessor needs images, text or both")
+        data: dict[str, Tensor] = {}
+        if images is not None:
+            data["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        if text is not None:
+            data.update(self._tokenize([text] if isinstance(text, str) else list(text)))
+        if len({len(tensor) for tensor in data.values()}) > 1:
+            raise ValueError(f"{len(data['pixel_values'])} images for {len(data['input_ids'])} texts")
+        return BatchFeature(data)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", "input_ids", "attention_mask"]
+
+    def _tokenize(self, text: list[str]) -> dict[str, Tensor]:
+        encoded = self.tokenizer(text, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+def build_image_processor(statistics: ImageStatistics, *, image_size: int, resize: str) -> CLIPImageProcessor:
+    """Image processor for square images.
+
+    Args:
+        statistics ([`ImageStatistics`]): Mean, standard deviation and resampling of the encoder.
+        image_size (`int`): Side in pixels.
+        resize (`str`): `squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre.
+    """
+    square = {"height": image_size, "width": image_size}
+    return CLIPImageProcessor(
+        size={"shortest_edge": image_size} if resize == "crop" else square,
+        do_center_crop=resize == "crop",
+        crop_size=square,
+        image_mean=list(statistics.mean),
+        image_std=list(statistics.std),
+        resample=statistics.interpolation,
+    )
+
+
+def build_fusion_processor(section: FusionModelSection, data_section: DataSectionBase) -> FusionProcessor:
+    """Processor for the backbones and image size of a recipe.
+
+    Raises:
+        `InputError`: a file of a backbone cannot be fetched.
+    """
+    vision = section.vision
+    config = load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="vision")
+    statistics = image_statistics(vision.backbone, config, pretrained=vision.pretrained)
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(section.text.backbone)
+    return FusionProcessor(
+        build_image_processor(statistics, image_size=data_section.image_size, resize=data_section.resize),
+        tokenizer,
+        max_length=min(data_section.max_length, tokenizer.model_max_length),
+    )

@@ -264,6 +264,12 @@ class EarlyStoppingSection(Section):
     """What ends when the metric stalls: the run, or the current stage (the next one then begins)."""
 
 
+class CheckpointsSection(Section):
+    """When a run is saved; `training.save_total_limit` says how many checkpoints are kept, the best one always."""
+
+    every_epochs: PositiveInt = 1
+
+
 class EvaluationSection(Section):
     splits: list[SplitName] = ["validation", "test"]
     """Splits to evaluate when training is over; those that the data lacks are left out."""
@@ -298,6 +304,7 @@ class FusionRecipe(Section):
     stages: Annotated[list[StageSection], Field(min_length=1)] | None = None
     """Absent = one stage that trains everything for `training.num_train_epochs`."""
     early_stopping: EarlyStoppingSection | None = None
+    checkpoints: CheckpointsSection = CheckpointsSection()
     evaluation: EvaluationSection = EvaluationSection()
     tracking: TrackingSection = TrackingSection()
     release: ReleaseSection | None = None

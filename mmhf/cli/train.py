@@ -1,0 +1,154 @@
+"""Train a recipe, evaluate what came out, and release it if the recipe says so.
+
+    accelerate launch scripts/train.py recipes/quickstart/fusion.yaml training.learning_rate=1e-4
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+import datasets
+import transformers
+from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments
+
+from mmhf.data.bad_examples import BadExampleLog
+from mmhf.data.datasets import RowDataset
+from mmhf.data.loading import LoadedData
+from mmhf.evaluation.classification import ClassificationEvaluation
+from mmhf.evaluation.metrics_file import write_metrics
+from mmhf.hub.releases import check_version_is_free, resolve_model, write_release
+from mmhf.recipe import ResolvedRecipe, load_recipe
+from mmhf.tasks import Task, task_of
+from mmhf.training.arguments import build_stage_plan, training_arguments
+from mmhf.training.run_folder import (
+    BAD_EXAMPLES_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    RunFolder,
+    choose_run_dir,
+    open_run_folder,
+)
+from mmhf.training.tracking import tracked_run
+from mmhf.training.trainer import MMTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML file, such as recipes/quickstart/fusion.yaml")
+    parser.add_argument("overrides", nargs="*", help="key=value, such as training.learning_rate=1e-4")
+    parser.add_argument("--resume", action="store_true", help="go on with the latest unfinished run of this recipe")
+    parser.add_argument("--allow-changes", action="store_true", help="go on although the recipe has changed since")
+
+
+def run(options: argparse.Namespace) -> None:
+    """The whole road, in order: recipe, data, run folder, model, trainer, training, evaluation, release."""
+    resolved = load_recipe(options.recipe, options.overrides)
+    recipe, task = resolved.recipe, task_of(resolved.recipe)
+    parent = resolve_model(recipe.init_from) if recipe.init_from else None
+    if recipe.release is not None:
+        check_version_is_free(recipe.release.repo, recipe.release.version)
+
+    data = task.load_data()
+    args = training_arguments(recipe, str(resolved.name), has_validation="validation" in data.splits)
+    _set_verbosity(args)
+    folder = _open_folder_once(resolved, args, options)
+    transformers.set_seed(args.seed)
+
+    parent_dir = parent.path if parent else None
+    processor = task.build_processor(parent_dir)
+    model = task.build_model(data.label_names, task.class_weights(data), parent_dir)
+    num_rows = len(data.splits["train"]) if isinstance(data.splits["train"], datasets.Dataset) else None
+    plan = build_stage_plan(model, recipe, args, num_rows)
+    args.max_steps = plan.num_steps
+
+    bad_examples = BadExampleLog(folder.path / "bad_examples.log")
+    if args.process_index == 0:
+        bad_examples.extend(data.bad_examples)
+    collator = functools.partial(task.collator, processor, seed=args.seed, bad_examples=bad_examples)
+    with tracked_run(args, recipe.tracking, folder.path.name):
+        trainer = MMTrainer(
+            model=model,
+            args=args,
+            plan=plan,
+            optimizer_section=recipe.optimizer,
+            early_stopping=recipe.early_stopping,
+            save_every_epochs=recipe.checkpoints.every_epochs,
+            train_dataset=as_torch_dataset(data, "train"),
+            eval_dataset=as_torch_dataset(data, "validation") if "validation" in data.splits else None,
+            data_collator=collator(split="train"),
+            eval_collator=collator(split="validation"),
+            processing_class=processor,
+            compute_metrics=functools.partial(task.evaluate, label_names=data.label_names),
+        )
+        trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+        evaluations = evaluate_splits(trainer, task, data)
+        trainer.save_model()
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
+            task.write_report(folder.path / REPORT_FILE, resolved, trainer.state.log_history, evaluations, data)
+            write_metrics(folder.path / METRICS_FILE, {split: e.metrics for split, e in evaluations.items()})
+    if trainer.is_world_process_zero():
+        logger.info("Run folder: %s", folder.path)
+        if recipe.release is not None:
+            released = write_release(
+                folder.path,
+                recipe.release.repo,
+                recipe.release.version,
+                parent=parent.reference if parent else None,
+                extra={"data_fingerprint": data.fingerprint()},
+            )
+            logger.info("Release: %s", released)
+
+
+def as_torch_dataset(data: LoadedData, split: str) -> RowDataset | datasets.IterableDataset:
+    """Rows of a split as Trainer's data loader takes them."""
+    rows = data.splits[split]
+    return RowDataset(rows) if isinstance(rows, datasets.Dataset) else rows
+
+
+def evaluate_splits(trainer: MMTrainer, task: Task, data: LoadedData) -> Mapping[str, ClassificationEvaluation]:
+    """Measure the model on the recipe's evaluation splits and tell the trackers."""
+    evaluations = {}
+    for split in task.recipe.evaluation.splits:
+        if split not in data.splits:
+            continue
+        output = trainer.predict(as_torch_dataset(data, split), metric_key_prefix=split)
+        assert output.metrics is not None
+        evaluations[split] = task.evaluate_in_full(
+            output.predictions, output.label_ids, data.label_names, output.metrics[f"{split}_loss"]
+        )
+        trainer.log({f"{split}_{name}": value for name, value in evaluations[split].metrics.items()})
+    return evaluations
+
+
+def _open_folder_once(resolved: ResolvedRecipe, args: TrainingArguments, options: argparse.Namespace) -> RunFolder:
+    """Let the first process prepare the run folder and tell the others, or all of them what is wrong with it."""
+    args.device  # noqa: B018  (starts the process group that the broadcast needs)
+    outcome: list[RunFolder | Exception | None] = [None]
+    if args.process_index == 0:
+        try:
+            outcome[0] = open_run_folder(
+                choose_run_dir(resolved, resume=options.resume), resolved, allow_changes=options.allow_changes
+            )
+        except ValueError as error:
+            outcome[0] = error
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    assert outcome[0] is not None
+    args.output_dir = str(outcome[0].path)
+    return outcome[0]
+
+
+def _set_verbosity(args: TrainingArguments) -> None:
+    transformers.logging.set_verbosity_warning()
+    if args.process_index > 0:
+        logging.getLogger("mmhf").setLevel(logging.WARNING)
+        datasets.disable_progress_bars()

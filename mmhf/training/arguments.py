@@ -1,0 +1,79 @@
+"""From a recipe to `transformers.TrainingArguments` and to the stages of the run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainingArguments
+
+from mmhf.errors import InputError
+from mmhf.recipe.schema import Recipe, StageSection
+from mmhf.training.stages import StagePlan
+
+# What mmhf sets where a recipe is silent; TrainingArguments' own defaults hold for the rest.
+_DEFAULTS: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": 2, "logging_steps": 10}
+
+
+def training_arguments(recipe: Recipe, output_dir: str, *, has_validation: bool) -> TrainingArguments:
+    """Build the arguments of the Trainer.
+
+    Args:
+        recipe (`Recipe`): The validated recipe.
+        output_dir (`str`): The run folder.
+        has_validation (`bool`): Whether there is a split to evaluate on during training.
+
+    Raises:
+        InputError: TrainingArguments refuses the combination.
+    """
+    given = dict(recipe.training)
+    values = {**_DEFAULTS, **given, "output_dir": output_dir, "remove_unused_columns": False}
+    values.setdefault("eval_strategy", "epoch" if has_validation else "no")
+    values.setdefault("per_device_eval_batch_size", values.get("per_device_train_batch_size", 8))
+    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    if values.get("metric_for_best_model") and has_validation:
+        values.setdefault("load_best_model_at_end", True)
+    if recipe.early_stopping is not None and values["eval_strategy"] == "no":
+        raise InputError("early_stopping needs evaluations: the data has no validation split, or eval_strategy is 'no'")
+    try:
+        return TrainingArguments(**values)
+    except ValueError as error:
+        raise InputError(f"training: {' '.join(str(error).split())}") from error
+
+
+def steps_per_epoch(num_rows: int, args: TrainingArguments) -> int:
+    """Optimizer steps of one epoch over `num_rows` samples, for all processes together."""
+    batches = num_rows / args.per_device_train_batch_size
+    whole = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    per_process = whole // args.world_size if args.dataloader_drop_last else math.ceil(whole / args.world_size)
+    return max(math.ceil(per_process / args.gradient_accumulation_steps), 1)
+
+
+def recipe_stages(recipe: Recipe, args: TrainingArguments) -> list[StageSection]:
+    """The recipe's stages; without any, one that trains all that `freeze_*` leaves, for as long as `training` says."""
+    if recipe.stages is not None:
+        return list(recipe.stages)
+    frozen = [name for name in ("vision", "text") if getattr(recipe.model, f"freeze_{name}")]
+    length = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": float(args.num_train_epochs)}
+    return [StageSection(name="train", train=["all", *(f"!{name}" for name in frozen)], **length)]
+
+
+def build_stage_plan(model: nn.Module, recipe: Recipe, args: TrainingArguments, num_rows: int | None) -> StagePlan:
+    """Resolve the recipe's stages against a model.
+
+    Args:
+        model (`nn.Module`): The model, on any device, the meta device included.
+        recipe (`Recipe`): The validated recipe.
+        args (`TrainingArguments`): Gives batch size, processes, rate and schedule where a stage is silent.
+        num_rows (`int`, *optional*): Rows of the training split; None when it is a stream of unknown length.
+    """
+    return StagePlan.build(
+        model,
+        recipe_stages(recipe, args),
+        steps_per_epoch=None if num_rows is None else steps_per_epoch(num_rows, args),
+        learning_rate=args.learning_rate,
+        schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        warmup=args.warmup_steps or None,
+    )

@@ -1,0 +1,128 @@
+"""What a recipe would do: groups, rates, steps and memory of each stage, from a model without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from mmhf.training.freezing import apply_freezing
+from mmhf.training.stages import PlannedStage, StagePlan
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One parameter group in one stage: its parameters, and its highest learning rate (0 = frozen)."""
+
+    name: str
+    num_parameters: int
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that training one stage takes on each device, without what the framework itself needs.
+
+    Attributes:
+        weights (`int`): Parameters and buffers.
+        gradients (`int`): Of what trains.
+        optimizer (`int`): State of what trains: two values a parameter for Adam, one for SGD with momentum.
+        activations (`int`): What the backward pass keeps of one micro-batch of the largest shape.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total_gib(self) -> float:
+        """All of it, in GiB."""
+        return (self.weights + self.gradients + self.optimizer + self.activations) / _GIB
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage as `mmhf plan` shows it."""
+
+    name: str
+    num_steps: int
+    schedule: str
+    groups: tuple[GroupRow, ...]
+    batch_norm: str
+    memory: MemoryEstimate
+
+
+def describe_stages(
+    plan: StagePlan, example_inputs: Mapping[str, torch.Tensor], *, state_values_per_parameter: int
+) -> list[StageReport]:
+    """Describe each stage of a plan over a model on the meta device, where nothing is computed or stored.
+
+    Args:
+        plan (`StagePlan`): Its model must be on the device of the inputs.
+        example_inputs (`Mapping[str, torch.Tensor]`): One micro-batch of the largest shape, with labels.
+        state_values_per_parameter (`int`): What the optimizer keeps.
+    """
+    counts = plan.partition.counts(plan.model)
+    reports = []
+    for stage in plan.stages:
+        apply_freezing(plan.model, plan.partition, stage.peak_rates)
+        reports.append(
+            StageReport(
+                name=stage.name,
+                num_steps=stage.num_steps,
+                schedule=stage.schedule,
+                groups=tuple(GroupRow(name, counts[name], stage.peak_rates.get(name, 0.0)) for name in plan.partition),
+                batch_norm=_batch_norm_mode(plan.model),
+                memory=_estimate_memory(plan.model, stage, counts, example_inputs, state_values_per_parameter),
+            )
+        )
+    return reports
+
+
+def _batch_norm_mode(model: nn.Module) -> str:
+    model.train()
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not layers:
+        return "none in the model"
+    training = sum(layer.training for layer in layers)
+    return f"{training} of {len(layers)} layers update their statistics"
+
+
+def _estimate_memory(
+    model: nn.Module,
+    stage: PlannedStage,
+    counts: Mapping[str, int],
+    example_inputs: Mapping[str, torch.Tensor],
+    state_values_per_parameter: int,
+) -> MemoryEstimate:
+    tensors = [*model.parameters(), *model.buffers()]
+    trained_bytes = 4 * sum(counts[name] for name in stage.peak_rates)
+    return MemoryEstimate(
+        weights=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+        gradients=trained_bytes,
+        optimizer=trained_bytes * state_values_per_parameter,
+        activations=_saved_activation_bytes(model, example_inputs),
+    )
+
+
+def _saved_activation_bytes(model: nn.Module, example_inputs: Mapping[str, torch.Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass, parameters left out, each tensor counted once."""
+    own = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        base = tensor if tensor._base is None else tensor._base
+        if id(base) not in own:
+            kept[id(base)] = base
+        return tensor
+
+    model.train()
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(**example_inputs)
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())

@@ -1,0 +1,149 @@
+"""`transformers.Trainer` with stages, rates by group, exact data order and whole checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from mmhf.data.datasets import RowDataset
+from mmhf.data.samplers import EpochSampler
+from mmhf.recipe.schema import EarlyStoppingSection, OptimizerSection
+from mmhf.training.callbacks import SaveEveryEpochs, StageCallback, StageProgressCallback
+from mmhf.training.checkpoints import mark_complete
+from mmhf.training.optimizers import optimizer_class_and_kwargs
+from mmhf.training.stages import StagePlan
+
+
+class MMTrainer(Trainer):
+    """Trains a model through the stages of a plan, in one run that can be stopped and resumed anywhere.
+
+    Args:
+        plan (`StagePlan`): The stages. `args.max_steps` must be `plan.num_steps`.
+        optimizer_section (`OptimizerSection`, *optional*): Optimizer and its numbers; absent, those of `args`.
+        early_stopping (`EarlyStoppingSection`, *optional*): When to end the run or a stage before its time.
+        save_every_epochs (`int`, defaults to 1): With `save_strategy="epoch"`: save after every that many.
+        eval_collator (`Callable`, *optional*): Makes batches for evaluation and prediction, without augmentation;
+            absent, `data_collator` makes these too.
+        kwargs: As `transformers.Trainer` takes them.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: StagePlan,
+        optimizer_section: OptimizerSection | None = None,
+        early_stopping: EarlyStoppingSection | None = None,
+        save_every_epochs: int = 1,
+        eval_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.plan = plan
+        self._eval_collator = eval_collator
+        self._optimizer_section = optimizer_section
+        super().__init__(**kwargs)
+        self.add_callback(SaveEveryEpochs(save_every_epochs))
+        self.add_callback(StageCallback(plan, early_stopping))
+        if not self.args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(StageProgressCallback(plan, self._rates_by_name))
+            self.remove_callback(PrinterCallback)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build one optimizer over all groups; what is frozen gets no gradient and is passed over by it."""
+        if self.optimizer is None:
+            section = self._optimizer_section
+            if section is None:
+                optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                weight_decay = self.args.weight_decay
+            else:
+                optimizer_class, options = optimizer_class_and_kwargs(section)
+                weight_decay = self.args.weight_decay if section.weight_decay is None else section.weight_decay
+            self.optimizer = self.plan.create_optimizer(optimizer_class, weight_decay=weight_decay, **options)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = self.plan.create_scheduler(self.optimizer if optimizer is None else optimizer)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        # DistributedDataParallel never synchronises what is frozen when it wraps the model; StageCallback freezes after.
+        self.model.requires_grad_(True)
+        return super()._prepare_for_training(*args, **kwargs)
+
+    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+        train_collator = self.data_collator
+        if not is_training and self._eval_collator is not None:
+            self.data_collator = self._eval_collator
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.data_collator = train_collator
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if isinstance(dataset, RowDataset) and self.args.train_sampling_strategy == "random":
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return EpochSampler(len(dataset), seed=seed)
+        return super()._get_train_sampler(train_dataset)
+
+    def _get_learning_rate(self) -> float:
+        return max(self.plan.learning_rates(self.state.global_step).values())
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.load_best_model_at_end:
+            self.control.should_save = True  # also between two epochs that `checkpoints.every_epochs` saves
+        return is_best
+
+    def _rates_by_name(self, global_step: int) -> dict[str, float]:
+        """Learning rates as few as tell all: one for `vision` where all its groups that train share one."""
+        rates = {name: rate for name, rate in self.plan.learning_rates(global_step).items() if rate > 0}
+        by_prefix: dict[str, set[float]] = {}
+        for name, rate in rates.items():
+            by_prefix.setdefault(name.split(".")[0], set()).add(rate)
+        return {
+            (name.split(".")[0] if len(by_prefix[name.split(".")[0]]) == 1 else name): rate
+            for name, rate in rates.items()
+        }
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with each group's learning rate as `lr/GROUP`, and the stage in the run's own history."""
+        done = self.state.global_step - 1
+        if "loss" in logs:
+            logs.update({f"lr/{name}": rate for name, rate in self._rates_by_name(done).items()})
+        super().log(logs, start_time)
+        position = self.plan.locate(done)
+        if position is not None:
+            self.state.log_history[-1]["stage"] = self.plan.stages[position.index].name
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # A pickle of arguments that recipe.yaml states in full; a run folder holds nothing that must be unpickled.
+        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        # Older checkpoints go only when the new one is whole; Trainer would delete them before.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            rotate_checkpoints(
+                output_dir=self.args.output_dir,
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=False,
+            )

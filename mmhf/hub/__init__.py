@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from mmhf.hub.references import ResolvedModel, resolve_model
-from mmhf.hub.releases import Release, ReleaseReference, list_versions, read_release, verify_release, write_release
+from mmhf.hub.manifest import Release, ReleaseReference, read_release, verify_release
+from mmhf.hub.releases import ResolvedModel, check_version_is_free, list_versions, resolve_model, write_release
 
 __all__ = [
     "Release",
     "ReleaseReference",
     "ResolvedModel",
+    "check_version_is_free",
     "list_versions",
     "read_release",
     "resolve_model",

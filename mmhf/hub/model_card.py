@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmhf.hub.releases import ReleaseReference
+    from mmhf.hub.manifest import ReleaseReference
 
 _EXAMPLES = {
     "image-text-classification": 'classifier = pipeline("image-text-classification", model="{model}")\n'

@@ -1,9 +1,8 @@
-"""Releases in a folder: `REPO/v1.6/`, written once and never changed."""
+"""Releases in a folder: `REPO/v1.6/`, written once and never changed, and how a reference finds one."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import logging
 import shutil
@@ -16,61 +15,51 @@ from typing import Any
 
 import yaml
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, ValidationError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from mmhf.errors import InputError
 from mmhf.hub.environment import code_version, environment
+from mmhf.hub.manifest import (
+    RELEASE_FILE,
+    Release,
+    ReleaseReference,
+    content_commit,
+    file_sha256,
+    read_release,
+    released_files,
+    verify_release,
+)
 from mmhf.hub.model_card import model_card
 from mmhf.hub.versions import Version
 
 logger = logging.getLogger(__name__)
 
-RELEASE_FILE = "release.json"
-_NEVER_RELEASED = {RELEASE_FILE, "trainer_state.json"}
-_RELEASED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "recipe.yaml")
 _REQUIRED = ("config.json", "recipe.yaml", "metrics.json")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
-_HASH_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class ReleaseReference:
-    """Names one state of a model: where it lies, which version, which content.
+class ResolvedModel:
+    """A model folder and where it comes from.
 
     Args:
-        repo (`str`): A repository folder, a Hub repository, or a run folder.
-        revision (`str`, *optional*): The version (`v1.6`), or a Hub revision; `None` for a run folder.
-        commit (`str`, *optional*): The content: a release's own hash, or the Hub's commit.
+        path (`Path`): The folder, to be passed to `from_pretrained`.
+        repo (`str`): The repository as the user wrote it; for a run folder, the folder.
+        revision (`str`, *optional*): The version or Hub revision; `None` for a run folder.
+        commit (`str`): Hash of the content; on the Hub its commit.
     """
 
+    path: Path
     repo: str
-    revision: str | None = None
-    commit: str | None = None
-
-    def __str__(self) -> str:
-        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
-
-
-class Release(BaseModel):
-    """What `release.json` says."""
-
-    model_config = ConfigDict(frozen=True)
-
-    version: str
+    revision: str | None
     commit: str
-    """sha256 over the sorted names and hashes of `files`: equal content, equal commit."""
-    created: str
-    """UTC, ISO 8601."""
-    parent: ReleaseReference | None
-    task: str
-    metrics: dict[str, Any]
-    code: dict[str, str | None]
-    environment: dict[str, str]
-    files: dict[str, str]
-    """File name → sha256."""
-    extra: dict[str, Any] = {}
-    """Whatever the releasing program adds, such as `data_fingerprint`."""
+
+    @property
+    def reference(self) -> ReleaseReference:
+        """What a child of this model records as its parent."""
+        return ReleaseReference(repo=self.repo, revision=self.revision, commit=self.commit)
 
 
 def write_release(
@@ -104,13 +93,25 @@ def write_release(
     _check_repo(repo)
     repo.mkdir(parents=True, exist_ok=True)
     with FileLock(repo / ".lock"):
-        _refuse_existing(repo, parsed)
+        check_version_is_free(repo, version)
         target = repo / str(parsed)
         with _staging(repo, target.name) as staging:
             _fill(staging, run_dir, target, parent=parent, extra=dict(extra or {}))
             staging.rename(target)
     logger.info("Released %s as %s", run_dir, target)
     return target
+
+
+def check_version_is_free(repo: str | Path, version: str) -> None:
+    """Raise `InputError` if a version exists already, so that a program can say so before it trains for hours."""
+    repo, parsed = Path(repo), Version.parse(version)
+    _check_repo(repo)
+    for name in list_versions(repo):
+        if Version.parse(name) == parsed:
+            raise InputError(f"{repo}: version {name} exists and versions are immutable; choose another number")
+    target = repo / str(parsed)
+    if target.exists():
+        raise InputError(f"{target}: is in the way and is not a release; move it or choose another number")
 
 
 def list_versions(repo: str | Path) -> list[str]:
@@ -136,57 +137,28 @@ def find_version(repo: str | Path, version: str) -> str:
     raise InputError(f"{repo}: no version {version}; {known}")
 
 
-def read_release(release_dir: str | Path) -> Release:
-    """Read `release.json` of a release folder; raises `InputError` when it is not one or the file is damaged."""
-    path = Path(release_dir) / RELEASE_FILE
-    if not path.is_file():
-        raise InputError(f"{release_dir}: not a release, it has no {RELEASE_FILE}")
-    try:
-        return Release.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise InputError(f"{path}: damaged ({error.errors()[0]['msg']}); fetch the release again") from error
+def resolve_model(reference: str | Path, *, verify: bool = True) -> ResolvedModel:
+    """Find the model that a reference names.
 
+    Folders come first: a run folder, a release's own folder, `REPO@v1.6`, or `REPO` alone for its highest version.
+    Anything else is a Hub repository, `ORG/NAME` or `ORG/NAME@REVISION`, which is downloaded.
 
-def verify_release(release_dir: str | Path) -> Release:
-    """Compare every file of a release with the hash recorded when it was made.
+    Args:
+        reference (`str` or `Path`): What the user wrote.
+        verify (`bool`, defaults to `True`): Compare the files of a release with the hashes recorded in it.
 
     Raises:
-        InputError: Names each file that is missing or changed.
+        InputError: Nothing is there, the version does not exist, or the release is damaged (the file is named).
     """
-    release_dir = Path(release_dir)
-    release = read_release(release_dir)
-    damaged = []
-    for name, expected in release.files.items():
-        path = release_dir / name
-        if not path.is_file():
-            damaged.append(f"{name} is missing")
-        elif file_sha256(path) != expected:
-            damaged.append(f"{name} has changed")
-    if not damaged and content_commit(release.files) != release.commit:
-        damaged.append(f"{RELEASE_FILE} has changed")
-    if damaged:
-        raise InputError(f"{release_dir}: damaged release, {', '.join(damaged)}; restore it or use another version")
-    return release
-
-
-def released_files(folder: str | Path) -> list[Path]:
-    """The files of a run folder that make up its model and enter a release, sorted by name."""
-    found = {path for pattern in _RELEASED for path in Path(folder).glob(pattern) if path.is_file()}
-    return sorted(path for path in found if path.name not in _NEVER_RELEASED)
-
-
-def content_commit(hashes: Mapping[str, str]) -> str:
-    """One hash for a set of files, from their names and sha256 hashes."""
-    return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
-
-
-def file_sha256(path: str | Path) -> str:
-    """The sha256 of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while chunk := stream.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+    text = str(reference).rstrip("/") or "/"
+    if Path(text).is_dir():
+        return _from_folder(text, verify=verify)
+    repo, _, revision = text.rpartition("@")
+    if repo and Path(repo).is_dir():
+        return _from_release(repo, find_version(repo, revision), verify=verify)
+    if Path(text).exists():
+        raise InputError(f"{text}: is a file; name the folder of a run or a release")
+    return _from_hub(text)
 
 
 def _check_run(run_dir: Path) -> None:
@@ -214,16 +186,6 @@ def _check_repo(repo: Path) -> None:
     if (repo / "config.json").is_file():
         raise InputError(
             f"{repo}: is itself a model folder; a repository is a folder of versions, such as {repo}-releases"
-        )
-
-
-def _refuse_existing(repo: Path, version: Version) -> None:
-    for name in list_versions(repo):
-        if Version.parse(name) == version:
-            raise InputError(f"{repo}: version {name} exists and versions are immutable; choose another number")
-    if (repo / str(version)).exists():
-        raise InputError(
-            f"{repo / str(version)}: is in the way and is not a release; move it or choose another number"
         )
 
 
@@ -286,3 +248,48 @@ def _read_metrics(metrics_path: Path) -> dict[str, Any]:
     if not isinstance(metrics, dict):
         raise InputError(f"{metrics_path.name}: expected one object of metrics; cannot be released")
     return metrics
+
+
+def _from_folder(folder: str, *, verify: bool) -> ResolvedModel:
+    path = Path(folder)
+    if (path / RELEASE_FILE).is_file():
+        return _from_release(str(path.parent), path.name, verify=verify)
+    if (path / "config.json").is_file():
+        hashes = {file.name: file_sha256(file) for file in released_files(path)}
+        return ResolvedModel(path, repo=folder, revision=None, commit=content_commit(hashes))
+    versions = list_versions(path)
+    if versions:
+        return _from_release(folder, versions[-1], verify=verify)
+    checkpoints = sorted(path.glob("checkpoint-*/config.json"), key=lambda found: found.stat().st_mtime)
+    way_out = f"training has not finished; its last checkpoint is {checkpoints[-1].parent}" if checkpoints else ""
+    raise InputError(
+        f"{folder}: no model in it (config.json) and no released version; "
+        + (way_out or "name a run folder, a release, or REPO@VERSION")
+    )
+
+
+def _from_release(repo: str, folder_name: str, *, verify: bool) -> ResolvedModel:
+    path = Path(repo) / folder_name
+    release = verify_release(path) if verify else read_release(path)
+    return ResolvedModel(path, repo=repo, revision=release.version, commit=release.commit)
+
+
+def _from_hub(text: str) -> ResolvedModel:
+    repo, _, revision = text.partition("@")
+    if repo.count("/") != 1 or repo.startswith((".", "~", "/")):
+        raise InputError(f"{text}: no such folder{_nearest_sibling(repo)}")
+    try:
+        path = Path(snapshot_download(repo, revision=revision or None))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{text}: no such folder{_nearest_sibling(repo)}, and not to be had from the Hub ({reason})"
+        ) from error
+    return ResolvedModel(path, repo=repo, revision=revision or None, commit=path.name)
+
+
+def _nearest_sibling(repo: str) -> str:
+    parent = Path(repo).expanduser().parent
+    names = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    nearest = difflib.get_close_matches(Path(repo).name, names, n=1)
+    return f"; did you mean {parent / nearest[0]}?" if nearest else ""

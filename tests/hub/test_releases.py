@@ -10,15 +10,8 @@ from pathlib import Path
 import pytest
 
 from mmhf.errors import InputError
-from mmhf.hub.releases import (
-    ReleaseReference,
-    file_sha256,
-    find_version,
-    list_versions,
-    read_release,
-    verify_release,
-    write_release,
-)
+from mmhf.hub.manifest import ReleaseReference, file_sha256, read_release, verify_release
+from mmhf.hub.releases import check_version_is_free, find_version, list_versions, write_release
 
 _fork = multiprocessing.get_context("fork")
 
@@ -57,6 +50,9 @@ def test_a_version_is_immutable(run_dir: Path, repo: Path, again: str):
     (run_dir / "metrics.json").write_text('{"test_accuracy": 1.0}')
     with pytest.raises(InputError, match=r"v1\.8 exists"):
         write_release(run_dir, repo, again)
+    with pytest.raises(InputError, match=r"v1\.8 exists"):
+        check_version_is_free(repo, again)
+    check_version_is_free(repo, "1.9")
     assert {path.name: path.read_bytes() for path in release_dir.iterdir()} == before
     assert not (release_dir / "model.safetensors").stat().st_mode & 0o222
 

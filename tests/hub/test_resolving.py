@@ -6,9 +6,9 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from mmhf.errors import InputError
-from mmhf.hub import references
-from mmhf.hub.references import resolve_model
-from mmhf.hub.releases import ReleaseReference, read_release, write_release
+from mmhf.hub import releases
+from mmhf.hub.manifest import ReleaseReference, read_release
+from mmhf.hub.releases import resolve_model, write_release
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_another_name_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_p
             raise LocalEntryNotFoundError("Cannot find the requested files\nin the cache")
         return str(snapshot)
 
-    monkeypatch.setattr(references, "snapshot_download", download)
+    monkeypatch.setattr(releases, "snapshot_download", download)
     resolved = resolve_model("org/name@v2")
     assert (resolved.path, resolved.repo, resolved.revision, resolved.commit) == (
         snapshot,

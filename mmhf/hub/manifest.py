@@ -1,0 +1,110 @@
+"""`release.json`: what a release is, where it came from, and the hash of each of its files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mmhf.errors import InputError
+
+RELEASE_FILE = "release.json"
+_NEVER_RELEASED = {RELEASE_FILE, "trainer_state.json"}
+_RELEASED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "recipe.yaml")
+_HASH_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class ReleaseReference:
+    """Names one state of a model: where it lies, which version, which content.
+
+    Args:
+        repo (`str`): A repository folder, a Hub repository, or a run folder.
+        revision (`str`, *optional*): The version (`v1.6`), or a Hub revision; `None` for a run folder.
+        commit (`str`, *optional*): The content: a release's own hash, or the Hub's commit.
+    """
+
+    repo: str
+    revision: str | None = None
+    commit: str | None = None
+
+    def __str__(self) -> str:
+        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+
+
+class Release(BaseModel):
+    """What `release.json` says."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str
+    commit: str
+    """sha256 over the sorted names and hashes of `files`: equal content, equal commit."""
+    created: str
+    """UTC, ISO 8601."""
+    parent: ReleaseReference | None
+    task: str
+    metrics: dict[str, Any]
+    code: dict[str, str | None]
+    environment: dict[str, str]
+    files: dict[str, str]
+    """File name → sha256."""
+    extra: dict[str, Any] = {}
+    """Whatever the releasing program adds, such as `data_fingerprint`."""
+
+
+def read_release(release_dir: str | Path) -> Release:
+    """Read `release.json` of a release folder; raises `InputError` when it is not one or the file is damaged."""
+    path = Path(release_dir) / RELEASE_FILE
+    if not path.is_file():
+        raise InputError(f"{release_dir}: not a release, it has no {RELEASE_FILE}")
+    try:
+        return Release.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{path}: damaged ({error.errors()[0]['msg']}); fetch the release again") from error
+
+
+def verify_release(release_dir: str | Path) -> Release:
+    """Compare every file of a release with the hash recorded when it was made.
+
+    Raises:
+        InputError: Names each file that is missing or changed.
+    """
+    release_dir = Path(release_dir)
+    release = read_release(release_dir)
+    damaged = []
+    for name, expected in release.files.items():
+        path = release_dir / name
+        if not path.is_file():
+            damaged.append(f"{name} is missing")
+        elif file_sha256(path) != expected:
+            damaged.append(f"{name} has changed")
+    if not damaged and content_commit(release.files) != release.commit:
+        damaged.append(f"{RELEASE_FILE} has changed")
+    if damaged:
+        raise InputError(f"{release_dir}: damaged release, {', '.join(damaged)}; restore it or use another version")
+    return release
+
+
+def released_files(folder: str | Path) -> list[Path]:
+    """The files of a run folder that make up its model and enter a release, sorted by name."""
+    found = {path for pattern in _RELEASED for path in Path(folder).glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.name not in _NEVER_RELEASED)
+
+
+def content_commit(hashes: Mapping[str, str]) -> str:
+    """One hash for a set of files, from their names and sha256 hashes."""
+    return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    """The sha256 of a file, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

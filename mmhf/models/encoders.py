@@ -1,29 +1,26 @@
-"""What every family needs to know of an encoder: its output, its unused parameters, its layer groups, its pooling.
+"""What every family needs to know of an encoder: how to run and pool it, its width, its unused parameters.
 
-Depends on torch, transformers and timm only, so that a release can carry this file.
+Depends on torch, transformers, timm and `layer_groups` only, so that a release can carry this file.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
+
+from mmhf.models.layer_groups import layer_groups
 
 VisionPooling = Literal["avg", "max", "concat", "cls", "pooler"]
 TextPooling = Literal["cls", "mean", "max", "last_token", "pooler"]
 VISION_POOLINGS: tuple[str, ...] = get_args(VisionPooling)
 TEXT_POOLINGS: tuple[str, ...] = get_args(TextPooling)
-
-# timm's mark for "belongs to the group before me": norms and head convolutions after the last block.
-_TIMM_PREVIOUS_GROUP = 99999
-_EMBEDDING_NAME = re.compile(r"embed|position|relative|token")
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,20 @@ class EncoderOutput:
         return {**asdict(self), "unused": list(self.unused)}
 
 
+def timm_config(
+    architecture: str, preprocessing: dict[str, Any], model_args: dict[str, Any] | None = None
+) -> TimmWrapperConfig:
+    """Config of a timm encoder without a classifier.
+
+    Args:
+        architecture (`str`): timm's name.
+        preprocessing (`dict`): `input_size`, `mean`, `std` and `interpolation`, as timm's registry has them.
+        model_args (`dict`, *optional*): Further arguments of `timm.create_model`.
+    """
+    values: dict[str, Any] = {"pretrained_cfg": preprocessing, "num_labels": 0}
+    return TimmWrapperConfig(architecture=architecture, model_args=model_args, **values)
+
+
 def native_image_size(config: PreTrainedConfig) -> int:
     """Side in pixels of the square images that an encoder was made for (224 where its config does not say)."""
     values = config.to_dict()
@@ -60,27 +71,32 @@ def native_image_size(config: PreTrainedConfig) -> int:
     return int(size if isinstance(size, int) else size[0])
 
 
-def describe_vision(config: PreTrainedConfig, pooling: str) -> EncoderOutput:
+def describe_vision(config: PreTrainedConfig, pooling: str, *, image_size: int | None = None) -> EncoderOutput:
     """Read an image encoder's output from its config alone; no weights are made.
 
+    Args:
+        config (`PreTrainedConfig`): The encoder's config.
+        pooling (`str`): As in [`pool_vision`].
+        image_size (`int`, *optional*): Side in pixels of the images to come; absent = what the encoder was made for.
+
     Raises:
-        `ValueError`: the encoder has no such pooling.
+        `ValueError`: the encoder has no such pooling, no layer groups, or cannot take images of this size.
     """
-    encoder = _on_meta(config)
-    size = native_image_size(config)
+    size = image_size or native_image_size(config)
+    encoder = _skeleton(config)
+    layer_groups(encoder)
     with torch.device("meta"):
-        output = run_vision(encoder, torch.zeros(2, 3, size, size), pooling)
-    hidden = output.last_hidden_state
-    if hidden.dim() == 4:
-        width = _channel_width(encoder)
-        layout: Literal["channels_first", "channels_last"] = (
-            "channels_first" if hidden.shape[1] == width else "channels_last"
-        )
-        shape = EncoderOutput(width=0, layout=layout)
-    else:
-        shape = EncoderOutput(width=0, prefix_tokens=_prefix_tokens(encoder, hidden.shape[1], size))
+        pixel_values = torch.zeros(2, 3, size, size)
+    try:
+        output = run_vision(encoder, pixel_values, pooling)
+    except AssertionError as error:
+        # How timm refuses a size.
+        raise ValueError(f"images of {size} px do not fit: {error}") from error
+    if not isinstance(output.last_hidden_state, Tensor):
+        raise ValueError("the encoder gives several feature maps; choose one that gives a single one")
+    shape = _vision_shape(encoder, output.last_hidden_state, size)
     pooled = pool_vision(output, pooling, shape)
-    return EncoderOutput(pooled.shape[-1], shape.layout, shape.prefix_tokens, _unused(encoder, pooled))
+    return replace(shape, width=pooled.shape[-1], unused=_unused(encoder, pooled))
 
 
 def describe_text(config: PreTrainedConfig, pooling: str) -> EncoderOutput:
@@ -89,10 +105,11 @@ def describe_text(config: PreTrainedConfig, pooling: str) -> EncoderOutput:
     Raises:
         `ValueError`: the encoder has no such pooling.
     """
-    encoder = _on_meta(config)
-    with torch.device("meta"):
-        input_ids = torch.zeros(2, 4, dtype=torch.long)
-        pooled = pool_text_output(encoder(input_ids=input_ids), torch.ones(2, 4, dtype=torch.long), pooling)
+    try:
+        encoder, pooled = _pooled_text(config, pooling, device="meta")
+    except RuntimeError:
+        # DeBERTa reads values out of tensors, which the meta device does not have.
+        encoder, pooled = _pooled_text(config, pooling, device="cpu")
     return EncoderOutput(pooled.shape[-1], unused=_unused(encoder, pooled))
 
 
@@ -197,43 +214,34 @@ def drop_unused(encoder: PreTrainedModel, unused: tuple[str, ...]) -> None:
             owner.register_buffer(leaf, value)
 
 
-def layer_groups(encoder: PreTrainedModel) -> dict[str, list[str]]:
-    """Partition an encoder's parameters into layer groups, from input to output.
-
-    Returns:
-        `dict[str, list[str]]`: group → parameter names relative to `encoder`; each parameter once. timm: `stem`,
-        `stages.I` (`layers.I` where all blocks keep one resolution), `final`; transformers: `embeddings`,
-        `layers.I` or `stages.I`, `final`. Empty groups are left out.
-    """
-    if isinstance(encoder, TimmWrapperModel):
-        return _timm_groups(encoder)
-    return _transformers_groups(encoder)
-
-
-def _on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    with torch.device("meta"):
+def _skeleton(config: PreTrainedConfig, device: str = "meta") -> PreTrainedModel:
+    with torch.device(device):
         encoder = AutoModel.from_config(config, dtype=torch.float32)
     return encoder.eval()
+
+
+def _pooled_text(config: PreTrainedConfig, pooling: str, *, device: str) -> tuple[PreTrainedModel, Tensor]:
+    encoder = _skeleton(config, device)
+    with torch.device(device):
+        mask = torch.ones(2, 4, dtype=torch.long)
+        return encoder, pool_text_output(encoder(input_ids=torch.zeros_like(mask)), mask, pooling)
 
 
 def _interpolates(encoder_class: type[PreTrainedModel]) -> bool:
     return "interpolate_pos_encoding" in inspect.signature(encoder_class.forward).parameters
 
 
-def _channel_width(encoder: PreTrainedModel) -> int:
+def _vision_shape(encoder: PreTrainedModel, hidden: Tensor, size: int) -> EncoderOutput:
+    """Layout and prefix tokens; the width is found by pooling."""
+    if hidden.dim() == 4:
+        # transformers keeps channels first; a few of timm's models keep them last.
+        first = not isinstance(encoder, TimmWrapperModel) or hidden.shape[1] == encoder.timm_model.num_features
+        return EncoderOutput(width=0, layout="channels_first" if first else "channels_last")
     if isinstance(encoder, TimmWrapperModel):
-        return int(encoder.timm_model.num_features)
-    values = encoder.config.to_dict()
-    return int(values["hidden_sizes"][-1] if "hidden_sizes" in values else values["hidden_size"])
-
-
-def _prefix_tokens(encoder: PreTrainedModel, tokens: int, size: int) -> int:
-    if isinstance(encoder, TimmWrapperModel):
-        return int(vars(encoder.timm_model).get("num_prefix_tokens", 0))
+        return EncoderOutput(width=0, prefix_tokens=vars(encoder.timm_model).get("num_prefix_tokens", 0))
     patch = encoder.config.to_dict().get("patch_size")
-    if not isinstance(patch, int):
-        return 0
-    return max(tokens - (size // patch) ** 2, 0)
+    patches = (size // patch) ** 2 if isinstance(patch, int) else hidden.shape[1]
+    return EncoderOutput(width=0, prefix_tokens=max(hidden.shape[1] - patches, 0))
 
 
 def _own_pooler(output: Any) -> Tensor:
@@ -266,58 +274,3 @@ def _graph_leaves(tensor: Tensor) -> Iterator[Tensor]:
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 nodes.append(parent)
-
-
-def _timm_groups(encoder: TimmWrapperModel) -> dict[str, list[str]]:
-    model = encoder.timm_model
-    keys = {name: _timm_key(name, model.group_matcher(coarse=True)) for name, _ in model.named_parameters()}
-    layers = sorted({key for key in keys.values() if key[0] == 1})
-    prefix = "layers" if len({info["reduction"] for info in model.feature_info}) == 1 else "stages"
-    groups: dict[str, list[str]] = {"stem": []}
-    groups.update({f"{prefix}.{index}": [] for index in range(len(layers))})
-    groups["final"] = []
-    for name, key in keys.items():
-        group = {0: "stem", 2: "final"}.get(int(key[0])) or f"{prefix}.{layers.index(key)}"
-        groups[group].append(f"timm_model.{name}")
-    return {group: names for group, names in groups.items() if names}
-
-
-def _timm_key(name: str, matcher: Any) -> tuple[float, ...]:
-    """(0,) for the stem, (1, ...) for a block, (2,) for what follows the blocks."""
-    if callable(matcher):
-        order = matcher(name)
-        return (1.0, *map(float, order if isinstance(order, tuple) else (order,)))
-    for group, spec in matcher.items():
-        for pattern, suffix in spec if isinstance(spec, (list, tuple)) else [(spec, None)]:
-            match = re.match(pattern, name) if pattern else None
-            if match is None:
-                continue
-            if group == "stem":
-                return (0.0,)
-            if suffix == (_TIMM_PREVIOUS_GROUP,):
-                return (2.0,)
-            return (1.0, *(float(number) for number in match.groups() if number is not None), *(suffix or ()))
-    return (2.0,)
-
-
-def _transformers_groups(encoder: PreTrainedModel) -> dict[str, list[str]]:
-    path, stack = max(
-        ((name, module) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)),
-        key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()),
-        default=("", nn.ModuleList()),
-    )
-    prefix = "stages" if path.rpartition(".")[2] == "stages" else "layers"
-    groups: dict[str, list[str]] = {"embeddings": []}
-    groups.update({f"{prefix}.{index}": [] for index in range(len(stack))})
-    groups["final"] = []
-    seen_stack = False
-    for name, _ in encoder.named_parameters():
-        if path and name.startswith(f"{path}."):
-            seen_stack = True
-            group = f"{prefix}.{name[len(path) + 1 :].partition('.')[0]}"
-        elif seen_stack and not _EMBEDDING_NAME.search(name):
-            group = "final"
-        else:
-            group = "embeddings"
-        groups[group].append(name)
-    return {group: names for group, names in groups.items() if names}

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
-from mmhf.models.encoders import layer_groups
+from mmhf.models.layer_groups import layer_groups
 
 _COUNTED = re.compile(r"(?P<end>first|last)\s+(?P<number>\d+(?:\.\d+)?)\s*(?P<percent>%?)")
 

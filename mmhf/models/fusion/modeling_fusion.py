@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,12 @@ from mmhf.models.encoders import (
     describe_text,
     describe_vision,
     drop_unused,
-    layer_groups,
     pool_text_output,
     pool_vision,
     run_vision,
 )
 from mmhf.models.fusion.configuration_fusion import FusionConfig
+from mmhf.models.layer_groups import layer_groups
 
 IGNORED_LABEL = -100
 
@@ -56,6 +57,7 @@ class ClassificationLoss(nn.Module):
         self.label_smoothing = config.label_smoothing
         # In the config already, so not in the weights: a recipe that changes them must not meet the old ones.
         weight = None if config.class_weights is None else torch.tensor(config.class_weights, dtype=torch.float32)
+        self.weight: Tensor | None
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -128,7 +130,7 @@ class FusionForImageTextClassification(PreTrainedModel):
     config_class = FusionConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -152,7 +154,7 @@ class FusionForImageTextClassification(PreTrainedModel):
         self.vision_projection = nn.Linear(self.vision_output.width, config.embedding_dim)
         self.text_projection = nn.Linear(self.text_output.width, config.embedding_dim)
         self.fusion = Fusion(config)
-        self.head = nn.Linear(self.fusion.output_width, config.num_labels)
+        self.head = nn.Linear(self.fusion.output_width, len(config.id2label or {}))
         self.loss = ClassificationLoss(config)
         self.post_init()
 
@@ -202,6 +204,19 @@ class FusionForImageTextClassification(PreTrainedModel):
             labels (`Tensor`, *optional*): (B,), class ids; -100 = no loss for this row.
         """
         return self.classify(self.image_features(pixel_values), self.text_features(input_ids, attention_mask), labels)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Recompute the activations of those encoders that can, instead of keeping them."""
+        for encoder in (self.vision, self.text):
+            if encoder.supports_gradient_checkpointing:
+                encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        for encoder in (self.vision, self.text):
+            if encoder.supports_gradient_checkpointing:
+                encoder.gradient_checkpointing_disable()
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """`vision.*` and `text.*` by layer, `fusion` (projections, strategy, hidden layers) and `head`."""

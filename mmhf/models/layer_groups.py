@@ -1,0 +1,99 @@
+"""An encoder's parameters in layer groups, from input to output.
+
+Depends on torch, transformers and timm only, so that a release can carry this file.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
+
+# timm's mark for "belongs to the group before me": norms and head convolutions after the last block.
+_TIMM_PREVIOUS_GROUP = 99999
+_EMBEDDING_NAME = re.compile(r"embed|position|relative|token")
+
+
+@runtime_checkable
+class _LayeredTimmModel(Protocol):
+    feature_info: Any
+
+    def named_parameters(self) -> Any: ...
+
+    def group_matcher(self, coarse: bool = False) -> Any: ...
+
+
+def layer_groups(encoder: PreTrainedModel) -> dict[str, list[str]]:
+    """Partition an encoder's parameters into layer groups, from input to output.
+
+    Returns:
+        `dict[str, list[str]]`: group → parameter names relative to `encoder`; each parameter once. timm: `stem`,
+        `stages.I` (`layers.I` where all blocks keep one resolution), `final`; transformers: `embeddings`,
+        `layers.I` or `stages.I`, `final`. Empty groups are left out.
+
+    Raises:
+        `ValueError`: timm does not say how its model is layered.
+    """
+    if isinstance(encoder, TimmWrapperModel):
+        return _timm_groups(encoder)
+    return _transformers_groups(encoder)
+
+
+def _timm_groups(encoder: TimmWrapperModel) -> dict[str, list[str]]:
+    model = encoder.timm_model
+    if not isinstance(model, _LayeredTimmModel):
+        raise ValueError(f"timm does not say how {encoder.config.architecture} is layered; choose another backbone")
+    keys = {name: _timm_key(name, model.group_matcher(coarse=True)) for name, _ in model.named_parameters()}
+    layers = sorted({key for key in keys.values() if key[0] == 1})
+    prefix = "layers" if len({info["reduction"] for info in model.feature_info}) == 1 else "stages"
+    groups: dict[str, list[str]] = {"stem": []}
+    groups.update({f"{prefix}.{index}": [] for index in range(len(layers))})
+    groups["final"] = []
+    for name, key in keys.items():
+        group = {0: "stem", 2: "final"}.get(int(key[0])) or f"{prefix}.{layers.index(key)}"
+        groups[group].append(f"timm_model.{name}")
+    return {group: names for group, names in groups.items() if names}
+
+
+def _timm_key(name: str, matcher: Any) -> tuple[float, ...]:
+    """(0,) for the stem, (1, ...) for a block, (2,) for what follows the blocks."""
+    if callable(matcher):
+        order = matcher(name)
+        return (1.0, *map(float, order if isinstance(order, tuple) else (order,)))
+    for group, spec in matcher.items():
+        for pattern, suffix in spec if isinstance(spec, (list, tuple)) else [(spec, None)]:
+            match = re.match(pattern, name) if pattern else None
+            if match is None:
+                continue
+            if group == "stem":
+                return (0.0,)
+            if suffix == (_TIMM_PREVIOUS_GROUP,):
+                return (2.0,)
+            return (1.0, *(float(number) for number in match.groups() if number is not None), *(suffix or ()))
+    return (2.0,)
+
+
+def _transformers_groups(encoder: PreTrainedModel) -> dict[str, list[str]]:
+    path, stack = max(
+        ((name, module) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)),
+        key=lambda item: sum(parameter.numel() for parameter in item[1].parameters()),
+        default=("", nn.ModuleList()),
+    )
+    prefix = "stages" if path.rpartition(".")[2] == "stages" else "layers"
+    groups: dict[str, list[str]] = {"embeddings": []}
+    groups.update({f"{prefix}.{index}": [] for index in range(len(stack))})
+    groups["final"] = []
+    seen_stack = False
+    for name, _ in encoder.named_parameters():
+        if path and name.startswith(f"{path}."):
+            seen_stack = True
+            group = f"{prefix}.{name[len(path) + 1 :].partition('.')[0]}"
+        elif seen_stack and not _EMBEDDING_NAME.search(name):
+            group = "final"
+        else:
+            group = "embeddings"
+        groups[group].append(name)
+    return {group: names for group, names in groups.items() if names}

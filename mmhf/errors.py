@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""The exceptions that users are meant to read."""
 
 from __future__ import annotations
 
@@ -9,3 +9,7 @@ class InputError(ValueError):
     The message is one line that says what was wrong, where, and what to do. The command line prints it without a
     traceback and exits with status 2.
     """
+
+
+class UnreachableError(InputError):
+    """Something the user named may well exist, but cannot be fetched now: there is no network, or no permission."""

@@ -8,22 +8,18 @@ from __future__ import annotations
 import argparse
 import functools
 import logging
-from collections.abc import Mapping
-from pathlib import Path
-
 import datasets
 import transformers
 from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from mmhf.data.bad_examples import BadExampleLog
-from mmhf.data.datasets import RowDataset
-from mmhf.data.loading import LoadedData
-from mmhf.evaluation.classification import ClassificationEvaluation
 from mmhf.evaluation.metrics_file import write_metrics
-from mmhf.hub.releases import check_version_is_free, resolve_model, write_release
+from mmhf.hub.lineage import release_run, write_lineage
+from mmhf.hub.references import resolve_model
+from mmhf.hub.releases import check_version_is_free
 from mmhf.recipe import ResolvedRecipe, load_recipe
-from mmhf.tasks import Task, task_of
+from mmhf.tasks import task_of
 from mmhf.training.arguments import build_stage_plan, training_arguments
 from mmhf.training.run_folder import (
     BAD_EXAMPLES_FILE,
@@ -62,14 +58,14 @@ def run(options: argparse.Namespace) -> None:
 
     parent_dir = parent.path if parent else None
     processor = task.build_processor(parent_dir)
-    model = task.build_model(data.label_names, task.class_weights(data), parent_dir)
-    num_rows = len(data.splits["train"]) if isinstance(data.splits["train"], datasets.Dataset) else None
-    plan = build_stage_plan(model, recipe, args, num_rows)
+    model = task.build_model(data.label_names, parent=parent_dir, class_weights=task.class_weights(data))
+    plan = build_stage_plan(model, recipe, args, data.num_rows("train"))
     args.max_steps = plan.num_steps
 
     bad_examples = BadExampleLog(folder.path / "bad_examples.log")
     if args.process_index == 0:
         bad_examples.extend(data.bad_examples)
+        write_lineage(folder.path, parent.reference if parent else None, data.fingerprint())
     collator = functools.partial(task.collator, processor, seed=args.seed, bad_examples=bad_examples)
     with tracked_run(args, recipe.tracking, folder.path.name):
         trainer = MMTrainer(
@@ -79,15 +75,18 @@ def run(options: argparse.Namespace) -> None:
             optimizer_section=recipe.optimizer,
             early_stopping=recipe.early_stopping,
             save_every_epochs=recipe.checkpoints.every_epochs,
-            train_dataset=as_torch_dataset(data, "train"),
-            eval_dataset=as_torch_dataset(data, "validation") if "validation" in data.splits else None,
-            data_collator=collator(split="train"),
+            train_dataset=task.torch_dataset(data, "train"),
+            eval_dataset=task.torch_dataset(data, "validation") if "validation" in data.splits else None,
+            data_collator=collator(split="train", augment=True),
             eval_collator=collator(split="validation"),
             processing_class=processor,
-            compute_metrics=functools.partial(task.evaluate, label_names=data.label_names),
+            compute_metrics=functools.partial(task.training_metrics, label_names=data.label_names),
         )
         trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
-        evaluations = evaluate_splits(trainer, task, data)
+        measured = [split for split in recipe.evaluation.splits if split in data.splits]
+        evaluations = {split: task.measure(trainer, data, split) for split in measured}
+        for split, evaluation in evaluations.items():
+            trainer.log({f"{split}_{name}": value for name, value in evaluation.metrics.items()})
         trainer.save_model()
         trainer.save_state()
         if trainer.is_world_process_zero():
@@ -97,35 +96,7 @@ def run(options: argparse.Namespace) -> None:
     if trainer.is_world_process_zero():
         logger.info("Run folder: %s", folder.path)
         if recipe.release is not None:
-            released = write_release(
-                folder.path,
-                recipe.release.repo,
-                recipe.release.version,
-                parent=parent.reference if parent else None,
-                extra={"data_fingerprint": data.fingerprint()},
-            )
-            logger.info("Release: %s", released)
-
-
-def as_torch_dataset(data: LoadedData, split: str) -> RowDataset | datasets.IterableDataset:
-    """Rows of a split as Trainer's data loader takes them."""
-    rows = data.splits[split]
-    return RowDataset(rows) if isinstance(rows, datasets.Dataset) else rows
-
-
-def evaluate_splits(trainer: MMTrainer, task: Task, data: LoadedData) -> Mapping[str, ClassificationEvaluation]:
-    """Measure the model on the recipe's evaluation splits and tell the trackers."""
-    evaluations = {}
-    for split in task.recipe.evaluation.splits:
-        if split not in data.splits:
-            continue
-        output = trainer.predict(as_torch_dataset(data, split), metric_key_prefix=split)
-        assert output.metrics is not None
-        evaluations[split] = task.evaluate_in_full(
-            output.predictions, output.label_ids, data.label_names, output.metrics[f"{split}_loss"]
-        )
-        trainer.log({f"{split}_{name}": value for name, value in evaluations[split].metrics.items()})
-    return evaluations
+            logger.info("Release: %s", release_run(folder.path, recipe.release.repo, recipe.release.version))
 
 
 def _open_folder_once(resolved: ResolvedRecipe, args: TrainingArguments, options: argparse.Namespace) -> RunFolder:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import torch
-from transformers import EvalPrediction
+from transformers import EvalPrediction, PreTrainedModel, Trainer
 
 from mmhf.data.augmentation import build_augmentation
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.collators import ImageTextCollator
+from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.loading import LoadedData, load_data
-from mmhf.errors import InputError
+from mmhf.errors import InputError, UnreachableError
 from mmhf.evaluation.classification import ClassificationEvaluation, classification_metrics, evaluate_classification
-from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification, FusionProcessor
-from mmhf.models.fusion.modeling_fusion import build_fusion_model
-from mmhf.models.fusion.processing_fusion import build_fusion_processor
+from mmhf.models.backbones import load_encoder_config
+from mmhf.models.fusion import (
+    FusionForImageTextClassification,
+    FusionProcessor,
+    build_fusion_model,
+    build_fusion_processor,
+    load_fusion_model,
+)
 from mmhf.recipe.schema import FusionRecipe
-
-# Settings of the architecture: a release that training starts from has decided them.
-_ARCHITECTURE = ("strategy", "hidden_dims", "activation", "normalize")
 
 
 class ImageTextClassification:
@@ -35,10 +40,25 @@ class ImageTextClassification:
         self.recipe = recipe
 
     def load_data(
-        self, *, splits: Collection[str] | None = None, label_names: Sequence[str] | None = None
+        self,
+        *,
+        splits: Collection[str] | None = None,
+        label_names: Sequence[str] | None = None,
+        check_images: bool = True,
     ) -> LoadedData:
         """Read the recipe's data; `label_names`, those of a model, decide the class ids."""
-        return load_data(self.recipe.data, task=self.recipe.task, label_names=label_names, splits=splits)
+        return load_data(
+            self.recipe.data,
+            task=self.recipe.task,
+            label_names=label_names,
+            splits=splits,
+            check_images=check_images,
+        )
+
+    def torch_dataset(self, data: LoadedData, split: str) -> RowDataset | RowStream:
+        """Rows of a split as Trainer's data loader takes them."""
+        rows = data.splits[split]
+        return RowDataset(rows) if isinstance(rows, datasets.Dataset) else RowStream(rows)
 
     def build_processor(self, parent: Path | None) -> FusionProcessor:
         """The processor of the release that training starts from, or one made for the recipe's backbones."""
@@ -47,52 +67,47 @@ class ImageTextClassification:
         return build_fusion_processor(self.recipe.model, self.recipe.data)
 
     def build_model(
-        self, label_names: Sequence[str], class_weights: list[float] | None, parent: Path | None
+        self,
+        label_names: Sequence[str],
+        *,
+        parent: Path | None = None,
+        class_weights: Sequence[float] | None = None,
+        device: str | None = None,
     ) -> FusionForImageTextClassification:
         """A model with the backbones' weights, or with those of the release that training starts from.
+
+        Args:
+            label_names (`Sequence[str]`): Names of the classes, in the order of their ids.
+            parent (`Path`, *optional*): Folder of that release.
+            class_weights (`Sequence[float]`, *optional*): See `class_weights`.
+            device (`str`, *optional*): `meta` builds shapes alone and fetches no weights.
 
         Raises:
             InputError: The release has other labels or another architecture than the recipe asks for.
         """
-        loss = {"label_smoothing": self.recipe.loss.label_smoothing, "class_weights": class_weights}
+        options: dict[str, Any] = {
+            "label_names": label_names,
+            "label_smoothing": self.recipe.loss.label_smoothing,
+            "class_weights": class_weights,
+            "device": device,
+        }
         if parent is None:
-            return build_fusion_model(self.recipe.model, label_names=label_names, **loss)
-        config = FusionConfig.from_pretrained(parent)
-        self._check_architecture(config, parent)
-        config.update({"dropout": self.recipe.model.fusion.dropout, **loss})
-        released = [config.id2label[index] for index in range(config.num_labels)]
-        if released != list(label_names):
-            self._check_reset(released, label_names, parent)
-            config.id2label = dict(enumerate(label_names))
-            config.label2id = {name: index for index, name in enumerate(label_names)}
-        return FusionForImageTextClassification.from_pretrained(
-            parent, config=config, ignore_mismatched_sizes=self.recipe.model.reset_head
-        )
+            return build_fusion_model(self.recipe.model, **options)
+        return load_fusion_model(parent, self.recipe.model, **options)
 
-    def _check_architecture(self, config: FusionConfig, parent: Path) -> None:
-        model, fusion = self.recipe.model, self.recipe.model.fusion
-        pairs = [(f"model.fusion.{name}", fusion, name, getattr(config, name)) for name in _ARCHITECTURE]
-        pairs += [
-            ("model.embedding_dim", model, "embedding_dim", config.embedding_dim),
-            ("model.vision.backbone", model.vision, "backbone", config.vision_backbone),
-            ("model.text.backbone", model.text, "backbone", config.text_backbone),
-            ("model.vision.pooling", model.vision, "pooling", config.vision_pooling),
-            ("model.text.pooling", model.text, "pooling", config.text_pooling),
-        ]
-        for key, section, name, released in pairs:
-            wanted = getattr(section, name)
-            if name in section.model_fields_set and wanted != released:
-                raise InputError(
-                    f"{key}: the recipe asks for {wanted!r} but {parent}, where training starts, has {released!r}; "
-                    "drop the key, or drop init_from"
-                )
+    def unreachable_backbones(self) -> list[str]:
+        """What keeps the backbones' configuration files from being read; empty when all are at hand."""
+        problems = []
+        for encoder in (self.recipe.model.vision, self.recipe.model.text):
+            try:
+                load_encoder_config(encoder.backbone, pretrained=encoder.pretrained)
+            except UnreachableError as error:
+                problems.append(str(error))
+        return problems
 
-    def _check_reset(self, released: Sequence[str], label_names: Sequence[str], parent: Path) -> None:
-        if not self.recipe.model.reset_head:
-            raise InputError(
-                f"the data's labels {list(label_names)} are not those of {parent}, {list(released)}; "
-                "set model.reset_head: true to start a new head"
-            )
+    def load_trained(self, path: Path) -> tuple[PreTrainedModel, FusionProcessor]:
+        """Model and processor of a run folder or release."""
+        return FusionForImageTextClassification.from_pretrained(path), FusionProcessor.from_pretrained(path)
 
     def class_weights(self, data: LoadedData) -> list[float] | None:
         """The recipe's class weights; `balanced` ones are N / (C × count), as in scikit-learn."""
@@ -119,27 +134,30 @@ class ImageTextClassification:
         split: str,
         seed: int,
         bad_examples: BadExampleLog | None = None,
+        augment: bool = False,
     ) -> ImageTextCollator:
-        """Makes batches of one split; only those of `train` are augmented."""
-        augment = self.recipe.data.augment if split == "train" else None
+        """Makes batches of one split; `augment` changes its images at random as the recipe says."""
+        section = self.recipe.data.augment if augment else None
         return ImageTextCollator(
             processor,
-            augmentation=build_augmentation(augment, self.recipe.data.image_size) if augment else None,
+            augmentation=build_augmentation(section, self.recipe.data.image_size),
             seed=seed,
             on_bad_image=self.recipe.data.on_bad_image,
             bad_examples=bad_examples,
             split=split,
         )
 
-    def evaluate(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
+    def training_metrics(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
         """Metrics for Trainer, while it trains."""
         return classification_metrics(prediction.predictions, prediction.label_ids, label_names)
 
-    def evaluate_in_full(
-        self, logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str], loss: float
-    ) -> ClassificationEvaluation:
+    def measure(self, trainer: Trainer, data: LoadedData, split: str) -> ClassificationEvaluation:
         """All numbers of one split, for the report and `metrics.json`."""
-        return evaluate_classification(logits, labels, label_names, loss=loss)
+        output = trainer.predict(self.torch_dataset(data, split), metric_key_prefix=split)
+        assert output.metrics is not None
+        return evaluate_classification(
+            output.predictions, output.label_ids, data.label_names, loss=output.metrics[f"{split}_loss"]
+        )
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         """A batch of the largest shape that training can meet, to plan memory with."""

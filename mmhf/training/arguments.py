@@ -55,7 +55,7 @@ def recipe_stages(recipe: Recipe, args: TrainingArguments) -> list[StageSection]
     """The recipe's stages; without any, one that trains all that `freeze_*` leaves, for as long as `training` says."""
     if recipe.stages is not None:
         return list(recipe.stages)
-    frozen = [name for name in ("vision", "text") if getattr(recipe.model, f"freeze_{name}")]
+    frozen = recipe.model.frozen_encoders()
     length = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": float(args.num_train_epochs)}
     return [StageSection(name="train", train=["all", *(f"!{name}" for name in frozen)], **length)]
 

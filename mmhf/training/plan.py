@@ -17,11 +17,11 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class GroupRow:
-    """One parameter group in one stage: its parameters, and its highest learning rate (0 = frozen)."""
+    """One parameter group in one stage: its parameters, and its highest learning rate (None = frozen)."""
 
     name: str
     num_parameters: int
-    learning_rate: float
+    learning_rate: float | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class StageReport:
     """One stage as `mmhf plan` shows it."""
 
     name: str
-    num_steps: int
+    length: str
     schedule: str
     groups: tuple[GroupRow, ...]
     batch_norm: str
@@ -59,7 +59,11 @@ class StageReport:
 
 
 def describe_stages(
-    plan: StagePlan, example_inputs: Mapping[str, torch.Tensor], *, state_values_per_parameter: int
+    plan: StagePlan,
+    example_inputs: Mapping[str, torch.Tensor],
+    *,
+    state_values_per_parameter: int,
+    length_known: bool = True,
 ) -> list[StageReport]:
     """Describe each stage of a plan over a model on the meta device, where nothing is computed or stored.
 
@@ -67,6 +71,7 @@ def describe_stages(
         plan (`StagePlan`): Its model must be on the device of the inputs.
         example_inputs (`Mapping[str, torch.Tensor]`): One micro-batch of the largest shape, with labels.
         state_values_per_parameter (`int`): What the optimizer keeps.
+        length_known (`bool`, defaults to `True`): Whether the plan's steps mean anything.
     """
     counts = plan.partition.counts(plan.model)
     reports = []
@@ -75,9 +80,9 @@ def describe_stages(
         reports.append(
             StageReport(
                 name=stage.name,
-                num_steps=stage.num_steps,
+                length=f"{stage.num_steps} steps" if length_known else "steps unknown",
                 schedule=stage.schedule,
-                groups=tuple(GroupRow(name, counts[name], stage.peak_rates.get(name, 0.0)) for name in plan.partition),
+                groups=tuple(GroupRow(name, counts[name], stage.peak_rates.get(name)) for name in plan.partition),
                 batch_norm=_batch_norm_mode(plan.model),
                 memory=_estimate_memory(plan.model, stage, counts, example_inputs, state_values_per_parameter),
             )

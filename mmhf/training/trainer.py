@@ -12,7 +12,6 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from mmhf.data.datasets import RowDataset
-from mmhf.data.samplers import EpochSampler
 from mmhf.recipe.schema import EarlyStoppingSection, OptimizerSection
 from mmhf.training.callbacks import SaveEveryEpochs, StageCallback, StageProgressCallback
 from mmhf.training.checkpoints import mark_complete
@@ -93,7 +92,7 @@ class MMTrainer(Trainer):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, RowDataset) and self.args.train_sampling_strategy == "random":
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return EpochSampler(len(dataset), seed=seed)
+            return dataset.epoch_sampler(seed)
         return super()._get_train_sampler(train_dataset)
 
     def _get_learning_rate(self) -> float:

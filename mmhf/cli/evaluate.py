@@ -1,0 +1,87 @@
+"""Measure a run or a release on any split of any data, with the preprocessing that the model was trained with.
+
+    mmhf evaluate releases/quickstart@v0.1
+    mmhf evaluate releases/fakeddit@v1.6 recipes/fakeddit/v1.7.yaml data.limit=1000 --split test --output outputs/check
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from transformers import Trainer, TrainingArguments
+
+from mmhf.data.bad_examples import BadExampleLog
+from mmhf.errors import InputError
+from mmhf.evaluation.classification import ClassificationEvaluation
+from mmhf.evaluation.metrics_file import write_metrics
+from mmhf.hub.references import resolve_model
+from mmhf.recipe import load_recipe
+from mmhf.tasks import task_of
+from mmhf.training.run_folder import BAD_EXAMPLES_FILE, METRICS_FILE, RECIPE_FILE, REPORT_FILE
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run folder, a release, or REPO@vX.Y")
+    parser.add_argument("recipe", nargs="?", help="recipe whose `data:` is used; absent: the one that trained the model")
+    parser.add_argument("overrides", nargs="*", help="key=value, such as data.path=data/other")
+    parser.add_argument("--split", action="append", help="train, validation or test; may be repeated")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument("--output", type=Path, help="folder for metrics.json, plots and report.html")
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.recipe is not None and "=" in options.recipe:
+        options.overrides.insert(0, options.recipe)
+        options.recipe = None
+    resolved_model = resolve_model(options.model)
+    resolved = load_recipe(options.recipe or resolved_model.path / RECIPE_FILE, options.overrides)
+    task = task_of(resolved.recipe)
+    model, processor = task.load_trained(resolved_model.path)
+    label_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    splits = options.split or list(resolved.recipe.evaluation.splits)
+    data = task.load_data(splits=splits, label_names=label_names)
+    if options.split and (absent := [split for split in options.split if split not in data.splits]):
+        raise InputError(f"--split {absent[0]}: the data has {', '.join(data.splits)}")
+
+    with tempfile.TemporaryDirectory() as scratch:
+        bad_examples = BadExampleLog(Path(scratch) / "bad_examples.log")
+        bad_examples.extend(data.bad_examples)
+        evaluations = {}
+        for split in data.splits:
+            trainer = Trainer(
+                model=model,
+                args=TrainingArguments(
+                    output_dir=scratch,
+                    per_device_eval_batch_size=options.batch_size,
+                    dataloader_num_workers=options.workers,
+                    remove_unused_columns=False,
+                ),
+                data_collator=task.collator(processor, split=split, seed=0, bad_examples=bad_examples),
+            )
+            evaluations[split] = task.measure(trainer, data, split)
+        _print_metrics(options.model, evaluations)
+        if options.output is not None:
+            options.output.mkdir(parents=True, exist_ok=True)
+            bad_examples.write_csv(options.output / BAD_EXAMPLES_FILE)
+            task.write_report(options.output / REPORT_FILE, resolved, [], evaluations, data)
+            write_metrics(options.output / METRICS_FILE, {split: e.metrics for split, e in evaluations.items()})
+            logger.info("Written to %s", options.output)
+
+
+def _print_metrics(model: str, evaluations: dict[str, ClassificationEvaluation]) -> None:
+    table = Table(title=model, title_justify="left")
+    table.add_column("metric")
+    for split, evaluation in evaluations.items():
+        table.add_column(f"{split} ({evaluation.num_rows} rows)", justify="right")
+    for name in next(iter(evaluations.values())).metrics:
+        values = (evaluation.metrics.get(name) for evaluation in evaluations.values())
+        table.add_row(name, *("undefined" if value is None else f"{value:.4f}" for value in values))
+    Console().print(table)

@@ -1,0 +1,172 @@
+import shutil
+
+import datasets
+import pytest
+import torch
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import safe_globals
+
+from mmhf.data.datasets import RowDataset
+from mmhf.recipe.schema import OptimizerSection
+from mmhf.training.checkpoints import last_complete_checkpoint
+from mmhf.training.stages import Stage, StagePlan
+from mmhf.training.trainer import MMTrainer
+
+STAGES = [
+    Stage(name="head", epochs=1.0, train="head", learning_rate=1e-2, schedule="cosine"),
+    Stage(name="top", epochs=1.0, train=["head", "body.1"], learning_rate={"head": 1e-2, "body.1": 1e-3}),
+    Stage(name="all", epochs=1.0, train="all", learning_rate=1e-3, schedule="linear"),
+]
+
+
+def collate(rows):
+    return {
+        "features": torch.tensor([row["features"] for row in rows]),
+        "labels": torch.tensor([row["labels"] for row in rows]),
+    }
+
+
+def make_trainer(model, data, folder, *, stages=STAGES, optimizer_section=None, callbacks=(), **arguments):
+    rows = datasets.Dataset.from_dict({"features": data.features.tolist(), "labels": data.labels.tolist()})
+    arguments = {"per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 1, **arguments}
+    args = TrainingArguments(
+        output_dir=str(folder), disable_tqdm=True, use_cpu=True, remove_unused_columns=False, logging_steps=3, **arguments
+    )
+    per_epoch = 48 // (args.per_device_train_batch_size * args.gradient_accumulation_steps)
+    plan = StagePlan.build(model, stages, steps_per_epoch=per_epoch)
+    args.max_steps = plan.num_steps
+    return MMTrainer(
+        model=model,
+        args=args,
+        plan=plan,
+        optimizer_section=optimizer_section,
+        train_dataset=RowDataset(rows),
+        data_collator=collate,
+        callbacks=list(callbacks),
+    )
+
+
+def same_weights(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
+
+
+def test_resuming_from_any_step_of_any_stage_ends_bit_identical(tiny_model, tiny_data, tmp_path):
+    start = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    whole = make_trainer(tiny_model, tiny_data, tmp_path / "whole")
+    whole.train()
+    expected = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    losses = [entry["loss"] for entry in whole.state.log_history if "loss" in entry]
+    assert len(losses) == 18
+
+    for step in (1, 5, 6, 7, 11, 12, 17, 18):
+        tiny_model.load_state_dict(start)
+        folder = tmp_path / f"resumed-{step}"
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+        resumed = make_trainer(tiny_model, tiny_data, folder)
+        resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+        assert same_weights(tiny_model.state_dict(), expected), f"resumed at step {step}"
+        assert [entry["loss"] for entry in resumed.state.log_history if "loss" in entry] == losses
+
+
+class StopAt(TrainerCallback):
+    """Breaks off like a kill would: nothing more is written."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_an_early_ended_stage_is_still_ended_after_resuming(tiny_model, tiny_data, tmp_path):
+    trainer = make_trainer(tiny_model, tiny_data, tmp_path, callbacks=[StopAt(5)])
+
+    class EndFirstStage(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                trainer.plan.end_stage(3)
+
+    trainer.add_callback(EndFirstStage())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    resumed = make_trainer(tiny_model, tiny_data, tmp_path)
+    resumed.train(resume_from_checkpoint=str(last_complete_checkpoint(tmp_path)))
+    assert resumed.plan.early_ends == {0: 3}
+    assert resumed.state.global_step == 3 + 6 + 6
+
+
+def test_accumulated_micro_batches_equal_one_batch(tiny_model, tiny_data, tmp_path):
+    # Without batch norm and dropout, whose results depend on how a batch is cut.
+    for module in tiny_model.body:
+        module[1], module[3] = torch.nn.Identity(), torch.nn.Identity()
+    start = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    ends = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        tiny_model.load_state_dict(start)
+        make_trainer(
+            tiny_model, tiny_data, tmp_path / str(batch), per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation, save_strategy="no",
+        ).train()  # fmt: skip
+        ends.append({name: tensor.clone() for name, tensor in tiny_model.state_dict().items()})
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(tensor, ends[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_logs_carry_stage_and_rate_of_each_group(tiny_model, tiny_data, tmp_path):
+    trainer = make_trainer(tiny_model, tiny_data, tmp_path, save_strategy="no")
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [entry["stage"] for entry in logged] == ["head", "head", "top", "top", "all", "all"]
+    assert logged[2]["lr/head"] == 1e-2
+    assert logged[2]["lr/body"] == 1e-3
+    assert "lr/body" not in logged[0]
+    assert logged[4]["lr/body"] == logged[4]["lr/head"] == logged[4]["learning_rate"]
+
+
+def test_only_whole_checkpoints_count_and_old_ones_go(tiny_model, tiny_data, tmp_path):
+    trainer = make_trainer(tiny_model, tiny_data, tmp_path, save_total_limit=2)
+    trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-17", "checkpoint-18"]
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-18"
+    (tmp_path / "checkpoint-18" / "complete").unlink()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-17"
+    (tmp_path / "checkpoint-99").mkdir()
+    assert last_complete_checkpoint(tmp_path).name == "checkpoint-17"
+
+
+def test_a_run_folder_holds_nothing_that_must_be_unpickled(tiny_model, tiny_data, tmp_path):
+    make_trainer(tiny_model, tiny_data, tmp_path, save_strategy="steps", save_steps=9).train()
+    tensors = [*tmp_path.rglob("*.pt"), *tmp_path.rglob("*.pth")]
+    assert len(tensors) > 0
+    for path in tensors:
+        with safe_globals():  # NumPy's own random state, which transformers lists by name
+            torch.load(path, weights_only=True)
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+@pytest.mark.parametrize("every, expected", [(1, {6, 12, 18}), (2, {12, 18})])
+def test_saving_every_so_many_epochs(tiny_model, tiny_data, tmp_path, every, expected):
+    trainer = make_trainer(tiny_model, tiny_data, tmp_path, save_strategy="epoch")
+    next(cb for cb in trainer.callback_handler.callbacks if type(cb).__name__ == "SaveEveryEpochs").every = every
+    trainer.train()
+    assert {int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")} == expected
+
+
+@pytest.mark.parametrize(
+    "section, optimizer_class, option",
+    [
+        (OptimizerSection(name="sgd", momentum=0.9, nesterov=True), torch.optim.SGD, ("momentum", 0.9)),
+        (OptimizerSection(name="adam", betas=[0.8, 0.9]), torch.optim.Adam, ("betas", (0.8, 0.9))),
+        (OptimizerSection(name="adamw", eps=1e-6, weight_decay=0.3), torch.optim.AdamW, ("eps", 1e-6)),
+        (None, torch.optim.AdamW, ("betas", (0.9, 0.95))),
+    ],
+)
+def test_the_optimizer_is_the_one_asked_for(tiny_model, tiny_data, tmp_path, section, optimizer_class, option):
+    trainer = make_trainer(tiny_model, tiny_data, tmp_path, optimizer_section=section, adam_beta2=0.95)
+    optimizer = trainer.create_optimizer()
+    assert type(optimizer) is optimizer_class
+    name, value = option
+    assert all(group[name] == value for group in optimizer.param_groups)
+    if section is not None and section.weight_decay is not None:
+        assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.3}

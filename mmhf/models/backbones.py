@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from PIL.Image import Resampling
 from transformers import (
     IMAGE_PROCESSOR_MAPPING,
     AutoConfig,
@@ -20,7 +21,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     TimmWrapperConfig,
 )
-from transformers.image_utils import PILImageResampling
 
 from mmhf.errors import InputError
 from mmhf.models.encoders import timm_config
@@ -40,7 +40,7 @@ class ImageStatistics:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: PILImageResampling
+    interpolation: Resampling
 
 
 def load_encoder_config(name: str, *, pretrained: bool = True, modality: Modality | None = None) -> PreTrainedConfig:
@@ -114,7 +114,7 @@ def image_statistics(name: str, config: PreTrainedConfig, *, pretrained: bool = 
         return ImageStatistics(
             mean=tuple(preprocessing["mean"]),
             std=tuple(preprocessing["std"]),
-            interpolation=PILImageResampling[preprocessing["interpolation"].upper()],
+            interpolation=Resampling[preprocessing["interpolation"].upper()],
         )
     repo, revision = _split_revision(name)
     try:
@@ -124,9 +124,7 @@ def image_statistics(name: str, config: PreTrainedConfig, *, pretrained: bool = 
             problem = f"no image processor found ({_first_line(error)})"
             raise InputError(f"backbone {name}: {problem}; {_WAY_OUT}") from error
         processor = _default_image_processor(name, config)
-    return ImageStatistics(
-        tuple(processor.image_mean), tuple(processor.image_std), PILImageResampling(processor.resample)
-    )
+    return ImageStatistics(tuple(processor.image_mean), tuple(processor.image_std), Resampling(processor.resample))
 
 
 def _default_image_processor(name: str, config: PreTrainedConfig) -> Any:

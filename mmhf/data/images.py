@@ -6,7 +6,7 @@ import io
 import os
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, cast
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -46,16 +46,16 @@ def decode_image(image: ImageInput) -> Image.Image:
     """
     if isinstance(image, Image.Image):
         return _to_rgb(image)
-    source: BinaryIO = io.BytesIO(_read_bytes(image))
+    content = _read_bytes(image)
     try:
-        with Image.open(source, formats=_FORMATS) as opened:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise BadImageError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS}")
             return _to_rgb(opened)
     except BadImageError:
         raise
     except UnidentifiedImageError as error:
-        raise BadImageError(f"not an image (starts with {source.getvalue()[:12]!r})") from error  # type: ignore[attr-defined]
+        raise BadImageError(f"not an image (starts with {content[:12]!r})") from error
     except _DECODE_ERRORS as error:
         raise BadImageError(_one_line(error)) from error
 
@@ -89,17 +89,18 @@ def _read_bytes(image: dict[str, Any] | str | Path | bytes) -> bytes:
         content, path = image.get("bytes"), image.get("path")
         if content is None and path is None:
             raise BadImageError("no image")
-        image = path if content is None else content
-    if isinstance(image, bytes):
-        content = image
-    else:
-        try:
-            content = Path(image).read_bytes()
-        except OSError as error:
-            raise BadImageError(_file_reason(error)) from error
+        return _read_bytes(path if content is None else content)
+    content = image if isinstance(image, bytes) else _read_file(image)
     if not content:
         raise BadImageError("the image file is empty (0 bytes)")
     return content
+
+
+def _read_file(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise BadImageError(_file_reason(error)) from error
 
 
 def _read_ends(path: str | Path) -> tuple[bytes, bytes]:
@@ -154,6 +155,7 @@ def _orientation(image: Image.Image) -> int:
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey (0..65535) and floating-point grey (0..1, or 0..255 when it goes above 1) to 0..255."""
     if image.mode == "F":
-        scale = 255.0 if image.getextrema()[1] <= 1 else 1.0
+        _, brightest = cast("tuple[float, float]", image.getextrema())
+        scale = 255.0 if brightest <= 1 else 1.0
         return image.point(lambda value: value * scale + 0).convert("L")
     return image.convert("I").point(lambda value: value * (1 / 257) + 0).convert("L")

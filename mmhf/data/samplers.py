@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 class SampleKey(NamedTuple):
     """Which row, seen in which epoch: with the seed, all that decides how a sample looks."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     epoch: int
 
 

@@ -1,0 +1,49 @@
+"""What data a model was trained on, as one hash a split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+
+import datasets
+
+_BATCH = 1024
+
+
+def fingerprint_splits(splits: Mapping[str, datasets.Dataset | datasets.IterableDataset]) -> dict[str, str]:
+    """Hash the rows of each split.
+
+    Ids, texts, labels and the bytes of embedded images count; of image files the name and size, so that the same data
+    in another folder has the same hash.
+
+    Args:
+        splits (`Mapping[str, Dataset]`):
+            What `load_data` gives.
+
+    Returns:
+        `dict[str, str]`: split → 64 hexadecimal digits, or `"streamed"` for a stream, which is not read for this.
+    """
+    return {
+        name: _fingerprint(table) if isinstance(table, datasets.Dataset) else "streamed"
+        for name, table in splits.items()
+    }
+
+
+def _fingerprint(table: datasets.Dataset) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(table), _BATCH):
+        batch = table[start : start + _BATCH]
+        for name, image, text, label in zip(batch["id"], batch["image"], batch["text"], batch["label"], strict=True):
+            digest.update(json.dumps([name, text, label, _image_key(image)]).encode())
+    return digest.hexdigest()
+
+
+def _image_key(image: dict[str, str | bytes | None]) -> list[str | int] | None:
+    content, path = image["bytes"], image["path"]
+    if isinstance(content, bytes):
+        return [hashlib.sha256(content).hexdigest()]
+    if path is None:
+        return None
+    return [os.path.basename(str(path)), os.stat(path).st_size]

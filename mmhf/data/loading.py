@@ -1,0 +1,126 @@
+"""From the recipe's `data` section to the rows of each split."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import datasets
+
+from mmhf.data.bad_examples import BadExample
+from mmhf.data.fingerprint import fingerprint_splits
+from mmhf.data.rows import SPLITS, SourceData
+from mmhf.data.screening import SplitScreen
+from mmhf.data.sources.fakeddit import read_fakeddit
+from mmhf.data.sources.hub import read_hub, read_hub_stream
+from mmhf.data.sources.sample import read_sample_pairs
+from mmhf.data.sources.table import read_table_source
+from mmhf.errors import InputError
+from mmhf.recipe.nearest import did_you_mean, nearest_names
+from mmhf.recipe.schema import DataSection, FakedditDataSection, HubDataSection, TableDataSection
+
+
+@dataclass
+class LoadedData:
+    """The rows that a recipe trains and evaluates on."""
+
+    splits: dict[str, datasets.Dataset | datasets.IterableDataset]
+    """`train`, `validation`, `test` → rows: `row` (number in the source, from 1), `id`, `image` (struct of `path` and
+    encoded `bytes`), `text`, `label` (class id)."""
+    label_names: list[str]
+    """Names of the classes, in the order of their ids."""
+    bad_examples: list[BadExample] = field(default_factory=list)
+    """Rows that were dropped or blanked, and why."""
+
+    def num_rows(self, split: str) -> int | None:
+        """Rows of a split; None when it is a stream, or absent."""
+        table = self.splits.get(split)
+        return len(table) if isinstance(table, datasets.Dataset) else None
+
+    def fingerprint(self) -> dict[str, str]:
+        """SHA-256 over the ids, texts, labels and images of each split; see `fingerprint_splits`."""
+        return fingerprint_splits(self.splits)
+
+
+def load_data(
+    section: DataSection,
+    *,
+    task: str = "image-text-classification",
+    label_names: Sequence[str] | None = None,
+    splits: Collection[str] | None = None,
+    check_images: bool = True,
+) -> LoadedData:
+    """Load the data that a recipe describes.
+
+    Args:
+        section (`DataSection`):
+            The recipe's `data` section.
+        task (`str`, defaults to `"image-text-classification"`):
+            What the rows are for.
+        label_names (`Sequence[str]`, *optional*):
+            The labels of a model, in the order of its class ids; those of the data are mapped onto them by name.
+        splits (`Collection[str]`, *optional*):
+            Splits to load; absent: all that the data has.
+        check_images (`bool`, defaults to `True`):
+            Look into local images beforehand to find broken ones; otherwise they are found when they are decoded.
+
+    Returns:
+        `LoadedData`: the splits, the label names and the bad rows.
+
+    Raises:
+        InputError: something is missing, a split is empty, a label is unknown, or a row is bad where the recipe says
+            to raise.
+    """
+    if task != "image-text-classification":
+        raise InputError(f"task {task!r} cannot be loaded from the source {section.source!r}")
+    if isinstance(section, HubDataSection) and section.streaming:
+        streams, names = read_hub_stream(section, splits, label_names)
+        return LoadedData(dict(streams), names)
+    source = _read(section, splits)
+    names, label_ids = number_labels(source.label_of, label_names, origin=f"data source {section.source!r}")
+    loaded = LoadedData({}, names)
+    for split in (name for name in SPLITS if name in source.splits):
+        screen = SplitScreen(source.splits[split], split, section, label_ids)
+        loaded.splits[split] = screen.run(check_images=check_images)
+        loaded.bad_examples += screen.bad_examples
+    return loaded
+
+
+def number_labels(
+    label_of: dict[str, str], label_names: Sequence[str] | None, *, origin: str
+) -> tuple[list[str], dict[str, int]]:
+    """Give label values their class ids.
+
+    Args:
+        label_of (`dict[str, str]`):
+            Label value → label name, in the order of the class ids.
+        label_names (`Sequence[str]`, *optional*):
+            The names that a model has, in its order.
+        origin (`str`):
+            The data, for messages.
+
+    Returns:
+        `tuple[list[str], dict[str, int]]`: names by class id, and label value → class id.
+
+    Raises:
+        InputError: the model does not have one of the labels, or there are fewer than two.
+    """
+    own = list(dict.fromkeys(label_of.values()))
+    names = own if label_names is None else list(label_names)
+    for name in own:
+        if name not in names:
+            guess = did_you_mean(nearest_names(name, names))
+            raise InputError(f"{origin}: the model has no label {name!r}{guess} (its labels: {', '.join(names)})")
+    if len(names) < 2:
+        raise InputError(f"{origin}: a classifier needs at least two labels, found {', '.join(names) or 'none'}")
+    return names, {value: names.index(name) for value, name in label_of.items()}
+
+
+def _read(section: DataSection, splits: Collection[str] | None) -> SourceData:
+    if isinstance(section, FakedditDataSection):
+        return read_fakeddit(section, splits)
+    if isinstance(section, TableDataSection):
+        return read_table_source(section, splits)
+    if isinstance(section, HubDataSection):
+        return read_hub(section, splits)
+    return read_sample_pairs(splits)

@@ -1,0 +1,154 @@
+"""What every source gives: the rows of a split as the user wrote them, before any is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import datasets
+
+from mmhf.data.images import find_image_problem
+from mmhf.data.local_paths import DataFolder
+
+IMAGE_FEATURE = {"path": datasets.Value("string"), "bytes": datasets.Value("binary")}
+ROW_FEATURES = datasets.Features(
+    {
+        "row": datasets.Value("int64"),
+        "id": datasets.Value("string"),
+        "image": IMAGE_FEATURE,
+        "text": datasets.Value("string"),
+        "label": datasets.Value("int64"),
+    }
+)
+"""The columns of loaded data: row number in the source (from 1), its name, image, text and class id."""
+
+NO_IMAGE: dict[str, Any] = {"path": None, "bytes": None}
+SPLITS = ("train", "validation", "test")
+
+
+class ImageProblem(NamedTuple):
+    """Why an image cannot be used, and whether the image or the row that names it is at fault."""
+
+    reason: str
+    kind: Literal["image", "row"] = "image"
+
+
+class ImageColumn(Protocol):
+    """The images of a split, wherever they are."""
+
+    def problems(self, positions: Sequence[int], *, read: bool) -> Iterable[ImageProblem | None]:
+        """Say what is wrong with each of these images, in order; `read` looks into the files too."""
+        ...
+
+    def to_dataset(
+        self, positions: Sequence[int], blank: set[int], columns: Mapping[str, list[Any]]
+    ) -> datasets.Dataset:
+        """Make the table of these rows; `columns` holds the other columns, one value a position."""
+        ...
+
+
+@dataclass
+class SourceRows:
+    """The rows of one split, column by column; positions count from 0, row numbers are the user's."""
+
+    origin: str
+    """The file or data set, for messages."""
+    rows: list[int]
+    ids: list[str]
+    texts: list[str | None]
+    labels: list[str | None]
+    images: ImageColumn
+    malformed: dict[int, str] = field(default_factory=dict)
+    """Position → why the row cannot be read."""
+    without_image: dict[int, str] = field(default_factory=dict)
+    """Position → why the row has no image."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass
+class SourceData:
+    """All splits of a source and what its label values are called."""
+
+    splits: dict[str, SourceRows]
+    label_of: dict[str, str]
+    """Label value → label name, in the order of the class ids."""
+
+
+def _table(
+    positions: Sequence[int], images: list[dict[str, Any]], columns: Mapping[str, list[Any]]
+) -> datasets.Dataset:
+    values: dict[str, list[Any]] = {"image": images, **columns}
+    return datasets.Dataset.from_dict({name: values[name] for name in ROW_FEATURES}, features=ROW_FEATURES)
+
+
+class ImageFiles:
+    """Images named by path below one folder.
+
+    Args:
+        folder (`str` or `Path`):
+            The folder that no path may leave.
+        names (`Sequence[str | None]`):
+            A relative path for each row.
+    """
+
+    def __init__(self, folder: str | Path, names: Sequence[str | None]) -> None:
+        self.folder = DataFolder(folder)
+        self.names = names
+
+    def problems(self, positions: Sequence[int], *, read: bool) -> Iterable[ImageProblem | None]:
+        """See `ImageColumn`."""
+        return [self._problem(position, read) for position in positions]
+
+    def _problem(self, position: int, read: bool) -> ImageProblem | None:
+        name = self.names[position]
+        if not name:
+            return ImageProblem("no image is named")
+        if reason := self.folder.find_escape(name):
+            return ImageProblem(reason, "row")
+        reason = find_image_problem(self.folder.path_of(name)) if read else None
+        return ImageProblem(f"{reason}: {name}") if reason else None
+
+    def to_dataset(
+        self, positions: Sequence[int], blank: set[int], columns: Mapping[str, list[Any]]
+    ) -> datasets.Dataset:
+        """See `ImageColumn`."""
+        images = [
+            NO_IMAGE if position in blank else {"path": self.folder.path_of(self.names[position] or ""), "bytes": None}
+            for position in positions
+        ]
+        return _table(positions, images, columns)
+
+
+class EmbeddedImages:
+    """Images whose encoded bytes are in the table.
+
+    Args:
+        contents (`Sequence[bytes | None]`):
+            The content of an image file for each row.
+    """
+
+    def __init__(self, contents: Sequence[bytes | None]) -> None:
+        self.contents = contents
+
+    def problems(self, positions: Sequence[int], *, read: bool) -> Iterable[ImageProblem | None]:
+        """See `ImageColumn`."""
+        return [self._problem(position, read) for position in positions]
+
+    def _problem(self, position: int, read: bool) -> ImageProblem | None:
+        content = self.contents[position]
+        reason = "no image" if content is None else find_image_problem(content) if read else None
+        return ImageProblem(reason) if reason else None
+
+    def to_dataset(
+        self, positions: Sequence[int], blank: set[int], columns: Mapping[str, list[Any]]
+    ) -> datasets.Dataset:
+        """See `ImageColumn`."""
+        images = [
+            NO_IMAGE if position in blank else {"path": None, "bytes": self.contents[position]}
+            for position in positions
+        ]
+        return _table(positions, images, columns)

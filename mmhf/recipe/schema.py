@@ -17,7 +17,9 @@ SplitName = Literal["train", "validation", "test"]
 class Section(BaseModel):
     """Base of all sections: exact types, no unknown keys, read-only once validated."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class VisionEncoderSection(Section):
@@ -58,12 +60,21 @@ class FusionModelSection(Section):
     reset_head: bool = False
     """With `init_from`: start a new head, because the labels differ from those of the release."""
 
+    def frozen_encoders(self) -> list[str]:
+        """Prefixes of the groups that `freeze_*` keeps frozen."""
+        return [name for name, frozen in (("vision", self.freeze_vision), ("text", self.freeze_text)) if frozen]
+
 
 class ColorJitterSection(Section):
     brightness: NonNegativeFloat = 0.0
     contrast: NonNegativeFloat = 0.0
     saturation: NonNegativeFloat = 0.0
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+
+
+def _require_ascending(name: str, bounds: list[float] | None) -> None:
+    if bounds is not None and not 0.0 < bounds[0] <= bounds[1]:
+        raise ValueError(f"{name} = {bounds} must be above 0, the smallest first")
 
 
 class AffineSection(Section):
@@ -74,12 +85,27 @@ class AffineSection(Section):
     shear: NonNegativeFloat = 0.0
     """Largest shear, in degrees."""
 
+    @model_validator(mode="after")
+    def _has_possible_ranges(self) -> AffineSection:
+        _require_ascending("scale", self.scale)
+        if self.translate is not None and not all(0.0 <= shift <= 1.0 for shift in self.translate):
+            raise ValueError(f"translate = {self.translate} must be fractions between 0 and 1")
+        return self
+
 
 class RandomResizedCropSection(Section):
     scale: Range = [0.08, 1.0]
     """Smallest and largest share of the image's area."""
     ratio: Range = [0.75, 4 / 3]
     """Smallest and largest aspect ratio."""
+
+    @model_validator(mode="after")
+    def _has_possible_ranges(self) -> RandomResizedCropSection:
+        _require_ascending("scale", self.scale)
+        _require_ascending("ratio", self.ratio)
+        if self.scale[1] > 1.0:
+            raise ValueError(f"scale = {self.scale} is a share of the image's area, at most 1")
+        return self
 
 
 class AugmentSection(Section):
@@ -174,6 +200,8 @@ class TableDataSection(DataSectionBase):
         separate = any((self.train, self.validation, self.test))
         if bool(self.path) == separate:
             raise ValueError("give either `path` (one file, which is then split) or `train`/`validation`/`test` files")
+        if self.split_column is not None and separate:
+            raise ValueError("`split_column` cuts the one file `path`, but separate files are given")
         return self
 
 
@@ -212,7 +240,7 @@ class LossSection(Section):
 
 class OptimizerSection(Section):
     name: Literal["adam", "adamw", "sgd"] = "adamw"
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    betas: Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
     eps: PositiveFloat = 1e-8
     momentum: Fraction = 0.0
     nesterov: bool = False
@@ -234,7 +262,7 @@ class StageSection(Section):
     """Groups that train: names (`head`), prefixes (`vision`), globs (`vision.stages.*`), `vision:last 30%`,
     `text:last 2`, `all`; `!NAME` takes away."""
     learning_rate: NonNegativeFloat | dict[str, NonNegativeFloat] | None = None
-    """One rate, or one by selector (a later entry wins); absent, and for groups not named: `training.learning_rate`."""
+    """One rate, or one by selector (a later entry wins); for groups not named: `training.learning_rate`."""
     schedule: ScheduleName | None = None
     """Shape of the learning rate over the stage; absent: `training.lr_scheduler_type`."""
     warmup: NonNegativeFloat | None = None

@@ -1,0 +1,130 @@
+"""Values that are right one by one and impossible together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmhf.recipe.node import KeyPath, shown
+from mmhf.recipe.problems import Problem
+from mmhf.recipe.schema import OptimizerSection, Recipe, Section, StageSection
+
+_OPTIMIZER_FIELDS = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
+_LENGTH_FIELDS = ("num_train_epochs", "max_steps")
+
+
+def combination_problems(recipe: Recipe) -> list[Problem]:
+    """Everything in a recipe of valid values that contradicts something else in it."""
+    return [
+        *_model_problems(recipe),
+        *_stage_problems(recipe),
+        *_optimizer_problems(recipe),
+        *_training_problems(recipe.training),
+        *_between_sections(recipe),
+    ]
+
+
+def _model_problems(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.model.reset_head and recipe.init_from is None:
+        yield Problem(("model", "reset_head"), "a new head replaces that of `init_from`, which is absent", "true")
+    for name in ("freeze_vision", "freeze_text"):
+        if recipe.stages is not None and name in _given(recipe.model):
+            what = "shorthand for one stage, say what trains in `stages` instead or remove `stages`"
+            yield Problem(("model", name), what, "true")
+
+
+def _stage_problems(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.stages is None:
+        return
+    for name in _LENGTH_FIELDS:
+        if name in recipe.training:
+            what = "with `stages`, each stage has its own `epochs` or `steps`; remove one of the two"
+            yield Problem(("training", name), what, shown(recipe.training[name]))
+    names = [stage.name for stage in recipe.stages]
+    for index, stage in enumerate(recipe.stages):
+        if stage.name in names[:index]:
+            first = names.index(stage.name)
+            yield Problem(("stages", index, "name"), f"stages.{first} has the same name", shown(stage.name))
+        yield from _schedule_problems(stage, ("stages", index), recipe.training)
+
+
+def _schedule_problems(stage: StageSection, path: KeyPath, training: dict[str, Any]) -> Iterator[Problem]:
+    schedule = stage.schedule or training.get("lr_scheduler_type", "linear")
+    for name in ("decay_rate", "decay_every"):
+        if schedule != "step" and name in _given(stage):
+            yield Problem((*path, name), "only `schedule: step` decays by it", shown(_given(stage)[name]))
+    if schedule == "constant" and stage.min_lr > 0:
+        yield Problem((*path, "min_lr"), "`schedule: constant` never falls to it", shown(stage.min_lr))
+    if isinstance(stage.learning_rate, float | int) and stage.min_lr > stage.learning_rate:
+        what = f"is above the stage's learning_rate of {stage.learning_rate:g}"
+        yield Problem((*path, "min_lr"), what, shown(stage.min_lr))
+    if stage.warmup is not None:
+        yield from _warmup_problems(stage.warmup, stage.steps, (*path, "warmup"))
+
+
+def _warmup_problems(warmup: float, steps: int | None, path: KeyPath) -> Iterator[Problem]:
+    if warmup > 1 and warmup != int(warmup):
+        yield Problem(path, "must be a whole number of steps or a share below 1", shown(warmup))
+    elif steps is not None and warmup >= max(steps, 1) and warmup >= 1:
+        yield Problem(path, f"leaves nothing of a stage of {steps} steps", shown(warmup))
+
+
+def _optimizer_problems(recipe: Recipe) -> Iterator[Problem]:
+    optimizer = recipe.optimizer
+    if optimizer is None:
+        return
+    for name in _OPTIMIZER_FIELDS:
+        if name in recipe.training:
+            what = "`optimizer:` chooses the optimizer already, remove one of the two"
+            yield Problem(("training", name), what, shown(recipe.training[name]))
+    if optimizer.weight_decay is not None and "weight_decay" in recipe.training:
+        what = "`training.weight_decay` is given too, remove one of the two"
+        yield Problem(("optimizer", "weight_decay"), what, shown(optimizer.weight_decay))
+    foreign = ("betas", "eps") if optimizer.name == "sgd" else ("momentum", "nesterov")
+    for name in foreign:
+        if name in _given(optimizer):
+            what = f"{optimizer.name} has no {name}"
+            yield Problem(("optimizer", name), what, shown(_given(optimizer)[name]))
+    yield from _momentum_problems(optimizer)
+
+
+def _momentum_problems(optimizer: OptimizerSection) -> Iterator[Problem]:
+    if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
+        yield Problem(("optimizer", "nesterov"), "needs a momentum above 0", "true")
+
+
+def _training_problems(training: dict[str, Any]) -> Iterator[Problem]:
+    if training.get("fp16") and training.get("bf16"):
+        yield Problem(("training", "fp16"), "`bf16: true` is given too, remove one of the two", "true")
+    if training.get("dataloader_prefetch_factor") is not None and not training.get("dataloader_num_workers"):
+        what = "only workers prefetch, set `dataloader_num_workers`"
+        yield Problem(("training", "dataloader_prefetch_factor"), what, shown(training["dataloader_prefetch_factor"]))
+    if training.get("load_best_model_at_end"):
+        yield from _best_model_problems(training)
+
+
+def _best_model_problems(training: dict[str, Any]) -> Iterator[Problem]:
+    path = ("training", "load_best_model_at_end")
+    save, evaluate = training.get("save_strategy"), training.get("eval_strategy")
+    if save == "no":
+        yield Problem(path, "`save_strategy: no` saves no model to load", "true")
+    elif evaluate == "no":
+        yield Problem(path, "`eval_strategy: no` never finds out which model is best", "true")
+    elif save is not None and evaluate is not None and save not in (evaluate, "best"):
+        yield Problem(path, f"save_strategy ({save}) and eval_strategy ({evaluate}) must be the same", "true")
+
+
+def _between_sections(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.loss.label_smoothing and "label_smoothing_factor" in recipe.training:
+        what = "`loss.label_smoothing` is given too, remove one of the two"
+        given = shown(recipe.training["label_smoothing_factor"])
+        yield Problem(("training", "label_smoothing_factor"), what, given)
+    if recipe.early_stopping is not None and recipe.training.get("eval_strategy") == "no":
+        what = "needs evaluations while training, but `training.eval_strategy` is no"
+        yield Problem(("early_stopping",), what)
+
+
+def _given(section: Section) -> dict[str, Any]:
+    """What differs from the default: a resolved recipe names its defaults too, and they contradict nothing."""
+    fields = type(section).model_fields
+    return {name: value for name, value in section if value != fields[name].default}

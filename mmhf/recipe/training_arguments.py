@@ -1,0 +1,178 @@
+"""The `training:` section: the fields of `transformers.TrainingArguments`, by their own names and types."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import types
+import typing
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from transformers import TrainingArguments
+from transformers.debug_utils import DebugOption
+from transformers.training_args import trainer_log_levels
+
+from mmhf.recipe.node import KeyPath, shown
+from mmhf.recipe.problems import Problem
+from mmhf.recipe.validation import unknown_key, value_problems
+
+# Importing transformers.integrations for its list takes as long as importing torch; a test compares the two.
+TRACKERS = (
+    *("azure_ml", "clearml", "codecarbon", "comet_ml", "dagshub", "dvclive", "flyte", "kubeflow", "mlflow", "neptune"),
+    *("swanlab", "tensorboard", "trackio", "wandb"),
+)
+
+REMOVED = {
+    "warmup_ratio": "removed from transformers, write the share as `warmup_steps` below 1",
+    "evaluation_strategy": "removed from transformers, write `eval_strategy`",
+    "save_safetensors": "removed from transformers, models are always saved as safetensors",
+    "overwrite_output_dir": "removed from transformers, give another `output_dir` or continue the run in it",
+    "no_cuda": "removed from transformers, write `use_cpu`",
+    "use_mps_device": "removed from transformers, MPS is found by itself (`use_cpu: true` turns it off)",
+    "group_by_length": "removed from transformers, write `train_sampling_strategy: group_by_length`",
+    "logging_dir": "removed from transformers, set the environment variable TENSORBOARD_LOGGING_DIR",
+    "fp16_backend": "removed from transformers, `fp16: true` is enough",
+    "half_precision_backend": "removed from transformers, `fp16: true` or `bf16: true` is enough",
+    "fp16_opt_level": "removed from transformers, `fp16: true` is enough",
+    "push_to_hub_model_id": "removed from transformers, write `hub_model_id`",
+    "push_to_hub_organization": "removed from transformers, write `hub_model_id: ORGANISATION/NAME`",
+    "push_to_hub_token": "removed from transformers, write `hub_token`",
+    "per_gpu_train_batch_size": "removed from transformers, write `per_device_train_batch_size`",
+    "per_gpu_eval_batch_size": "removed from transformers, write `per_device_eval_batch_size`",
+    "batch_size": "not a field of TrainingArguments, write `per_device_train_batch_size`",
+    "eval_batch_size": "not a field of TrainingArguments, write `per_device_eval_batch_size`",
+    "epochs": "not a field of TrainingArguments, write `num_train_epochs`",
+    "lr": "not a field of TrainingArguments, write `learning_rate`",
+}
+
+CONTROLLED = {
+    "remove_unused_columns": "set by mmhf, whose collators choose the columns",
+    "label_names": "set by mmhf from the task",
+    "do_train": "set by the command: `mmhf train` trains",
+    "do_eval": "set by the command and `eval_strategy`",
+    "do_predict": "set by the command: `mmhf predict` predicts",
+    "local_rank": "set by the launcher (`accelerate launch`, `torchrun`)",
+    "parallelism_config": "cannot be written in a recipe, name it in the configuration of `accelerate launch`",
+}
+
+_POSITIVE, _NOT_NEGATIVE, _SHARE = Field(gt=0), Field(ge=0), Field(ge=0, le=1)
+_BOUNDS = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size", "num_train_epochs"), _POSITIVE),
+    **dict.fromkeys(("gradient_accumulation_steps", "logging_steps", "save_steps", "eval_steps"), _POSITIVE),
+    **dict.fromkeys(("save_total_limit", "eval_accumulation_steps", "torch_empty_cache_steps"), _POSITIVE),
+    **dict.fromkeys(("adam_epsilon", "ddp_timeout", "dataloader_prefetch_factor"), _POSITIVE),
+    **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "eval_delay"), _NOT_NEGATIVE),
+    **dict.fromkeys(("dataloader_num_workers", "seed", "data_seed"), _NOT_NEGATIVE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), _SHARE),
+    "max_steps": Field(ge=-1),
+}
+
+
+def training_problems(values: dict[str, Any], elsewhere: Iterable[tuple[str, str]] = ()) -> list[Problem]:
+    """What is wrong with the fields of a `training:` section.
+
+    Args:
+        values: field name → value, as read from a recipe.
+        elsewhere: (key, dotted path) pairs that are offered to who writes a key of another section.
+
+    Returns:
+        A problem for each unknown, removed or reserved field and for each value of the wrong type. Whole numbers are
+        accepted where TrainingArguments says float; nothing else is converted.
+    """
+    fields = training_fields()
+    problems: list[Problem] = []
+    for name, value in values.items():
+        key = ("training", name)
+        if name in CONTROLLED:
+            problems.append(Problem(key, CONTROLLED[name], shown(value)))
+        elif name in fields:
+            problems += _field_problems(key, value, fields[name])
+        elif name in REMOVED:
+            problems.append(Problem(key, REMOVED[name], shown(value)))
+        else:
+            problems.append(unknown_key(key, value, fields, elsewhere=elsewhere))
+    return problems
+
+
+@functools.cache
+def training_fields() -> dict[str, Any]:
+    """The fields that a recipe may set: name → annotation, with enums as the literals of their values."""
+    hints = typing.get_type_hints(TrainingArguments)
+    return {
+        field.name: _annotation(field, hints[field.name])
+        for field in dataclasses.fields(TrainingArguments)
+        if field.init and field.name not in CONTROLLED
+    }
+
+
+def training_json_schema() -> dict[str, Any]:
+    """The JSON Schema of the `training:` section, with the help texts of TrainingArguments."""
+    metadata = {field.name: field for field in dataclasses.fields(TrainingArguments)}
+    properties: dict[str, Any] = {}
+    for name, annotation in training_fields().items():
+        schema = TypeAdapter(annotation).json_schema()
+        field = metadata[name]
+        if "help" in field.metadata:
+            schema["description"] = field.metadata["help"]
+        if isinstance(field.default, str | int | float | None):
+            schema["default"] = field.default
+        properties[name] = schema
+    return {
+        "type": "object",
+        "title": "transformers.TrainingArguments",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _annotation(field: dataclasses.Field[Any], hint: Any) -> Any:
+    members = _members(hint)
+    annotation: Any
+    if field.name == "report_to":
+        tracker = _literal(("all", "none", *TRACKERS))
+        annotation = tracker | list[tracker]  # type: ignore[valid-type]
+    elif field.name in ("log_level", "log_level_replica"):
+        annotation = _literal(trainer_log_levels)
+    elif field.metadata.get("choices"):
+        annotation = _literal(field.metadata["choices"])
+    elif field.name in _BOUNDS:
+        annotation = Annotated[members[0], _BOUNDS[field.name]]
+    else:
+        return _literals_for_enums(hint)
+    return annotation | None if type(None) in members else annotation
+
+
+def _literals_for_enums(hint: Any) -> Any:
+    members = _members(hint)
+    enums = [member for member in members if isinstance(member, type) and issubclass(member, enum.Enum)]
+    if enums:
+        # `SchedulerType | str`: the str is how the enum is written, not any text.
+        return _literal(item.value for member in enums for item in member)
+    if list[DebugOption] in members:
+        option = _literal(item.value for item in DebugOption)
+        return str | list[option]  # type: ignore[valid-type]
+    return hint
+
+
+def _literal(values: Iterable[str]) -> Any:
+    return Literal[tuple(values)]
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+@functools.cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+def _field_problems(path: KeyPath, value: Any, annotation: Any) -> list[Problem]:
+    try:
+        _adapter(annotation).validate_python(value)
+    except ValidationError as error:
+        return value_problems(error, value, path)
+    return []

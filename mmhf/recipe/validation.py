@@ -1,0 +1,215 @@
+"""pydantic's errors in the words and places of a recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from mmhf.recipe import schema_tree
+from mmhf.recipe.nearest import nearest_names
+from mmhf.recipe.node import KeyPath, shown
+from mmhf.recipe.problems import Problem
+from mmhf.recipe.schema import Section
+from mmhf.recipe.yaml_loader import parse_scalar
+
+SectionType = TypeVar("SectionType", bound=Section)
+
+_MISSING = "missing"
+_KINDS = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "none_required": "null",
+}
+_YAML_1_1_BOOLS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+
+
+def recipe_problems(
+    error: ValidationError, values: dict[str, Any], root: Any, elsewhere: Iterable[tuple[str, str]]
+) -> list[Problem]:
+    """The problems that validating `values` against the section `root` found, in the recipe's own paths."""
+    problems: list[Problem] = []
+    for path, details in _by_path(error.errors(include_url=False), values, root).items():
+        problems += _problems_at(path, details, values, root, elsewhere)
+    # `pth: x` is one mistake, not an unknown `pth` and a missing `path`.
+    meant = {(*problem.path[:-1], name) for problem in problems for name in problem.nearest}
+    return [problem for problem in problems if not (problem.what == _MISSING and problem.path in meant)]
+
+
+def value_problems(error: ValidationError, value: Any, path: KeyPath) -> list[Problem]:
+    """The problems that validating one `value` that stands at `path` found."""
+    grouped = _by_path(error.errors(include_url=False), value, None)
+    return [_value_problem((*path, *inner), details) for inner, details in grouped.items()]
+
+
+def unknown_key(
+    path: KeyPath, value: Any, valid: Iterable[str], *, elsewhere: Iterable[tuple[str, str]] = (), note: str = ""
+) -> Problem:
+    """The problem of a key that does not exist.
+
+    Args:
+        path: where it was written.
+        value: its value.
+        valid: the keys that exist there.
+        elsewhere: (key, dotted path) pairs of other places, which are offered when nothing is near here.
+        note: what decides which keys are valid.
+    """
+    key, names = str(path[-1]), list(valid)
+    nearest = nearest_names(key, names)
+    if not nearest:
+        nearest = tuple(place for name, place in elsewhere if name == key)[:2]
+    listed = f", valid are {', '.join(names)}" if not nearest and 0 < len(names) <= 20 else ""
+    return Problem(path, f"unknown key{note}{listed}", shown(value), nearest)
+
+
+def _by_path(errors: list[ErrorDetails], values: Any, root: Any) -> dict[KeyPath, list[ErrorDetails]]:
+    grouped: dict[KeyPath, list[ErrorDetails]] = {}
+    in_union: set[KeyPath] = set()
+    for details in errors:
+        path = _path_in_values(details, values, root)
+        grouped.setdefault(path, []).append(details)
+        if details["loc"] != path:
+            in_union.add(path)
+    # A union complains about every member that does not fit; what went wrong inside the one that does says more.
+    return {
+        path: details
+        for path, details in grouped.items()
+        if not (path in in_union and any(other != path and other[: len(path)] == path for other in grouped))
+    }
+
+
+def _path_in_values(details: ErrorDetails, values: Any, root: Any) -> KeyPath:
+    """pydantic's location without the names of union members that it puts between the keys."""
+    path: list[str | int] = []
+    loc, node, skipped = details["loc"], values, False
+    for position, part in enumerate(loc):
+        is_last_key = position == len(loc) - 1 and details["type"] in ("missing", "extra_forbidden")
+        is_tag = not skipped and root is not None and _is_tag(root, tuple(path), values, part)
+        present = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
+        if is_tag:
+            skipped = True
+        elif present or is_last_key:
+            path.append(part)
+            node = node[part] if present else None
+            skipped = False
+    return tuple(path)
+
+
+def _is_tag(root: Any, path: KeyPath, values: Any, part: str | int) -> bool:
+    chosen = schema_tree.chosen_tag(root, path, values)
+    return chosen is not None and chosen[1] == part
+
+
+def _problems_at(
+    path: KeyPath,
+    errors: list[ErrorDetails],
+    values: dict[str, Any],
+    root: Any,
+    elsewhere: Iterable[tuple[str, str]],
+) -> list[Problem]:
+    first = errors[0]
+    if first["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        return tag_problems(schema_tree.annotation_at(root, path, values), path, first["input"])
+    if first["type"] == "extra_forbidden":
+        fields = schema_tree.fields_at(root, path[:-1], values)
+        chosen = schema_tree.chosen_tag(root, path[:-1], values)
+        note = "" if chosen is None else f" for {chosen[0]}: {chosen[1]}"
+        return [unknown_key(path, first["input"], fields, elsewhere=elsewhere, note=note)]
+    return [_value_problem(path, errors)]
+
+
+def tag_problems(annotation: Any, path: KeyPath, values: dict[str, Any]) -> list[Problem]:
+    """The problems of a section whose tag (`task`, `source`) is absent or wrong; only a missing tag lets keys be
+    judged, against those of all sections."""
+    sections = schema_tree.sections_for(annotation, None)
+    pairs = [pair for section in sections if (pair := schema_tree.tag_of(section)) is not None]
+    tag, tags = pairs[0][0], [value for _, value in pairs]
+    expected = f"must be {_either(tags)}"
+    if tag in values:
+        given = values[tag]
+        return [Problem((*path, tag), expected, shown(given), nearest_names(str(given), tags))]
+    known = {name for section in sections for name in section.model_fields}
+    unknown = [unknown_key((*path, key), value, known) for key, value in values.items() if key not in known]
+    return [Problem((*path, tag), f"{_MISSING}, {expected}"), *unknown]
+
+
+def _value_problem(path: KeyPath, errors: list[ErrorDetails]) -> Problem:
+    fitting = [details for details in errors if details["type"] not in _KINDS]
+    first = (fitting or errors)[0]
+    if first["type"] == "missing":
+        return Problem(path, _MISSING)
+    if first["type"] == "value_error":
+        return Problem(path, str(first["ctx"]["error"]))
+    given = first["input"]
+    if first["type"] == "literal_error":
+        names = re.findall(r"'([^']*)'", " ".join(details["ctx"]["expected"] for details in fitting))
+        others = [_KINDS[details["type"]] for details in errors if details["type"] in _KINDS]
+        nearest = nearest_names(str(given), names)
+        # With 43 optimizers to choose from, the nearest say more than all.
+        what = "unknown value" if nearest and len(names) > 12 else f"must be {_either([*names, *others])}"
+        return Problem(path, what, shown(given), nearest)
+    if fitting:
+        return Problem(path, _constraint(first), shown(given))
+    kinds = list(dict.fromkeys(_KINDS[details["type"]] for details in errors))
+    return Problem(path, f"must be {_either(kinds)}{_quotes(given, kinds)}", shown(given), _meant_bool(given, kinds))
+
+
+def _constraint(details: ErrorDetails) -> str:
+    context = details.get("ctx", {})
+    if details["type"] in ("too_short", "too_long"):
+        bound = context.get("min_length", context.get("max_length"))
+        few_or_many = "at least" if details["type"] == "too_short" else "at most"
+        return f"must have {few_or_many} {bound} item{'s' * (bound != 1)}"
+    if details["type"] == "string_too_short":
+        return "must not be empty"
+    message = re.sub(r"^(Input|Value|String|List) should ", "must ", details["msg"])
+    return message[:1].lower() + message[1:]
+
+
+def _quotes(given: Any, kinds: list[str]) -> str:
+    """The usual mistake about quotes, if it was made."""
+    if kinds == ["text"] and isinstance(given, bool | int | float):
+        return " (put it in quotes)"
+    if isinstance(given, str) and {"a number", "a whole number", "true or false"} & set(kinds):
+        try:
+            return "" if isinstance(parse_scalar(given), str) else " (write it without quotes)"
+        except ValueError:
+            return ""
+    return ""
+
+
+def _meant_bool(given: Any, kinds: list[str]) -> tuple[str, ...]:
+    if "true or false" not in kinds or not isinstance(given, str):
+        return ()
+    meant = _YAML_1_1_BOOLS.get(given.lower())
+    return nearest_names(given, ("true", "false")) if meant is None else (meant,)
+
+
+def _either(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def check_section(
+    section: type[SectionType], values: dict[str, Any], elsewhere: Iterable[tuple[str, str]] = ()
+) -> tuple[SectionType | None, list[Problem]]:
+    """Validate `values`: the section and no problems, or None and all of them.
+
+    Args:
+        section: what `values` should be.
+        values: what was written.
+        elsewhere: (key, dotted path) pairs that are offered to who writes a key of another section.
+    """
+    try:
+        return section.model_validate(values), []
+    except ValidationError as error:
+        return None, recipe_problems(error, values, section, elsewhere)

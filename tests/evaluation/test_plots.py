@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmhf.evaluation.classification import evaluate_classification
+from mmhf.evaluation.plots import plot_confusion_matrix, plot_per_class, save_classification_plots, shorten
+
+
+def evaluate(num_labels, num_rows=200):
+    random = np.random.default_rng(0)
+    labels = random.integers(num_labels, size=num_rows)
+    logits = random.normal(size=(num_rows, num_labels))
+    names = [f"Crop_{index}___a $disease^ with a rather long name, number {index}" for index in range(num_labels)]
+    return evaluate_classification(logits, labels, names)
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 12, 60, 100])
+@pytest.mark.filterwarnings("error")
+def test_figures_grow_with_the_classes_and_stay_readable_files(num_labels, tmp_path):
+    evaluation = evaluate(num_labels)
+    plot_confusion_matrix(evaluation.confusion, evaluation.label_names, tmp_path / "plots" / "matrix.png")
+    plot_per_class(evaluation.per_class, tmp_path / "plots" / "classes.png")
+    for name in ("matrix.png", "classes.png"):
+        with Image.open(tmp_path / "plots" / name) as image:
+            assert 300 < image.width < 2600
+            assert 150 < image.height < 2600
+
+
+def test_the_diagonal_of_a_perfect_matrix_is_dark_and_the_rest_is_light(tmp_path):
+    dark = []
+    for name, matrix in (("right", np.diag([5, 5, 5])), ("nothing", np.zeros((3, 3), dtype=int))):
+        plot_confusion_matrix(matrix, ["a", "b", "c"], tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as image:
+            red = np.asarray(image.convert("RGB"))[:, :, 0]
+        dark.append(int((red < 40).sum()))
+    assert dark[0] > dark[1] + 10_000
+
+
+def test_all_figures_of_a_run_are_named_by_split(tmp_path):
+    empty = evaluate_classification(np.zeros((0, 2)), np.zeros(0, dtype=int), ["a", "b"])
+    log = [{"step": 1, "loss": 1.0}]
+    paths = save_classification_plots(tmp_path, {"validation": evaluate(2), "test": empty}, log_history=log)
+    assert set(paths) == {"training_curves", "validation_confusion_matrix", "validation_per_class"}
+    assert {path.name for path in paths.values()} == {entry.name for entry in tmp_path.iterdir()}
+    assert "training_curves" not in save_classification_plots(tmp_path / "evaluated", {"test": evaluate(2)})
+
+
+def test_long_names_lose_their_middle():
+    assert shorten("Tomato") == "Tomato"
+    assert shorten("two\nlines") == "two lines"
+    cut = shorten("Tomato___Spider_mites Two-spotted_spider_mite")
+    assert len(cut) == 30
+    assert cut.startswith("Tomato___Spider") and cut.endswith("spider_mite") and "…" in cut

@@ -86,10 +86,10 @@ def find_image_problem(image: str | Path | bytes) -> str | None:
 
 def _read_bytes(image: dict[str, Any] | str | Path | bytes) -> bytes:
     if isinstance(image, dict):
-        content, path = image.get("bytes"), image.get("path")
-        if content is None and path is None:
+        source = image.get("path") if image.get("bytes") is None else image["bytes"]
+        if source is None:
             raise BadImageError("no image")
-        return _read_bytes(path if content is None else content)
+        return _read_bytes(source)
     content = image if isinstance(image, bytes) else _read_file(image)
     if not content:
         raise BadImageError("the image file is empty (0 bytes)")

@@ -12,7 +12,7 @@ _LONGEST_RECORD = 200
 """Lines that one quoted field may span."""
 
 
-def read_delimited(path: Path, separator: str) -> tuple[list[str], list[list[str] | str]]:
+def read_delimited(path: Path, separator: str) -> tuple[list[str], Iterator[list[str] | str]]:
     """Read a file of separated values with a header.
 
     Quotes are read as pandas and spreadsheets write them (doubled inside a quoted field, which may span lines). Where
@@ -32,12 +32,10 @@ def read_delimited(path: Path, separator: str) -> tuple[list[str], list[list[str
         InputError: the file is missing, not UTF-8, or has no header.
     """
     lines = read_lines(path)
-    while lines and not lines[0].strip():
-        lines.pop(0)
-    if not lines:
-        raise InputError(f"{path}: the file is empty; expected a header line")
+    if not lines or not lines[0].strip():
+        raise InputError(f"{path}: the file does not begin with a header line")
     header = _parse(lines[0], separator) or lines[0].split(separator)
-    return header, list(_records(lines[1:], separator, len(header)))
+    return header, _records(lines[1:], separator, len(header))
 
 
 def read_lines(path: Path) -> list[str]:

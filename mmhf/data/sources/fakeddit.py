@@ -56,7 +56,10 @@ def read_fakeddit(section: FakedditDataSection, splits: Collection[str] | None =
     if not wanted:
         raise InputError(f"data.path: {folder} has none of {', '.join(FILES.values())}")
     images = _image_folder(section, folder)
-    tables = {split: read_table(folder / FILES[split]) for split in SPLITS if split in wanted}
+    columns = ["id", section.text, section.label]
+    tables = {
+        split: read_table(folder / FILES[split], columns, optional=["hasImage"]) for split in SPLITS if split in wanted
+    }
     names = LABEL_NAMES[section.label]
     return SourceData(
         splits={split: _rows(table, section, images) for split, table in tables.items()},
@@ -73,8 +76,7 @@ def _image_folder(section: FakedditDataSection, folder: Path) -> Path:
 
 
 def _rows(table: TableFile, section: FakedditDataSection, images: Path) -> SourceRows:
-    ids = table.column("id")
-    has_image = table.columns.get("hasImage", [None] * len(ids))
+    ids = table.columns["id"]
     malformed = dict(table.malformed)
     for position, name in enumerate(ids):
         if name is None:
@@ -83,13 +85,13 @@ def _rows(table: TableFile, section: FakedditDataSection, images: Path) -> Sourc
         origin=table.origin,
         rows=table.rows,
         ids=[name or str(row) for name, row in zip(ids, table.rows, strict=True)],
-        texts=table.column(section.text),
-        labels=[_whole_number(label) for label in table.column(section.label)],
+        texts=table.columns[section.text],
+        labels=[_whole_number(label) for label in table.columns[section.label]],
         images=ImageFiles(images, [name and f"{name}.jpg" for name in ids]),
         malformed=malformed,
         without_image={
             position: "hasImage is False"
-            for position, value in enumerate(has_image)
+            for position, value in enumerate(table.columns["hasImage"])
             if value is not None and value.strip().lower() == "false"
         },
     )

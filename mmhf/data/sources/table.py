@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,6 @@ from mmhf.data.sources.table_files import TableFile, as_text, read_table
 from mmhf.data.splits import split_positions
 from mmhf.errors import InputError
 from mmhf.recipe.schema import TableDataSection
-
-logger = logging.getLogger(__name__)
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -62,10 +60,9 @@ def sort_labels(values: Iterable[str]) -> list[str]:
 
 def _is_number(value: str) -> bool:
     try:
-        float(value)
+        return math.isfinite(float(value))
     except ValueError:
         return False
-    return True
 
 
 def _labels(sources: Iterable[SourceRows]) -> list[str]:
@@ -74,24 +71,30 @@ def _labels(sources: Iterable[SourceRows]) -> list[str]:
 
 def _separate(section: TableDataSection) -> dict[str, TableFile]:
     paths = {"train": section.train, "validation": section.validation, "test": section.test}
-    return {split: read_table(path) for split, path in paths.items() if path is not None}
+    return {split: read_table(path, _columns(section)) for split, path in paths.items() if path is not None}
+
+
+def _columns(section: TableDataSection) -> list[str | None]:
+    columns = section.columns
+    return [columns.image, columns.text, columns.label, columns.id]
 
 
 def _cut(section: TableDataSection) -> dict[str, TableFile]:
     assert section.path is not None
-    table = read_table(section.path)
     if section.split_column is not None:
+        table = read_table(section.path, [*_columns(section), section.split_column])
         return _cut_by_column(table, section.split_column)
-    labels = [as_text(value) for value in table.column(section.columns.label)]
     group_by = section.split.group_by
-    groups = None if group_by is None else [as_text(value) for value in table.column(group_by)]
+    table = read_table(section.path, [*_columns(section), group_by])
+    labels = [as_text(value) for value in table.columns[section.columns.label]]
+    groups = None if group_by is None else [as_text(value) for value in table.columns[group_by]]
     return {split: table.select(rows) for split, rows in split_positions(section.split, labels, groups).items()}
 
 
 def _cut_by_column(table: TableFile, column: str) -> dict[str, TableFile]:
     positions: dict[str, list[int]] = {}
     unassigned: dict[int, str] = {}
-    for position, value in enumerate(table.column(column)):
+    for position, value in enumerate(table.columns[column]):
         name = _SPLIT_NAMES.get((as_text(value) or "").lower())
         if name is None:
             unassigned[position] = table.malformed.get(
@@ -105,8 +108,8 @@ def _cut_by_column(table: TableFile, column: str) -> dict[str, TableFile]:
 
 def _rows(table: TableFile, section: TableDataSection) -> SourceRows:
     columns = section.columns
-    ids = [None] * len(table.rows) if columns.id is None else [as_text(value) for value in table.column(columns.id)]
-    texts = table.column(columns.text)
+    ids = [None] * len(table.rows) if columns.id is None else [as_text(value) for value in table.columns[columns.id]]
+    texts = table.columns[columns.text]
     malformed = dict(table.malformed)
     for position, text in enumerate(texts):
         if isinstance(text, list | dict):
@@ -119,8 +122,8 @@ def _rows(table: TableFile, section: TableDataSection) -> SourceRows:
         rows=table.rows,
         ids=[name or str(row) for name, row in zip(ids, table.rows, strict=True)],
         texts=[as_text(text) for text in texts],
-        labels=[as_text(label) for label in table.column(columns.label)],
-        images=_image_column(table.column(columns.image), root),
+        labels=[as_text(label) for label in table.columns[columns.label]],
+        images=_image_column(table.columns[columns.image], root),
         malformed=malformed,
     )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +19,7 @@ from mmhf.recipe.nearest import did_you_mean, nearest_names
 
 @dataclass
 class TableFile:
-    """A table in memory, column by column; a row that could not be read has None in every column."""
+    """Some columns of a table; a row that could not be read has None in each."""
 
     origin: str
     columns: dict[str, list[Any]]
@@ -28,15 +28,6 @@ class TableFile:
     malformed: dict[int, str] = field(default_factory=dict)
     """Position → why the row cannot be read."""
 
-    def column(self, name: str) -> list[Any]:
-        """Return a column's values.
-
-        Raises:
-            InputError: there is no such column.
-        """
-        require_column(self.origin, name, self.columns)
-        return self.columns[name]
-
     def select(self, positions: list[int]) -> TableFile:
         """Return the rows at these positions."""
         columns = {name: [values[position] for position in positions] for name, values in self.columns.items()}
@@ -44,7 +35,24 @@ class TableFile:
         return TableFile(self.origin, columns, [self.rows[position] for position in positions], malformed)
 
 
-def require_column(origin: str, name: str, columns: Any) -> None:
+class Wanted(NamedTuple):
+    """Columns to read from a table, and those to read only where they are there."""
+
+    columns: Sequence[str]
+    optional: Sequence[str]
+
+    def found_in(self, origin: str, names: Collection[str]) -> list[str]:
+        """Return those that the table has; a missing one that is not optional is an error."""
+        for name in self.columns:
+            require_column(origin, name, names)
+        return list(dict.fromkeys([*self.columns, *(name for name in self.optional if name in names)]))
+
+    def completed(self, columns: dict[str, list[Any]], count: int) -> dict[str, list[Any]]:
+        """Add the optional columns that were not there."""
+        return {**{name: [None] * count for name in self.optional}, **columns}
+
+
+def require_column(origin: str, name: str, columns: Iterable[str]) -> None:
     """Check that a table has a column.
 
     Args:
@@ -64,23 +72,27 @@ def require_column(origin: str, name: str, columns: Any) -> None:
         raise InputError(f"{origin}: no column {name!r}{guess} (columns: {', '.join(names)})")
 
 
-def read_table(path: str | Path) -> TableFile:
-    """Read a table by the ending of its name: `.csv`, `.tsv`, `.jsonl` or `.parquet`.
+def read_table(path: str | Path, columns: Sequence[str | None], *, optional: Sequence[str] = ()) -> TableFile:
+    """Read columns of a table by the ending of its name: `.csv`, `.tsv`, `.jsonl` or `.parquet`.
 
     Args:
         path (`str` or `Path`):
             The file.
+        columns (`Sequence[str | None]`):
+            The columns to read; None, for a column that the user did not name, is left out.
+        optional (`Sequence[str]`, *optional*):
+            Columns to read where they are there; where not, they are None throughout.
 
     Returns:
         `TableFile`: CSV and TSV values are strings as written, an empty field is None.
 
     Raises:
-        InputError: the file is missing, of another kind, or damaged as a whole.
+        InputError: the file is missing, of another kind, damaged as a whole, or lacks a column.
     """
     path = Path(path)
-    readers: dict[str, Callable[[Path], TableFile]] = {
-        ".csv": lambda file: _read_separated(file, ","),
-        ".tsv": lambda file: _read_separated(file, "\t"),
+    readers: dict[str, Callable[[Path, Wanted], TableFile]] = {
+        ".csv": lambda file, wanted: _read_separated(file, wanted, ","),
+        ".tsv": lambda file, wanted: _read_separated(file, wanted, "\t"),
         ".jsonl": _read_json_lines,
         ".ndjson": _read_json_lines,
         ".parquet": _read_parquet,
@@ -90,7 +102,7 @@ def read_table(path: str | Path) -> TableFile:
         raise InputError(f"{path}: unknown kind of table; expected a name that ends in {', '.join(readers)}")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    return reader(path)
+    return reader(path, Wanted([name for name in columns if name is not None], optional))
 
 
 def as_text(value: Any) -> str | None:
@@ -104,16 +116,21 @@ def as_text(value: Any) -> str | None:
     return str(value).strip() or None
 
 
-def _read_separated(path: Path, separator: str) -> TableFile:
+def _read_separated(path: Path, wanted: Wanted, separator: str) -> TableFile:
     header, records = read_delimited(path, separator)
-    malformed = {position: record for position, record in enumerate(records) if isinstance(record, str)}
-    columns: dict[str, list[Any]] = {}
-    for number, name in enumerate(header):
-        columns[name] = [None if isinstance(record, str) else record[number] or None for record in records]
-    return TableFile(str(path), columns, list(range(1, len(records) + 1)), malformed)
+    places = {name: header.index(name) for name in wanted.found_in(str(path), header)}
+    columns: dict[str, list[Any]] = {name: [] for name in places}
+    malformed: dict[int, str] = {}
+    count = 0
+    for count, record in enumerate(records, start=1):
+        if isinstance(record, str):
+            malformed[count - 1] = record
+        for name, place in places.items():
+            columns[name].append(None if isinstance(record, str) else record[place] or None)
+    return TableFile(str(path), wanted.completed(columns, count), list(range(1, count + 1)), malformed)
 
 
-def _read_json_lines(path: Path) -> TableFile:
+def _read_json_lines(path: Path, wanted: Wanted) -> TableFile:
     lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
     records: list[dict[str, Any]] = []
     malformed: dict[int, str] = {}
@@ -127,15 +144,17 @@ def _read_json_lines(path: Path) -> TableFile:
             malformed.setdefault(position, "not a JSON object")
             record = {}
         records.append(record)
-    names = dict.fromkeys(name for record in records for name in record)
-    columns = {name: [record.get(name) for record in records] for name in names}
-    return TableFile(str(path), columns, [number for number, _ in lines], malformed)
+    found = wanted.found_in(str(path), dict.fromkeys(name for record in records for name in record))
+    columns = {name: [record.get(name) for record in records] for name in found}
+    return TableFile(str(path), wanted.completed(columns, len(lines)), [number for number, _ in lines], malformed)
 
 
-def _read_parquet(path: Path) -> TableFile:
+def _read_parquet(path: Path, wanted: Wanted) -> TableFile:
     try:
-        table = pq.read_table(path)
+        names = pq.read_schema(path).names
+        found = wanted.found_in(str(path), names)
+        table = pq.read_table(path, columns=found)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a parquet file, or a damaged one: {str(error).splitlines()[0]}") from error
-    columns = {name: table.column(name).to_pylist() for name in table.column_names}
-    return TableFile(str(path), columns, list(range(1, table.num_rows + 1)))
+    columns = {name: table.column(name).to_pylist() for name in found}
+    return TableFile(str(path), wanted.completed(columns, table.num_rows), list(range(1, table.num_rows + 1)))

@@ -29,7 +29,7 @@ class Problem:
     def line(self, origin: Origin) -> str:
         """The line that the user reads."""
         got = "" if self.got is None else f"; got {self.got}"
-        key = f"{dotted(self.path)}: " if self.path else ""
+        key = f"{dotted(self.path)}: ".replace("\n", "\\n") if self.path else ""
         return f"{origin.place}: {key}{self.what}{got}{did_you_mean(self.nearest)}"
 
 

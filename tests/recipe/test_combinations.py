@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mmhf.recipe import ResolvedRecipe
+
+HEAD = "task: image-text-classification\ndata: {source: sample}\n"
+STAGES = "stages: [{name: a, epochs: 1}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (STAGES + "model: {freeze_vision: true}", "r.yaml:4: model.freeze_vision: shorthand for one stage"),
+        (STAGES + "training: {num_train_epochs: 3}", "r.yaml:4: training.num_train_epochs: with `stages`, each stage"),
+        (STAGES + "training: {max_steps: 3}", "r.yaml:4: training.max_steps: with `stages`"),
+        (
+            "\nstages:\n- {name: a, epochs: 1}\n- {name: a, epochs: 2}",
+            "r.yaml:6: stages.1.name: stages.0 has the same",
+        ),
+        ("model: {reset_head: true}", "r.yaml:3: model.reset_head: a new head replaces that of `init_from`"),
+        ("optimizer: {name: sgd}\ntraining: {optim: sgd}", "r.yaml:4: training.optim: `optimizer:` chooses"),
+        ("optimizer: {}\ntraining: {adam_beta1: 0.5}", "r.yaml:4: training.adam_beta1: `optimizer:` chooses"),
+        (
+            "optimizer: {weight_decay: 0.1}\ntraining: {weight_decay: 0.1}",
+            "r.yaml:3: optimizer.weight_decay: `training.",
+        ),
+        ("optimizer: {name: adam, momentum: 0.9}", "r.yaml:3: optimizer.momentum: adam has no momentum; got 0.9"),
+        ("optimizer: {name: sgd, betas: [0.8, 0.9]}", "r.yaml:3: optimizer.betas: sgd has no betas; got [0.8, 0.9]"),
+        ("optimizer: {name: sgd, nesterov: true}", "r.yaml:3: optimizer.nesterov: needs a momentum above 0"),
+        (
+            "loss: {label_smoothing: 0.1}\ntraining: {label_smoothing_factor: 0.1}",
+            "r.yaml:4: training.label_smoothing_factor: `loss.label_smoothing` is given too",
+        ),
+        (
+            "training: {load_best_model_at_end: true, save_strategy: no}",
+            "r.yaml:3: training.load_best_model_at_end: `save_strategy: no` saves no model",
+        ),
+        (
+            "training: {load_best_model_at_end: true, save_strategy: steps, eval_strategy: epoch}",
+            "r.yaml:3: training.load_best_model_at_end: save_strategy (steps) and eval_strategy (epoch) must",
+        ),
+        ("training: {fp16: true, bf16: true}", "r.yaml:3: training.fp16: `bf16: true` is given too"),
+        ("training: {dataloader_prefetch_factor: 2}", "r.yaml:3: training.dataloader_prefetch_factor: only workers"),
+        ("early_stopping: {}\ntraining: {eval_strategy: no}", "r.yaml:3: early_stopping: needs evaluations"),
+        ("stages: [{name: a, epochs: 1, decay_rate: 0.5}]", "r.yaml:3: stages.0.decay_rate: only `schedule: step`"),
+        (
+            "stages: [{name: a, epochs: 1, schedule: constant, min_lr: 0.5}]",
+            "r.yaml:3: stages.0.min_lr: `schedule: con",
+        ),
+        ("stages: [{name: a, epochs: 1, learning_rate: 0.1, min_lr: 0.5}]", "r.yaml:3: stages.0.min_lr: is above"),
+        ("stages: [{name: a, epochs: 1, warmup: 1.5}]", "r.yaml:3: stages.0.warmup: must be a whole number of steps"),
+        (
+            "stages: [{name: a, steps: 5, warmup: 5}]",
+            "r.yaml:3: stages.0.warmup: leaves nothing of a stage of 5 steps",
+        ),
+    ],
+)
+def test_impossible_combinations(problems: Callable[..., list[str]], text: str, expected: str) -> None:
+    [line] = problems(f"{HEAD}{text}\n")
+    assert line.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {freeze_vision: true, freeze_text: true}\ntraining: {num_train_epochs: 2}",
+        "optimizer: {name: sgd, momentum: 0.9, nesterov: true}\ntraining: {weight_decay: 0.1}",
+        "stages: [{name: a, epochs: 1, schedule: step, decay_rate: 0.5, decay_every: 2}]",
+        "stages: [{name: a, steps: 5, warmup: 0.5}, {name: b, steps: 5, warmup: 4, learning_rate: {head: 1}}]",
+        "training: {load_best_model_at_end: true, save_strategy: best, eval_strategy: steps}",
+        "init_from: a@v1\nmodel: {reset_head: true}",
+    ],
+)
+def test_possible_combinations_stay_possible_once_resolved(load: Callable[..., ResolvedRecipe], text: str) -> None:
+    assert load(load(f"{HEAD}{text}\n").to_yaml()).recipe

@@ -36,13 +36,15 @@ class TableFile:
 
 
 class Wanted(NamedTuple):
-    """Columns to read from a table, and those to read only where they are there."""
+    """Columns to read from a table (None: all), and those to read only where they are there."""
 
-    columns: Sequence[str]
+    columns: Sequence[str] | None
     optional: Sequence[str]
 
     def found_in(self, origin: str, names: Collection[str]) -> list[str]:
         """Return those that the table has; a missing one that is not optional is an error."""
+        if self.columns is None:
+            return list(dict.fromkeys(name for name in names if name))
         for name in self.columns:
             require_column(origin, name, names)
         return list(dict.fromkeys([*self.columns, *(name for name in self.optional if name in names)]))
@@ -72,14 +74,17 @@ def require_column(origin: str, name: str, columns: Iterable[str]) -> None:
         raise InputError(f"{origin}: no column {name!r}{guess} (columns: {', '.join(names)})")
 
 
-def read_table(path: str | Path, columns: Sequence[str | None], *, optional: Sequence[str] = ()) -> TableFile:
+def read_table(
+    path: str | Path, columns: Sequence[str | None] | None = None, *, optional: Sequence[str] = ()
+) -> TableFile:
     """Read columns of a table by the ending of its name: `.csv`, `.tsv`, `.jsonl` or `.parquet`.
 
     Args:
         path (`str` or `Path`):
             The file.
-        columns (`Sequence[str | None]`):
-            The columns to read; None, for a column that the user did not name, is left out.
+        columns (`Sequence[str | None]`, *optional*):
+            The columns to read; None, for a column that the user did not name, is left out. Absent: all that have a
+            name.
         optional (`Sequence[str]`, *optional*):
             Columns to read where they are there; where not, they are None throughout.
 
@@ -102,7 +107,8 @@ def read_table(path: str | Path, columns: Sequence[str | None], *, optional: Seq
         raise InputError(f"{path}: unknown kind of table; expected a name that ends in {', '.join(readers)}")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    return reader(path, Wanted([name for name in columns if name is not None], optional))
+    named = None if columns is None else [name for name in columns if name is not None]
+    return reader(path, Wanted(named, optional))
 
 
 def as_text(value: Any) -> str | None:

@@ -1,0 +1,180 @@
+"""What is to be predicted: rows with an image and a text, from a table or a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmhf.data.images import BadImageError, ImageInput
+from mmhf.data.local_paths import DataFolder
+from mmhf.data.sources.fakeddit import IMAGE_FOLDERS
+from mmhf.data.sources.table_files import TableFile, as_text, read_table, require_column
+from mmhf.errors import InputError
+from mmhf.inference.hashing import files_hash
+
+_METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+_USUAL_COLUMNS = {"image": ("image", "file_name"), "text": ("text",)}
+_TEMPLATE_FIELD = re.compile(r"\{([^{}]+)\}")
+
+
+@dataclass(frozen=True)
+class PredictionRows:
+    """The rows of a table, of which each may have an image.
+
+    Args:
+        table (`TableFile`): The table's own columns, and which rows are malformed.
+        texts (`list[str]`): One a row; an absent text is empty.
+        image_column (`str`): A column, or a template such as `{id}.jpg`.
+        text_column (`str`): A column.
+        folder (`DataFolder`): Holds the images; no path may leave it.
+        table_hash (`str`): sha256 of the table's file.
+    """
+
+    table: TableFile
+    texts: list[str]
+    image_column: str
+    text_column: str
+    folder: DataFolder
+    table_hash: str
+
+    def __len__(self) -> int:
+        return len(self.table.rows)
+
+    def image(self, index: int) -> ImageInput:
+        """What `decode_image` takes for this row.
+
+        Raises:
+            BadImageError: The row is malformed, names no image, or one that it may not name.
+        """
+        if index in self.table.malformed:
+            raise BadImageError(f"malformed row {self.table.rows[index]}: {self.table.malformed[index]}")
+        value = self._image_value(index)
+        if isinstance(value, Mapping):
+            value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        if isinstance(value, bytes):
+            return value
+        name = as_text(value)
+        if name is None:
+            raise BadImageError("no image is named")
+        reason = self.folder.find_escape(name)
+        if reason is not None:
+            raise BadImageError(reason)
+        return Path(self.folder.path_of(name))
+
+    def images_hash(self) -> str:
+        """sha256 over the path and size of every image file, so that a changed folder is noticed."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            try:
+                image = self.image(index)
+                size = image.stat().st_size if isinstance(image, Path) else 0
+            except (BadImageError, OSError):
+                continue
+            if isinstance(image, Path):
+                digest.update(f"{index} {image.relative_to(self.folder.path)} {size}\n".encode(errors="replace"))
+        return digest.hexdigest()
+
+    def _image_value(self, index: int) -> Any:
+        if self.image_column in self.table.columns:
+            return self.table.columns[self.image_column][index]
+        fields = {
+            name: as_text(self.table.columns[name][index]) for name in _TEMPLATE_FIELD.findall(self.image_column)
+        }
+        if None in fields.values():
+            return None
+        return _TEMPLATE_FIELD.sub(lambda match: str(fields[match[1]]), self.image_column)
+
+
+def read_rows(
+    input_path: str | Path,
+    *,
+    model_dir: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    image_root: str | Path | None = None,
+    limit: int | None = None,
+) -> PredictionRows:
+    """Read the rows to predict.
+
+    Args:
+        input_path (`str` or `Path`): A CSV, TSV, JSONL or parquet file, or a folder with one of `metadata.csv`,
+            `metadata.jsonl` and `metadata.parquet`, whose `file_name` column names the images.
+        model_dir (`str` or `Path`, *optional*): Its `recipe.yaml` says which columns the model was trained on.
+        columns (`Mapping[str, str]`, *optional*): Names of the columns `image` and `text`; these win.
+        image_root (`str` or `Path`, *optional*): Folder of the images; absent: the table's own.
+        limit (`int`, *optional*): Keep the first rows only.
+
+    Raises:
+        InputError: The input, a column or the image folder is absent; the nearest name is given.
+    """
+    columns = dict(columns or {})
+    for role in columns.keys() - _USUAL_COLUMNS.keys():
+        raise InputError(f"columns.{role}: unknown, name the columns of image and text")
+    path = _table_file(Path(input_path))
+    table = read_table(path)
+    if not table.rows:
+        raise InputError(f"{path}: has no rows")
+    if limit is not None:
+        table = table.select(list(range(min(limit, len(table.rows)))))
+    trained_on = _trained_columns(model_dir)
+    image_column = _choose(table, "image", columns, trained_on)
+    text_column = _choose(table, "text", columns, trained_on)
+    return PredictionRows(
+        table=table,
+        texts=[as_text(value) or "" for value in table.columns[text_column]],
+        image_column=image_column,
+        text_column=text_column,
+        folder=DataFolder(_image_root(path, image_root, trained_on.get("image_dirs", ()))),
+        table_hash=files_hash([path]),
+    )
+
+
+def _table_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in _METADATA_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise InputError(f"{path}: needs one of {', '.join(_METADATA_FILES)} with the columns file_name and text")
+
+
+def _trained_columns(model_dir: str | Path | None) -> dict[str, Any]:
+    """The columns that the model's recipe reads: `image`, `text`, and for Fakeddit the places of its images."""
+    recipe_file = None if model_dir is None else Path(model_dir) / "recipe.yaml"
+    if recipe_file is None or not recipe_file.is_file():
+        return {}
+    data = (yaml.safe_load(recipe_file.read_text(encoding="utf-8")) or {}).get("data") or {}
+    if data.get("source") == "fakeddit":
+        image_dirs = (data["image_dir"],) if data.get("image_dir") else IMAGE_FOLDERS
+        return {"image": "{id}.jpg", "text": data.get("text") or "clean_title", "image_dirs": image_dirs}
+    return data.get("columns") or {}
+
+
+def _choose(table: TableFile, role: str, given: Mapping[str, str], trained_on: Mapping[str, Any]) -> str:
+    """The column that was given; else the first there is of the recipe's, the usual ones and the recipe's template."""
+    if role in given:
+        candidates = [given[role]]
+    else:
+        trained = [trained_on[role]] if role in trained_on else []
+        candidates = sorted([*trained, *_USUAL_COLUMNS[role]], key=lambda name: "{" in name)
+    for name in candidates:
+        needed = [name] if name in table.columns or role != "image" else _TEMPLATE_FIELD.findall(name) or [name]
+        if all(column in table.columns for column in needed):
+            return name
+    for column in _TEMPLATE_FIELD.findall(candidates[0]) or candidates[:1]:
+        require_column(table.origin, column, table.columns)
+    raise AssertionError(f"{candidates[0]} is there and was not chosen")
+
+
+def _image_root(path: Path, image_root: str | Path | None, usual: Iterable[str]) -> Path:
+    if image_root is None:
+        found = [path.parent / name for name in usual if (path.parent / name).is_dir()]
+        return found[0] if found else path.parent
+    if not Path(image_root).is_dir():
+        raise InputError(f"image_root: no such folder: {image_root}")
+    return Path(image_root)

@@ -1,0 +1,66 @@
+"""Load a trained model and its processor for inference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from mmhf.errors import InputError
+from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification, FusionProcessor
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The named device, or the accelerator of this machine, or the CPU.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r}: not on this machine ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def load_classifier(
+    model_dir: str | Path, *, device: torch.device | None = None
+) -> tuple[FusionForImageTextClassification, FusionProcessor]:
+    """Load the fusion classifier of a run or release folder, in eval mode and in the dtype that it was saved in.
+
+    Raises:
+        InputError: The folder is absent, holds another kind of model, or its files are damaged or incomplete.
+    """
+    path = Path(model_dir)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such model folder")
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path}: no model in it, config.json is missing")
+    try:
+        _check_kind(path)
+        loaded: Any = FusionForImageTextClassification.from_pretrained(
+            path, output_loading_info=True, local_files_only=True
+        )
+        processor = FusionProcessor.from_pretrained(path, local_files_only=True)
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path}: the model does not load ({reason}); restore its files") from error
+    model, loading = loaded
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise InputError(f"{path}: the weights lack {len(missing)} tensors, such as {missing[0]}; restore the file")
+    return model.to(device or choose_device()).eval(), processor
+
+
+def _check_kind(path: Path) -> None:
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    if not isinstance(config, FusionConfig):
+        raise InputError(f"{path}: a {config.model_type} model; expected {FusionConfig.model_type}")

@@ -1,0 +1,73 @@
+"""Run as a program: predict a table, killed with SIGKILL before the n-th thing done to its files, for every n.
+
+A child that is forked before torch has computed anything needs no second import, so that all steps can be tried.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import mmhf  # noqa: F401  (first: it makes torchvision importable beside a CPU build of torch)
+from mmhf.inference.batch import PredictionSettings, predict_table
+
+SHARD_ROWS = 4
+
+
+def predict(model_dir: str, table: str, output: Path) -> None:
+    settings = PredictionSettings(batch_size=3, shard_rows=SHARD_ROWS, progress=False)
+    predict_table(model_dir, table, output, settings)
+
+
+def in_child(model_dir: str, table: str, output: Path, die_at: int = 0) -> bool:
+    """Whether the child came to its end."""
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        assert status in (0, signal.SIGKILL), f"step {die_at}: the child failed"
+        return status == 0
+    left = die_at
+
+    def hook(event: str, args: tuple[object, ...]) -> None:
+        nonlocal left
+        reads = event == "open" and args[1] == "r" or event in ("os.listdir", "os.scandir")
+        if not reads and event.split(".")[0] in ("open", "os", "shutil") and output.name in f"{args[:2]}":
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    predict(model_dir, table, output)
+    os._exit(0)
+
+
+def main(model_dir: str, table: str, folder: str) -> None:
+    reference = Path(folder) / "reference.csv"
+    assert in_child(model_dir, table, reference)
+    wanted = reference.read_bytes()
+
+    steps = 0
+    while True:
+        steps += 1
+        output = Path(folder) / f"killed-{steps}.csv"
+        if in_child(model_dir, table, output, die_at=steps):
+            break
+        if not output.exists():
+            assert in_child(model_dir, table, output), f"step {steps}: no second start"
+            assert not Path(f"{output}.partial").exists()
+        assert output.read_bytes() == wanted, f"step {steps}: another file"
+
+    starts, output = 1, Path(folder) / "often.csv"
+    while not output.exists():
+        done = len(list(Path(f"{output}.partial").glob("shard-*.parquet")))
+        in_child(model_dir, table, output, die_at=8 + starts)
+        assert output.exists() or len(list(Path(f"{output}.partial").glob("shard-*.parquet"))) >= done
+        starts += 1
+    assert output.read_bytes() == wanted
+    sys.stdout.write(f"steps={steps} starts={starts}\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

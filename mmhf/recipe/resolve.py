@@ -16,7 +16,7 @@ from mmhf.recipe.overrides import apply_overrides, parse_override
 from mmhf.recipe.problems import Problem, as_input_error
 from mmhf.recipe.schema import RECIPE_BY_TASK, Recipe
 from mmhf.recipe.schema_tree import key_paths
-from mmhf.recipe.training_arguments import training_fields, training_problems
+from mmhf.recipe.training_arguments import training_fields, training_problems, without_unset_fields
 from mmhf.recipe.validation import check_section, tag_problems
 from mmhf.recipe.yaml_loader import dump_yaml
 
@@ -79,6 +79,7 @@ def recipe_from_dict(values: dict[str, Any], *, name: str) -> ResolvedRecipe:
 
 
 def _resolve(tree: Node, *, name: str, path: Path | None) -> ResolvedRecipe:
+    tree = without_unset_fields(tree)
     values = tree.plain()
     recipe_class = _root_of(values)
     if recipe_class is None:

@@ -326,7 +326,7 @@ class FusionRecipe(Section):
     data: DataSection
     loss: LossSection = LossSection()
     training: dict[str, Any] = {}
-    """Any field of `transformers.TrainingArguments`, by its own name."""
+    """Any field of `transformers.TrainingArguments`, by its own name; null takes an inherited one away."""
     optimizer: OptimizerSection | None = None
     """Absent: `training.optim` and its companions."""
     stages: Annotated[list[StageSection], Field(min_length=1)] | None = None

@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from transformers.debug_utils import DebugOption
 from transformers.training_args import trainer_log_levels
 
-from mmhf.recipe.node import KeyPath, shown
+from mmhf.recipe.node import KeyPath, Node, shown
 from mmhf.recipe.problems import Problem
 from mmhf.recipe.validation import unknown_key, value_problems
 
@@ -97,6 +97,23 @@ def training_problems(values: dict[str, Any], elsewhere: Iterable[tuple[str, str
     return problems
 
 
+def without_unset_fields(tree: Node) -> Node:
+    """The recipe without fields of `training:` that are null where TrainingArguments takes no null.
+
+    So `num_train_epochs: null` takes an inherited value away: TrainingArguments' default holds again.
+    """
+    training = tree.child("training")
+    if training is None or not isinstance(training.value, dict):
+        return tree
+    fields = training_fields()
+    given = {
+        name: child
+        for name, child in training.value.items()
+        if not (child.value is None and name in fields and not _takes_null(fields[name]))
+    }
+    return Node({**tree.value, "training": Node(given, training.origin)}, tree.origin)
+
+
 @functools.cache
 def training_fields() -> dict[str, Any]:
     """The fields that a recipe may set: name → annotation, with enums as the literals of their values."""
@@ -119,7 +136,7 @@ def training_json_schema() -> dict[str, Any]:
             schema["description"] = field.metadata["help"]
         if isinstance(field.default, str | int | float | None):
             schema["default"] = field.default
-        properties[name] = schema
+        properties[name] = schema if _takes_null(annotation) else {"anyOf": [schema, {"type": "null"}]}
     return {
         "type": "object",
         "title": "transformers.TrainingArguments",
@@ -159,6 +176,10 @@ def _literals_for_enums(hint: Any) -> Any:
 
 def _literal(values: Iterable[str]) -> Any:
     return Literal[tuple(values)]
+
+
+def _takes_null(annotation: Any) -> bool:
+    return type(None) in _members(annotation)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

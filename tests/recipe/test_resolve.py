@@ -90,6 +90,18 @@ def test_extends_merges_mappings_and_replaces_lists(write: Write) -> None:
     assert "extends" not in resolved.to_yaml()
 
 
+def test_null_takes_an_inherited_training_field_away(write: Write) -> None:
+    write(f"{FAKEDDIT.split('stages:')[0]}  num_train_epochs: 3\n  save_total_limit: 2\n", "base.yaml")
+    child = write(
+        "extends: base.yaml\ntraining: {num_train_epochs: null, save_total_limit: null}\n"
+        "stages: [{name: a, epochs: 1}]\n",
+        "child.yaml",
+    )
+    assert load_recipe(child).recipe.training == {"learning_rate": 2e-5, "seed": 1, "save_total_limit": None}
+    with pytest.raises(InputError, match="must be a whole number; got null"):
+        load_recipe(child, ["model.embedding_dim=null"])
+
+
 def test_another_source_drops_what_belonged_to_the_old_one(write: Write) -> None:
     write(FAKEDDIT, "base.yaml")
     child = write("extends: base.yaml\ndata: {source: table, train: t.csv}\n", "child.yaml")

@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import timm
 import torch
 from PIL.Image import Resampling
 from transformers import (
-    IMAGE_PROCESSOR_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -23,7 +22,7 @@ from transformers import (
 )
 
 from mmhf.errors import InputError
-from mmhf.models.encoders import timm_config
+from mmhf.models.encoders import fresh_encoder, timm_config
 from mmhf.models.pypi_weights import MINILM, PYPI_BACKBONES, minilm_folder, pypi_config, pypi_encoder
 
 Modality = Literal["vision", "text"]
@@ -41,6 +40,9 @@ class ImageStatistics:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Resampling
+
+
+_CENTRED = ImageStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), Resampling.BICUBIC)
 
 
 def load_encoder_config(name: str, *, pretrained: bool = True, modality: Modality | None = None) -> PreTrainedConfig:
@@ -68,7 +70,7 @@ def load_encoder(name: str, config: PreTrainedConfig, *, pretrained: bool) -> Pr
         `InputError`: the pretrained weights cannot be fetched.
     """
     if not pretrained:
-        return _fresh_encoder(config)
+        return fresh_encoder(config)
     if name.startswith(_PYPI):
         return pypi_encoder(_pypi_name(name), config)
     repo, revision = _split_revision(name)
@@ -103,11 +105,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def image_statistics(name: str, config: PreTrainedConfig, *, pretrained: bool = True) -> ImageStatistics:
     """Mean, standard deviation and resampling that an image backbone was trained with.
 
-    timm names read them from timm's registry, Hub names and folders from the image processor's file. A backbone
-    that starts from fresh weights and has no such file gets the defaults of its architecture.
+    timm names read them from timm's registry, Hub names and folders from the image processor's file. Fresh weights
+    expect nothing: images are then scaled to [-1, 1].
 
     Raises:
-        `InputError`: the file cannot be fetched, or the architecture takes no images.
+        `InputError`: the image processor's file cannot be fetched.
     """
     if config.model_type == "timm_wrapper":
         preprocessing = config.to_dict()["pretrained_cfg"]
@@ -116,23 +118,15 @@ def image_statistics(name: str, config: PreTrainedConfig, *, pretrained: bool = 
             std=tuple(preprocessing["std"]),
             interpolation=Resampling[preprocessing["interpolation"].upper()],
         )
+    if not pretrained:
+        return _CENTRED
     repo, revision = _split_revision(name)
     try:
         processor = AutoImageProcessor.from_pretrained(repo, revision=revision)
     except (OSError, ValueError) as error:
-        if pretrained:
-            problem = f"no image processor found ({_first_line(error)})"
-            raise InputError(f"backbone {name}: {problem}; {_WAY_OUT}") from error
-        processor = _default_image_processor(name, config)
+        problem = f"no image processor found ({_first_line(error)})"
+        raise InputError(f"backbone {name}: {problem}; {_WAY_OUT}") from error
     return ImageStatistics(tuple(processor.image_mean), tuple(processor.image_std), Resampling(processor.resample))
-
-
-def _default_image_processor(name: str, config: PreTrainedConfig) -> Any:
-    for config_class, processors in IMAGE_PROCESSOR_MAPPING.items():
-        if config_class is type(config):
-            classes = processors.values() if isinstance(processors, dict) else processors
-            return next(processor for processor in classes if processor is not None)()
-    raise InputError(f"backbone {name}: {config.model_type} is not an image encoder that transformers knows")
 
 
 def _find_config(name: str, pretrained: bool, modality: Modality | None) -> PreTrainedConfig:
@@ -176,15 +170,6 @@ def _timm_repo(name: str) -> str:
         return name
     preprocessing = timm.get_pretrained_cfg(name.removeprefix(_TIMM))
     return f"{name}.{preprocessing.tag}" if preprocessing is not None else name
-
-
-def _fresh_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    encoder = AutoModel.from_config(config, dtype=torch.float32)
-    if isinstance(config, TimmWrapperConfig) and encoder.device.type != "meta":
-        # transformers overwrites timm's initialisation with a generic one, which loses its zeroed residual branches.
-        fresh = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
-        encoder.timm_model.load_state_dict(fresh.state_dict())
-    return encoder
 
 
 def _tower(name: str, config: PreTrainedConfig, modality: Modality | None) -> PreTrainedConfig:

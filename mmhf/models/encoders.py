@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
+import timm
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
@@ -60,6 +61,16 @@ def timm_config(
     """
     values: dict[str, Any] = {"pretrained_cfg": preprocessing, "num_labels": 0}
     return TimmWrapperConfig(architecture=architecture, model_args=model_args, **values)
+
+
+def fresh_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """Encoder without pretrained weights, in the config's dtype; on the meta device inside its context."""
+    encoder = AutoModel.from_config(config)
+    if isinstance(encoder, TimmWrapperModel) and encoder.device.type != "meta":
+        # transformers 5.23 overwrites timm's initialisation with a generic one, which kills the signal of deep nets.
+        fresh = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
+        encoder.timm_model.load_state_dict(fresh.state_dict())
+    return encoder
 
 
 def native_image_size(config: PreTrainedConfig) -> int:
@@ -224,7 +235,9 @@ def _pooled_text(config: PreTrainedConfig, pooling: str, *, device: str) -> tupl
     encoder = _skeleton(config, device)
     with torch.device(device):
         mask = torch.ones(2, 4, dtype=torch.long)
-        return encoder, pool_text_output(encoder(input_ids=torch.zeros_like(mask)), mask, pooling)
+        # Without a mask on the meta device, where transformers would have to read its values.
+        output = encoder(input_ids=torch.zeros_like(mask), attention_mask=None if device == "meta" else mask)
+        return encoder, pool_text_output(output, mask, pooling)
 
 
 def _interpolates(encoder_class: type[PreTrainedModel]) -> bool:

@@ -136,7 +136,8 @@ def load_fusion_model(
         device (`str`, *optional*): `"meta"` reads the config alone.
 
     Raises:
-        `InputError`: the folder holds no fusion classifier, or the recipe's model or labels differ from its own.
+        `InputError`: the folder holds no fusion classifier or no weights, or the recipe's model or labels differ from
+            its own.
     """
     config = _released_config(path)
     _check_same_model(config, section, path)
@@ -154,14 +155,21 @@ def load_fusion_model(
             return FusionForImageTextClassification(config)
     if not section.reset_head:
         _set_labels(config, label_names, class_weights)
-        return FusionForImageTextClassification.from_pretrained(path, config=config)
+        return _with_weights(path, config)
     config.class_weights = None
-    parent = FusionForImageTextClassification.from_pretrained(path, config=config)
+    parent = _with_weights(path, config)
     _set_labels(config, label_names, class_weights)
     model = FusionForImageTextClassification.from_encoders(config, vision=parent.vision, text=parent.text)
     for name in ("vision_projection", "text_projection", "fusion"):
         model.get_submodule(name).load_state_dict(parent.get_submodule(name).state_dict())
     return model
+
+
+def _with_weights(path: str | Path, config: FusionConfig) -> FusionForImageTextClassification:
+    try:
+        return FusionForImageTextClassification.from_pretrained(path, config=config)
+    except OSError as error:
+        raise InputError(f"init_from {path}: no model.safetensors there") from error
 
 
 def _set_labels(config: FusionConfig, label_names: Sequence[str], class_weights: Sequence[float] | None) -> None:
@@ -172,9 +180,12 @@ def _set_labels(config: FusionConfig, label_names: Sequence[str], class_weights:
 
 def _released_config(path: str | Path) -> FusionConfig:
     try:
-        return FusionConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"init_from {path}: no fusion classifier there ({error})") from error
+        values, _ = FusionConfig.get_config_dict(path)
+    except OSError as error:
+        raise InputError(f"init_from {path}: it has no readable config.json") from error
+    if values.get("model_type") != FusionConfig.model_type:
+        raise InputError(f"init_from {path}: a {values.get('model_type')} model, where a fusion classifier is needed")
+    return FusionConfig.from_dict(values)
 
 
 def _check_same_model(config: FusionConfig, section: FusionModelSection, path: str | Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput
@@ -18,6 +18,7 @@ from mmhf.models.encoders import (
     describe_text,
     describe_vision,
     drop_unused,
+    fresh_encoder,
     pool_text_output,
     pool_vision,
     run_vision,
@@ -147,8 +148,8 @@ class FusionForImageTextClassification(PreTrainedModel):
             config.text_output = describe_text(config.text_config, config.text_pooling).to_dict()
         self.vision_output = EncoderOutput.from_dict(config.vision_output)
         self.text_output = EncoderOutput.from_dict(config.text_output)
-        self.vision = AutoModel.from_config(config.vision_config) if vision is None else vision
-        self.text = AutoModel.from_config(config.text_config) if text is None else text
+        self.vision = fresh_encoder(config.vision_config) if vision is None else vision
+        self.text = fresh_encoder(config.text_config) if text is None else text
         drop_unused(self.vision, self.vision_output.unused)
         drop_unused(self.text, self.text_output.unused)
         self.vision_projection = nn.Linear(self.vision_output.width, config.embedding_dim)
@@ -205,18 +206,11 @@ class FusionForImageTextClassification(PreTrainedModel):
         """
         return self.classify(self.image_features(pixel_values), self.text_features(input_ids, attention_mask), labels)
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """Recompute the activations of those encoders that can, instead of keeping them."""
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        # transformers would set its own layers only, and leave timm's encoder as it is.
         for encoder in (self.vision, self.text):
             if encoder.supports_gradient_checkpointing:
-                encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
-
-    def gradient_checkpointing_disable(self) -> None:
-        for encoder in (self.vision, self.text):
-            if encoder.supports_gradient_checkpointing:
-                encoder.gradient_checkpointing_disable()
+                encoder._set_gradient_checkpointing(enable, *args, **kwargs)
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """`vision.*` and `text.*` by layer, `fusion` (projections, strategy, hidden layers) and `head`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 from PIL.Image import Image
@@ -59,6 +60,14 @@ class FusionProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["pixel_values", "input_ids", "attention_mask"]
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> list[str]:
+        """Save; the files do not depend on what was tokenised before."""
+        if self.tokenizer.is_fast:
+            # A fast tokenizer keeps, and saves, the truncation and padding of its last call.
+            self.tokenizer.backend_tokenizer.no_truncation()
+            self.tokenizer.backend_tokenizer.no_padding()
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def _tokenize(self, text: list[str]) -> dict[str, Tensor]:
         encoded = self.tokenizer(text, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")

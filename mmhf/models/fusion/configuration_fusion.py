@@ -33,6 +33,8 @@ class FusionConfig(PreTrainedConfig):
 
     model_type = "mmhf_fusion"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    # Trainer gathers the other outputs over the whole split.
+    keys_to_ignore_at_inference = ["image_embeds", "text_embeds"]
 
     def __init__(
         self,

@@ -18,11 +18,10 @@ from transformers import Trainer, TrainingArguments
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.errors import InputError
 from mmhf.evaluation.classification import ClassificationEvaluation
-from mmhf.evaluation.metrics_file import write_metrics
-from mmhf.hub.references import resolve_model
+from mmhf.hub.releases import resolve_model
 from mmhf.recipe import load_recipe
 from mmhf.tasks import task_of
-from mmhf.training.run_folder import BAD_EXAMPLES_FILE, METRICS_FILE, RECIPE_FILE, REPORT_FILE
+from mmhf.training.run_folder import BAD_EXAMPLES_FILE, RECIPE_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bad_examples = BadExampleLog(Path(scratch) / "bad_examples.log")
         bad_examples.extend(data.bad_examples)
-        evaluations = {}
+        measured = {}
         for split in data.splits:
             trainer = Trainer(
                 model=model,
@@ -66,13 +65,13 @@ def run(options: argparse.Namespace) -> None:
                 ),
                 data_collator=task.collator(processor, split=split, seed=0, bad_examples=bad_examples),
             )
-            evaluations[split] = task.measure(trainer, data, split)
-        _print_metrics(options.model, evaluations)
+            measured[split] = task.measure(trainer, data, split)
+        _print_metrics(options.model, {split: each.evaluation for split, each in measured.items()})
         if options.output is not None:
             options.output.mkdir(parents=True, exist_ok=True)
             bad_examples.write_csv(options.output / BAD_EXAMPLES_FILE)
-            task.write_report(options.output / REPORT_FILE, resolved, [], evaluations, data)
-            write_metrics(options.output / METRICS_FILE, {split: e.metrics for split, e in evaluations.items()})
+            facts = {"model": options.model, **{f"rows, {split}": data.num_rows(split) for split in data.splits}}
+            task.write_report(options.output, resolved, measured, facts=facts, bad_examples=bad_examples.read())
             logger.info("Written to %s", options.output)
 
 

@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
-from mmhf.hub.references import resolve_model
+from mmhf.hub.releases import resolve_model
 from mmhf.recipe import ResolvedRecipe, json_schema, load_recipe
 from mmhf.tasks import Task, task_of
 from mmhf.training.arguments import build_stage_plan, recipe_stages, steps_per_epoch, training_arguments

@@ -14,21 +14,13 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from mmhf.data.bad_examples import BadExampleLog
-from mmhf.evaluation.metrics_file import write_metrics
+from mmhf.data.loading import LoadedData
 from mmhf.hub.lineage import release_run, write_lineage
-from mmhf.hub.references import resolve_model
-from mmhf.hub.releases import check_version_is_free
+from mmhf.hub import check_version_is_free, resolve_model
 from mmhf.recipe import ResolvedRecipe, load_recipe
 from mmhf.tasks import task_of
 from mmhf.training.arguments import build_stage_plan, training_arguments
-from mmhf.training.run_folder import (
-    BAD_EXAMPLES_FILE,
-    METRICS_FILE,
-    REPORT_FILE,
-    RunFolder,
-    choose_run_dir,
-    open_run_folder,
-)
+from mmhf.training.run_folder import BAD_EXAMPLES_FILE, RunFolder, choose_run_dir, open_run_folder
 from mmhf.training.tracking import tracked_run
 from mmhf.training.trainer import MMTrainer
 
@@ -83,20 +75,42 @@ def run(options: argparse.Namespace) -> None:
             compute_metrics=functools.partial(task.training_metrics, label_names=data.label_names),
         )
         trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
-        measured = [split for split in recipe.evaluation.splits if split in data.splits]
-        evaluations = {split: task.measure(trainer, data, split) for split in measured}
-        for split, evaluation in evaluations.items():
-            trainer.log({f"{split}_{name}": value for name, value in evaluation.metrics.items()})
+        measured = {
+            split: task.measure(trainer, data, split) for split in recipe.evaluation.splits if split in data.splits
+        }
+        for split, result in measured.items():
+            trainer.log({f"{split}_{name}": value for name, value in result.evaluation.metrics.items()})
         trainer.save_model()
         trainer.save_state()
         if trainer.is_world_process_zero():
             bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
-            task.write_report(folder.path / REPORT_FILE, resolved, trainer.state.log_history, evaluations, data)
-            write_metrics(folder.path / METRICS_FILE, {split: e.metrics for split, e in evaluations.items()})
+            task.write_report(
+                folder.path,
+                resolved,
+                measured,
+                facts=_facts(trainer, data),
+                stages=plan.summary(),
+                log_history=trainer.state.log_history,
+                bad_examples=bad_examples.read(),
+            )
     if trainer.is_world_process_zero():
         logger.info("Run folder: %s", folder.path)
         if recipe.release is not None:
             logger.info("Release: %s", release_run(folder.path, recipe.release.repo, recipe.release.version))
+
+
+def _facts(trainer: MMTrainer, data: LoadedData) -> dict[str, object]:
+    args = trainer.args
+    rows = {f"rows, {split}": data.num_rows(split) or "streamed" for split in data.splits}
+    return {
+        "model": type(trainer.model).__name__,
+        "parameters": f"{sum(parameter.numel() for parameter in trainer.model.parameters()):,}",
+        **rows,
+        "optimizer steps": trainer.state.global_step,
+        "effective batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "device": f"{args.world_size} × {args.device.type}",
+        "seed": args.seed,
+    }
 
 
 def _open_folder_once(resolved: ResolvedRecipe, args: TrainingArguments, options: argparse.Namespace) -> RunFolder:

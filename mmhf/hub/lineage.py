@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmhf.errors import InputError
-from mmhf.hub.releases import ReleaseReference, write_release
+from mmhf.hub.manifest import ReleaseReference
+from mmhf.hub.releases import write_release
 
 LINEAGE_FILE = "lineage.json"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import torch
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
 from mmhf.data.augmentation import build_augmentation
-from mmhf.data.bad_examples import BadExampleLog
+from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.collators import ImageTextCollator
 from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.errors import InputError, UnreachableError
 from mmhf.evaluation.classification import ClassificationEvaluation, classification_metrics, evaluate_classification
+from mmhf.evaluation.metrics_file import write_metrics
+from mmhf.evaluation.mistakes import MistakeExample, mistake_examples, most_confident_mistakes
+from mmhf.evaluation.plots import save_classification_plots
+from mmhf.evaluation.report import classification_report_sections, write_report
 from mmhf.models.backbones import load_encoder_config
 from mmhf.models.fusion import (
     FusionForImageTextClassification,
@@ -26,7 +31,16 @@ from mmhf.models.fusion import (
     build_fusion_processor,
     load_fusion_model,
 )
+from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.schema import FusionRecipe
+
+
+@dataclass(frozen=True)
+class MeasuredSplit:
+    """What evaluating one split gave: its numbers, and the rows on which the model is sure and wrong."""
+
+    evaluation: ClassificationEvaluation
+    mistakes: list[MistakeExample]
 
 
 class ImageTextClassification:
@@ -151,13 +165,52 @@ class ImageTextClassification:
         """Metrics for Trainer, while it trains."""
         return classification_metrics(prediction.predictions, prediction.label_ids, label_names)
 
-    def measure(self, trainer: Trainer, data: LoadedData, split: str) -> ClassificationEvaluation:
-        """All numbers of one split, for the report and `metrics.json`."""
+    def measure(self, trainer: Trainer, data: LoadedData, split: str) -> MeasuredSplit:
+        """Predict a split and compute all that the report and `metrics.json` say of it."""
         output = trainer.predict(self.torch_dataset(data, split), metric_key_prefix=split)
+        logits, labels = np.asarray(output.predictions), np.asarray(output.label_ids)
         assert output.metrics is not None
-        return evaluate_classification(
-            output.predictions, output.label_ids, data.label_names, loss=output.metrics[f"{split}_loss"]
+        evaluation = evaluate_classification(logits, labels, data.label_names, loss=output.metrics[f"{split}_loss"])
+        rows = data.splits[split]
+        if not isinstance(rows, datasets.Dataset):  # a stream cannot be asked for single rows
+            return MeasuredSplit(evaluation, [])
+        mistakes = most_confident_mistakes(logits, labels, len(data.label_names))
+        wrong = rows.select([mistake.index for mistake in mistakes])
+        return MeasuredSplit(evaluation, mistake_examples(mistakes, wrong, data.label_names))
+
+    def write_report(
+        self,
+        run_dir: Path,
+        resolved: ResolvedRecipe,
+        measured: Mapping[str, MeasuredSplit],
+        *,
+        facts: Mapping[str, object],
+        stages: Sequence[Mapping[str, object]] = (),
+        log_history: Sequence[Mapping[str, Any]] = (),
+        bad_examples: Sequence[BadExample] = (),
+    ) -> None:
+        """Write `plots/*.png`, `report.html` and, last, `metrics.json`, which marks a finished run.
+
+        Args:
+            run_dir (`Path`): The folder.
+            resolved (`ResolvedRecipe`): What was asked for.
+            measured (`Mapping[str, MeasuredSplit]`): By split.
+            facts, stages (`Mapping`, `Sequence[Mapping]`): What was trained, and a row for each stage.
+            log_history (`Sequence[Mapping]`): Trainer's, for the curves.
+            bad_examples (`Sequence[BadExample]`): Rows that were skipped or blanked.
+        """
+        evaluations = {split: each.evaluation for split, each in measured.items()}
+        sections = classification_report_sections(
+            evaluations,
+            recipe_yaml=resolved.to_yaml(),
+            facts=facts,
+            stages=stages,
+            plots=save_classification_plots(run_dir / "plots", evaluations, log_history=log_history),
+            mistakes={split: each.mistakes for split, each in measured.items()},
+            bad_examples=bad_examples,
         )
+        write_report(run_dir / "report.html", sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
+        write_metrics(run_dir / "metrics.json", {split: each.metrics for split, each in evaluations.items()})
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         """A batch of the largest shape that training can meet, to plan memory with."""

@@ -140,6 +140,26 @@ class StagePlan:
         stage = self.stages[position.index]
         return {group: stage.learning_rate(group, position.step) for group in self.partition}
 
+    def summary(self) -> list[dict[str, object]]:
+        """One row a stage for reports: name, steps, schedule, what trains, and the highest rates."""
+        rows = []
+        started_at = 0
+        for index, stage in enumerate(self.stages):
+            ends_at = self.early_ends.get(index, started_at + stage.num_steps)
+            rates = sorted(set(stage.peak_rates.values()), reverse=True)
+            rows.append(
+                {
+                    "stage": stage.name,
+                    "steps": ends_at - started_at,
+                    "ended early": "yes" if index in self.early_ends else "",
+                    "trains": ", ".join(stage.peak_rates),
+                    "learning rate": ", ".join(f"{rate:g}" for rate in rates),
+                    "schedule": stage.schedule,
+                }
+            )
+            started_at = ends_at
+        return rows
+
     def parameter_groups(self, *, weight_decay: float = 0.0) -> list[dict]:
         """Parameter groups for an optimizer that sees every parameter from the start, frozen or not.
 

@@ -47,16 +47,9 @@ def _codes(values: Sequence[str | None]) -> np.ndarray:
 
 
 def _assign_rows(classes: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Interleave the shuffled classes, then deal the rows out in one go: sizes and proportions are both met."""
+    """Deal the shuffled rows out class after class in one go: sizes and proportions are both met."""
     order = rng.permutation(len(classes))
-    if not len(order):
-        return order
-    sizes = np.bincount(classes)
-    rank = np.empty(len(classes))
-    for number in range(len(sizes)):
-        members = order[classes[order] == number]
-        rank[members] = (np.arange(len(members)) + rng.random()) / len(members)
-    order = order[np.argsort(rank[order], kind="stable")]
+    order = order[np.argsort(classes[order], kind="stable")]
     assigned = np.empty(len(classes), dtype=np.int64)
     assigned[order] = _deal(len(order), shares)
     return assigned

@@ -77,7 +77,7 @@ class ShardFolder:
         changed = sorted(
             name for name in found.keys() | self.identity.keys() if found.get(name) != self.identity.get(name)
         )
-        if changed and not discard_other:
+        if changed and self.finished() and not discard_other:
             raise InputError(
                 f"{self.path}: begun with another {', '.join(changed)}; go back to that, or overwrite to start again"
             )

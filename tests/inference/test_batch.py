@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -356,6 +357,32 @@ def test_an_interrupted_job_refuses_other_inputs(begun, changed):
     fresh = output.with_name("fresh.csv")
     predict_table(model, table, fresh, arguments)
     assert output.read_bytes() == fresh.read_bytes()
+
+
+@pytest.mark.parametrize("module", ["shards", "outputs"])
+def test_a_file_that_was_half_written_is_not_taken_for_a_whole_one(begun, monkeypatch, module):
+    model, table, _, arguments, output = begun
+    output = output.with_suffix(".parquet")
+
+    def write_half(content: pa.Table, path: Path) -> None:
+        path.write_bytes(b"PAR1 and then the power went")
+        raise InterruptedJobError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"mmhf.inference.{module}.pq", SimpleNamespace(write_table=write_half, read_table=pq.read_table))
+        with pytest.raises(InterruptedJobError):
+            predict_table(model, table, output, arguments)
+    assert not output.exists()
+    assert predict_table(model, table, output, arguments).resumed_rows == (0 if module == "shards" else 20)
+    assert len(pq.read_table(output)) == 20
+
+
+def test_a_job_that_had_done_nothing_binds_nobody(begun):
+    model, table, _, arguments, output = begun
+    for shard in output.with_name("out.csv.partial").glob("shard-*"):
+        shard.unlink()
+    arguments = PredictionSettings(**{**vars(arguments), "limit": 9})
+    assert predict_table(model, table, output, arguments).rows == 9
 
 
 def test_two_processes_do_not_write_one_output(begun):

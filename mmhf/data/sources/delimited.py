@@ -67,20 +67,12 @@ def read_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def _parse(line: str, separator: str) -> list[str] | None:
-    if '"' not in line:
-        return line.split(separator)
+def _parse(record: str, separator: str) -> list[str] | None:
+    if '"' not in record:
+        return record.split(separator)
     try:
         # Strict: an open quote or text after a closing one is an error, not a guess.
-        records = list(csv.reader(line.split("\n"), delimiter=separator, strict=True))
-    except csv.Error:
-        return None
-    return records[0] if len(records) == 1 else None
-
-
-def _parse_multiline(line: str, separator: str) -> list[str] | None:
-    try:
-        records = list(csv.reader([line], delimiter=separator, strict=True))
+        records = list(csv.reader([record], delimiter=separator, strict=True))
     except csv.Error:
         return None
     return records[0] if len(records) == 1 else None
@@ -109,12 +101,14 @@ def _records(lines: list[str], separator: str, width: int) -> Iterator[list[str]
 def _join_lines(lines: list[str], start: int, separator: str, width: int) -> tuple[list[str] | None, int]:
     """Try to read a record whose quoted field spans lines; returns its fields and how many more lines it took."""
     record = lines[start]
+    # A line with all its fields is most likely a row with a lone quote, above all when the next one is a row too.
+    may_be_whole = len(record.split(separator)) == width
     for used, line in enumerate(lines[start + 1 : start + _LONGEST_RECORD], start=1):
         alone = _parse(line, separator)
-        if alone is not None and len(alone) == width and width > 1:
-            break  # a whole row of its own: the quote above was never closed
+        if may_be_whole and alone is not None and len(alone) == width:
+            break
         record += "\n" + line
-        fields = _parse_multiline(record, separator)
+        fields = _parse(record, separator)
         if fields is not None and len(fields) == width:
             return fields, used
     return None, 0

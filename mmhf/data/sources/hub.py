@@ -152,7 +152,8 @@ def _prepare(section: HubDataSection, name: str, part: Any) -> Any:
             require_column(f"data set {section.path}, split {name}", column, features)
     feature = features[columns.image]
     is_binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
-    if not (isinstance(feature, datasets.Image) or is_binary or set(feature) == {"bytes", "path"}):
+    is_struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    if not (isinstance(feature, datasets.Image) or is_binary or is_struct):
         raise InputError(f"data set {section.path}: column {columns.image!r} has no images but {feature}")
     return part.cast_column(columns.image, datasets.Image(decode=False))
 

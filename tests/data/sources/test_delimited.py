@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmhf.data.sources.delimited import read_delimited
+from mmhf.errors import InputError
+
+
+def read(tmp_path, text: str, separator: str = "\t"):
+    path = tmp_path / "table"
+    path.write_bytes(text.encode())
+    header, records = read_delimited(path, separator)
+    return header, list(records)
+
+
+field = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.lists(field, min_size=3, max_size=3), max_size=6), st.sampled_from([",", "\t"]))
+def test_what_the_csv_module_writes_is_read_back(tmp_path_factory, rows, separator):
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, delimiter=separator, lineterminator="\n")
+    # An id in front keeps rows from being blank; a text that contains whole rows is what no reader could tell apart.
+    rows = [[f"id{number}", *row] for number, row in enumerate(rows) if not any("\n" in value for value in row)]
+    writer.writerow(["id", "a", "b", "c"])
+    writer.writerows(rows)
+    header, records = read(tmp_path_factory.mktemp("csv"), buffer.getvalue(), separator)
+    assert header == ["id", "a", "b", "c"]
+    assert records == rows
+
+
+def test_quotes_as_pandas_writes_them(tmp_path):
+    header, records = read(tmp_path, 'id\ttitle\n1\t"he said ""no"""\n2\t5" nails\n3\t"two\nlines"\n4\tlast\n')
+    assert header == ["id", "title"]
+    assert records == [["1", 'he said "no"'], ["2", '5" nails'], ["3", "two\nlines"], ["4", "last"]]
+
+
+def test_a_lone_quote_swallows_nothing(tmp_path):
+    _, records = read(tmp_path, 'id\ttitle\tlabel\n1\t"begins so\t0\n2\tplain\t1\n3\tends so"\t0\n4\t"a" b\t1\n')
+    assert records == [["1", '"begins so', "0"], ["2", "plain", "1"], ["3", 'ends so"', "0"], ["4", '"a" b', "1"]]
+
+
+def test_quoted_fields_that_span_lines(tmp_path):
+    text = 'id,text,label\n1,"first\n\nthird, with ""quotes""",x\n2,plain,y\n'
+    _, records = read(tmp_path, text, ",")
+    assert records == [["1", 'first\n\nthird, with "quotes"', "x"], ["2", "plain", "y"]]
+
+
+def test_a_last_field_that_spans_lines(tmp_path):
+    _, records = read(tmp_path, 'id,text\n1,"first\nsecond"\n2,"a ""b""\n"\n3,c\n', ",")
+    assert records == [["1", "first\nsecond"], ["2", 'a "b"\n'], ["3", "c"]]
+
+
+def test_a_row_with_too_few_or_many_fields_is_named(tmp_path):
+    _, records = read(tmp_path, "a,b\n1\n1,2,3\n\n4,5\n", ",")
+    assert records == ["1 fields instead of 2", "3 fields instead of 2", ["4", "5"]]
+
+
+def test_ends_of_lines_marks_and_odd_separators(tmp_path):
+    header, records = read(tmp_path, "\ufeffid,text\r\n1,a\u2028b\x0cc\r\n2,\r\n", ",")
+    assert header == ["id", "text"]
+    assert records == [["1", "a\u2028b\x0cc"], ["2", ""]]
+
+
+def test_what_cannot_be_read_at_all(tmp_path):
+    with pytest.raises(InputError, match="header"):
+        read(tmp_path, "")
+    (tmp_path / "latin").write_bytes(b"id,text\n1,caf\xe9\n")
+    with pytest.raises(InputError, match=r"latin:2: the file is not UTF-8"):
+        read_delimited(tmp_path / "latin", ",")
+    with pytest.raises(InputError, match="cannot read"):
+        read_delimited(tmp_path / "absent", ",")

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from mmhf.data.sources.table_files import as_text, read_table
+from mmhf.errors import InputError
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_each_format_gives_the_same_columns(tmp_path, ending):
+    frame = pd.DataFrame({"id": ["nan", "1e5", "007"], "text": ["a, b", "c\td", None], "other": ["x", "y", "z"]})
+    path = tmp_path / f"table.{ending}"
+    write = {
+        "csv": lambda: frame.to_csv(path, index=False),
+        "tsv": lambda: frame.to_csv(path, index=False, sep="\t"),
+        "jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+        "parquet": lambda: frame.to_parquet(path),
+    }
+    write[ending]()
+    table = read_table(path, ["id", None, "text"], optional=["absent"])
+    assert table.columns == {"id": ["nan", "1e5", "007"], "text": ["a, b", "c\td", None], "absent": [None] * 3}
+    assert table.rows == [1, 2, 3]
+    assert table.malformed == {}
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_missing_column_names_the_nearest(tmp_path, ending):
+    path = tmp_path / f"table.{ending}"
+    frame = pd.DataFrame({"image": ["a"], "label": ["b"]})
+    {"csv": frame.to_csv, "jsonl": lambda p: frame.to_json(p, orient="records", lines=True)}.get(
+        ending, frame.to_parquet
+    )(path)
+    with pytest.raises(InputError) as caught:
+        read_table(path, ["image", "lable"])
+    assert f"{path}: no column 'lable'; did you mean label?" in str(caught.value)
+
+
+def test_broken_json_lines_are_named_by_line(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({"text": "a"}) + "\n\n{broken\n[1]\n" + json.dumps({"text": "b"}) + "\n")
+    table = read_table(path, ["text"])
+    assert table.rows == [1, 3, 4, 5]
+    assert table.columns["text"] == ["a", None, None, "b"]
+    assert set(table.malformed) == {1, 2}
+    assert "not JSON" in table.malformed[1] and "not a JSON object" in table.malformed[2]
+
+
+def test_files_that_cannot_be_tables(tmp_path):
+    with pytest.raises(InputError, match="unknown kind of table"):
+        read_table(tmp_path / "t.xlsx", [])
+    with pytest.raises(InputError, match="no such file"):
+        read_table(tmp_path / "t.csv", [])
+    (tmp_path / "t.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="not a parquet file") as caught:
+        read_table(tmp_path / "t.parquet", [])
+    assert "\n" not in str(caught.value)
+
+
+def test_selecting_rows_keeps_numbers_and_reasons(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n1,2\n3\n5,6\n")
+    table = read_table(path, ["a"]).select([2, 1])
+    assert (table.columns["a"], table.rows, table.malformed) == (["5", None], [3, 2], {1: "1 fields instead of 2"})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1, "1"),
+        (1.0, "1"),
+        (0.5, "0.5"),
+        (True, "true"),
+        (" a ", "a"),
+        (" ", None),
+        (None, None),
+        (float("nan"), None),
+    ],
+)
+def test_values_as_text(value, text):
+    assert as_text(value) == text

@@ -40,6 +40,10 @@ class ResolvedRecipe:
     path: Path | None
     provenance: dict[str, str]
 
+    def leaves(self) -> dict[str, Any]:
+        """Dotted key → value, for every value of the recipe; a list of plain values is one value."""
+        return {dotted(path): value for path, value in _leaves(self.recipe.model_dump(), ())}
+
     def to_yaml(self) -> str:
         """The resolved recipe, defaults included, as YAML that reruns it."""
         return dump_yaml(self.recipe.model_dump())
@@ -92,7 +96,7 @@ def _resolve(tree: Node, *, name: str, path: Path | None) -> ResolvedRecipe:
         problems = combination_problems(recipe)
     if recipe is None or problems:
         raise as_input_error(problems, tree)
-    provenance = {dotted(leaf): _provenance(tree, leaf) for leaf in _leaves(recipe.model_dump(), ())}
+    provenance = {dotted(leaf): _provenance(tree, leaf) for leaf, _ in _leaves(recipe.model_dump(), ())}
     return ResolvedRecipe(recipe, name, path, provenance)
 
 
@@ -112,7 +116,7 @@ def _node(value: Any, origin: Origin, path: KeyPath = ()) -> Node:
     return Node(value, origin)
 
 
-def _leaves(value: Any, path: KeyPath) -> Iterator[KeyPath]:
+def _leaves(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
     if isinstance(value, dict) and value:
         for key, child in value.items():
             yield from _leaves(child, (*path, key))
@@ -120,7 +124,7 @@ def _leaves(value: Any, path: KeyPath) -> Iterator[KeyPath]:
         for index, child in enumerate(value):
             yield from _leaves(child, (*path, index))
     else:
-        yield path
+        yield path, value
 
 
 def _provenance(tree: Node, path: KeyPath) -> str:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
 
 from mmhf.training.freezing import apply_freezing
 from mmhf.training.stages import PlannedStage, StagePlan
@@ -118,16 +120,21 @@ def _estimate_memory(
 
 def _saved_activation_bytes(model: nn.Module, example_inputs: Mapping[str, torch.Tensor]) -> int:
     """Bytes that autograd keeps for the backward pass, parameters left out, each tensor counted once."""
-    own = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        base = tensor if tensor._base is None else tensor._base
-        if id(base) not in own:
-            kept[id(base)] = base
-        return tensor
-
     model.train()
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(**example_inputs)
+    # Fake tensors rather than meta ones: encoders look at the values of an attention mask unless they see a fake.
+    with FakeTensorMode() as mode:
+        own_tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        fakes = {name: mode.from_tensor(tensor) for name, tensor in own_tensors.items()}
+        inputs = {name: mode.from_tensor(tensor) for name, tensor in example_inputs.items()}
+        own = {id(tensor) for tensor in fakes.values()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            base = tensor if tensor._base is None else tensor._base
+            if id(base) not in own:
+                kept[id(base)] = base
+            return tensor
+
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            functional_call(model, fakes, kwargs=inputs)
     return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())

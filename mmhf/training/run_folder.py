@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from mmhf.errors import InputError
 from mmhf.recipe import ResolvedRecipe, load_recipe
@@ -87,9 +86,7 @@ def open_run_folder(path: Path, resolved: ResolvedRecipe, *, allow_changes: bool
 
 
 def _refuse_changes(path: Path, resolved: ResolvedRecipe, allow_changes: bool) -> None:
-    changes = recipe_changes(
-        load_recipe(path / RECIPE_FILE).recipe.model_dump(), resolved.recipe.model_dump(), free=_FREE_TO_CHANGE
-    )
+    changes = recipe_changes(load_recipe(path / RECIPE_FILE), resolved, free=_FREE_TO_CHANGE)
     if changes and not allow_changes:
         raise InputError(
             f"{path} holds a run of another recipe ({'; '.join(changes)}); choose another training.output_dir, "
@@ -99,23 +96,11 @@ def _refuse_changes(path: Path, resolved: ResolvedRecipe, allow_changes: bool) -
         logger.warning("The recipe changed since the run began: %s", change)
 
 
-def recipe_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, free: Sequence[str] = ()) -> list[str]:
-    """The settings in which two recipes differ, as `key: old → new`."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
-    keys = sorted(before.keys() | after.keys())
+def recipe_changes(old: ResolvedRecipe, new: ResolvedRecipe, *, free: Sequence[str] = ()) -> list[str]:
+    """The settings in which two recipes differ, as `key: old → new`; `free` are beginnings of keys to pass over."""
+    before, after = old.leaves(), new.leaves()
     return [
         f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
-        for key in keys
+        for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not key.startswith(tuple(free))
     ]
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, child in value.items():
-            yield from _leaves(child, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(value, list) and any(isinstance(child, Mapping) for child in value):
-        for index, child in enumerate(value):
-            yield from _leaves(child, f"{prefix}.{index}")
-    else:
-        yield prefix, value

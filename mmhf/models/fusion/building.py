@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mmhf.errors import InputError
 from mmhf.models.backbones import load_encoder, load_encoder_config
+from mmhf.models.classifier_building import (
+    as_floats,
+    check_same_labels,
+    check_same_model,
+    label_maps,
+    load_released,
+    names_encoder,
+    released_config,
+    set_labels,
+)
 from mmhf.models.encoders import describe_text, describe_vision
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.modeling_fusion import FusionForImageTextClassification
-from mmhf.recipe.schema import FusionModelSection, TextEncoderSection, VisionEncoderSection
+from mmhf.recipe.schema import FusionModelSection
 
 # Recipe key → FusionConfig attribute, for what decides the shape or the meaning of the weights.
 _FIXED_BY_RELEASE = {
@@ -25,6 +32,8 @@ _FIXED_BY_RELEASE = {
     "embedding_dim": "embedding_dim",
     "fusion.strategy": "strategy",
     "fusion.hidden_dims": "hidden_dims",
+    "fusion.activation": "activation",
+    "fusion.normalize": "normalize",
 }
 
 
@@ -52,9 +61,9 @@ def build_fusion_config(
     vision, text, fusion = section.vision, section.text, section.fusion
     vision_config = load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="vision")
     text_config = load_encoder_config(text.backbone, pretrained=text.pretrained, modality="text")
-    with _names_section("vision", vision):
+    with names_encoder("vision", vision):
         vision_output = describe_vision(vision_config, vision.pooling, image_size=image_size)
-    with _names_section("text", text):
+    with names_encoder("text", text):
         text_output = describe_text(text_config, text.pooling)
     return FusionConfig(
         vision_config=vision_config,
@@ -72,8 +81,8 @@ def build_fusion_config(
         activation=fusion.activation,
         normalize=fusion.normalize,
         label_smoothing=label_smoothing,
-        class_weights=None if class_weights is None else [float(weight) for weight in class_weights],
-        **_labels(label_names),
+        class_weights=as_floats(class_weights),
+        **label_maps(label_names),
     )
 
 
@@ -125,7 +134,7 @@ def load_fusion_model(
 ) -> FusionForImageTextClassification:
     """Fusion classifier that goes on from a release (`init_from`), its head included.
 
-    Dropout, activation, normalisation and the loss are the recipe's; the backbones and shapes must be the release's.
+    Dropout and the loss are the recipe's; all that gives the weights their shape and meaning must be the release's.
 
     Args:
         path (`str` or `Path`): Folder of the release or run.
@@ -139,79 +148,22 @@ def load_fusion_model(
         `InputError`: the folder holds no fusion classifier or no weights, or the recipe's model or labels differ from
             its own.
     """
-    config = _released_config(path)
-    _check_same_model(config, section, path)
-    released = [str(name) for name in (config.id2label or {}).values()]
-    if released != list(label_names) and not section.reset_head:
-        raise InputError(
-            f"init_from {path}: its labels are {', '.join(released)}, the data's are {', '.join(label_names)}; "
-            "set model.reset_head: true to start a new head"
-        )
-    config.dropout, config.activation = section.fusion.dropout, section.fusion.activation
-    config.normalize, config.label_smoothing = section.fusion.normalize, label_smoothing
+    config = released_config(FusionConfig, path)
+    check_same_model(config, section.model_dump(), _FIXED_BY_RELEASE, path)
+    if not section.reset_head:
+        check_same_labels(config, label_names, path)
+    config.dropout, config.label_smoothing = section.fusion.dropout, label_smoothing
     if device == "meta":
-        _set_labels(config, label_names, class_weights)
+        set_labels(config, label_names, class_weights)
         with torch.device("meta"):
             return FusionForImageTextClassification(config)
     if not section.reset_head:
-        _set_labels(config, label_names, class_weights)
-        return _with_weights(path, config)
+        set_labels(config, label_names, class_weights)
+        return load_released(FusionForImageTextClassification, path, config)
     config.class_weights = None
-    parent = _with_weights(path, config)
-    _set_labels(config, label_names, class_weights)
+    parent = load_released(FusionForImageTextClassification, path, config)
+    set_labels(config, label_names, class_weights)
     model = FusionForImageTextClassification.from_encoders(config, vision=parent.vision, text=parent.text)
     for name in ("vision_projection", "text_projection", "fusion"):
         model.get_submodule(name).load_state_dict(parent.get_submodule(name).state_dict())
     return model
-
-
-def _with_weights(path: str | Path, config: FusionConfig) -> FusionForImageTextClassification:
-    try:
-        return FusionForImageTextClassification.from_pretrained(path, config=config)
-    except OSError as error:
-        raise InputError(f"init_from {path}: no model.safetensors there") from error
-
-
-def _set_labels(config: FusionConfig, label_names: Sequence[str], class_weights: Sequence[float] | None) -> None:
-    labels = _labels(label_names)
-    config.id2label, config.label2id = labels["id2label"], labels["label2id"]
-    config.class_weights = None if class_weights is None else [float(weight) for weight in class_weights]
-
-
-def _released_config(path: str | Path) -> FusionConfig:
-    try:
-        values, _ = FusionConfig.get_config_dict(path)
-    except OSError as error:
-        raise InputError(f"init_from {path}: it has no readable config.json") from error
-    if values.get("model_type") != FusionConfig.model_type:
-        raise InputError(f"init_from {path}: a {values.get('model_type')} model, where a fusion classifier is needed")
-    return FusionConfig.from_dict(values)
-
-
-def _check_same_model(config: FusionConfig, section: FusionModelSection, path: str | Path) -> None:
-    wanted = section.model_dump()
-    released = config.to_dict()
-    for key, attribute in _FIXED_BY_RELEASE.items():
-        outer, _, inner = key.partition(".")
-        value = wanted[outer][inner] if inner else wanted[outer]
-        if released[attribute] is not None and released[attribute] != value:
-            raise InputError(
-                f"model.{key}: {value!r}, but init_from {path} was trained with {released[attribute]!r}; set it so"
-            )
-
-
-def _labels(label_names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {name: index for index, name in enumerate(label_names)},
-    }
-
-
-@contextmanager
-def _names_section(tower: str, section: VisionEncoderSection | TextEncoderSection) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        problem = str(error).partition("\n")[0]
-        where = f"model.{tower}: backbone {section.backbone} with pooling {section.pooling}"
-        raise InputError(f"{where}: {problem}") from error

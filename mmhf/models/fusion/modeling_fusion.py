@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput
 
+from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.models.encoders import (
     EncoderOutput,
     describe_text,
@@ -25,8 +26,6 @@ from mmhf.models.encoders import (
 )
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.layer_groups import layer_groups
-
-IGNORED_LABEL = -100
 
 
 @dataclass
@@ -44,38 +43,6 @@ class FusionOutput(ModelOutput):
     logits: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
-
-
-class ClassificationLoss(nn.Module):
-    """Cross-entropy over class indices, weighted and smoothed as in `torch.nn.CrossEntropyLoss`.
-
-    Rows labelled -100 do not count, and a batch of only such rows has loss 0, where torch gives NaN.
-    """
-
-    def __init__(self, config: FusionConfig) -> None:
-        super().__init__()
-        self.class_weights = config.class_weights
-        self.label_smoothing = config.label_smoothing
-        # In the config already, so not in the weights: a recipe that changes them must not meet the old ones.
-        weight = None if config.class_weights is None else torch.tensor(config.class_weights, dtype=torch.float32)
-        self.weight: Tensor | None
-        self.register_buffer("weight", weight, persistent=False)
-
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of (B, C) logits and (B,) labels; scalar, fp32."""
-        total = functional.cross_entropy(
-            logits.float(),
-            labels,
-            weight=self.weight,
-            ignore_index=IGNORED_LABEL,
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-        )
-        counted = labels != IGNORED_LABEL
-        if self.weight is None:
-            return total / counted.sum().clamp(min=1)
-        divisor = (self.weight[labels.clamp(min=0)] * counted).sum()
-        return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 
 
 class Fusion(nn.Module):
@@ -156,7 +123,7 @@ class FusionForImageTextClassification(PreTrainedModel):
         self.text_projection = nn.Linear(self.text_output.width, config.embedding_dim)
         self.fusion = Fusion(config)
         self.head = nn.Linear(self.fusion.output_width, len(config.id2label or {}))
-        self.loss = ClassificationLoss(config)
+        self.loss = ClassificationLoss(config.class_weights, config.label_smoothing)
         self.post_init()
 
     @classmethod
@@ -231,5 +198,5 @@ class FusionForImageTextClassification(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, Fusion) and module.strategy == "weighted_sum":
             init.zeros_(module.modality_weights)
-        elif isinstance(module, ClassificationLoss) and module.weight is not None:
-            init.copy_(module.weight, torch.tensor(module.class_weights))
+        elif isinstance(module, ClassificationLoss):
+            module.restore_weight()

@@ -8,9 +8,10 @@ from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
-from transformers import BatchFeature, CLIPImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from mmhf.models.backbones import ImageStatistics, image_statistics, load_encoder_config, load_tokenizer
+from mmhf.models.backbones import load_tokenizer
+from mmhf.models.image_processing import image_processor_of
 from mmhf.recipe.schema import DataSectionBase, FusionModelSection
 
 
@@ -74,37 +75,15 @@ class FusionProcessor(ProcessorMixin):
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 
-def build_image_processor(statistics: ImageStatistics, *, image_size: int, resize: str) -> CLIPImageProcessor:
-    """Image processor for square images.
-
-    Args:
-        statistics ([`ImageStatistics`]): Mean, standard deviation and resampling of the encoder.
-        image_size (`int`): Side in pixels.
-        resize (`str`): `squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre.
-    """
-    square = {"height": image_size, "width": image_size}
-    return CLIPImageProcessor(
-        size={"shortest_edge": image_size} if resize == "crop" else square,
-        do_center_crop=resize == "crop",
-        crop_size=square,
-        image_mean=list(statistics.mean),
-        image_std=list(statistics.std),
-        resample=statistics.interpolation,
-    )
-
-
 def build_fusion_processor(section: FusionModelSection, data_section: DataSectionBase) -> FusionProcessor:
     """Processor for the backbones and image size of a recipe.
 
     Raises:
         `InputError`: a file of a backbone cannot be fetched.
     """
-    vision = section.vision
-    config = load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="vision")
-    statistics = image_statistics(vision.backbone, config, pretrained=vision.pretrained)
     tokenizer: PreTrainedTokenizerBase = load_tokenizer(section.text.backbone)
     return FusionProcessor(
-        build_image_processor(statistics, image_size=data_section.image_size, resize=data_section.resize),
+        image_processor_of(section.vision, data_section),
         tokenizer,
         max_length=min(data_section.max_length, tokenizer.model_max_length),
     )

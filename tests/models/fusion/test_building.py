@@ -112,7 +112,7 @@ def test_init_from_carries_encoders_fusion_and_head_over(section, release):
     parent = load_fusion_model(release, section(), label_names=["real", "fake"])
     child = load_fusion_model(
         release,
-        section(fusion={"dropout": 0.3, "activation": "gelu"}),
+        section(fusion={"dropout": 0.3}),
         label_names=["real", "fake"],
         label_smoothing=0.2,
     )
@@ -160,7 +160,7 @@ def test_a_folder_that_is_no_release_is_refused(section, tmp_path, folders, rele
     (Path(release) / "model.safetensors").unlink()
     problems = {
         str(tmp_path / "absent"): "no readable config.json",
-        folders["text"]: "a distilbert model, where a fusion classifier is needed",
+        folders["text"]: "a distilbert model, where mmhf_fusion is needed",
         release: "no model.safetensors",
     }
     for path, problem in problems.items():

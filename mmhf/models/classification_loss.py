@@ -1,0 +1,54 @@
+"""The loss of every classifier. Depends on torch and transformers only, so that a release can carry this file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import initialization as init
+
+IGNORED_LABEL = -100
+
+
+class ClassificationLoss(nn.Module):
+    """Cross-entropy over class indices, weighted and smoothed as in `torch.nn.CrossEntropyLoss`.
+
+    Rows labelled -100 do not count, and a batch of only such rows has loss 0, where torch gives NaN.
+
+    Args:
+        class_weights (`Sequence[float]`, *optional*): Weight of each class.
+        label_smoothing (`float`): Share of the target spread evenly over the classes.
+    """
+
+    def __init__(self, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
+        # In the config already, so not in the weights: a recipe that changes them must not meet the old ones.
+        weight = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.weight: Tensor | None
+        self.register_buffer("weight", weight, persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of (B, C) logits and (B,) labels; scalar, fp32."""
+        total = functional.cross_entropy(
+            logits.float(),
+            labels,
+            weight=self.weight,
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        counted = labels != IGNORED_LABEL
+        if self.weight is None:
+            return total / counted.sum().clamp(min=1)
+        divisor = (self.weight[labels.clamp(min=0)] * counted).sum()
+        return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+
+    @torch.no_grad()
+    def restore_weight(self) -> None:
+        """Fill the buffer again, which `from_pretrained` leaves unset."""
+        if self.weight is not None:
+            init.copy_(self.weight, torch.tensor(self.class_weights))

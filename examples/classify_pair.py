@@ -1,6 +1,6 @@
 """Ask a fusion classifier about a drawing with its own name, and with another's.
 
-    python examples/classify_pair.py releases/quickstart/v0.1
+python examples/classify_pair.py releases/quickstart/v0.1
 """
 
 import io

@@ -1,7 +1,7 @@
 """Measure a run or a release on any split of any data, with the preprocessing that the model was trained with.
 
-    mmhf evaluate releases/quickstart@v0.1
-    mmhf evaluate releases/fakeddit@v1.6 recipes/fakeddit/v1.7.yaml data.limit=1000 --split test --output outputs/check
+mmhf evaluate releases/quickstart@v0.1
+mmhf evaluate releases/fakeddit@v1.6 recipes/fakeddit/v1.7.yaml data.limit=1000 --split test --output outputs/check
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mmhf.data.bad_examples import BadExampleLog
 from mmhf.errors import InputError
 from mmhf.evaluation.classification import ClassificationEvaluation
 from mmhf.hub.releases import resolve_model
+from mmhf.inference.probabilities import class_names
 from mmhf.recipe import load_recipe
 from mmhf.tasks import task_of
 from mmhf.training.run_folder import BAD_EXAMPLES_FILE, RECIPE_FILE
@@ -28,7 +29,9 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a run folder, a release, or REPO@vX.Y")
-    parser.add_argument("recipe", nargs="?", help="recipe whose `data:` is used; absent: the one that trained the model")
+    parser.add_argument(
+        "recipe", nargs="?", help="recipe whose `data:` is used; absent: the one that trained the model"
+    )
     parser.add_argument("overrides", nargs="*", help="key=value, such as data.path=data/other")
     parser.add_argument("--split", action="append", help="train, validation or test; may be repeated")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -44,9 +47,8 @@ def run(options: argparse.Namespace) -> None:
     resolved = load_recipe(options.recipe or resolved_model.path / RECIPE_FILE, options.overrides)
     task = task_of(resolved.recipe)
     model, processor = task.load_trained(resolved_model.path)
-    label_names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     splits = options.split or list(resolved.recipe.evaluation.splits)
-    data = task.load_data(splits=splits, label_names=label_names)
+    data = task.load_data(splits=splits, label_names=class_names(model))
     if options.split and (absent := [split for split in options.split if split not in data.splits]):
         raise InputError(f"--split {absent[0]}: the data has {', '.join(data.splits)}")
 

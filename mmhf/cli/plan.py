@@ -97,7 +97,9 @@ def _values_table(resolved: ResolvedRecipe) -> Table:
 
 def _print_run(console: Console, args: TrainingArguments, data: LoadedData | None, num_rows: int | None) -> None:
     effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    rows = ", ".join(f"{split} {data.num_rows(split) or 'streamed'}" for split in data.splits) if data else _MISSING_DATA
+    rows = (
+        ", ".join(f"{split} {data.num_rows(split) or 'streamed'}" for split in data.splits) if data else _MISSING_DATA
+    )
     table = Table(title="Run", title_justify="left", show_header=False)
     table.add_row("rows", rows)
     if data is not None:

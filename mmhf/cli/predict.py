@@ -1,6 +1,6 @@
 """Predict for every row of a table or folder; killed and started again, it goes on where it was.
 
-    mmhf predict releases/fakeddit@v1.7 --input data/test.tsv --column image={id}.jpg --output predictions.csv
+mmhf predict releases/fakeddit@v1.7 --input data/test.tsv --column image={id}.jpg --output predictions.csv
 """
 
 from __future__ import annotations

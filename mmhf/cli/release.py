@@ -1,6 +1,6 @@
 """Keep a finished run as an immutable version of a model.
 
-    mmhf release outputs/quickstart --repo releases/quickstart --version 0.2
+mmhf release outputs/quickstart --repo releases/quickstart --version 0.2
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Train a recipe, evaluate what came out, and release it if the recipe says so.
 
-    accelerate launch scripts/train.py recipes/quickstart/fusion.yaml training.learning_rate=1e-4
+accelerate launch scripts/train.py recipes/quickstart/fusion.yaml training.learning_rate=1e-4
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmhf.data.loading import LoadedData
 from mmhf.hub.lineage import release_run, write_lineage
 from mmhf.hub import check_version_is_free, resolve_model
 from mmhf.recipe import ResolvedRecipe, load_recipe
-from mmhf.tasks import task_of
+from mmhf.tasks import MeasuredSplit, task_of
 from mmhf.training.arguments import build_stage_plan, training_arguments
 from mmhf.training.run_folder import BAD_EXAMPLES_FILE, RunFolder, choose_run_dir, open_run_folder
 from mmhf.training.tracking import tracked_run
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
             compute_metrics=functools.partial(task.training_metrics, label_names=data.label_names),
         )
         trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
-        measured = {
+        measured: dict[str, MeasuredSplit] = {
             split: task.measure(trainer, data, split) for split in recipe.evaluation.splits if split in data.splits
         }
         for split, result in measured.items():
@@ -103,8 +103,8 @@ def _facts(trainer: MMTrainer, data: LoadedData) -> dict[str, object]:
     args = trainer.args
     rows = {f"rows, {split}": data.num_rows(split) or "streamed" for split in data.splits}
     return {
-        "model": type(trainer.model).__name__,
-        "parameters": f"{sum(parameter.numel() for parameter in trainer.model.parameters()):,}",
+        "model": type(trainer.plan.model).__name__,
+        "parameters": f"{trainer.plan.model.num_parameters():,}",
         **rows,
         "optimizer steps": trainer.state.global_step,
         "effective batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,

@@ -1,7 +1,7 @@
 """One module a task: what ties its recipe, data, model, metrics and report together."""
 
 from mmhf.recipe.schema import Recipe
-from mmhf.tasks.image_text_classification import ImageTextClassification
+from mmhf.tasks.image_text_classification import ImageTextClassification, MeasuredSplit
 
 Task = ImageTextClassification
 """Any task: the union of the classes in this package."""
@@ -14,4 +14,4 @@ def task_of(recipe: Recipe) -> Task:
     return _TASKS[recipe.task](recipe)
 
 
-__all__ = ["ImageTextClassification", "Task", "task_of"]
+__all__ = ["ImageTextClassification", "MeasuredSplit", "Task", "task_of"]

@@ -23,7 +23,7 @@ from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.mistakes import MistakeExample, mistake_examples, most_confident_mistakes
 from mmhf.evaluation.plots import save_classification_plots
 from mmhf.evaluation.report import classification_report_sections, write_report
-from mmhf.models.backbones import load_encoder_config
+from mmhf.models.backbones import Modality, load_encoder_config
 from mmhf.models.fusion import (
     FusionForImageTextClassification,
     FusionProcessor,
@@ -32,7 +32,7 @@ from mmhf.models.fusion import (
     load_fusion_model,
 )
 from mmhf.recipe import ResolvedRecipe
-from mmhf.recipe.schema import FusionRecipe
+from mmhf.recipe.schema import FusionRecipe, TextEncoderSection, VisionEncoderSection
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,20 @@ class ImageTextClassification:
             "device": device,
         }
         if parent is None:
-            return build_fusion_model(self.recipe.model, **options)
+            return build_fusion_model(self.recipe.model, image_size=self.recipe.data.image_size, **options)
         return load_fusion_model(parent, self.recipe.model, **options)
 
     def unreachable_backbones(self) -> list[str]:
         """What keeps the backbones' configuration files from being read; empty when all are at hand."""
         problems = []
-        for encoder in (self.recipe.model.vision, self.recipe.model.text):
+        model = self.recipe.model
+        towers: tuple[tuple[Modality, VisionEncoderSection | TextEncoderSection], ...] = (
+            ("vision", model.vision),
+            ("text", model.text),
+        )
+        for modality, encoder in towers:
             try:
-                load_encoder_config(encoder.backbone, pretrained=encoder.pretrained)
+                load_encoder_config(encoder.backbone, pretrained=encoder.pretrained, modality=modality)
             except UnreachableError as error:
                 problems.append(str(error))
         return problems
@@ -129,7 +134,12 @@ class ImageTextClassification:
         if weights is None:
             return None
         if weights == "balanced":
-            labels = np.asarray(data.splits["train"]["label"])
+            rows = data.splits["train"]
+            if not isinstance(rows, datasets.Dataset):
+                raise InputError(
+                    "loss.class_weights: balanced needs all labels at once; a stream has none, give a list"
+                )
+            labels = np.asarray(rows["label"])
             counts = np.bincount(labels, minlength=len(data.label_names))
             if not counts.all():
                 absent = data.label_names[int(np.argmin(counts))]

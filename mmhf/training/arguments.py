@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.errors import InputError
 from mmhf.recipe.schema import Recipe, StageSection
@@ -36,7 +35,9 @@ def training_arguments(recipe: Recipe, output_dir: str, *, has_validation: bool)
     if values.get("metric_for_best_model") and has_validation:
         values.setdefault("load_best_model_at_end", True)
     if recipe.early_stopping is not None and values["eval_strategy"] == "no":
-        raise InputError("early_stopping needs evaluations: the data has no validation split, or eval_strategy is 'no'")
+        raise InputError(
+            "early_stopping needs evaluations: the data has no validation split, or eval_strategy is 'no'"
+        )
     try:
         return TrainingArguments(**values)
     except ValueError as error:
@@ -60,11 +61,13 @@ def recipe_stages(recipe: Recipe, args: TrainingArguments) -> list[StageSection]
     return [StageSection(name="train", train=["all", *(f"!{name}" for name in frozen)], **length)]
 
 
-def build_stage_plan(model: nn.Module, recipe: Recipe, args: TrainingArguments, num_rows: int | None) -> StagePlan:
+def build_stage_plan(
+    model: PreTrainedModel, recipe: Recipe, args: TrainingArguments, num_rows: int | None
+) -> StagePlan:
     """Resolve the recipe's stages against a model.
 
     Args:
-        model (`nn.Module`): The model, on any device, the meta device included.
+        model (`PreTrainedModel`): The model, on any device, the meta device included.
         recipe (`Recipe`): The validated recipe.
         args (`TrainingArguments`): Gives batch size, processes, rate and schedule where a stage is silent.
         num_rows (`int`, *optional*): Rows of the training split; None when it is a stream of unknown length.

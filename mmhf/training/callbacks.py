@@ -1,13 +1,13 @@
-"""Callbacks that switch the stages and show where a run is."""
+"""Callbacks that switch the stages, end them early, and choose when to save."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_utils import unwrap_model
 
 from mmhf.errors import InputError
@@ -33,24 +33,32 @@ class StageCallback(TrainerCallback):
         self.early_stopping = early_stopping
         self._applied: int | None = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._applied = None
         if self.plan.locate(state.global_step) is None:
             control.should_training_stop = True
         else:
             self._enter_stage(state, **kwargs)
 
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         position = self.plan.locate(state.global_step)
         if position is not None and position.index != self._applied:
             self._enter_stage(state, **kwargs)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.plan.locate(state.global_step) is None:
             control.should_training_stop = True
         self._log_before_saving(control)
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._log_before_saving(control)
 
     def on_evaluate(
@@ -59,7 +67,7 @@ class StageCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         metrics: dict[str, float] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         if self.early_stopping is None or not self._has_stalled(state, metrics or {}):
             return
@@ -130,39 +138,9 @@ class SaveEveryEpochs(TrainerCallback):
     def __init__(self, every: int) -> None:
         self.every = every
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         is_last = state.global_step >= state.max_steps
         if args.save_strategy == "epoch" and round(state.epoch or 0) % self.every and not is_last:
             control.should_save = False
-
-
-class StageProgressCallback(ProgressCallback):
-    """The progress bar of transformers with the stage, loss, learning rates and samples per second on it."""
-
-    def __init__(self, plan: StagePlan, describe_rates: Callable[[int], dict[str, float]]) -> None:
-        super().__init__()
-        self.plan = plan
-        self.describe_rates = describe_rates
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        position = self.plan.locate(state.global_step)
-        if self.training_bar is not None and position is not None:
-            stage = self.plan.stages[position.index]
-            label = f"{stage.name} ({position.index + 1}/{len(self.plan.stages)})"
-            self.training_bar.set_description(label, refresh=False)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs,
-    ) -> None:
-        if self.training_bar is None or not logs or "loss" not in logs:
-            return
-        rates = " ".join(f"{name}={rate:.1e}" for name, rate in self.describe_rates(state.global_step - 1).items())
-        progress = self.training_bar.format_dict
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        speed = (progress["n"] - progress["initial"]) * batch / max(progress["elapsed"], 1e-9)
-        self.training_bar.set_postfix_str(f"loss={logs['loss']:.4f} lr {rates} {speed:.0f} samples/s")

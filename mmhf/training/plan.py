@@ -125,7 +125,7 @@ def _saved_activation_bytes(model: nn.Module, example_inputs: Mapping[str, torch
     # Fake tensors rather than meta ones: encoders look at the values of an attention mask unless they see a fake.
     with FakeTensorMode() as mode:
         own_tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        fakes = {name: mode.from_tensor(tensor) for name, tensor in own_tensors.items()}
+        fakes: dict[str, torch.Tensor] = {name: mode.from_tensor(tensor) for name, tensor in own_tensors.items()}
         inputs = {name: mode.from_tensor(tensor) for name, tensor in example_inputs.items()}
         own = {id(tensor) for tensor in fakes.values()}
 

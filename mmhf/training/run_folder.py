@@ -21,7 +21,13 @@ REPORT_FILE = "report.html"
 OUTPUT_ROOT = Path("outputs")
 
 # Where a run lies and whom it reports to does not change what it computes.
-_FREE_TO_CHANGE = ("training.output_dir", "training.report_to", "training.run_name", "training.disable_tqdm", "tracking.")
+_FREE_TO_CHANGE = (
+    "training.output_dir",
+    "training.report_to",
+    "training.run_name",
+    "training.disable_tqdm",
+    "tracking.",
+)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
 from mmhf.models.partition import Partition
@@ -77,7 +78,7 @@ class StagePlan:
         ```
     """
 
-    def __init__(self, model: nn.Module, partition: Partition, stages: Sequence[PlannedStage]) -> None:
+    def __init__(self, model: PreTrainedModel, partition: Partition, stages: Sequence[PlannedStage]) -> None:
         self.model = model
         self.partition = partition
         self.stages = tuple(stages)
@@ -86,7 +87,7 @@ class StagePlan:
     @classmethod
     def build(
         cls,
-        model: nn.Module,
+        model: PreTrainedModel,
         stages: Sequence[Stage],
         *,
         steps_per_epoch: int | None,
@@ -97,7 +98,7 @@ class StagePlan:
         """Resolve stages against a model.
 
         Args:
-            model (`nn.Module`): Any model; the families of mmhf name their own groups, others are cut by layers.
+            model (`PreTrainedModel`): Any model; the families of mmhf name their own groups, others are cut by layers.
             stages (`Sequence[Stage]`): What the user asked for.
             steps_per_epoch (`int`, *optional*): Optimizer steps of an epoch; needed for stages counted in epochs.
             learning_rate, schedule, warmup: What holds where a stage does not say.
@@ -106,9 +107,7 @@ class StagePlan:
             InputError: A selector matches nothing, a stage trains nothing, or epochs are asked of a stream.
         """
         partition = Partition.of(model)
-        planned = [
-            _plan_stage(stage, partition, steps_per_epoch, learning_rate, schedule, warmup) for stage in stages
-        ]
+        planned = [_plan_stage(stage, partition, steps_per_epoch, learning_rate, schedule, warmup) for stage in stages]
         return cls(model, partition, planned)
 
     @property
@@ -178,7 +177,11 @@ class StagePlan:
         return groups
 
     def create_optimizer(
-        self, optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW, *, weight_decay: float = 0.0, **kwargs
+        self,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
+        *,
+        weight_decay: float = 0.0,
+        **kwargs: Any,
     ) -> torch.optim.Optimizer:
         """Build an optimizer over `parameter_groups`; `kwargs` go to its class."""
         kwargs.setdefault("lr", max(self.stages[0].peak_rates.values()))
@@ -196,7 +199,7 @@ class StageScheduler(LRScheduler):
         self.plan = plan
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
         rates = self.plan.learning_rates(self.last_epoch)
         return [rates[group["name"]] for group in self.optimizer.param_groups]
 
@@ -221,7 +224,7 @@ class StageScheduler(LRScheduler):
         self.refresh()
 
 
-def _undecayed_parameters(model: nn.Module) -> set[str]:
+def _undecayed_parameters(model: PreTrainedModel) -> set[str]:
     """Names of biases and of the parameters of normalisation layers; both are vectors or scalars in every library."""
     return {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
 

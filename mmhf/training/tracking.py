@@ -21,10 +21,12 @@ def tracked_run(args: TrainingArguments, tracking: TrackingSection, run_name: st
         tracking (`TrackingSection`): Where MLflow keeps its runs.
         run_name (`str`): Name of the run where `args` gives none.
     """
-    trackers = list(args.report_to) if args.process_index == 0 else []
+    trackers = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or [])
+    if args.process_index > 0:
+        trackers = []
     args.run_name = args.run_name or run_name
     _name_project(args)
-    run_dir = Path(args.output_dir)
+    run_dir = Path(str(args.output_dir))
     if "tensorboard" in trackers:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run_dir / "tensorboard"))
     with _mlflow_run(args.run_name, tracking.mlflow_uri) if "mlflow" in trackers else contextlib.nullcontext():
@@ -67,6 +69,8 @@ def _log_wandb_artifacts(run_dir: Path) -> None:
     import wandb
 
     if wandb.run is not None:
-        wandb.log({f"plots/{path.stem}": wandb.Image(str(path)) for path in _artifacts(run_dir) if path.suffix == ".png"})
+        wandb.log(
+            {f"plots/{path.stem}": wandb.Image(str(path)) for path in _artifacts(run_dir) if path.suffix == ".png"}
+        )
         wandb.run.save(str(run_dir / "report.html"), base_path=str(run_dir), policy="now")
         wandb.finish()

@@ -13,9 +13,10 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from mmhf.data.datasets import RowDataset
 from mmhf.recipe.schema import EarlyStoppingSection, OptimizerSection
-from mmhf.training.callbacks import SaveEveryEpochs, StageCallback, StageProgressCallback
+from mmhf.training.callbacks import SaveEveryEpochs, StageCallback
 from mmhf.training.checkpoints import mark_complete
 from mmhf.training.optimizers import optimizer_class_and_kwargs
+from mmhf.training.progress import StageLogLines, StageProgressBar
 from mmhf.training.stages import StagePlan
 
 
@@ -48,17 +49,20 @@ class MMTrainer(Trainer):
         super().__init__(**kwargs)
         self.add_callback(SaveEveryEpochs(save_every_epochs))
         self.add_callback(StageCallback(plan, early_stopping))
-        if not self.args.disable_tqdm:
-            self.remove_callback(ProgressCallback)
-            self.add_callback(StageProgressCallback(plan, self._rates_by_name))
-            self.remove_callback(PrinterCallback)
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
+        show = StageLogLines if self.args.disable_tqdm else StageProgressBar
+        self.add_callback(show(plan, self._rates_by_name))
+
+    @property
+    def _run_dir(self) -> str:
+        return str(self.args.output_dir)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build one optimizer over all groups; what is frozen gets no gradient and is passed over by it."""
         if self.optimizer is None:
             section = self._optimizer_section
             if section is None:
-                optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.plan.model)
                 weight_decay = self.args.weight_decay
             else:
                 optimizer_class, options = optimizer_class_and_kwargs(section)
@@ -69,22 +73,24 @@ class MMTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        if self.lr_scheduler is None:
-            self.lr_scheduler = self.plan.create_scheduler(self.optimizer if optimizer is None else optimizer)
+        scheduler: Any = self.lr_scheduler
+        if scheduler is None:
+            scheduler = self.plan.create_scheduler(self.create_optimizer() if optimizer is None else optimizer)
+            self.lr_scheduler = scheduler
             self._created_lr_scheduler = True
-        return self.lr_scheduler
+        return scheduler
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        # DistributedDataParallel never synchronises what is frozen when it wraps the model; StageCallback freezes after.
-        self.model.requires_grad_(True)
+        # DistributedDataParallel never synchronises what is frozen when it wraps a model; StageCallback freezes later.
+        self.plan.model.requires_grad_(True)
         return super()._prepare_for_training(*args, **kwargs)
 
-    def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         train_collator = self.data_collator
-        if not is_training and self._eval_collator is not None:
+        if not kwargs.get("is_training", False) and self._eval_collator is not None:
             self.data_collator = self._eval_collator
         try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+            return super()._get_dataloader(*args, **kwargs)
         finally:
             self.data_collator = train_collator
 
@@ -123,12 +129,13 @@ class MMTrainer(Trainer):
         super().log(logs, start_time)
         position = self.plan.locate(done)
         if position is not None:
-            self.state.log_history[-1]["stage"] = self.plan.stages[position.index].name
+            entry: dict[str, Any] = self.state.log_history[-1]
+            entry["stage"] = self.plan.stages[position.index].name
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         # A pickle of arguments that recipe.yaml states in full; a run folder holds nothing that must be unpickled.
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+        (Path(output_dir or self._run_dir) / "training_args.bin").unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         # Older checkpoints go only when the new one is whole; Trainer would delete them before.
@@ -139,9 +146,9 @@ class MMTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+            mark_complete(Path(self._run_dir) / f"checkpoint-{self.state.global_step}")
             rotate_checkpoints(
-                output_dir=self.args.output_dir,
+                output_dir=self._run_dir,
                 save_total_limit=limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=False,

@@ -92,7 +92,14 @@ def test_the_first_step_of_a_stage_already_trains_at_its_rate(tiny_model, tiny_d
 
 @pytest.mark.parametrize(
     ("scores", "expected"),
-    [([1, 2, 3], False), ([3, 2, 1], True), ([3, 2], False), ([1, 1.05, 1.08], True), ([1, 0, 2, 0], False), ([], False)],
+    [
+        ([1, 2, 3], False),
+        ([3, 2, 1], True),
+        ([3, 2], False),
+        ([1, 1.05, 1.08], True),
+        ([1, 0, 2, 0], False),
+        ([], False),
+    ],
 )
 def test_stalled_counts_evaluations_without_enough_improvement(scores, expected):
     assert stalled(scores, EarlyStoppingSection(patience=2, min_delta=0.1)) == expected

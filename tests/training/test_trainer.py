@@ -30,7 +30,12 @@ def make_trainer(model, data, folder, *, stages=STAGES, optimizer_section=None, 
     rows = datasets.Dataset.from_dict({"features": data.features.tolist(), "labels": data.labels.tolist()})
     arguments = {"per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 1, **arguments}
     args = TrainingArguments(
-        output_dir=str(folder), disable_tqdm=True, use_cpu=True, remove_unused_columns=False, logging_steps=3, **arguments
+        output_dir=str(folder),
+        disable_tqdm=True,
+        use_cpu=True,
+        remove_unused_columns=False,
+        logging_steps=3,
+        **arguments,
     )
     per_epoch = 48 // (args.per_device_train_batch_size * args.gradient_accumulation_steps)
     plan = StagePlan.build(model, stages, steps_per_epoch=per_epoch)

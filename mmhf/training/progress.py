@@ -1,0 +1,160 @@
+"""Where a run is, on a terminal as a progress bar, in a log file as lines."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from mmhf.training.stages import StagePlan
+
+logger = logging.getLogger(__name__)
+
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+_SHOWN_METRICS = 3
+_UNSHOWN = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+
+RatesByName = Callable[[int], dict[str, float]]
+"""Finished steps → learning rates of the step after them, by the name of what they move."""
+
+
+class StageProgressBar(ProgressCallback):
+    """The progress bar of transformers with the stage, loss, learning rates and samples per second on it."""
+
+    def __init__(self, plan: StagePlan, describe_rates: RatesByName) -> None:
+        super().__init__()
+        self.plan = plan
+        self.describe_rates = describe_rates
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            # Begins where a resumed run goes on, so that speed and time left are those of now.
+            self.training_bar = tqdm(
+                total=state.max_steps, initial=state.global_step, dynamic_ncols=True, bar_format=_BAR, desc="starting"
+            )
+        self.current_step = state.global_step
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.training_bar is not None:
+            self.training_bar.set_description(_stage_label(self.plan, state.global_step), refresh=False)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is None or not logs or "loss" not in logs:
+            return
+        progress = self.training_bar.format_dict
+        steps_per_second = progress["rate"] or (progress["n"] - progress["initial"]) / max(progress["elapsed"], 1e-9)
+        rates = _rates_text(self.describe_rates(state.global_step - 1))
+        speed = steps_per_second * _samples_per_step(args)
+        self.training_bar.set_postfix_str(f"loss {logs['loss']:.4f}, lr {rates}, {speed:.0f} samples/s")
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader=None,
+        **kwargs: Any,
+    ) -> None:
+        super().on_prediction_step(args, state, control, **kwargs)
+        if self.prediction_bar is not None:
+            self.prediction_bar.leave = False
+            self.prediction_bar.set_description("evaluating", refresh=False)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().on_evaluate(args, state, control, **kwargs)
+        logger.info(_evaluation_line(state, metrics or {}))
+
+
+class StageLogLines(TrainerCallback):
+    """One line for each time that Trainer logs, for output that is not a terminal."""
+
+    def __init__(self, plan: StagePlan, describe_rates: RatesByName) -> None:
+        self.plan = plan
+        self.describe_rates = describe_rates
+        self._began: tuple[float, int] = (0.0, 0)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._began = (time.monotonic(), state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs or "loss" not in logs:
+            return
+        began_at, began_with = self._began
+        steps_per_second = (state.global_step - began_with) / max(time.monotonic() - began_at, 1e-9)
+        left = (state.max_steps - state.global_step) / max(steps_per_second, 1e-9)
+        logger.info(
+            "%s: step %d of %d, loss %.4f, lr %s, %.0f samples/s, %s left",
+            _stage_label(self.plan, state.global_step - 1),
+            state.global_step,
+            state.max_steps,
+            logs["loss"],
+            _rates_text(self.describe_rates(state.global_step - 1)),
+            steps_per_second * _samples_per_step(args),
+            tqdm.format_interval(left),
+        )
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero:
+            logger.info(_evaluation_line(state, metrics or {}))
+
+
+def _stage_label(plan: StagePlan, global_step: int) -> str:
+    position = plan.locate(global_step)
+    if position is None:
+        return "done"
+    return f"{plan.stages[position.index].name} ({position.index + 1}/{len(plan.stages)})"
+
+
+def _rates_text(rates: Mapping[str, float]) -> str:
+    """One number where all groups share it, otherwise one a group."""
+    if len(set(rates.values())) == 1:
+        return f"{next(iter(rates.values())):.1e}"
+    return " ".join(f"{name}={rate:.1e}" for name, rate in rates.items())
+
+
+def _samples_per_step(args: TrainingArguments) -> int:
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def _evaluation_line(state: TrainerState, metrics: Mapping[str, float]) -> str:
+    measured = [(name, value) for name, value in metrics.items() if name.startswith("eval_") and name not in _UNSHOWN]
+    shown = ", ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in measured[:_SHOWN_METRICS])
+    return f"Validation after step {state.global_step}: {shown}"

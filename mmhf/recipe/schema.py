@@ -65,6 +65,28 @@ class FusionModelSection(Section):
         return [name for name, frozen in (("vision", self.freeze_vision), ("text", self.freeze_text)) if frozen]
 
 
+class ClassifierHeadSection(Section):
+    """Dropout, hidden layer, activation, dropout, classifier."""
+
+    hidden_dim: PositiveInt | None = 512
+    """Width of the hidden layer; null = the classifier alone, behind the first dropout."""
+    dropout: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.3, 0.15]
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+
+
+class ImageClassifierModelSection(Section):
+    vision: VisionEncoderSection = VisionEncoderSection()
+    head: ClassifierHeadSection = ClassifierHeadSection()
+    freeze_vision: bool = False
+    """Shorthand for one stage that trains the head alone."""
+    reset_head: bool = False
+    """With `init_from`: start a new head, because the labels differ from those of the release."""
+
+    def frozen_encoders(self) -> list[str]:
+        """Prefixes of the groups that `freeze_vision` keeps frozen."""
+        return ["vision"] if self.freeze_vision else []
+
+
 class ColorJitterSection(Section):
     brightness: NonNegativeFloat = 0.0
     contrast: NonNegativeFloat = 0.0
@@ -145,7 +167,8 @@ class ColumnsSection(Section):
     """The names that a table uses for what the model needs."""
 
     image: str = "image"
-    text: str = "text"
+    text: str | None = "text"
+    """Not read by tasks without text."""
     label: str = "label"
     id: str | None = None
     """Absent: rows are named by their number."""
@@ -227,8 +250,38 @@ class HubDataSection(DataSectionBase):
     """Cut the data set's `train` split."""
 
 
+class ImageFolderDataSection(DataSectionBase):
+    """Images in a folder for each class, or in `train`, `validation` and `test` folders of such folders."""
+
+    source: Literal["image_folder"]
+    path: str
+    """A folder, a zip or tar of one, or the URL of either (`https://`, `s3://`, `gs://`, ...)."""
+    folder: str | None = None
+    """Where inside `path` the class or split folders are, such as `raw/color`."""
+    splits: dict[SplitName, str] | None = None
+    """Our split → its folder; absent: folders named `train`, `val`, `valid`, `validation`, `test` and the like."""
+    split: SplitSection | None = None
+    """How to cut the splits that have no folder out of the rest; absent: split folders are used as they are, and a
+    tree without them is cut by the defaults."""
+    labels: dict[str, str] | None = None
+    """Class folder → label name, in the order of the class ids; absent: the folders' own names, sorted."""
+    find_duplicates: Literal["near", "exact", "never"] = "near"
+    """Look for images that are there twice: `exact` compares file contents, `near` also what they show."""
+    on_duplicate: Literal["keep", "skip_across_splits"] = "keep"
+    """What to do with training images that are in validation or test, too: keep them, or leave them out of training."""
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> ImageFolderDataSection:
+        if self.split is not None and self.split.group_by is not None:
+            raise ValueError("split.group_by names a column, and image folders have none")
+        if self.on_duplicate != "keep" and self.find_duplicates == "never":
+            raise ValueError(f"on_duplicate = {self.on_duplicate} needs find_duplicates: near or exact")
+        return self
+
+
 DataSection = Annotated[
-    FakedditDataSection | TableDataSection | SampleDataSection | HubDataSection, Field(discriminator="source")
+    FakedditDataSection | TableDataSection | SampleDataSection | HubDataSection | ImageFolderDataSection,
+    Field(discriminator="source"),
 ]
 
 
@@ -316,13 +369,13 @@ class ReleaseSection(Section):
     """In quotes, as "1.8": YAML reads an unquoted 1.10 as 1.1."""
 
 
-class FusionRecipe(Section):
-    """A recipe of the task image-text-classification."""
+class RecipeBase(Section):
+    """What the recipes of all tasks have in common."""
 
-    task: Literal["image-text-classification"]
+    task: str
     init_from: str | None = None
     """A release to start from, `REPO@vX.Y`; absent = start from the backbones."""
-    model: FusionModelSection = FusionModelSection()
+    model: Section
     data: DataSection
     loss: LossSection = LossSection()
     training: dict[str, Any] = {}
@@ -338,7 +391,24 @@ class FusionRecipe(Section):
     release: ReleaseSection | None = None
 
 
-Recipe = FusionRecipe
+class FusionRecipe(RecipeBase):
+    """A recipe of the task image-text-classification."""
+
+    task: Literal["image-text-classification"]
+    model: FusionModelSection = FusionModelSection()
+
+
+class ImageClassificationRecipe(RecipeBase):
+    """A recipe of the task image-classification."""
+
+    task: Literal["image-classification"]
+    model: ImageClassifierModelSection = ImageClassifierModelSection()
+
+
+Recipe = FusionRecipe | ImageClassificationRecipe
 """Any recipe: the union of the tasks' recipes."""
 
-RECIPE_BY_TASK: dict[str, type[Recipe]] = {"image-text-classification": FusionRecipe}
+RECIPE_BY_TASK: dict[str, type[Recipe]] = {
+    "image-text-classification": FusionRecipe,
+    "image-classification": ImageClassificationRecipe,
+}

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from mmhf.recipe import json_schema
-from mmhf.recipe.schema import FusionRecipe
+from mmhf.recipe.schema import RECIPE_BY_TASK, FusionRecipe
 from mmhf.recipe.training_arguments import training_fields
 
 SCHEMA = json_schema()
@@ -18,7 +18,7 @@ def test_it_is_json_and_every_reference_exists() -> None:
     text = json.dumps(SCHEMA)
     references = {part.split('"')[0] for part in text.split("#/$defs/")[1:]}
     assert references <= set(SCHEMA["$defs"])
-    assert SCHEMA["anyOf"] == [{"$ref": "#/$defs/FusionRecipe"}]
+    assert SCHEMA["anyOf"] == [{"$ref": f"#/$defs/{recipe.__name__}"} for recipe in RECIPE_BY_TASK.values()]
 
 
 def test_every_section_is_closed_and_described() -> None:

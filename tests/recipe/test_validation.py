@@ -125,22 +125,22 @@ def test_a_source_is_judged_by_its_own_keys(problems: Problems, data: str, expec
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("data: {}\n", ["r.yaml:1: task: missing, must be image-text-classification"]),
+        ("data: {}\n", ["r.yaml:1: task: missing, must be image-text-classification or image-classification"]),
         (
             "tsk: image-text-classification\ndata: {}\n",
             [
-                "r.yaml:1: task: missing, must be image-text-classification",
+                "r.yaml:1: task: missing, must be image-text-classification or image-classification",
                 "r.yaml:1: tsk: unknown key; got 'image-text-classification'; did you mean task?",
             ],
         ),
         (
             "task: image-txt-classification\n",
             [
-                "r.yaml:1: task: must be image-text-classification; got 'image-txt-classification';"
-                " did you mean image-text-classification?"
+                "r.yaml:1: task: must be image-text-classification or image-classification;"
+                " got 'image-txt-classification'; did you mean image-text-classification?"
             ],
         ),
-        ("task: [a]\n", ['r.yaml:1: task: must be image-text-classification; got ["a"]']),
+        ("task: [a]\n", ['r.yaml:1: task: must be image-text-classification or image-classification; got ["a"]']),
         ("task: image-text-classification\n", ["r.yaml:1: data: missing"]),
     ],
 )

@@ -1,0 +1,150 @@
+"""From the model section of a recipe to an image classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mmhf.models.backbones import load_encoder, load_encoder_config
+from mmhf.models.classifier_building import (
+    as_floats,
+    check_same_labels,
+    check_same_model,
+    label_maps,
+    load_released,
+    names_encoder,
+    released_config,
+    set_labels,
+)
+from mmhf.models.encoders import describe_vision
+from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
+from mmhf.models.image_classifier.modeling_image_classifier import BackboneForImageClassification
+from mmhf.recipe.schema import ImageClassifierModelSection
+
+# Recipe key → attribute of the config, for what decides the shape or the meaning of the weights. The head's follow
+# where it is kept.
+_ENCODER_OF_RELEASE = {"vision.backbone": "vision_backbone", "vision.pooling": "vision_pooling"}
+_HEAD_OF_RELEASE = {"head.hidden_dim": "head_hidden_dim", "head.activation": "head_activation"}
+
+
+def build_image_classifier_config(
+    section: ImageClassifierModelSection,
+    *,
+    label_names: Sequence[str],
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+    image_size: int | None = None,
+) -> BackboneForImageClassificationConfig:
+    """Config of the image classifier that a recipe describes; fetches a configuration file at most.
+
+    Args:
+        section ([`ImageClassifierModelSection`]): Section `model` of the recipe.
+        label_names (`Sequence[str]`): Names of the classes in the order of their ids.
+        label_smoothing (`float`): Share of the target spread evenly over the classes.
+        class_weights (`Sequence[float]`, *optional*): Weight of each class in the loss.
+        image_size (`int`, *optional*): Side in pixels of the images to come, to refuse what the encoder cannot take.
+
+    Raises:
+        `InputError`: the backbone is unknown, its config cannot be fetched, it lacks the pooling, or images of this
+            size do not fit it.
+    """
+    vision, head = section.vision, section.head
+    vision_config = load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="vision")
+    with names_encoder("vision", vision):
+        vision_output = describe_vision(vision_config, vision.pooling, image_size=image_size)
+    return BackboneForImageClassificationConfig(
+        vision_config=vision_config,
+        vision_backbone=vision.backbone,
+        vision_pooling=vision.pooling,
+        vision_output=vision_output.to_dict(),
+        head_hidden_dim=head.hidden_dim,
+        head_dropout=head.dropout,
+        head_activation=head.activation,
+        label_smoothing=label_smoothing,
+        class_weights=as_floats(class_weights),
+        **label_maps(label_names),
+    )
+
+
+def build_image_classifier(
+    section: ImageClassifierModelSection,
+    *,
+    label_names: Sequence[str],
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+    image_size: int | None = None,
+    device: str | None = None,
+) -> BackboneForImageClassification:
+    """Image classifier of a recipe, with its pretrained encoder and a fresh head.
+
+    Args:
+        section ([`ImageClassifierModelSection`]): Section `model` of the recipe.
+        label_names (`Sequence[str]`): Names of the classes in the order of their ids.
+        label_smoothing (`float`): Share of the target spread evenly over the classes.
+        class_weights (`Sequence[float]`, *optional*): Weight of each class in the loss.
+        image_size (`int`, *optional*): Side in pixels of the images to come.
+        device (`str`, *optional*): `"meta"` builds the shapes alone and fetches no weights.
+
+    Raises:
+        `InputError`: the backbone is unknown, cannot be fetched, or lacks the pooling.
+    """
+    config = build_image_classifier_config(
+        section,
+        label_names=label_names,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        image_size=image_size,
+    )
+    if device == "meta":
+        with torch.device("meta"):
+            return BackboneForImageClassification(config)
+    vision = load_encoder(section.vision.backbone, config.vision_config, pretrained=section.vision.pretrained)
+    return BackboneForImageClassification(config, vision=vision)
+
+
+def load_image_classifier(
+    path: str | Path,
+    section: ImageClassifierModelSection,
+    *,
+    label_names: Sequence[str],
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+    device: str | None = None,
+) -> BackboneForImageClassification:
+    """Image classifier that goes on from a release (`init_from`), its head included.
+
+    Dropout and the loss are the recipe's; what gives the weights their shape and meaning must be the release's.
+
+    Args:
+        path (`str` or `Path`): Folder of the release or run.
+        section ([`ImageClassifierModelSection`]): Section `model` of the recipe; `reset_head` starts a fresh head,
+            which may differ from the release's.
+        label_names (`Sequence[str]`): Names of the classes in the order of their ids.
+        label_smoothing (`float`): Share of the target spread evenly over the classes.
+        class_weights (`Sequence[float]`, *optional*): Weight of each class in the loss.
+        device (`str`, *optional*): `"meta"` reads the config alone.
+
+    Raises:
+        `InputError`: the folder holds no image classifier or no weights, or the recipe's model or labels differ from
+            its own.
+    """
+    config = released_config(BackboneForImageClassificationConfig, path)
+    fixed = _ENCODER_OF_RELEASE if section.reset_head else {**_ENCODER_OF_RELEASE, **_HEAD_OF_RELEASE}
+    check_same_model(config, section.model_dump(), fixed, path)
+    if not section.reset_head:
+        check_same_labels(config, label_names, path)
+    config.class_weights = None
+    parent = None
+    if section.reset_head and device != "meta":
+        parent = load_released(BackboneForImageClassification, path, config).vision
+    config.head_hidden_dim, config.head_activation = section.head.hidden_dim, section.head.activation
+    config.head_dropout, config.label_smoothing = list(section.head.dropout), label_smoothing
+    set_labels(config, label_names, class_weights)
+    if device == "meta":
+        with torch.device("meta"):
+            return BackboneForImageClassification(config)
+    if parent is not None:
+        return BackboneForImageClassification(config, vision=parent)
+    return load_released(BackboneForImageClassification, path, config)

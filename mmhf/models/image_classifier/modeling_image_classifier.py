@@ -1,0 +1,113 @@
+"""Image classifier: any timm or transformers image encoder, pooled, and a head of one or two layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from mmhf.models.classification_loss import ClassificationLoss
+from mmhf.models.encoders import (
+    EncoderOutput,
+    describe_vision,
+    drop_unused,
+    fresh_encoder,
+    pool_vision,
+    run_vision,
+)
+from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
+from mmhf.models.layer_groups import layer_groups
+
+
+def classifier_head(config: BackboneForImageClassificationConfig, width: int) -> nn.Sequential:
+    """Dropout-Linear-activation-Dropout-Linear, or Dropout-Linear without a hidden layer: (B, width) → (B, labels)."""
+    num_labels = len(config.id2label or {})
+    first, second = config.head_dropout
+    if config.head_hidden_dim is None:
+        return nn.Sequential(nn.Dropout(first), nn.Linear(width, num_labels))
+    return nn.Sequential(
+        nn.Dropout(first),
+        nn.Linear(width, config.head_hidden_dim),
+        ACT2FN[config.head_activation],
+        nn.Dropout(second),
+        nn.Linear(config.head_hidden_dim, num_labels),
+    )
+
+
+class BackboneForImageClassification(PreTrainedModel):
+    """Classify images.
+
+    Args:
+        config ([`BackboneForImageClassificationConfig`]): Shapes and loss.
+        vision (`PreTrainedModel`, *optional*): Image encoder with weights, used and not copied; absent = fresh from
+            `config.vision_config`.
+    """
+
+    config_class = BackboneForImageClassificationConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # Trainer must not pass `num_items_in_batch`: the loss is a mean over the batch.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: BackboneForImageClassificationConfig, vision: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if config.vision_output is None:
+            config.vision_output = describe_vision(config.vision_config, config.vision_pooling).to_dict()
+        self.vision_output = EncoderOutput.from_dict(config.vision_output)
+        self.vision = fresh_encoder(config.vision_config) if vision is None else vision
+        drop_unused(self.vision, self.vision_output.unused)
+        self.head = classifier_head(config, self.vision_output.width)
+        self.loss = ClassificationLoss(config.class_weights, config.label_smoothing)
+        self.post_init()
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Pooled output of the image encoder: (B, 3, H, W) → (B, width)."""
+        output = run_vision(self.vision, pixel_values, self.config.vision_pooling)
+        return pool_vision(output, self.config.vision_pooling, self.vision_output)
+
+    def classify(self, image_features: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
+        """From the encoder's pooled output to logits and loss."""
+        logits = self.head(image_features)
+        loss = None if labels is None else self.loss(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
+        """Classify a batch.
+
+        Args:
+            pixel_values (`Tensor`): (B, 3, H, W), normalised as the image encoder expects.
+            labels (`Tensor`, *optional*): (B,), class ids; -100 = no loss for this row.
+
+        Returns:
+            `ImageClassifierOutput` with `logits` (B, num_labels), and `loss`, a scalar, when labels were given.
+        """
+        return self.classify(self.image_features(pixel_values), labels)
+
+    def parameter_groups(self) -> dict[str, list[str]]:
+        """`vision.*` by layer, and `head`."""
+        groups = {
+            f"vision.{group}": [f"vision.{name}" for name in names]
+            for group, names in layer_groups(self.vision).items()
+        }
+        groups["head"] = [name for name, _ in self.named_parameters() if name.startswith("head.")]
+        return groups
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        # transformers would set its own layers only, and leave timm's encoder as it is.
+        if self.vision.supports_gradient_checkpointing:
+            self.vision._set_gradient_checkpointing(enable, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """New layers as transformers starts them; the encoder starts its own."""
+        super()._init_weights(module)
+        if isinstance(module, ClassificationLoss):
+            module.restore_weight()

@@ -30,15 +30,15 @@ def blank_image() -> Image.Image:
     return Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE), "white")
 
 
-class ImageTextCollator:
-    """Makes a batch of rows with image, text and label.
+class ImageCollator:
+    """Makes a batch of rows with image and label.
 
     What a sample looks like depends on seed, epoch and row index alone, so neither the number of workers or processes
     nor a resumed run changes it; PyTorch's global random state stays as it was.
 
     Args:
         processor (`Callable`):
-            `processor(images=[PIL.Image], text=[str])` → tensors; a `FusionProcessor`.
+            `processor(images=[PIL.Image], return_tensors="pt")` → tensors; a stock image processor.
         augmentation (`Callable`, *optional*):
             Random change of a PIL image; none in evaluation.
         seed (`int`, defaults to 0):
@@ -77,8 +77,8 @@ class ImageTextCollator:
                 B rows of a `RowDataset`.
 
         Returns:
-            `dict[str, torch.Tensor]`: what the processor gives (`pixel_values` (B, 3, H, W), `input_ids` and
-            `attention_mask` (B, T)) and `labels` (B,) when the rows have labels.
+            `dict[str, torch.Tensor]`: what the processor gives, such as `pixel_values` (B, 3, H, W), and `labels` (B,)
+            when the rows have labels.
 
         Raises:
             InputError: an image is broken and `on_bad_image` is `"raise"`.
@@ -86,12 +86,15 @@ class ImageTextCollator:
         images = [self._load_image(row) for row in rows]
         broken = [image is None for image in images]
         usable = [blank_image() if image is None else image for image in images]
-        batch = dict(self.processor(images=usable, text=[row["text"] for row in rows]))
+        batch = self._encode(usable, rows)
         if "label" in rows[0]:
             skip = self.on_bad_image == "skip"
             labels = [IGNORED_LABEL if skip and bad else row["label"] for row, bad in zip(rows, broken, strict=True)]
             batch["labels"] = torch.tensor(labels, dtype=torch.int64)
         return batch
+
+    def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        return dict(self.processor(images=images, return_tensors="pt"))
 
     def _load_image(self, row: Row) -> Image.Image | None:
         image = row["image"]
@@ -122,3 +125,14 @@ class ImageTextCollator:
         logger.warning("%s: %s", place, reason)
         if self.bad_examples is not None:
             self.bad_examples.record(BadExample(self.split, row["row"], row["id"], reason))
+
+
+class ImageTextCollator(ImageCollator):
+    """Makes a batch of rows with image, text and label.
+
+    As [`ImageCollator`], with `processor(images=[PIL.Image], text=[str])`, a `FusionProcessor`, which adds `input_ids`
+    and `attention_mask` (B, T).
+    """
+
+    def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        return dict(self.processor(images=images, text=[row["text"] for row in rows]))

@@ -1,12 +1,19 @@
 """One module a task: what ties its recipe, data, model, metrics and report together."""
 
+from typing import Any
+
 from mmhf.recipe.schema import Recipe
-from mmhf.tasks.image_text_classification import ImageTextClassification, MeasuredSplit
+from mmhf.tasks.classification import ClassificationTask, MeasuredSplit
+from mmhf.tasks.image_classification import ImageClassification
+from mmhf.tasks.image_text_classification import ImageTextClassification
 
-Task = ImageTextClassification
-"""Any task: the union of the classes in this package."""
+Task = ClassificationTask[Any]
+"""Any task: one of the classes in this package."""
 
-_TASKS: dict[str, type[Task]] = {"image-text-classification": ImageTextClassification}
+_TASKS: dict[str, type[Task]] = {
+    "image-text-classification": ImageTextClassification,
+    "image-classification": ImageClassification,
+}
 
 
 def task_of(recipe: Recipe) -> Task:
@@ -14,4 +21,4 @@ def task_of(recipe: Recipe) -> Task:
     return _TASKS[recipe.task](recipe)
 
 
-__all__ = ["ImageTextClassification", "MeasuredSplit", "Task", "task_of"]
+__all__ = ["ImageClassification", "ImageTextClassification", "MeasuredSplit", "Task", "task_of"]

@@ -1,0 +1,43 @@
+"""The task image-classification: a backbone and a head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoImageProcessor, BaseImageProcessor
+
+from mmhf.data.collators import ImageCollator
+from mmhf.models.backbones import Modality
+from mmhf.models.image_classifier import (
+    BackboneForImageClassification,
+    build_image_classifier,
+    load_image_classifier,
+)
+from mmhf.models.image_processing import image_processor_of
+from mmhf.recipe.schema import ImageClassificationRecipe, TextEncoderSection, VisionEncoderSection
+from mmhf.tasks.classification import ClassificationTask
+
+
+class ImageClassification(ClassificationTask[ImageClassificationRecipe]):
+    """Image classifiers."""
+
+    collator_class = ImageCollator
+
+    def build_processor(self, parent: Path | None) -> BaseImageProcessor:
+        if parent is not None:
+            return AutoImageProcessor.from_pretrained(parent)
+        return image_processor_of(self.recipe.model.vision, self.recipe.data)
+
+    def load_trained(self, path: Path) -> tuple[BackboneForImageClassification, BaseImageProcessor]:
+        return BackboneForImageClassification.from_pretrained(path), AutoImageProcessor.from_pretrained(path)
+
+    def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
+        return {"vision": self.recipe.model.vision}
+
+    def _fresh_model(self, **options: Any) -> BackboneForImageClassification:
+        return build_image_classifier(self.recipe.model, **options)
+
+    def _released_model(self, parent: Path, **options: Any) -> BackboneForImageClassification:
+        return load_image_classifier(parent, self.recipe.model, **options)

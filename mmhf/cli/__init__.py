@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import mmhf
 from mmhf.errors import InputError
@@ -18,6 +21,14 @@ _VERBS = {
     "release": "keep a run as an immutable version",
     "plan": "show what a recipe would do, without weights or GPU",
 }
+_BROKEN_PIPE = 141
+
+
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line, as everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}; {self.prog} --help tells more")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,29 +37,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         `int`: 0 when it worked, 2 when what the user gave cannot be used, 130 when interrupted.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(prog="mmhf", description=mmhf.__doc__, epilog="mmhf VERB --help tells more.")
-    parser.add_argument("--version", action="version", version=f"mmhf {mmhf.__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, summary in _VERBS.items():
-        verbs.add_parser(verb, help=summary, add_help=False)
-    options, rest = parser.parse_known_args(arguments[:1])
-    return _run_verb(options.verb, [*rest, *arguments[1:]])
-
-
-def _run_verb(verb: str, arguments: Sequence[str]) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("mmhf").setLevel(logging.INFO)
-    module = importlib.import_module(f"mmhf.cli.{verb}")
-    parser = argparse.ArgumentParser(prog=f"mmhf {verb}", description=module.__doc__)
-    module.add_arguments(parser)
-    options = parser.parse_intermixed_args(arguments)
     try:
-        module.run(options)
+        _run(list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
-        sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
-        return 2
+        return _refuse(str(error))
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except OSError as error:
+        return _refuse(_describe(error))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
     return 0
+
+
+def _run(arguments: list[str]) -> None:
+    parser = _Parser(prog="mmhf", description=mmhf.__doc__, epilog="mmhf VERB --help tells more.")
+    parser.add_argument("--version", action="version", version=f"mmhf {mmhf.__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, summary in _VERBS.items():
+        verbs.add_parser(verb, help=summary, add_help=False)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in _VERBS:
+        nearest = difflib.get_close_matches(arguments[0], _VERBS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(_VERBS)}"
+        raise InputError(f"mmhf {arguments[0]}: there is no such verb, {hint}")
+    options, rest = parser.parse_known_args(arguments[:1])
+    _run_verb(options.verb, [*rest, *arguments[1:]])
+
+
+def _run_verb(verb: str, arguments: Sequence[str]) -> None:
+    from mmhf.cli._console import ConsoleHandler
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[ConsoleHandler()])
+    logging.getLogger("mmhf").setLevel(logging.INFO)
+    module = importlib.import_module(f"mmhf.cli.{verb}")
+    parser = _Parser(
+        prog=f"mmhf {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    module.run(parser.parse_intermixed_args(arguments))
+
+
+def _refuse(message: str) -> int:
+    sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
+    return 2
+
+
+def _describe(error: OSError) -> str:
+    """What the operating system says, in one line: `PATH: No space left on device`."""
+    if error.strerror is None:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

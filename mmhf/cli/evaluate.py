@@ -11,13 +11,12 @@ import logging
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+import transformers
 from transformers import Trainer, TrainingArguments
 
+from mmhf.cli._metrics_table import print_metrics
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.errors import InputError
-from mmhf.evaluation.classification import ClassificationEvaluation
 from mmhf.hub.releases import resolve_model
 from mmhf.inference.probabilities import class_names
 from mmhf.recipe import load_recipe
@@ -40,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    transformers.logging.disable_progress_bar()
     if options.recipe is not None and "=" in options.recipe:
         options.overrides.insert(0, options.recipe)
         options.recipe = None
@@ -68,21 +68,10 @@ def run(options: argparse.Namespace) -> None:
                 data_collator=task.collator(processor, split=split, seed=0, bad_examples=bad_examples),
             )
             measured[split] = task.measure(trainer, data, split)
-        _print_metrics(options.model, {split: each.evaluation for split, each in measured.items()})
+        print_metrics(options.model, {split: each.evaluation for split, each in measured.items()})
         if options.output is not None:
             options.output.mkdir(parents=True, exist_ok=True)
             bad_examples.write_csv(options.output / BAD_EXAMPLES_FILE)
             facts = {"model": options.model, **{f"rows, {split}": data.num_rows(split) for split in data.splits}}
             task.write_report(options.output, resolved, measured, facts=facts, bad_examples=bad_examples.read())
             logger.info("Written to %s", options.output)
-
-
-def _print_metrics(model: str, evaluations: dict[str, ClassificationEvaluation]) -> None:
-    table = Table(title=model, title_justify="left")
-    table.add_column("metric")
-    for split, evaluation in evaluations.items():
-        table.add_column(f"{split} ({evaluation.num_rows} rows)", justify="right")
-    for name in next(iter(evaluations.values())).metrics:
-        values = (evaluation.metrics.get(name) for evaluation in evaluations.values())
-        table.add_row(name, *("undefined" if value is None else f"{value:.4f}" for value in values))
-    Console().print(table)

@@ -6,21 +6,32 @@ accelerate launch scripts/train.py recipes/quickstart/fusion.yaml training.learn
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import logging
+
 import datasets
 import transformers
 from accelerate.utils import broadcast_object_list
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
+from mmhf.cli._metrics_table import print_metrics
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.loading import LoadedData
-from mmhf.hub.lineage import release_run, write_lineage
 from mmhf.hub import check_version_is_free, resolve_model
+from mmhf.hub.lineage import release_run, write_lineage
 from mmhf.recipe import ResolvedRecipe, load_recipe
-from mmhf.tasks import MeasuredSplit, task_of
+from mmhf.tasks import Task, task_of
+from mmhf.tasks.classification import MeasuredSplit
 from mmhf.training.arguments import build_stage_plan, training_arguments
-from mmhf.training.run_folder import BAD_EXAMPLES_FILE, RunFolder, choose_run_dir, open_run_folder
+from mmhf.training.run_folder import (
+    BAD_EXAMPLES_FILE,
+    BAD_EXAMPLES_LOG,
+    REPORT_FILE,
+    RunFolder,
+    choose_run_dir,
+    find_run_folder,
+)
 from mmhf.training.tracking import tracked_run
 from mmhf.training.trainer import MMTrainer
 
@@ -45,7 +56,11 @@ def run(options: argparse.Namespace) -> None:
     data = task.load_data()
     args = training_arguments(recipe, str(resolved.name), has_validation="validation" in data.splits)
     _set_verbosity(args)
-    folder = _open_folder_once(resolved, args, options)
+    folder = _find_folder_once(resolved, args, options)
+    if folder.is_finished:
+        logger.info("The run in %s is finished; only its release was missing", folder.path)
+        _release(resolved, args, folder)
+        return
     transformers.set_seed(args.seed)
 
     parent_dir = parent.path if parent else None
@@ -54,49 +69,74 @@ def run(options: argparse.Namespace) -> None:
     plan = build_stage_plan(model, recipe, args, data.num_rows("train"))
     args.max_steps = plan.num_steps
 
-    bad_examples = BadExampleLog(folder.path / "bad_examples.log")
-    if args.process_index == 0:
-        bad_examples.extend(data.bad_examples)
-        write_lineage(folder.path, parent.reference if parent else None, data.fingerprint())
+    bad_examples = BadExampleLog(folder.path / BAD_EXAMPLES_LOG)
     collator = functools.partial(task.collator, processor, seed=args.seed, bad_examples=bad_examples)
-    with tracked_run(args, recipe.tracking, folder.path.name):
-        trainer = MMTrainer(
-            model=model,
-            args=args,
-            plan=plan,
-            optimizer_section=recipe.optimizer,
-            early_stopping=recipe.early_stopping,
-            save_every_epochs=recipe.checkpoints.every_epochs,
-            train_dataset=task.torch_dataset(data, "train"),
-            eval_dataset=task.torch_dataset(data, "validation") if "validation" in data.splits else None,
-            data_collator=collator(split="train", augment=True),
-            eval_collator=collator(split="validation"),
-            processing_class=processor,
-            compute_metrics=functools.partial(task.training_metrics, label_names=data.label_names),
-        )
-        trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
-        measured: dict[str, MeasuredSplit] = {
-            split: task.measure(trainer, data, split) for split in recipe.evaluation.splits if split in data.splits
-        }
-        for split, result in measured.items():
-            trainer.log({f"{split}_{name}": value for name, value in result.evaluation.metrics.items()})
-        trainer.save_model()
-        trainer.save_state()
-        if trainer.is_world_process_zero():
-            bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
-            task.write_report(
-                folder.path,
-                resolved,
-                measured,
-                facts=_facts(trainer, data),
-                stages=plan.summary(),
-                log_history=trainer.state.log_history,
-                bad_examples=bad_examples.read(),
+    is_first = args.process_index == 0
+    with folder.claimed(resolved) if is_first else contextlib.nullcontext():
+        if is_first:
+            bad_examples.extend(data.bad_examples)
+            write_lineage(folder.path, parent.reference if parent else None, data.fingerprint())
+            _say_what_begins(resolved, data, model, folder)
+        with tracked_run(args, recipe.tracking, folder.path.name):
+            trainer = MMTrainer(
+                model=model,
+                args=args,
+                plan=plan,
+                optimizer_section=recipe.optimizer,
+                early_stopping=recipe.early_stopping,
+                save_every_epochs=recipe.checkpoints.every_epochs,
+                train_dataset=task.torch_dataset(data, "train"),
+                eval_dataset=task.torch_dataset(data, "validation") if "validation" in data.splits else None,
+                data_collator=collator(split="train", augment=True),
+                eval_collator=collator(split="validation"),
+                processing_class=processor,
+                compute_metrics=functools.partial(task.training_metrics, label_names=data.label_names),
             )
-    if trainer.is_world_process_zero():
-        logger.info("Run folder: %s", folder.path)
-        if recipe.release is not None:
-            logger.info("Release: %s", release_run(folder.path, recipe.release.repo, recipe.release.version))
+            trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+            measured = _measure(trainer, task, data)
+            trainer.save_model()
+            trainer.save_state()
+            if is_first:
+                bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
+                task.write_report(
+                    folder.path,
+                    resolved,
+                    measured,
+                    facts=_facts(trainer, data),
+                    stages=plan.summary(),
+                    log_history=trainer.state.log_history,
+                    bad_examples=bad_examples.read(),
+                )
+        if is_first:
+            print_metrics(resolved.name, {split: each.evaluation for split, each in measured.items()})
+            logger.info("Run folder: %s", folder.path)
+            logger.info("Report: %s", folder.path / REPORT_FILE)
+            _release(resolved, args, folder)
+
+
+def _say_what_begins(resolved: ResolvedRecipe, data: LoadedData, model: PreTrainedModel, folder: RunFolder) -> None:
+    rows = ", ".join(f"{data.num_rows(split) or 'streamed'} {split}" for split in data.splits)
+    logger.info("Recipe %s in %s: %s rows", resolved.name, folder.path, rows)
+    logger.info("%s, %s parameters", type(model).__name__, f"{model.num_parameters():,}")
+    if data.bad_examples:
+        logger.info("%d bad rows, see %s when the run ends", len(data.bad_examples), folder.path / BAD_EXAMPLES_FILE)
+    if folder.checkpoint is not None:
+        logger.info("Going on from %s", folder.checkpoint)
+
+
+def _measure(trainer: MMTrainer, task: Task, data: LoadedData) -> dict[str, MeasuredSplit]:
+    """Evaluate the splits that the recipe asks for, and give their numbers to the trackers."""
+    splits = [split for split in task.recipe.evaluation.splits if split in data.splits]
+    measured = {split: task.measure(trainer, data, split) for split in splits}
+    for split, result in measured.items():
+        trainer.log({f"{split}_{name}": value for name, value in result.evaluation.metrics.items()})
+    return measured
+
+
+def _release(resolved: ResolvedRecipe, args: TrainingArguments, folder: RunFolder) -> None:
+    release = resolved.recipe.release
+    if release is not None and args.process_index == 0:
+        logger.info("Release: %s", release_run(folder.path, release.repo, release.version))
 
 
 def _facts(trainer: MMTrainer, data: LoadedData) -> dict[str, object]:
@@ -113,13 +153,13 @@ def _facts(trainer: MMTrainer, data: LoadedData) -> dict[str, object]:
     }
 
 
-def _open_folder_once(resolved: ResolvedRecipe, args: TrainingArguments, options: argparse.Namespace) -> RunFolder:
-    """Let the first process prepare the run folder and tell the others, or all of them what is wrong with it."""
+def _find_folder_once(resolved: ResolvedRecipe, args: TrainingArguments, options: argparse.Namespace) -> RunFolder:
+    """Let the first process choose the run folder and tell the others, or all of them what is wrong with it."""
     args.device  # noqa: B018  (starts the process group that the broadcast needs)
     outcome: list[RunFolder | Exception | None] = [None]
     if args.process_index == 0:
         try:
-            outcome[0] = open_run_folder(
+            outcome[0] = find_run_folder(
                 choose_run_dir(resolved, resume=options.resume), resolved, allow_changes=options.allow_changes
             )
         except ValueError as error:
@@ -134,6 +174,7 @@ def _open_folder_once(resolved: ResolvedRecipe, args: TrainingArguments, options
 
 def _set_verbosity(args: TrainingArguments) -> None:
     transformers.logging.set_verbosity_warning()
+    transformers.logging.disable_progress_bar()
     if args.process_index > 0:
         logging.getLogger("mmhf").setLevel(logging.WARNING)
         datasets.disable_progress_bars()

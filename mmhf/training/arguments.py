@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ def training_arguments(recipe: Recipe, output_dir: str, *, has_validation: bool)
     values.setdefault("eval_strategy", "epoch" if has_validation else "no")
     values.setdefault("per_device_eval_batch_size", values.get("per_device_train_batch_size", 8))
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    values.setdefault("disable_tqdm", not sys.stderr.isatty())
     if values.get("metric_for_best_model") and has_validation:
         values.setdefault("load_best_model_at_end", True)
     if recipe.early_stopping is not None and values["eval_strategy"] == "no":

@@ -67,7 +67,6 @@ class StageProgressBar(ProgressCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        eval_dataloader=None,
         **kwargs: Any,
     ) -> None:
         super().on_prediction_step(args, state, control, **kwargs)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from mmhf.errors import InputError
 from mmhf.recipe import ResolvedRecipe, load_recipe
@@ -17,8 +21,10 @@ logger = logging.getLogger(__name__)
 RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.json"
 BAD_EXAMPLES_FILE = "bad_examples.csv"
+BAD_EXAMPLES_LOG = "bad_examples.log"
 REPORT_FILE = "report.html"
 OUTPUT_ROOT = Path("outputs")
+_LOCK_FILE = ".lock"
 
 # Where a run lies and whom it reports to does not change what it computes.
 _FREE_TO_CHANGE = (
@@ -32,19 +38,44 @@ _FREE_TO_CHANGE = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder that is ready to be trained in.
+    """A run folder that may be trained in.
 
     Attributes:
-        path (`Path`): The folder.
+        path (`Path`): The folder; it need not exist yet.
         checkpoint (`Path`, *optional*): Where an interrupted run goes on; None for a new run.
+        is_finished (`bool`): Whether training and evaluation are done, so that only the release is missing.
     """
 
     path: Path
-    checkpoint: Path | None
+    checkpoint: Path | None = None
+    is_finished: bool = False
+
+    @contextlib.contextmanager
+    def claimed(self, resolved: ResolvedRecipe) -> Iterator[None]:
+        """Make the folder, write `recipe.yaml` into it, and keep other processes from training in it.
+
+        Raises:
+            InputError: Another process trains in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / _LOCK_FILE, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise InputError(
+                f"{self.path}: another process trains in it; choose another training.output_dir"
+            ) from error
+        with lock:
+            if self.checkpoint is None:
+                (self.path / BAD_EXAMPLES_LOG).unlink(missing_ok=True)
+            temporary = self.path / f".{RECIPE_FILE}"
+            temporary.write_text(resolved.to_yaml(), encoding="utf-8")
+            temporary.replace(self.path / RECIPE_FILE)
+            yield
 
 
 def choose_run_dir(resolved: ResolvedRecipe, *, resume: bool) -> Path:
-    """`training.output_dir`, or `outputs/RECIPE/DATE-TIME`; with `resume`, the latest of the latter that is unfinished.
+    """`training.output_dir`, or `outputs/RECIPE/DATE-TIME`; with `resume`, the latest of these that is unfinished.
 
     Raises:
         InputError: There is nothing to resume.
@@ -54,52 +85,55 @@ def choose_run_dir(resolved: ResolvedRecipe, *, resume: bool) -> Path:
         return Path(given)
     root = OUTPUT_ROOT / resolved.name
     if not resume:
-        return root / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        return _unused(root / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     unfinished = [path.parent for path in root.glob(f"*/{RECIPE_FILE}") if not (path.parent / METRICS_FILE).exists()]
     if not unfinished:
         raise InputError(f"--resume: no unfinished run under {root}; leave --resume out to start one")
     return max(unfinished)
 
 
-def open_run_folder(path: Path, resolved: ResolvedRecipe, *, allow_changes: bool = False) -> RunFolder:
-    """Make a run folder, or find where the run in it stopped. Only one process may call this.
+def _unused(path: Path) -> Path:
+    """The path, or the first of `PATH-2`, `PATH-3`, … that is free."""
+    names = itertools.chain([path], (path.with_name(f"{path.name}-{number}") for number in itertools.count(2)))
+    return next(name for name in names if not name.exists())
+
+
+def find_run_folder(path: Path, resolved: ResolvedRecipe, *, allow_changes: bool = False) -> RunFolder:
+    """Look whether a folder may be trained in, and where a run in it stopped. Changes nothing.
+
+    A run that was stopped before its first checkpoint has nothing to go on from: it may begin again with any recipe.
 
     Args:
         path (`Path`): The folder.
-        resolved (`ResolvedRecipe`): The recipe about to be trained; written to the folder as `recipe.yaml`.
+        resolved (`ResolvedRecipe`): The recipe about to be trained.
         allow_changes (`bool`, defaults to `False`): Go on although the recipe is not the one that the run began with.
 
     Raises:
         InputError: The folder holds a finished run, another recipe's run, or files that are no run.
     """
-    recipe_file = path / RECIPE_FILE
-    if not recipe_file.exists() and path.is_dir() and any(path.iterdir()):
-        raise InputError(f"{path} holds files but no run; choose another training.output_dir")
-    if recipe_file.exists():
-        if (path / METRICS_FILE).exists():
+    if path.exists() and not path.is_dir():
+        raise InputError(f"training.output_dir: {path} is a file; choose a folder")
+    if not (path / RECIPE_FILE).exists():
+        if path.is_dir() and any(entry.name != _LOCK_FILE for entry in path.iterdir()):
+            raise InputError(f"{path} holds files but no run; choose another training.output_dir")
+        return RunFolder(path)
+    changes = recipe_changes(load_recipe(path / RECIPE_FILE), resolved, free=_FREE_TO_CHANGE)
+    if (path / METRICS_FILE).exists():
+        if changes or resolved.recipe.release is None:
             raise InputError(
                 f"{path} holds a finished run; choose another training.output_dir or remove the folder to train again"
             )
-        _refuse_changes(path, resolved, allow_changes)
-    path.mkdir(parents=True, exist_ok=True)
-    temporary = path / f".{RECIPE_FILE}"
-    temporary.write_text(resolved.to_yaml(), encoding="utf-8")
-    temporary.replace(recipe_file)
+        return RunFolder(path, is_finished=True)
     checkpoint = last_complete_checkpoint(path)
-    if checkpoint is not None:
-        logger.info("Going on from %s", checkpoint)
+    if changes and checkpoint is not None:
+        if not allow_changes:
+            raise InputError(
+                f"{path} holds a run of another recipe ({'; '.join(changes)}); choose another training.output_dir, "
+                "or add --allow-changes to go on with the new recipe"
+            )
+        for change in changes:
+            logger.warning("The recipe changed since the run began: %s", change)
     return RunFolder(path, checkpoint)
-
-
-def _refuse_changes(path: Path, resolved: ResolvedRecipe, allow_changes: bool) -> None:
-    changes = recipe_changes(load_recipe(path / RECIPE_FILE), resolved, free=_FREE_TO_CHANGE)
-    if changes and not allow_changes:
-        raise InputError(
-            f"{path} holds a run of another recipe ({'; '.join(changes)}); choose another training.output_dir, "
-            "or add --allow-changes to go on with the new recipe"
-        )
-    for change in changes:
-        logger.warning("The recipe changed since the run began: %s", change)
 
 
 def recipe_changes(old: ResolvedRecipe, new: ResolvedRecipe, *, free: Sequence[str] = ()) -> list[str]:

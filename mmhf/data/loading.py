@@ -13,11 +13,22 @@ from mmhf.data.rows import SPLITS, SourceData
 from mmhf.data.screening import SplitScreen
 from mmhf.data.sources.fakeddit import read_fakeddit
 from mmhf.data.sources.hub import read_hub, read_hub_stream
-from mmhf.data.sources.sample import read_sample_pairs
+from mmhf.data.sources.image_folder import read_image_folder
+from mmhf.data.sources.sample import read_sample_groups, read_sample_pairs
 from mmhf.data.sources.table import read_table_source
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
-from mmhf.recipe.schema import DataSection, FakedditDataSection, HubDataSection, TableDataSection
+from mmhf.recipe.schema import (
+    DataSection,
+    FakedditDataSection,
+    HubDataSection,
+    ImageFolderDataSection,
+    SampleDataSection,
+    TableDataSection,
+)
+
+_TASKS_WITH_TEXT = ("image-text-classification",)
+_TASKS = (*_TASKS_WITH_TEXT, "image-classification")
 
 
 @dataclass
@@ -56,7 +67,8 @@ def load_data(
         section (`DataSection`):
             The recipe's `data` section.
         task (`str`, defaults to `"image-text-classification"`):
-            What the rows are for.
+            What the rows are for. In `"image-classification"` no text is read or judged, and `text` is empty; the
+            source `sample` then gives drawings and their groups.
         label_names (`Sequence[str]`, *optional*):
             The labels of a model, in the order of its class ids; those of the data are mapped onto them by name.
         splits (`Collection[str]`, *optional*):
@@ -71,16 +83,19 @@ def load_data(
         InputError: something is missing, a split is empty, a label is unknown, or a row is bad where the recipe says
             to raise.
     """
-    if task != "image-text-classification":
+    with_text = task in _TASKS_WITH_TEXT
+    if task not in _TASKS or (with_text and isinstance(section, ImageFolderDataSection)):
         raise InputError(f"task {task!r} cannot be loaded from the source {section.source!r}")
+    if not with_text:
+        section = _without_text(section)
     if isinstance(section, HubDataSection) and section.streaming:
         streams, names = read_hub_stream(section, splits, label_names)
         return LoadedData(dict(streams), names)
-    source = _read(section, splits)
+    source = _read(section, splits, with_text=with_text)
     names, label_ids = number_labels(source.label_of, label_names, origin=f"data source {section.source!r}")
     loaded = LoadedData({}, names)
     for split in (name for name in SPLITS if name in source.splits):
-        screen = SplitScreen(source.splits[split], split, section, label_ids)
+        screen = SplitScreen(source.splits[split], split, section, label_ids, with_text=with_text)
         loaded.splits[split] = screen.run(check_images=check_images)
         loaded.bad_examples += screen.bad_examples
     return loaded
@@ -116,11 +131,19 @@ def number_labels(
     return names, {value: names.index(name) for value, name in label_of.items()}
 
 
-def _read(section: DataSection, splits: Collection[str] | None) -> SourceData:
+def _without_text(section: DataSection) -> DataSection:
+    if isinstance(section, TableDataSection | HubDataSection):
+        return section.model_copy(update={"columns": section.columns.model_copy(update={"text": None})})
+    return section
+
+
+def _read(section: DataSection, splits: Collection[str] | None, *, with_text: bool) -> SourceData:
     if isinstance(section, FakedditDataSection):
         return read_fakeddit(section, splits)
     if isinstance(section, TableDataSection):
         return read_table_source(section, splits)
     if isinstance(section, HubDataSection):
         return read_hub(section, splits)
-    return read_sample_pairs(splits)
+    if isinstance(section, SampleDataSection):
+        return read_sample_pairs(splits) if with_text else read_sample_groups(splits)
+    return read_image_folder(section, splits)

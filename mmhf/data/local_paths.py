@@ -47,6 +47,18 @@ class DataFolder:
             return f"the image path is not relative to the data folder: {name}"
         if ".." in name.replace("\\", "/").split("/"):
             return f"the image path leaves the data folder: {name}"
+        return self.find_link_out(name)
+
+    def find_link_out(self, name: str) -> str | None:
+        """Say whether symbolic links lead a path out of the folder.
+
+        Args:
+            name (`str`):
+                A path without `..`.
+
+        Returns:
+            `str` or `None`: the reason, or nothing when the path stays inside the folder.
+        """
         full = self.path_of(name)
         parent, last = os.path.split(full)
         real = os.path.join(_real_folder(parent), last)

@@ -107,10 +107,13 @@ class ImageFiles:
         name = self.names[position]
         if not name:
             return ImageProblem("no image is named")
-        if reason := self.folder.find_escape(name):
+        if reason := self._find_escape(name):
             return ImageProblem(reason, "row")
         reason = find_image_problem(self.folder.path_of(name)) if read else None
         return ImageProblem(f"{reason}: {name}") if reason else None
+
+    def _find_escape(self, name: str) -> str | None:
+        return self.folder.find_escape(name)
 
     def to_dataset(
         self, positions: Sequence[int], blank: set[int], columns: Mapping[str, list[Any]]

@@ -37,13 +37,24 @@ class SplitScreen:
             `on_bad_row`, `on_empty_text`, `on_bad_image`, `limit` and `limit_seed` are read.
         label_ids (`dict[str, int]`):
             Label value → class id.
+        with_text (`bool`, defaults to `True`):
+            Rows have texts; otherwise these are not judged, and the column is the empty string.
     """
 
-    def __init__(self, source: SourceRows, split: str, section: DataSectionBase, label_ids: dict[str, int]) -> None:
+    def __init__(
+        self,
+        source: SourceRows,
+        split: str,
+        section: DataSectionBase,
+        label_ids: dict[str, int],
+        *,
+        with_text: bool = True,
+    ) -> None:
         self.source = source
         self.split = split
         self.section = section
         self.label_ids = label_ids
+        self.with_text = with_text
         self.bad_examples: list[BadExample] = []
         self._blank_images: set[int] = set()
 
@@ -85,7 +96,7 @@ class SplitScreen:
         if label not in self.label_ids:
             reason = "the label is missing" if label is None else f"unknown label {label!r}"
             return self._drop(position, reason, "on_bad_row", section.on_bad_row)
-        if not (source.texts[position] or "").strip():
+        if self.with_text and not (source.texts[position] or "").strip():
             return self._drop(position, "the text is empty", "on_empty_text", section.on_empty_text)
         return True
 
@@ -139,7 +150,7 @@ class SplitScreen:
         columns: dict[str, list[Any]] = {
             "row": [source.rows[position] for position in positions],
             "id": [source.ids[position] for position in positions],
-            "text": [(source.texts[position] or "").strip() for position in positions],
+            "text": [(source.texts[position] or "").strip() if self.with_text else "" for position in positions],
             "label": [self.label_ids[source.labels[position] or ""] for position in positions],
         }
         if self.bad_examples:

@@ -9,6 +9,18 @@ import numpy as np
 from mmhf.data.rows import SPLITS
 from mmhf.recipe.schema import SplitSection
 
+SPLIT_OF_NAME = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""What data sets call their splits, in small letters → our name."""
+
 
 def split_positions(
     section: SplitSection, labels: Sequence[str | None], groups: Sequence[str | None] | None = None

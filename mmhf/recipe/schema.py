@@ -268,7 +268,7 @@ class ImageFolderDataSection(DataSectionBase):
     find_duplicates: Literal["near", "exact", "never"] = "near"
     """Look for images that are there twice: `exact` compares file contents, `near` also what they show."""
     on_duplicate: Literal["keep", "skip_across_splits"] = "keep"
-    """What to do with training images that are in validation or test, too: keep them, or leave them out of training."""
+    """Training images that are in validation or test, too: keep them, or leave them out of training."""
 
     @model_validator(mode="after")
     def _can_be_cut(self) -> ImageFolderDataSection:
@@ -279,10 +279,15 @@ class ImageFolderDataSection(DataSectionBase):
         return self
 
 
+PairDataSection = Annotated[
+    FakedditDataSection | TableDataSection | SampleDataSection | HubDataSection, Field(discriminator="source")
+]
+"""Sources of images with texts."""
 DataSection = Annotated[
     FakedditDataSection | TableDataSection | SampleDataSection | HubDataSection | ImageFolderDataSection,
     Field(discriminator="source"),
 ]
+"""Sources of images."""
 
 
 class LossSection(Section):
@@ -306,6 +311,17 @@ ScheduleName = Literal[
 ]
 
 
+class PlateauSection(Section):
+    """When a metric counts as stalled."""
+
+    metric: str = "loss"
+    """A metric of the validation split, such as `loss` or `f1_macro`."""
+    patience: PositiveInt = 5
+    """Evaluations without improvement."""
+    min_delta: NonNegativeFloat = 0.0
+    """What counts as an improvement."""
+
+
 class StageSection(Section):
     name: Annotated[str, Field(min_length=1)]
     epochs: PositiveFloat | None = None
@@ -315,34 +331,33 @@ class StageSection(Section):
     """Groups that train: names (`head`), prefixes (`vision`), globs (`vision.stages.*`), `vision:last 30%`,
     `text:last 2`, `all`; `!NAME` takes away."""
     learning_rate: NonNegativeFloat | dict[str, NonNegativeFloat] | None = None
-    """One rate, or one by selector (a later entry wins); for groups not named: `training.learning_rate`."""
+    """One rate, or one by selector (a later entry wins); absent, and for groups not named: `training.learning_rate`."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Factor of the learning rate for each layer further from the output of its encoder."""
     schedule: ScheduleName | None = None
     """Shape of the learning rate over the stage; absent: `training.lr_scheduler_type`."""
-    warmup: NonNegativeFloat | None = None
-    """Steps, or a share of the stage below 1; absent: `training.warmup_steps`."""
-    min_lr: NonNegativeFloat = 0.0
-    """Where the schedule ends."""
+    warmup: NonNegativeFloat | dict[str, NonNegativeFloat] | None = None
+    """Steps, or a share of the stage below 1, for all or by selector; absent: `training.warmup_steps`."""
+    min_lr: NonNegativeFloat | dict[str, NonNegativeFloat] = 0.0
+    """Where the schedule ends, for all or by selector."""
     decay_rate: PositiveFloat = 0.1
     """Schedule `step`: what the rate is multiplied with."""
     decay_every: PositiveFloat = 1.0
     """Schedule `step`: epochs between two decays."""
+    optimizer: OptimizerSection | dict[str, OptimizerSection] | None = None
+    """The stage's own optimizer, for all that it trains or by selector; absent: the run's."""
+    batch_norm: Literal["train", "frozen"] = "train"
+    """`frozen`: batch-norm layers that train keep their statistics; only their weights and biases move."""
+    unfreeze_on_plateau: PlateauSection | None = None
+    """Go on to the next stage when the metric stalls; absent: the recipe's `unfreeze_on_plateau`."""
+    carry_best: str | None = None
+    """A metric of the validation split: the next stage starts from the weights that were best by it in this one."""
 
     @model_validator(mode="after")
     def _has_one_length(self) -> StageSection:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"stage {self.name!r} needs either `epochs` or `steps`")
         return self
-
-
-class EarlyStoppingSection(Section):
-    metric: str = "loss"
-    """A metric of the validation split, such as `loss` or `f1_macro`."""
-    patience: PositiveInt = 5
-    """Evaluations without improvement before the stage or run ends."""
-    min_delta: NonNegativeFloat = 0.0
-    """What counts as an improvement."""
-    scope: Literal["run", "stage"] = "run"
-    """What ends when the metric stalls: the run, or the current stage (the next one then begins)."""
 
 
 class CheckpointsSection(Section):
@@ -384,7 +399,10 @@ class RecipeBase(Section):
     """Absent: `training.optim` and its companions."""
     stages: Annotated[list[StageSection], Field(min_length=1)] | None = None
     """Absent = one stage that trains everything for `training.num_train_epochs`."""
-    early_stopping: EarlyStoppingSection | None = None
+    early_stopping: PlateauSection | None = None
+    """End the run when the metric stalls."""
+    unfreeze_on_plateau: PlateauSection | None = None
+    """Go on to the next stage when the metric stalls; after the last one, end the run."""
     checkpoints: CheckpointsSection = CheckpointsSection()
     evaluation: EvaluationSection = EvaluationSection()
     tracking: TrackingSection = TrackingSection()
@@ -396,6 +414,7 @@ class FusionRecipe(RecipeBase):
 
     task: Literal["image-text-classification"]
     model: FusionModelSection = FusionModelSection()
+    data: PairDataSection
 
 
 class ImageClassificationRecipe(RecipeBase):

@@ -33,7 +33,8 @@ class HubImages:
     """
 
     def __init__(self, dataset: datasets.Dataset, column: str, positions: Sequence[int]) -> None:
-        self.images = dataset.select_columns([column]).rename_column(column, "image")
+        images = dataset.select_columns([column])
+        self.images = images if column == "image" else images.rename_column(column, "image")
         self.positions = positions
 
     def problems(self, positions: Sequence[int], *, read: bool) -> Iterable[ImageProblem | None]:
@@ -224,7 +225,7 @@ def _rows(section: HubDataSection, source: datasets.Dataset, positions: list[int
         origin=f"data set {section.path}",
         rows=rows,
         ids=[name or str(row) for name, row in zip(ids, rows, strict=True)],
-        texts=read(columns.text),
+        texts=[None] * len(rows) if columns.text is None else read(columns.text),
         labels=read(columns.label),
         images=HubImages(source, columns.image, positions),
     )
@@ -260,7 +261,7 @@ def _stream(
             "row": position + 1,
             "id": name or str(position + 1),
             "image": example[columns.image],
-            "text": as_text(example[columns.text]) or "",
+            "text": "" if columns.text is None else as_text(example[columns.text]) or "",
             "label": label_ids[_name_of(label_feature, example[columns.label]) or ""],
         }
 
@@ -278,7 +279,7 @@ def _usable_row(
         label = _name_of(label_feature, example[columns.label])
         if label not in label_ids:
             return _judge(f"unknown label {label!r}", "on_bad_row", section.on_bad_row)
-        if as_text(example[columns.text]) is None:
+        if columns.text is not None and as_text(example[columns.text]) is None:
             return _judge("the text is empty", "on_empty_text", section.on_empty_text)
         return True
 

@@ -30,6 +30,22 @@ def read_sample_pairs(splits: Collection[str] | None = None) -> SourceData:
     return SourceData(splits={split: _pairs(split) for split in chosen}, label_of={name: name for name in LABELS})
 
 
+def read_sample_groups(splits: Collection[str] | None = None) -> SourceData:
+    """Label each drawing with its Unicode group, such as `food-drink`.
+
+    Args:
+        splits (`Collection[str]`, *optional*):
+            Splits to read; absent: all.
+
+    Returns:
+        `SourceData`: the row number is the drawing's row in the split, counted from 1.
+    """
+    drawings = {split: read_sample(split).to_pylist() for split in SPLITS}
+    names = sorted({drawing["group"] for members in drawings.values() for drawing in members})
+    chosen = [split for split in SPLITS if splits is None or split in splits]
+    return SourceData({split: _groups(drawings[split]) for split in chosen}, {name: name for name in names})
+
+
 def partner_of(drawings: list[dict[str, Any]], seed: str) -> list[int]:
     """Choose for each drawing another of the same group, each drawing chosen once.
 
@@ -78,6 +94,17 @@ def _pairs(split: str) -> SourceRows:
         texts=[texts[text_number] for _, text_number, _ in pairs],
         labels=[label for _, _, label in pairs],
         images=EmbeddedImages([drawings[number]["image"]["bytes"] for number, _, _ in pairs]),
+    )
+
+
+def _groups(drawings: list[dict[str, Any]]) -> SourceRows:
+    return SourceRows(
+        origin=SAMPLE_PATH.name,
+        rows=list(range(1, len(drawings) + 1)),
+        ids=[f"{drawing['vendor']}-{drawing['hexcode']}" for drawing in drawings],
+        texts=[None] * len(drawings),
+        labels=[drawing["group"] for drawing in drawings],
+        images=EmbeddedImages([drawing["image"]["bytes"] for drawing in drawings]),
     )
 
 

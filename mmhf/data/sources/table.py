@@ -9,19 +9,9 @@ from typing import Any
 
 from mmhf.data.rows import SPLITS, EmbeddedImages, ImageColumn, ImageFiles, SourceData, SourceRows
 from mmhf.data.sources.table_files import TableFile, as_text, read_table
-from mmhf.data.splits import split_positions
+from mmhf.data.splits import SPLIT_OF_NAME, split_positions
 from mmhf.errors import InputError
 from mmhf.recipe.schema import TableDataSection
-
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "test": "test",
-}
 
 
 def read_table_source(section: TableDataSection, splits: Collection[str] | None = None) -> SourceData:
@@ -95,7 +85,7 @@ def _cut_by_column(table: TableFile, column: str) -> dict[str, TableFile]:
     positions: dict[str, list[int]] = {}
     unassigned: dict[int, str] = {}
     for position, value in enumerate(table.columns[column]):
-        name = _SPLIT_NAMES.get((as_text(value) or "").lower())
+        name = SPLIT_OF_NAME.get((as_text(value) or "").lower())
         if name is None:
             unassigned[position] = table.malformed.get(
                 position, f"{column} is {value!r}, not train, validation or test"
@@ -109,7 +99,7 @@ def _cut_by_column(table: TableFile, column: str) -> dict[str, TableFile]:
 def _rows(table: TableFile, section: TableDataSection) -> SourceRows:
     columns = section.columns
     ids = [None] * len(table.rows) if columns.id is None else [as_text(value) for value in table.columns[columns.id]]
-    texts = table.columns[columns.text]
+    texts = [None] * len(table.rows) if columns.text is None else table.columns[columns.text]
     malformed = dict(table.malformed)
     for position, text in enumerate(texts):
         if isinstance(text, list | dict):

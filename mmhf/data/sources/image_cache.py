@@ -1,0 +1,263 @@
+"""Images in archives and behind URLs, copied once into a memory-mapped file of the data set cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import posixpath
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import datasets
+import fsspec
+from datasets.arrow_writer import ArrowWriter
+from filelock import FileLock
+
+from mmhf.data.sources.image_tree import Listing
+from mmhf.errors import InputError, UnreachableError
+
+logger = logging.getLogger(__name__)
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+MAX_IMAGE_BYTES = 1 << 28
+"""A larger member of an archive is refused: no photograph has 256 MiB, but a decompression bomb may."""
+
+_FEATURES = datasets.Features({"path": datasets.Value("string"), "image": datasets.Image(decode=False)})
+_FORMAT = 1
+_FETCHED_AT_ONCE = 64
+_HASH_BLOCK = 1 << 20
+_VERSION_KEYS = (
+    "size",
+    "mtime",
+    "etag",
+    "created",
+    "updated",
+    "lastmodified",
+    "last_modified",
+    "generation",
+    "md5hash",
+)
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError)
+
+
+class _Member(NamedTuple):
+    path: str
+    kind: str
+    """`file`, `folder`, or why it is not looked at."""
+    read: Callable[[], bytes]
+
+
+class CachedImages(NamedTuple):
+    """The images of an archive or of a remote folder."""
+
+    table: datasets.Dataset
+    """`image`, in the order of `listing.images`; memory-mapped."""
+    listing: Listing
+
+
+def is_archive(path: str) -> bool:
+    """Whether a path or URL ends as archives do."""
+    return (urlsplit(path).path if "://" in path else path).lower().endswith(ARCHIVE_SUFFIXES)
+
+
+def cache_archive(path: str | Path, *, folder: str | None = None) -> CachedImages:
+    """Read the images of a zip or tar file, from the cache when the file is as it was.
+
+    Nothing is unpacked into files: a member's name is a name and no more. Links in an archive are ignored.
+
+    Args:
+        path (`str` or `Path`):
+            The archive.
+        folder (`str`, *optional*):
+            The folder in it to read; folders that wrap all others may be left out.
+
+    Returns:
+        `CachedImages`: what is in it.
+
+    Raises:
+        InputError: it is no archive, damaged, or encrypted.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"data.path: no such file: {path}")
+    key = _key("archive", folder, _content_hash(path))
+    return _cached(key, str(path), lambda: _archive_members(path, folder))
+
+
+def cache_remote(url: str, *, folder: str | None = None) -> CachedImages:
+    """Read the images of a folder or archive behind a URL, from the cache when the files there are as they were.
+
+    Args:
+        url (`str`):
+            Anything that fsspec opens: `https://`, `s3://`, `gs://`, `memory://`, ...
+        folder (`str`, *optional*):
+            The folder in it to read.
+
+    Returns:
+        `CachedImages`: what is there.
+
+    Raises:
+        InputError: fsspec does not know such URLs, or nothing is there.
+        UnreachableError: the machine behind the URL cannot be reached.
+    """
+    with _reaching(url):
+        fs, root = fsspec.core.url_to_fs(url)
+        if is_archive(url):
+            key = _key("remote archive", folder, url, _version(fs.info(root)))
+            return _cached(key, url, lambda: _downloaded_members(fs, root, folder))
+        start = posixpath.join(root.rstrip("/"), folder) if folder else root.rstrip("/")
+        files = fs.find(start, detail=True)
+        names = {_below(root, name): name for name in sorted(files)}
+        versions = [[name, _version(files[full])] for name, full in names.items()]
+        return _cached(_key("remote folder", url, versions), url, lambda: _remote_members(fs, names))
+
+
+def _below(root: str, name: str) -> str:
+    return name.removeprefix(root.rstrip("/")).lstrip("/")
+
+
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"data.path: nothing at {url}") from error
+    except ImportError as error:
+        raise InputError(f"data.path: {url} needs a package that is not there: {error}") from error
+    except OSError as error:
+        raise UnreachableError(f"data.path: cannot read {url}: {error}") from error
+    except ValueError as error:
+        raise InputError(f"data.path: {url}: {error}") from error
+
+
+def _version(info: dict[str, Any]) -> list[list[str]]:
+    return sorted([name, str(value)] for name, value in info.items() if name.lower() in _VERSION_KEYS)
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([_FORMAT, *parts]).encode()).hexdigest()
+
+
+def _content_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _cached(key: str, origin: str, members: Callable[[], Iterable[_Member]]) -> CachedImages:
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mmhf_images" / key
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # another process may be copying the same images
+            if not folder.exists():
+                _fill(folder, origin, members())
+    facts = json.loads((folder / "listing.json").read_text(encoding="utf-8"))
+    table = datasets.Dataset.from_file(str(folder / "images.arrow"))
+    paths: list[str] = table.select_columns(["path"])[:]["path"]
+    # An archive that was appended to can hold a name twice; the last one counts, as when it is unpacked.
+    last = {path: row for row, path in enumerate(paths)}
+    images = table.select_columns(["image"])
+    if len(last) < len(paths):
+        images = images.select(list(last.values()))
+    return CachedImages(images, Listing(list(last), set(facts["folders"]), Counter(facts["ignored"])))
+
+
+def _fill(folder: Path, origin: str, members: Iterable[_Member]) -> None:
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        listing = Listing()
+        writer = ArrowWriter(path=str(temporary / "images.arrow"), features=_FEATURES, writer_batch_size=100)
+        for member in members:
+            if member.kind == "folder":
+                listing.folders.add(member.path)
+            elif member.kind != "file":
+                listing.ignored[member.kind] += 1
+            elif listing.takes(member.path):
+                writer.write({"path": member.path, "image": {"path": None, "bytes": member.read()}})
+        num_images, size = writer.finalize()
+        facts = {"origin": origin, "folders": sorted(listing.folders), "ignored": listing.ignored}
+        (temporary / "listing.json").write_text(json.dumps(facts), encoding="utf-8")
+        os.replace(temporary, folder)
+        logger.info("%s: copied %d images (%.0f MB) to %s", origin, num_images, size / 1e6, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _archive_members(path: Path, folder: str | None) -> Iterator[_Member]:
+    read = _zip_members if zipfile.is_zipfile(path) else _tar_members
+    prefix = f"{posixpath.normpath(folder)}/" if folder else ""
+    try:
+        for member in read(path):
+            name = posixpath.normpath(member.path)
+            if name.startswith(("/", "..")):
+                yield member._replace(kind="outside the archive")
+            elif not prefix or f"/{name}/".find(f"/{prefix}") >= 0:
+                yield member._replace(path=name)
+    except _DAMAGED as error:
+        raise InputError(f"data.path: {path} is damaged or no archive: {error}") from error
+
+
+def _zip_members(path: Path) -> Iterator[_Member]:
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            kind = "folder" if info.is_dir() else "links" if stat.S_ISLNK(info.external_attr >> 16) else "file"
+            # Some Windows programs write backslashes against the standard.
+            name = info.filename.replace("\\", "/")
+            yield _Member(name, kind, partial(_read_zip, archive, info))
+
+
+def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    _check_size(info.filename, info.file_size)
+    return archive.read(info)
+
+
+def _tar_members(path: Path) -> Iterator[_Member]:
+    with tarfile.open(path, "r:*") as archive:
+        for info in archive:
+            kind = "folder" if info.isdir() else "file" if info.isfile() else "links"
+            yield _Member(info.name, kind, partial(_read_tar, archive, info))
+
+
+def _read_tar(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    _check_size(info.name, info.size)
+    file = archive.extractfile(info)
+    assert file is not None  # a regular file
+    return file.read()
+
+
+def _check_size(name: str, size: int) -> None:
+    if size > MAX_IMAGE_BYTES:
+        raise InputError(f"data.path: {name} in the archive has {size} bytes, more than {MAX_IMAGE_BYTES}")
+
+
+def _downloaded_members(fs: Any, remote: str, folder: str | None) -> Iterator[_Member]:
+    with tempfile.TemporaryDirectory(prefix="mmhf-") as temporary:
+        local = Path(temporary) / posixpath.basename(remote)
+        fs.get_file(remote, str(local))
+        yield from _archive_members(local, folder)
+
+
+def _remote_members(fs: Any, names: dict[str, str]) -> Iterator[_Member]:
+    """Fetch images many at a time: each alone would wait for its own answer."""
+    waiting = iter(names.items())
+    while batch := list(islice(waiting, _FETCHED_AT_ONCE)):
+        wanted = [full for name, full in batch if Listing().takes(name)]
+        contents = fs.cat(wanted) if len(wanted) > 1 else {full: fs.cat_file(full) for full in wanted}
+        for name, full in batch:
+            yield _Member(name, "file", partial(contents.__getitem__, full))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel
 
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.errors import InputError
 from mmhf.inference.hashing import files_hash
 from mmhf.inference.inputs import PredictionRows, read_rows
-from mmhf.inference.loading import choose_device, load_classifier
+from mmhf.inference.loading import choose_device, load_classifier, takes_text
 from mmhf.inference.outputs import check_output, join_columns, write_table
 from mmhf.inference.probabilities import class_names, class_probabilities
 from mmhf.inference.shards import ShardFolder
-from mmhf.models.fusion import FusionForImageTextClassification
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +40,9 @@ class PredictionSettings:
     """How a table is predicted.
 
     Args:
-        columns (`Mapping[str, str]`): Column names of `image` and `text` in the table; an image may be a template such
-            as `{id}.jpg`. What is absent is taken from the model's recipe, or is `image` and `text`.
+        columns (`Mapping[str, str]`): Column names of `image` and, where the model takes one, `text` in the table; an
+            image may be a template such as `{id}.jpg`. What is absent is taken from the model's recipe, or is `image`
+            and `text`.
         image_root (`str` or `Path`, *optional*): Folder that image paths are relative to and may not leave; absent:
             the table's own.
         limit (`int`, *optional*): Predict the first rows only.
@@ -103,11 +103,11 @@ class ClassificationPredictor:
     """Turns encoded batches into the columns `label`, `probability_<label>` and `confidence`.
 
     Args:
-        model ([`FusionForImageTextClassification`]): In eval mode, on its device.
+        model (`PreTrainedModel`): A classifier in eval mode, on its device.
         threshold (`float`, *optional*): See [`PredictionSettings`].
     """
 
-    def __init__(self, model: FusionForImageTextClassification, *, threshold: float | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, *, threshold: float | None = None) -> None:
         self.model = model
         self.threshold = threshold
         self.label_names = class_names(model)
@@ -149,7 +149,8 @@ def predict_table(
 
     Args:
         model_dir (`str` or `Path`): Run or release folder.
-        input_path (`str` or `Path`): CSV, TSV, JSONL or parquet file, or a folder of images with a metadata file.
+        input_path (`str` or `Path`): CSV, TSV, JSONL or parquet file, or a folder of images: with a metadata file,
+            or, for a model that takes no text, without one.
         output_path (`str` or `Path`): `.csv` or `.parquet`.
         settings ([`PredictionSettings`], *optional*): Columns, limit, threshold, batch size, device and the like.
 
@@ -162,7 +163,12 @@ def predict_table(
     model, processor = load_classifier(model_dir, device=device)
     predictor = ClassificationPredictor(model, threshold=settings.threshold)
     rows = read_rows(
-        input_path, model_dir=model_dir, columns=settings.columns, image_root=settings.image_root, limit=settings.limit
+        input_path,
+        model_dir=model_dir,
+        columns=settings.columns,
+        image_root=settings.image_root,
+        limit=settings.limit,
+        with_text=takes_text(model),
     )
     shards = ShardFolder(output, _identity(rows, Path(model_dir), device, settings))
     with shards.opened(discard_other=settings.overwrite):
@@ -187,12 +193,12 @@ class _Examples(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        text = self.rows.texts[index]
+        text = None if self.rows.texts is None else self.rows.texts[index]
         try:
             image = decode_image(self.rows.image(index))
         except BadImageError as error:
             return {"image": None, "text": text, "error": str(error)}
-        return {"image": image, "text": text, "error": None if text else EMPTY_TEXT}
+        return {"image": image, "text": text, "error": EMPTY_TEXT if text == "" else None}
 
 
 @dataclass(frozen=True)
@@ -203,21 +209,23 @@ class _Batch:
 
 
 class _Collator:
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: Callable[..., BatchFeature], *, with_text: bool) -> None:
         self.processor = processor
+        self.with_text = with_text
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> _Batch:
         good = [example for example in examples if example["image"] is not None]
-        encoding = None
-        if good:
-            encoding = self.processor(
-                images=[example["image"] for example in good], text=[example["text"] for example in good]
-            )
         return _Batch(
-            encoding,
+            self._encode(good) if good else None,
             predicted=[example["image"] is not None for example in examples],
             errors=[example["error"] for example in examples],
         )
+
+    def _encode(self, examples: Sequence[dict[str, Any]]) -> BatchFeature:
+        images = [example["image"] for example in examples]
+        if not self.with_text:
+            return self.processor(images=images, return_tensors="pt")
+        return self.processor(images=images, text=[example["text"] for example in examples])
 
 
 def _plan(num_rows: int, settings: PredictionSettings, finished: set[int]) -> list[tuple[int, list[int]]]:
@@ -235,7 +243,7 @@ def _plan(num_rows: int, settings: PredictionSettings, finished: set[int]) -> li
 def _predict_shards(
     plan: Sequence[tuple[int, list[int]]],
     rows: PredictionRows,
-    processor: ProcessorMixin,
+    processor: Callable[..., BatchFeature],
     predictor: ClassificationPredictor,
     shards: ShardFolder,
     settings: PredictionSettings,
@@ -243,7 +251,7 @@ def _predict_shards(
     loader = DataLoader(
         _Examples(rows),
         batch_sampler=[indices for _, indices in plan],
-        collate_fn=_Collator(processor),
+        collate_fn=_Collator(processor, with_text=rows.texts is not None),
         num_workers=settings.workers,
     )
     pending: list[pa.Table] = []

@@ -1,4 +1,4 @@
-"""What is to be predicted: rows with an image and a text, from a table or a folder."""
+"""What is to be predicted: rows with an image, and maybe a text, from a table or a folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import yaml
 from mmhf.data.images import BadImageError, ImageInput
 from mmhf.data.local_paths import DataFolder
 from mmhf.data.sources.fakeddit import IMAGE_FOLDERS
+from mmhf.data.sources.image_folder import list_folder
 from mmhf.data.sources.table_files import TableFile, as_text, read_table, require_column
 from mmhf.errors import InputError
 from mmhf.inference.hashing import files_hash
@@ -29,17 +30,17 @@ class PredictionRows:
 
     Args:
         table (`TableFile`): The table's own columns, and which rows are malformed.
-        texts (`list[str]`): One a row; an absent text is empty.
+        texts (`list[str]`, *optional*): One a row, an absent text is empty; None when the model takes no text.
         image_column (`str`): A column, or a template such as `{id}.jpg`.
-        text_column (`str`): A column.
+        text_column (`str`, *optional*): A column.
         folder (`DataFolder`): Holds the images; no path may leave it.
-        table_hash (`str`): sha256 of the table's file.
+        table_hash (`str`): sha256 of the table's file, or of the names of a folder's images.
     """
 
     table: TableFile
-    texts: list[str]
+    texts: list[str] | None
     image_column: str
-    text_column: str
+    text_column: str | None
     folder: DataFolder
     table_hash: str
 
@@ -98,16 +99,19 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     image_root: str | Path | None = None,
     limit: int | None = None,
+    with_text: bool = True,
 ) -> PredictionRows:
     """Read the rows to predict.
 
     Args:
         input_path (`str` or `Path`): A CSV, TSV, JSONL or parquet file, or a folder with one of `metadata.csv`,
-            `metadata.jsonl` and `metadata.parquet`, whose `file_name` column names the images.
+            `metadata.jsonl` and `metadata.parquet`, whose `file_name` column names the images. Without text a folder
+            needs none of these: every image below it is a row, in the order of their names.
         model_dir (`str` or `Path`, *optional*): Its `recipe.yaml` says which columns the model was trained on.
         columns (`Mapping[str, str]`, *optional*): Names of the columns `image` and `text`; these win.
         image_root (`str` or `Path`, *optional*): Folder of the images; absent: the table's own.
         limit (`int`, *optional*): Keep the first rows only.
+        with_text (`bool`, defaults to `True`): Whether the model takes a text.
 
     Raises:
         InputError: The input, a column or the image folder is absent; the nearest name is given.
@@ -115,32 +119,47 @@ def read_rows(
     columns = dict(columns or {})
     for role in columns.keys() - _USUAL_COLUMNS.keys():
         raise InputError(f"columns.{role}: unknown, name the columns of image and text")
-    path = _table_file(Path(input_path))
-    table = read_table(path)
+    if "text" in columns and not with_text:
+        raise InputError("columns.text: the model takes images alone")
+    path = _table_file(Path(input_path), with_text)
+    table = _list_images(path) if path.is_dir() else read_table(path)
     if not table.rows:
-        raise InputError(f"{path}: has no rows")
+        raise InputError(f"{path}: has no {'images' if path.is_dir() else 'rows'}")
     if limit is not None:
         table = table.select(list(range(min(limit, len(table.rows)))))
-    trained_on = _trained_columns(model_dir)
-    image_column = _choose(table, "image", columns, trained_on)
-    text_column = _choose(table, "text", columns, trained_on)
+    trained_on = {} if path.is_dir() else _trained_columns(model_dir)
+    text_column = _choose(table, "text", columns, trained_on) if with_text else None
     return PredictionRows(
         table=table,
-        texts=[as_text(value) or "" for value in table.columns[text_column]],
-        image_column=image_column,
+        texts=None if text_column is None else [as_text(value) or "" for value in table.columns[text_column]],
+        image_column=_choose(table, "image", columns, trained_on),
         text_column=text_column,
-        folder=DataFolder(_image_root(path, image_root, trained_on.get("image_dirs", ()))),
-        table_hash=files_hash([path]),
+        folder=DataFolder(
+            _image_root(path if path.is_dir() else path.parent, image_root, trained_on.get("image_dirs", ()))
+        ),
+        table_hash=_names_hash(table) if path.is_dir() else files_hash([path]),
     )
 
 
-def _table_file(path: Path) -> Path:
+def _table_file(path: Path, with_text: bool) -> Path:
+    """The table to read, or the folder itself where its images are the rows."""
     if not path.is_dir():
         return path
     for name in _METADATA_FILES:
         if (path / name).is_file():
             return path / name
+    if not with_text:
+        return path
     raise InputError(f"{path}: needs one of {', '.join(_METADATA_FILES)} with the columns file_name and text")
+
+
+def _list_images(path: Path) -> TableFile:
+    names = sorted(list_folder(path, on_link_out="skip").images)
+    return TableFile(str(path), {"file_name": names}, list(range(1, len(names) + 1)))
+
+
+def _names_hash(table: TableFile) -> str:
+    return hashlib.sha256("\n".join(table.columns["file_name"]).encode()).hexdigest()
 
 
 def _trained_columns(model_dir: str | Path | None) -> dict[str, Any]:
@@ -171,10 +190,10 @@ def _choose(table: TableFile, role: str, given: Mapping[str, str], trained_on: M
     raise AssertionError(f"{candidates[0]} is there and was not chosen")
 
 
-def _image_root(path: Path, image_root: str | Path | None, usual: Iterable[str]) -> Path:
+def _image_root(beside: Path, image_root: str | Path | None, usual: Iterable[str]) -> Path:
     if image_root is None:
-        found = [path.parent / name for name in usual if (path.parent / name).is_dir()]
-        return found[0] if found else path.parent
+        found = [beside / name for name in usual if (beside / name).is_dir()]
+        return found[0] if found else beside
     if not Path(image_root).is_dir():
         raise InputError(f"image_root: no such folder: {image_root}")
     return Path(image_root)

@@ -7,10 +7,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from mmhf.errors import InputError
 from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification, FusionProcessor
+from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
+
+# Model type → model and processor.
+_CLASSIFIERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
+    FusionConfig.model_type: (FusionForImageTextClassification, FusionProcessor),
+    BackboneForImageClassificationConfig.model_type: (BackboneForImageClassification, AutoImageProcessor),
+}
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -29,10 +36,8 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
-def load_classifier(
-    model_dir: str | Path, *, device: torch.device | None = None
-) -> tuple[FusionForImageTextClassification, FusionProcessor]:
-    """Load the fusion classifier of a run or release folder, in eval mode and in the dtype that it was saved in.
+def load_classifier(model_dir: str | Path, *, device: torch.device | None = None) -> tuple[PreTrainedModel, Any]:
+    """Load the classifier of a run or release folder and its processor, in eval mode, in the dtype it was saved in.
 
     Raises:
         InputError: The folder is absent, holds another kind of model, or its files are damaged or incomplete.
@@ -43,11 +48,9 @@ def load_classifier(
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: no model in it, config.json is missing")
     try:
-        _check_kind(path)
-        loaded: Any = FusionForImageTextClassification.from_pretrained(
-            path, output_loading_info=True, local_files_only=True
-        )
-        processor = FusionProcessor.from_pretrained(path, local_files_only=True)
+        model_class, processor_class = _CLASSIFIERS[_model_type(path)]
+        loaded: Any = model_class.from_pretrained(path, output_loading_info=True, local_files_only=True)
+        processor = processor_class.from_pretrained(path, local_files_only=True)
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
@@ -60,7 +63,13 @@ def load_classifier(
     return model.to(device or choose_device()).eval(), processor
 
 
-def _check_kind(path: Path) -> None:
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
-    if not isinstance(config, FusionConfig):
-        raise InputError(f"{path}: a {config.model_type} model; expected {FusionConfig.model_type}")
+def takes_text(model: PreTrainedModel) -> bool:
+    """Whether the model classifies pairs of an image and a text, and not images alone."""
+    return "text" in model.input_modalities
+
+
+def _model_type(path: Path) -> str:
+    model_type = AutoConfig.from_pretrained(path, local_files_only=True).model_type
+    if model_type not in _CLASSIFIERS:
+        raise InputError(f"{path}: a {model_type} model; expected {' or '.join(_CLASSIFIERS)}")
+    return model_type

@@ -14,7 +14,7 @@ from mmhf.training.stages import StagePlan
 
 logger = logging.getLogger(__name__)
 
-_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+_BAR = "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 _SHOWN_METRICS = 3
 _UNSHOWN = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 

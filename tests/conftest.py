@@ -1,1 +1,126 @@
+"""Fixtures for whole runs: tiny encoders, a tiny Fakeddit folder made of the embedded sample, a tiny recipe."""
+
+from __future__ import annotations
+
 import mmhf  # noqa: F401  (first: it makes torchvision importable beside a CPU build of torch)
+
+import copy  # isort: skip
+import csv
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from mmhf.sample_data import read_sample
+
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_FAKEDDIT_ROWS = {"multimodal_train.tsv": 32, "multimodal_validate.tsv": 16, "multimodal_test_public.tsv": 12}
+_FAKEDDIT_SPLITS = dict(zip(_FAKEDDIT_ROWS, ("train", "validation", "test"), strict=True))
+
+
+def _wordpiece_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    words = sorted({word for text in texts for word in re.findall(r"\w+", text.lower())})
+    pieces = sorted({piece for word in words for piece in (word[0], *(f"##{letter}" for letter in word[1:]))})
+    vocabulary = {token: index for index, token in enumerate([*_SPECIAL, *dict.fromkeys([*pieces, *words])])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    )
+    roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **roles)
+
+
+@pytest.fixture(scope="session")
+def text_encoder_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of 2 layers, width 32, whose tokenizer knows the words of the sample's captions."""
+    folder = tmp_path_factory.mktemp("encoders") / "tiny_bert"
+    tokenizer = _wordpiece_tokenizer(read_sample("train")["caption"].to_pylist())
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=0, **sizes)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fakeddit_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fakeddit's files, with drawings of the sample under their own name (true) or the next drawing's (fake)."""
+    folder = tmp_path_factory.mktemp("data") / "fakeddit"
+    (folder / "public_image_set").mkdir(parents=True)
+    for name, num_rows in _FAKEDDIT_ROWS.items():
+        _write_fakeddit_split(folder, name, read_sample(_FAKEDDIT_SPLITS[name]).slice(0, num_rows + 1).to_pylist())
+    return folder
+
+
+def _write_fakeddit_split(folder: Path, name: str, drawings: list[dict[str, Any]]) -> None:
+    with (folder / name).open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, delimiter="\t")
+        writer.writerow(["id", "clean_title", "2_way_label", "3_way_label", "6_way_label", "hasImage"])
+        for index, (drawing, other) in enumerate(zip(drawings, drawings[1:], strict=False)):
+            row_id, is_true = f"{_FAKEDDIT_SPLITS[name]}{index}", index % 2
+            title = (drawing if is_true else other)["caption"]
+            writer.writerow([row_id, title, is_true, 0 if is_true else 2, 0 if is_true else 1 + index // 2 % 5, True])
+            (folder / "public_image_set" / f"{row_id}.jpg").write_bytes(drawing["image"]["bytes"])
+
+
+@pytest.fixture(scope="session")
+def _tiny_recipe(text_encoder_dir: Path, fakeddit_dir: Path) -> dict[str, Any]:
+    return {
+        "task": "image-text-classification",
+        "model": {
+            "vision": {"backbone": "timm/test_efficientnet", "pretrained": False},
+            "text": {"backbone": str(text_encoder_dir), "pooling": "mean"},
+            "embedding_dim": 16,
+            "fusion": {"hidden_dims": [8], "dropout": 0.1},
+        },
+        "data": {"source": "fakeddit", "path": str(fakeddit_dir), "image_size": 32, "max_length": 16},
+        "training": {"per_device_train_batch_size": 8, "learning_rate": 1e-2, "logging_steps": 1, "max_steps": 2},
+    }
+
+
+def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
+            _merge(values[key], value)
+        elif value is None:
+            values.pop(key, None)
+        else:
+            values[key] = value
+    return values
+
+
+@pytest.fixture
+def tiny_recipe(_tiny_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
+    """Write a recipe that trains a tiny fusion classifier in a second; its run folder is `run` beside it.
+
+    `changes` are merged into it; None takes a key away.
+    """
+
+    def write(changes: Mapping[str, Any] | None = None, *, name: str = "tiny") -> Path:
+        values = _merge(copy.deepcopy(_tiny_recipe), {"training": {"output_dir": str(tmp_path / "run")}})
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(_merge(values, changes or {}), sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+TWO_STAGES = [
+    {"name": "head", "steps": 3, "train": ["fusion", "head"], "schedule": "cosine"},
+    {"name": "all", "steps": 3, "train": "all", "learning_rate": {"vision": 1e-3, "text": 1e-3, "head": 5e-3}},
+]
+
+
+@pytest.fixture
+def two_stages() -> dict[str, Any]:
+    """Changes that make a tiny recipe train its head, then everything."""
+    return {"training": {"max_steps": None}, "stages": copy.deepcopy(TWO_STAGES)}

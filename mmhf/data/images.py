@@ -28,7 +28,7 @@ class BadImageError(ValueError):
     """An image that cannot be used; the message is the reason."""
 
 
-def decode_image(image: ImageInput) -> Image.Image:
+def decode_image(image: ImageInput, *, least_side: int | None = None) -> Image.Image:
     """Open an image as RGB.
 
     EXIF orientation is applied, transparency is put on white, grey, palette, CMYK and 16-bit images are converted, and
@@ -37,6 +37,9 @@ def decode_image(image: ImageInput) -> Image.Image:
     Args:
         image (`dict`, `str`, `Path`, `bytes` or `PIL.Image.Image`):
             A row's image (`{"path": ..., "bytes": ...}`, where bytes win), a file, the content of a file, or an image.
+        least_side (`int`, *optional*):
+            A smaller picture will do, as long as its sides have this many pixels: a JPEG is then decoded at a half, a
+            quarter or an eighth of its size, which is faster.
 
     Returns:
         `PIL.Image.Image`: mode RGB, fully loaded.
@@ -51,6 +54,8 @@ def decode_image(image: ImageInput) -> Image.Image:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise BadImageError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS}")
+            if least_side is not None:
+                opened.draft(None, (least_side, least_side))
             return _to_rgb(opened)
     except BadImageError:
         raise

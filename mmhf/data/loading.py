@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import datasets
 
 from mmhf.data.bad_examples import BadExample
+from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplicates
 from mmhf.data.fingerprint import fingerprint_splits
 from mmhf.data.rows import SPLITS, SourceData
 from mmhf.data.screening import SplitScreen
@@ -27,6 +29,8 @@ from mmhf.recipe.schema import (
     TableDataSection,
 )
 
+logger = logging.getLogger(__name__)
+
 _TASKS_WITH_TEXT = ("image-text-classification",)
 _TASKS = (*_TASKS_WITH_TEXT, "image-classification")
 
@@ -42,6 +46,8 @@ class LoadedData:
     """Names of the classes, in the order of their ids."""
     bad_examples: list[BadExample] = field(default_factory=list)
     """Rows that were dropped or blanked, and why."""
+    duplicates: list[DuplicatePair] = field(default_factory=list)
+    """Images that are there twice, those across splits first; empty when they were not looked for."""
 
     def num_rows(self, split: str) -> int | None:
         """Rows of a split; None when it is a stream, or absent."""
@@ -88,6 +94,9 @@ def load_data(
         raise InputError(f"task {task!r} cannot be loaded from the source {section.source!r}")
     if not with_text:
         section = _without_text(section)
+    wanted = splits
+    if isinstance(section, ImageFolderDataSection) and section.on_duplicate == "skip_across_splits":
+        splits = None  # what is left of the training split depends on the others
     if isinstance(section, HubDataSection) and section.streaming:
         streams, names = read_hub_stream(section, splits, label_names)
         return LoadedData(dict(streams), names)
@@ -98,6 +107,11 @@ def load_data(
         screen = SplitScreen(source.splits[split], split, section, label_ids, with_text=with_text)
         loaded.splits[split] = screen.run(check_images=check_images)
         loaded.bad_examples += screen.bad_examples
+    if isinstance(section, ImageFolderDataSection):
+        _judge_duplicates(loaded, section, check_images=check_images)
+    if wanted is not None:
+        loaded.splits = {split: table for split, table in loaded.splits.items() if split in wanted}
+        loaded.bad_examples = [example for example in loaded.bad_examples if example.split in wanted]
     return loaded
 
 
@@ -129,6 +143,29 @@ def number_labels(
     if len(names) < 2:
         raise InputError(f"{origin}: a classifier needs at least two labels, found {', '.join(names) or 'none'}")
     return names, {value: names.index(name) for value, name in label_of.items()}
+
+
+def _judge_duplicates(loaded: LoadedData, section: ImageFolderDataSection, *, check_images: bool) -> None:
+    skip = section.on_duplicate == "skip_across_splits"
+    if section.find_duplicates == "never" or not (skip or check_images):
+        return
+    tables = {split: table for split, table in loaded.splits.items() if isinstance(table, datasets.Dataset)}
+    found = find_duplicates(tables, near=section.find_duplicates == "near")
+    loaded.duplicates = found.pairs
+    if found.pairs:
+        logger.warning("%s: %s", section.path, describe_duplicates(found))
+    if skip and found.leaks:
+        train = tables["train"]
+        rows, ids = train["row"][:], train["id"][:]
+        loaded.bad_examples += [
+            BadExample("train", rows[position], ids[position], f"the image is in {twin.split}, too, as {twin.id}")
+            for position, twin in sorted(found.leaks.items())
+        ]
+        kept = [position for position in range(len(train)) if position not in found.leaks]
+        if not kept:
+            raise InputError(f"{section.path}: every training image is in validation or test, too")
+        loaded.splits["train"] = train.select(kept)
+        logger.warning("%s: left %d images out of train", section.path, len(found.leaks))
 
 
 def _without_text(section: DataSection) -> DataSection:

@@ -18,7 +18,7 @@ quickstart: install
 	rm -rf outputs/quickstart releases/quickstart
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml scripts/train.py recipes/quickstart/fusion.yaml
 	$(BIN)/python scripts/evaluate.py releases/quickstart@v0.1
-	$(BIN)/python recipes/quickstart/try_fusion.py
+	$(BIN)/python examples/classify_pair.py releases/quickstart/v0.1
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" -n 2

@@ -15,11 +15,11 @@ from mmhf.sample_data import read_sample
 def main(model: str) -> None:
     classify = mmhf.pipeline("image-text-classification", model=model)
     drawings = {row["caption"]: row for row in read_sample("test").to_pylist()}
-    for drawn, named in (("pizza", "pizza"), ("pizza", "lemon")):
+    for drawn, named in (("elephant", "elephant"), ("elephant", "butterfly")):
         image = Image.open(io.BytesIO(drawings[drawn]["image"]["bytes"]))
         text = " ".join([named, *drawings[named]["keywords"]])
         best = classify({"image": image, "text": text})[0]
-        sys.stdout.write(f"the drawing of a {drawn}, called “{text}”: {best['label']} ({best['score']:.2f})\n")
+        sys.stdout.write(f"the drawing “{drawn}”, called “{text}”: {best['label']} ({best['score']:.2f})\n")
 
 
 if __name__ == "__main__":

@@ -53,13 +53,21 @@ def _schedule_problems(stage: StageSection, path: KeyPath, training: dict[str, A
     for name in ("decay_rate", "decay_every"):
         if schedule != "step" and name in _given(stage):
             yield Problem((*path, name), "only `schedule: step` decays by it", shown(_given(stage)[name]))
-    if schedule == "constant" and stage.min_lr > 0:
+    if schedule == "constant" and stage.min_lr:
         yield Problem((*path, "min_lr"), "`schedule: constant` never falls to it", shown(stage.min_lr))
-    if isinstance(stage.learning_rate, float | int) and stage.min_lr > stage.learning_rate:
-        what = f"is above the stage's learning_rate of {stage.learning_rate:g}"
-        yield Problem((*path, "min_lr"), what, shown(stage.min_lr))
-    if stage.warmup is not None:
-        yield from _warmup_problems(stage.warmup, stage.steps, (*path, "warmup"))
+    for where, floor in _by_selector(stage.min_lr, (*path, "min_lr")):
+        if isinstance(stage.learning_rate, float | int) and floor > stage.learning_rate:
+            yield Problem(where, f"is above the stage's learning_rate of {stage.learning_rate:g}", shown(floor))
+    for where, warmup in _by_selector(stage.warmup, (*path, "warmup")):
+        yield from _warmup_problems(warmup, stage.steps, where)
+
+
+def _by_selector(given: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """The values of a setting that is given for all groups or by selector."""
+    if isinstance(given, dict):
+        yield from (((*path, selector), value) for selector, value in given.items())
+    elif given is not None:
+        yield path, given
 
 
 def _warmup_problems(warmup: float, steps: int | None, path: KeyPath) -> Iterator[Problem]:
@@ -70,6 +78,9 @@ def _warmup_problems(warmup: float, steps: int | None, path: KeyPath) -> Iterato
 
 
 def _optimizer_problems(recipe: Recipe) -> Iterator[Problem]:
+    for index, stage in enumerate(recipe.stages or []):
+        for path, optimizer in _by_selector(stage.optimizer, ("stages", index, "optimizer")):
+            yield from _option_problems(optimizer, path)
     optimizer = recipe.optimizer
     if optimizer is None:
         return
@@ -80,17 +91,17 @@ def _optimizer_problems(recipe: Recipe) -> Iterator[Problem]:
     if optimizer.weight_decay is not None and "weight_decay" in recipe.training:
         what = "`training.weight_decay` is given too, remove one of the two"
         yield Problem(("optimizer", "weight_decay"), what, shown(optimizer.weight_decay))
+    yield from _option_problems(optimizer, ("optimizer",))
+
+
+def _option_problems(optimizer: OptimizerSection, path: KeyPath) -> Iterator[Problem]:
     foreign = ("betas", "eps") if optimizer.name == "sgd" else ("momentum", "nesterov")
     for name in foreign:
         if name in _given(optimizer):
             what = f"{optimizer.name} has no {name}"
-            yield Problem(("optimizer", name), what, shown(_given(optimizer)[name]))
-    yield from _momentum_problems(optimizer)
-
-
-def _momentum_problems(optimizer: OptimizerSection) -> Iterator[Problem]:
+            yield Problem((*path, name), what, shown(_given(optimizer)[name]))
     if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
-        yield Problem(("optimizer", "nesterov"), "needs a momentum above 0", "true")
+        yield Problem((*path, "nesterov"), "needs a momentum above 0", "true")
 
 
 def _training_problems(training: dict[str, Any]) -> Iterator[Problem]:
@@ -119,9 +130,21 @@ def _between_sections(recipe: Recipe) -> Iterator[Problem]:
         what = "`loss.label_smoothing` is given too, remove one of the two"
         given = shown(recipe.training["label_smoothing_factor"])
         yield Problem(("training", "label_smoothing_factor"), what, given)
-    if recipe.early_stopping is not None and recipe.training.get("eval_strategy") == "no":
-        what = "needs evaluations while training, but `training.eval_strategy` is no"
-        yield Problem(("early_stopping",), what)
+    for path in _evaluation_users(recipe):
+        if recipe.training.get("eval_strategy") == "no":
+            yield Problem(path, "needs evaluations while training, but `training.eval_strategy` is no")
+
+
+def _evaluation_users(recipe: Recipe) -> Iterator[KeyPath]:
+    """Keys that are given and read metrics while training."""
+    if recipe.early_stopping is not None:
+        yield ("early_stopping",)
+    if recipe.unfreeze_on_plateau is not None:
+        yield ("unfreeze_on_plateau",)
+    for index, stage in enumerate(recipe.stages or []):
+        for key in ("unfreeze_on_plateau", "carry_best"):
+            if key in _given(stage):
+                yield ("stages", index, key)
 
 
 def _given(section: Section) -> dict[str, Any]:

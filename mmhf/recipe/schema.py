@@ -331,7 +331,7 @@ class StageSection(Section):
     """Groups that train: names (`head`), prefixes (`vision`), globs (`vision.stages.*`), `vision:last 30%`,
     `text:last 2`, `all`; `!NAME` takes away."""
     learning_rate: NonNegativeFloat | dict[str, NonNegativeFloat] | None = None
-    """One rate, or one by selector (a later entry wins); absent, and for groups not named: `training.learning_rate`."""
+    """One rate, or one by selector (a later entry wins); absent, or not named: `training.learning_rate`."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Factor of the learning rate for each layer further from the output of its encoder."""
     schedule: ScheduleName | None = None

@@ -36,14 +36,22 @@ def training_arguments(recipe: Recipe, output_dir: str, *, has_validation: bool)
     values.setdefault("disable_tqdm", not sys.stderr.isatty())
     if values.get("metric_for_best_model") and has_validation:
         values.setdefault("load_best_model_at_end", True)
-    if recipe.early_stopping is not None and values["eval_strategy"] == "no":
-        raise InputError(
-            "early_stopping needs evaluations: the data has no validation split, or eval_strategy is 'no'"
-        )
+    if values["eval_strategy"] == "no" and (setting := _needs_evaluations(recipe)):
+        raise InputError(f"{setting} needs evaluations: the data has no validation split, or eval_strategy is 'no'")
     try:
         return TrainingArguments(**values)
     except ValueError as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
+
+
+def _needs_evaluations(recipe: Recipe) -> str | None:
+    stages = recipe.stages or []
+    users = {
+        "early_stopping": recipe.early_stopping is not None,
+        "unfreeze_on_plateau": any(each.unfreeze_on_plateau is not None for each in [recipe, *stages]),
+        "carry_best": any(stage.carry_best is not None for stage in stages),
+    }
+    return next((name for name, used in users.items() if used), None)
 
 
 def steps_per_epoch(num_rows: int, args: TrainingArguments) -> int:

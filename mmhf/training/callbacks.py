@@ -1,37 +1,51 @@
-"""Callbacks that switch the stages, end them early, and choose when to save."""
+"""Callbacks that switch the stages and choose what is saved."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_utils import unwrap_model
 
-from mmhf.errors import InputError
-from mmhf.recipe.schema import EarlyStoppingSection
+from mmhf.recipe.schema import PlateauSection
+from mmhf.training.best_weights import BestWeights
+from mmhf.training.boundary_checks import check_gradients, check_ranks_agree
 from mmhf.training.freezing import apply_freezing
-from mmhf.training.stages import StagePlan, StageScheduler
+from mmhf.training.optimizers import configure_groups
+from mmhf.training.plateau import metric_key, scores_since, stalled
+from mmhf.training.stages import PlannedStage, StagePlan, StageScheduler
 
 logger = logging.getLogger(__name__)
-
-_LOWER_IS_BETTER = ("loss", "error", "runtime")
 
 
 class StageCallback(TrainerCallback):
     """Moves a Trainer through the stages of a plan; works with `transformers.Trainer` and `MMTrainer` alike.
 
+    At each boundary it freezes and thaws, sets rates and optimizer options, and checks that all processes hold the
+    same weights; at the first step of a stage it checks that all that newly trains received a gradient.
+
     Args:
         plan (`StagePlan`): The stages; its optimizer and scheduler must be the Trainer's.
-        early_stopping (`EarlyStoppingSection`, *optional*): When to end the run or the stage before its time.
+        early_stopping (`PlateauSection`, *optional*): When to end the run before its time.
+        unfreeze_on_plateau (`PlateauSection`, *optional*): When to go on to the next stage before its time, for
+            stages that do not say.
     """
 
-    def __init__(self, plan: StagePlan, early_stopping: EarlyStoppingSection | None = None) -> None:
+    def __init__(
+        self,
+        plan: StagePlan,
+        early_stopping: PlateauSection | None = None,
+        unfreeze_on_plateau: PlateauSection | None = None,
+    ) -> None:
         self.plan = plan
         self.early_stopping = early_stopping
+        self.unfreeze_on_plateau = unfreeze_on_plateau
         self._applied: int | None = None
+        self._awaiting_gradients: tuple[str, ...] = ()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -40,14 +54,21 @@ class StageCallback(TrainerCallback):
         if self.plan.locate(state.global_step) is None:
             control.should_training_stop = True
         else:
-            self._enter_stage(state, **kwargs)
+            self._enter_stage(args, state, **kwargs)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         position = self.plan.locate(state.global_step)
         if position is not None and position.index != self._applied:
-            self._enter_stage(state, **kwargs)
+            self._enter_stage(args, state, **kwargs)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._awaiting_gradients:
+            check_gradients(self.plan.model, self._awaiting_gradients)
+            self._awaiting_gradients = ()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -69,16 +90,34 @@ class StageCallback(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self.early_stopping is None or not self._has_stalled(state, metrics or {}):
+        position = self.plan.locate(state.global_step - 1)
+        if position is None or not metrics:
             return
-        if self.early_stopping.scope == "run":
-            logger.info("%s stalled: the run ends at step %d", self.early_stopping.metric, state.global_step)
+        stage = self.plan.stages[position.index]
+        if stage.section.carry_best is not None:
+            key = metric_key(stage.section.carry_best, metrics, setting=f"stage {stage.name!r}: carry_best")
+            scores = scores_since(state.log_history, key, position.started_at)
+            if max(scores, key=lambda step: (scores[step], -step)) == state.global_step and args.should_save:
+                self._best_weights(args, stage).save(self.plan.model)
+        if self._has_stalled(self.early_stopping, "early_stopping.metric", state, metrics, since=0):
+            logger.info("Step %d: %s stalled, the run ends", state.global_step, self.early_stopping.metric)  # type: ignore[union-attr]
             control.should_training_stop = True
             return
-        self.plan.end_stage(state.global_step)
-        logger.info("%s stalled: the stage ends at step %d", self.early_stopping.metric, state.global_step)
-        if self.plan.locate(state.global_step) is None:
-            control.should_training_stop = True
+        patience = stage.section.unfreeze_on_plateau or self.unfreeze_on_plateau
+        if self._has_stalled(patience, "unfreeze_on_plateau.metric", state, metrics, since=position.started_at):
+            logger.info("Step %d: %s stalled, stage %s ends", state.global_step, patience.metric, stage.name)  # type: ignore[union-attr]
+            self.plan.end_stage(state.global_step)
+            if self.plan.locate(state.global_step) is None:
+                control.should_training_stop = True
+
+    @staticmethod
+    def _has_stalled(
+        settings: PlateauSection | None, setting: str, state: TrainerState, metrics: dict[str, float], *, since: int
+    ) -> bool:
+        if settings is None:
+            return False
+        key = metric_key(settings.metric, metrics, setting=setting)
+        return stalled(scores_since(state.log_history, key, since).values(), settings)
 
     @staticmethod
     def _log_before_saving(control: TrainerControl) -> None:
@@ -86,61 +125,61 @@ class StageCallback(TrainerCallback):
         if control.should_save:
             control.should_log = True
 
-    def _enter_stage(self, state: TrainerState, model: nn.Module, lr_scheduler: StageScheduler, **kwargs: Any) -> None:
+    def _enter_stage(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: StageScheduler,
+        **kwargs: Any,
+    ) -> None:
         position = self.plan.locate(state.global_step)
         assert position is not None
+        if position.step == 0 and position.index > 0:
+            self._carry_best_weights(args, self.plan.stages[position.index - 1])
         stage = self.plan.stages[position.index]
-        apply_freezing(unwrap_model(model), self.plan.partition, stage.peak_rates)
+        hold_batch_norm = stage.section.batch_norm == "frozen"
+        apply_freezing(unwrap_model(model), self.plan.partition, stage.curves, hold_batch_norm=hold_batch_norm)
+        configure_groups(optimizer.param_groups, self.plan.optimizer_choices(position.index))
         lr_scheduler.refresh()
+        check_ranks_agree(self.plan.model, args)
+        self._awaiting_gradients = self._newly_trained(position.index)
         self._applied = position.index
         logger.info(
-            "Stage %d of %d, %s: %d steps, training %s",
+            "Stage %s (%d of %d): %d steps, training %s",
+            stage.name,
             position.index + 1,
             len(self.plan.stages),
-            stage.name,
             stage.num_steps,
-            ", ".join(stage.peak_rates),
+            ", ".join(stage.curves),
         )
 
-    def _has_stalled(self, state: TrainerState, metrics: dict[str, float]) -> bool:
-        """Whether the metric has not improved for `patience` evaluations.
+    def _newly_trained(self, index: int) -> tuple[str, ...]:
+        before = set() if index == 0 else set(self.plan.stages[index - 1].curves)
+        new = [group for group in self.plan.stages[index].curves if group not in before]
+        return tuple(name for group in new for name in self.plan.partition[group])
 
-        Read from the log history rather than from counters, so that a resumed run decides the same.
-        """
-        assert self.early_stopping is not None
-        key = f"eval_{self.early_stopping.metric.removeprefix('eval_')}"
-        if key not in metrics:
-            known = ", ".join(sorted(name.removeprefix("eval_") for name in metrics if name.startswith("eval_")))
-            raise InputError(f"early_stopping.metric: {self.early_stopping.metric!r} is not measured; choose {known}")
-        position = self.plan.locate(state.global_step - 1)
-        begins_after = position.started_at if position and self.early_stopping.scope == "stage" else 0
-        values = [entry[key] for entry in state.log_history if key in entry and entry["step"] > begins_after]
-        sign = -1.0 if any(word in key for word in _LOWER_IS_BETTER) else 1.0
-        return stalled((sign * value for value in values), self.early_stopping)
+    def _best_weights(self, args: TrainingArguments, stage: PlannedStage) -> BestWeights:
+        return BestWeights(Path(str(args.output_dir)) / "best_of_stage" / f"{stage.name}.safetensors")
 
-
-def stalled(scores: Iterable[float], settings: EarlyStoppingSection) -> bool:
-    """Whether the last `patience` scores (higher is better) brought no improvement of more than `min_delta`."""
-    best = float("-inf")
-    without_improvement = 0
-    for score in scores:
-        if score > best + settings.min_delta or best == float("-inf"):
-            best = score
-            without_improvement = 0
-        else:
-            without_improvement += 1
-    return without_improvement >= settings.patience
+    def _carry_best_weights(self, args: TrainingArguments, finished: PlannedStage) -> None:
+        if finished.section.carry_best is not None:
+            torch.distributed.barrier() if args.world_size > 1 else None
+            self._best_weights(args, finished).load(self.plan.model)
+            logger.info("Stage %s goes on from its best %s", finished.name, finished.section.carry_best)
 
 
 class SaveEveryEpochs(TrainerCallback):
-    """With `save_strategy="epoch"`, saves after every `every` epochs instead of each."""
+    """With `save_strategy="epoch"`, saves after every `every` epochs instead of each, and at the end of the plan."""
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, plan: StagePlan, every: int) -> None:
+        self.plan = plan
         self.every = every
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        is_last = state.global_step >= state.max_steps
+        is_last = self.plan.locate(state.global_step) is None
         if args.save_strategy == "epoch" and round(state.epoch or 0) % self.every and not is_last:
             control.should_save = False

@@ -15,7 +15,7 @@ def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 
-# A bound method is pickled by the name of its function: a pickled frozen module comes back with its class's own `train`.
+# A bound method is pickled by the name of its function: a pickled frozen module comes back with its class's `train`.
 _stay_in_eval.__name__ = "train"
 
 
@@ -35,7 +35,9 @@ def release_from_eval(model: nn.Module) -> None:
         module.__dict__.pop("train", None)
 
 
-def apply_freezing(model: nn.Module, partition: Partition, trained: Collection[str]) -> None:
+def apply_freezing(
+    model: nn.Module, partition: Partition, trained: Collection[str], *, hold_batch_norm: bool = False
+) -> None:
     """Let exactly the groups `trained` train.
 
     The other groups' parameters require no gradient, and the modules that hold nothing else are kept in eval mode: no
@@ -45,6 +47,8 @@ def apply_freezing(model: nn.Module, partition: Partition, trained: Collection[s
         model (`nn.Module`): The unwrapped model.
         partition (`Partition`): Its parameter groups.
         trained (`Collection[str]`): Names of the groups that train.
+        hold_batch_norm (`bool`, defaults to `False`): Keep the statistics of all batch-norm layers; those in trained
+            groups still train their weights and biases.
     """
     release_from_eval(model)
     parameters = dict(model.named_parameters())
@@ -53,3 +57,7 @@ def apply_freezing(model: nn.Module, partition: Partition, trained: Collection[s
             parameters[name].requires_grad_(group in trained)
     for _, module in partition.frozen_modules(model, trained):
         hold_in_eval(module)
+    if hold_batch_norm:
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                hold_in_eval(module)

@@ -78,7 +78,7 @@ def describe_stages(
     counts = plan.partition.counts(plan.model)
     reports = []
     for stage in plan.stages:
-        apply_freezing(plan.model, plan.partition, stage.peak_rates)
+        apply_freezing(plan.model, plan.partition, stage.curves, hold_batch_norm=stage.section.batch_norm == "frozen")
         reports.append(
             StageReport(
                 name=stage.name,
@@ -109,7 +109,7 @@ def _estimate_memory(
     state_values_per_parameter: int,
 ) -> MemoryEstimate:
     tensors = [*model.parameters(), *model.buffers()]
-    trained_bytes = 4 * sum(counts[name] for name in stage.peak_rates)
+    trained_bytes = 4 * sum(counts[name] for name in stage.curves)
     return MemoryEstimate(
         weights=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
         gradients=trained_bytes,

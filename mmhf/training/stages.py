@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
 from mmhf.models.partition import Partition
-from mmhf.recipe.schema import StageSection
-from mmhf.training.schedules import Shape, schedule_shape
+from mmhf.recipe.schema import OptimizerSection, StageSection
+from mmhf.training.optimizers import MixedOptimizer, OptimizerChoice, configure_groups, optimizer_choice
+from mmhf.training.rates import RateCurve, RateDefaults, by_group, rate_curves
 
 Stage = StageSection
 """What a user says about one stage; see `mmhf.recipe.schema.StageSection` for its fields."""
@@ -25,28 +26,31 @@ class PlannedStage:
     """One stage with everything resolved.
 
     Attributes:
-        name (`str`): Its name.
+        section (`StageSection`): What the user said.
         num_steps (`int`): Optimizer steps.
-        peak_rates (`Mapping[str, float]`): Group that trains → its highest learning rate.
-        min_lr (`float`): Where the schedule ends.
-        shape (`Shape`): Step within the stage → factor between 0 and 1.
+        curves (`Mapping[str, RateCurve]`): Group that trains → its learning rate over the stage.
         schedule (`str`): Name of the schedule.
+        optimizers (`Mapping[str, OptimizerSection]`): Group → optimizer, where the stage has its own.
     """
 
-    name: str
+    section: StageSection
     num_steps: int
-    peak_rates: Mapping[str, float]
-    min_lr: float
-    shape: Shape = field(repr=False)
+    curves: Mapping[str, RateCurve]
     schedule: str = "constant"
+    optimizers: Mapping[str, OptimizerSection] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.section.name
+
+    @property
+    def peak_rates(self) -> dict[str, float]:
+        """Group that trains → its highest learning rate."""
+        return {group: curve.peak for group, curve in self.curves.items()}
 
     def learning_rate(self, group: str, step: int) -> float:
         """Learning rate of a group at a step counted from the stage's start; 0 for a group that is frozen."""
-        peak = self.peak_rates.get(group)
-        if peak is None:
-            return 0.0
-        floor = min(self.min_lr, peak)
-        return floor + (peak - floor) * self.shape(step)
+        return self.curves[group].at(step) if group in self.curves else 0.0
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,14 @@ class StagePlan:
     the learning-rate scheduler's state, so that a resumed run knows all that it needs.
 
     Args:
-        partition (`Partition`): The model's parameter groups.
+        model (`PreTrainedModel`): The model.
+        partition (`Partition`): Its parameter groups.
         stages (`Sequence[PlannedStage]`): In order.
 
     Example:
         ```python
-        plan = StagePlan.build(model, [Stage(name="head", epochs=2, train="head"), Stage(name="all", epochs=3)],
-                               steps_per_epoch=100, learning_rate=1e-4)
+        stages = [Stage(name="head", epochs=2.0, train="head"), Stage(name="all", epochs=3.0)]
+        plan = StagePlan.build(model, stages, steps_per_epoch=100, learning_rate=1e-4)
         optimizer = plan.create_optimizer(torch.optim.AdamW, weight_decay=0.01)
         Trainer(model, TrainingArguments(max_steps=plan.num_steps),
                 optimizers=(optimizer, plan.create_scheduler(optimizer)), callbacks=[StageCallback(plan)], ...)
@@ -83,6 +88,7 @@ class StagePlan:
         self.partition = partition
         self.stages = tuple(stages)
         self.early_ends: dict[int, int] = {}
+        self._default_choice = OptimizerChoice(torch.optim.AdamW)
 
     @classmethod
     def build(
@@ -98,7 +104,7 @@ class StagePlan:
         """Resolve stages against a model.
 
         Args:
-            model (`PreTrainedModel`): Any model; the families of mmhf name their own groups, others are cut by layers.
+            model (`PreTrainedModel`): Any; the families of mmhf name their own groups, others are cut by layers.
             stages (`Sequence[Stage]`): What the user asked for.
             steps_per_epoch (`int`, *optional*): Optimizer steps of an epoch; needed for stages counted in epochs.
             learning_rate, schedule, warmup: What holds where a stage does not say.
@@ -107,8 +113,8 @@ class StagePlan:
             InputError: A selector matches nothing, a stage trains nothing, or epochs are asked of a stream.
         """
         partition = Partition.of(model)
-        planned = [_plan_stage(stage, partition, steps_per_epoch, learning_rate, schedule, warmup) for stage in stages]
-        return cls(model, partition, planned)
+        defaults = RateDefaults(learning_rate, schedule, warmup)
+        return cls(model, partition, [_plan_stage(stage, partition, steps_per_epoch, defaults) for stage in stages])
 
     @property
     def num_steps(self) -> int:
@@ -117,13 +123,20 @@ class StagePlan:
 
     def locate(self, global_step: int) -> StagePosition | None:
         """Find the stage that the step *after* `global_step` finished steps belongs to; None past the end."""
+        for index, (started_at, ends_at) in enumerate(self.spans()):
+            if global_step < ends_at:
+                return StagePosition(index, started_at, global_step - started_at)
+        return None
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Global step at which each stage begins, and the one at which it has ended."""
+        spans = []
         started_at = 0
         for index, stage in enumerate(self.stages):
             ends_at = self.early_ends.get(index, started_at + stage.num_steps)
-            if global_step < ends_at:
-                return StagePosition(index, started_at, global_step - started_at)
+            spans.append((started_at, ends_at))
             started_at = ends_at
-        return None
+        return spans
 
     def end_stage(self, global_step: int) -> None:
         """Cut the current stage short: what follows `global_step` belongs to the next one."""
@@ -141,39 +154,36 @@ class StagePlan:
 
     def summary(self) -> list[dict[str, object]]:
         """One row a stage for reports: name, steps, schedule, what trains, and the highest rates."""
-        rows = []
-        started_at = 0
-        for index, stage in enumerate(self.stages):
-            ends_at = self.early_ends.get(index, started_at + stage.num_steps)
+        rows: list[dict[str, object]] = []
+        for index, (stage, (started_at, ends_at)) in enumerate(zip(self.stages, self.spans(), strict=True)):
             rates = sorted(set(stage.peak_rates.values()), reverse=True)
             rows.append(
                 {
                     "stage": stage.name,
                     "steps": ends_at - started_at,
                     "ended early": "yes" if index in self.early_ends else "",
-                    "trains": ", ".join(stage.peak_rates),
+                    "trains": ", ".join(stage.curves),
                     "learning rate": ", ".join(f"{rate:g}" for rate in rates),
                     "schedule": stage.schedule,
                 }
             )
-            started_at = ends_at
         return rows
 
-    def parameter_groups(self, *, weight_decay: float = 0.0) -> list[dict]:
+    def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer that sees every parameter from the start, frozen or not.
 
         Each group of the partition gives one or two of them, under its name: what decays and what does not (biases and
         the weights of normalisation layers).
         """
         parameters = dict(self.model.named_parameters())
-        undecayed = _undecayed_parameters(self.model)
         rates = self.learning_rates(0)
-        groups = []
+        groups: list[dict[str, Any]] = []
         for group, names in self.partition.items():
-            for decay, is_decayed in ((weight_decay, True), (0.0, False)):
-                members = [parameters[name] for name in names if (name not in undecayed) == is_decayed]
+            for decays in (True, False):
+                # Biases and the parameters of normalisation layers are vectors or scalars in every library.
+                members = [parameters[name] for name in names if (parameters[name].ndim > 1) == decays]
                 if members:
-                    groups.append({"params": members, "name": group, "weight_decay": decay, "lr": rates[group]})
+                    groups.append({"params": members, "name": group, "decays": decays, "lr": rates[group]})
         return groups
 
     def create_optimizer(
@@ -181,11 +191,45 @@ class StagePlan:
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.AdamW,
         *,
         weight_decay: float = 0.0,
-        **kwargs: Any,
+        **options: Any,
     ) -> torch.optim.Optimizer:
-        """Build an optimizer over `parameter_groups`; `kwargs` go to its class."""
-        kwargs.setdefault("lr", max(self.stages[0].peak_rates.values()))
-        return optimizer_class(self.parameter_groups(weight_decay=weight_decay), **kwargs)
+        """Build the optimizer of the whole run.
+
+        Args:
+            optimizer_class (`type[torch.optim.Optimizer]`): For all groups and stages that do not choose their own.
+            weight_decay (`float`): Likewise.
+            options: Keyword arguments of `optimizer_class`.
+        """
+        options.pop("lr", None)
+        self._default_choice = OptimizerChoice(optimizer_class, options, weight_decay)
+        users: dict[Any, set[str]] = {optimizer_class: set(self.partition)}
+        for index, stage in enumerate(self.stages):
+            for group in stage.curves:
+                users.setdefault(self.optimizer_choices(index)[group].optimizer_class, set()).add(group)
+        groups = self.parameter_groups()
+        members = [
+            kind(
+                [{**group, "kind": kind.__name__} for group in groups if group["name"] in names],
+                lr=0.0,
+                **(options if kind is optimizer_class else {}),
+            )
+            for kind, names in users.items()
+        ]
+        optimizer = members[0] if len(members) == 1 else MixedOptimizer(members)
+        configure_groups(optimizer.param_groups, dict.fromkeys(self.partition, self._default_choice))
+        configure_groups(optimizer.param_groups, self.optimizer_choices(0))
+        return optimizer
+
+    def optimizer_choices(self, index: int) -> dict[str, OptimizerChoice]:
+        """Group that a stage trains → the optimizer that steps it there."""
+        stage = self.stages[index]
+        default = self._default_choice
+        return {
+            group: optimizer_choice(stage.optimizers[group], weight_decay=default.weight_decay)
+            if group in stage.optimizers
+            else default
+            for group in stage.curves
+        }
 
     def create_scheduler(self, optimizer: torch.optim.Optimizer) -> StageScheduler:
         """Build the scheduler that gives each parameter group the rate of its group."""
@@ -224,36 +268,21 @@ class StageScheduler(LRScheduler):
         self.refresh()
 
 
-def _undecayed_parameters(model: PreTrainedModel) -> set[str]:
-    """Names of biases and of the parameters of normalisation layers; both are vectors or scalars in every library."""
-    return {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
-
-
 def _plan_stage(
-    stage: Stage,
-    partition: Partition,
-    steps_per_epoch: int | None,
-    learning_rate: float,
-    schedule: str,
-    warmup: float | None,
+    stage: Stage, partition: Partition, steps_per_epoch: int | None, defaults: RateDefaults
 ) -> PlannedStage:
     num_steps = _count_steps(stage, steps_per_epoch)
     trained = partition.select(stage.train)
-    name = stage.schedule or schedule
-    shape = schedule_shape(
-        name,
-        num_steps,
-        warmup=warmup if stage.warmup is None else stage.warmup,
-        decay_rate=stage.decay_rate,
-        steps_between_decays=round(stage.decay_every * (steps_per_epoch or num_steps)),
+    curves = rate_curves(
+        stage, partition, trained, num_steps=num_steps, steps_per_epoch=steps_per_epoch, defaults=defaults
     )
+    optimizers = by_group(stage.optimizer, stage, partition, trained, key="optimizer", default=None)
     return PlannedStage(
-        name=stage.name,
+        section=stage,
         num_steps=num_steps,
-        peak_rates=_peak_rates(stage, partition, trained, learning_rate),
-        min_lr=stage.min_lr,
-        shape=shape,
-        schedule=name,
+        curves=curves,
+        schedule=stage.schedule or defaults.schedule,
+        optimizers={group: section for group, section in optimizers.items() if section is not None},
     )
 
 
@@ -264,20 +293,3 @@ def _count_steps(stage: Stage, steps_per_epoch: int | None) -> int:
         raise InputError(f"stage {stage.name!r} counts epochs, but the data's length is unknown; give it `steps`")
     assert stage.epochs is not None
     return max(math.ceil(stage.epochs * steps_per_epoch), 1)
-
-
-def _peak_rates(stage: Stage, partition: Partition, trained: Sequence[str], default: float) -> dict[str, float]:
-    if stage.learning_rate is None:
-        return dict.fromkeys(trained, default)
-    if not isinstance(stage.learning_rate, dict):
-        return dict.fromkeys(trained, stage.learning_rate)
-    rates = dict.fromkeys(trained, default)
-    for selector, rate in stage.learning_rate.items():
-        named = partition.select(selector)
-        unmoved = [group for group in named if group not in rates]
-        if len(unmoved) == len(named):
-            raise InputError(
-                f"stage {stage.name!r}: a learning rate is given for {selector!r}, which this stage does not train"
-            )
-        rates.update({group: rate for group in named if group in rates})
-    return rates

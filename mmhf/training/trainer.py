@@ -12,10 +12,10 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from mmhf.data.datasets import RowDataset
-from mmhf.recipe.schema import EarlyStoppingSection, OptimizerSection
+from mmhf.recipe.schema import RecipeBase
 from mmhf.training.callbacks import SaveEveryEpochs, StageCallback
 from mmhf.training.checkpoints import mark_complete
-from mmhf.training.optimizers import optimizer_class_and_kwargs
+from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
 from mmhf.training.progress import StageLogLines, StageProgressBar
 from mmhf.training.stages import StagePlan
 
@@ -25,9 +25,8 @@ class MMTrainer(Trainer):
 
     Args:
         plan (`StagePlan`): The stages. `args.max_steps` must be `plan.num_steps`.
-        optimizer_section (`OptimizerSection`, *optional*): Optimizer and its numbers; absent, those of `args`.
-        early_stopping (`EarlyStoppingSection`, *optional*): When to end the run or a stage before its time.
-        save_every_epochs (`int`, defaults to 1): With `save_strategy="epoch"`: save after every that many.
+        recipe (`RecipeBase`, *optional*): Its sections `optimizer` (absent, that of `args`), `early_stopping`,
+            `unfreeze_on_plateau` and `checkpoints` hold.
         eval_collator (`Callable`, *optional*): Makes batches for evaluation and prediction, without augmentation;
             absent, `data_collator` makes these too.
         kwargs: As `transformers.Trainer` takes them.
@@ -37,18 +36,19 @@ class MMTrainer(Trainer):
         self,
         *,
         plan: StagePlan,
-        optimizer_section: OptimizerSection | None = None,
-        early_stopping: EarlyStoppingSection | None = None,
-        save_every_epochs: int = 1,
+        recipe: RecipeBase | None = None,
         eval_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         self.plan = plan
         self._eval_collator = eval_collator
-        self._optimizer_section = optimizer_section
+        self._optimizer_section = recipe.optimizer if recipe else None
         super().__init__(**kwargs)
-        self.add_callback(SaveEveryEpochs(save_every_epochs))
-        self.add_callback(StageCallback(plan, early_stopping))
+        if recipe is None:
+            self.add_callback(StageCallback(plan))
+        else:
+            self.add_callback(SaveEveryEpochs(plan, recipe.checkpoints.every_epochs))
+            self.add_callback(StageCallback(plan, recipe.early_stopping, recipe.unfreeze_on_plateau))
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
         show = StageLogLines if self.args.disable_tqdm else StageProgressBar
         self.add_callback(show(plan, self._rates_by_name))
@@ -60,14 +60,14 @@ class MMTrainer(Trainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build one optimizer over all groups; what is frozen gets no gradient and is passed over by it."""
         if self.optimizer is None:
-            section = self._optimizer_section
-            if section is None:
+            if self._optimizer_section is None:
                 optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.plan.model)
-                weight_decay = self.args.weight_decay
+                choice = OptimizerChoice(optimizer_class, options, self.args.weight_decay)
             else:
-                optimizer_class, options = optimizer_class_and_kwargs(section)
-                weight_decay = self.args.weight_decay if section.weight_decay is None else section.weight_decay
-            self.optimizer = self.plan.create_optimizer(optimizer_class, weight_decay=weight_decay, **options)
+                choice = optimizer_choice(self._optimizer_section, weight_decay=self.args.weight_decay)
+            self.optimizer = self.plan.create_optimizer(
+                choice.optimizer_class, weight_decay=choice.weight_decay, **choice.options
+            )
         return self.optimizer
 
     def create_scheduler(

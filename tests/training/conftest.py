@@ -1,10 +1,16 @@
 import copy
 
+import datasets
 import pytest
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
+
+from mmhf.data.datasets import RowDataset
+from mmhf.recipe.schema import FusionRecipe, SampleDataSection
+from mmhf.training.stages import Stage, StagePlan
+from mmhf.training.trainer import MMTrainer
 
 
 class TinyConfig(PreTrainedConfig):
@@ -65,3 +71,65 @@ def tiny_model(_tiny_model):
 @pytest.fixture
 def tiny_data():
     return TinyData(48)
+
+
+STAGES = [
+    Stage(name="head", epochs=1.0, train="head", learning_rate=1e-2, schedule="cosine"),
+    Stage(name="top", epochs=1.0, train=["head", "body.1"], learning_rate={"head": 1e-2, "body.1": 1e-3}),
+    Stage(name="all", epochs=1.0, train="all", learning_rate=1e-3, schedule="linear"),
+]
+
+
+def _collate(rows):
+    return {
+        "features": torch.tensor([row["features"] for row in rows]),
+        "labels": torch.tensor([row["labels"] for row in rows]),
+    }
+
+
+def _fusion_recipe(**sections):
+    return FusionRecipe(task="image-text-classification", data=SampleDataSection(source="sample"), **sections)
+
+
+def _make_trainer(model, data, folder, *, stages=STAGES, recipe=None, callbacks=(), **arguments):
+    rows = datasets.Dataset.from_dict({"features": data.features.tolist(), "labels": data.labels.tolist()})
+    arguments = {"per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 1, **arguments}
+    args = TrainingArguments(
+        output_dir=str(folder),
+        disable_tqdm=True,
+        use_cpu=True,
+        remove_unused_columns=False,
+        logging_steps=3,
+        **arguments,
+    )
+    per_epoch = 48 // (args.per_device_train_batch_size * args.gradient_accumulation_steps)
+    plan = StagePlan.build(model, stages, steps_per_epoch=per_epoch)
+    args.max_steps = plan.num_steps
+    return MMTrainer(
+        model=model,
+        args=args,
+        plan=plan,
+        recipe=recipe,
+        train_dataset=RowDataset(rows),
+        eval_dataset=RowDataset(rows),
+        data_collator=_collate,
+        callbacks=list(callbacks),
+    )
+
+
+@pytest.fixture
+def make_trainer():
+    """Build an MMTrainer over three one-epoch stages of six steps each; keywords are those of TrainingArguments."""
+    return _make_trainer
+
+
+@pytest.fixture
+def fusion_recipe():
+    """Build a recipe out of sections."""
+    return _fusion_recipe
+
+
+@pytest.fixture
+def collate():
+    """Make a batch of rows."""
+    return _collate

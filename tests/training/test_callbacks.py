@@ -7,8 +7,9 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mmhf.errors import InputError
-from mmhf.recipe.schema import EarlyStoppingSection
-from mmhf.training.callbacks import StageCallback, stalled
+from mmhf.recipe.schema import PlateauSection
+from mmhf.training.callbacks import StageCallback
+from mmhf.training.plateau import stalled
 from mmhf.training.stages import Stage, StagePlan
 
 STAGES = [
@@ -102,10 +103,10 @@ def test_the_first_step_of_a_stage_already_trains_at_its_rate(tiny_model, tiny_d
     ],
 )
 def test_stalled_counts_evaluations_without_enough_improvement(scores, expected):
-    assert stalled(scores, EarlyStoppingSection(patience=2, min_delta=0.1)) == expected
+    assert stalled(scores, PlateauSection(patience=2, min_delta=0.1)) == expected
 
 
-def run_with_early_stopping(model, data, tmp_path, scope):
+def run_that_stalls(model, data, tmp_path, **settings):
     stages = [Stage(name=name, steps=12, train="head", learning_rate=0.0) for name in ("first", "second")]
     plan = StagePlan.build(model, stages, steps_per_epoch=6)
     optimizer = plan.create_optimizer()
@@ -118,26 +119,26 @@ def run_with_early_stopping(model, data, tmp_path, scope):
         train_dataset=data,
         eval_dataset=data,
         optimizers=(optimizer, plan.create_scheduler(optimizer)),
-        callbacks=[StageCallback(plan, EarlyStoppingSection(metric="loss", patience=2, scope=scope))],
+        callbacks=[StageCallback(plan, **settings)],
     )  # fmt: skip
     trainer.train()
     return trainer, plan
 
 
 def test_a_stalled_run_ends(tiny_model, tiny_data, tmp_path):
-    trainer, _ = run_with_early_stopping(tiny_model, tiny_data, tmp_path, "run")
+    trainer, _ = run_that_stalls(tiny_model, tiny_data, tmp_path, early_stopping=PlateauSection(patience=2))
     assert trainer.state.global_step == 6
 
 
 def test_a_stalled_stage_hands_over_to_the_next(tiny_model, tiny_data, tmp_path):
-    trainer, plan = run_with_early_stopping(tiny_model, tiny_data, tmp_path, "stage")
+    trainer, plan = run_that_stalls(tiny_model, tiny_data, tmp_path, unfreeze_on_plateau=PlateauSection(patience=2))
     assert plan.early_ends == {0: 6, 1: 12}
     assert trainer.state.global_step == 12
 
 
 def test_a_metric_that_is_not_measured_is_refused_by_name(tiny_model, tiny_data, tmp_path):
     plan = StagePlan.build(tiny_model, STAGES, steps_per_epoch=6)
-    callback = StageCallback(plan, EarlyStoppingSection(metric="f1_marco"))
+    callback = StageCallback(plan, early_stopping=PlateauSection(metric="f1_marco"))
     state = type("State", (), {"global_step": 1, "log_history": []})()
     with pytest.raises(InputError, match="f1_marco.*choose f1_macro, loss"):
         callback.on_evaluate(None, state, None, metrics={"eval_loss": 1.0, "eval_f1_macro": 0.5})

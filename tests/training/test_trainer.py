@@ -1,61 +1,19 @@
 import shutil
 
-import datasets
 import pytest
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_pt_utils import safe_globals
 
-from mmhf.data.datasets import RowDataset
 from mmhf.recipe.schema import OptimizerSection
 from mmhf.training.checkpoints import last_complete_checkpoint
-from mmhf.training.stages import Stage, StagePlan
-from mmhf.training.trainer import MMTrainer
-
-STAGES = [
-    Stage(name="head", epochs=1.0, train="head", learning_rate=1e-2, schedule="cosine"),
-    Stage(name="top", epochs=1.0, train=["head", "body.1"], learning_rate={"head": 1e-2, "body.1": 1e-3}),
-    Stage(name="all", epochs=1.0, train="all", learning_rate=1e-3, schedule="linear"),
-]
-
-
-def collate(rows):
-    return {
-        "features": torch.tensor([row["features"] for row in rows]),
-        "labels": torch.tensor([row["labels"] for row in rows]),
-    }
-
-
-def make_trainer(model, data, folder, *, stages=STAGES, optimizer_section=None, callbacks=(), **arguments):
-    rows = datasets.Dataset.from_dict({"features": data.features.tolist(), "labels": data.labels.tolist()})
-    arguments = {"per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 1, **arguments}
-    args = TrainingArguments(
-        output_dir=str(folder),
-        disable_tqdm=True,
-        use_cpu=True,
-        remove_unused_columns=False,
-        logging_steps=3,
-        **arguments,
-    )
-    per_epoch = 48 // (args.per_device_train_batch_size * args.gradient_accumulation_steps)
-    plan = StagePlan.build(model, stages, steps_per_epoch=per_epoch)
-    args.max_steps = plan.num_steps
-    return MMTrainer(
-        model=model,
-        args=args,
-        plan=plan,
-        optimizer_section=optimizer_section,
-        train_dataset=RowDataset(rows),
-        data_collator=collate,
-        callbacks=list(callbacks),
-    )
 
 
 def same_weights(one, other):
     return all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
 
 
-def test_resuming_from_any_step_of_any_stage_ends_bit_identical(tiny_model, tiny_data, tmp_path):
+def test_resuming_from_any_step_of_any_stage_ends_bit_identical(make_trainer, tiny_model, tiny_data, tmp_path):
     start = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
     whole = make_trainer(tiny_model, tiny_data, tmp_path / "whole")
     whole.train()
@@ -84,7 +42,7 @@ class StopAt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_an_early_ended_stage_is_still_ended_after_resuming(tiny_model, tiny_data, tmp_path):
+def test_an_early_ended_stage_is_still_ended_after_resuming(make_trainer, tiny_model, tiny_data, tmp_path):
     trainer = make_trainer(tiny_model, tiny_data, tmp_path, callbacks=[StopAt(5)])
 
     class EndFirstStage(TrainerCallback):
@@ -101,7 +59,7 @@ def test_an_early_ended_stage_is_still_ended_after_resuming(tiny_model, tiny_dat
     assert resumed.state.global_step == 3 + 6 + 6
 
 
-def test_accumulated_micro_batches_equal_one_batch(tiny_model, tiny_data, tmp_path):
+def test_accumulated_micro_batches_equal_one_batch(make_trainer, tiny_model, tiny_data, tmp_path):
     # Without batch norm and dropout, whose results depend on how a batch is cut.
     for module in tiny_model.body:
         module[1], module[3] = torch.nn.Identity(), torch.nn.Identity()
@@ -118,7 +76,7 @@ def test_accumulated_micro_batches_equal_one_batch(tiny_model, tiny_data, tmp_pa
         torch.testing.assert_close(tensor, ends[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_logs_carry_stage_and_rate_of_each_group(tiny_model, tiny_data, tmp_path):
+def test_logs_carry_stage_and_rate_of_each_group(make_trainer, tiny_model, tiny_data, tmp_path):
     trainer = make_trainer(tiny_model, tiny_data, tmp_path, save_strategy="no")
     trainer.train()
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -129,7 +87,7 @@ def test_logs_carry_stage_and_rate_of_each_group(tiny_model, tiny_data, tmp_path
     assert logged[4]["lr/body"] == logged[4]["lr/head"] == logged[4]["learning_rate"]
 
 
-def test_only_whole_checkpoints_count_and_old_ones_go(tiny_model, tiny_data, tmp_path):
+def test_only_whole_checkpoints_count_and_old_ones_go(make_trainer, tiny_model, tiny_data, tmp_path):
     trainer = make_trainer(tiny_model, tiny_data, tmp_path, save_total_limit=2)
     trainer.train()
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-17", "checkpoint-18"]
@@ -140,7 +98,7 @@ def test_only_whole_checkpoints_count_and_old_ones_go(tiny_model, tiny_data, tmp
     assert last_complete_checkpoint(tmp_path).name == "checkpoint-17"
 
 
-def test_a_run_folder_holds_nothing_that_must_be_unpickled(tiny_model, tiny_data, tmp_path):
+def test_a_run_folder_holds_nothing_that_must_be_unpickled(make_trainer, tiny_model, tiny_data, tmp_path):
     make_trainer(tiny_model, tiny_data, tmp_path, save_strategy="steps", save_steps=9).train()
     tensors = [*tmp_path.rglob("*.pt"), *tmp_path.rglob("*.pth")]
     assert len(tensors) > 0
@@ -151,10 +109,9 @@ def test_a_run_folder_holds_nothing_that_must_be_unpickled(tiny_model, tiny_data
 
 
 @pytest.mark.parametrize("every, expected", [(1, {6, 12, 18}), (2, {12, 18})])
-def test_saving_every_so_many_epochs(tiny_model, tiny_data, tmp_path, every, expected):
-    trainer = make_trainer(tiny_model, tiny_data, tmp_path, save_strategy="epoch")
-    next(cb for cb in trainer.callback_handler.callbacks if type(cb).__name__ == "SaveEveryEpochs").every = every
-    trainer.train()
+def test_saving_every_so_many_epochs(make_trainer, fusion_recipe, tiny_model, tiny_data, tmp_path, every, expected):
+    recipe = fusion_recipe(checkpoints={"every_epochs": every})
+    make_trainer(tiny_model, tiny_data, tmp_path, recipe=recipe, save_strategy="epoch").train()
     assert {int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")} == expected
 
 
@@ -167,8 +124,11 @@ def test_saving_every_so_many_epochs(tiny_model, tiny_data, tmp_path, every, exp
         (None, torch.optim.AdamW, ("betas", (0.9, 0.95))),
     ],
 )
-def test_the_optimizer_is_the_one_asked_for(tiny_model, tiny_data, tmp_path, section, optimizer_class, option):
-    trainer = make_trainer(tiny_model, tiny_data, tmp_path, optimizer_section=section, adam_beta2=0.95)
+def test_the_optimizer_is_the_one_asked_for(
+    make_trainer, fusion_recipe, tiny_model, tiny_data, tmp_path, section, optimizer_class, option
+):
+    recipe = fusion_recipe(optimizer=section)
+    trainer = make_trainer(tiny_model, tiny_data, tmp_path, recipe=recipe, adam_beta2=0.95)
     optimizer = trainer.create_optimizer()
     assert type(optimizer) is optimizer_class
     name, value = option

@@ -1,0 +1,34 @@
+"""The best weights of a stage, kept in a file until the next stage starts from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+class BestWeights:
+    """A file with a model's whole state.
+
+    It is written when an evaluation is the best of its stage. A run that is killed and resumed before that evaluation
+    writes it again with the same content, because training is deterministic.
+
+    Args:
+        path (`Path`): The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(self, model: nn.Module) -> None:
+        """Keep the model's parameters and buffers; the file appears whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".partial")
+        # Cloned: tied tensors share storage, which safetensors refuses.
+        save_file({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, temporary)
+        temporary.replace(self.path)
+
+    def load(self, model: nn.Module) -> None:
+        """Put the kept parameters and buffers back, in place."""
+        model.load_state_dict(load_file(self.path))

@@ -1,0 +1,51 @@
+"""What must hold when a stage begins; each failure would otherwise be silent."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import TrainingArguments
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over all parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_ranks_agree(model: nn.Module, args: TrainingArguments) -> None:
+    """Compare the weights of all processes.
+
+    Raises:
+        RuntimeError: They differ: some gradient was not synchronised.
+    """
+    if args.world_size == 1:
+        return
+    hashes = gather_object([weights_hash(model)])
+    if len(set(hashes)) > 1:
+        raise RuntimeError(
+            f"the {args.world_size} processes hold different weights ({', '.join(each[:8] for each in hashes)}) at a "
+            "stage boundary; go on from the last checkpoint and report this"
+        )
+
+
+def check_gradients(model: nn.Module, names: Sequence[str]) -> None:
+    """Check that parameters which have just been thawed received a gradient.
+
+    Raises:
+        RuntimeError: Some have none: the optimizer would pass them over without a word.
+    """
+    parameters = dict(model.named_parameters())
+    without = [name for name in names if parameters[name].grad is None]
+    if without:
+        raise RuntimeError(
+            f"{len(without)} of {len(names)} parameters that this stage trains received no gradient, the first is "
+            f"{without[0]}; the model does not use them, or a compiled graph was made while they were frozen"
+        )

@@ -360,6 +360,15 @@ class StageSection(Section):
         return self
 
 
+class EmaSection(Section):
+    """Average the weights while training; evaluation and the saved model use the averages."""
+
+    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    """Share of the average that stays at each optimizer step."""
+    warmup: bool = True
+    """Begin with a lower decay, (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten."""
+
+
 class CheckpointsSection(Section):
     """When a run is saved; `training.save_total_limit` says how many checkpoints are kept, the best one always."""
 
@@ -403,6 +412,8 @@ class RecipeBase(Section):
     """End the run when the metric stalls."""
     unfreeze_on_plateau: PlateauSection | None = None
     """Go on to the next stage when the metric stalls; after the last one, end the run."""
+    ema: EmaSection | None = None
+    """Absent = the weights themselves are evaluated and saved."""
     checkpoints: CheckpointsSection = CheckpointsSection()
     evaluation: EvaluationSection = EvaluationSection()
     tracking: TrackingSection = TrackingSection()

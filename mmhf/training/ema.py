@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from mmhf.errors import InputError
 from mmhf.recipe.schema import EmaSection
 from mmhf.training.stages import StagePlan
-
-logger = logging.getLogger(__name__)
 
 AVERAGES_FILE = "ema.safetensors"
 """In a checkpoint folder, beside the raw weights that training goes on from."""
@@ -175,7 +172,8 @@ class AverageWeights(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        is_sharded = AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.average.section is not None and is_sharded:
             raise InputError("ema: needs whole weights on each process; FSDP and DeepSpeed keep parts, remove `ema`")
         if state.global_step == 0:
             self.average.clear()

@@ -15,6 +15,7 @@ from mmhf.data.datasets import RowDataset
 from mmhf.recipe.schema import RecipeBase
 from mmhf.training.callbacks import SaveEveryEpochs, StageCallback
 from mmhf.training.checkpoints import mark_complete
+from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
 from mmhf.training.progress import StageLogLines, StageProgressBar
 from mmhf.training.stages import StagePlan
@@ -26,7 +27,7 @@ class MMTrainer(Trainer):
     Args:
         plan (`StagePlan`): The stages. `args.max_steps` must be `plan.num_steps`.
         recipe (`RecipeBase`, *optional*): Its sections `optimizer` (absent, that of `args`), `early_stopping`,
-            `unfreeze_on_plateau` and `checkpoints` hold.
+            `unfreeze_on_plateau`, `ema` and `checkpoints` hold.
         eval_collator (`Callable`, *optional*): Makes batches for evaluation and prediction, without augmentation;
             absent, `data_collator` makes these too.
         kwargs: As `transformers.Trainer` takes them.
@@ -43,12 +44,14 @@ class MMTrainer(Trainer):
         self.plan = plan
         self._eval_collator = eval_collator
         self._optimizer_section = recipe.optimizer if recipe else None
+        self._average = WeightAverage(plan, recipe.ema if recipe else None)
         super().__init__(**kwargs)
         if recipe is None:
             self.add_callback(StageCallback(plan))
         else:
             self.add_callback(SaveEveryEpochs(plan, recipe.checkpoints.every_epochs))
             self.add_callback(StageCallback(plan, recipe.early_stopping, recipe.unfreeze_on_plateau))
+        self.add_callback(AverageWeights(self._average))
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
         show = StageLogLines if self.args.disable_tqdm else StageProgressBar
         self.add_callback(show(plan, self._rates_by_name))
@@ -110,6 +113,22 @@ class MMTrainer(Trainer):
             self.control.should_save = True  # also between two epochs that `checkpoints.every_epochs` saves
         return is_best
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as `transformers.Trainer` does, with the averaged weights where the recipe asks for `ema`."""
+        with self._average.in_model():
+            return super().evaluate(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._average.load(checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        # A checkpoint's model.safetensors is what training goes on from; what was measured are its averages, which
+        # AverageWeights puts into the model when training ends.
+        self._average.load(str(self.state.best_model_checkpoint))
+
     def _rates_by_name(self, global_step: int) -> dict[str, float]:
         """Learning rates as few as tell all: one for `vision` where all its groups that train share one."""
         rates = {name: rate for name, rate in self.plan.learning_rates(global_step).items() if rate > 0}
@@ -146,7 +165,9 @@ class MMTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            mark_complete(Path(self._run_dir) / f"checkpoint-{self.state.global_step}")
+            checkpoint = Path(self._run_dir) / f"checkpoint-{self.state.global_step}"
+            self._average.save(checkpoint)
+            mark_complete(checkpoint)
             rotate_checkpoints(
                 output_dir=self._run_dir,
                 save_total_limit=limit,

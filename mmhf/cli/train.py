@@ -70,7 +70,9 @@ def run(options: argparse.Namespace) -> None:
     args.max_steps = plan.num_steps
 
     bad_examples = BadExampleLog(folder.path / BAD_EXAMPLES_LOG)
-    collator = functools.partial(task.collator, processor, seed=args.seed, bad_examples=bad_examples)
+    collator = functools.partial(
+        task.collator, processor, seed=args.seed, bad_examples=bad_examples, num_labels=len(data.label_names)
+    )
     is_first = args.process_index == 0
     with folder.claimed(resolved) if is_first else contextlib.nullcontext():
         if is_first:

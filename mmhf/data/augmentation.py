@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from mmhf.recipe.schema import AffineSection, AugmentSection
+from mmhf.recipe.schema import AffineSection, AugmentSection, RandomErasingSection
 
 Augmentation = Callable[[Image.Image], Image.Image]
 
@@ -26,6 +26,17 @@ class ShrinkToSide(torch.nn.Module):
             return image
         width, height = (max(1, round(length * scale)) for length in image.size)
         return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+class EraseRectangle(torch.nn.Module):
+    """Random erasing of PIL images, which torchvision's own leaves as they are."""
+
+    def __init__(self, section: RandomErasingSection, fill: int) -> None:
+        super().__init__()
+        self.erase = v2.RandomErasing(section.probability, section.scale, section.ratio, value=fill)
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        return v2.functional.to_pil_image(self.erase(v2.functional.pil_to_tensor(image)))
 
 
 def build_augmentation(section: AugmentSection | None, image_size: int) -> Augmentation | None:
@@ -61,12 +72,26 @@ def _changes(section: AugmentSection, image_size: int) -> list[torch.nn.Module]:
         changes.append(v2.RandomRotation(section.rotation, interpolation=bilinear, fill=section.fill))
     if section.affine is not None:
         changes.append(_affine(section.affine, section.fill))
+    if (perspective := section.perspective) is not None:
+        changes.append(v2.RandomPerspective(perspective.distortion, perspective.probability, bilinear, section.fill))
+    if (policy := section.rand_augment) is not None:
+        changes.append(v2.RandAugment(policy.num_ops, policy.magnitude, interpolation=bilinear, fill=section.fill))
+    changes += _changes_of_look(section)
+    if changes and section.random_resized_crop is None:
+        changes.insert(0, ShrinkToSide(image_size))
+    return changes
+
+
+def _changes_of_look(section: AugmentSection) -> list[torch.nn.Module]:
+    changes: list[torch.nn.Module] = []
     if (jitter := section.color_jitter) is not None:
         changes.append(v2.ColorJitter(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue))
     if section.grayscale:
         changes.append(v2.RandomGrayscale(section.grayscale))
-    if changes and section.random_resized_crop is None:
-        changes.insert(0, ShrinkToSide(image_size))
+    if (blur := section.gaussian_blur) is not None:
+        changes.append(v2.RandomApply([v2.GaussianBlur(blur.kernel_size, blur.sigma)], blur.probability))
+    if (erasing := section.random_erasing) is not None:
+        changes.append(EraseRectangle(erasing, section.fill))
     return changes
 
 

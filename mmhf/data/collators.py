@@ -13,7 +13,8 @@ from mmhf.data.augmentation import Augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.datasets import Row
 from mmhf.data.images import BadImageError, decode_image
-from mmhf.data.samplers import derive_seed
+from mmhf.data.mixing import BatchMixer
+from mmhf.data.samplers import SampleKey, derive_seed
 from mmhf.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class ImageCollator:
             Where broken images are listed.
         split (`str`, defaults to `"train"`):
             The split's name in that list.
+        mixer (`BatchMixer`, *optional*):
+            Mixes the images of a batch and their labels, which become probabilities.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class ImageCollator:
         on_bad_image: Literal["skip", "blank", "raise"] = "skip",
         bad_examples: BadExampleLog | None = None,
         split: str = "train",
+        mixer: BatchMixer | None = None,
     ) -> None:
         self.processor = processor
         self.augmentation = augmentation
@@ -68,6 +72,7 @@ class ImageCollator:
         self.on_bad_image = on_bad_image
         self.bad_examples = bad_examples
         self.split = split
+        self.mixer = mixer
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Make a batch.
@@ -77,8 +82,8 @@ class ImageCollator:
                 B rows of a `RowDataset`.
 
         Returns:
-            `dict[str, torch.Tensor]`: what the processor gives, such as `pixel_values` (B, 3, H, W), and `labels` (B,)
-            when the rows have labels.
+            `dict[str, torch.Tensor]`: what the processor gives, such as `pixel_values` (B, 3, H, W), and `labels`
+            when the rows have labels: (B,) class ids, or (B, C) probabilities from a mixer.
 
         Raises:
             InputError: an image is broken and `on_bad_image` is `"raise"`.
@@ -91,6 +96,9 @@ class ImageCollator:
             skip = self.on_bad_image == "skip"
             labels = [IGNORED_LABEL if skip and bad else row["label"] for row, bad in zip(rows, broken, strict=True)]
             batch["labels"] = torch.tensor(labels, dtype=torch.int64)
+            if self.mixer is not None:
+                keys = [SampleKey(row["index"], row["epoch"]) for row in rows]
+                batch["pixel_values"], batch["labels"] = self.mixer(batch["pixel_values"], batch["labels"], keys)
         return batch
 
     def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:

@@ -13,9 +13,11 @@ IGNORED_LABEL = -100
 
 
 class ClassificationLoss(nn.Module):
-    """Cross-entropy over class indices, weighted and smoothed as in `torch.nn.CrossEntropyLoss`.
+    """Cross-entropy over class indices or probabilities, weighted and smoothed as in `torch.nn.CrossEntropyLoss`.
 
-    Rows labelled -100 do not count, and a batch of only such rows has loss 0, where torch gives NaN.
+    Rows labelled -100, or with the probability 0 for all classes, do not count, and a batch of only such rows has loss
+    0, where torch gives NaN. Probabilities of 0 and 1 have the same loss as indices, with class weights, too, where
+    torch divides by another number.
 
     Args:
         class_weights (`Sequence[float]`, *optional*): Weight of each class.
@@ -32,7 +34,9 @@ class ClassificationLoss(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of (B, C) logits and (B,) labels; scalar, fp32."""
+        """Mean loss of (B, C) logits and labels: (B,) class ids or (B, C) probabilities; scalar, fp32."""
+        if labels.is_floating_point():
+            return self._soft_loss(logits, labels.float())
         total = functional.cross_entropy(
             logits.float(),
             labels,
@@ -45,6 +49,15 @@ class ClassificationLoss(nn.Module):
         if self.weight is None:
             return total / counted.sum().clamp(min=1)
         divisor = (self.weight[labels.clamp(min=0)] * counted).sum()
+        return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+
+    def _soft_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        losses = functional.cross_entropy(
+            logits.float(), labels, weight=self.weight, reduction="none", label_smoothing=self.label_smoothing
+        )
+        counted = labels.sum(dim=-1) > 0  # smoothing gives a loss to rows without a label
+        total = (losses * counted).sum()
+        divisor = counted.sum() if self.weight is None else (labels @ self.weight).sum()
         return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 
     @torch.no_grad()

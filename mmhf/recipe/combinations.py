@@ -7,7 +7,7 @@ from typing import Any
 
 from mmhf.recipe.node import KeyPath, shown
 from mmhf.recipe.problems import Problem
-from mmhf.recipe.schema import OptimizerSection, Recipe, Section, StageSection
+from mmhf.recipe.schema import FusionRecipe, OptimizerSection, Recipe, Section, StageSection
 
 _OPTIMIZER_FIELDS = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
 _LENGTH_FIELDS = ("num_train_epochs", "max_steps")
@@ -130,6 +130,7 @@ def _between_sections(recipe: Recipe) -> Iterator[Problem]:
         what = "`loss.label_smoothing` is given too, remove one of the two"
         given = shown(recipe.training["label_smoothing_factor"])
         yield Problem(("training", "label_smoothing_factor"), what, given)
+    yield from _mixing_problems(recipe)
     for path in _evaluation_users(recipe):
         if recipe.training.get("eval_strategy") == "no":
             yield Problem(path, "needs evaluations while training, but `training.eval_strategy` is no")
@@ -145,6 +146,16 @@ def _evaluation_users(recipe: Recipe) -> Iterator[KeyPath]:
         for key in ("unfreeze_on_plateau", "carry_best"):
             if key in _given(stage):
                 yield ("stages", index, key)
+
+
+def _mixing_problems(recipe: Recipe) -> Iterator[Problem]:
+    augment = recipe.data.augment
+    if augment is None or not isinstance(recipe, FusionRecipe):
+        return
+    for name in ("mixup", "cutmix"):
+        if name in _given(augment):
+            what = "mixes images and labels, but texts cannot be mixed; only task: image-classification has it"
+            yield Problem(("data", "augment", name), what, shown(_given(augment)[name]))
 
 
 def _given(section: Section) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.collators import ImageCollator
 from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.loading import LoadedData, load_data
+from mmhf.data.mixing import build_mixer
 from mmhf.errors import InputError, UnreachableError
 from mmhf.evaluation.classification import ClassificationEvaluation, classification_metrics, evaluate_classification
 from mmhf.evaluation.metrics_file import write_metrics
@@ -162,8 +163,12 @@ class ClassificationTask(ABC, Generic[RecipeT]):
         seed: int,
         bad_examples: BadExampleLog | None = None,
         augment: bool = False,
+        num_labels: int | None = None,
     ) -> ImageCollator:
-        """Makes batches of one split; `augment` changes its images at random as the recipe says."""
+        """Makes batches of one split; `augment` changes its images at random as the recipe says.
+
+        Mixup and CutMix need `num_labels`, the number of classes.
+        """
         section = self.recipe.data.augment if augment else None
         return self.collator_class(
             processor,
@@ -172,6 +177,7 @@ class ClassificationTask(ABC, Generic[RecipeT]):
             on_bad_image=self.recipe.data.on_bad_image,
             bad_examples=bad_examples,
             split=split,
+            mixer=build_mixer(section, num_labels, seed=seed),
         )
 
     def training_metrics(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:

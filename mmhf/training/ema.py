@@ -51,7 +51,7 @@ class WeightAverage:
 
     Args:
         plan (`StagePlan`): The stages of the run.
-        section (`EmaSection`, *optional*): Decay and warmup; absent, nothing is averaged and every method does nothing.
+        section (`EmaSection`, *optional*): Decay and warmup; absent, nothing is averaged, every method does nothing.
     """
 
     def __init__(self, plan: StagePlan, section: EmaSection | None) -> None:

@@ -35,29 +35,31 @@ class ClassificationLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of (B, C) logits and labels: (B,) class ids or (B, C) probabilities; scalar, fp32."""
+        # A model in half precision has halved its buffers too.
+        weight = None if self.weight is None else self.weight.float()
         if labels.is_floating_point():
-            return self._soft_loss(logits, labels.float())
+            return self._soft_loss(logits.float(), labels.float(), weight)
         total = functional.cross_entropy(
             logits.float(),
             labels,
-            weight=self.weight,
+            weight=weight,
             ignore_index=IGNORED_LABEL,
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
         counted = labels != IGNORED_LABEL
-        if self.weight is None:
+        if weight is None:
             return total / counted.sum().clamp(min=1)
-        divisor = (self.weight[labels.clamp(min=0)] * counted).sum()
+        divisor = (weight[labels.clamp(min=0)] * counted).sum()
         return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 
-    def _soft_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _soft_loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
         losses = functional.cross_entropy(
-            logits.float(), labels, weight=self.weight, reduction="none", label_smoothing=self.label_smoothing
+            logits, labels, weight=weight, reduction="none", label_smoothing=self.label_smoothing
         )
         counted = labels.sum(dim=-1) > 0  # smoothing gives a loss to rows without a label
         total = (losses * counted).sum()
-        divisor = counted.sum() if self.weight is None else (labels @ self.weight).sum()
+        divisor = counted.sum() if weight is None else (labels @ weight).sum()
         return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 
     @torch.no_grad()

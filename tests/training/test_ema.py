@@ -167,13 +167,13 @@ def test_the_best_model_is_the_averages_that_were_measured(tiny_model, train, tm
 
 def test_best_weights_carried_over_a_boundary_start_new_averages(tiny_model, train, tmp_path):
     stages = [
-        Stage(name="first", steps=6, learning_rate=1e-2, carry_best="loss"),
+        Stage(name="first", steps=6, learning_rate=5.0, carry_best="loss"),  # ruins itself after its first steps
         Stage(name="second", steps=6, learning_rate=0.0),
     ]
     watch = Watch()
     train(tiny_model, tmp_path, ema=EmaSection(decay=0.9), stages=stages, callbacks=[watch], save_strategy="no")
     carried = load_file(tmp_path / "best_of_stage" / "first.safetensors")
-    assert any(same_weights(carried, watch.evaluated[step]) for step in range(1, 7))  # as measured: averaged
+    assert any(same_weights(carried, watch.evaluated[step]) for step in range(1, 6))  # as measured: averaged
     assert all(torch.equal(watch.evaluated[12][name], carried[name]) for name in carried if name.startswith("head."))
 
 

@@ -69,8 +69,9 @@ def _run(arguments: list[str]) -> None:
 def _run_verb(verb: str, arguments: Sequence[str]) -> None:
     from mmhf.cli._console import ConsoleHandler
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[ConsoleHandler()])
-    logging.getLogger("mmhf").setLevel(logging.INFO)
+    logger = logging.getLogger("mmhf")  # other libraries' messages reach the terminal by their own handlers
+    logger.setLevel(logging.INFO)
+    logger.handlers = [ConsoleHandler()]
     module = importlib.import_module(f"mmhf.cli.{verb}")
     parser = _Parser(
         prog=f"mmhf {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -19,12 +20,14 @@ from transformers import TrainingArguments
 
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
+from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import ResolvedRecipe, json_schema, load_recipe
 from mmhf.tasks import Task, task_of
 from mmhf.training.arguments import build_stage_plan, recipe_stages, steps_per_epoch, training_arguments
 from mmhf.training.plan import StageReport, describe_stages
 
+_WAIT_FOR_HUB = 2.0
 _MISSING_DATA = "unknown: the data is not here"
 
 
@@ -45,6 +48,8 @@ def run(options: argparse.Namespace) -> None:
     resolved = load_recipe(options.recipe, options.overrides)
     task = task_of(resolved.recipe)
     console.print(_values_table(resolved))
+    if task.uses_hub(weights=False):
+        use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
     data = _load_data_if_here(task, console)
     args = training_arguments(
         resolved.recipe, str(resolved.name), has_validation=data is None or "validation" in data.splits
@@ -53,11 +58,12 @@ def run(options: argparse.Namespace) -> None:
     _print_run(console, args, data, num_rows)
     missing = task.unreachable_backbones()
     for problem in missing:
-        console.print(Text(f"missing: {problem}", style="yellow"))
+        console.print(Text(f"missing: {problem}", style="yellow"), soft_wrap=True)
     if missing:
         console.print(_stages_as_written(resolved, args))
         return
-    for report in _describe(task, args, data, num_rows):
+    parent = _find_parent_if_here(task, console)
+    for report in _describe(task, args, data, num_rows, parent):
         console.print(_stage_table(report))
 
 
@@ -65,13 +71,24 @@ def _load_data_if_here(task: Task, console: Console) -> LoadedData | None:
     try:
         return task.load_data(check_images=False)
     except InputError as error:
-        console.print(Text(f"data: {error}", style="yellow"))
+        console.print(Text(f"data: {error}", style="yellow"), soft_wrap=True)
         return None
 
 
-def _describe(task: Task, args: TrainingArguments, data: LoadedData | None, num_rows: int | None) -> list[StageReport]:
+def _find_parent_if_here(task: Task, console: Console) -> Path | None:
+    if task.recipe.init_from is None:
+        return None
+    try:
+        return resolve_model(task.recipe.init_from).path
+    except InputError as error:
+        console.print(Text(f"missing: init_from {error}; planned from the backbones instead", style="yellow"), soft_wrap=True)
+        return None
+
+
+def _describe(
+    task: Task, args: TrainingArguments, data: LoadedData | None, num_rows: int | None, parent: Path | None
+) -> list[StageReport]:
     recipe = task.recipe
-    parent = resolve_model(recipe.init_from).path if recipe.init_from else None
     label_names = data.label_names if data is not None else ["label_0", "label_1"]
     model = task.build_model(label_names, parent=parent, device="meta")
     # Without data an epoch has no length: shapes and rates are still planned, as if it had one step.

@@ -20,6 +20,7 @@ from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.loading import LoadedData
 from mmhf.hub import check_version_is_free, resolve_model
 from mmhf.hub.lineage import release_run, write_lineage
+from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.recipe import ResolvedRecipe, load_recipe
 from mmhf.tasks import Task, task_of
 from mmhf.tasks.classification import MeasuredSplit
@@ -37,6 +38,8 @@ from mmhf.training.trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
 
+_WAIT_FOR_HUB = 10.0
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="YAML file, such as recipes/quickstart/fusion.yaml")
@@ -53,6 +56,8 @@ def run(options: argparse.Namespace) -> None:
     if recipe.release is not None:
         check_version_is_free(recipe.release.repo, recipe.release.version)
 
+    if task.uses_hub(weights=parent is None):
+        use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
     data = task.load_data()
     args = training_arguments(recipe, str(resolved.name), has_validation="validation" in data.splits)
     _set_verbosity(args)

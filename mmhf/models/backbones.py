@@ -46,6 +46,13 @@ class ImageStatistics:
 _CENTRED = ImageStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), Resampling.BICUBIC)
 
 
+def is_on_hub(name: str, *, weights: bool) -> bool:
+    """Whether a backbone's config, and if asked for its weights, come from the Hub."""
+    if name.startswith(_PYPI) or Path(name).is_dir():
+        return False
+    return weights or not name.startswith(_TIMM)
+
+
 def load_encoder_config(name: str, *, pretrained: bool = True, modality: Modality | None = None) -> PreTrainedConfig:
     """Find a backbone's config; timm and PyPI names need no network, a Hub name its config file.
 

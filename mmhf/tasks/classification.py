@@ -25,7 +25,7 @@ from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.mistakes import MistakeExample, mistake_examples, most_confident_mistakes
 from mmhf.evaluation.plots import save_classification_plots
 from mmhf.evaluation.report import classification_report_sections, write_report
-from mmhf.models.backbones import Modality, load_encoder_config
+from mmhf.models.backbones import Modality, is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.schema import RecipeBase, TextEncoderSection, VisionEncoderSection
 
@@ -121,6 +121,13 @@ class ClassificationTask(ABC, Generic[RecipeT]):
         """Rows of a split as Trainer's data loader takes them."""
         rows = data.splits[split]
         return RowDataset(rows) if isinstance(rows, datasets.Dataset) else RowStream(rows)
+
+    def uses_hub(self, *, weights: bool) -> bool:
+        """Whether data, backbones' configuration files or, if asked for, their weights come from the Hub."""
+        encoders = self.encoder_sections().values()
+        return self.recipe.data.source == "hub" or any(
+            is_on_hub(encoder.backbone, weights=weights and encoder.pretrained) for encoder in encoders
+        )
 
     def unreachable_backbones(self) -> list[str]:
         """What keeps the backbones' configuration files from being read; empty when all are at hand."""

@@ -84,7 +84,8 @@ class BackboneForImageClassification(PreTrainedModel):
 
         Args:
             pixel_values (`Tensor`): (B, 3, H, W), normalised as the image encoder expects.
-            labels (`Tensor`, *optional*): (B,) class ids, -100 = no loss for this row, or (B, num_labels) probabilities.
+            labels (`Tensor`, *optional*): (B,) class ids, -100 = no loss for this row; or (B, num_labels)
+                probabilities.
 
         Returns:
             `ImageClassifierOutput` with `logits` (B, num_labels), and `loss`, a scalar, when labels were given.

@@ -167,7 +167,7 @@ def test_the_best_model_is_the_averages_that_were_measured(tiny_model, train, tm
 
 def test_best_weights_carried_over_a_boundary_start_new_averages(tiny_model, train, tmp_path):
     stages = [
-        Stage(name="first", steps=6, learning_rate=5.0, carry_best="loss"),  # ruins itself after its first steps
+        Stage(name="first", steps=6, learning_rate=5.0, warmup=6, carry_best="loss"),  # ruins itself
         Stage(name="second", steps=6, learning_rate=0.0),
     ]
     watch = Watch()

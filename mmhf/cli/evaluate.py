@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import tempfile
 from pathlib import Path
 
+import torch
 import transformers
 from transformers import Trainer, TrainingArguments
 
@@ -63,6 +65,8 @@ def run(options: argparse.Namespace) -> None:
                     output_dir=scratch,
                     per_device_eval_batch_size=options.batch_size,
                     dataloader_num_workers=options.workers,
+                    dataloader_pin_memory=torch.cuda.is_available(),
+                    disable_tqdm=not sys.stderr.isatty(),
                     remove_unused_columns=False,
                 ),
                 data_collator=task.collator(processor, split=split, seed=0, bad_examples=bad_examples),

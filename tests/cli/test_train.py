@@ -55,6 +55,7 @@ def test_run_folder_holds_what_it_should(tiny_recipe, two_stages, succeed, tmp_p
     assert "accuracy" in out and f"{metrics['test_accuracy']:.4f}" in out
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_resolved_recipe_reruns_to_the_same_weights(tiny_recipe, two_stages, succeed, tmp_path):
     succeed("train", tiny_recipe(two_stages), "model.fusion.dropout=0.3", "data.augment={horizontal_flip: 0.5}")
     written = tmp_path / "run" / "recipe.yaml"
@@ -66,6 +67,7 @@ def test_resolved_recipe_reruns_to_the_same_weights(tiny_recipe, two_stages, suc
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (tmp_path / "again" / "metrics.json").read_bytes()
 
 
+@pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("freezing", FREEZING, ids=lambda freezing: "+".join(freezing) or "nothing frozen")
 def test_freeze_shorthands_train_exactly_the_rest(freezing, tiny_recipe, succeed, tmp_path):
     """Compared with a run that trains at rate 0, which ends where it began, batch-norm statistics aside."""
@@ -92,6 +94,7 @@ def test_runs_without_output_dir_go_to_outputs(tiny_recipe, succeed, tmp_path, m
     assert (run / "metrics.json").is_file()
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_finished_run_is_refused(tiny_recipe, succeed, refusal, tmp_path):
     recipe = tiny_recipe()
     succeed("train", recipe)
@@ -100,6 +103,7 @@ def test_finished_run_is_refused(tiny_recipe, succeed, refusal, tmp_path):
     assert sha256(tmp_path / "run" / "model.safetensors") == weights
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_changed_recipe_is_refused_with_the_difference(tiny_recipe, succeed, refusal, tmp_path, caplog):
     recipe = tiny_recipe()
     succeed("train", recipe)
@@ -113,6 +117,7 @@ def test_changed_recipe_is_refused_with_the_difference(tiny_recipe, succeed, ref
     assert "training.learning_rate: 0.01 → 0.02" in caplog.text
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_run_stopped_before_its_first_checkpoint_may_begin_again_with_another_recipe(tiny_recipe, succeed, tmp_path):
     recipe = tiny_recipe()
     (tmp_path / "run").mkdir()
@@ -120,6 +125,7 @@ def test_run_stopped_before_its_first_checkpoint_may_begin_again_with_another_re
     succeed("train", recipe)
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_release_that_a_stopped_run_missed_is_made(tiny_recipe, succeed, refusal, tmp_path):
     recipe = tiny_recipe({"release": {"repo": str(tmp_path / "releases"), "version": "0.1"}})
     succeed("train", recipe)
@@ -139,6 +145,7 @@ def test_folder_that_holds_something_else_is_refused(tiny_recipe, refusal, tmp_p
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_resume_finds_the_unfinished_run(tiny_recipe, succeed, refusal, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = tiny_recipe({"training": {"output_dir": None}})

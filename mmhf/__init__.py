@@ -13,6 +13,8 @@ _torchvision.install()
 
 # Resolved on first use, so that `import mmhf` loads neither torch nor transformers.
 _EXPORTS = {
+    "BackboneForImageClassification": "mmhf.models.image_classifier",
+    "BackboneForImageClassificationConfig": "mmhf.models.image_classifier",
     "FusionConfig": "mmhf.models.fusion",
     "FusionForImageTextClassification": "mmhf.models.fusion",
     "FusionProcessor": "mmhf.models.fusion",
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from mmhf.models.fusion import FusionConfig as FusionConfig
     from mmhf.models.fusion import FusionForImageTextClassification as FusionForImageTextClassification
     from mmhf.models.fusion import FusionProcessor as FusionProcessor
+    from mmhf.models.image_classifier import BackboneForImageClassification as BackboneForImageClassification
+    from mmhf.models.image_classifier import (
+        BackboneForImageClassificationConfig as BackboneForImageClassificationConfig,
+    )
     from mmhf.recipe import load_recipe as load_recipe
     from mmhf.training.callbacks import StageCallback as StageCallback
     from mmhf.training.stages import Stage as Stage

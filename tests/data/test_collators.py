@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from transformers import CLIPImageProcessor
 
 from mmhf.data.augmentation import build_augmentation
 from mmhf.data.bad_examples import BadExampleLog
-from mmhf.data.collators import ImageTextCollator
+from mmhf.data.collators import ImageCollator, ImageTextCollator
 from mmhf.data.datasets import RowDataset
 from mmhf.data.rows import ROW_FEATURES
 from mmhf.data.samplers import SampleKey
@@ -49,6 +50,23 @@ def test_a_batch_has_what_the_model_takes(dataset, processor):
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "labels"}
     assert batch["labels"].tolist() == [1, 0] and batch["labels"].dtype == torch.int64
     assert batch["input_ids"].tolist() == [[3], [0]]
+
+
+def test_a_batch_without_text_has_the_same_images(dataset, processor, augmentation):
+    image_processor = CLIPImageProcessor(size={"height": 8, "width": 8}, do_center_crop=False)
+    rows = dataset.__getitems__(keys(1, 3, 0))
+    batch = ImageCollator(image_processor, augmentation=augmentation, seed=1)(rows)
+    assert set(batch) == {"pixel_values", "labels"}
+    assert batch["pixel_values"].shape == (2, 3, 8, 8) and batch["labels"].tolist() == [1, 0]
+    seen: list[Image.Image] = []
+
+    def remember(images, text):
+        seen.extend(images)
+        return processor(images=images, text=text)
+
+    ImageTextCollator(remember, augmentation=augmentation, seed=1)(rows)
+    expected = image_processor(images=seen, return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch["pixel_values"], expected)
 
 
 def test_rows_without_labels_give_no_labels(dataset, processor):

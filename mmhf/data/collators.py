@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -24,6 +24,13 @@ IGNORED_LABEL = -100
 _BLANK_SIDE = 32
 
 Processor = Callable[..., Any]
+
+
+class RandomChanges(NamedTuple):
+    """What happens to training images at random: to each alone, and to those of a batch together."""
+
+    augmentation: Augmentation | None = None
+    mixer: BatchMixer | None = None
 
 
 def blank_image() -> Image.Image:
@@ -53,6 +60,8 @@ class ImageCollator:
             The split's name in that list.
         mixer (`BatchMixer`, *optional*):
             Mixes the images of a batch and their labels, which become probabilities.
+        stage_changes (`Mapping[int, RandomChanges]`, *optional*):
+            Index of a stage of training → what takes the place of `augmentation` and `mixer` in it.
     """
 
     def __init__(
@@ -65,14 +74,15 @@ class ImageCollator:
         bad_examples: BadExampleLog | None = None,
         split: str = "train",
         mixer: BatchMixer | None = None,
+        stage_changes: Mapping[int, RandomChanges] | None = None,
     ) -> None:
         self.processor = processor
-        self.augmentation = augmentation
+        self.changes = RandomChanges(augmentation, mixer)
+        self.stage_changes = dict(stage_changes or {})
         self.seed = seed
         self.on_bad_image = on_bad_image
         self.bad_examples = bad_examples
         self.split = split
-        self.mixer = mixer
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Make a batch.
@@ -88,7 +98,8 @@ class ImageCollator:
         Raises:
             InputError: an image is broken and `on_bad_image` is `"raise"`.
         """
-        images = [self._load_image(row) for row in rows]
+        changes = self.stage_changes.get(rows[0]["stage"], self.changes) if self.stage_changes else self.changes
+        images = [self._load_image(row, changes.augmentation) for row in rows]
         broken = [image is None for image in images]
         usable = [blank_image() if image is None else image for image in images]
         batch = self._encode(usable, rows)
@@ -96,15 +107,15 @@ class ImageCollator:
             skip = self.on_bad_image == "skip"
             labels = [IGNORED_LABEL if skip and bad else row["label"] for row, bad in zip(rows, broken, strict=True)]
             batch["labels"] = torch.tensor(labels, dtype=torch.int64)
-            if self.mixer is not None:
+            if changes.mixer is not None:
                 keys = [SampleKey(row["index"], row["epoch"]) for row in rows]
-                batch["pixel_values"], batch["labels"] = self.mixer(batch["pixel_values"], batch["labels"], keys)
+                batch["pixel_values"], batch["labels"] = changes.mixer(batch["pixel_values"], batch["labels"], keys)
         return batch
 
     def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         return dict(self.processor(images=images, return_tensors="pt"))
 
-    def _load_image(self, row: Row) -> Image.Image | None:
+    def _load_image(self, row: Row, augmentation: Augmentation | None) -> Image.Image | None:
         image = row["image"]
         if image["path"] is None and image["bytes"] is None:  # blanked and listed when the data was loaded
             return blank_image()
@@ -113,16 +124,15 @@ class ImageCollator:
         except BadImageError as error:
             self._report(row, str(error))
             return None
-        return decoded if self.augmentation is None else self._augment(decoded, row)
+        return decoded if augmentation is None else self._augment(decoded, augmentation, row)
 
-    def _augment(self, image: Image.Image, row: Row) -> Image.Image:
-        assert self.augmentation is not None
+    def _augment(self, image: Image.Image, augmentation: Augmentation, row: Row) -> Image.Image:
         # The CPU generator itself: torch.manual_seed would also reset the generators of accelerators.
         generator = torch.default_generator
         state = generator.get_state()
         try:
             generator.manual_seed(derive_seed(self.seed, row["epoch"], row["index"]))
-            return self.augmentation(image)
+            return augmentation(image)
         finally:
             generator.set_state(state)
 

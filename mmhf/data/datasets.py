@@ -23,6 +23,8 @@ class RowDataset(Dataset[Row]):
 
     def __init__(self, table: datasets.Dataset) -> None:
         self.table = table
+        self.stage = 0
+        """Index of the stage of training that rows are read for; each row carries it."""
         self._sampler: EpochSampler | None = None
 
     def __len__(self) -> int:
@@ -38,6 +40,7 @@ class RowDataset(Dataset[Row]):
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         for row, pair in zip(rows, pairs, strict=True):
             row["index"], row["epoch"] = pair
+            row["stage"] = self.stage
         return rows
 
     def epoch_sampler(self, seed: int = 0) -> EpochSampler:

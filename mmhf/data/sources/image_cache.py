@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
+import lzma
 import os
 import posixpath
 import shutil
@@ -51,7 +53,15 @@ _VERSION_KEYS = (
     "generation",
     "md5hash",
 )
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, NotImplementedError, RuntimeError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    NotImplementedError,  # a compression that this Python cannot undo
+)
 
 
 class _Member(NamedTuple):
@@ -95,7 +105,8 @@ def cache_archive(path: str | Path, *, folder: str | None = None) -> CachedImage
     if not path.is_file():
         raise InputError(f"data.path: no such file: {path}")
     key = _key("archive", folder, _content_hash(path))
-    return _cached(key, str(path), lambda: _archive_members(path, folder))
+    with _reading(str(path)):
+        return _cached(key, str(path), lambda: _archive_members(path, folder))
 
 
 def cache_remote(url: str, *, folder: str | None = None) -> CachedImages:
@@ -118,7 +129,8 @@ def cache_remote(url: str, *, folder: str | None = None) -> CachedImages:
         fs, root = fsspec.core.url_to_fs(url)
         if is_archive(url):
             key = _key("remote archive", folder, url, _version(fs.info(root)))
-            return _cached(key, url, lambda: _downloaded_members(fs, root, folder))
+            with _reading(url):
+                return _cached(key, url, lambda: _downloaded_members(fs, root, folder))
         start = posixpath.join(root.rstrip("/"), folder) if folder else root.rstrip("/")
         files = fs.find(start, detail=True)
         names = {_below(root, name): name for name in sorted(files)}
@@ -134,6 +146,8 @@ def _below(root: str, name: str) -> str:
 def _reaching(url: str) -> Iterator[None]:
     try:
         yield
+    except InputError:  # is a ValueError
+        raise
     except FileNotFoundError as error:
         raise InputError(f"data.path: nothing at {url}") from error
     except ImportError as error:
@@ -142,6 +156,14 @@ def _reaching(url: str) -> Iterator[None]:
         raise UnreachableError(f"data.path: cannot read {url}: {error}") from error
     except ValueError as error:
         raise InputError(f"data.path: {url}: {error}") from error
+
+
+@contextmanager
+def _reading(archive: str) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGED as error:
+        raise InputError(f"data.path: {archive} is damaged or no archive: {error}") from error
 
 
 def _version(info: dict[str, Any]) -> list[list[str]]:
@@ -202,15 +224,12 @@ def _fill(folder: Path, origin: str, members: Iterable[_Member]) -> None:
 def _archive_members(path: Path, folder: str | None) -> Iterator[_Member]:
     read = _zip_members if zipfile.is_zipfile(path) else _tar_members
     prefix = f"{posixpath.normpath(folder)}/" if folder else ""
-    try:
-        for member in read(path):
-            name = posixpath.normpath(member.path)
-            if name.startswith(("/", "..")):
-                yield member._replace(kind="outside the archive")
-            elif not prefix or f"/{name}/".find(f"/{prefix}") >= 0:
-                yield member._replace(path=name)
-    except _DAMAGED as error:
-        raise InputError(f"data.path: {path} is damaged or no archive: {error}") from error
+    for member in read(path):
+        name = posixpath.normpath(member.path)
+        if name.startswith("/") or name.split("/")[0] == "..":
+            yield member._replace(kind="outside the archive")
+        elif f"/{prefix}" in f"/{name}/":
+            yield member._replace(path=name)
 
 
 def _zip_members(path: Path) -> Iterator[_Member]:
@@ -223,6 +242,8 @@ def _zip_members(path: Path) -> Iterator[_Member]:
 
 
 def _read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    if info.flag_bits & 1:
+        raise InputError(f"data.path: {info.filename} in the archive is encrypted")
     _check_size(info.filename, info.file_size)
     return archive.read(info)
 

@@ -146,7 +146,7 @@ def _start(root: _Folder, origin: str, folder: str | None) -> _Folder:
     for part in posixpath.normpath(folder).split("/") if folder else ():
         if part not in root.folders:
             guess = did_you_mean(nearest_names(part, list(root.folders)))
-            raise InputError(f"data.folder: {origin} has no folder {folder!r}{guess}; {_contents(root)}")
+            raise InputError(f"data.folder: {origin} has no folder {folder!r}{guess} ({_contents(root)})")
         root = root.folders[part]
     return root
 
@@ -164,7 +164,7 @@ def _some(names: Iterable[str]) -> str:
 def _unwrap(root: _Folder) -> _Folder:
     while not root.images and len(root.folders) == 1:
         [only] = root.folders.values()
-        if only.images or not only.with_images() or only.name().lower() in SPLIT_OF_NAME:
+        if not only.with_images() or only.name().lower() in SPLIT_OF_NAME:
             break
         root = only
     return root
@@ -177,7 +177,7 @@ def _named_splits(root: _Folder, origin: str, splits: Mapping[str, str]) -> dict
         for part in posixpath.normpath(name).split("/"):
             if part not in at.folders:
                 guess = did_you_mean(nearest_names(part, list(at.folders)))
-                raise InputError(f"data.splits.{split}: {origin} has no folder {name!r}{guess}; {_contents(at)}")
+                raise InputError(f"data.splits.{split}: {origin} has no folder {name!r}{guess} ({_contents(at)})")
             at = at.folders[part]
         found[split] = at
     return found

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from mmhf.cli._metrics_table import print_metrics
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.loading import LoadedData
+from mmhf.errors import InputError
 from mmhf.hub import check_version_is_free, resolve_model
 from mmhf.hub.lineage import release_run, write_lineage
 from mmhf.hub.reach import use_caches_if_hub_is_silent
@@ -59,6 +60,10 @@ def run(options: argparse.Namespace) -> None:
     if task.uses_hub(weights=parent is None):
         use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
     data = task.load_data()
+    if "train" not in data.splits:
+        raise InputError(
+            f"data source {recipe.data.source!r}: it has no training split, only {', '.join(data.splits)}"
+        )
     args = training_arguments(recipe, str(resolved.name), has_validation="validation" in data.splits)
     _set_verbosity(args)
     folder = _find_folder_once(resolved, args, options)

@@ -101,7 +101,8 @@ def load_data(
         streams, names = read_hub_stream(section, splits, label_names)
         return LoadedData(dict(streams), names)
     source = _read(section, splits, with_text=with_text)
-    names, label_ids = number_labels(source.label_of, label_names, origin=f"data source {section.source!r}")
+    files = ", ".join(dict.fromkeys(rows.origin for rows in source.splits.values()))
+    names, label_ids = number_labels(source.label_of, label_names, origin=f"data source {section.source!r} ({files})")
     loaded = LoadedData({}, names)
     for split in (name for name in SPLITS if name in source.splits):
         screen = SplitScreen(source.splits[split], split, section, label_ids, with_text=with_text)

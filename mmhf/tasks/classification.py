@@ -20,13 +20,20 @@ from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.mixing import build_mixer
 from mmhf.errors import InputError, UnreachableError
-from mmhf.evaluation.classification import ClassificationEvaluation, classification_metrics, evaluate_classification
+from mmhf.evaluation.classification import (
+    PROTOCOLS,
+    ClassificationEvaluation,
+    classification_metrics,
+    evaluate_classification,
+)
 from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.mistakes import MistakeExample, mistake_examples, most_confident_mistakes
 from mmhf.evaluation.plots import save_classification_plots
 from mmhf.evaluation.report import classification_report_sections, write_report
+from mmhf.inference.loading import load_classifier
 from mmhf.models.backbones import Modality, is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
+from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import RecipeBase, TextEncoderSection, VisionEncoderSection
 
 RecipeT = TypeVar("RecipeT", bound=RecipeBase)
@@ -51,14 +58,11 @@ class ClassificationTask(ABC, Generic[RecipeT]):
 
     def __init__(self, recipe: RecipeT) -> None:
         self.recipe = recipe
+        self._check_metric_names()
 
     @abstractmethod
     def build_processor(self, parent: Path | None) -> Any:
         """The processor of the release that training starts from, or one made for the recipe's backbones."""
-
-    @abstractmethod
-    def load_trained(self, path: Path) -> tuple[PreTrainedModel, Any]:
-        """Model and processor of a run folder or release."""
 
     @abstractmethod
     def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
@@ -71,6 +75,14 @@ class ClassificationTask(ABC, Generic[RecipeT]):
     @abstractmethod
     def _released_model(self, parent: Path, **options: Any) -> PreTrainedModel:
         """A model with the weights of a release."""
+
+    def load_trained(self, path: Path) -> tuple[PreTrainedModel, Any]:
+        """Model and processor of a run folder or release.
+
+        Raises:
+            InputError: Its files are damaged or incomplete.
+        """
+        return load_classifier(path)
 
     def build_model(
         self,
@@ -100,6 +112,17 @@ class ClassificationTask(ABC, Generic[RecipeT]):
         if parent is None:
             return self._fresh_model(image_size=self.recipe.data.image_size, **options)
         return self._released_model(parent, **options)
+
+    def _check_metric_names(self) -> None:
+        """A name that is wrong would otherwise be found at the first evaluation, perhaps hours from now."""
+        named = {
+            "early_stopping.metric": self.recipe.early_stopping and self.recipe.early_stopping.metric,
+            "training.metric_for_best_model": self.recipe.training.get("metric_for_best_model"),
+        }
+        for key, metric in named.items():
+            if metric is not None and metric.removeprefix("eval_") not in PROTOCOLS:
+                nearest = did_you_mean(nearest_names(metric.removeprefix("eval_"), PROTOCOLS))
+                raise InputError(f"{key}: {metric!r} is not measured{nearest} (measured: {', '.join(PROTOCOLS)})")
 
     def load_data(
         self,

@@ -30,9 +30,6 @@ class ImageClassification(ClassificationTask[ImageClassificationRecipe]):
             return AutoImageProcessor.from_pretrained(parent)
         return image_processor_of(self.recipe.model.vision, self.recipe.data)
 
-    def load_trained(self, path: Path) -> tuple[BackboneForImageClassification, BaseImageProcessor]:
-        return BackboneForImageClassification.from_pretrained(path), AutoImageProcessor.from_pretrained(path)
-
     def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
         return {"vision": self.recipe.model.vision}
 

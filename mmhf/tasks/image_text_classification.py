@@ -31,9 +31,6 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
             return FusionProcessor.from_pretrained(parent)
         return build_fusion_processor(self.recipe.model, self.recipe.data)
 
-    def load_trained(self, path: Path) -> tuple[FusionForImageTextClassification, FusionProcessor]:
-        return FusionForImageTextClassification.from_pretrained(path), FusionProcessor.from_pretrained(path)
-
     def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
         return {"vision": self.recipe.model.vision, "text": self.recipe.model.text}
 

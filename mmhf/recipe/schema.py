@@ -404,6 +404,12 @@ class StageSection(Section):
     """Schedule `step`: epochs between two decays."""
     optimizer: OptimizerSection | dict[str, OptimizerSection] | None = None
     """The stage's own optimizer, for all that it trains or by selector; absent: the run's."""
+    batch_size: PositiveInt | None = None
+    """Samples per device and step in this stage; absent: `training.per_device_train_batch_size`."""
+    augment: AugmentSection | None = None
+    """Random changes to this stage's images (`{}` for none); absent: `data.augment`."""
+    label_smoothing: Fraction | None = None
+    """Absent: `loss.label_smoothing`."""
     batch_norm: Literal["train", "frozen"] = "train"
     """`frozen`: batch-norm layers that train keep their statistics; only their weights and biases move."""
     unfreeze_on_plateau: PlateauSection | None = None
@@ -416,6 +422,11 @@ class StageSection(Section):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"stage {self.name!r} needs either `epochs` or `steps`")
         return self
+
+    @property
+    def has_own_batches(self) -> bool:
+        """Whether the stage's batches differ from those of other stages, so that it begins and ends with an epoch."""
+        return self.batch_size is not None or self.augment is not None
 
 
 class EmaSection(Section):

@@ -15,26 +15,19 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer
 
 from mmhf.data.augmentation import build_augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
-from mmhf.data.collators import ImageCollator
+from mmhf.data.collators import ImageCollator, RandomChanges
 from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.mixing import build_mixer
 from mmhf.errors import InputError, UnreachableError
-from mmhf.evaluation.classification import (
-    PROTOCOLS,
-    ClassificationEvaluation,
-    classification_metrics,
-    evaluate_classification,
-)
+from mmhf.evaluation.classification import ClassificationEvaluation, classification_metrics, evaluate_classification
 from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.mistakes import MistakeExample, mistake_examples, most_confident_mistakes
 from mmhf.evaluation.plots import save_classification_plots
 from mmhf.evaluation.report import classification_report_sections, write_report
-from mmhf.inference.loading import load_classifier
 from mmhf.models.backbones import Modality, is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
-from mmhf.recipe.nearest import did_you_mean, nearest_names
-from mmhf.recipe.schema import RecipeBase, TextEncoderSection, VisionEncoderSection
+from mmhf.recipe.schema import AugmentSection, RecipeBase, TextEncoderSection, VisionEncoderSection
 
 RecipeT = TypeVar("RecipeT", bound=RecipeBase)
 
@@ -199,15 +192,26 @@ class ClassificationTask(ABC, Generic[RecipeT]):
 
         Mixup and CutMix need `num_labels`, the number of classes.
         """
-        section = self.recipe.data.augment if augment else None
+        changes = self._random_changes(self.recipe.data.augment if augment else None, num_labels, seed)
+        stages = enumerate(self.recipe.stages or []) if augment else ()
         return self.collator_class(
             processor,
-            augmentation=build_augmentation(section, self.recipe.data.image_size),
+            augmentation=changes.augmentation,
+            mixer=changes.mixer,
+            stage_changes={
+                index: self._random_changes(stage.augment, num_labels, seed)
+                for index, stage in stages
+                if stage.augment is not None
+            },
             seed=seed,
             on_bad_image=self.recipe.data.on_bad_image,
             bad_examples=bad_examples,
             split=split,
-            mixer=build_mixer(section, num_labels, seed=seed),
+        )
+
+    def _random_changes(self, section: AugmentSection | None, num_labels: int | None, seed: int) -> RandomChanges:
+        return RandomChanges(
+            build_augmentation(section, self.recipe.data.image_size), build_mixer(section, num_labels, seed=seed)
         )
 
     def training_metrics(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:

@@ -54,9 +54,15 @@ def _needs_evaluations(recipe: Recipe) -> str | None:
     return next((name for name, used in users.items() if used), None)
 
 
-def steps_per_epoch(num_rows: int, args: TrainingArguments) -> int:
-    """Optimizer steps of one epoch over `num_rows` samples, for all processes together."""
-    batches = num_rows / args.per_device_train_batch_size
+def steps_per_epoch(num_rows: int, args: TrainingArguments, batch_size: int | None = None) -> int:
+    """Optimizer steps of one epoch over `num_rows` samples, for all processes together.
+
+    Args:
+        num_rows (`int`): Rows of the training split.
+        args (`TrainingArguments`): Processes, accumulation, and the batch size where none is given.
+        batch_size (`int`, *optional*): Samples per device and forward pass.
+    """
+    batches = num_rows / (batch_size or args.per_device_train_batch_size)
     whole = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
     per_process = whole // args.world_size if args.dataloader_drop_last else math.ceil(whole / args.world_size)
     return max(math.ceil(per_process / args.gradient_accumulation_steps), 1)
@@ -85,7 +91,7 @@ def build_stage_plan(
     return StagePlan.build(
         model,
         recipe_stages(recipe, args),
-        steps_per_epoch=None if num_rows is None else steps_per_epoch(num_rows, args),
+        steps_per_epoch=None if num_rows is None else lambda stage: steps_per_epoch(num_rows, args, stage.batch_size),
         learning_rate=args.learning_rate,
         schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         warmup=args.warmup_steps or None,

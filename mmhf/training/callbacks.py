@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.modeling_utils import unwrap_model
 
-from mmhf.recipe.schema import PlateauSection
+from mmhf.errors import InputError
+from mmhf.models.classification_loss import ClassificationLoss
+from mmhf.recipe.schema import PlateauSection, StageSection
 from mmhf.training.best_weights import BestWeights
 from mmhf.training.boundary_checks import check_gradients, check_ranks_agree
 from mmhf.training.freezing import apply_freezing
@@ -142,6 +144,7 @@ class StageCallback(TrainerCallback):
         hold_batch_norm = stage.section.batch_norm == "frozen"
         apply_freezing(unwrap_model(model), self.plan.partition, stage.curves, hold_batch_norm=hold_batch_norm)
         configure_groups(optimizer.param_groups, self.plan.optimizer_choices(position.index))
+        set_label_smoothing(self.plan.model, stage.section)
         lr_scheduler.refresh()
         check_ranks_agree(self.plan.model, args)
         self._awaiting_gradients = self._newly_trained(position.index)
@@ -168,6 +171,20 @@ class StageCallback(TrainerCallback):
             torch.distributed.barrier() if args.world_size > 1 else None
             self._best_weights(args, finished).load(self.plan.model)
             logger.info("Stage %s goes on from its best %s", finished.name, finished.section.carry_best)
+
+
+def set_label_smoothing(model: PreTrainedModel, section: StageSection) -> None:
+    """Give the model's loss the label smoothing of a stage, or its own.
+
+    Raises:
+        InputError: The stage asks for it, and the model's loss has none.
+    """
+    losses = [module for module in model.modules() if isinstance(module, ClassificationLoss)]
+    if section.label_smoothing is not None and not losses:
+        raise InputError(f"stage {section.name!r}: label_smoothing is for classifiers, not for {type(model).__name__}")
+    for loss in losses:
+        own = model.config.label_smoothing
+        loss.label_smoothing = own if section.label_smoothing is None else section.label_smoothing
 
 
 class SaveEveryEpochs(TrainerCallback):

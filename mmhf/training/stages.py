@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class PlannedStage:
     Attributes:
         section (`StageSection`): What the user said.
         num_steps (`int`): Optimizer steps.
+        steps_per_epoch (`int`, *optional*): Of them in one pass over the data; None for a stream.
         curves (`Mapping[str, RateCurve]`): Group that trains → its learning rate over the stage.
         schedule (`str`): Name of the schedule.
         optimizers (`Mapping[str, OptimizerSection]`): Group → optimizer, where the stage has its own.
@@ -35,6 +36,7 @@ class PlannedStage:
 
     section: StageSection
     num_steps: int
+    steps_per_epoch: int | None
     curves: Mapping[str, RateCurve]
     schedule: str = "constant"
     optimizers: Mapping[str, OptimizerSection] = field(default_factory=dict)
@@ -96,7 +98,7 @@ class StagePlan:
         model: PreTrainedModel,
         stages: Sequence[Stage],
         *,
-        steps_per_epoch: int | None,
+        steps_per_epoch: int | Callable[[Stage], int] | None,
         learning_rate: float = 5e-5,
         schedule: str = "constant",
         warmup: float | None = None,
@@ -106,7 +108,8 @@ class StagePlan:
         Args:
             model (`PreTrainedModel`): Any; the families of mmhf name their own groups, others are cut by layers.
             stages (`Sequence[Stage]`): What the user asked for.
-            steps_per_epoch (`int`, *optional*): Optimizer steps of an epoch; needed for stages counted in epochs.
+            steps_per_epoch (`int` or `Callable`, *optional*): Optimizer steps of an epoch, or a function that tells
+                them of a stage, where stages have batches of their own size. Needed for stages counted in epochs.
             learning_rate, schedule, warmup: What holds where a stage does not say.
 
         Raises:
@@ -114,7 +117,12 @@ class StagePlan:
         """
         partition = Partition.of(model)
         defaults = RateDefaults(learning_rate, schedule, warmup)
-        return cls(model, partition, [_plan_stage(stage, partition, steps_per_epoch, defaults) for stage in stages])
+        has_own_batches = any(stage.has_own_batches for stage in stages)
+        planned = []
+        for stage in stages:
+            steps = steps_per_epoch(stage) if callable(steps_per_epoch) else steps_per_epoch
+            planned.append(_plan_stage(stage, partition, steps, defaults, whole_epochs=has_own_batches))
+        return cls(model, partition, planned)
 
     @property
     def num_steps(self) -> int:
@@ -139,10 +147,37 @@ class StagePlan:
         return spans
 
     def end_stage(self, global_step: int) -> None:
-        """Cut the current stage short: what follows `global_step` belongs to the next one."""
+        """Cut the current stage short: what follows `global_step` belongs to the next one.
+
+        Where stages have batches of their own, the stage ends with the epoch that it is in.
+        """
         position = self.locate(global_step)
-        if position is not None:
-            self.early_ends[position.index] = global_step
+        if position is None:
+            return
+        steps = self.stages[position.index].steps_per_epoch
+        if self.has_own_batches and steps is not None:
+            global_step = position.started_at + math.ceil(position.step / steps) * steps
+        self.early_ends[position.index] = global_step
+
+    @property
+    def has_own_batches(self) -> bool:
+        """Whether some stage has another batch size or augmentation, so that all begin and end with an epoch."""
+        return any(stage.section.has_own_batches for stage in self.stages)
+
+    @property
+    def num_epochs(self) -> int:
+        """Passes over the data, as planned, where each stage begins with an epoch."""
+        return sum(math.ceil(stage.num_steps / (stage.steps_per_epoch or stage.num_steps)) for stage in self.stages)
+
+    def epoch_of(self, global_step: int) -> tuple[int, int]:
+        """Whole epochs before a global step, and steps into its epoch, where each stage begins with an epoch."""
+        epochs = 0
+        for stage, (started_at, ends_at) in zip(self.stages, self.spans(), strict=True):
+            steps = stage.steps_per_epoch or stage.num_steps
+            if global_step < ends_at:
+                return epochs + (global_step - started_at) // steps, (global_step - started_at) % steps
+            epochs += math.ceil((ends_at - started_at) / steps)
+        return epochs, 0
 
     def learning_rates(self, global_step: int) -> dict[str, float]:
         """Group → learning rate of the step after `global_step` finished ones."""
@@ -269,9 +304,14 @@ class StageScheduler(LRScheduler):
 
 
 def _plan_stage(
-    stage: Stage, partition: Partition, steps_per_epoch: int | None, defaults: RateDefaults
+    stage: Stage, partition: Partition, steps_per_epoch: int | None, defaults: RateDefaults, *, whole_epochs: bool
 ) -> PlannedStage:
     num_steps = _count_steps(stage, steps_per_epoch)
+    if whole_epochs and (steps_per_epoch is None or num_steps % steps_per_epoch):
+        raise InputError(
+            f"stage {stage.name!r} ends within an epoch ({num_steps} steps, {steps_per_epoch or 'unknown'} an epoch); "
+            "where a stage has its own batch_size or augment, all stages need whole epochs"
+        )
     trained = partition.select(stage.train)
     curves = rate_curves(
         stage, partition, trained, num_steps=num_steps, steps_per_epoch=steps_per_epoch, defaults=defaults
@@ -280,6 +320,7 @@ def _plan_stage(
     return PlannedStage(
         section=stage,
         num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
         curves=curves,
         schedule=stage.schedule or defaults.schedule,
         optimizers={group: section for group, section in optimizers.items() if section is not None},

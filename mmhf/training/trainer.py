@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from mmhf.data.datasets import RowDataset
@@ -18,10 +18,11 @@ from mmhf.training.checkpoints import mark_complete
 from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
 from mmhf.training.progress import StageLogLines, StageProgressBar
+from mmhf.training.stage_batches import StageBatches
 from mmhf.training.stages import StagePlan
 
 
-class MMTrainer(Trainer):
+class MMTrainer(StageBatches):
     """Trains a model through the stages of a plan, in one run that can be stopped and resumed anywhere.
 
     Args:

@@ -9,6 +9,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from mmhf.data.datasets import RowDataset
 from mmhf.recipe.schema import FusionRecipe, SampleDataSection
+from mmhf.training.arguments import steps_per_epoch
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.trainer import MMTrainer
 
@@ -102,8 +103,9 @@ def _make_trainer(model, data, folder, *, stages=STAGES, recipe=None, callbacks=
         logging_steps=3,
         **arguments,
     )
-    per_epoch = 48 // (args.per_device_train_batch_size * args.gradient_accumulation_steps)
-    plan = StagePlan.build(model, stages, steps_per_epoch=per_epoch)
+    plan = StagePlan.build(
+        model, stages, steps_per_epoch=lambda stage: steps_per_epoch(len(data), args, stage.batch_size)
+    )
     args.max_steps = plan.num_steps
     return MMTrainer(
         model=model,

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmhf.errors import InputError
-from mmhf.training.stages import Stage, StagePlan
+from mmhf.training.stages import PlannedStage, Stage, StagePlan
 
 HEAD_THEN_ALL = [
     Stage(name="head", epochs=2.0, train="head", learning_rate=1e-2, schedule="cosine", min_lr=1e-4),
@@ -38,14 +38,12 @@ def test_the_schedule_ends_at_min_lr(plan):
 
 @given(ends=st.lists(st.integers(1, 49), min_size=1, max_size=2, unique=True).map(sorted))
 def test_each_step_lies_in_exactly_one_stage_however_stages_are_cut_short(ends):
-    plan = StagePlan.__new__(StagePlan)
-    plan.stages = [type("S", (), {"num_steps": 25})() for _ in range(3)]
-    plan.early_ends = {}
+    section = Stage(name="s", steps=25)
+    plan = StagePlan(None, {}, [PlannedStage(section, 25, None, {}) for _ in range(3)])
     for end in ends:
         plan.end_stage(end)
     positions = [plan.locate(step) for step in range(75)]
-    indices = [-1 if at is None else at.index for at in positions]
-    running = [index for index in indices if index >= 0]
+    running = [at.index for at in positions if at is not None]
     assert running == sorted(running)
     assert all(at.started_at + at.step == step for step, at in enumerate(positions) if at is not None)
 

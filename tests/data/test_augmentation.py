@@ -18,6 +18,10 @@ EVERYTHING = {
     "affine": {"scale": [0.8, 1.2], "translate": [0.1, 0.1], "shear": 5.0},
     "color_jitter": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1},
     "grayscale": 0.1,
+    "perspective": {"distortion": 0.2},
+    "rand_augment": {"num_ops": 2, "magnitude": 9},
+    "gaussian_blur": {"sigma": [0.1, 1.0]},
+    "random_erasing": {"probability": 0.5},
 }
 
 
@@ -92,3 +96,68 @@ def test_it_can_be_sent_to_workers(picture):
     expected = np.asarray(augmentation(picture))
     torch.manual_seed(1)
     assert np.array_equal(np.asarray(copy(picture)), expected)
+
+
+def test_erasing_covers_one_rectangle_with_the_grey_level(picture):
+    plain = change(picture, horizontal_flip=1e-12)
+    erased = change(picture, 2, random_erasing={"probability": 1.0, "scale": [0.2, 0.2]}, fill=99)
+    hole = (erased == 99).all(axis=2)
+    rows, columns = np.flatnonzero(hole.any(axis=1)), np.flatnonzero(hole.any(axis=0))
+    assert hole[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+    assert hole.mean() == pytest.approx(0.2, abs=0.03)
+    assert np.array_equal(erased[~hole], plain[~hole])
+
+
+def test_blur_softens_the_edge(picture):
+    plain = change(picture, horizontal_flip=1e-12)
+    blurred = change(picture, gaussian_blur={"sigma": [2.0, 2.0], "kernel_size": 9, "probability": 1.0})
+    assert np.abs(np.diff(blurred[16, :, 0])).max() < 0.5 * np.abs(np.diff(plain[16, :, 0])).max()
+
+
+def test_perspective_tilts_and_fills(picture):
+    tilted = change(picture, 1, perspective={"distortion": 0.6, "probability": 1.0}, fill=200)
+    assert (tilted == 200).all(axis=2).any() and tilted.shape == (32, 48, 3)
+
+
+def test_rand_augment_grows_with_its_magnitude(picture):
+    plain = change(picture, horizontal_flip=1e-12)
+
+    def mean_change(magnitude: int) -> float:
+        policy = {"num_ops": 2, "magnitude": magnitude}
+        return float(
+            np.mean([np.abs(change(picture, seed, rand_augment=policy) - plain).mean() for seed in range(40)])
+        )
+
+    assert mean_change(25) > mean_change(9) > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"gaussian_blur": {"kernel_size": 4}}, "must be odd"),
+        ({"random_erasing": {"scale": [0.5, 1.5]}}, "share of the image's area"),
+        ({"random_erasing": {"ratio": [3.0, 0.3]}}, "the smallest first"),
+        ({"rand_augment": {"magnitude": 31}}, "less than or equal to 30"),
+    ],
+)
+def test_impossible_values(values, message):
+    with pytest.raises(ValueError, match=message):
+        AugmentSection.model_validate(values)
+
+
+def test_changes_come_in_the_order_of_the_recipe():
+    augmentation = build_augmentation(AugmentSection.model_validate(EVERYTHING), 32)
+    names = [type(change).__name__ for change in augmentation.transforms]
+    assert names == [
+        "RandomResizedCrop",
+        "RandomHorizontalFlip",
+        "RandomVerticalFlip",
+        "RandomRotation",
+        "RandomAffine",
+        "RandomPerspective",
+        "RandAugment",
+        "ColorJitter",
+        "RandomGrayscale",
+        "RandomApply",
+        "EraseRectangle",
+    ]

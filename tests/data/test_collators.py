@@ -15,6 +15,7 @@ from mmhf.data.augmentation import build_augmentation
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.collators import ImageCollator, ImageTextCollator
 from mmhf.data.datasets import RowDataset
+from mmhf.data.mixing import BatchMixer
 from mmhf.data.rows import ROW_FEATURES
 from mmhf.data.samplers import SampleKey
 from mmhf.errors import InputError
@@ -144,3 +145,15 @@ def test_a_blanked_image_is_white_keeps_its_label_and_is_not_listed_again(datase
     assert batch["labels"].tolist() == [1]
     assert (batch["pixel_values"] == 255).all()
     assert not caplog.records
+
+
+def test_a_mixer_makes_labels_probabilities_and_leaves_broken_images_out(broken_rows, processor):
+    collator = ImageTextCollator(processor, mixer=BatchMixer(2, mixup=1.0, seed=1))
+    plain = ImageTextCollator(processor)(broken_rows)
+    batch = collator(broken_rows)
+    assert batch["labels"].shape == (3, 2) and batch["labels"].dtype == torch.float32
+    assert batch["labels"].sum(dim=1).tolist() == [1, 0, 1]
+    assert torch.equal(batch["pixel_values"][1], plain["pixel_values"][1])
+    assert torch.equal(collator(broken_rows)["pixel_values"], batch["pixel_values"])
+    mixed = [collator(broken_rows[:1] + broken_rows[2:]) for _ in range(2)]
+    assert torch.equal(mixed[0]["pixel_values"], mixed[1]["pixel_values"])

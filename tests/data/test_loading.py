@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 
+import datasets
 import pandas as pd
 import pytest
 
@@ -90,6 +91,36 @@ def test_the_fingerprint_follows_what_training_sees(section, table, encode):
     (moved / "t.csv").write_text(text)
     (moved / "33.jpg").write_bytes(encode("blue", quality=5) + b"\0")
     assert load(section, moved / "t.csv").fingerprint() != first
+
+
+@pytest.mark.parametrize("column", ["text", "nothing"])
+def test_image_classification_reads_no_text(section, table, column):
+    values = {"train": str(table), "columns": {"text": column}, "on_empty_text": "raise"}
+    data = load_data(section(source="table", **values), task="image-classification")
+    assert data.num_rows("train") == 54 and set(data.splits["train"]["text"]) == {""}
+    assert all(example.reason != "the text is empty" for example in data.bad_examples)
+
+
+def test_image_classification_of_a_data_set(section, encode, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    columns = {"image": [{"bytes": encode(), "path": None}] * 4, "label": [0, 1, 0, 1]}
+    (tmp_path / "set").mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "set" / "train-0.parquet")
+    for streaming in (False, True):
+        hub = section(source="hub", path=str(tmp_path / "set"), streaming=streaming)
+        data = load_data(hub, task="image-classification")
+        rows = list(data.splits["train"])
+        assert data.label_names == ["cat", "dog"]
+        assert [(row["label"], row["text"]) for row in rows] == [(0, ""), (1, ""), (0, ""), (1, "")]
+
+
+def test_image_classification_of_the_sample(section):
+    data = load_data(section(source="sample"), task="image-classification")
+    assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 1419, "validation": 464, "test": 932}
+    assert len(data.label_names) == 9 and data.label_names == sorted(data.label_names)
+    ids = data.splits["train"]["id"][:]
+    assert len(set(ids)) == len(ids)
 
 
 def test_an_unknown_task(section):

@@ -76,3 +76,20 @@ def test_impossible_combinations(problems: Callable[..., list[str]], text: str, 
 )
 def test_possible_combinations_stay_possible_once_resolved(load: Callable[..., ResolvedRecipe], text: str) -> None:
     assert load(load(f"{HEAD}{text}\n").to_yaml()).recipe
+
+
+def test_only_images_alone_are_mixed(problems: Callable[..., list[str]], load: Callable[..., ResolvedRecipe]) -> None:
+    data = "data: {source: sample, augment: {mixup: 0.2, cutmix: 1.0}}\n"
+    lines = problems(f"task: image-text-classification\n{data}")
+    assert [line.split(": ")[1] for line in lines] == ["data.augment.mixup", "data.augment.cutmix"]
+    assert load(f"task: image-classification\n{data}").recipe
+
+
+def test_a_folder_of_images_is_for_image_classification(
+    problems: Callable[..., list[str]], load: Callable[..., ResolvedRecipe]
+) -> None:
+    data = "data: {source: image_folder, path: x}\n"
+    [line] = problems(f"task: image-text-classification\n{data}")
+    assert line.startswith("r.yaml:2: data.source: must be fakeddit, table, sample or hub; got 'image_folder'")
+    resolved = load(f"task: image-classification\n{data}")
+    assert load(resolved.to_yaml()).recipe == resolved.recipe

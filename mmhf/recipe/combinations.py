@@ -7,7 +7,7 @@ from typing import Any
 
 from mmhf.recipe.node import KeyPath, shown
 from mmhf.recipe.problems import Problem
-from mmhf.recipe.schema import FusionRecipe, OptimizerSection, Recipe, Section, StageSection
+from mmhf.recipe.schema import AugmentSection, FusionRecipe, OptimizerSection, Recipe, Section, StageSection
 
 _OPTIMIZER_FIELDS = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
 _LENGTH_FIELDS = ("num_train_epochs", "max_steps")
@@ -149,13 +149,15 @@ def _evaluation_users(recipe: Recipe) -> Iterator[KeyPath]:
 
 
 def _mixing_problems(recipe: Recipe) -> Iterator[Problem]:
-    augment = recipe.data.augment
-    if augment is None or not isinstance(recipe, FusionRecipe):
+    if not isinstance(recipe, FusionRecipe):
         return
-    for name in ("mixup", "cutmix"):
-        if name in _given(augment):
-            what = "mixes images and labels, but texts cannot be mixed; only task: image-classification has it"
-            yield Problem(("data", "augment", name), what, shown(_given(augment)[name]))
+    sections: list[tuple[KeyPath, AugmentSection | None]] = [(("data", "augment"), recipe.data.augment)]
+    sections += [(("stages", index, "augment"), stage.augment) for index, stage in enumerate(recipe.stages or [])]
+    for path, augment in sections:
+        for name in ("mixup", "cutmix"):
+            if augment is not None and name in _given(augment):
+                what = "mixes images and labels, but texts cannot be mixed; only task: image-classification has it"
+                yield Problem((*path, name), what, shown(_given(augment)[name]))
 
 
 def _given(section: Section) -> dict[str, Any]:

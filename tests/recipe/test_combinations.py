@@ -83,6 +83,8 @@ def test_only_images_alone_are_mixed(problems: Callable[..., list[str]], load: C
     lines = problems(f"task: image-text-classification\n{data}")
     assert [line.split(": ")[1] for line in lines] == ["data.augment.mixup", "data.augment.cutmix"]
     assert load(f"task: image-classification\n{data}").recipe
+    [line] = problems(f"{HEAD}stages: [{{name: a, epochs: 1, augment: {{mixup: 0.2}}}}]\n")
+    assert line.startswith("r.yaml:3: stages.0.augment.mixup: mixes images")
 
 
 def test_a_folder_of_images_is_for_image_classification(

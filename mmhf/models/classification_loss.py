@@ -33,34 +33,44 @@ class ClassificationLoss(nn.Module):
         self.weight: Tensor | None
         self.register_buffer("weight", weight, persistent=False)
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of (B, C) logits and labels: (B,) class ids or (B, C) probabilities; scalar, fp32."""
-        # A model in half precision has halved its buffers too.
-        weight = None if self.weight is None else self.weight.float()
-        if labels.is_floating_point():
-            return self._soft_loss(logits.float(), labels.float(), weight)
-        total = functional.cross_entropy(
-            logits.float(),
-            labels,
-            weight=weight,
-            ignore_index=IGNORED_LABEL,
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
-        )
-        counted = labels != IGNORED_LABEL
-        if weight is None:
-            return total / counted.sum().clamp(min=1)
-        divisor = (weight[labels.clamp(min=0)] * counted).sum()
+    def forward(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Mean loss of (B, C) logits and labels: (B,) class ids or (B, C) probabilities; scalar, fp32.
+
+        `num_items_in_batch`, the `count` of all batches that one optimizer step accumulates on all processes, is what
+        the sum is divided by; absent, it is this batch's. So a step is the same however its rows are cut into batches.
+        """
+        total = self._sum(logits.float(), labels)
+        divisor = self.count(labels) if num_items_in_batch is None else num_items_in_batch
+        divisor = torch.as_tensor(divisor, dtype=total.dtype, device=total.device)
         return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 
-    def _soft_loss(self, logits: Tensor, labels: Tensor, weight: Tensor | None) -> Tensor:
+    def count(self, labels: Tensor) -> Tensor:
+        """What the mean is over: the rows that have a label, or the sum of their class weights; scalar."""
+        if labels.is_floating_point():
+            return (labels.sum(dim=-1) > 0).sum() if self.weight is None else (labels.float() @ self._weight()).sum()
+        counted = labels != IGNORED_LABEL
+        return counted.sum() if self.weight is None else (self._weight()[labels.clamp(min=0)] * counted).sum()
+
+    def _sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weight = None if self.weight is None else self._weight()
+        if not labels.is_floating_point():
+            return functional.cross_entropy(
+                logits,
+                labels,
+                weight=weight,
+                ignore_index=IGNORED_LABEL,
+                reduction="sum",
+                label_smoothing=self.label_smoothing,
+            )
+        probabilities = labels.float()
         losses = functional.cross_entropy(
-            logits, labels, weight=weight, reduction="none", label_smoothing=self.label_smoothing
+            logits, probabilities, weight=weight, reduction="none", label_smoothing=self.label_smoothing
         )
-        counted = labels.sum(dim=-1) > 0  # smoothing gives a loss to rows without a label
-        total = (losses * counted).sum()
-        divisor = counted.sum() if weight is None else (labels @ weight).sum()
-        return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+        return (losses * (probabilities.sum(dim=-1) > 0)).sum()  # smoothing gives a loss to rows without a label
+
+    def _weight(self) -> Tensor:
+        assert self.weight is not None
+        return self.weight.float()  # a model in half precision has halved its buffers too
 
     @torch.no_grad()
     def restore_weight(self) -> None:

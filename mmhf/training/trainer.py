@@ -12,6 +12,7 @@ from transformers import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from mmhf.data.datasets import RowDataset
+from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.schema import RecipeBase
 from mmhf.training.callbacks import SaveEveryEpochs, StageCallback
 from mmhf.training.checkpoints import mark_complete
@@ -104,6 +105,15 @@ class MMTrainer(StageBatches):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             return dataset.epoch_sampler(seed)
         return super()._get_train_sampler(train_dataset)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        # Trainer counts labels; a loss with class weights or soft labels has its own measure of a batch.
+        losses = [module for module in self.plan.model.modules() if isinstance(module, ClassificationLoss)]
+        if len(losses) != 1 or not batch_samples or "labels" not in batch_samples[0]:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        weight_device = self.plan.model.device
+        count = torch.stack([losses[0].count(batch["labels"].to(weight_device)) for batch in batch_samples]).sum()
+        return self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count.to(device)
 
     def _get_learning_rate(self) -> float:
         return max(self.plan.learning_rates(self.state.global_step).values())

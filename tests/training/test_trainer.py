@@ -3,8 +3,10 @@ import shutil
 import pytest
 import torch
 from transformers import TrainerCallback
+from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import safe_globals
 
+from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.schema import OptimizerSection
 from mmhf.training.checkpoints import last_complete_checkpoint
 
@@ -135,3 +137,29 @@ def test_the_optimizer_is_the_one_asked_for(
     assert all(group[name] == value for group in optimizer.param_groups)
     if section is not None and section.weight_decay is not None:
         assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.3}
+
+
+@pytest.mark.parametrize("class_weights", [None, [1.0, 2.0, 5.0]])
+def test_uneven_micro_batches_weigh_each_row_alike(make_trainer, tiny_model, tiny_data, tmp_path, class_weights):
+    loss = ClassificationLoss(class_weights=class_weights)
+    for module in tiny_model.body:
+        module[1], module[3] = torch.nn.Identity(), torch.nn.Identity()
+    tiny_model.loss = loss
+    tiny_model.config.label_smoothing = 0.0
+
+    def forward(features, labels=None, num_items_in_batch=None):
+        logits = tiny_model.head(tiny_model.body(features))
+        return SequenceClassifierOutput(loss=loss(logits, labels, num_items_in_batch), logits=logits)
+
+    tiny_model.forward = forward
+    tiny_model.accepts_loss_kwargs = True
+    tiny_data.features, tiny_data.labels = tiny_data.features[:45], tiny_data.labels[:45]
+    start = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    ends = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        tiny_model.load_state_dict(start)
+        sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+        make_trainer(tiny_model, tiny_data, tmp_path / str(batch), save_strategy="no", **sizes).train()
+        ends.append({name: tensor.clone() for name, tensor in tiny_model.state_dict().items()})
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(tensor, ends[1][name], rtol=1e-4, atol=1e-6)

@@ -102,8 +102,8 @@ class FusionForImageTextClassification(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    # Trainer must not pass `num_items_in_batch`: the loss is a mean over the batch.
-    accepts_loss_kwargs = False
+    # Trainer passes `num_items_in_batch`, so that accumulated batches weigh each row alike.
+    accepts_loss_kwargs = True
 
     def __init__(
         self, config: FusionConfig, vision: PreTrainedModel | None = None, text: PreTrainedModel | None = None
@@ -145,7 +145,13 @@ class FusionForImageTextClassification(PreTrainedModel):
         output = self.text(input_ids=input_ids, attention_mask=attention_mask)
         return pool_text_output(output, attention_mask, self.config.text_pooling)
 
-    def classify(self, image_features: Tensor, text_features: Tensor, labels: Tensor | None = None) -> FusionOutput:
+    def classify(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> FusionOutput:
         """From the encoders' pooled outputs to logits and loss."""
         image_embeds = self.vision_projection(image_features)
         text_embeds = self.text_projection(text_features)
@@ -153,7 +159,7 @@ class FusionForImageTextClassification(PreTrainedModel):
             image_embeds = functional.normalize(image_embeds, dim=-1)
             text_embeds = functional.normalize(text_embeds, dim=-1)
         logits = self.head(self.fusion(image_embeds, text_embeds))
-        loss = None if labels is None else self.loss(logits, labels)
+        loss = None if labels is None else self.loss(logits, labels, num_items_in_batch)
         return FusionOutput(loss=loss, logits=logits, image_embeds=image_embeds, text_embeds=text_embeds)
 
     def forward(
@@ -162,6 +168,7 @@ class FusionForImageTextClassification(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> FusionOutput:
         """Classify a batch.
 
@@ -170,8 +177,11 @@ class FusionForImageTextClassification(PreTrainedModel):
             input_ids (`Tensor`): (B, T).
             attention_mask (`Tensor`, *optional*): (B, T); absent = no padding.
             labels (`Tensor`, *optional*): (B,), class ids; -100 = no loss for this row.
+            num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
         """
-        return self.classify(self.image_features(pixel_values), self.text_features(input_ids, attention_mask), labels)
+        image_features = self.image_features(pixel_values)
+        text_features = self.text_features(input_ids, attention_mask)
+        return self.classify(image_features, text_features, labels, num_items_in_batch)
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         # transformers would set its own layers only, and leave timm's encoder as it is.

@@ -54,8 +54,8 @@ class BackboneForImageClassification(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    # Trainer must not pass `num_items_in_batch`: the loss is a mean over the batch.
-    accepts_loss_kwargs = False
+    # Trainer passes `num_items_in_batch`, so that accumulated batches weigh each row alike.
+    accepts_loss_kwargs = True
 
     def __init__(self, config: BackboneForImageClassificationConfig, vision: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -73,24 +73,35 @@ class BackboneForImageClassification(PreTrainedModel):
         output = run_vision(self.vision, pixel_values, self.config.vision_pooling)
         return pool_vision(output, self.config.vision_pooling, self.vision_output)
 
-    def classify(self, image_features: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
+    def classify(
+        self,
+        image_features: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> ImageClassifierOutput:
         """From the encoder's pooled output to logits and loss."""
         logits = self.head(image_features)
-        loss = None if labels is None else self.loss(logits, labels)
+        loss = None if labels is None else self.loss(logits, labels, num_items_in_batch)
         return ImageClassifierOutput(loss=loss, logits=logits)
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> ImageClassifierOutput:
         """Classify a batch.
 
         Args:
             pixel_values (`Tensor`): (B, 3, H, W), normalised as the image encoder expects.
             labels (`Tensor`, *optional*): (B,) class ids, -100 = no loss for this row; or (B, num_labels)
                 probabilities.
+            num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
 
         Returns:
             `ImageClassifierOutput` with `logits` (B, num_labels), and `loss`, a scalar, when labels were given.
         """
-        return self.classify(self.image_features(pixel_values), labels)
+        return self.classify(self.image_features(pixel_values), labels, num_items_in_batch)
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """`vision.*` by layer, and `head`."""

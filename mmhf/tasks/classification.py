@@ -20,13 +20,20 @@ from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.mixing import build_mixer
 from mmhf.errors import InputError, UnreachableError
-from mmhf.evaluation.classification import ClassificationEvaluation, classification_metrics, evaluate_classification
+from mmhf.evaluation.classification import (
+    PROTOCOLS,
+    ClassificationEvaluation,
+    classification_metrics,
+    evaluate_classification,
+)
 from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.mistakes import MistakeExample, mistake_examples, most_confident_mistakes
 from mmhf.evaluation.plots import save_classification_plots
 from mmhf.evaluation.report import classification_report_sections, write_report
+from mmhf.inference.loading import load_classifier
 from mmhf.models.backbones import Modality, is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
+from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import AugmentSection, RecipeBase, TextEncoderSection, VisionEncoderSection
 
 RecipeT = TypeVar("RecipeT", bound=RecipeBase)
@@ -108,10 +115,13 @@ class ClassificationTask(ABC, Generic[RecipeT]):
 
     def _check_metric_names(self) -> None:
         """A name that is wrong would otherwise be found at the first evaluation, perhaps hours from now."""
-        named = {
-            "early_stopping.metric": self.recipe.early_stopping and self.recipe.early_stopping.metric,
-            "training.metric_for_best_model": self.recipe.training.get("metric_for_best_model"),
-        }
+        recipe = self.recipe
+        named: dict[str, str | None] = {"training.metric_for_best_model": recipe.training.get("metric_for_best_model")}
+        plateaus = {"early_stopping": recipe.early_stopping, "unfreeze_on_plateau": recipe.unfreeze_on_plateau}
+        for index, stage in enumerate(recipe.stages or []):
+            plateaus[f"stages.{index}.unfreeze_on_plateau"] = stage.unfreeze_on_plateau
+            named[f"stages.{index}.carry_best"] = stage.carry_best
+        named.update({f"{key}.metric": plateau.metric for key, plateau in plateaus.items() if plateau is not None})
         for key, metric in named.items():
             if metric is not None and metric.removeprefix("eval_") not in PROTOCOLS:
                 nearest = did_you_mean(nearest_names(metric.removeprefix("eval_"), PROTOCOLS))

@@ -67,9 +67,10 @@ class StageProgressBar(ProgressCallback):
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        eval_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().on_prediction_step(args, state, control, **kwargs)
+        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
         if self.prediction_bar is not None:
             self.prediction_bar.leave = False
             self.prediction_bar.set_description("evaluating", refresh=False)

@@ -20,6 +20,7 @@ _VERBS = {
     "predict": "predict for every row of a table or folder",
     "release": "keep a run as an immutable version",
     "plan": "show what a recipe would do, without weights or GPU",
+    "find-lr": "try all learning rates of a stage in one short run",
 }
 _BROKEN_PIPE = 141
 
@@ -72,7 +73,7 @@ def _run_verb(verb: str, arguments: Sequence[str]) -> None:
     logger = logging.getLogger("mmhf")  # other libraries' messages reach the terminal by their own handlers
     logger.setLevel(logging.INFO)
     logger.handlers = [ConsoleHandler()]
-    module = importlib.import_module(f"mmhf.cli.{verb}")
+    module = importlib.import_module(f"mmhf.cli.{verb.replace('-', '_')}")
     parser = _Parser(
         prog=f"mmhf {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -28,6 +28,9 @@ EXPLODED = 4.0
 _MIN_STEPS = 10
 _RUNNING_SHARE = 0.9
 _WINDOW_SHARE = 0.05
+_CLEAR_OF_NOISE = 4.0
+# Of two draws from a normal distribution with standard deviation 1: 0.6745 times the square root of 2.
+_MEDIAN_OF_DIFFERENCES = 0.9539
 
 
 @dataclass(frozen=True)
@@ -46,31 +49,43 @@ class RangeTest:
 
     @property
     def smoothed(self) -> NDArray[np.float64]:
-        """The losses under a Gaussian window over neighbouring steps, which shifts nothing, of shape `(N,)`."""
-        width = max(_WINDOW_SHARE * len(self.losses), 1.0)
+        """The losses under a Gaussian window over neighbouring steps, which shifts nothing, of shape `(N,)`.
+
+        Single losses count as twice the median at most, so that an explosion does not reach far back.
+        """
         steps = np.arange(len(self.losses))
-        window = np.exp(-0.5 * ((steps[:, None] - steps[None, :]) / width) ** 2)
-        return window @ self.losses / window.sum(axis=1)
+        window = np.exp(-0.5 * ((steps[:, None] - steps[None, :]) / self._width) ** 2)
+        return window @ np.minimum(self.losses, 2 * np.median(self.losses)) / window.sum(axis=1)
 
     def suggestions(self) -> dict[str, float]:
         """Learning rates worth training with: `steepest descent` and `a tenth of the minimum`.
 
-        Both are for the group with the highest rate. Empty when the loss fell at no rate.
+        Both are for the group with the highest rate. Empty when the loss fell no more than noise does.
         """
         smoothed = self.smoothed
         lowest = int(np.argmin(smoothed))
-        if lowest == 0:
+        falling = smoothed[: lowest + 1]
+        if falling.max() - smoothed[lowest] <= _CLEAR_OF_NOISE * self._noise:
             return {}
-        slopes = np.gradient(smoothed[: lowest + 1], np.log(self.rates[: lowest + 1]))
+        slopes = np.gradient(falling, np.log(self.rates[: lowest + 1]))
         return {
             "steepest descent": float(self.rates[int(np.argmin(slopes))]),
             "a tenth of the minimum": float(self.rates[lowest] / 10),
         }
 
+    @property
+    def _width(self) -> float:
+        """Standard deviation of the window, in steps."""
+        return max(_WINDOW_SHARE * len(self.losses), 1.0)
 
-def range_test_plan(
-    plan: StagePlan, stage: PlannedStage, *, lowest: float, highest: float, num_steps: int
-) -> StagePlan:
+    @property
+    def _noise(self) -> float:
+        """Standard deviation of a smoothed loss, from how much neighbouring losses differ."""
+        one_loss = float(np.median(np.abs(np.diff(self.losses)))) / _MEDIAN_OF_DIFFERENCES
+        return one_loss / math.sqrt(2 * math.sqrt(math.pi) * self._width)
+
+
+def range_test_plan(plan: StagePlan, *, lowest: float, highest: float, num_steps: int) -> StagePlan:
     """Turn a plan of one stage into one in which the rate grows exponentially; all groups keep their ratios.
 
     Args:

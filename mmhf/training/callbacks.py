@@ -103,6 +103,7 @@ class StageCallback(TrainerCallback):
                 self._best_weights(args, stage).save(self.plan.model)
         if self._has_stalled(self.early_stopping, "early_stopping.metric", state, metrics, since=0):
             logger.info("Step %d: %s stalled, the run ends", state.global_step, self.early_stopping.metric)  # type: ignore[union-attr]
+            self.plan.end_run(state.global_step)  # so that a resumed run knows
             control.should_training_stop = True
             return
         patience = stage.section.unfreeze_on_plateau or self.unfreeze_on_plateau

@@ -179,6 +179,11 @@ class StagePlan:
             epochs += math.ceil((ends_at - started_at) / steps)
         return epochs, 0
 
+    def end_run(self, global_step: int) -> None:
+        """Cut the current stage and all that were to follow short: nothing follows `global_step`."""
+        while self.locate(global_step) is not None:
+            self.end_stage(global_step)
+
     def learning_rates(self, global_step: int) -> dict[str, float]:
         """Group → learning rate of the step after `global_step` finished ones."""
         position = self.locate(global_step)

@@ -15,7 +15,7 @@ from mmhf.data.datasets import RowDataset
 from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.schema import RecipeBase
 from mmhf.training.callbacks import SaveEveryEpochs, StageCallback
-from mmhf.training.checkpoints import mark_complete
+from mmhf.training.checkpoints import failed_writes_as_os_errors, mark_complete, removed_if_unwritable
 from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
 from mmhf.training.progress import StageLogLines, StageProgressBar
@@ -90,6 +90,11 @@ class MMTrainer(StageBatches):
         self.plan.model.requires_grad_(True)
         return super()._prepare_for_training(*args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers does one step too many when it resumes from the last checkpoint of a run that had ended.
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         train_collator = self.data_collator
         if not kwargs.get("is_training", False) and self._eval_collator is not None:
@@ -163,22 +168,25 @@ class MMTrainer(StageBatches):
             entry["stage"] = self.plan.stages[position.index].name
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with failed_writes_as_os_errors(output_dir or self._run_dir):
+            super()._save(output_dir, state_dict)
         # A pickle of arguments that recipe.yaml states in full; a run folder holds nothing that must be unpickled.
         (Path(output_dir or self._run_dir) / "training_args.bin").unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         # Older checkpoints go only when the new one is whole; Trainer would delete them before.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        checkpoint = Path(self._run_dir) / f"checkpoint-{self.state.global_step}"
         try:
-            super()._save_checkpoint(model, trial)
+            with removed_if_unwritable(checkpoint):
+                super()._save_checkpoint(model, trial)
         finally:
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            checkpoint = Path(self._run_dir) / f"checkpoint-{self.state.global_step}"
-            self._average.save(checkpoint)
-            mark_complete(checkpoint)
+            with removed_if_unwritable(checkpoint):
+                self._average.save(checkpoint)
+                mark_complete(checkpoint)
             rotate_checkpoints(
                 output_dir=self._run_dir,
                 save_total_limit=limit,

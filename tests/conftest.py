@@ -7,7 +7,7 @@ import mmhf  # noqa: F401  (first: it makes torchvision importable beside a CPU 
 import copy  # isort: skip
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 

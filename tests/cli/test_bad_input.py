@@ -1,0 +1,171 @@
+"""What a user can get wrong: one line that says what and where, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.usefixtures("without_plots")
+
+
+@pytest.fixture
+def refused(refusal, tmp_path) -> Callable[..., str]:
+    """Run a verb that must be refused without having written anything."""
+
+    def run(*arguments: object) -> str:
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        line = refusal(*arguments)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+        return line
+
+    return run
+
+
+@pytest.fixture
+def table(tmp_path, fakeddit_dir) -> Callable[..., dict]:
+    """Changes that make a tiny recipe read a CSV with these lines."""
+
+    def changes(*lines: str) -> dict:
+        (tmp_path / "table.csv").write_text("image,text,label\n" + "".join(f"{line}\n" for line in lines))
+        images = str(fakeddit_dir / "public_image_set")
+        return {"data": {"source": "table", "path": str(tmp_path / "table.csv"), "image_root": images}}
+
+    return changes
+
+
+@pytest.fixture
+def release(tiny_recipe, succeed, tmp_path) -> Path:
+    succeed("train", tiny_recipe({"release": {"repo": str(tmp_path / "releases"), "version": "1.6"}}))
+    return tmp_path / "releases" / "v1.6"
+
+
+@pytest.mark.parametrize("verb", ["train", "plan"])
+def test_typing_error_in_a_recipe(verb, tiny_recipe, refused):
+    recipe = tiny_recipe({"training": {"learnin_rate": 0.1}})
+    line = refused(verb, recipe)
+    assert line.startswith(f"{recipe}:") and "did you mean" in line and "learning_rate" in line
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.learnin_rate=1", "learning_rate"),
+        ("model.fusion.strategy=concat", "concat_mlp"),
+        ("training.learning_rate=fast", "training.learning_rate"),
+        ("epochs", "epochs"),
+        ("stages.0.epochs=1", "stages"),
+        ("data.label=4_way_label", "2_way_label"),
+        ("model.text.backbone=pypi/all-minilm", "pypi/all-minilm-l6-v2"),
+        ("model.vision.backbone=timm/test_efficientnett", "timm/test_efficientnet"),
+        ("init_from=nowhere", "nowhere"),
+        ("data.path=nowhere", "nowhere"),
+        ("early_stopping.metric=f1", "f1_macro"),
+    ],
+)
+def test_wrong_override(override, says, tiny_recipe, refused):
+    assert says in refused("train", tiny_recipe(), override)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("trian", "x.yaml"), ("train",), ("train", "x.yaml", "--resumed"), ("evaluate",)]
+)
+def test_wrong_words(arguments, refused):
+    line = refused(*arguments)
+    assert line.endswith("--help tells more") or "did you mean" in line
+    if arguments and arguments[0] == "trian":
+        assert "did you mean train?" in line
+
+
+def test_recipe_that_is_not_there_or_a_folder(refused, tmp_path):
+    assert "nothing.yaml" in refused("train", tmp_path / "nothing.yaml")
+    assert str(tmp_path) in refused("train", tmp_path)
+    (tmp_path / "picture.yaml").write_bytes(b"\x89PNG\r\n\x1a\n\x00")
+    assert "picture.yaml" in refused("train", tmp_path / "picture.yaml")
+
+
+def test_column_that_is_missing(table, tiny_recipe, refused):
+    recipe = tiny_recipe(table("train0.jpg,a frog,yes"))
+    line = refused("train", recipe, "data.columns.text=titel")
+    assert "table.csv" in line and "titel" in line
+
+
+def test_label_outside_the_map(table, tiny_recipe, refused):
+    recipe = tiny_recipe(table(*(f"train{row}.jpg,frog,{'yes' if row % 2 else 'maybe'}" for row in range(30))))
+    line = refused("train", recipe, "data.labels={yes: real, no: fake}")
+    assert "maybe" in line and "table.csv" in line
+
+
+def test_table_without_rows(table, tiny_recipe, refused):
+    assert "table.csv" in refused("train", tiny_recipe(table()))
+
+
+def test_split_that_is_empty(tiny_recipe, refused, fakeddit_dir, tmp_path):
+    shutil.copytree(fakeddit_dir, tmp_path / "data")
+    header = (tmp_path / "data" / "multimodal_train.tsv").read_text().splitlines()[0]
+    (tmp_path / "data" / "multimodal_train.tsv").write_text(header + "\n")
+    assert "train" in refused("train", tiny_recipe(), f"data.path={tmp_path / 'data'}")
+    (tmp_path / "data" / "multimodal_train.tsv").unlink()
+    assert "train" in refused("train", tiny_recipe(), f"data.path={tmp_path / 'data'}")
+
+
+def test_images_that_are_all_missing(tiny_recipe, refused, fakeddit_dir, tmp_path):
+    shutil.copytree(fakeddit_dir, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "public_image_set")
+    (tmp_path / "data" / "public_image_set").mkdir()
+    assert "train" in refused("train", tiny_recipe(), f"data.path={tmp_path / 'data'}")
+
+
+def test_evaluating_what_is_not_there(release, refused, tmp_path):
+    assert "did you mean" in refused("evaluate", tmp_path / "relases")
+    assert "v1.6" in refused("evaluate", f"{release.parent}@v1.7")
+    assert "tset" in refused("evaluate", release, "--split", "tset")
+    assert "nowhere" in refused("evaluate", release, "data.path=nowhere")
+    assert "nowhere.csv" in refused("predict", release, "--input", "nowhere.csv", "--output", tmp_path / "p.csv")
+
+
+def test_release_that_is_damaged(release, refused, tmp_path):
+    verbs = [("evaluate", release), ("predict", release, "--input", "x.csv", "--output", tmp_path / "p.csv")]
+    weights = release / "model.safetensors"
+    weights.chmod(0o644)
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+    for verb in verbs:
+        assert "model.safetensors has changed" in refused(*verb)
+    weights.unlink()
+    for verb in verbs:
+        assert "model.safetensors is missing" in refused(*verb)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "processor_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_run_folder_that_is_damaged(name, damage, release, refused, tmp_path):
+    """A run folder has no hashes, so that what loads it must say what is wrong."""
+    path = tmp_path / "run" / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert str(tmp_path / "run") in refused("evaluate", tmp_path / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_without_permission(tiny_recipe, refused, tmp_path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    assert "Permission denied" in refused("train", tiny_recipe(), f"training.output_dir={locked / 'run'}")
+
+
+def test_output_dir_that_cannot_be_made(tiny_recipe, refused, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for output_dir in (tmp_path / "file", tmp_path / "file" / "run", "/proc/run"):
+        assert str(output_dir) in refused("train", tiny_recipe(), f"training.output_dir={output_dir}")
+
+
+def test_release_into_a_folder_that_cannot_be_made(tiny_recipe, refused, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    recipe = tiny_recipe({"release": {"repo": str(tmp_path / "file"), "version": "1.0"}})
+    assert str(tmp_path / "file") in refused("train", recipe)

@@ -9,7 +9,6 @@ of their rates. Nothing is kept but the picture.
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import transformers
 from mmhf.errors import InputError
 from mmhf.evaluation.lr_range_plot import plot_lr_range
 from mmhf.hub import resolve_model
+from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.recipe import ResolvedRecipe, load_recipe
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import Recipe
@@ -35,7 +35,7 @@ from mmhf.training.lr_range import (
 from mmhf.training.run_folder import OUTPUT_ROOT
 from mmhf.training.stages import PlannedStage
 
-logger = logging.getLogger(__name__)
+_WAIT_FOR_HUB = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +56,8 @@ def run(options: argparse.Namespace) -> None:
     recipe = _with_one_stage(resolved.recipe, options.stage)
     task = task_of(recipe)
     parent = resolve_model(recipe.init_from).path if recipe.init_from else None
+    if task.uses_hub(weights=parent is None):
+        use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
     data = task.load_data()
     args = training_arguments(recipe, str(resolved.name), has_validation="validation" in data.splits)
     transformers.logging.set_verbosity_warning()

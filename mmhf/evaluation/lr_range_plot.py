@@ -58,6 +58,8 @@ def plot_lr_range(
 
 def _limits(losses: np.ndarray) -> tuple[float, float]:
     """The range of most losses, so that an explosion in the last steps does not flatten all before it."""
-    low, high = float(losses.min()), float(np.percentile(losses, 85))
+    begin = float(losses[: max(len(losses) // 10, 1)].mean())
+    highest = 1.5 * max(begin, float(np.median(losses)))
+    low, high = float(losses.min()), min(float(np.percentile(losses, 85)), highest)
     height = max(high - low, 1e-3)
     return low - 0.05 * height, high + 0.4 * height

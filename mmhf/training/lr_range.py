@@ -28,7 +28,7 @@ EXPLODED = 4.0
 _MIN_STEPS = 10
 _RUNNING_SHARE = 0.9
 _WINDOW_SHARE = 0.05
-_CLEAR_OF_NOISE = 4.0
+_CLEAR_OF_NOISE = 6.0  # pure noise of 100 steps falls further once in 100 times
 # Of two draws from a normal distribution with standard deviation 1: 0.6745 times the square root of 2.
 _MEDIAN_OF_DIFFERENCES = 0.9539
 

@@ -66,6 +66,21 @@ def test_a_loss_that_only_rises_gives_no_suggestion():
     assert RangeTest(rates, np.linspace(1.0, 9.0, 50), exploded=True).suggestions() == {}
 
 
+def test_noise_alone_gives_no_suggestion():
+    rates = np.logspace(-6, 0, 100)
+    for seed in range(20):
+        losses = 0.69 + np.random.default_rng(seed).normal(0, 0.03, 100)
+        assert RangeTest(rates, losses, exploded=False).suggestions() == {}
+
+
+def test_an_explosion_does_not_move_the_minimum():
+    rates = np.logspace(-6, 0, 100)
+    calm = 2.0 + (np.log10(rates) + 2) ** 2 / 10
+    exploded = np.where(rates > 0.2, 1e6, calm)
+    found = [RangeTest(rates, losses, exploded=True).suggestions() for losses in (calm, exploded)]
+    assert found[0]["a tenth of the minimum"] == pytest.approx(found[1]["a tenth of the minimum"], rel=0.3)
+
+
 def test_smoothing_keeps_constants_and_does_not_shift():
     rates = np.logspace(-6, 0, 61)
     np.testing.assert_allclose(RangeTest(rates, np.full(61, 3.0), exploded=False).smoothed, 3.0)

@@ -79,9 +79,11 @@ def _find_parent_if_here(task: Task, console: Console) -> Path | None:
     if task.recipe.init_from is None:
         return None
     try:
-        return resolve_model(task.recipe.init_from).path
+        return resolve_model(task.recipe.init_from, verify=False, only=["config.json"]).path
     except InputError as error:
-        console.print(Text(f"missing: init_from {error}; planned from the backbones instead", style="yellow"), soft_wrap=True)
+        console.print(
+            Text(f"missing: init_from {error}; planned from the backbones instead", style="yellow"), soft_wrap=True
+        )
         return None
 
 

@@ -6,7 +6,7 @@ import difflib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -137,7 +137,7 @@ def find_version(repo: str | Path, version: str) -> str:
     raise InputError(f"{repo}: no version {version}; {known}")
 
 
-def resolve_model(reference: str | Path, *, verify: bool = True) -> ResolvedModel:
+def resolve_model(reference: str | Path, *, verify: bool = True, only: Sequence[str] | None = None) -> ResolvedModel:
     """Find the model that a reference names.
 
     Folders come first: a run folder, a release's own folder, `REPO@v1.6`, or `REPO` alone for its highest version.
@@ -146,6 +146,7 @@ def resolve_model(reference: str | Path, *, verify: bool = True) -> ResolvedMode
     Args:
         reference (`str` or `Path`): What the user wrote.
         verify (`bool`, defaults to `True`): Compare the files of a release with the hashes recorded in it.
+        only (`Sequence[str]`, *optional*): Patterns of the files to download from the Hub; absent: all.
 
     Raises:
         InputError: Nothing is there, the version does not exist, or the release is damaged (the file is named).
@@ -158,7 +159,7 @@ def resolve_model(reference: str | Path, *, verify: bool = True) -> ResolvedMode
         return _from_release(repo, find_version(repo, revision), verify=verify)
     if Path(text).exists():
         raise InputError(f"{text}: is a file; name the folder of a run or a release")
-    return _from_hub(text)
+    return _from_hub(text, only)
 
 
 def _check_run(run_dir: Path) -> None:
@@ -274,12 +275,14 @@ def _from_release(repo: str, folder_name: str, *, verify: bool) -> ResolvedModel
     return ResolvedModel(path, repo=repo, revision=release.version, commit=release.commit)
 
 
-def _from_hub(text: str) -> ResolvedModel:
+def _from_hub(text: str, only: Sequence[str] | None) -> ResolvedModel:
     repo, _, revision = text.partition("@")
     if repo.count("/") != 1 or repo.startswith((".", "~", "/")):
         raise InputError(f"{text}: no such folder{_nearest_sibling(repo)}")
     try:
-        path = Path(snapshot_download(repo, revision=revision or None))
+        path = Path(
+            snapshot_download(repo, revision=revision or None, allow_patterns=None if only is None else list(only))
+        )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(

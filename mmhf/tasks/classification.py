@@ -149,10 +149,16 @@ class ClassificationTask(ABC, Generic[RecipeT]):
         return RowDataset(rows) if isinstance(rows, datasets.Dataset) else RowStream(rows)
 
     def uses_hub(self, *, weights: bool) -> bool:
-        """Whether data, backbones' configuration files or, if asked for, their weights come from the Hub."""
+        """Whether data, parent, backbones' configuration files or, if asked for, their weights come from the Hub."""
         encoders = self.encoder_sections().values()
-        return self.recipe.data.source == "hub" or any(
-            is_on_hub(encoder.backbone, weights=weights and encoder.pretrained) for encoder in encoders
+        parent = self.recipe.init_from
+        is_parent_remote = (
+            parent is not None and not Path(parent).exists() and not Path(parent.partition("@")[0]).exists()
+        )
+        return (
+            is_parent_remote
+            or self.recipe.data.source == "hub"
+            or any(is_on_hub(encoder.backbone, weights=weights and encoder.pretrained) for encoder in encoders)
         )
 
     def unreachable_backbones(self) -> list[str]:

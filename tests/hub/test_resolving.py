@@ -68,7 +68,7 @@ def test_another_name_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_p
     snapshot = tmp_path / "snapshots" / "0123abcd"
     snapshot.mkdir(parents=True)
 
-    def download(repo: str, revision: str | None = None) -> str:
+    def download(repo: str, revision: str | None = None, allow_patterns=None) -> str:
         asked.append((repo, revision))
         if repo == "org/absent":
             raise LocalEntryNotFoundError("Cannot find the requested files\nin the cache")

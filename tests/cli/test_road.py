@@ -46,7 +46,10 @@ def test_every_verb_gives_the_same_numbers(tiny_recipe, release_as, succeed, fak
     succeed("predict", release, "--input", table, "--output", tmp_path / "p.csv", *columns)
     rows, predicted = read_rows(table, "\t"), read_rows(tmp_path / "p.csv")
     assert [row["id"] for row in predicted] == [row["id"] for row in rows]
-    correct = [row["label"] == ("fake", "true")[int(source["2_way_label"])] for row, source in zip(predicted, rows)]
+    correct = [
+        row["label"] == ("fake", "true")[int(source["2_way_label"])]
+        for row, source in zip(predicted, rows, strict=True)
+    ]
     assert np.mean(correct) == pytest.approx(trained["test_accuracy"])
 
     served = pipeline("image-text-classification", model=str(release))(

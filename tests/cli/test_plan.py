@@ -1,0 +1,155 @@
+"""Every recipe of the repository parses and plans, with the Hub and without."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from transformers import DistilBertConfig
+
+from mmhf.hub import reach
+from mmhf.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+# The configuration files of the Hub repositories that recipes name, in their true shapes.
+HUB_CONFIGS = {"distilbert/distilbert-base-uncased": DistilBertConfig().to_json_string()}
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """What `hf_hub_download` asks of the Hub for a single file."""
+
+    requested: list[str] = []
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def _answer(self, *, with_body: bool) -> None:
+        repo, _, name = self.path.strip("/").partition("/resolve/main/")
+        self.requested.append(f"{repo}:{name}")
+        found = name == "config.json" and repo in HUB_CONFIGS
+        body = HUB_CONFIGS[repo].encode() if found else b""
+        self.send_response(200 if found or self.path == "/" else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("ETag", f'"{abs(hash(body)):x}"')
+        if not found:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+        if with_body:
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """An empty cache, a working directory without data, and the offline switch back where it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(reach.datasets.config, "HF_HUB_OFFLINE", False)
+
+
+def _use_hub(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[list[str]]:
+    """A Hub on loopback; gives what was asked of it."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    _Hub.requested = []
+    _use_hub(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+    yield _Hub.requested
+    server.shutdown()
+    server.server_close()
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT / "recipes")) for path in paths]
+
+
+def test_there_are_recipes():
+    assert {"quickstart/fusion.yaml", "fakeddit/v1.6.yaml", "fakeddit/v1.7.yaml", "fakeddit/v1.8.yaml"} <= set(
+        names(RECIPES)
+    )
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
+def test_recipe_plans(path, hub, succeed):
+    out = succeed("plan", path)
+    assert "missing: backbone" not in out
+    stages = load_recipe(path).recipe.stages or ()
+    for stage in stages:
+        assert f"Stage {stage.name}:" in out
+    assert "learning rate" in out and "GiB a device" in out
+    assert {request.partition(":")[2] for request in hub} <= {"", "config.json"}, "a plan fetches configs alone"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
+def test_recipe_says_how_to_launch_it(path):
+    header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert any(f"scripts/train.py {path.relative_to(ROOT)}" in line for line in header)
+
+
+def test_plan_without_network_names_what_is_missing(monkeypatch, succeed):
+    """The first port that nobody listens on refuses at once; transformers alone would retry for 23 seconds."""
+    _use_hub("http://127.0.0.1:9", monkeypatch)
+    began = time.monotonic()
+    out = succeed("plan", ROOT / "recipes" / "fakeddit" / "v1.7.yaml")
+    assert time.monotonic() - began < 5
+    assert "missing: backbone distilbert/distilbert-base-uncased" in out
+    assert "data: data.path: no such folder" in out
+    assert "│ train" in out and "5 epochs" in out
+
+
+def test_plan_does_not_wait_for_a_silent_network(monkeypatch, succeed):
+    """A server that takes connections and never answers, as behind a firewall."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)  # it listens, but nobody serves
+    _use_hub(f"http://127.0.0.1:{server.server_port}", monkeypatch)
+    began = time.monotonic()
+    out = succeed("plan", ROOT / "recipes" / "fakeddit" / "v1.6.yaml")
+    assert time.monotonic() - began < 8
+    assert "missing: backbone distilbert" in out
+    server.server_close()
+
+
+def test_plan_shows_where_values_come_from(hub, succeed):
+    out = succeed("plan", ROOT / "recipes" / "fakeddit" / "v1.7.yaml", "data.limit=7")
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
+    assert "override" in lines["data.limit"] and "7" in lines["data.limit"]
+    assert "v1.7.yaml" in lines["model.fusion.dropout"] and "v1.6.yaml" in lines["model.embedding_dim"]
+    assert "default" in lines["model.fusion.activation"]
+
+
+def test_plan_counts_steps_and_parameters(tiny_recipe, two_stages, succeed):
+    out = succeed("plan", tiny_recipe(two_stages))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    head = next(row for row in rows if row[0] == "head" and len(row) == 4)
+    assert head[1:] == ["18", "18", "1.0e-02"]
+    frozen = next(row for row in rows if row[0] == "vision.stem" and len(row) == 4)
+    assert frozen[2:] == ["0", "frozen"]
+    assert "Stage head: 3 steps" in out and "Stage all: 3 steps" in out
+
+
+def test_plan_writes_nothing(tiny_recipe, succeed, tmp_path):
+    recipe = tiny_recipe()
+    before = sorted(tmp_path.rglob("*"))
+    succeed("plan", recipe)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,35 @@
+"""Nothing heavy is loaded before it is needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ["torch", "transformers", "datasets", "pandas", "sklearn", "matplotlib", "timm", "pydantic", "rich", "numpy"]
+
+
+def loaded_after(statements: str) -> set[str]:
+    script = f"import json, sys\n{statements}\nprint(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "import mmhf",
+        "import mmhf.cli",
+        "from mmhf.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0",
+        "from mmhf.cli import main\ntry:\n    main(['--version'])\nexcept SystemExit as end:\n    assert end.code == 0",
+        "from mmhf.cli import main\nassert main(['trian']) == 2",
+    ],
+)
+def test_loads_nothing_heavy(statements):
+    assert loaded_after(statements) == set()
+
+
+def test_torchvision_works_after_importing_mmhf():
+    assert "torch" in loaded_after("import mmhf\nimport torchvision, timm\nfrom transformers import Trainer")

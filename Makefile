@@ -7,10 +7,11 @@ INSTALLED := $(VENV)/.installed
 
 install: $(INSTALLED)
 
-$(INSTALLED): setup.cfg pyproject.toml
+$(INSTALLED): setup.cfg pyproject.toml setup.py mmhf-torchvision.pth
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	cp mmhf-torchvision.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"  # see setup.py
 	touch $@
 
 # Starts afresh each time: what an earlier quickstart left would be refused, because a release is never overwritten.

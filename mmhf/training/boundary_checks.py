@@ -21,6 +21,17 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def share_buffers(model: nn.Module, args: TrainingArguments) -> None:
+    """Give all processes the first one's buffers.
+
+    DistributedDataParallel does so before each training step; after the step, each process has updated the batch-norm
+    statistics with its own samples, and evaluation or a stage boundary would see as many models as processes.
+    """
+    if args.world_size > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
 def check_ranks_agree(model: nn.Module, args: TrainingArguments) -> None:
     """Compare the weights of all processes; sharded ones are held once and have nothing to be compared with.
 

@@ -15,7 +15,7 @@ from mmhf.errors import InputError
 from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.schema import PlateauSection, StageSection
 from mmhf.training.best_weights import BestWeights
-from mmhf.training.boundary_checks import check_gradients, check_ranks_agree
+from mmhf.training.boundary_checks import check_gradients, check_ranks_agree, share_buffers
 from mmhf.training.freezing import apply_freezing
 from mmhf.training.optimizers import configure_groups
 from mmhf.training.plateau import metric_key, scores_since, stalled
@@ -147,6 +147,7 @@ class StageCallback(TrainerCallback):
         configure_groups(optimizer.param_groups, self.plan.optimizer_choices(position.index))
         set_label_smoothing(self.plan.model, stage.section)
         lr_scheduler.refresh()
+        share_buffers(self.plan.model, args)
         check_ranks_agree(self.plan.model, args)
         self._awaiting_gradients = self._newly_trained(position.index)
         self._applied = position.index

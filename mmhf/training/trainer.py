@@ -14,6 +14,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from mmhf.data.datasets import RowDataset
 from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.schema import RecipeBase
+from mmhf.training.boundary_checks import share_buffers
 from mmhf.training.callbacks import SaveEveryEpochs, StageCallback
 from mmhf.training.checkpoints import failed_writes_as_os_errors, mark_complete, removed_if_unwritable
 from mmhf.training.ema import AverageWeights, WeightAverage
@@ -133,6 +134,11 @@ class MMTrainer(StageBatches):
         """Evaluate as `transformers.Trainer` does, with the averaged weights where the recipe asks for `ema`."""
         with self._average.in_model():
             return super().evaluate(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate or predict with the same model on all processes."""
+        share_buffers(self.plan.model, self.args)
+        return super().evaluation_loop(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -12,7 +12,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import mmhf  # noqa: F401  (before transformers: it makes torchvision importable beside a CPU build of torch)
 import datasets
 from trainer_step import BATCH, StepTimes, collate, make_model
 from transformers import TrainerCallback, TrainingArguments

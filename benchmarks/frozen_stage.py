@@ -1,7 +1,7 @@
 """A head-only stage: MMTrainer with a frozen encoder against a hand-written loop with the encoder under no_grad.
 
-Time per step and peak memory of tensors; inference alone (forward under no_grad) stands beside them. All in one process,
-rounds alternate. The aims: time at most 1.05 of the loop, memory at most 1.1 of inference's plus the head.
+Time per step and peak memory of tensors; inference alone (forward under no_grad) stands beside them. All in one
+process, rounds alternate. The aims: time at most 1.05 of the loop, memory at most 1.1 of inference's plus the head.
 
     python benchmarks/frozen_stage.py [ROUNDS]
 """
@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 
-import mmhf  # noqa: F401  (before transformers: it makes torchvision importable beside a CPU build of torch)
 import datasets
 import torch
 from torch.utils.data import DataLoader
@@ -108,8 +107,8 @@ def main(rounds=5):
     # Gradients and the two moments of Adam, besides the weights, which all sides hold already.
     head = 3 * 4 / MIB * sum(p.numel() for name, p in model.named_parameters() if name.startswith(TRAINED))
     print(
-        f"peak of new tensors: MMTrainer {memory['MMTrainer']:.0f} MiB, hand loop {memory['hand loop']:.0f}, inference "
-        f"{memory['inference']:.0f} + head {head:.0f}: ratio {memory['MMTrainer'] / (memory['inference'] + head):.3f}"
+        f"peak of new tensors: MMTrainer {memory['MMTrainer']:.0f} MiB, hand loop {memory['hand loop']:.0f}, "
+        f"inference {memory['inference']:.0f} + head {head:.0f}: ratio {memory['MMTrainer'] / (memory['inference'] + head):.3f}"
     )
 
 

@@ -1,7 +1,7 @@
 """Let a CUDA-linked torchvision work beside a CPU-only torch.
 
-PyPI's torchvision wheel is linked against CUDA. Beside a CPU build of torch its extension cannot be loaded, the schemas
-of `torchvision::nms` and `torchvision::qnms` are missing, and `import torchvision` fails, and with it timm and
+PyPI's torchvision wheel is linked against CUDA. Beside a CPU build of torch its extension cannot be loaded, the
+schemas of `torchvision::nms` and `torchvision::qnms` are missing, and `import torchvision` fails, and with it timm and
 `transformers.Trainer`. mmhf needs torchvision's transforms only, so declaring the two schemas is enough.
 Seen with torch 2.13 and torchvision 0.28; retire this module when PyPI's torchvision imports beside a CPU torch.
 """

@@ -108,7 +108,8 @@ def main(rounds=5):
     head = 3 * 4 / MIB * sum(p.numel() for name, p in model.named_parameters() if name.startswith(TRAINED))
     print(
         f"peak of new tensors: MMTrainer {memory['MMTrainer']:.0f} MiB, hand loop {memory['hand loop']:.0f}, "
-        f"inference {memory['inference']:.0f} + head {head:.0f}: ratio {memory['MMTrainer'] / (memory['inference'] + head):.3f}"
+        f"inference {memory['inference']:.0f} + head {head:.0f}: "
+        f"ratio {memory['MMTrainer'] / (memory['inference'] + head):.3f}"
     )
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.cli._metrics_table import print_metrics
 from mmhf.data.bad_examples import BadExampleLog
+from mmhf.data.duplicates import write_duplicates
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
 from mmhf.hub import check_version_is_free, resolve_model
@@ -29,6 +30,7 @@ from mmhf.training.arguments import build_stage_plan, training_arguments
 from mmhf.training.run_folder import (
     BAD_EXAMPLES_FILE,
     BAD_EXAMPLES_LOG,
+    DUPLICATES_FILE,
     REPORT_FILE,
     RunFolder,
     choose_run_dir,
@@ -108,6 +110,8 @@ def run(options: argparse.Namespace) -> None:
             trainer.save_state()
             if is_first:
                 bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
+                if data.duplicates:
+                    write_duplicates(folder.path / DUPLICATES_FILE, data.duplicates)
                 task.write_report(
                     folder.path,
                     resolved,

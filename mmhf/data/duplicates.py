@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import logging
 import os
@@ -67,6 +68,21 @@ class DuplicatePair(NamedTuple):
     def crosses_splits(self) -> bool:
         """One is in another split than the other."""
         return self.first.split != self.second.split
+
+
+def write_duplicates(path: str | Path, pairs: Sequence[DuplicatePair]) -> None:
+    """Write pairs as CSV, those across splits first: kind, both images' split and id, same_label, distance.
+
+    Args:
+        path (`str` or `Path`): The file.
+        pairs (`Sequence[DuplicatePair]`): What `LoadedData.duplicates` holds.
+    """
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["kind", "split", "id", "other_split", "other_id", "same_label", "distance"])
+        for pair in pairs:
+            images = (pair.first.split, pair.first.id, pair.second.split, pair.second.id)
+            writer.writerow([pair.kind, *images, pair.same_label, f"{pair.distance:.3f}"])
 
 
 @dataclass

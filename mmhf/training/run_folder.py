@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.json"
 BAD_EXAMPLES_FILE = "bad_examples.csv"
+DUPLICATES_FILE = "duplicates.csv"
 BAD_EXAMPLES_LOG = "bad_examples.log"
 REPORT_FILE = "report.html"
 OUTPUT_ROOT = Path("outputs")

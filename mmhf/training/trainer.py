@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PrinterCallback, ProgressCallback
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from mmhf.data.datasets import RowDataset
+from mmhf.errors import InputError
 from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.schema import RecipeBase
 from mmhf.training.boundary_checks import share_buffers
@@ -48,6 +49,7 @@ class MMTrainer(StageBatches):
         self._eval_collator = eval_collator
         self._optimizer_section = recipe.optimizer if recipe else None
         self._average = WeightAverage(plan, recipe.ema if recipe else None)
+        _let_processes_freeze(kwargs["args"], plan)
         super().__init__(**kwargs)
         if recipe is None:
             self.add_callback(StageCallback(plan))
@@ -199,3 +201,17 @@ class MMTrainer(StageBatches):
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=False,
             )
+
+
+def _let_processes_freeze(args: TrainingArguments, plan: StagePlan) -> None:
+    """Several processes must be ready for parameters without a gradient, or a frozen group stops them.
+
+    Raises:
+        InputError: The recipe forbids it although a stage freezes something.
+    """
+    freezes = any(len(stage.curves) < len(plan.partition) for stage in plan.stages)
+    if args.world_size == 1 or not freezes:
+        return
+    if args.ddp_find_unused_parameters is False:
+        raise InputError("training.ddp_find_unused_parameters: false, but a stage freezes parameters; remove it")
+    args.ddp_find_unused_parameters = True

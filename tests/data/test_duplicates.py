@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from mmhf.data import duplicates
-from mmhf.data.duplicates import find_duplicates
+from mmhf.data.duplicates import DuplicateImage, DuplicatePair, find_duplicates, write_duplicates
 from mmhf.data.loading import load_data
 from mmhf.data.rows import ROW_FEATURES
 from mmhf.errors import InputError
@@ -224,3 +224,11 @@ def test_nothing_left_to_train_on(section, folder):
         (folder / "test" / "c" / f"copy of {image.name}").write_bytes(image.read_bytes())
     with pytest.raises(InputError, match="every training image is in validation or test"):
         load(section, folder, on_duplicate="skip_across_splits")
+
+
+def test_pairs_as_a_table(tmp_path):
+    first, second = DuplicateImage("train", 3, "a.jpg"), DuplicateImage("test", 1, "b, c.jpg")
+    write_duplicates(tmp_path / "duplicates.csv", [DuplicatePair("near", first, second, True, 1.25)])
+    header, row = (tmp_path / "duplicates.csv").read_text().splitlines()
+    assert header == "kind,split,id,other_split,other_id,same_label,distance"
+    assert row == 'near,train,a.jpg,test,"b, c.jpg",True,1.250'

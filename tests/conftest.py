@@ -98,18 +98,26 @@ def _merge(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return values
 
 
-@pytest.fixture
-def tiny_recipe(_tiny_recipe: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
-    """Write a recipe that trains a tiny fusion classifier in a second; its run folder is `run` beside it.
+@pytest.fixture(scope="session")
+def write_tiny_recipe(_tiny_recipe: dict[str, Any]) -> Callable[[Path, Mapping[str, Any]], Path]:
+    """Write a recipe of a tiny fusion classifier, which trains in a second, with changes; None takes a key away."""
 
-    `changes` are merged into it; None takes a key away.
-    """
+    def write(path: Path, changes: Mapping[str, Any]) -> Path:
+        values = _merge(copy.deepcopy(_tiny_recipe), changes)
+        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tiny_recipe(write_tiny_recipe: Callable[[Path, Mapping[str, Any]], Path], tmp_path: Path) -> Callable[..., Path]:
+    """The same for one test: its run folder is `run` in the test's own folder."""
 
     def write(changes: Mapping[str, Any] | None = None, *, name: str = "tiny") -> Path:
-        values = _merge(copy.deepcopy(_tiny_recipe), {"training": {"output_dir": str(tmp_path / "run")}})
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(_merge(values, changes or {}), sort_keys=False), encoding="utf-8")
-        return path
+        changes = dict(changes or {})
+        changes["training"] = {"output_dir": str(tmp_path / "run"), **changes.get("training", {})}
+        return write_tiny_recipe(tmp_path / f"{name}.yaml", changes)
 
     return write
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,15 @@ def refusal(mmhf_cli: Callable[..., Outcome]) -> Callable[..., str]:
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that train several times and look at weights and numbers alone: plots take most of a tiny run."""
     monkeypatch.setattr("mmhf.tasks.classification.save_classification_plots", lambda *args, **kwargs: {})
+
+
+@pytest.fixture(scope="session")
+def trained(write_tiny_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run, `run`, and its release, `releases/v1.6`; copy it to change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    changes = {
+        "training": {"output_dir": str(folder / "run")},
+        "release": {"repo": str(folder / "releases"), "version": "1.6"},
+    }
+    assert main(["train", str(write_tiny_recipe(folder / "tiny.yaml", changes))]) == 0
+    return folder

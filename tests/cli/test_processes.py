@@ -59,6 +59,7 @@ def test_two_processes_equal_one(tiny_recipe, text_encoder_dir, tmp_path):
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, value in one.items():
         assert torch.allclose(two[name], value, rtol=1e-4, atol=1e-6), name
-    assert not any(torch.equal(one[f"text.{name}"], value) for name, value in start.items() if f"text.{name}" in one)
+    moved = [name for name, value in start.items() if not torch.equal(one.get(f"text.{name}", value), value)]
+    assert len(moved) > len(start) / 2
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-4)

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import functools
 import logging
+from typing import Any
 
 import datasets
 import transformers
@@ -36,6 +37,7 @@ from mmhf.training.run_folder import (
     choose_run_dir,
     find_run_folder,
 )
+from mmhf.training.stages import StagePlan
 from mmhf.training.tracking import tracked_run
 from mmhf.training.trainer import MMTrainer
 
@@ -61,11 +63,7 @@ def run(options: argparse.Namespace) -> None:
 
     if task.uses_hub(weights=parent is None):
         use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
-    data = task.load_data()
-    if "train" not in data.splits:
-        raise InputError(
-            f"data source {recipe.data.source!r}: it has no training split, only {', '.join(data.splits)}"
-        )
+    data = _load_data(task)
     args = training_arguments(recipe, str(resolved.name), has_validation="validation" in data.splits)
     _set_verbosity(args)
     folder = _find_folder_once(resolved, args, options)
@@ -82,9 +80,6 @@ def run(options: argparse.Namespace) -> None:
     args.max_steps = plan.num_steps
 
     bad_examples = BadExampleLog(folder.path / BAD_EXAMPLES_LOG)
-    collator = functools.partial(
-        task.collator, processor, seed=args.seed, bad_examples=bad_examples, num_labels=len(data.label_names)
-    )
     is_first = args.process_index == 0
     with folder.claimed(resolved) if is_first else contextlib.nullcontext():
         if is_first:
@@ -92,18 +87,7 @@ def run(options: argparse.Namespace) -> None:
             write_lineage(folder.path, parent.reference if parent else None, data.fingerprint())
             _say_what_begins(resolved, data, model, folder)
         with tracked_run(args, recipe.tracking, folder.path.name):
-            trainer = MMTrainer(
-                model=model,
-                args=args,
-                plan=plan,
-                recipe=recipe,
-                train_dataset=task.torch_dataset(data, "train"),
-                eval_dataset=task.torch_dataset(data, "validation") if "validation" in data.splits else None,
-                data_collator=collator(split="train", augment=True),
-                eval_collator=collator(split="validation"),
-                processing_class=processor,
-                compute_metrics=functools.partial(task.training_metrics, label_names=data.label_names),
-            )
+            trainer = _make_trainer(task, data, plan=plan, args=args, processor=processor, bad_examples=bad_examples)
             trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
             measured = _measure(trainer, task, data)
             trainer.save_model()
@@ -126,6 +110,40 @@ def run(options: argparse.Namespace) -> None:
             logger.info("Run folder: %s", folder.path)
             logger.info("Report: %s", folder.path / REPORT_FILE)
             _release(resolved, args, folder)
+
+
+def _load_data(task: Task) -> LoadedData:
+    data = task.load_data()
+    if "train" not in data.splits:
+        found = ", ".join(data.splits)
+        raise InputError(f"data source {task.recipe.data.source!r}: it has no training split, only {found}")
+    return data
+
+
+def _make_trainer(
+    task: Task,
+    data: LoadedData,
+    *,
+    plan: StagePlan,
+    args: TrainingArguments,
+    processor: Any,
+    bad_examples: BadExampleLog,
+) -> MMTrainer:
+    collator = functools.partial(
+        task.collator, processor, seed=args.seed, bad_examples=bad_examples, num_labels=len(data.label_names)
+    )
+    return MMTrainer(
+        model=plan.model,
+        args=args,
+        plan=plan,
+        recipe=task.recipe,
+        train_dataset=task.torch_dataset(data, "train"),
+        eval_dataset=task.torch_dataset(data, "validation") if "validation" in data.splits else None,
+        data_collator=collator(split="train", augment=True),
+        eval_collator=collator(split="validation"),
+        processing_class=processor,
+        compute_metrics=functools.partial(task.training_metrics, label_names=data.label_names),
+    )
 
 
 def _say_what_begins(resolved: ResolvedRecipe, data: LoadedData, model: PreTrainedModel, folder: RunFolder) -> None:

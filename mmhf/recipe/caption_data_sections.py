@@ -1,0 +1,167 @@
+"""The `data:` sections of images with captions, one a source."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from mmhf.recipe.data_sections import DataSectionBase
+from mmhf.recipe.sections import Fraction, PositiveInt, Section, SplitName
+
+
+class ImageSplitSection(Section):
+    """Cut images into splits; the captions of an image stay together."""
+
+    validation: Fraction = 0.1
+    test: Fraction = 0.1
+    seed: int = 42
+
+    @model_validator(mode="after")
+    def _leaves_images_to_train_on(self) -> ImageSplitSection:
+        if self.validation + self.test >= 1.0:
+            raise ValueError(f"validation + test = {self.validation + self.test:g} leaves no images to train on")
+        return self
+
+
+class CaptionColumnsSection(Section):
+    """The names that a table uses for images and captions."""
+
+    image: str | None = None
+    """Path or content of the image; absent: `file_name` in a folder's metadata, `image` elsewhere."""
+    captions: str | list[str] = "caption"
+    """One column, of texts or of lists of texts, or several. The captions of rows with the same image are joined."""
+    id: str | None = None
+    """Absent: images are named by their path, or by their number."""
+
+
+class CaptionDataSectionBase(DataSectionBase):
+    captions: Literal["sample", "all"] = "sample"
+    """Of an image's captions, train on one drawn anew each epoch, or on all of them in each."""
+    on_empty_text: Literal["skip", "raise"] = "skip"
+    """An empty caption, or an image without one: leave it out, or stop."""
+    find_duplicates: Literal["near", "exact", "never"] = "near"
+    """Look for images that are there twice: `exact` compares file contents, `near` also what they show."""
+    on_duplicate: Literal["keep", "skip_across_splits"] = "keep"
+    """Training images that are in validation or test, too: keep them, or leave them out of training."""
+
+    @model_validator(mode="after")
+    def _looks_for_what_it_skips(self) -> CaptionDataSectionBase:
+        if self.on_duplicate != "keep" and self.find_duplicates == "never":
+            raise ValueError(f"on_duplicate = {self.on_duplicate} needs find_duplicates: near or exact")
+        return self
+
+
+class CaptionSampleSection(CaptionDataSectionBase):
+    """The embedded drawings: Noto's to train on, Fluent's to evaluate."""
+
+    source: Literal["sample"]
+    image_size: PositiveInt = 96
+    max_length: PositiveInt = 32
+    keywords: bool = False
+    """Add one more caption to each drawing: its name with the first keywords that are not in it."""
+
+
+class Flickr30kSection(CaptionDataSectionBase):
+    """Flickr30k in any of the forms that it is handed on in."""
+
+    source: Literal["flickr30k"]
+    path: str | None = None
+    """A folder with the images and one of the caption files; absent: `repo`, fetched from the Hub."""
+    format: Literal["karpathy", "token", "csv", "parquet"] | None = None
+    """Karpathy's `dataset_flickr30k.json`, the original `results_20130124.token`, Kaggle's `results.csv`, or the Hub's
+    parquet files; absent: the first of these that is in `path`."""
+    repo: str = "nlphuji/flickr30k"
+    """This data set or `lmms-lab/flickr30k`, or a copy of either."""
+    revision: str | None = None
+    """Of `repo`; absent: the revision that holds its parquet files."""
+    split: ImageSplitSection | None = None
+    """Cut all images by this; absent: Karpathy's splits where they are known, else a tenth each for validation and
+    test."""
+
+
+class CaptionTableSection(CaptionDataSectionBase):
+    """CSV, TSV, JSONL or parquet files, or folders with a `metadata.jsonl` or `metadata.csv`."""
+
+    source: Literal["table"]
+    path: str | None = None
+    """One file or folder, which `split` cuts unless it has `split_column`, or folders named as splits."""
+    train: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    image_root: str | None = None
+    """Folder that image paths are relative to; absent: the table's own folder."""
+    columns: CaptionColumnsSection = CaptionColumnsSection()
+    split: ImageSplitSection = ImageSplitSection()
+    split_column: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_name_files(self) -> CaptionTableSection:
+        separate = any((self.train, self.validation, self.test))
+        if bool(self.path) == separate:
+            raise ValueError("give either `path` (one table, which is then split) or `train`/`validation`/`test`")
+        if self.split_column is not None and separate:
+            raise ValueError("`split_column` cuts the one table `path`, but separate ones are given")
+        return self
+
+
+class StreamSection(Section):
+    """How a stream is read."""
+
+    shuffle_buffer: PositiveInt = 1000
+    """Samples of the training split that are held to draw the next one from; shards are shuffled, too. 1 keeps the
+    order."""
+    seed: int = 42
+    epoch_samples: PositiveInt | None = None
+    """Samples of the training split in an epoch, over all processes; absent: all, counted once."""
+
+
+class CaptionHubSection(CaptionDataSectionBase):
+    """A data set of the Hub, or anything else that `datasets.load_dataset` takes."""
+
+    source: Literal["hub"]
+    path: str
+    name: str | None = None
+    """Configuration of the data set."""
+    revision: str | None = None
+    streaming: bool = False
+    stream: StreamSection = StreamSection()
+    columns: CaptionColumnsSection = CaptionColumnsSection()
+    splits: dict[SplitName, str] | None = None
+    """Our split → the data set's split; absent: the splits of the same names."""
+    split: ImageSplitSection | None = None
+    """Cut the data set's `train` split."""
+    split_column: str | None = None
+    """A column that says which split a row of the data set's only split is in."""
+
+    @model_validator(mode="after")
+    def _one_way_to_split(self) -> CaptionHubSection:
+        if self.split is not None and self.split_column is not None:
+            raise ValueError("give either `split` (fractions) or `split_column` (a column), not both")
+        if self.streaming and (self.split is not None or self.split_column is not None):
+            raise ValueError("a stream is not cut into splits; name those that it has in `splits`")
+        return self
+
+
+class WebDatasetSection(CaptionDataSectionBase):
+    """Tar files whose members come in groups of one name: `000.jpg`, `000.txt`, `000.json`; always streamed."""
+
+    source: Literal["webdataset"]
+    train: str | list[str]
+    """Tars as paths or URLs (`https://`, `s3://`, ...), with `{000..099}` and, where they can be listed, `*`."""
+    validation: str | list[str] | None = None
+    test: str | list[str] | None = None
+    image: list[str] = ["jpg", "jpeg", "png", "webp"]
+    """Endings of the members that are images, the first that is there."""
+    caption: str = "txt"
+    """Ending of the member with the caption; `json:KEY` takes a text or a list of texts out of a JSON member."""
+    on_bad_shard: Literal["skip", "raise"] = "skip"
+    """A tar that is damaged or cannot be read: go on with the next one after what can be read of it, or stop."""
+    stream: StreamSection = StreamSection()
+
+
+CaptionDataSection = Annotated[
+    CaptionSampleSection | Flickr30kSection | CaptionTableSection | CaptionHubSection | WebDatasetSection,
+    Field(discriminator="source"),
+]
+"""Sources of images with captions."""

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from mmhf.cli._metrics_table import print_metrics
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.errors import InputError
 from mmhf.hub.releases import resolve_model
-from mmhf.inference.probabilities import class_names
 from mmhf.recipe import load_recipe
 from mmhf.tasks import task_of
 from mmhf.training.run_folder import BAD_EXAMPLES_FILE, RECIPE_FILE
@@ -50,29 +49,26 @@ def run(options: argparse.Namespace) -> None:
     task = task_of(resolved.recipe)
     model, processor = task.load_trained(resolved_model.path)
     splits = options.split or list(resolved.recipe.evaluation.splits)
-    data = task.load_data(splits=splits, label_names=class_names(model))
+    data = task.load_data(splits=splits, model=model)
     if options.split and (absent := [split for split in options.split if split not in data.splits]):
         raise InputError(f"--split {absent[0]}: the data has {', '.join(data.splits)}")
 
     with tempfile.TemporaryDirectory() as scratch:
         bad_examples = BadExampleLog(Path(scratch) / "bad_examples.log")
         bad_examples.extend(data.bad_examples)
+        args = TrainingArguments(
+            output_dir=scratch,
+            per_device_eval_batch_size=options.batch_size,
+            dataloader_num_workers=options.workers,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            disable_tqdm=not sys.stderr.isatty(),
+            remove_unused_columns=False,
+        )
         measured = {}
         for split in data.splits:
-            trainer = Trainer(
-                model=model,
-                args=TrainingArguments(
-                    output_dir=scratch,
-                    per_device_eval_batch_size=options.batch_size,
-                    dataloader_num_workers=options.workers,
-                    dataloader_pin_memory=torch.cuda.is_available(),
-                    disable_tqdm=not sys.stderr.isatty(),
-                    remove_unused_columns=False,
-                ),
-                data_collator=task.collator(processor, split=split, seed=0, bad_examples=bad_examples),
-            )
-            measured[split] = task.measure(trainer, data, split)
-        print_metrics(options.model, {split: each.evaluation for split, each in measured.items()})
+            collator = task.collator(processor, split=split, seed=0, bad_examples=bad_examples)
+            measured[split] = task.measure(task.make_evaluator(model, args, collator), data, split)
+        print_metrics(options.model, measured)
         if options.output is not None:
             options.output.mkdir(parents=True, exist_ok=True)
             bad_examples.write_csv(options.output / BAD_EXAMPLES_FILE)

@@ -64,8 +64,8 @@ def run(options: argparse.Namespace) -> None:
     transformers.logging.disable_progress_bar()
     transformers.set_seed(args.seed)
 
-    processor = task.build_processor(parent)
-    model = task.build_model(data.label_names, parent=parent, class_weights=task.class_weights(data))
+    processor = task.build_processor(data, parent=parent)
+    model = task.build_model(data, processor=processor, parent=parent)
     plan = range_test_plan(
         build_stage_plan(model, recipe, args, data.num_rows("train")),
         lowest=options.lowest,
@@ -80,9 +80,7 @@ def run(options: argparse.Namespace) -> None:
             plan=plan,
             recipe=recipe,
             train_dataset=task.torch_dataset(data, "train"),
-            data_collator=task.collator(
-                processor, split="train", seed=args.seed, augment=True, num_labels=len(data.label_names)
-            ),
+            data_collator=task.collator(processor, split="train", seed=args.seed, training_data=data),
             processing_class=processor,
         )
         measured = run_range_test(trainer)

@@ -23,7 +23,7 @@ from mmhf.errors import InputError
 from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import ResolvedRecipe, json_schema, load_recipe
-from mmhf.tasks import Task, task_of
+from mmhf.tasks import AnyTask, task_of
 from mmhf.training.arguments import build_stage_plan, recipe_stages, steps_per_epoch, training_arguments
 from mmhf.training.plan import StageReport, describe_stages
 
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
         console.print(_stage_table(report))
 
 
-def _load_data_if_here(task: Task, console: Console) -> LoadedData | None:
+def _load_data_if_here(task: AnyTask, console: Console) -> LoadedData | None:
     try:
         return task.load_data(check_images=False)
     except InputError as error:
@@ -75,7 +75,7 @@ def _load_data_if_here(task: Task, console: Console) -> LoadedData | None:
         return None
 
 
-def _find_parent_if_here(task: Task, console: Console) -> Path | None:
+def _find_parent_if_here(task: AnyTask, console: Console) -> Path | None:
     if task.recipe.init_from is None:
         return None
     try:
@@ -88,11 +88,10 @@ def _find_parent_if_here(task: Task, console: Console) -> Path | None:
 
 
 def _describe(
-    task: Task, args: TrainingArguments, data: LoadedData | None, num_rows: int | None, parent: Path | None
+    task: AnyTask, args: TrainingArguments, data: LoadedData | None, num_rows: int | None, parent: Path | None
 ) -> list[StageReport]:
     recipe = task.recipe
-    label_names = data.label_names if data is not None else ["label_0", "label_1"]
-    model = task.build_model(label_names, parent=parent, device="meta")
+    model = task.build_model(data, parent=parent, device="meta")
     # Without data an epoch has no length: shapes and rates are still planned, as if it had one step.
     plan = build_stage_plan(model, recipe, args, num_rows or args.per_device_train_batch_size)
     is_sgd = (recipe.optimizer.name if recipe.optimizer else str(args.optim)) == "sgd"
@@ -121,7 +120,7 @@ def _print_run(console: Console, args: TrainingArguments, data: LoadedData | Non
     )
     table = Table(title="Run", title_justify="left", show_header=False)
     table.add_row("rows", rows)
-    if data is not None:
+    if data is not None and data.label_names:
         table.add_row("labels", ", ".join(data.label_names))
     table.add_row(
         "effective batch",

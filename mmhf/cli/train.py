@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import logging
-from typing import Any
 
 import datasets
 import transformers
@@ -25,8 +23,7 @@ from mmhf.hub import check_version_is_free, resolve_model
 from mmhf.hub.lineage import release_run, write_lineage
 from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.recipe import ResolvedRecipe, load_recipe
-from mmhf.tasks import Task, task_of
-from mmhf.tasks.classification import MeasuredSplit
+from mmhf.tasks import AnyTask, Measured, task_of
 from mmhf.training.arguments import build_stage_plan, training_arguments
 from mmhf.training.run_folder import (
     BAD_EXAMPLES_FILE,
@@ -37,7 +34,6 @@ from mmhf.training.run_folder import (
     choose_run_dir,
     find_run_folder,
 )
-from mmhf.training.stages import StagePlan
 from mmhf.training.tracking import tracked_run
 from mmhf.training.trainer import MMTrainer
 
@@ -74,8 +70,8 @@ def run(options: argparse.Namespace) -> None:
     transformers.set_seed(args.seed)
 
     parent_dir = parent.path if parent else None
-    processor = task.build_processor(parent_dir)
-    model = task.build_model(data.label_names, parent=parent_dir, class_weights=task.class_weights(data))
+    processor = task.build_processor(data, parent=parent_dir)
+    model = task.build_model(data, processor=processor, parent=parent_dir)
     plan = build_stage_plan(model, recipe, args, data.num_rows("train"))
     args.max_steps = plan.num_steps
 
@@ -87,7 +83,7 @@ def run(options: argparse.Namespace) -> None:
             write_lineage(folder.path, parent.reference if parent else None, data.fingerprint())
             _say_what_begins(resolved, data, model, folder)
         with tracked_run(args, recipe.tracking, folder.path.name):
-            trainer = _make_trainer(task, data, plan=plan, args=args, processor=processor, bad_examples=bad_examples)
+            trainer = task.make_trainer(data, plan=plan, args=args, processor=processor, bad_examples=bad_examples)
             trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
             measured = _measure(trainer, task, data)
             trainer.save_model()
@@ -106,44 +102,18 @@ def run(options: argparse.Namespace) -> None:
                     bad_examples=bad_examples.read(),
                 )
         if is_first:
-            print_metrics(resolved.name, {split: each.evaluation for split, each in measured.items()})
+            print_metrics(resolved.name, measured)
             logger.info("Run folder: %s", folder.path)
             logger.info("Report: %s", folder.path / REPORT_FILE)
             _release(resolved, args, folder)
 
 
-def _load_data(task: Task) -> LoadedData:
+def _load_data(task: AnyTask) -> LoadedData:
     data = task.load_data()
     if "train" not in data.splits:
         found = ", ".join(data.splits)
         raise InputError(f"data source {task.recipe.data.source!r}: it has no training split, only {found}")
     return data
-
-
-def _make_trainer(
-    task: Task,
-    data: LoadedData,
-    *,
-    plan: StagePlan,
-    args: TrainingArguments,
-    processor: Any,
-    bad_examples: BadExampleLog,
-) -> MMTrainer:
-    collator = functools.partial(
-        task.collator, processor, seed=args.seed, bad_examples=bad_examples, num_labels=len(data.label_names)
-    )
-    return MMTrainer(
-        model=plan.model,
-        args=args,
-        plan=plan,
-        recipe=task.recipe,
-        train_dataset=task.torch_dataset(data, "train"),
-        eval_dataset=task.torch_dataset(data, "validation") if "validation" in data.splits else None,
-        data_collator=collator(split="train", augment=True),
-        eval_collator=collator(split="validation"),
-        processing_class=processor,
-        compute_metrics=functools.partial(task.training_metrics, label_names=data.label_names),
-    )
 
 
 def _say_what_begins(resolved: ResolvedRecipe, data: LoadedData, model: PreTrainedModel, folder: RunFolder) -> None:
@@ -156,12 +126,12 @@ def _say_what_begins(resolved: ResolvedRecipe, data: LoadedData, model: PreTrain
         logger.info("Going on from %s", folder.checkpoint)
 
 
-def _measure(trainer: MMTrainer, task: Task, data: LoadedData) -> dict[str, MeasuredSplit]:
+def _measure(trainer: MMTrainer, task: AnyTask, data: LoadedData) -> dict[str, Measured]:
     """Evaluate the splits that the recipe asks for, and give their numbers to the trackers."""
     splits = [split for split in task.recipe.evaluation.splits if split in data.splits]
     measured = {split: task.measure(trainer, data, split) for split in splits}
     for split, result in measured.items():
-        trainer.log({f"{split}_{name}": value for name, value in result.evaluation.metrics.items()})
+        trainer.log({f"{split}_{name}": value for name, value in result.metrics.items()})
     return measured
 
 

@@ -21,7 +21,7 @@ from mmhf.data.sources.table import read_table_source
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import (
-    DataSection,
+    DataSectionBase,
     FakedditDataSection,
     HubDataSection,
     ImageFolderDataSection,
@@ -60,7 +60,7 @@ class LoadedData:
 
 
 def load_data(
-    section: DataSection,
+    section: DataSectionBase,
     *,
     task: str = "image-text-classification",
     label_names: Sequence[str] | None = None,
@@ -70,7 +70,7 @@ def load_data(
     """Load the data that a recipe describes.
 
     Args:
-        section (`DataSection`):
+        section (`DataSectionBase`):
             The recipe's `data` section.
         task (`str`, defaults to `"image-text-classification"`):
             What the rows are for. In `"image-classification"` no text is read or judged, and `text` is empty; the
@@ -169,13 +169,13 @@ def _judge_duplicates(loaded: LoadedData, section: ImageFolderDataSection, *, ch
         logger.warning("%s: left %d images out of train", section.path, len(found.leaks))
 
 
-def _without_text(section: DataSection) -> DataSection:
+def _without_text(section: DataSectionBase) -> DataSectionBase:
     if isinstance(section, TableDataSection | HubDataSection):
         return section.model_copy(update={"columns": section.columns.model_copy(update={"text": None})})
     return section
 
 
-def _read(section: DataSection, splits: Collection[str] | None, *, with_text: bool) -> SourceData:
+def _read(section: DataSectionBase, splits: Collection[str] | None, *, with_text: bool) -> SourceData:
     if isinstance(section, FakedditDataSection):
         return read_fakeddit(section, splits)
     if isinstance(section, TableDataSection):
@@ -184,4 +184,6 @@ def _read(section: DataSection, splits: Collection[str] | None, *, with_text: bo
         return read_hub(section, splits)
     if isinstance(section, SampleDataSection):
         return read_sample_pairs(splits) if with_text else read_sample_groups(splits)
-    return read_image_folder(section, splits)
+    if isinstance(section, ImageFolderDataSection):
+        return read_image_folder(section, splits)
+    raise InputError(f"data.source {section.source!r} has no class labels")

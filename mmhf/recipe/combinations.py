@@ -7,7 +7,15 @@ from typing import Any
 
 from mmhf.recipe.node import KeyPath, shown
 from mmhf.recipe.problems import Problem
-from mmhf.recipe.schema import AugmentSection, FusionRecipe, OptimizerSection, Recipe, Section, StageSection
+from mmhf.recipe.schema import (
+    AugmentSection,
+    ClassificationRecipe,
+    FusionRecipe,
+    OptimizerSection,
+    Recipe,
+    Section,
+    StageSection,
+)
 
 _OPTIMIZER_FIELDS = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
 _LENGTH_FIELDS = ("num_train_epochs", "max_steps")
@@ -126,7 +134,8 @@ def _best_model_problems(training: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _between_sections(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.loss.label_smoothing and "label_smoothing_factor" in recipe.training:
+    smooths = isinstance(recipe, ClassificationRecipe) and recipe.loss.label_smoothing > 0
+    if smooths and "label_smoothing_factor" in recipe.training:
         what = "`loss.label_smoothing` is given too, remove one of the two"
         given = shown(recipe.training["label_smoothing_factor"])
         yield Problem(("training", "label_smoothing_factor"), what, given)

@@ -40,6 +40,7 @@ class ColumnsSection(Section):
 
 
 class DataSectionBase(Section):
+    source: str
     image_size: PositiveInt = 224
     """Side of the square image that the model sees, in pixels."""
     resize: Literal["squash", "crop"] = "squash"

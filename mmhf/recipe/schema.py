@@ -54,6 +54,7 @@ __all__ = [
     "AffineSection",
     "AugmentSection",
     "CheckpointsSection",
+    "ClassificationRecipe",
     "ClassifierHeadSection",
     "ColorJitterSection",
     "ColumnsSection",
@@ -107,8 +108,7 @@ class RecipeBase(Section):
     init_from: str | None = None
     """A release to start from, `REPO@vX.Y`; absent = start from the backbones."""
     model: Section
-    data: DataSection
-    loss: LossSection = LossSection()
+    data: DataSectionBase
     training: dict[str, Any] = {}
     """Any field of `transformers.TrainingArguments`, by its own name; null takes an inherited one away."""
     optimizer: OptimizerSection | None = None
@@ -127,7 +127,14 @@ class RecipeBase(Section):
     release: ReleaseSection | None = None
 
 
-class FusionRecipe(RecipeBase):
+class ClassificationRecipe(RecipeBase):
+    """What the recipes of all classifiers have in common."""
+
+    data: DataSection
+    loss: LossSection = LossSection()
+
+
+class FusionRecipe(ClassificationRecipe):
     """A recipe of the task image-text-classification."""
 
     task: Literal["image-text-classification"]
@@ -135,7 +142,7 @@ class FusionRecipe(RecipeBase):
     data: PairDataSection
 
 
-class ImageClassificationRecipe(RecipeBase):
+class ImageClassificationRecipe(ClassificationRecipe):
     """A recipe of the task image-classification."""
 
     task: Literal["image-classification"]

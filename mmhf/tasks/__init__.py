@@ -3,22 +3,22 @@
 from typing import Any
 
 from mmhf.recipe.schema import Recipe
-from mmhf.tasks.classification import ClassificationTask, MeasuredSplit
+from mmhf.tasks.base import Measured, Task
 from mmhf.tasks.image_classification import ImageClassification
 from mmhf.tasks.image_text_classification import ImageTextClassification
 
-Task = ClassificationTask[Any]
+AnyTask = Task[Any, Any]
 """Any task: one of the classes in this package."""
 
-_TASKS: dict[str, type[Task]] = {
+_TASKS: dict[str, type[AnyTask]] = {
     "image-text-classification": ImageTextClassification,
     "image-classification": ImageClassification,
 }
 
 
-def task_of(recipe: Recipe) -> Task:
+def task_of(recipe: Recipe) -> AnyTask:
     """The task that a recipe belongs to."""
     return _TASKS[recipe.task](recipe)
 
 
-__all__ = ["ImageClassification", "ImageTextClassification", "MeasuredSplit", "Task", "task_of"]
+__all__ = ["AnyTask", "ImageClassification", "ImageTextClassification", "Measured", "Task", "task_of"]

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoImageProcessor, BaseImageProcessor
 
 from mmhf.data.collators import ImageCollator
+from mmhf.data.loading import LoadedData
 from mmhf.models.backbones import Modality
 from mmhf.models.image_classifier import (
     BackboneForImageClassification,
@@ -25,7 +26,7 @@ class ImageClassification(ClassificationTask[ImageClassificationRecipe]):
 
     collator_class = ImageCollator
 
-    def build_processor(self, parent: Path | None) -> BaseImageProcessor:
+    def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> BaseImageProcessor:
         if parent is not None:
             return AutoImageProcessor.from_pretrained(parent)
         return image_processor_of(self.recipe.model.vision, self.recipe.data)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mmhf.data.collators import ImageTextCollator
+from mmhf.data.loading import LoadedData
 from mmhf.models.backbones import Modality
 from mmhf.models.fusion import (
     FusionForImageTextClassification,
@@ -26,7 +27,7 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
 
     collator_class = ImageTextCollator
 
-    def build_processor(self, parent: Path | None) -> FusionProcessor:
+    def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> FusionProcessor:
         if parent is not None:
             return FusionProcessor.from_pretrained(parent)
         return build_fusion_processor(self.recipe.model, self.recipe.data)

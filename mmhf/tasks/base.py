@@ -1,0 +1,259 @@
+"""What every task answers to: the questions that the verbs of the command line ask."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import datasets
+import torch
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from mmhf.data.augmentation import build_augmentation
+from mmhf.data.bad_examples import BadExample, BadExampleLog
+from mmhf.data.collators import ImageCollator, RandomChanges
+from mmhf.data.datasets import RowDataset, RowStream
+from mmhf.data.loading import LoadedData, load_data
+from mmhf.errors import InputError, UnreachableError
+from mmhf.models.backbones import Modality, is_on_hub, load_encoder_config
+from mmhf.recipe import ResolvedRecipe
+from mmhf.recipe.nearest import did_you_mean, nearest_names
+from mmhf.recipe.schema import AugmentSection, RecipeBase, TextEncoderSection, VisionEncoderSection
+from mmhf.training.stages import StagePlan
+from mmhf.training.trainer import MMTrainer
+
+RecipeT = TypeVar("RecipeT", bound=RecipeBase)
+
+Collator = Callable[[list[Any]], dict[str, Any]]
+
+
+class Measured(Protocol):
+    """What evaluating one split gave; each task's own class says more."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Flat numbers, by names that the task's `protocols` defines."""
+        ...
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that were evaluated."""
+        ...
+
+
+MeasuredT = TypeVar("MeasuredT", bound=Measured)
+
+
+class Task(ABC, Generic[RecipeT, MeasuredT]):
+    """Everything about a family that the verbs of the command line need.
+
+    Args:
+        recipe (`RecipeBase`): The validated recipe.
+
+    Raises:
+        InputError: The recipe names a metric that the task does not measure.
+    """
+
+    protocols: ClassVar[Mapping[str, str]]
+    """Each metric's definition."""
+    collator_class: ClassVar[type[ImageCollator]]
+    trainer_class: ClassVar[type[MMTrainer]] = MMTrainer
+
+    def __init__(self, recipe: RecipeT) -> None:
+        self.recipe = recipe
+        self._check_metric_names()
+
+    @abstractmethod
+    def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
+        """The recipe's encoders."""
+
+    @abstractmethod
+    def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> Any:
+        """The processor of the release that training starts from, or one made for the recipe's backbones.
+
+        Args:
+            data (`LoadedData`): What a tokenizer of the recipe's own is trained on.
+            parent (`Path`, *optional*): Folder of that release.
+        """
+
+    @abstractmethod
+    def build_model(
+        self, data: LoadedData | None, *, processor: Any = None, parent: Path | None = None, device: str | None = None
+    ) -> PreTrainedModel:
+        """A model with the backbones' weights, or with those of the release that training starts from.
+
+        Args:
+            data (`LoadedData`, *optional*): What it will be trained on; absent when only shapes are wanted.
+            processor (`Any`, *optional*): What makes its inputs; absent when only shapes are wanted.
+            parent (`Path`, *optional*): Folder of that release.
+            device (`str`, *optional*): `meta` builds shapes alone and fetches no weights.
+
+        Raises:
+            InputError: The release has another architecture than the recipe asks for.
+        """
+
+    @abstractmethod
+    def load_trained(self, path: Path) -> tuple[PreTrainedModel, Any]:
+        """Model and processor of a run folder or release.
+
+        Raises:
+            InputError: Its files are damaged or incomplete.
+        """
+
+    @abstractmethod
+    def measure(self, trainer: Trainer, data: LoadedData, split: str) -> MeasuredT:
+        """Evaluate a split: all that the report and `metrics.json` say of it."""
+
+    @abstractmethod
+    def write_report(
+        self,
+        run_dir: Path,
+        resolved: ResolvedRecipe,
+        measured: Mapping[str, MeasuredT],
+        *,
+        facts: Mapping[str, object],
+        stages: Sequence[Mapping[str, object]] = (),
+        log_history: Sequence[Mapping[str, Any]] = (),
+        bad_examples: Sequence[BadExample] = (),
+    ) -> None:
+        """Write `plots/*.png`, `report.html` and, last, `metrics.json`, which marks a finished run.
+
+        Args:
+            run_dir (`Path`): The folder.
+            resolved (`ResolvedRecipe`): What was asked for.
+            measured (`Mapping[str, Measured]`): By split.
+            facts, stages (`Mapping`, `Sequence[Mapping]`): What was trained, and a row for each stage.
+            log_history (`Sequence[Mapping]`): Trainer's, for the curves.
+            bad_examples (`Sequence[BadExample]`): Rows that were skipped or blanked.
+        """
+
+    def load_data(
+        self,
+        *,
+        splits: Collection[str] | None = None,
+        model: PreTrainedModel | None = None,
+        check_images: bool = True,
+    ) -> LoadedData:
+        """Read the recipe's data.
+
+        Args:
+            splits (`Collection[str]`, *optional*): Those to read; absent: all that there are.
+            model (`PreTrainedModel`, *optional*): A trained model whose classes the data must keep to.
+            check_images (`bool`, defaults to `True`): Look into local images to find broken ones.
+        """
+        return load_data(self.recipe.data, task=self.recipe.task, splits=splits, check_images=check_images)
+
+    def torch_dataset(self, data: LoadedData, split: str) -> RowDataset | RowStream:
+        """Rows of a split as Trainer's data loader takes them."""
+        rows = data.splits[split]
+        return RowDataset(rows) if isinstance(rows, datasets.Dataset) else RowStream(rows)
+
+    def collator(
+        self,
+        processor: Any,
+        *,
+        split: str,
+        seed: int,
+        bad_examples: BadExampleLog | None = None,
+        training_data: LoadedData | None = None,
+    ) -> ImageCollator:
+        """Makes batches of one split; given `training_data`, images change at random as the recipe says."""
+        changes, stage_changes = RandomChanges(), {}
+        if training_data is not None:
+            changes = self.random_changes(self.recipe.data.augment, training_data, seed)
+            stage_changes = {
+                index: self.random_changes(stage.augment, training_data, seed)
+                for index, stage in enumerate(self.recipe.stages or [])
+                if stage.augment is not None
+            }
+        return self.collator_class(
+            processor,
+            augmentation=changes.augmentation,
+            mixer=changes.mixer,
+            stage_changes=stage_changes,
+            seed=seed,
+            on_bad_image=self.recipe.data.on_bad_image,
+            bad_examples=bad_examples,
+            split=split,
+        )
+
+    def random_changes(self, section: AugmentSection | None, data: LoadedData, seed: int) -> RandomChanges:
+        """What a section `augment` means in this task."""
+        return RandomChanges(build_augmentation(section, self.recipe.data.image_size))
+
+    def trainer_options(self, data: LoadedData, processor: Any) -> dict[str, Any]:
+        """What this task's trainer takes beside what every trainer does, such as `compute_metrics`."""
+        return {}
+
+    def make_trainer(
+        self,
+        data: LoadedData,
+        *,
+        plan: StagePlan,
+        args: TrainingArguments,
+        processor: Any,
+        bad_examples: BadExampleLog | None = None,
+    ) -> MMTrainer:
+        """The trainer of a run, before its first step."""
+        return self.trainer_class(
+            model=plan.model,
+            args=args,
+            plan=plan,
+            recipe=self.recipe,
+            train_dataset=self.torch_dataset(data, "train"),
+            eval_dataset=self.torch_dataset(data, "validation") if "validation" in data.splits else None,
+            data_collator=self.collator(
+                processor, split="train", seed=args.seed, bad_examples=bad_examples, training_data=data
+            ),
+            eval_collator=self.collator(processor, split="validation", seed=args.seed, bad_examples=bad_examples),
+            processing_class=processor,
+            **self.trainer_options(data, processor),
+        )
+
+    def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Collator) -> Trainer:
+        """A trainer that only evaluates, for `measure`."""
+        return Trainer(model=model, args=args, data_collator=collator)
+
+    def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
+        """A batch of the largest shape that training can meet, to plan memory with."""
+        side = self.recipe.data.image_size
+        return {"pixel_values": torch.zeros(batch_size, 3, side, side, device=device)}
+
+    def uses_hub(self, *, weights: bool) -> bool:
+        """Whether data, parent, backbones' configuration files or, if asked for, their weights come from the Hub."""
+        encoders = self.encoder_sections().values()
+        parent = self.recipe.init_from
+        is_parent_remote = (
+            parent is not None and not Path(parent).exists() and not Path(parent.partition("@")[0]).exists()
+        )
+        return (
+            is_parent_remote
+            or self.recipe.data.source == "hub"
+            or any(is_on_hub(encoder.backbone, weights=weights and encoder.pretrained) for encoder in encoders)
+        )
+
+    def unreachable_backbones(self) -> list[str]:
+        """What keeps the backbones' configuration files from being read; empty when all are at hand."""
+        problems = []
+        for modality, encoder in self.encoder_sections().items():
+            try:
+                load_encoder_config(encoder.backbone, pretrained=encoder.pretrained, modality=modality)
+            except UnreachableError as error:
+                problems.append(str(error))
+        return problems
+
+    def _check_metric_names(self) -> None:
+        """A name that is wrong would otherwise be found at the first evaluation, perhaps hours from now."""
+        recipe = self.recipe
+        named: dict[str, str | None] = {"training.metric_for_best_model": recipe.training.get("metric_for_best_model")}
+        plateaus = {"early_stopping": recipe.early_stopping, "unfreeze_on_plateau": recipe.unfreeze_on_plateau}
+        for index, stage in enumerate(recipe.stages or []):
+            plateaus[f"stages.{index}.unfreeze_on_plateau"] = stage.unfreeze_on_plateau
+            named[f"stages.{index}.carry_best"] = stage.carry_best
+        named.update({f"{key}.metric": plateau.metric for key, plateau in plateaus.items() if plateau is not None})
+        for key, metric in named.items():
+            if metric is not None and metric.removeprefix("eval_") not in self.protocols:
+                nearest = did_you_mean(nearest_names(metric.removeprefix("eval_"), self.protocols))
+                raise InputError(f"{key}: {metric!r} is not measured{nearest} (measured: {', '.join(self.protocols)})")

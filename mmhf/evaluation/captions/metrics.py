@@ -1,0 +1,180 @@
+"""All numbers of generated captions at once, for training, `mmhf evaluate` and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mmhf.evaluation.captions.bleu import bleu_scores, bleu_statistics
+from mmhf.evaluation.captions.bootstrap import RESAMPLES, bootstrap_interval
+from mmhf.evaluation.captions.cider import cider_d
+from mmhf.evaluation.captions.meteor import NO_WORDNET, is_wordnet_installed, meteor_scores
+from mmhf.evaluation.captions.ngrams import MAX_ORDER, CountedCaption, count_ngrams
+from mmhf.evaluation.captions.protocols import CAPTION_PROTOCOLS
+from mmhf.evaluation.captions.rouge import coco_rouge_l, rouge_scores
+from mmhf.evaluation.captions.tokenization import coco_tokens
+
+BLEU_NAMES = tuple(f"bleu{order}" for order in range(1, MAX_ORDER + 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionEvaluation:
+    """All that the captions generated for one split say.
+
+    Attributes:
+        metrics (`dict[str, float]`): the numbers that `CAPTION_PROTOCOLS` defines; never NaN.
+        intervals (`dict[str, tuple[float, float]]`): of each metric except the loss, the ends of its 95 % interval.
+        per_image (`dict[str, NDArray[np.float64]]`): of each metric except the loss, N scores. Their mean is the metric,
+            save for BLEU, which is a number of the whole corpus.
+        left_out (`dict[str, str]`): metrics that could not be computed, each with the reason.
+        num_images (`int`): images, N.
+        num_references (`int`): references of all images together.
+        num_empty (`int`): predictions without a token; they score 0.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    per_image: dict[str, NDArray[np.float64]]
+    left_out: dict[str, str]
+    num_images: int
+    num_references: int
+    num_empty: int
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """One or more metrics: what each image adds, its own scores, and how the numbers come from sums over images."""
+
+    names: tuple[str, ...]
+    statistics: NDArray[np.float64]
+    per_image: NDArray[np.float64]
+    value_of: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+def caption_metrics(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], *, clip_scores: ArrayLike | None = None
+) -> dict[str, float]:
+    """The overall numbers alone, for evaluations during training; what cannot be computed is left out.
+
+    Args and errors are those of `evaluate_captions`, whose `left_out` names what is left out and why.
+    """
+    scores, _ = _all_scores(predictions, references, clip_scores)
+    return _overall(scores)
+
+
+def evaluate_captions(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    clip_scores: ArrayLike | None = None,
+    loss: float | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> CaptionEvaluation:
+    """Compute every number of one split's captions, with intervals and the score of each image.
+
+    Args:
+        predictions (`Sequence[str]`): One caption an image, N of them, in any script; an empty one scores 0.
+        references (`Sequence[Sequence[str]]`): At least one an image, in the same order.
+        clip_scores (`ArrayLike` of shape `(N,)`, *optional*): CLIPScore of each image, see `clip_scores`.
+        loss (`float`, *optional*): Trainer's loss, to stand beside the metrics.
+        resamples (`int`, *optional*, defaults to 1000): Bootstrap resamples of the intervals.
+        seed (`int`, *optional*, defaults to 0): Of the bootstrap.
+
+    Raises:
+        ValueError: The lengths disagree, or an image has no reference.
+    """
+    scores, num_empty = _all_scores(predictions, references, clip_scores)
+    metrics = _overall(scores)
+    return CaptionEvaluation(
+        metrics=metrics if loss is None else {"loss": float(loss), **metrics},
+        intervals=_intervals(scores, resamples, seed),
+        per_image={name: column for each in scores for name, column in zip(each.names, each.per_image.T, strict=True)},
+        left_out=_left_out(metrics, num_images=len(predictions)),
+        num_images=len(predictions),
+        num_references=sum(map(len, references)),
+        num_empty=num_empty,
+    )
+
+
+def _all_scores(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], clip_scores: ArrayLike | None
+) -> tuple[list[_Scores], int]:
+    _check(predictions, references)
+    if not len(predictions):
+        return [], 0
+    counted = {
+        text: count_ngrams(coco_tokens(text)) for text in {*predictions, *(t for each in references for t in each)}
+    }
+    guesses = [counted[text] for text in predictions]
+    answers = [[counted[text] for text in of_image] for of_image in references]
+    scores = [_mean(name, values) for name, values in rouge_scores(predictions, references).items()]
+    scores += _coco_scores(guesses, answers)
+    if clip_scores is not None:
+        values = np.asarray(clip_scores, dtype=np.float64)
+        if values.shape != (len(predictions),):
+            raise ValueError(f"expected {len(predictions)} CLIPScores, got shape {values.shape}")
+        scores.append(_mean("clipscore", values))
+    return scores, sum(not guess.tokens for guess in guesses)
+
+
+def _coco_scores(guesses: Sequence[CountedCaption], answers: Sequence[Sequence[CountedCaption]]) -> list[_Scores]:
+    guess_tokens = [guess.tokens for guess in guesses]
+    answer_tokens = [[answer.tokens for answer in of_image] for of_image in answers]
+    scores = [
+        _mean("rougeL_coco", coco_rouge_l(guess_tokens, answer_tokens)),
+        _bleu(guesses, answers),
+        _mean("cider", cider_d(guesses, answers)),
+    ]
+    if is_wordnet_installed():
+        scores.append(_mean("meteor", meteor_scores(guess_tokens, answer_tokens)))
+    return scores
+
+
+def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    if len(predictions) != len(references):
+        raise ValueError(f"{len(predictions)} predictions, but references of {len(references)} images")
+    for at, of_image in enumerate(references):
+        if isinstance(of_image, str) or not len(of_image):
+            raise ValueError(f"image {at}: expected a list of at least one reference, got {of_image!r}")
+
+
+def _mean(name: str, values: NDArray[np.float64]) -> _Scores:
+    column = values[:, None]
+    return _Scores((name,), column, column, lambda sums: sums / len(values))
+
+
+def _bleu(guesses: Sequence[CountedCaption], answers: Sequence[Sequence[CountedCaption]]) -> _Scores:
+    statistics = bleu_statistics(guesses, answers)
+    return _Scores(BLEU_NAMES, statistics, bleu_scores(statistics), bleu_scores)
+
+
+def _overall(scores: Sequence[_Scores]) -> dict[str, float]:
+    values = {
+        name: float(value)
+        for each in scores
+        for name, value in zip(each.names, each.value_of(each.statistics.sum(axis=0)), strict=True)
+    }
+    return {name: values[name] for name in CAPTION_PROTOCOLS if name in values}
+
+
+def _intervals(scores: Sequence[_Scores], resamples: int, seed: int) -> dict[str, tuple[float, float]]:
+    return {
+        name: (float(low), float(high))
+        for each in scores
+        for name, low, high in zip(
+            each.names,
+            *bootstrap_interval(each.statistics, each.value_of, resamples=resamples, seed=seed),
+            strict=True,
+        )
+    }
+
+
+def _left_out(metrics: Mapping[str, float], num_images: int) -> dict[str, str]:
+    if not num_images:
+        return dict.fromkeys((name for name in CAPTION_PROTOCOLS if name != "loss"), "there is no image")
+    reasons = {"meteor": NO_WORDNET, "clipscore": "no CLIP was given"}
+    return {name: reason for name, reason in reasons.items() if name not in metrics}

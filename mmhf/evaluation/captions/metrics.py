@@ -27,8 +27,8 @@ class CaptionEvaluation:
     Attributes:
         metrics (`dict[str, float]`): the numbers that `CAPTION_PROTOCOLS` defines; never NaN.
         intervals (`dict[str, tuple[float, float]]`): of each metric except the loss, the ends of its 95 % interval.
-        per_image (`dict[str, NDArray[np.float64]]`): of each metric except the loss, N scores. Their mean is the metric,
-            save for BLEU, which is a number of the whole corpus.
+        per_image (`dict[str, NDArray[np.float64]]`): of each metric except the loss, N scores. Their mean is the
+            metric, save for BLEU, which is a number of the whole corpus.
         left_out (`dict[str, str]`): metrics that could not be computed, each with the reason.
         num_images (`int`): images, N.
         num_references (`int`): references of all images together.

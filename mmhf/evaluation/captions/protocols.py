@@ -37,7 +37,7 @@ CAPTION_PROTOCOLS: dict[str, str] = {
 """How each number of `caption_metrics` is defined (and `loss`, which Trainer computes)."""
 
 BOOTSTRAP_PROTOCOL = (
-    "Intervals hold 95 % of 1,000 bootstrap resamples of the images (percentiles; the model, the references of an image "
-    "and CIDEr's document frequencies stay as they are)."
+    "Intervals hold 95 % of 1,000 bootstrap resamples of the images (percentiles; the model, the references of an "
+    "image and CIDEr's document frequencies stay as they are)."
 )
 """How the intervals of `evaluate_captions` are made."""

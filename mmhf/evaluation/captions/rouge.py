@@ -58,8 +58,8 @@ def coco_rouge_l(
 ) -> NDArray[np.float64]:
     """ROUGE-L of COCO's caption evaluation, of tokenised captions.
 
-    F with beta = 1.2 of the best precision and the best recall over the references, which may come from two of them. As
-    in `pycocoevalcap`, except that there an empty prediction and an empty reference score 1.
+    F with beta = 1.2 of the best precision and the best recall over the references, which may come from two of them.
+    As in `pycocoevalcap`, except that there an empty prediction and an empty reference score 1.
 
     Returns:
         `NDArray[np.float64]` of shape `(N,)`: from 0 to 1.

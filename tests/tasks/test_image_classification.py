@@ -19,6 +19,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 import mmhf
 from mmhf.cli import main
 from mmhf.data.images import decode_image
+from mmhf.data.loading import LoadedData
 from mmhf.inference import PredictionSettings, predict_table
 from mmhf.models.image_classifier import BackboneForImageClassification
 from mmhf.models.partition import Partition
@@ -197,7 +198,7 @@ def test_a_folder_of_classes_trains(pictures, tmp_path):
 def stages_of() -> Callable[[str], list[tuple[str, list[str]]]]:
     def read(name: str) -> list[tuple[str, list[str]]]:
         recipe = load_recipe(RECIPES / f"{name}.yaml").recipe
-        model = task_of(recipe).build_model(["a", "b"], device="meta")
+        model = task_of(recipe).build_model(LoadedData({}, ["a", "b"]), device="meta")
         return [(stage.name, list(Partition.of(model).select(stage.train))) for stage in recipe.stages]
 
     return read

@@ -10,7 +10,8 @@ from mmhf.recipe.problems import Problem
 from mmhf.recipe.schema import (
     AugmentSection,
     ClassificationRecipe,
-    FusionRecipe,
+    ContrastiveRecipe,
+    ImageClassificationRecipe,
     OptimizerSection,
     Recipe,
     Section,
@@ -33,12 +34,12 @@ def combination_problems(recipe: Recipe) -> list[Problem]:
 
 
 def _model_problems(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.model.reset_head and recipe.init_from is None:
+    if isinstance(recipe, ClassificationRecipe) and recipe.model.reset_head and recipe.init_from is None:
         yield Problem(("model", "reset_head"), "a new head replaces that of `init_from`, which is absent", "true")
-    for name in ("freeze_vision", "freeze_text"):
+    for name in ("freeze_vision", "freeze_text", "freeze_language"):
         if recipe.stages is not None and name in _given(recipe.model):
             what = "shorthand for one stage, say what trains in `stages` instead or remove `stages`"
-            yield Problem(("model", name), what, "true")
+            yield Problem(("model", name), what, shown(_given(recipe.model)[name]))
 
 
 def _stage_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -140,6 +141,7 @@ def _between_sections(recipe: Recipe) -> Iterator[Problem]:
         given = shown(recipe.training["label_smoothing_factor"])
         yield Problem(("training", "label_smoothing_factor"), what, given)
     yield from _mixing_problems(recipe)
+    yield from _contrastive_problems(recipe)
     for path in _evaluation_users(recipe):
         if recipe.training.get("eval_strategy") == "no":
             yield Problem(path, "needs evaluations while training, but `training.eval_strategy` is no")
@@ -158,7 +160,7 @@ def _evaluation_users(recipe: Recipe) -> Iterator[KeyPath]:
 
 
 def _mixing_problems(recipe: Recipe) -> Iterator[Problem]:
-    if not isinstance(recipe, FusionRecipe):
+    if isinstance(recipe, ImageClassificationRecipe):
         return
     sections: list[tuple[KeyPath, AugmentSection | None]] = [(("data", "augment"), recipe.data.augment)]
     sections += [(("stages", index, "augment"), stage.augment) for index, stage in enumerate(recipe.stages or [])]
@@ -167,6 +169,30 @@ def _mixing_problems(recipe: Recipe) -> Iterator[Problem]:
             if augment is not None and name in _given(augment):
                 what = "mixes images and labels, but texts cannot be mixed; only task: image-classification has it"
                 yield Problem((*path, name), what, shown(_given(augment)[name]))
+
+
+def _contrastive_problems(recipe: Recipe) -> Iterator[Problem]:
+    for index, stage in enumerate(recipe.stages or []):
+        if stage.label_smoothing is not None and not isinstance(recipe, ClassificationRecipe):
+            path = ("stages", index, "label_smoothing")
+            yield Problem(path, "only the loss of a classifier changes with the stage", shown(stage.label_smoothing))
+    if not isinstance(recipe, ContrastiveRecipe) or (batch_size := recipe.contrastive.batch_size) is None:
+        return
+    if "gradient_accumulation_steps" in recipe.training:
+        what = "follows from `contrastive.batch_size` and the micro-batch, remove one of the two"
+        given = shown(recipe.training["gradient_accumulation_steps"])
+        yield Problem(("training", "gradient_accumulation_steps"), what, given)
+    micro_batches: list[tuple[str, int]] = [
+        ("training.per_device_train_batch_size", recipe.training.get("per_device_train_batch_size", 8))
+    ]
+    micro_batches += [
+        (f"stages.{index}.batch_size", stage.batch_size)
+        for index, stage in enumerate(recipe.stages or [])
+        if stage.batch_size is not None
+    ]
+    for key, micro_batch in micro_batches:
+        if batch_size % micro_batch:
+            yield Problem(("contrastive", "batch_size"), f"is no multiple of {key} ({micro_batch})", shown(batch_size))
 
 
 def _given(section: Section) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from mmhf.recipe.augment_sections import (
     RandomErasingSection,
     RandomResizedCropSection,
 )
+from mmhf.recipe.caption_data_sections import CaptionDataSection
+from mmhf.recipe.captioner_sections import CaptionerModelSection, CaptionEvaluationSection, GenerationSection
+from mmhf.recipe.contrastive_sections import ContrastiveSection, DualEncoderModelSection
 from mmhf.recipe.data_sections import (
     ColumnsSection,
     DataSection,
@@ -53,13 +56,20 @@ from mmhf.recipe.training_sections import (
 __all__ = [
     "AffineSection",
     "AugmentSection",
+    "CaptionDataSection",
+    "CaptionEvaluationSection",
+    "CaptionerModelSection",
+    "CaptioningRecipe",
     "CheckpointsSection",
     "ClassificationRecipe",
     "ClassifierHeadSection",
     "ColorJitterSection",
     "ColumnsSection",
+    "ContrastiveRecipe",
+    "ContrastiveSection",
     "DataSection",
     "DataSectionBase",
+    "DualEncoderModelSection",
     "EmaSection",
     "EvaluationSection",
     "FakedditDataSection",
@@ -68,6 +78,7 @@ __all__ = [
     "FusionRecipe",
     "FusionSection",
     "GaussianBlurSection",
+    "GenerationSection",
     "HubDataSection",
     "ImageClassificationRecipe",
     "ImageClassifierModelSection",
@@ -149,10 +160,30 @@ class ImageClassificationRecipe(ClassificationRecipe):
     model: ImageClassifierModelSection = ImageClassifierModelSection()
 
 
-Recipe = FusionRecipe | ImageClassificationRecipe
+class ContrastiveRecipe(RecipeBase):
+    """A recipe of the task contrastive."""
+
+    task: Literal["contrastive"]
+    model: DualEncoderModelSection = DualEncoderModelSection()
+    data: CaptionDataSection
+    contrastive: ContrastiveSection = ContrastiveSection()
+
+
+class CaptioningRecipe(RecipeBase):
+    """A recipe of the task image-captioning."""
+
+    task: Literal["image-captioning"]
+    model: CaptionerModelSection = CaptionerModelSection()
+    data: CaptionDataSection
+    generation: GenerationSection = GenerationSection()
+    evaluation: CaptionEvaluationSection = CaptionEvaluationSection()
+
+
+Recipe = FusionRecipe | ImageClassificationRecipe | ContrastiveRecipe | CaptioningRecipe
 """Any recipe: the union of the tasks' recipes."""
 
 RECIPE_BY_TASK: dict[str, type[Recipe]] = {
     "image-text-classification": FusionRecipe,
     "image-classification": ImageClassificationRecipe,
+    "contrastive": ContrastiveRecipe,
 }

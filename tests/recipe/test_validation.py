@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from mmhf.errors import InputError
 from mmhf.recipe import recipe_from_dict
-from mmhf.recipe.schema import FusionRecipe
+from mmhf.recipe.schema import RECIPE_BY_TASK, FusionRecipe
 from mmhf.recipe.schema_tree import alternatives, fields_at, is_section, sections_for
 from mmhf.recipe.training_arguments import training_fields
 
 Problems = Callable[..., list[str]]
+TASKS = ", ".join([*RECIPE_BY_TASK][:-1]) + f" or {[*RECIPE_BY_TASK][-1]}"
 HEAD = "task: image-text-classification\ndata: {source: sample}\n"
 
 
@@ -125,22 +126,22 @@ def test_a_source_is_judged_by_its_own_keys(problems: Problems, data: str, expec
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("data: {}\n", ["r.yaml:1: task: missing, must be image-text-classification or image-classification"]),
+        ("data: {}\n", [f"r.yaml:1: task: missing, must be {TASKS}"]),
         (
             "tsk: image-text-classification\ndata: {}\n",
             [
-                "r.yaml:1: task: missing, must be image-text-classification or image-classification",
+                f"r.yaml:1: task: missing, must be {TASKS}",
                 "r.yaml:1: tsk: unknown key; got 'image-text-classification'; did you mean task?",
             ],
         ),
         (
             "task: image-txt-classification\n",
             [
-                "r.yaml:1: task: must be image-text-classification or image-classification;"
+                f"r.yaml:1: task: must be {TASKS};"
                 " got 'image-txt-classification'; did you mean image-text-classification?"
             ],
         ),
-        ("task: [a]\n", ['r.yaml:1: task: must be image-text-classification or image-classification; got ["a"]']),
+        ("task: [a]\n", [f'r.yaml:1: task: must be {TASKS}; got ["a"]']),
         ("task: image-text-classification\n", ["r.yaml:1: data: missing"]),
     ],
 )

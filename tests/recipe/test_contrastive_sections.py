@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from mmhf.recipe import recipe_from_dict
+
+Problems = Callable[..., list[str]]
+HEAD = "task: contrastive\ndata: {source: sample}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "model: {vision: {backbone: timm/resnet18, patch_size: 32, width: 64}}",
+            "backbone timm/resnet18 has an architecture already; remove width, patch_size",
+        ),
+        ("model: {text: {backbone: pypi/all-minilm-l6-v2, tokenizer: x}}", "has an architecture already; remove tok"),
+        ("model: {text: {width: 100}}", "a width of 100 does not divide into 8 heads"),
+        ("model: {vision: {pooling: pooler}}", "a tower from scratch has no pooler of its own"),
+        ("model: {text: {pooling: cls}}", "with causal attention the first token sees no other"),
+        ("model: {temperature: {start: 0.001}}", "model.temperature.start: must be greater than or equal to 0.01"),
+        (
+            "contrastive: {batch_size: 100}\ntraining: {per_device_train_batch_size: 16}",
+            "contrastive.batch_size: is no multiple of training.per_device_train_batch_size (16)",
+        ),
+        (
+            "contrastive: {batch_size: 64}\nstages: [{name: a, epochs: 1, batch_size: 48}]",
+            "contrastive.batch_size: is no multiple of stages.0.batch_size (48)",
+        ),
+        (
+            "contrastive: {batch_size: 64}\ntraining: {gradient_accumulation_steps: 2}",
+            "training.gradient_accumulation_steps: follows from `contrastive.batch_size`",
+        ),
+        ("stages: [{name: a, epochs: 1, label_smoothing: 0.1}]", "stages.0.label_smoothing: only the loss of a class"),
+        ("stages: [{name: a, epochs: 1, augment: {mixup: 0.2}}]", "stages.0.augment.mixup: mixes images and labels"),
+    ],
+)
+def test_impossible_dual_encoders_are_refused(problems: Problems, text: str, expected: str) -> None:
+    lines = problems(HEAD + text)
+    assert len(lines) == 1
+    assert expected in lines[0]
+
+
+def test_the_default_is_the_seed_s_clip() -> None:
+    recipe = recipe_from_dict({"task": "contrastive", "data": {"source": "sample"}}, name="r").recipe
+    vision, text = recipe.model.vision, recipe.model.text
+    assert (vision.patch_size, vision.width, vision.layers, vision.heads) == (16, 768, 12, 12)
+    assert (text.width, text.layers, recipe.model.temperature.start) == (512, 8, 0.07)
+
+
+def test_a_resolved_recipe_of_pretrained_towers_is_valid_again() -> None:
+    model = {"vision": {"backbone": "timm/resnet18", "pooling": "avg"}, "text": {"backbone": "pypi/all-minilm-l6-v2"}}
+    resolved = recipe_from_dict({"task": "contrastive", "model": model, "data": {"source": "sample"}}, name="r")
+    again = recipe_from_dict(resolved.recipe.model_dump(), name="r")
+    assert again.recipe == resolved.recipe

@@ -1,0 +1,219 @@
+"""Recall, median rank and mean average precision of image-text retrieval, each with the sentence that defines it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from mmhf.errors import InputError
+from mmhf.evaluation.retrieval.geometry import MAX_UNIFORMITY_ROWS, alignment, uniformity
+from mmhf.evaluation.retrieval.ranks import RetrievalRanks, retrieval_ranks
+
+RECALL_KS = (1, 5, 10)
+NO_IMAGE = -1
+"""Image of a caption that no metric may see."""
+
+_COSINE = "Similarity is the cosine of the embeddings, candidates are all of the split"
+_TIES = "Ties: as torch.topk orders them, which is CLIP_benchmark's rule"
+_TIES_IN_ORDER = "Ties: the earlier row stands first"
+_ANSWERS = {
+    "image_to_text": ("images for which at least one of their captions is", "captions"),
+    "text_to_image": ("captions for which their image is", "images"),
+}
+
+
+def _protocols() -> dict[str, str]:
+    protocols = {}
+    for direction, (queries, candidates) in _ANSWERS.items():
+        for k in RECALL_KS:
+            protocols[f"{direction}_recall@{k}"] = (
+                f"Share of {queries} among the {k} most similar {candidates} (CLIP_benchmark's recall). "
+                f"{_COSINE}. {_TIES}."
+            )
+        protocols[f"{direction}_median_rank"] = (
+            f"Median rank, from 1, of the first right one among all {candidates}. {_TIES_IN_ORDER}."
+        )
+        protocols[f"{direction}_map"] = (
+            f"Mean over queries of average precision: the mean, over the right {candidates}, of the share of right "
+            f"ones down to each. {_TIES_IN_ORDER}."
+        )
+    protocols["mean_recall"] = "Mean of the six recalls: one number to choose checkpoints by."
+    protocols["alignment"] = (
+        "Mean squared distance between an image and each of its captions on the unit sphere; smaller is closer "
+        "(Wang and Isola 2020)."
+    )
+    for modality in ("image", "text"):
+        protocols[f"{modality}_uniformity"] = (
+            f"Logarithm of the mean of exp(-2 d²) over pairs of {modality} embeddings at distance d on the unit "
+            f"sphere; smaller is more evenly spread (Wang and Isola 2020). Over {MAX_UNIFORMITY_ROWS:,} drawn rows "
+            "where there are more."
+        )
+    return protocols
+
+
+RETRIEVAL_PROTOCOLS: dict[str, str] = _protocols()
+"""How each number of `retrieval_metrics` is defined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalEvaluation:
+    """All that one split's embeddings say, as plain numbers.
+
+    Attributes:
+        metrics (`dict[str, float]`): the numbers that `RETRIEVAL_PROTOCOLS` defines; never NaN.
+        undefined (`dict[str, str]`): metrics that this split cannot define, each with the reason.
+        queries (`NDArray[np.int64]` of shape `(Q,)`): rows of the images that have captions.
+        first_caption_ranks (`NDArray[np.int64]` of shape `(Q,)`): rank of the first right caption of each.
+        captions (`NDArray[np.int64]` of shape `(C,)`): rows of the captions that were evaluated.
+        image_ranks (`NDArray[np.int64]` of shape `(C,)`): rank of the right image of each.
+        num_images (`int`): images among which captions searched.
+        num_ignored (`int`): captions left out because their image is -1.
+    """
+
+    metrics: dict[str, float]
+    undefined: dict[str, str]
+    queries: NDArray[np.int64]
+    first_caption_ranks: NDArray[np.int64]
+    captions: NDArray[np.int64]
+    image_ranks: NDArray[np.int64]
+    num_images: int
+    num_ignored: int
+
+
+def retrieval_metrics(
+    image_embeds: ArrayLike | torch.Tensor, text_embeds: ArrayLike | torch.Tensor, image_index: ArrayLike
+) -> dict[str, float]:
+    """The numbers that `RETRIEVAL_PROTOCOLS` defines, for Trainer's `compute_metrics`; undefined ones are left out.
+
+    Args and errors are those of `evaluate_retrieval`.
+    """
+    return evaluate_retrieval(image_embeds, text_embeds, image_index).metrics
+
+
+@torch.inference_mode()
+def evaluate_retrieval(
+    image_embeds: ArrayLike | torch.Tensor, text_embeds: ArrayLike | torch.Tensor, image_index: ArrayLike
+) -> RetrievalEvaluation:
+    """Search captions by image and images by caption, and say how well that went.
+
+    The similarities of 31,000 images and 155,000 captions are never held at once: memory beyond normalised copies of
+    the embeddings stays under 256 MiB.
+
+    Args:
+        image_embeds (`ArrayLike` or `torch.Tensor` of shape `(I, D)`): One row an image, of any length and dtype.
+        text_embeds (`ArrayLike` or `torch.Tensor` of shape `(T, D)`): One row a caption.
+        image_index (`ArrayLike` of shape `(T,)`): Row of each caption's image; -1 leaves the caption out. An image
+            without captions is a candidate and no query.
+
+    Raises:
+        InputError: An embedding is NaN or infinite: the training has diverged.
+        ValueError: The shapes disagree, an index is outside the images, or no caption is left.
+    """
+    index = _as_tensor(image_index).numpy()
+    images, texts = _normalised(image_embeds, "image"), _normalised(text_embeds, "text")
+    _check_shapes(images, texts, index)
+    captions = np.flatnonzero(index != NO_IMAGE)
+    if not len(captions):
+        raise ValueError("no caption has an image")
+    if len(captions) < len(index):
+        texts = texts[torch.from_numpy(captions)]
+    owners = index[captions].astype(np.int64)
+    ranks = retrieval_ranks(images, texts, owners, RECALL_KS)
+    queries = np.unique(owners)
+    metrics = {**_search_metrics(ranks, owners, queries), "alignment": _alignment(images, texts, owners)}
+    undefined = {}
+    for modality, embeds in (("image", images), ("text", texts)):
+        if len(embeds) > 1:
+            metrics[f"{modality}_uniformity"] = uniformity(embeds)
+        else:
+            undefined[f"{modality}_uniformity"] = f"it is of pairs, and there is one {modality}"
+    return RetrievalEvaluation(
+        metrics=metrics,
+        undefined=undefined,
+        queries=queries,
+        first_caption_ranks=_first_ranks(ranks.caption_ranks, owners, queries),
+        captions=captions,
+        image_ranks=ranks.image_ranks,
+        num_images=len(images),
+        num_ignored=len(index) - len(captions),
+    )
+
+
+def _as_tensor(values: ArrayLike | torch.Tensor) -> torch.Tensor:
+    return (values if isinstance(values, torch.Tensor) else torch.from_numpy(np.asarray(values))).detach().cpu()
+
+
+def _normalised(embeds: ArrayLike | torch.Tensor, modality: str) -> torch.Tensor:
+    rows = _as_tensor(embeds)
+    if rows.ndim != 2:
+        raise ValueError(f"expected {modality} embeddings (N, D), got {tuple(rows.shape)}")
+    normalised = torch.nn.functional.normalize(rows.float(), dim=-1)
+    broken = int((~normalised.isfinite()).any(dim=1).sum())
+    if broken:
+        raise InputError(
+            f"the {modality} embeddings of {broken} of {len(rows)} rows are NaN or infinite: the training has "
+            "diverged; lower training.learning_rate, set training.max_grad_norm, or train in full precision"
+        )
+    return normalised
+
+
+def _check_shapes(images: torch.Tensor, texts: torch.Tensor, index: NDArray[np.int64]) -> None:
+    if images.shape[1] != texts.shape[1] or index.shape != (len(texts),):
+        raise ValueError(
+            "expected image embeddings (I, D), text embeddings (T, D) and image_index (T,), "
+            f"got {tuple(images.shape)}, {tuple(texts.shape)} and {index.shape}"
+        )
+    outside = (index < NO_IMAGE) | (index >= len(images))
+    if outside.any():
+        raise ValueError(f"image_index {index[outside][0]} is outside the {len(images)} images")
+
+
+def _search_metrics(ranks: RetrievalRanks, owners: NDArray[np.int64], queries: NDArray[np.int64]) -> dict[str, float]:
+    first_ranks = _first_ranks(ranks.caption_ranks, owners, queries)
+    metrics: dict[str, float] = {}
+    for direction, hits, firsts, precisions in (
+        (
+            "image_to_text",
+            {k: of_images[queries] for k, of_images in ranks.image_hits.items()},
+            first_ranks,
+            _average_precisions(ranks.caption_ranks, owners, queries),
+        ),
+        ("text_to_image", ranks.caption_hits, ranks.image_ranks, 1 / ranks.image_ranks),
+    ):
+        metrics |= {f"{direction}_recall@{k}": float(hits[k].mean()) for k in RECALL_KS}
+        metrics[f"{direction}_median_rank"] = float(np.median(firsts))
+        metrics[f"{direction}_map"] = float(precisions.mean())
+    metrics["mean_recall"] = float(np.mean([value for name, value in metrics.items() if "_recall@" in name]))
+    return metrics
+
+
+def _first_ranks(
+    caption_ranks: NDArray[np.int64], owners: NDArray[np.int64], queries: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    firsts = np.full(queries[-1] + 1, np.iinfo(np.int64).max)
+    np.minimum.at(firsts, owners, caption_ranks)
+    return firsts[queries]
+
+
+def _average_precisions(
+    caption_ranks: NDArray[np.int64], owners: NDArray[np.int64], queries: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Of each image: the n-th of its captions, standing at rank r, has precision n / r."""
+    order = np.lexsort((caption_ranks, owners))
+    starts = np.searchsorted(owners[order], queries)
+    counts = np.diff(np.append(starts, len(order)))
+    nth = np.arange(len(order)) - np.repeat(starts, counts) + 1
+    return np.add.reduceat(nth / caption_ranks[order], starts) / counts
+
+
+def _alignment(images: torch.Tensor, texts: torch.Tensor, owners: NDArray[np.int64]) -> float:
+    """In pieces, so that the images are not copied once a caption."""
+    pieces = np.array_split(np.arange(len(owners)), -(-len(owners) // MAX_UNIFORMITY_ROWS))
+    sums = [
+        len(piece) * alignment(images[torch.from_numpy(owners[piece])], texts[piece[0] : piece[-1] + 1])
+        for piece in pieces
+    ]
+    return float(np.sum(sums)) / len(owners)

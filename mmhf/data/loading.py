@@ -12,7 +12,7 @@ from mmhf.data.bad_examples import BadExample
 from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplicates
 from mmhf.data.fingerprint import fingerprint_splits
 from mmhf.data.rows import SPLITS, SourceData
-from mmhf.data.screening import SplitScreen
+from mmhf.data.screening import LabelScreen
 from mmhf.data.sources.fakeddit import read_fakeddit
 from mmhf.data.sources.hub import read_hub, read_hub_stream
 from mmhf.data.sources.image_folder import read_image_folder
@@ -105,7 +105,7 @@ def load_data(
     names, label_ids = number_labels(source.label_of, label_names, origin=f"data source {section.source!r} ({files})")
     loaded = LoadedData({}, names)
     for split in (name for name in SPLITS if name in source.splits):
-        screen = SplitScreen(source.splits[split], split, section, label_ids, with_text=with_text)
+        screen = LabelScreen(source.splits[split], split, section, label_ids=label_ids, with_text=with_text)
         loaded.splits[split] = screen.run(check_images=check_images)
         loaded.bad_examples += screen.bad_examples
     if isinstance(section, ImageFolderDataSection):

@@ -13,16 +13,18 @@ from mmhf.data.images import find_image_problem
 from mmhf.data.local_paths import DataFolder
 
 IMAGE_FEATURE = {"path": datasets.Value("string"), "bytes": datasets.Value("binary")}
-ROW_FEATURES = datasets.Features(
-    {
-        "row": datasets.Value("int64"),
-        "id": datasets.Value("string"),
-        "image": IMAGE_FEATURE,
-        "text": datasets.Value("string"),
-        "label": datasets.Value("int64"),
-    }
-)
-"""The columns of loaded data: row number in the source (from 1), its name, image, text and class id."""
+_FEATURES: dict[str, Any] = {
+    "row": datasets.Value("int64"),
+    "id": datasets.Value("string"),
+    "image": IMAGE_FEATURE,
+    "text": datasets.Value("string"),
+    "label": datasets.Value("int64"),
+    "captions": datasets.List(datasets.Value("string")),
+}
+ROW_FEATURES = datasets.Features({name: _FEATURES[name] for name in ("row", "id", "image", "text", "label")})
+"""The columns of labelled data: row number in the source (from 1), its name, image, text and class id."""
+CAPTION_FEATURES = datasets.Features({name: _FEATURES[name] for name in ("row", "id", "image", "captions")})
+"""The columns of captioned data: row number of the image's first row in the source, its name, image and captions."""
 
 NO_IMAGE: dict[str, Any] = {"path": None, "bytes": None}
 SPLITS = ("train", "validation", "test")
@@ -49,16 +51,14 @@ class ImageColumn(Protocol):
         ...
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SourceRows:
-    """The rows of one split, column by column; positions count from 0, row numbers are the user's."""
+    """The images of one split; positions count from 0, row numbers are the user's."""
 
     origin: str
     """The file or data set, for messages."""
     rows: list[int]
     ids: list[str]
-    texts: list[str | None]
-    labels: list[str | None]
     images: ImageColumn
     malformed: dict[int, str] = field(default_factory=dict)
     """Position → why the row cannot be read."""
@@ -69,20 +69,52 @@ class SourceRows:
         return len(self.rows)
 
 
+@dataclass(kw_only=True)
+class LabelledRows(SourceRows):
+    """Images with a label each, and a text where the task has one."""
+
+    texts: list[str | None]
+    labels: list[str | None]
+
+
+class Caption(NamedTuple):
+    """A caption as the user wrote it."""
+
+    text: str | None
+    row: int
+    """Row number of the caption, which an image with several rows does not tell."""
+    note: str | None = None
+    """What had to be repaired to read it."""
+
+
+@dataclass(kw_only=True)
+class CaptionedRows(SourceRows):
+    """Images with all their captions each."""
+
+    captions: list[list[Caption]]
+
+
 @dataclass
 class SourceData:
     """All splits of a source and what its label values are called."""
 
-    splits: dict[str, SourceRows]
+    splits: dict[str, LabelledRows]
     label_of: dict[str, str]
     """Label value → label name, in the order of the class ids."""
+
+
+def column_features(names: Iterable[str]) -> datasets.Features:
+    """The features of loaded data's columns, in their usual order."""
+    wanted = set(names)
+    return datasets.Features({name: feature for name, feature in _FEATURES.items() if name in wanted})
 
 
 def _table(
     positions: Sequence[int], images: list[dict[str, Any]], columns: Mapping[str, list[Any]]
 ) -> datasets.Dataset:
     values: dict[str, list[Any]] = {"image": images, **columns}
-    return datasets.Dataset.from_dict({name: values[name] for name in ROW_FEATURES}, features=ROW_FEATURES)
+    features = column_features(values)
+    return datasets.Dataset.from_dict({name: values[name] for name in features}, features=features)
 
 
 class ImageFiles:

@@ -1,13 +1,14 @@
-"""Which rows of a split are used: labels, texts and images judged, each bad one named with its reason."""
+"""Which rows of a split are used: labels, texts, captions and images judged, each bad one named with its reason."""
 
 from __future__ import annotations
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import Any
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import datasets
 import numpy as np
@@ -15,17 +16,32 @@ from rich.console import Console
 from rich.progress import track
 
 from mmhf.data.bad_examples import BadExample
-from mmhf.data.rows import ImageProblem, SourceRows
+from mmhf.data.rows import CaptionedRows, ImageProblem, LabelledRows, SourceRows
 from mmhf.errors import InputError
 from mmhf.recipe.schema import DataSectionBase
 
 logger = logging.getLogger(__name__)
 
+RowsT = TypeVar("RowsT", bound=SourceRows)
+
 _CHUNK = 256
 _PROGRESS_ABOVE = 20_000
+_WAYS_OUT = {
+    "on_bad_row": "data.on_bad_row=skip",
+    "on_bad_image": "data.on_bad_image=skip or blank",
+    "on_empty_text": "data.on_empty_text=skip or blank",
+    "on_empty_caption": "data.on_empty_text=skip",
+}
 
 
-class SplitScreen:
+class Fault(NamedTuple):
+    """What is wrong with a row, and which of the recipe's choices says what happens then."""
+
+    reason: str
+    key: Literal["on_bad_row", "on_bad_image", "on_empty_text", "on_empty_caption"]
+
+
+class SplitScreen(ABC, Generic[RowsT]):
     """Judges the rows of one split by the recipe's choices.
 
     Args:
@@ -35,28 +51,22 @@ class SplitScreen:
             The split's name, for messages.
         section (`DataSectionBase`):
             `on_bad_row`, `on_empty_text`, `on_bad_image`, `limit` and `limit_seed` are read.
-        label_ids (`dict[str, int]`):
-            Label value → class id.
-        with_text (`bool`, defaults to `True`):
-            Rows have texts; otherwise these are not judged, and the column is the empty string.
     """
 
-    def __init__(
-        self,
-        source: SourceRows,
-        split: str,
-        section: DataSectionBase,
-        label_ids: dict[str, int],
-        *,
-        with_text: bool = True,
-    ) -> None:
+    def __init__(self, source: RowsT, split: str, section: DataSectionBase) -> None:
         self.source = source
         self.split = split
         self.section = section
-        self.label_ids = label_ids
-        self.with_text = with_text
         self.bad_examples: list[BadExample] = []
         self._blank_images: set[int] = set()
+
+    @abstractmethod
+    def _find_fault(self, position: int) -> Fault | None:
+        """Judge what a row says of its image."""
+
+    @abstractmethod
+    def _columns(self, positions: Sequence[int]) -> dict[str, list[Any]]:
+        """The columns of these rows beside number, name and image."""
 
     def run(self, *, check_images: bool = True) -> datasets.Dataset:
         """Judge the rows and make the table of those that are used.
@@ -66,7 +76,7 @@ class SplitScreen:
                 Look into the images to find broken ones.
 
         Returns:
-            `datasets.Dataset`: the columns of `ROW_FEATURES`, in the order of the source.
+            `datasets.Dataset`: the columns of `ROW_FEATURES` or `CAPTION_FEATURES`, in the order of the source.
 
         Raises:
             InputError: a bad row where the recipe says to raise, or no row is left.
@@ -89,16 +99,10 @@ class SplitScreen:
         return self._table(sorted(chosen))
 
     def _row_is_usable(self, position: int) -> bool:
-        source, section = self.source, self.section
-        if position in source.malformed:
-            return self._drop(position, source.malformed[position], "on_bad_row", section.on_bad_row)
-        label = source.labels[position]
-        if label not in self.label_ids:
-            reason = "the label is missing" if label is None else f"unknown label {label!r}"
-            return self._drop(position, reason, "on_bad_row", section.on_bad_row)
-        if self.with_text and not (source.texts[position] or "").strip():
-            return self._drop(position, "the text is empty", "on_empty_text", section.on_empty_text)
-        return True
+        if position in self.source.malformed:
+            return self._drop(position, Fault(self.source.malformed[position], "on_bad_row"))
+        fault = self._find_fault(position)
+        return fault is None or self._drop(position, fault)
 
     def _with_usable_image(self, positions: Sequence[int], check: bool) -> list[int]:
         return [
@@ -129,20 +133,27 @@ class SplitScreen:
 
     def _image_is_usable(self, position: int, problem: ImageProblem) -> bool:
         if problem.kind == "row":
-            return self._drop(position, problem.reason, "on_bad_row", self.section.on_bad_row)
-        keep = self._drop(position, problem.reason, "on_bad_image", self.section.on_bad_image)
+            return self._drop(position, Fault(problem.reason, "on_bad_row"))
+        keep = self._drop(position, Fault(problem.reason, "on_bad_image"))
         if keep:
             self._blank_images.add(position)
         return keep
 
-    def _drop(self, position: int, reason: str, key: str, policy: str) -> bool:
+    def _policy(self, fault: Fault) -> str:
+        section = self.section
+        if fault.key == "on_bad_row":
+            return section.on_bad_row
+        return section.on_bad_image if fault.key == "on_bad_image" else section.on_empty_text
+
+    def _drop(self, position: int, fault: Fault, row: int | None = None) -> bool:
         """List a bad row; returns whether it is used all the same, with its text or image left blank."""
-        row, name = self.source.rows[position], self.source.ids[position]
+        row, name = row or self.source.rows[position], self.source.ids[position]
+        policy = self._policy(fault)
         if policy == "raise":
-            way_out = "data.on_bad_row=skip" if key == "on_bad_row" else f"data.{key}=skip or blank"
             named = "" if name == str(row) else f" (id {name})"
-            raise InputError(f"{self.source.origin}, row {row}{named}: {reason}; {way_out} goes on without it")
-        self.bad_examples.append(BadExample(self.split, row, name, reason))
+            way_out = f"{_WAYS_OUT[fault.key]} goes on without it"
+            raise InputError(f"{self.source.origin}, row {row}{named}: {fault.reason}; {way_out}")
+        self.bad_examples.append(BadExample(self.split, row, name, fault.reason))
         return policy == "blank"
 
     def _table(self, positions: list[int]) -> datasets.Dataset:
@@ -150,11 +161,10 @@ class SplitScreen:
         columns: dict[str, list[Any]] = {
             "row": [source.rows[position] for position in positions],
             "id": [source.ids[position] for position in positions],
-            "text": [(source.texts[position] or "").strip() if self.with_text else "" for position in positions],
-            "label": [self.label_ids[source.labels[position] or ""] for position in positions],
+            **self._columns(positions),
         }
         if self.bad_examples:
-            logger.warning("%s: %d bad rows in %s", self.source.origin, len(self.bad_examples), self.split)
+            logger.warning("%s: %d bad rows in %s", source.origin, len(self.bad_examples), self.split)
         return source.images.to_dataset(positions, self._blank_images, columns)
 
     def _nothing_left(self) -> str:
@@ -163,3 +173,74 @@ class SplitScreen:
             return f"{origin} has no rows"
         first = self.bad_examples[0]
         return f"{origin} has {len(self.source)} rows and none can be used; row {first.row}: {first.reason}"
+
+
+class LabelScreen(SplitScreen[LabelledRows]):
+    """Judges rows with a label, and a text where the task has one.
+
+    Args:
+        source, split, section:
+            See [`SplitScreen`].
+        label_ids (`dict[str, int]`):
+            Label value → class id.
+        with_text (`bool`, defaults to `True`):
+            Rows have texts; otherwise these are not judged, and the column is the empty string.
+    """
+
+    def __init__(
+        self,
+        source: LabelledRows,
+        split: str,
+        section: DataSectionBase,
+        *,
+        label_ids: dict[str, int],
+        with_text: bool = True,
+    ) -> None:
+        super().__init__(source, split, section)
+        self.label_ids = label_ids
+        self.with_text = with_text
+
+    def _find_fault(self, position: int) -> Fault | None:
+        label = self.source.labels[position]
+        if label not in self.label_ids:
+            return Fault("the label is missing" if label is None else f"unknown label {label!r}", "on_bad_row")
+        if self.with_text and not (self.source.texts[position] or "").strip():
+            return Fault("the text is empty", "on_empty_text")
+        return None
+
+    def _columns(self, positions: Sequence[int]) -> dict[str, list[Any]]:
+        source = self.source
+        return {
+            "text": [(source.texts[position] or "").strip() if self.with_text else "" for position in positions],
+            "label": [self.label_ids[source.labels[position] or ""] for position in positions],
+        }
+
+
+class CaptionScreen(SplitScreen[CaptionedRows]):
+    """Judges images with captions: an empty caption is left out, and an image without any other, too."""
+
+    def _find_fault(self, position: int) -> Fault | None:
+        name = self.source.ids[position]
+        captions = self.source.captions[position]
+        for number, caption in enumerate(captions, start=1):
+            if caption.note is not None:
+                self.bad_examples.append(BadExample(self.split, caption.row, name, caption.note))
+            if is_empty(caption.text) and len(captions) > 1:
+                self._drop(position, Fault(f"caption {number} is empty", "on_empty_caption"), caption.row)
+        if all(is_empty(caption.text) for caption in captions):
+            return Fault("the image has no caption" if captions else "no caption names the image", "on_empty_caption")
+        return None
+
+    def _columns(self, positions: Sequence[int]) -> dict[str, list[Any]]:
+        captions = self.source.captions
+        return {
+            "captions": [
+                [str(caption.text).strip() for caption in captions[position] if not is_empty(caption.text)]
+                for position in positions
+            ]
+        }
+
+
+def is_empty(text: str | None) -> bool:
+    """Whether a caption says nothing: absent, or white space and invisible characters alone."""
+    return text is None or not any(character.isprintable() and not character.isspace() for character in text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from mmhf.data.rows import SPLITS, ImageFiles, SourceData, SourceRows
+from mmhf.data.rows import SPLITS, ImageFiles, LabelledRows, SourceData
 from mmhf.data.sources.table_files import TableFile, read_table
 from mmhf.errors import InputError
 from mmhf.recipe.schema import FakedditDataSection
@@ -75,13 +75,13 @@ def _image_folder(section: FakedditDataSection, folder: Path) -> Path:
     raise InputError(f"{folder}: no image folder {' or '.join(candidates)}; data.image_dir names it")
 
 
-def _rows(table: TableFile, section: FakedditDataSection, images: Path) -> SourceRows:
+def _rows(table: TableFile, section: FakedditDataSection, images: Path) -> LabelledRows:
     ids = table.columns["id"]
     malformed = dict(table.malformed)
     for position, name in enumerate(ids):
         if name is None:
             malformed.setdefault(position, "the id is missing")
-    return SourceRows(
+    return LabelledRows(
         origin=table.origin,
         rows=table.rows,
         ids=[name or str(row) for name, row in zip(ids, table.rows, strict=True)],

@@ -7,10 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
-import numpy as np
 
 from mmhf.data.images import find_image_problem
-from mmhf.data.rows import SPLITS, ImageProblem, SourceData, SourceRows
+from mmhf.data.rows import SPLITS, ImageProblem, LabelledRows, SourceData, column_features
 from mmhf.data.sources.table import sort_labels
 from mmhf.data.sources.table_files import as_text, require_column
 from mmhf.data.splits import split_positions
@@ -50,12 +49,13 @@ class HubImages:
         """See `ImageColumn`; a blank image stays as it is, for the collator to replace."""
         chosen = [self.positions[position] for position in positions]
         table = self.images
+        features = column_features(columns)
         # Columns come first and rows are chosen last: adding a column to chosen rows would copy every image.
         for name, values in columns.items():
-            filler: Any = "" if isinstance(values[0], str) else -1
-            full = np.full(len(table), filler, dtype=object)
-            full[chosen] = values
-            table = table.add_column(name, full.tolist())
+            full: list[Any] = [None] * len(table)
+            for position, value in zip(chosen, values, strict=True):
+                full[position] = value
+            table = table.add_column(name, full, feature=features[name])
         return table if chosen == list(range(len(table))) else table.select(chosen)
 
 
@@ -212,7 +212,7 @@ def _label_map(section: HubDataSection, features: datasets.Features) -> dict[str
     return {name: name for name in feature.names} if isinstance(feature, datasets.ClassLabel) else None
 
 
-def _rows(section: HubDataSection, source: datasets.Dataset, positions: list[int]) -> SourceRows:
+def _rows(section: HubDataSection, source: datasets.Dataset, positions: list[int]) -> LabelledRows:
     columns = section.columns
 
     def read(column: str) -> list[str | None]:
@@ -221,7 +221,7 @@ def _rows(section: HubDataSection, source: datasets.Dataset, positions: list[int
 
     rows = [position + 1 for position in positions]
     ids: Sequence[str | None] = [None] * len(rows) if columns.id is None else read(columns.id)
-    return SourceRows(
+    return LabelledRows(
         origin=f"data set {section.path}",
         rows=rows,
         ids=[name or str(row) for name, row in zip(ids, rows, strict=True)],

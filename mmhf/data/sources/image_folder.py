@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path, PurePath
 
 from mmhf.data.local_paths import DataFolder
-from mmhf.data.rows import SPLITS, ImageColumn, ImageFiles, SourceData, SourceRows
+from mmhf.data.rows import SPLITS, ImageColumn, ImageFiles, LabelledRows, SourceData
 from mmhf.data.sources.hub import HubImages
 from mmhf.data.sources.image_cache import ARCHIVE_SUFFIXES, CachedImages, cache_archive, cache_remote, is_archive
 from mmhf.data.sources.image_tree import HIDDEN, OUTSIDE, ImageTree, LabelledImage, Listing, arrange, is_hidden
@@ -198,9 +198,9 @@ def _label_map(section: ImageFolderDataSection, parts: dict[str, list[LabelledIm
 
 def _rows(
     section: ImageFolderDataSection, images: Sequence[LabelledImage], source: _Images, numbers: dict[str, int]
-) -> SourceRows:
+) -> LabelledRows:
     paths = [image.path for image in images]
-    return SourceRows(
+    return LabelledRows(
         origin=section.path,
         rows=[numbers[path] for path in paths],
         ids=paths,

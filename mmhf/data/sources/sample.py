@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 
-from mmhf.data.rows import SPLITS, EmbeddedImages, SourceData, SourceRows
+from mmhf.data.rows import SPLITS, EmbeddedImages, LabelledRows, SourceData
 from mmhf.sample_data import SAMPLE_PATH, read_sample
 
 LABELS = ("mismatched", "matched")
@@ -78,7 +78,7 @@ def _same_kind(kinds: list[str], turn: int) -> int:
     return sum(kind == kinds[(place + turn) % len(kinds)] for place, kind in enumerate(kinds))
 
 
-def _pairs(split: str) -> SourceRows:
+def _pairs(split: str) -> LabelledRows:
     drawings = read_sample(split).to_pylist()
     texts = [_text(drawing) for drawing in drawings]
     pairs = [
@@ -87,7 +87,7 @@ def _pairs(split: str) -> SourceRows:
         for text_number, label in ((number, LABELS[1]), (partner, LABELS[0]))
         if number != partner
     ]
-    return SourceRows(
+    return LabelledRows(
         origin=SAMPLE_PATH.name,
         rows=[number + 1 for number, _, _ in pairs],
         ids=[f"{drawings[number]['vendor']}-{drawings[number]['hexcode']}-{label}" for number, _, label in pairs],
@@ -97,8 +97,8 @@ def _pairs(split: str) -> SourceRows:
     )
 
 
-def _groups(drawings: list[dict[str, Any]]) -> SourceRows:
-    return SourceRows(
+def _groups(drawings: list[dict[str, Any]]) -> LabelledRows:
+    return LabelledRows(
         origin=SAMPLE_PATH.name,
         rows=list(range(1, len(drawings) + 1)),
         ids=[f"{drawing['vendor']}-{drawing['hexcode']}" for drawing in drawings],

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from mmhf.data.rows import SPLITS, EmbeddedImages, ImageColumn, ImageFiles, SourceData, SourceRows
+from mmhf.data.rows import SPLITS, EmbeddedImages, ImageColumn, ImageFiles, LabelledRows, SourceData
 from mmhf.data.sources.table_files import TableFile, as_text, read_table
 from mmhf.data.splits import SPLIT_OF_NAME, split_positions
 from mmhf.errors import InputError
@@ -55,7 +55,7 @@ def _is_number(value: str) -> bool:
         return False
 
 
-def _labels(sources: Iterable[SourceRows]) -> list[str]:
+def _labels(sources: Iterable[LabelledRows]) -> list[str]:
     return [label for source in sources for label in source.labels if label is not None]
 
 
@@ -96,7 +96,7 @@ def _cut_by_column(table: TableFile, column: str) -> dict[str, TableFile]:
     return {split: table.select(positions[split]) for split in SPLITS if split in positions}
 
 
-def _rows(table: TableFile, section: TableDataSection) -> SourceRows:
+def _rows(table: TableFile, section: TableDataSection) -> LabelledRows:
     columns = section.columns
     ids = [None] * len(table.rows) if columns.id is None else [as_text(value) for value in table.columns[columns.id]]
     texts = [None] * len(table.rows) if columns.text is None else table.columns[columns.text]
@@ -107,7 +107,7 @@ def _rows(table: TableFile, section: TableDataSection) -> SourceRows:
     root = Path(section.image_root) if section.image_root else Path(table.origin).parent
     if not root.is_dir():
         raise InputError(f"data.image_root: no such folder: {root}")
-    return SourceRows(
+    return LabelledRows(
         origin=table.origin,
         rows=table.rows,
         ids=[name or str(row) for name, row in zip(ids, table.rows, strict=True)],

@@ -39,6 +39,7 @@ from mmhf.recipe.model_sections import (
     TextEncoderSection,
     VisionEncoderSection,
 )
+from mmhf.recipe.release_sections import CardSection, ReleaseSection
 from mmhf.recipe.sections import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Range, Section, SplitName
 from mmhf.recipe.training_sections import (
     CheckpointsSection,
@@ -47,7 +48,6 @@ from mmhf.recipe.training_sections import (
     LossSection,
     OptimizerSection,
     PlateauSection,
-    ReleaseSection,
     ScheduleName,
     StageSection,
     TrackingSection,
@@ -60,6 +60,7 @@ __all__ = [
     "CaptionEvaluationSection",
     "CaptionerModelSection",
     "CaptioningRecipe",
+    "CardSection",
     "CheckpointsSection",
     "ClassificationRecipe",
     "ClassifierHeadSection",

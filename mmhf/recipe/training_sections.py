@@ -1,4 +1,4 @@
-"""The sections about training: loss, optimizer, stages, averages, checkpoints, trackers, release."""
+"""The sections about training: loss, optimizer, stages, averages, checkpoints, trackers."""
 
 from __future__ import annotations
 
@@ -115,12 +115,3 @@ class TrackingSection(Section):
     """Settings of trackers that TrainingArguments has no field for; `training.report_to` chooses the trackers."""
 
     mlflow_uri: str = "sqlite:///mlflow.db"
-
-
-class ReleaseSection(Section):
-    repo: str
-    """Folder that holds the versions of one model."""
-    version: Annotated[str, Field(pattern=r"^v?\d+(\.\d+){0,2}([-_.][0-9A-Za-z]+)*$")]
-    """In quotes, as "1.8": YAML reads an unquoted 1.10 as 1.1."""
-    include_frozen: bool = False
-    """Captioners: store the encoders that were never trained, too, and not only where they come from."""

@@ -105,7 +105,7 @@ def classification_report_sections(
         bad_examples (`Sequence[BadExample]`, *optional*): rows that were skipped or blanked.
     """
     figures = plots or {}
-    sections = [_trained(facts or {}, stages), _metrics(evaluations)]
+    sections = [trained_section(facts or {}, stages), _metrics(evaluations)]
     if "training_curves" in figures:
         caption = "Loss, metrics and learning rates over optimizer steps; dashed lines stand between stages."
         sections.append(ReportSection("Training curves", figure(figures["training_curves"], caption)))
@@ -114,11 +114,12 @@ def classification_report_sections(
             sections.append(_classes(split, evaluation, figures))
             sections.append(_confusions(split, evaluation, figures))
     sections += [_mistakes(split, examples) for split, examples in (mistakes or {}).items()]
-    sections += [_bad_rows(bad_examples), ReportSection("Recipe", code_block(recipe_yaml))]
+    sections += [bad_rows_section(bad_examples), ReportSection("Recipe", code_block(recipe_yaml))]
     return sections
 
 
-def _trained(facts: Mapping[str, object], stages: Sequence[Mapping[str, object]]) -> ReportSection:
+def trained_section(facts: Mapping[str, object], stages: Sequence[Mapping[str, object]]) -> ReportSection:
+    """What was trained: facts, name -> value, and one row a stage."""
     parts = []
     if facts:
         parts.append(table(["", ""], [[name, _plain(value)] for name, value in facts.items()]))
@@ -137,21 +138,60 @@ def _plain(value: object) -> object:
 
 
 def _metrics(evaluations: Mapping[str, ClassificationEvaluation]) -> ReportSection:
-    reported = {name for evaluation in evaluations.values() for name in evaluation.metrics}
-    rows: list[list[object]] = [["rows", *(each.num_rows for each in evaluations.values()), "Rows with a label."]]
-    rows += [
-        [name, *(each.metrics.get(name) for each in evaluations.values()), protocol]
-        for name, protocol in PROTOCOLS.items()
-        if name in reported
+    notes = [
+        f"{split}: {evaluation.num_ignored:,} rows have no label or no readable image and are left out."
+        for split, evaluation in evaluations.items()
+        if evaluation.num_ignored
     ]
-    parts = [table(["metric", *evaluations, "definition"], rows, definition="definition")]
-    for split, evaluation in evaluations.items():
-        if evaluation.num_ignored:
-            text = f"{split}: {evaluation.num_ignored:,} rows have no label or no readable image and are left out."
-            parts.append(paragraph(text, kind="note"))
-        for reason, names in _by_reason(evaluation.undefined).items():
-            parts.append(paragraph(f"{split}: not defined: {', '.join(names)}; {reason}.", kind="note"))
-    return ReportSection("Metrics", "\n".join(parts))
+    return metrics_section(
+        {split: evaluation.metrics for split, evaluation in evaluations.items()},
+        PROTOCOLS,
+        counts={"rows": ({split: each.num_rows for split, each in evaluations.items()}, "Rows with a label.")},
+        undefined={split: each.undefined for split, each in evaluations.items()},
+        notes=notes,
+    )
+
+
+def metrics_section(
+    metrics: Mapping[str, Mapping[str, float]],
+    protocols: Mapping[str, str],
+    *,
+    counts: Mapping[str, tuple[Mapping[str, int], str]],
+    undefined: Mapping[str, Mapping[str, str]] | None = None,
+    notes: Sequence[str] = (),
+) -> ReportSection:
+    """A column of numbers for each split, and what each number is.
+
+    Args:
+        metrics (`Mapping[str, Mapping[str, float]]`): split -> metric -> value.
+        protocols (`Mapping[str, str]`): metric -> definition; those that no split has are left out.
+        counts (`Mapping[str, tuple[Mapping[str, int], str]]`): what was evaluated, name -> (split -> number,
+            definition); these come first.
+        undefined (`Mapping[str, Mapping[str, str]]`, *optional*): split -> metric -> why it has none.
+        notes (`Sequence[str]`, *optional*): sentences below the table.
+    """
+    rows: list[list[object]] = [
+        [name, *(of_split[split] for split in metrics), definition] for name, (of_split, definition) in counts.items()
+    ]
+    rows += [
+        [name, *(each.get(name) for each in metrics.values()), protocol]
+        for name, protocol in protocols.items()
+        if any(name in each for each in metrics.values())
+    ]
+    sentences = list(notes)
+    for split, reasons in (undefined or {}).items():
+        sentences += [
+            f"{split}: not defined: {', '.join(names)}; {reason}." for reason, names in _by_reason(reasons).items()
+        ]
+    return ReportSection(
+        "Metrics",
+        "\n".join(
+            [
+                table(["metric", *metrics, "definition"], rows, definition="definition"),
+                *(paragraph(sentence, kind="note") for sentence in sentences),
+            ]
+        ),
+    )
 
 
 def _by_reason(undefined: Mapping[str, str]) -> dict[str, list[str]]:
@@ -241,7 +281,8 @@ def _mistakes(split: str, examples: Sequence[MistakeExample]) -> ReportSection:
     return ReportSection(title, paragraph(note, kind="note") + gallery(cards))
 
 
-def _bad_rows(bad_examples: Sequence[BadExample]) -> ReportSection:
+def bad_rows_section(bad_examples: Sequence[BadExample]) -> ReportSection:
+    """The rows that were skipped or blanked, the first 200 by name."""
     if not bad_examples:
         return ReportSection("Bad rows", paragraph("None was found.", kind="nothing"))
     counts = Counter(each.split for each in bad_examples)

@@ -19,7 +19,7 @@ class _TowerSection(Section):
     heads: PositiveInt
     mlp_ratio: PositiveFloat = 4.0
     """Width of the hidden layers in units of `width`."""
-    dropout: Fraction = 0.0
+    attention_dropout: Fraction = 0.0
 
     @model_validator(mode="after")
     def _is_one_kind(self) -> _TowerSection:
@@ -32,7 +32,7 @@ class _TowerSection(Section):
         return self
 
     def _of_towers_from_scratch(self) -> tuple[str, ...]:
-        return ("width", "layers", "heads", "mlp_ratio", "dropout")
+        return ("width", "layers", "heads", "mlp_ratio", "attention_dropout")
 
 
 class VisionTowerSection(_TowerSection):

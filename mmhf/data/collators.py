@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 IGNORED_LABEL = -100
 """A row with this label counts in no loss and no metric."""
+IGNORED_IMAGE = -1
+"""A row with this `image_index` takes part in no contrastive loss."""
 _BLANK_SIDE = 32
 
 Processor = Callable[..., Any]
@@ -103,14 +105,20 @@ class ImageCollator:
         broken = [image is None for image in images]
         usable = [blank_image() if image is None else image for image in images]
         batch = self._encode(usable, rows)
-        if "label" in rows[0]:
-            skip = self.on_bad_image == "skip"
-            labels = [IGNORED_LABEL if skip and bad else row["label"] for row, bad in zip(rows, broken, strict=True)]
-            batch["labels"] = torch.tensor(labels, dtype=torch.int64)
-            if changes.mixer is not None:
-                keys = [SampleKey(row["index"], row["epoch"]) for row in rows]
-                batch["pixel_values"], batch["labels"] = changes.mixer(batch["pixel_values"], batch["labels"], keys)
+        self._add_targets(batch, rows, [bad and self.on_bad_image == "skip" for bad in broken], changes)
         return batch
+
+    def _add_targets(
+        self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: Sequence[bool], changes: RandomChanges
+    ) -> None:
+        """Add what the model learns from; a skipped row is one that it learns nothing from."""
+        if "label" not in rows[0]:
+            return
+        labels = [IGNORED_LABEL if skip else row["label"] for row, skip in zip(rows, skipped, strict=True)]
+        batch["labels"] = torch.tensor(labels, dtype=torch.int64)
+        if changes.mixer is not None:
+            keys = [SampleKey(row["index"], row["epoch"]) for row in rows]
+            batch["pixel_values"], batch["labels"] = changes.mixer(batch["pixel_values"], batch["labels"], keys)
 
     def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         return dict(self.processor(images=images, return_tensors="pt"))
@@ -154,3 +162,43 @@ class ImageTextCollator(ImageCollator):
 
     def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         return dict(self.processor(images=images, text=[row["text"] for row in rows]))
+
+
+class CaptionCollator(ImageCollator):
+    """Makes a batch of images with a caption each; the base of those of the two tasks that have captions.
+
+    As [`ImageCollator`], with `processor(images=[PIL.Image], text=[str])`, which adds `input_ids` and `attention_mask`
+    (B, T), cut and padded as the processor does.
+    """
+
+    def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        return dict(self.processor(images=images, text=[row["caption"] for row in rows]))
+
+
+class CaptioningCollator(CaptionCollator):
+    """Makes a batch for a captioner.
+
+    Adds `labels` (B, T): the `input_ids`, with -100 where they are padding and throughout a row whose image turned out
+    to be broken under `on_bad_image: skip`. Whatever ends a caption is learnt if the processor puts it there.
+    """
+
+    def _add_targets(
+        self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: Sequence[bool], changes: RandomChanges
+    ) -> None:
+        # By the mask and not by the padding token, which is that of the end of the text in many tokenizers.
+        unlearnt = (batch["attention_mask"] == 0) | torch.tensor(skipped)[:, None]
+        batch["labels"] = batch["input_ids"].masked_fill(unlearnt, IGNORED_LABEL)
+
+
+class ContrastiveCollator(CaptionCollator):
+    """Makes a batch for a dual encoder.
+
+    Adds `image_index` (B,): equal for captions of one image, and -1 in a row whose image turned out to be broken under
+    `on_bad_image: skip`, which takes part in nothing.
+    """
+
+    def _add_targets(
+        self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: Sequence[bool], changes: RandomChanges
+    ) -> None:
+        indices = [IGNORED_IMAGE if skip else row["image_index"] for row, skip in zip(rows, skipped, strict=True)]
+        batch["image_index"] = torch.tensor(indices, dtype=torch.int64)

@@ -34,14 +34,20 @@ class RowDataset(Dataset[Row]):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[Row]:
-        # Reading a batch of rows at once costs 13 µs a row, one by one 346 µs.
         pairs = [key if isinstance(key, SampleKey) else SampleKey(int(key), 0) for key in keys]
-        columns = self.table[[pair.index for pair in pairs]]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = self._read(pairs)
         for row, pair in zip(rows, pairs, strict=True):
             row["index"], row["epoch"] = pair
             row["stage"] = self.stage
         return rows
+
+    def _read(self, keys: Sequence[SampleKey]) -> list[Row]:
+        return self._read_table([key.index for key in keys])
+
+    def _read_table(self, positions: Sequence[int]) -> list[Row]:
+        # Reading a batch of rows at once costs 13 µs a row, one by one 346 µs.
+        columns = self.table[positions]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
     def epoch_sampler(self, seed: int = 0) -> EpochSampler:
         """Make the sampler of this data set, which `set_epoch` then reaches.

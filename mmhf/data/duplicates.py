@@ -61,6 +61,7 @@ class DuplicatePair(NamedTuple):
     first: DuplicateImage
     second: DuplicateImage
     same_label: bool
+    """They have the same class, or the same captions."""
     distance: float
     """Root mean square difference of the thumbnails, of 255; 0 for equal files."""
 
@@ -93,6 +94,8 @@ class Duplicates:
     """Pairs across splits first."""
     leaks: dict[int, DuplicateImage]
     """Position in the training split → the image of validation or test that is the same."""
+    what_is_said: Literal["labels", "captions"] = "labels"
+    """What `DuplicatePair.same_label` compares."""
 
 
 def find_duplicates(splits: Mapping[str, datasets.Dataset], *, near: bool = True) -> Duplicates:
@@ -132,7 +135,8 @@ def find_duplicates(splits: Mapping[str, datasets.Dataset], *, near: bool = True
             for pair in close
         ]
     pairs.sort(key=lambda pair: (not pair.crosses_splits, pair.kind, pair.first, pair.second))
-    return Duplicates(pairs, _leaks(rows, contents, places, close))
+    captioned = any("captions" in table.column_names for table in splits.values())
+    return Duplicates(pairs, _leaks(rows, contents, places, close), "captions" if captioned else "labels")
 
 
 def describe_duplicates(duplicates: Duplicates) -> str:
@@ -142,10 +146,16 @@ def describe_duplicates(duplicates: Duplicates) -> str:
         pairs = [pair for pair in duplicates.pairs if pair.kind == kind]
         across = sum(pair.crosses_splits for pair in pairs)
         differing = sum(not pair.same_label for pair in pairs)
-        counts.append(f"{len(pairs)} {kind} ({across} across splits, {differing} with different labels)")
+        counts.append(
+            f"{len(pairs)} {kind} ({across} across splits, {differing} with different {duplicates.what_is_said})"
+        )
     shown = [f"{pair.first.id} = {pair.second.id}" for pair in duplicates.pairs[:_SHOWN]]
     leaks = f"; {len(duplicates.leaks)} training images are in validation or test, too" if duplicates.leaks else ""
     return f"duplicate images: {', '.join(counts)}{leaks}; such as {', '.join(shown)}"
+
+
+def _what_is_said(table: datasets.Dataset) -> str:
+    return "captions" if "captions" in table.column_names else "label"
 
 
 class _ClosePair(NamedTuple):
@@ -162,7 +172,7 @@ class _Rows:
     def __init__(self, tables: Mapping[str, datasets.Dataset]) -> None:
         self.images = {split: table.select_columns(["image"]) for split, table in tables.items()}
         self._columns = {
-            split: (table["row"][:], table["id"][:], table["label"][:]) for split, table in tables.items()
+            split: (table["row"][:], table["id"][:], table[_what_is_said(table)][:]) for split, table in tables.items()
         }
         self._places = [(split, position) for split, table in tables.items() for position in range(len(table))]
 

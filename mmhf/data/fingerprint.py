@@ -15,8 +15,8 @@ _BATCH = 1024
 def fingerprint_splits(splits: Mapping[str, datasets.Dataset | datasets.IterableDataset]) -> dict[str, str]:
     """Hash the rows of each split.
 
-    Ids, texts, labels and the bytes of embedded images count; of image files the name and size, so that the same data
-    in another folder has the same hash.
+    Ids, texts, labels, captions and the bytes of embedded images count; of image files the name and size, so that the
+    same data in another folder has the same hash.
 
     Args:
         splits (`Mapping[str, Dataset]`):
@@ -33,10 +33,13 @@ def fingerprint_splits(splits: Mapping[str, datasets.Dataset | datasets.Iterable
 
 def _fingerprint(table: datasets.Dataset) -> str:
     digest = hashlib.sha256()
+    columns = [name for name in ("text", "label", "captions") if name in table.column_names]
     for start in range(0, len(table), _BATCH):
         batch = table[start : start + _BATCH]
-        for name, image, text, label in zip(batch["id"], batch["image"], batch["text"], batch["label"], strict=True):
-            digest.update(json.dumps([name, text, label, _image_key(image)]).encode())
+        for name, image, *said in zip(
+            batch["id"], batch["image"], *(batch[column] for column in columns), strict=True
+        ):
+            digest.update(json.dumps([name, *said, _image_key(image)]).encode())
     return digest.hexdigest()
 
 

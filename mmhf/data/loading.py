@@ -11,14 +11,15 @@ import datasets
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplicates
 from mmhf.data.fingerprint import fingerprint_splits
-from mmhf.data.rows import SPLITS, SourceData
-from mmhf.data.screening import LabelScreen
+from mmhf.data.rows import SPLITS, CaptionedSource, SourceData
+from mmhf.data.screening import CaptionScreen, LabelScreen
 from mmhf.data.sources.fakeddit import read_fakeddit
 from mmhf.data.sources.hub import read_hub, read_hub_stream
 from mmhf.data.sources.image_folder import read_image_folder
-from mmhf.data.sources.sample import read_sample_groups, read_sample_pairs
+from mmhf.data.sources.sample import read_sample_captions, read_sample_groups, read_sample_pairs
 from mmhf.data.sources.table import read_table_source
 from mmhf.errors import InputError
+from mmhf.recipe.caption_data_sections import CaptionDataSectionBase, CaptionSampleSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import (
     DataSectionBase,
@@ -32,7 +33,9 @@ from mmhf.recipe.schema import (
 logger = logging.getLogger(__name__)
 
 _TASKS_WITH_TEXT = ("image-text-classification",)
-_TASKS = (*_TASKS_WITH_TEXT, "image-classification")
+_TASKS_WITH_LABELS = (*_TASKS_WITH_TEXT, "image-classification")
+_TASKS_WITH_CAPTIONS = ("image-captioning", "contrastive")
+_TASKS = (*_TASKS_WITH_LABELS, *_TASKS_WITH_CAPTIONS)
 
 
 @dataclass
@@ -41,9 +44,9 @@ class LoadedData:
 
     splits: dict[str, datasets.Dataset | datasets.IterableDataset]
     """`train`, `validation`, `test` → rows: `row` (number in the source, from 1), `id`, `image` (struct of `path` and
-    encoded `bytes`), `text`, `label` (class id)."""
+    encoded `bytes`), and `text`, `label` (class id) or `captions` (at least one, none empty)."""
     label_names: list[str]
-    """Names of the classes, in the order of their ids."""
+    """Names of the classes, in the order of their ids; none where rows have captions."""
     bad_examples: list[BadExample] = field(default_factory=list)
     """Rows that were dropped or blanked, and why."""
     duplicates: list[DuplicatePair] = field(default_factory=list)
@@ -89,14 +92,58 @@ def load_data(
         InputError: something is missing, a split is empty, a label is unknown, or a row is bad where the recipe says
             to raise.
     """
+    if isinstance(section, CaptionDataSectionBase) != (task in _TASKS_WITH_CAPTIONS) or task not in _TASKS:
+        raise _wrong_source(section, task)
+    wanted = splits
+    judge = section if isinstance(section, ImageFolderDataSection | CaptionDataSectionBase) else None
+    if judge is not None and judge.on_duplicate == "skip_across_splits":
+        splits = None  # what is left of the training split depends on the others
+    if isinstance(section, CaptionDataSectionBase):
+        loaded = _load_captions(section, splits, check_images=check_images)
+    else:
+        loaded = _load_labelled(section, task, label_names, splits, check_images=check_images)
+    if judge is not None:
+        _judge_duplicates(loaded, judge, check_images=check_images)
+    if wanted is not None:
+        loaded.splits = {split: table for split, table in loaded.splits.items() if split in wanted}
+        loaded.bad_examples = [example for example in loaded.bad_examples if example.split in wanted]
+    return loaded
+
+
+def _wrong_source(section: DataSectionBase, task: str) -> InputError:
+    return InputError(f"task {task!r} cannot be loaded from the source {section.source!r}")
+
+
+def _load_captions(
+    section: CaptionDataSectionBase, splits: Collection[str] | None, *, check_images: bool
+) -> LoadedData:
+    loaded = LoadedData({}, [])
+    for split, rows in _read_captions(section, splits).items():
+        screen = CaptionScreen(rows, split, section)
+        loaded.splits[split] = screen.run(check_images=check_images)
+        loaded.bad_examples += screen.bad_examples
+    return loaded
+
+
+def _read_captions(section: CaptionDataSectionBase, splits: Collection[str] | None) -> CaptionedSource:
+    if isinstance(section, CaptionSampleSection):
+        return read_sample_captions(section, splits)
+    raise _wrong_source(section, "image-captioning")
+
+
+def _load_labelled(
+    section: DataSectionBase,
+    task: str,
+    label_names: Sequence[str] | None,
+    splits: Collection[str] | None,
+    *,
+    check_images: bool,
+) -> LoadedData:
     with_text = task in _TASKS_WITH_TEXT
-    if task not in _TASKS or (with_text and isinstance(section, ImageFolderDataSection)):
-        raise InputError(f"task {task!r} cannot be loaded from the source {section.source!r}")
+    if with_text and isinstance(section, ImageFolderDataSection):
+        raise _wrong_source(section, task)
     if not with_text:
         section = _without_text(section)
-    wanted = splits
-    if isinstance(section, ImageFolderDataSection) and section.on_duplicate == "skip_across_splits":
-        splits = None  # what is left of the training split depends on the others
     if isinstance(section, HubDataSection) and section.streaming:
         streams, names = read_hub_stream(section, splits, label_names)
         return LoadedData(dict(streams), names)
@@ -108,11 +155,6 @@ def load_data(
         screen = LabelScreen(source.splits[split], split, section, label_ids=label_ids, with_text=with_text)
         loaded.splits[split] = screen.run(check_images=check_images)
         loaded.bad_examples += screen.bad_examples
-    if isinstance(section, ImageFolderDataSection):
-        _judge_duplicates(loaded, section, check_images=check_images)
-    if wanted is not None:
-        loaded.splits = {split: table for split, table in loaded.splits.items() if split in wanted}
-        loaded.bad_examples = [example for example in loaded.bad_examples if example.split in wanted]
     return loaded
 
 
@@ -146,7 +188,9 @@ def number_labels(
     return names, {value: names.index(name) for value, name in label_of.items()}
 
 
-def _judge_duplicates(loaded: LoadedData, section: ImageFolderDataSection, *, check_images: bool) -> None:
+def _judge_duplicates(
+    loaded: LoadedData, section: ImageFolderDataSection | CaptionDataSectionBase, *, check_images: bool
+) -> None:
     skip = section.on_duplicate == "skip_across_splits"
     if section.find_duplicates == "never" or not (skip or check_images):
         return
@@ -154,7 +198,7 @@ def _judge_duplicates(loaded: LoadedData, section: ImageFolderDataSection, *, ch
     found = find_duplicates(tables, near=section.find_duplicates == "near")
     loaded.duplicates = found.pairs
     if found.pairs:
-        logger.warning("%s: %s", section.path, describe_duplicates(found))
+        logger.warning("data source %s: %s", section.source, describe_duplicates(found))
     if skip and found.leaks:
         train = tables["train"]
         rows, ids = train["row"][:], train["id"][:]
@@ -164,9 +208,9 @@ def _judge_duplicates(loaded: LoadedData, section: ImageFolderDataSection, *, ch
         ]
         kept = [position for position in range(len(train)) if position not in found.leaks]
         if not kept:
-            raise InputError(f"{section.path}: every training image is in validation or test, too")
+            raise InputError(f"data source {section.source!r}: every training image is in validation or test, too")
         loaded.splits["train"] = train.select(kept)
-        logger.warning("%s: left %d images out of train", section.path, len(found.leaks))
+        logger.warning("data source %s: left %d images out of train", section.source, len(found.leaks))
 
 
 def _without_text(section: DataSectionBase) -> DataSectionBase:

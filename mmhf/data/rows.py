@@ -94,6 +94,10 @@ class CaptionedRows(SourceRows):
     captions: list[list[Caption]]
 
 
+CaptionedSource = dict[str, CaptionedRows]
+"""The splits of a source of images with captions."""
+
+
 @dataclass
 class SourceData:
     """All splits of a source and what its label values are called."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -233,14 +233,19 @@ class CaptionScreen(SplitScreen[CaptionedRows]):
 
     def _columns(self, positions: Sequence[int]) -> dict[str, list[Any]]:
         captions = self.source.captions
-        return {
-            "captions": [
-                [str(caption.text).strip() for caption in captions[position] if not is_empty(caption.text)]
-                for position in positions
-            ]
-        }
+        return {"captions": [clean_captions(caption.text for caption in captions[place]) for place in positions]}
 
 
 def is_empty(text: str | None) -> bool:
-    """Whether a caption says nothing: absent, or white space and invisible characters alone."""
+    """Whether a caption says nothing: it is absent, or all white space and invisible characters."""
     return text is None or not any(character.isprintable() and not character.isspace() for character in text)
+
+
+def clean_captions(texts: Iterable[str | None]) -> list[str]:
+    """Captions as they are used: without the empty ones, stripped, and with `?` for halves of characters.
+
+    JSON can hold half of a UTF-16 pair, which no tokenizer takes.
+    """
+    return [
+        text.strip().encode("utf-8", "replace").decode() for text in texts if text is not None and not is_empty(text)
+    ]

@@ -60,6 +60,8 @@ class CaptionSampleSection(CaptionDataSectionBase):
     max_length: PositiveInt = 32
     keywords: bool = False
     """Add one more caption to each drawing: its name with the first keywords that are not in it."""
+    find_duplicates: Literal["near", "exact", "never"] = "never"
+    """Some drawings are nearly the same, such as Fluent's cat face and grinning cat."""
 
 
 class Flickr30kSection(CaptionDataSectionBase):

@@ -7,7 +7,16 @@ from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 
-from mmhf.data.rows import SPLITS, EmbeddedImages, LabelledRows, SourceData
+from mmhf.data.rows import (
+    SPLITS,
+    Caption,
+    CaptionedRows,
+    CaptionedSource,
+    EmbeddedImages,
+    LabelledRows,
+    SourceData,
+)
+from mmhf.recipe.caption_data_sections import CaptionSampleSection
 from mmhf.sample_data import SAMPLE_PATH, read_sample
 
 LABELS = ("mismatched", "matched")
@@ -44,6 +53,21 @@ def read_sample_groups(splits: Collection[str] | None = None) -> SourceData:
     names = sorted({drawing["group"] for members in drawings.values() for drawing in members})
     chosen = [split for split in SPLITS if splits is None or split in splits]
     return SourceData({split: _groups(drawings[split]) for split in chosen}, {name: name for name in names})
+
+
+def read_sample_captions(section: CaptionSampleSection, splits: Collection[str] | None = None) -> CaptionedSource:
+    """Give each drawing its name and up to four others as captions.
+
+    Args:
+        section (`CaptionSampleSection`):
+            Whether a caption with keywords comes on top.
+        splits (`Collection[str]`, *optional*):
+            Splits to read; absent: all.
+
+    Returns:
+        `dict[str, CaptionedRows]`: the row number is the drawing's row in the split, counted from 1.
+    """
+    return {split: _captioned(split, section.keywords) for split in SPLITS if splits is None or split in splits}
 
 
 def partner_of(drawings: list[dict[str, Any]], seed: str) -> list[int]:
@@ -97,11 +121,30 @@ def _pairs(split: str) -> LabelledRows:
     )
 
 
+def _captioned(split: str, keywords: bool) -> CaptionedRows:
+    drawings = read_sample(split).to_pylist()
+    captions = []
+    for drawing in drawings:
+        longer = [_text(drawing)] if keywords else []
+        captions.append(list(dict.fromkeys([*drawing["captions"], *longer])))
+    return CaptionedRows(
+        origin=SAMPLE_PATH.name,
+        rows=list(range(1, len(drawings) + 1)),
+        ids=_ids(drawings),
+        captions=[[Caption(text, row) for text in texts] for row, texts in enumerate(captions, start=1)],
+        images=EmbeddedImages([drawing["image"]["bytes"] for drawing in drawings]),
+    )
+
+
+def _ids(drawings: list[dict[str, Any]]) -> list[str]:
+    return [f"{drawing['vendor']}-{drawing['hexcode']}" for drawing in drawings]
+
+
 def _groups(drawings: list[dict[str, Any]]) -> LabelledRows:
     return LabelledRows(
         origin=SAMPLE_PATH.name,
         rows=list(range(1, len(drawings) + 1)),
-        ids=[f"{drawing['vendor']}-{drawing['hexcode']}" for drawing in drawings],
+        ids=_ids(drawings),
         texts=[None] * len(drawings),
         labels=[drawing["group"] for drawing in drawings],
         images=EmbeddedImages([drawing["image"]["bytes"] for drawing in drawings]),

@@ -1,0 +1,80 @@
+"""Images with several captions each, as samples of one image and one caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import datasets
+import numpy as np
+
+from mmhf.data.datasets import Row, RowDataset
+from mmhf.data.samplers import SampleKey, derive_seed
+
+_SALT = 0x636170
+"""Sets the seeds here apart from those of the images' changes."""
+
+
+class CaptionDataset(RowDataset):
+    """Images with one of their captions each.
+
+    Rows are those of the table, with `caption` and `image_index`, the position of the image in the table, beside the
+    index and epoch that the row was asked for with.
+
+    Args:
+        table (`datasets.Dataset`):
+            Rows with `captions`, as `load_data` gives them.
+        captions (`str`, defaults to `"sample"`):
+            `"sample"`: a row is an image with one caption, another one each epoch until all have been seen; `"all"`: a
+            row is a caption with its image, in the order of the table.
+        seed (`int`, defaults to 0):
+            Seed of the choice.
+    """
+
+    def __init__(
+        self, table: datasets.Dataset, captions: Literal["sample", "all"] = "sample", *, seed: int = 0
+    ) -> None:
+        super().__init__(table)
+        self.captions = captions
+        self.seed = seed
+        counts = np.array([len(texts) for texts in table["captions"][:]], dtype=np.int64)
+        self._first_item = np.concatenate([[0], np.cumsum(counts)])
+
+    def __len__(self) -> int:
+        return len(self.table) if self.captions == "sample" else int(self._first_item[-1])
+
+    def _read(self, keys: Sequence[SampleKey]) -> list[Row]:
+        items = np.array([key.index for key in keys], dtype=np.int64)
+        if self.captions == "all":
+            items %= len(self)  # a negative index counts from the end
+            images = np.searchsorted(self._first_item, items, side="right") - 1
+            numbers = (items - self._first_item[images]).tolist()
+        else:
+            images = items % len(self)
+            counts = self._first_item[images + 1] - self._first_item[images]
+            numbers = [
+                caption_number(int(image), key.epoch, int(count), seed=self.seed)
+                for image, key, count in zip(images, keys, counts, strict=True)
+            ]
+        rows = self._read_table(images.tolist())
+        for row, image, number in zip(rows, images.tolist(), numbers, strict=True):
+            row["caption"], row["image_index"] = row["captions"][number], image
+        return rows
+
+
+def caption_number(image: int, epoch: int, count: int, *, seed: int = 0) -> int:
+    """Draw one of an image's captions; in `count` epochs from epoch 0, each is drawn once.
+
+    Args:
+        image, epoch (`int`):
+            What the choice depends on, beside the seed.
+        count (`int`):
+            Captions of the image.
+        seed (`int`, defaults to 0):
+            Seed.
+
+    Returns:
+        `int`: its number, from 0.
+    """
+    turn, place = divmod(epoch, count)
+    return sorted(range(count), key=lambda number: derive_seed(_SALT, seed, image, turn, number))[place]

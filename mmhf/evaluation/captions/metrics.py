@@ -29,7 +29,7 @@ class CaptionEvaluation:
         intervals (`dict[str, tuple[float, float]]`): of each metric except the loss, the ends of its 95 % interval.
         per_image (`dict[str, NDArray[np.float64]]`): of each metric except the loss, N scores. Their mean is the
             metric, save for BLEU, which is a number of the whole corpus.
-        left_out (`dict[str, str]`): metrics that could not be computed, each with the reason.
+        undefined (`dict[str, str]`): metrics that could not be computed, each with the reason.
         num_images (`int`): images, N.
         num_references (`int`): references of all images together.
         num_empty (`int`): predictions without a token; they score 0.
@@ -38,7 +38,7 @@ class CaptionEvaluation:
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     per_image: dict[str, NDArray[np.float64]]
-    left_out: dict[str, str]
+    undefined: dict[str, str]
     num_images: int
     num_references: int
     num_empty: int
@@ -59,7 +59,7 @@ def caption_metrics(
 ) -> dict[str, float]:
     """The overall numbers alone, for evaluations during training; what cannot be computed is left out.
 
-    Args and errors are those of `evaluate_captions`, whose `left_out` names what is left out and why.
+    Args and errors are those of `evaluate_captions`, whose `undefined` names what is left out and why.
     """
     scores, _ = _all_scores(predictions, references, clip_scores)
     return _overall(scores)
@@ -93,7 +93,7 @@ def evaluate_captions(
         metrics=metrics if loss is None else {"loss": float(loss), **metrics},
         intervals=_intervals(scores, resamples, seed),
         per_image={name: column for each in scores for name, column in zip(each.names, each.per_image.T, strict=True)},
-        left_out=_left_out(metrics, num_images=len(predictions)),
+        undefined=_undefined(metrics, num_images=len(predictions)),
         num_images=len(predictions),
         num_references=sum(map(len, references)),
         num_empty=num_empty,
@@ -173,7 +173,7 @@ def _intervals(scores: Sequence[_Scores], resamples: int, seed: int) -> dict[str
     }
 
 
-def _left_out(metrics: Mapping[str, float], num_images: int) -> dict[str, str]:
+def _undefined(metrics: Mapping[str, float], num_images: int) -> dict[str, str]:
     if not num_images:
         return dict.fromkeys((name for name in CAPTION_PROTOCOLS if name != "loss"), "there is no image")
     reasons = {"meteor": NO_WORDNET, "clipscore": "no CLIP was given"}

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-MAX_UNIFORMITY_ROWS = 8192
+MAX_UNIFORMITY_ROWS = 4096
 """Rows beyond which uniformity is that of a fixed random sample of so many."""
 _BLOCK_ROWS = 1024
 
@@ -31,7 +31,7 @@ def uniformity(embeds: torch.Tensor, *, t: float = 2.0) -> float:
     0 when all embeddings are the same, about -4 (for t = 2) when they fill a sphere of many dimensions evenly.
 
     Args:
-        embeds (`torch.Tensor` of shape `(N, D)`): Of length 1, N at least 2. Of more than 8,192 rows so many are
+        embeds (`torch.Tensor` of shape `(N, D)`): Of length 1, N at least 2. Of more than 4,096 rows so many are
             drawn, always the same ones.
         t (`float`, defaults to 2): The paper's.
 

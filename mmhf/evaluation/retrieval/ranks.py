@@ -15,6 +15,9 @@ _BLOCK_BYTES = 1 << 27
 _MAX_BLOCK_ROWS = 192
 """Below 256: a block's hits of one caption are counted in a byte."""
 
+_FEW = 16
+"""Candidates are picked out of a row, at the cost of a few comparisons, when they are less than 1 in so many."""
+
 
 @dataclass(frozen=True)
 class RetrievalRanks:
@@ -126,11 +129,11 @@ class _RankCounter:
     def _rank_captions(
         self, row: NDArray[np.float32], image: int, captions: NDArray[np.int64], mask: NDArray[np.bool_]
     ) -> None:
-        for caption in captions:
-            self.caption_ranks[caption] = _rank(row, int(caption), mask)
-        best = row[captions].max()
-        is_tied = np.count_nonzero(np.equal(row, best, out=mask)) > 1
-        first = self.caption_ranks[captions].min()
+        candidates, places = _narrow(row, captions, mask)
+        for caption, place in zip(captions, places, strict=True):
+            self.caption_ranks[caption] = _rank(candidates, int(place), mask)
+        first, best = self.caption_ranks[captions].min(), row[captions].max()
+        is_tied = np.count_nonzero(candidates == best) > 1
         for k, hits in self.image_hits.items():
             hits[image] = np.isin(captions, _top(row, k)).any() if is_tied else first <= k
 
@@ -158,11 +161,26 @@ class _RankCounter:
         return RetrievalRanks(self.caption_ranks, self.image_ranks, self.image_hits, self.caption_hits)
 
 
+def _narrow(
+    row: NDArray[np.float32], places: NDArray[np.int64], mask: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Keep the candidates that stand at or before the last of the right ones, if these are few.
+
+    Returns:
+        `tuple`: the kept candidates in their order, and where the right ones (`places` of `row`) are among them.
+    """
+    np.greater_equal(row, row[places].min(), out=mask)
+    if np.count_nonzero(mask) * _FEW > len(row):
+        return row, places
+    kept = np.flatnonzero(mask)
+    return row[kept], np.searchsorted(kept, places)
+
+
 def _rank(row: NDArray[np.float32], at: int, mask: NDArray[np.bool_]) -> int:
-    """Rank of one candidate among all; of equal ones the earlier stands before."""
+    """Rank of one candidate among all; of equal ones the earlier stands before. `mask` is room to work in."""
     np.greater_equal(row[:at], row[at], out=mask[:at])
-    np.greater(row[at:], row[at], out=mask[at:])
-    return int(np.count_nonzero(mask)) + 1
+    np.greater(row[at:], row[at], out=mask[at : len(row)])
+    return int(np.count_nonzero(mask[: len(row)])) + 1
 
 
 def _top(row: NDArray[np.float32], k: int) -> NDArray[Any]:

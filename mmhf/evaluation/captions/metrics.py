@@ -43,6 +43,11 @@ class CaptionEvaluation:
     num_references: int
     num_empty: int
 
+    @property
+    def num_rows(self) -> int:
+        """Images, under the name that every family's evaluation has."""
+        return self.num_images
+
 
 @dataclass(frozen=True)
 class _Scores:
@@ -162,15 +167,18 @@ def _overall(scores: Sequence[_Scores]) -> dict[str, float]:
 
 
 def _intervals(scores: Sequence[_Scores], resamples: int, seed: int) -> dict[str, tuple[float, float]]:
-    return {
-        name: (float(low), float(high))
-        for each in scores
-        for name, low, high in zip(
-            each.names,
-            *bootstrap_interval(each.statistics, each.value_of, resamples=resamples, seed=seed),
-            strict=True,
-        )
-    }
+    if not scores:
+        return {}
+    ends = np.cumsum([each.statistics.shape[1] for each in scores])[:-1]
+
+    def values_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        parts = np.split(sums, ends, axis=1)
+        return np.hstack([each.value_of(part) for each, part in zip(scores, parts, strict=True)])
+
+    statistics = np.hstack([each.statistics for each in scores])
+    low, high = bootstrap_interval(statistics, values_of, resamples=resamples, seed=seed)
+    names = [name for each in scores for name in each.names]
+    return {name: (float(low[at]), float(high[at])) for at, name in enumerate(names)}
 
 
 def _undefined(metrics: Mapping[str, float], num_images: int) -> dict[str, str]:

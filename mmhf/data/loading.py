@@ -13,13 +13,22 @@ from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplic
 from mmhf.data.fingerprint import fingerprint_splits
 from mmhf.data.rows import SPLITS, CaptionedSource, SourceData
 from mmhf.data.screening import CaptionScreen, LabelScreen
+from mmhf.data.sources.caption_hub import read_caption_hub
+from mmhf.data.sources.caption_table import read_caption_table
 from mmhf.data.sources.fakeddit import read_fakeddit
+from mmhf.data.sources.flickr30k import read_flickr30k
 from mmhf.data.sources.hub import read_hub, read_hub_stream
 from mmhf.data.sources.image_folder import read_image_folder
 from mmhf.data.sources.sample import read_sample_captions, read_sample_groups, read_sample_pairs
 from mmhf.data.sources.table import read_table_source
 from mmhf.errors import InputError
-from mmhf.recipe.caption_data_sections import CaptionDataSectionBase, CaptionSampleSection
+from mmhf.recipe.caption_data_sections import (
+    CaptionDataSectionBase,
+    CaptionHubSection,
+    CaptionSampleSection,
+    CaptionTableSection,
+    Flickr30kSection,
+)
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import (
     DataSectionBase,
@@ -128,6 +137,12 @@ def _load_captions(
 def _read_captions(section: CaptionDataSectionBase, splits: Collection[str] | None) -> CaptionedSource:
     if isinstance(section, CaptionSampleSection):
         return read_sample_captions(section, splits)
+    if isinstance(section, Flickr30kSection):
+        return read_flickr30k(section, splits)
+    if isinstance(section, CaptionTableSection):
+        return read_caption_table(section, splits)
+    if isinstance(section, CaptionHubSection):
+        return read_caption_hub(section, splits)
     raise _wrong_source(section, "image-captioning")
 
 

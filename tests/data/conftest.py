@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
+from mmhf.data.loading import LoadedData, load_data
+from mmhf.recipe.caption_data_sections import CaptionDataSection
 from mmhf.recipe.schema import DataSection
 
 _SECTIONS: TypeAdapter[Any] = TypeAdapter(DataSection)
+_CAPTION_SECTIONS: TypeAdapter[Any] = TypeAdapter(CaptionDataSection)
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +25,27 @@ def section() -> Callable[..., Any]:
         return _SECTIONS.validate_python(values)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def caption_section() -> Callable[..., Any]:
+    """A data section of images with captions from its keys; duplicates are not looked for."""
+
+    def make(**values: Any) -> Any:
+        return _CAPTION_SECTIONS.validate_python({"find_duplicates": "never", **values})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def load_captions(caption_section: Callable[..., Any]) -> Callable[..., LoadedData]:
+    """Load captioned data from the keys of its section."""
+
+    def load(*, wanted: list[str] | None = None, check_images: bool = True, **values: Any) -> LoadedData:
+        section = caption_section(**values)
+        return load_data(section, task="image-captioning", splits=wanted, check_images=check_images)
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -126,15 +126,56 @@ def read_hub_stream(
     return {split: _stream(section, loaded[names[split]], ids) for split in wanted}, known
 
 
-def _load(section: HubDataSection) -> dict[str, Any]:
+def load_hub_splits(path: str, name: str | None = None, **options: Any) -> Mapping[str, Any]:
+    """Load a data set with `datasets.load_dataset`, or open it as streams.
+
+    Args:
+        path (`str`):
+            A data set repository or folder.
+        name (`str`, *optional*):
+            Its configuration.
+        options (`Any`):
+            `revision`, `streaming` and `data_files`, as `load_dataset` takes them.
+
+    Returns:
+        `Mapping[str, Any]`: the data set's own splits.
+
+    Raises:
+        UnreachableError: the Hub cannot be reached.
+        InputError: there is no such data set, or it cannot be read.
+    """
     try:
-        loaded = datasets.load_dataset(
-            section.path, section.name, revision=section.revision, streaming=section.streaming
-        )
+        return datasets.load_dataset(path, name, **options)
     except ConnectionError as error:
-        raise UnreachableError(f"data.path: cannot reach the data set {section.path}: {_first_line(error)}") from error
+        raise UnreachableError(f"data.path: cannot reach the data set {path}: {_first_line(error)}") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"data.path: cannot load the data set {section.path}: {_first_line(error)}") from error
+        raise InputError(f"data.path: cannot load the data set {path}: {_first_line(error)}") from error
+
+
+def with_encoded_images(part: Any, column: str, origin: str) -> Any:
+    """Check that a column of a data set has images, and keep them encoded.
+
+    Args:
+        part (`Dataset` or `IterableDataset`):
+            A split.
+        column (`str`):
+            The column.
+        origin (`str`):
+            The data set, for messages.
+
+    Raises:
+        InputError: it has something else.
+    """
+    feature = part.features[column]
+    is_binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+    is_struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    if not (isinstance(feature, datasets.Image) or is_binary or is_struct):
+        raise InputError(f"{origin}: column {column!r} has no images but {feature}")
+    return part.cast_column(column, datasets.Image(decode=False))
+
+
+def _load(section: HubDataSection) -> dict[str, Any]:
+    loaded = load_hub_splits(section.path, section.name, revision=section.revision, streaming=section.streaming)
     return {name: _prepare(section, str(name), part) for name, part in loaded.items()}
 
 
@@ -151,24 +192,38 @@ def _prepare(section: HubDataSection, name: str, part: Any) -> Any:
     for column in (columns.image, columns.text, columns.label, columns.id):
         if column is not None:
             require_column(f"data set {section.path}, split {name}", column, features)
-    feature = features[columns.image]
-    is_binary = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
-    is_struct = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
-    if not (isinstance(feature, datasets.Image) or is_binary or is_struct):
-        raise InputError(f"data set {section.path}: column {columns.image!r} has no images but {feature}")
-    return part.cast_column(columns.image, datasets.Image(decode=False))
+    return with_encoded_images(part, columns.image, f"data set {section.path}")
 
 
 def _split_names(section: HubDataSection, loaded: Mapping[str, Any]) -> dict[str, str]:
-    """Our split → the data set's."""
-    same_names = {split: split for split in SPLITS if split in loaded}
-    names = same_names if section.splits is None else {str(ours): theirs for ours, theirs in section.splits.items()}
+    given = None if section.splits is None else {str(ours): theirs for ours, theirs in section.splits.items()}
+    return match_splits(given, loaded, section.path)
+
+
+def match_splits(given: Mapping[str, str] | None, available: Collection[str], path: str) -> dict[str, str]:
+    """Find the split of a data set that each of ours is.
+
+    Args:
+        given (`Mapping[str, str]`, *optional*):
+            Our split → the data set's; absent: the splits of the same names.
+        available (`Collection[str]`):
+            The data set's splits.
+        path (`str`):
+            The data set, for messages.
+
+    Returns:
+        `dict[str, str]`: our split → the data set's.
+
+    Raises:
+        InputError: one is not there, or none has one of our names.
+    """
+    names = {split: split for split in SPLITS if split in available} if given is None else dict(given)
+    found = ", ".join(available)
     for theirs in names.values():
-        if theirs not in loaded:
-            raise InputError(f"data.splits: {section.path} has no split {theirs!r}; it has {', '.join(loaded)}")
+        if theirs not in available:
+            raise InputError(f"data.splits: {path} has no split {theirs!r}; it has {found}")
     if not names:
-        found = ", ".join(loaded)
-        raise InputError(f"data.splits: {section.path} has the splits {found}; say which is train, validation, test")
+        raise InputError(f"data.splits: {path} has the splits {found}; say which is train, validation, test")
     return names
 
 

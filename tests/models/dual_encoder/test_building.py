@@ -83,7 +83,6 @@ def test_impossible_towers_are_named(tiny_recipe_of: RecipeOf, changes: dict, ex
 
 def test_going_on_from_a_release(
     tiny_recipe_of: RecipeOf,
-    processor: DualEncoderProcessor,
     make_model: Callable[..., DualEncoderModel],
     tmp_path: Path,
 ) -> None:

@@ -43,14 +43,17 @@ _TWO_WORDS = {
     "'twas": ("'t", "was"),
 }
 
+_SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_LETTER = rf"[[\p{{L}}\p{{N}}]--[{_SPACELESS}]]"
+
 _TOKEN = regex.compile(
     rf"""
     (?:https?|ftp)://[^\s<>"'`|(){{}}\[\]]+(?<![.,?!;:])
-  | [\p{{L}}\p{{N}}._%+-]+@[\p{{L}}\p{{N}}-]+(?:\.[\p{{L}}\p{{N}}-]+)*\.\p{{L}}{{2,}}
+  | (?:{_LETTER}|[._%+-])++@[\p{{L}}\p{{N}}-]+(?:\.[\p{{L}}\p{{N}}-]+)*\.\p{{L}}{{2,}}
   | </?\p{{L}}[\p{{L}}\p{{N}}]*\s*/?>  # a tag, such as <unk>
   | (?:\p{{Regional_Indicator}}{{2}}|[0-9\#*]\ufe0f?\u20e3  # emoji: flags, keycaps, sequences
       |[\p{{Extended_Pictographic}}--[©®™]](?:[\ufe0f\p{{EMod}}]|\u200d\p{{Extended_Pictographic}})*)
-  | [[\p{{Han}}\p{{Hiragana}}\p{{Katakana}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}]&&\p{{L}}]\p{{M}}*
+  | [[{_SPACELESS}]&&\p{{L}}]\p{{M}}*
   | [\#@]\p{{L}}[\p{{L}}\p{{N}}_]*
   | ['’](?:s|m|d|re|ve|ll|em|cause|tis|twas|n['’]|\d0s)(?![\p{{L}}\p{{N}}])
   | \bph\.d\.
@@ -61,7 +64,7 @@ _TOKEN = regex.compile(
   | (?-i:\b[A-Z]+(?:&[A-Z]+)+)
   | \b\d+(?::\d+)+
   | (?<![^\s(])[-+]?(?:\d|\.(?=\d))\d*(?:[.,/]\d+)*(?![\p{{L}}\p{{N}}-])
-  | [\p{{L}}\p{{N}}](?:[\p{{L}}\p{{N}}\p{{M}}\u200c\u200d]|[-'’./,_](?=[\p{{L}}\p{{N}}])(?:(?<!,)|(?<=\d,)(?=\d)))*
+  | {_LETTER}(?:{_LETTER}|[\p{{M}}\u200c\u200d]|[-'’./,_](?={_LETTER})(?:(?<!,)|(?<=\d,)(?=\d)))*
   | [:;=]-?[()DP](?!\w)
   | [?!]{{2,}} | \.{{2,}} | -{{2,}} | \*+ | _+ | \#+ | << | >>
   | [^\s"\p{{Cf}}]
@@ -89,7 +92,7 @@ def _word_tokens(word: str, following: str) -> tuple[str, ...]:
     spelled = word.translate(_SPELLINGS)
     matches = (match for match in _TOKEN.finditer(f"{spelled} {following}") if match.start() < len(spelled))
     tokens = (part for match in matches for part in _parts(match[0].lower()))
-    return tuple(token for token in tokens if token not in PUNCTUATION and token.strip(".-"))
+    return tuple(token for token in tokens if token not in PUNCTUATION and token.strip(".-’"))
 
 
 def _parts(token: str) -> tuple[str, ...]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+from collections.abc import Sequence
 
 import datasets
 import transformers
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from mmhf.cli._metrics_table import print_metrics
 from mmhf.data.bad_examples import BadExampleLog
@@ -49,8 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-changes", action="store_true", help="go on although the recipe has changed since")
 
 
-def run(options: argparse.Namespace) -> None:
-    """The whole road, in order: recipe, data, run folder, model, trainer, training, evaluation, release."""
+def run(options: argparse.Namespace, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    """The whole road, in order: recipe, data, run folder, model, trainer, training, evaluation, release.
+
+    Args:
+        options (`argparse.Namespace`): The command line.
+        callbacks (`Sequence[TrainerCallback]`, *optional*): Of who calls this, such as a sweep.
+    """
     resolved = load_recipe(options.recipe, options.overrides)
     recipe, task = resolved.recipe, task_of(resolved.recipe)
     parent = resolve_model(recipe.init_from) if recipe.init_from else None
@@ -84,6 +90,8 @@ def run(options: argparse.Namespace) -> None:
             _say_what_begins(resolved, data, model, folder)
         with tracked_run(args, recipe.tracking, folder.path.name):
             trainer = task.make_trainer(data, plan=plan, args=args, processor=processor, bad_examples=bad_examples)
+            for callback in callbacks:
+                trainer.add_callback(callback)
             trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
             measured = _measure(trainer, task, data)
             trainer.save_model()

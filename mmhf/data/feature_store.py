@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 DIGEST_BYTES = 16
 _DESCRIPTION = "store.json"
 _RECORD = np.dtype([("digest", f"V{DIGEST_BYTES}"), ("checksum", "<u4")])
+_MIX = 0x9E3779B97F4A7C15
 _INTEGERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 Digests = NDArray[np.void]
@@ -209,7 +210,9 @@ class FeatureStore:
                 scratch.replace(path)
             os.utime(path)  # when it was last used, for `make_room`
         except OSError as error:
-            raise InputError(f"{self.folder}: no store can be kept there ({error.strerror}); cache=off") from error
+            raise InputError(
+                f"{self.folder}: no store can be kept there ({error.strerror}); set cache: off"
+            ) from error
         if json.loads(path.read_text()) != own:
             raise DamagedStoreError(f"{path}: not the layout {own}; delete the folder")
 
@@ -231,7 +234,7 @@ def make_room(root: Path, needed: int, *, max_bytes: int | None, keep: Path) -> 
     while (lack := _lack(root, needed, max_bytes)) > 0:
         if not others:
             raise InputError(
-                f"{root}: the cache lacks room for {needed:,} bytes by {lack:,}; free the disk or raise cache.max_bytes"
+                f"{root}: {lack:,} bytes short of room for new features; free the disk or raise cache.max_bytes"
             )
         oldest = others.pop(0)
         logger.warning("%s: removed to make room for new features", oldest)
@@ -261,8 +264,9 @@ def _whole_rows(stem: Path, layout: FeatureLayout) -> int:
 
 
 def _keys_of(digests: Digests) -> NDArray[np.uint64]:
+    """What digests are sorted by; of two that share a key, which 64 bits make rare, one is never found again."""
     halves = np.frombuffer(np.ascontiguousarray(digests).tobytes(), dtype="<u8").reshape(-1, DIGEST_BYTES // 8)
-    return halves[:, 0].astype(np.uint64)
+    return halves[:, 0] * np.uint64(_MIX) + halves[:, 1]
 
 
 def _append(path: Path, content: bytes, expected_size: int) -> None:

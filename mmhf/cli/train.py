@@ -20,8 +20,8 @@ from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.duplicates import write_duplicates
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
-from mmhf.hub import check_version_is_free, resolve_model
-from mmhf.hub.lineage import release_run, write_lineage
+from mmhf.hub import resolve_model
+from mmhf.hub.lineage import check_release_is_possible, release_run, write_lineage
 from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.recipe import ResolvedRecipe, load_recipe
 from mmhf.tasks import AnyTask, Measured, task_of
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, callbacks: Sequence[TrainerCallback] = ()) 
     recipe, task = resolved.recipe, task_of(resolved.recipe)
     parent = resolve_model(recipe.init_from) if recipe.init_from else None
     if recipe.release is not None:
-        check_version_is_free(recipe.release.repo, recipe.release.version)
+        check_release_is_possible(recipe.release)
 
     if task.uses_hub(weights=parent is None):
         use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
@@ -146,7 +146,7 @@ def _measure(trainer: MMTrainer, task: AnyTask, data: LoadedData) -> dict[str, M
 def _release(resolved: ResolvedRecipe, args: TrainingArguments, folder: RunFolder) -> None:
     release = resolved.recipe.release
     if release is not None and args.process_index == 0:
-        logger.info("Release: %s", release_run(folder.path, release.repo, release.version))
+        logger.info("Release: %s", release_run(folder.path, release))
 
 
 def _facts(trainer: MMTrainer, data: LoadedData) -> dict[str, object]:

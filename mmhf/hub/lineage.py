@@ -6,9 +6,14 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import yaml
+from pydantic import ValidationError
+
 from mmhf.errors import InputError
-from mmhf.hub.manifest import ReleaseReference
-from mmhf.hub.releases import write_release
+from mmhf.hub.manifest import ReleaseNotes, ReleaseReference
+from mmhf.hub.pushing import check_push_is_possible, push_release
+from mmhf.hub.releases import check_version_is_free, write_release
+from mmhf.recipe.schema import ReleaseSection
 
 LINEAGE_FILE = "lineage.json"
 
@@ -25,11 +30,23 @@ def write_lineage(run_dir: Path, parent: ReleaseReference | None, data_fingerpri
     (run_dir / LINEAGE_FILE).write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
 
 
-def release_run(run_dir: Path, repo: str, version: str) -> Path:
+def check_release_is_possible(settings: ReleaseSection) -> None:
+    """Raise `InputError` if a release would be refused, so that a program can say so before it trains for hours."""
+    if settings.push:
+        check_push_is_possible(settings)
+    else:
+        check_version_is_free(settings.repo, settings.version)
+
+
+def release_run(run_dir: Path, settings: ReleaseSection) -> str:
     """Keep a finished run as a version, with the parent and data that its folder remembers.
 
+    Args:
+        run_dir (`Path`): The run folder.
+        settings ([`ReleaseSection`]): Where to, under which number, and what the card says.
+
     Returns:
-        `Path`: The folder of the new version.
+        `str`: The folder of the new version, or its name and address on the Hub.
 
     Raises:
         InputError: The version exists, or the folder is not that of a finished run.
@@ -40,4 +57,26 @@ def release_run(run_dir: Path, repo: str, version: str) -> Path:
     lineage = json.loads(file.read_text(encoding="utf-8"))
     parent = ReleaseReference(**lineage["parent"]) if lineage["parent"] else None
     extra = {"data_fingerprint": lineage["data_fingerprint"]}
-    return write_release(run_dir, repo, version, parent=parent, extra=extra)
+    notes = ReleaseNotes(parent=parent, extra=extra, card=settings.card)
+    if settings.push:
+        return str(push_release(run_dir, settings, notes=notes))
+    return str(write_release(run_dir, settings.repo, settings.version, notes=notes))
+
+
+def recipe_settings(run_dir: Path) -> dict[str, object]:
+    """What the run's own recipe says under `release:`, to be completed on the command line; empty when nothing."""
+    path = run_dir / "recipe.yaml"
+    if not path.is_file():
+        raise InputError(f"{run_dir}: no recipe.yaml; name the folder of a run that has finished")
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return dict(values.get("release") or {})
+
+
+def release_settings(values: dict[str, object]) -> ReleaseSection:
+    """Validate what was gathered for a release; raises `InputError` with the first problem, in one line."""
+    try:
+        return ReleaseSection.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in ("release", *problem["loc"]))
+        raise InputError(f"{where}: {problem['msg'].removeprefix('Value error, ')}") from error

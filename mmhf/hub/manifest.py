@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmhf.errors import InputError
+from mmhf.recipe.schema import CardSection
 
 RELEASE_FILE = "release.json"
-_NEVER_RELEASED = {RELEASE_FILE, "trainer_state.json"}
+# A release remembers its lineage in its own file.
+_NEVER_RELEASED = {RELEASE_FILE, "trainer_state.json", "lineage.json"}
 _RELEASED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "recipe.yaml")
 _HASH_CHUNK_BYTES = 1 << 20
 
@@ -36,6 +38,29 @@ class ReleaseReference:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
+@dataclass(frozen=True)
+class ReleaseNotes:
+    """What a release says of itself beyond what its run folder holds.
+
+    Args:
+        name (`str`): Name of the model, for the card's title.
+        version (`str`): As `v1.8`.
+        model (`str`): What a user passes as `model=`.
+        revision (`str`, *optional*): What a user passes as `revision=`; absent where `model` is a folder.
+        parent (`ReleaseReference`, *optional*): What training started from; `None` = from the backbones.
+        extra (`Mapping[str, Any]`): More to record under `extra`, such as `data_fingerprint`.
+        card (`CardSection`): What the card says that no program can know.
+    """
+
+    name: str = ""
+    version: str = ""
+    model: str = ""
+    revision: str | None = None
+    parent: ReleaseReference | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    card: CardSection = CardSection()
+
+
 class Release(BaseModel):
     """What `release.json` says."""
 
@@ -53,6 +78,10 @@ class Release(BaseModel):
     environment: dict[str, str]
     files: dict[str, str]
     """File name → sha256."""
+    sizes: dict[str, int] = {}
+    """File name → bytes."""
+    parameters: int | None = None
+    """Numbers in the weights."""
     extra: dict[str, Any] = {}
     """Whatever the releasing program adds, such as `data_fingerprint`."""
 

@@ -1,49 +1,238 @@
-"""The README.md of a release."""
+"""The README.md of a release: what the Hub reads, and what people read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from mmhf.hub.manifest import ReleaseReference
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-_EXAMPLES = {
-    "image-text-classification": 'classifier = pipeline("image-text-classification", model="{model}")\n'
-    'classifier({{"image": "photo.jpg", "text": "what the photo shows"}})',
+from mmhf.hub.manifest import ReleaseNotes
+
+CURVE_FILE = "training_curves.png"
+_HUB_BACKBONE_DEPTH = 1
+_MAX_TABLE_ROWS = 200
+_LOCAL_PREFIXES = ("pypi/", "/", ".", "~")
+
+# The Hub's own names of tasks; a fusion classifier's task is not among them, so that it has no `pipeline_tag`.
+_PIPELINE_TAGS = {
+    "image-classification": "image-classification",
+    "image-captioning": "image-to-text",
+    "contrastive": "zero-shot-image-classification",
+}
+_CALLS = {
+    "image-text-classification": (
+        "image-text-classification",
+        'classify({{"image": "photo.jpg", "text": "what is said about the photo"}})',
+    ),
+    "image-classification": ("image-classification", 'classify("photo.jpg")'),
+    "image-captioning": ("image-captioning", 'caption("photo.jpg")'),
+    "contrastive": (
+        "zero-shot-image-classification",
+        'classify("photo.jpg", candidate_labels=["a dog", "a cat"])',
+    ),
 }
 
 
-def model_card(
-    name: str,
-    version: str,
-    *,
-    task: str,
-    metrics: Mapping[str, float],
-    parent: ReleaseReference | None,
-    model_path: str,
-) -> str:
-    """Markdown with front matter for one release.
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says that is read from the run folder.
 
     Args:
-        name (`str`): Name of the repository.
-        version (`str`): The version, as `v1.8`.
-        task (`str`): The recipe's `task`.
-        metrics (`Mapping[str, float]`): `metrics.json` of the run.
-        parent (`ReleaseReference`, *optional*): What training started from.
-        model_path (`str`): What a user passes as `model=`.
+        recipe (`Mapping`): The resolved recipe.
+        metrics (`Mapping`): `metrics.json`: split and metric → number.
+        evaluation (`Mapping`): `evaluation.json`: `protocols`, and tables by split.
+        has_curve (`bool`): Whether the release holds `training_curves.png`.
+        has_remote_code (`bool`): Whether it can be served without mmhf.
+        environment (`Mapping[str, str]`): Package → version.
     """
-    lines = ["---", "library_name: transformers", "tags:", "- mmhf", f"- {task}", "---", "", f"# {name} {version}", ""]
-    started = "its backbones" if parent is None else f"`{parent}` (commit `{(parent.commit or 'unknown')[:12]}`)"
-    lines += [f"A model for {task}, trained with mmhf from {started}.", ""]
-    if task in _EXAMPLES:
-        example = _EXAMPLES[task].format(model=model_path)
-        lines += ["```python", "from mmhf import pipeline", "", example, "```", ""]
-    lines += ["| metric | value |", "|---|---|"]
-    lines += [f"| {metric} | {_number(value)} |" for metric, value in sorted(metrics.items())]
-    lines += ["", "`recipe.yaml` reruns the training; `release.json` holds lineage, data fingerprint and file hashes."]
-    return "\n".join(lines) + "\n"
+
+    recipe: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    has_curve: bool = False
+    has_remote_code: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def model_card(notes: ReleaseNotes, facts: CardFacts) -> ModelCard:
+    """The card of one release.
+
+    Its front matter has license, language, data sets, base models and the numbers as a `model-index`; its text a
+    snippet that runs, intended use and limits, the numbers with their definitions, tables by class and group, the
+    training curve, what it was trained from and with.
+
+    Args:
+        notes ([`ReleaseNotes`]): Name, version, parent and what the recipe's `release.card` says.
+        facts ([`CardFacts`]): What the run folder says.
+    """
+    sections = [
+        f"# {notes.name} {notes.version}",
+        notes.card.summary or f"A model for {facts.recipe['task']}, trained with mmhf.",
+        _usage(notes, facts),
+        _section("Intended use", notes.card.intended_use),
+        _section("Limits", notes.card.limits),
+        _section("Numbers", _numbers(facts)),
+        *_tables(facts.evaluation),
+        _section("Training", _training(notes, facts)),
+        "`recipe.yaml` reruns the training; `release.json` holds lineage, data fingerprint, environment and the hash "
+        "of each file.",
+    ]
+    body = "\n\n".join(section for section in sections if section)
+    return ModelCard(f"---\n{_front_matter(notes, facts).to_yaml()}\n---\n\n{body}\n")
+
+
+def split_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """Split, metric and value of each number of `metrics.json`, such as `test`, `f1_macro`, 0.81."""
+    for key, value in metrics.items():
+        split, _, metric = key.partition("_")
+        if isinstance(value, (int, float)) and metric:
+            yield split, metric, value
+
+
+def _front_matter(notes: ReleaseNotes, facts: CardFacts) -> ModelCardData:
+    card, task = notes.card, str(facts.recipe["task"])
+    tag = _PIPELINE_TAGS.get(task)
+    return ModelCardData(
+        license=card.license,
+        license_name=card.license_name,
+        license_link=card.license_link,
+        language=list(card.language) or None,
+        datasets=list(dict.fromkeys([*card.datasets, *_hub_data(facts.recipe)])) or None,
+        base_model=_base_models(notes, facts.recipe) or None,
+        library_name="transformers",
+        pipeline_tag=tag,
+        tags=["mmhf", task, *card.tags],
+        model_name=notes.name,
+        eval_results=_eval_results(notes, facts, tag or task) or None,
+    )
+
+
+def _eval_results(notes: ReleaseNotes, facts: CardFacts, task: str) -> list[EvalResult]:
+    data = facts.recipe.get("data") or {}
+    source = str(data.get("source", "unknown"))
+    name = str(data.get("path") or source) if source == "hub" else source
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=(notes.card.datasets or _hub_data(facts.recipe) or [source])[0],
+            dataset_name=name,
+            dataset_split=split,
+            metric_type=metric,
+            metric_name=f"{metric} ({split})",
+            metric_value=value,
+        )
+        for split, metric, value in split_metrics(facts.metrics)
+    ]
+
+
+def _hub_data(recipe: Mapping[str, Any]) -> list[str]:
+    data = recipe.get("data") or {}
+    name = str(data.get("path", "")).partition("@")[0]
+    return [name] if data.get("source") == "hub" and name.count("/") == 1 else []
+
+
+def _base_models(notes: ReleaseNotes, recipe: Mapping[str, Any]) -> list[str]:
+    """Hub names of the parent, or of the backbones; what lies in folders and packages has none."""
+    names = [notes.parent.repo] if notes.parent is not None else list(_backbones(recipe.get("model") or {}))
+    names = [name.partition("@")[0] for name in names]
+    return sorted({name for name in names if _is_hub_name(name)})
+
+
+def _is_hub_name(name: str) -> bool:
+    return name.count("/") == _HUB_BACKBONE_DEPTH and not name.startswith(_LOCAL_PREFIXES) and not Path(name).exists()
+
+
+def _backbones(section: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _backbones(value)
+        elif key == "backbone" and isinstance(value, str):
+            yield value
+
+
+def _usage(notes: ReleaseNotes, facts: CardFacts) -> str:
+    task, call = _CALLS.get(str(facts.recipe["task"]), (None, ""))
+    if task is None:
+        return ""
+    verb = call.partition("(")[0]
+    arguments = [f'"{task}"', f'model="{notes.model}"']
+    if notes.revision is not None:
+        arguments.append(f'revision="{notes.revision}"')
+    if facts.has_remote_code:
+        arguments.append("trust_remote_code=True")
+    code = ["from transformers import pipeline", "", f"{verb} = pipeline({', '.join(arguments)})"]
+    code.append(f"print({call.replace('{{', '{').replace('}}', '}')})")
+    hint = (
+        "This runs the code of this repository and needs transformers, torch, torchvision, timm and pillow. With mmhf "
+        "installed, `from mmhf import pipeline` serves it without `trust_remote_code`."
+    )
+    block = "```python\n" + "\n".join(code) + "\n```"
+    return _section("Use", f"{block}\n\n{hint}" if facts.has_remote_code else block)
+
+
+def _section(title: str, text: str | None) -> str:
+    return f"## {title}\n\n{text.strip()}" if text else ""
+
+
+def _numbers(facts: CardFacts) -> str:
+    protocols = facts.evaluation.get("protocols") or {}
+    rows = [
+        {"split": split, "metric": metric, "value": value, "definition": protocols.get(metric, "")}
+        for split, metric, value in split_metrics(facts.metrics)
+    ]
+    return _markdown_table(rows)
+
+
+def _tables(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    for split, tables in (evaluation.get("tables") or {}).items():
+        for title, rows in tables.items():
+            yield _section(f"{title}, {split}", _markdown_table(rows))
+
+
+def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
+    parent = notes.parent
+    started = ", ".join(f"`{name}`" for name in _backbones(facts.recipe.get("model") or {})) or "its backbones"
+    if parent is not None:
+        started = f"`{parent}` (commit `{(parent.commit or 'unknown')[:12]}`)"
+    data = facts.recipe.get("data") or {}
+    lines = [f"- Started from {started}.", f"- Data: `{data.get('source', 'unknown')}`{_data_place(data)}."]
+    stages = facts.recipe.get("stages") or []
+    if stages:
+        lines.append(f"- Stages: {', '.join(str(stage.get('name')) for stage in stages)}.")
+    if facts.environment:
+        versions = ", ".join(f"{name} {facts.environment[name]}" for name in ("torch", "transformers", "timm"))
+        lines.append(f"- Made with {versions}.")
+    if facts.has_curve:
+        lines += ["", f"![Training curves]({CURVE_FILE})"]
+    return "\n".join(lines)
+
+
+def _data_place(data: Mapping[str, Any]) -> str:
+    name = str(data.get("path") or "")
+    # A path of somebody's machine says nothing to others, and may say more than its owner wants.
+    return f", `{Path(name).name}`" if name else ""
+
+
+def _markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    columns = [column for column in columns if any(row.get(column) not in (None, "") for row in rows)]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines += [f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in rows[:_MAX_TABLE_ROWS]]
+    if len(rows) > _MAX_TABLE_ROWS:
+        lines.append(f"\n{len(rows) - _MAX_TABLE_ROWS} more rows are in evaluation.json.")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import yaml
 from filelock import FileLock
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 
-from mmhf.errors import InputError
-from mmhf.hub.environment import code_version, environment
+from mmhf.errors import InputError, UnreachableError
+from mmhf.hub.assembling import assemble, check_run
+from mmhf.hub.downloads import download_model
 from mmhf.hub.manifest import (
     RELEASE_FILE,
-    Release,
+    ReleaseNotes,
     ReleaseReference,
     content_commit,
     file_sha256,
@@ -31,13 +25,9 @@ from mmhf.hub.manifest import (
     released_files,
     verify_release,
 )
-from mmhf.hub.model_card import model_card
 from mmhf.hub.versions import Version
 
 logger = logging.getLogger(__name__)
-
-_REQUIRED = ("config.json", "recipe.yaml", "metrics.json")
-_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -62,14 +52,7 @@ class ResolvedModel:
         return ReleaseReference(repo=self.repo, revision=self.revision, commit=self.commit)
 
 
-def write_release(
-    run_dir: str | Path,
-    repo: str | Path,
-    version: str,
-    *,
-    parent: ReleaseReference | None = None,
-    extra: Mapping[str, Any] | None = None,
-) -> Path:
+def write_release(run_dir: str | Path, repo: str | Path, version: str, *, notes: ReleaseNotes | None = None) -> Path:
     """Copy the model of a run folder into `REPO/vX.Y/`, whole or not at all.
 
     The version's folder appears by one rename, so that a process killed at any moment leaves no half version. Of two
@@ -79,8 +62,7 @@ def write_release(
         run_dir (`str` or `Path`): A finished run folder: model, processor, `recipe.yaml` and `metrics.json`.
         repo (`str` or `Path`): The folder of all versions; it is made when absent.
         version (`str`): `1.8` or `v1.8`.
-        parent (`ReleaseReference`, *optional*): What training started from; `None` = from the backbones.
-        extra (`Mapping[str, Any]`, *optional*): More to record under `extra`, such as `data_fingerprint`.
+        notes ([`ReleaseNotes`], *optional*): Parent, card and what else to record; name and version are filled in.
 
     Returns:
         `Path`: The folder of the new version.
@@ -89,14 +71,14 @@ def write_release(
         InputError: The version exists, or the run folder lacks what a release needs.
     """
     run_dir, repo, parsed = Path(run_dir), Path(repo), Version.parse(version)
-    _check_run(run_dir)
+    check_run(run_dir)
     _check_repo(repo)
     repo.mkdir(parents=True, exist_ok=True)
     with FileLock(repo / ".lock"):
         check_version_is_free(repo, version)
         target = repo / str(parsed)
         with _staging(repo, target.name) as staging:
-            _fill(staging, run_dir, target, parent=parent, extra=dict(extra or {}))
+            _fill(staging, run_dir, target, notes or ReleaseNotes())
             staging.rename(target)
     logger.info("Released %s as %s", run_dir, target)
     return target
@@ -159,26 +141,7 @@ def resolve_model(reference: str | Path, *, verify: bool = True, only: Sequence[
         return _from_release(repo, find_version(repo, revision), verify=verify)
     if Path(text).exists():
         raise InputError(f"{text}: is a file; name the folder of a run or a release")
-    return _from_hub(text, only)
-
-
-def _check_run(run_dir: Path) -> None:
-    if not run_dir.is_dir():
-        raise InputError(f"{run_dir}: no such run folder")
-    missing = [name for name in _REQUIRED if not (run_dir / name).is_file()]
-    weights = sorted(run_dir.glob("*.safetensors"))
-    if not weights:
-        missing.append("model.safetensors")
-    if not any((run_dir / name).is_file() for name in _PROCESSOR_FILES):
-        missing.append(_PROCESSOR_FILES[0])
-    if missing:
-        raise InputError(f"{run_dir}: cannot be released, it lacks {', '.join(missing)}; has its training finished?")
-    for path in weights:
-        try:
-            with safe_open(path, framework="numpy"):
-                pass
-        except SafetensorError as error:
-            raise InputError(f"{path}: cannot be released, the weights are damaged ({error})") from error
+    return _from_hub(text, only, verify=verify)
 
 
 def _check_repo(repo: Path) -> None:
@@ -204,51 +167,12 @@ def _staging(repo: Path, name: str) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _fill(
-    staging: Path, run_dir: Path, target: Path, *, parent: ReleaseReference | None, extra: dict[str, Any]
-) -> None:
-    sources = released_files(run_dir)
-    for source in sources:
-        shutil.copyfile(source, staging / source.name)
-    task = _read_task(staging / "recipe.yaml")
-    metrics = _read_metrics(staging / "metrics.json")
-    card = model_card(
-        target.parent.resolve().name, target.name, task=task, metrics=metrics, parent=parent, model_path=str(target)
+def _fill(staging: Path, run_dir: Path, target: Path, notes: ReleaseNotes) -> None:
+    assemble(
+        staging, run_dir, replace(notes, name=target.parent.resolve().name, version=target.name, model=str(target))
     )
-    (staging / "README.md").write_text(card, encoding="utf-8")
-    files = {path.name: file_sha256(path) for path in sorted(staging.iterdir())}
-    release = Release(
-        version=target.name,
-        commit=content_commit(files),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        parent=parent,
-        task=task,
-        metrics=metrics,
-        code=code_version(),
-        environment=environment(),
-        files=files,
-        extra=extra,
-    )
-    (staging / RELEASE_FILE).write_text(release.model_dump_json(indent=2) + "\n", encoding="utf-8")
     for path in staging.iterdir():
         path.chmod(0o444)
-
-
-def _read_task(recipe_path: Path) -> str:
-    try:
-        return str(yaml.safe_load(recipe_path.read_text(encoding="utf-8"))["task"])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(f"{recipe_path.name}: not a resolved recipe, it has no `task`; cannot be released") from error
-
-
-def _read_metrics(metrics_path: Path) -> dict[str, Any]:
-    try:
-        metrics = json.loads(metrics_path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{metrics_path.name}: not JSON ({error}); cannot be released") from error
-    if not isinstance(metrics, dict):
-        raise InputError(f"{metrics_path.name}: expected one object of metrics; cannot be released")
-    return metrics
 
 
 def _from_folder(folder: str, *, verify: bool) -> ResolvedModel:
@@ -275,20 +199,19 @@ def _from_release(repo: str, folder_name: str, *, verify: bool) -> ResolvedModel
     return ResolvedModel(path, repo=repo, revision=release.version, commit=release.commit)
 
 
-def _from_hub(text: str, only: Sequence[str] | None) -> ResolvedModel:
+def _from_hub(text: str, only: Sequence[str] | None, *, verify: bool) -> ResolvedModel:
     repo, _, revision = text.partition("@")
     if repo.count("/") != 1 or repo.startswith((".", "~", "/")):
         raise InputError(f"{text}: no such folder{_nearest_sibling(repo)}")
     try:
-        path = Path(
-            snapshot_download(repo, revision=revision or None, allow_patterns=None if only is None else list(only))
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"{text}: no such folder{_nearest_sibling(repo)}, and not to be had from the Hub ({reason})"
-        ) from error
-    return ResolvedModel(path, repo=repo, revision=revision or None, commit=path.name)
+        path = download_model(repo, revision or None, only=only, verify=verify)
+    except InputError as error:
+        reason = str(error).removeprefix(f"{text}: ")
+        message = f"{text}: no such folder{_nearest_sibling(repo)}, and not to be had from the Hub: {reason}"
+        raise (UnreachableError if isinstance(error, UnreachableError) else InputError)(message) from error
+    version = read_release(path).version if (path / RELEASE_FILE).is_file() else None
+    # Where a branch was named, or nothing, the version that it holds says more to whoever reads the lineage later.
+    return ResolvedModel(path, repo=repo, revision=version or revision or None, commit=path.name)
 
 
 def _nearest_sibling(repo: str) -> str:

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from mmhf.errors import InputError
-from mmhf.hub.manifest import ReleaseReference, file_sha256, read_release, verify_release
+from mmhf.hub.manifest import ReleaseNotes, ReleaseReference, file_sha256, read_release, verify_release
 from mmhf.hub.releases import check_version_is_free, find_version, list_versions, write_release
 
 _fork = multiprocessing.get_context("fork")
 
 
 def test_a_release_holds_the_model_its_recipe_and_its_numbers(run_dir: Path, repo: Path):
-    release_dir = write_release(run_dir, repo, "0.1", extra={"data_fingerprint": {"train": "ab"}})
+    release_dir = write_release(run_dir, repo, "0.1", notes=ReleaseNotes(extra={"data_fingerprint": {"train": "ab"}}))
     assert release_dir == repo / "v0.1"
-    assert sorted(path.name for path in release_dir.iterdir()) == [
+    assert sorted(path.name for path in release_dir.iterdir() if path.suffix != ".py") == [
         "README.md",
         "config.json",
         "metrics.json",
@@ -29,14 +29,20 @@ def test_a_release_holds_the_model_its_recipe_and_its_numbers(run_dir: Path, rep
         "release.json",
         "tokenizer.json",
     ]
-    for name in ("model.safetensors", "recipe.yaml", "config.json"):
+    for name in ("model.safetensors", "recipe.yaml", "metrics.json"):
         assert (release_dir / name).read_bytes() == (run_dir / name).read_bytes()
+    config = json.loads((release_dir / "config.json").read_text())
+    for reference in config.pop("auto_map").values():
+        assert (release_dir / f"{reference.partition('.')[0]}.py").is_file()
+    assert config == json.loads((run_dir / "config.json").read_text())
     release = verify_release(release_dir)
     assert release.version == "v0.1"
     assert release.task == "image-text-classification"
     assert release.metrics == {"test_accuracy": 0.8125}
     assert release.extra == {"data_fingerprint": {"train": "ab"}}
     assert release.parent is None
+    assert release.parameters == 2000
+    assert release.sizes["model.safetensors"] == (run_dir / "model.safetensors").stat().st_size
     assert release.environment["torch"][0].isdigit()
     assert release.files["model.safetensors"] == file_sha256(run_dir / "model.safetensors")
     card = (release_dir / "README.md").read_text()
@@ -73,7 +79,7 @@ def test_a_chain_of_parents_can_be_walked(run_dir: Path, repo: Path):
     parent = None
     for number, version in enumerate(("1.6", "1.7", "1.8")):
         (run_dir / "metrics.json").write_text(json.dumps({"test_accuracy": 0.7 + number / 10}))
-        release = read_release(write_release(run_dir, repo, version, parent=parent))
+        release = read_release(write_release(run_dir, repo, version, notes=ReleaseNotes(parent=parent)))
         parent = ReleaseReference(str(repo), release.version, release.commit)
     walked = [read_release(repo / "v1.8")]
     while (ancestor := walked[-1].parent) is not None:

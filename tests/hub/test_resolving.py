@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from mmhf.errors import InputError
-from mmhf.hub import releases
+from mmhf.hub import downloads
 from mmhf.hub.manifest import ReleaseReference, read_release
 from mmhf.hub.releases import resolve_model, write_release
 
@@ -68,13 +68,13 @@ def test_another_name_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_p
     snapshot = tmp_path / "snapshots" / "0123abcd"
     snapshot.mkdir(parents=True)
 
-    def download(repo: str, revision: str | None = None, allow_patterns=None) -> str:
+    def download(repo: str, revision: str | None = None, **options) -> str:
         asked.append((repo, revision))
         if repo == "org/absent":
             raise LocalEntryNotFoundError("Cannot find the requested files\nin the cache")
         return str(snapshot)
 
-    monkeypatch.setattr(releases, "snapshot_download", download)
+    monkeypatch.setattr(downloads, "snapshot_download", download)
     resolved = resolve_model("org/name@v2")
     assert (resolved.path, resolved.repo, resolved.revision, resolved.commit) == (
         snapshot,

@@ -1,0 +1,133 @@
+"""The files of a release, put together from a run folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from mmhf.errors import InputError
+from mmhf.hub.environment import code_version, environment
+from mmhf.hub.manifest import (
+    RELEASE_FILE,
+    Release,
+    ReleaseNotes,
+    content_commit,
+    file_sha256,
+    released_files,
+)
+from mmhf.hub.model_card import CURVE_FILE, CardFacts, model_card
+from mmhf.hub.remote_code import add_remote_code
+from mmhf.hub.secret_scan import refuse_secrets
+
+_REQUIRED = ("config.json", "recipe.yaml", "metrics.json")
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+_EVALUATION_FILE = "evaluation.json"
+
+
+def check_run(run_dir: Path) -> None:
+    """Raise `InputError` unless the folder holds all that a release needs, its weights readable."""
+    if not run_dir.is_dir():
+        raise InputError(f"{run_dir}: no such run folder")
+    missing = [name for name in _REQUIRED if not (run_dir / name).is_file()]
+    weights = sorted(run_dir.glob("*.safetensors"))
+    if not weights:
+        missing.append("model.safetensors")
+    if not any((run_dir / name).is_file() for name in _PROCESSOR_FILES):
+        missing.append(_PROCESSOR_FILES[0])
+    if missing:
+        raise InputError(f"{run_dir}: cannot be released, it lacks {', '.join(missing)}; has its training finished?")
+    for path in weights:
+        count_parameters(path)
+
+
+def count_parameters(weights: Path) -> int:
+    """Numbers in a safetensors file, from its header; raises `InputError` when the file is damaged."""
+    try:
+        with safe_open(weights, framework="numpy") as stream:
+            total = 0
+            for name in stream.keys():  # noqa: SIM118  (safe_open cannot be iterated over)
+                size = 1
+                for length in stream.get_slice(name).get_shape():
+                    size *= length
+                total += size
+            return total
+    except SafetensorError as error:
+        raise InputError(f"{weights}: cannot be released, the weights are damaged ({error})") from error
+
+
+def assemble(
+    staging: Path, run_dir: Path, notes: ReleaseNotes, *, place: Callable[[Path, Path], object] = shutil.copyfile
+) -> Release:
+    """Fill an empty folder with all files of a release: the run's, remote code, card and `release.json`.
+
+    Args:
+        staging (`Path`): The folder.
+        run_dir (`Path`): A run folder that `check_run` has passed.
+        notes ([`ReleaseNotes`]): What the release says of itself.
+        place (`Callable`): How a file gets there; a release that is only pushed need not copy its weights.
+
+    Raises:
+        InputError: A file of the run is damaged, or holds a secret.
+    """
+    for source in released_files(run_dir):
+        place(source.resolve(), staging / source.name)
+    curve = run_dir / "plots" / CURVE_FILE
+    if curve.is_file():
+        place(curve.resolve(), staging / CURVE_FILE)
+    recipe, metrics = _read_recipe(staging / "recipe.yaml"), _read_object(staging / "metrics.json")
+    has_remote_code = add_remote_code(staging)
+    facts = CardFacts(
+        recipe=recipe,
+        metrics=metrics,
+        evaluation=_read_object(staging / _EVALUATION_FILE) if (staging / _EVALUATION_FILE).is_file() else {},
+        has_curve=curve.is_file(),
+        has_remote_code=has_remote_code,
+        environment=environment(),
+    )
+    (staging / "README.md").write_text(str(model_card(notes, facts)), encoding="utf-8")
+    refuse_secrets(sorted(staging.iterdir()))
+    files = {path.name: file_sha256(path) for path in sorted(staging.iterdir())}
+    parameters = sum(count_parameters(path) for path in staging.glob("*.safetensors"))
+    release = Release(
+        version=notes.version,
+        commit=content_commit(files),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        parent=notes.parent,
+        task=str(recipe["task"]),
+        metrics=metrics,
+        code=code_version(),
+        environment=facts.environment,
+        files=files,
+        sizes={path.name: path.stat().st_size for path in sorted(staging.iterdir())},
+        parameters=parameters,
+        extra=dict(notes.extra),
+    )
+    (staging / RELEASE_FILE).write_text(release.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    refuse_secrets([staging / RELEASE_FILE])
+    return release
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        str(values["task"])
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise InputError(f"{path.name}: not a resolved recipe, it has no `task`; cannot be released") from error
+    return values
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path.name}: not JSON ({error}); cannot be released") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path.name}: expected one object; cannot be released")
+    return values

@@ -1,0 +1,134 @@
+"""What goes wrong between us and the Hub: tried again where that helps, and said in one line."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from mmhf.errors import InputError, UnreachableError
+from mmhf.hub.secret_scan import redact
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# HTTPError of the client that huggingface_hub uses: httpx, httpx2 from its version 2.4 on.
+_HTTP_ERROR = HfHubHTTPError.__bases__[0]
+# RuntimeError: an upload that failed in one of huggingface_hub's threads; ValueError: an answer that makes no sense.
+HUB_ERRORS: tuple[type[Exception], ...] = (_HTTP_ERROR, OSError, HFValidationError, RuntimeError, ValueError)
+_HUB_MESSAGES = ("Invalid metadata in README.md", "LFS batch API", "Malformed response", "Invalid server response")
+_PASSING_STATUSES = {408, 429, 500, 502, 503, 504}
+_WAITS = (1.0, 4.0)
+_LONGEST_WAIT = 60.0
+_REASONS = {
+    400: "the Hub refuses it",
+    401: "the Hub does not accept the login, or there is no such repository; run `hf auth login` or set HF_TOKEN",
+    403: "the login may not write there; use a token with write permission, or ask the organisation for the right",
+    404: "there is no such repository or revision, or the login may not see it",
+    409: "something of that name exists already, or another push is going on",
+    412: "somebody else has pushed at the same time; do it again",
+    413: "a file is larger than the Hub takes; save the model in shards",
+    422: "the bytes that arrived have another hash than those that were sent; do it again",
+    429: "too many requests; wait a few minutes and do it again",
+}
+
+
+def with_retries(action: Callable[[], T]) -> T:
+    """Do something that may be done twice, again after 1 s and 4 s when the failure may pass (429, 5xx, a cut line).
+
+    A server that says how long to wait is believed, up to a minute.
+    """
+    for wait in _WAITS:
+        try:
+            return action()
+        except HUB_ERRORS as error:
+            if not is_hub_error(error) or not _may_pass(error):
+                raise
+            seconds = max(wait, _asked_wait(error))
+            logger.warning("%s; trying again in %.0f s", redact(_one_line(error)), seconds)
+            time.sleep(seconds)
+    return action()
+
+
+@contextmanager
+def named_hub_errors(what: str) -> Iterator[None]:
+    """Turn whatever the Hub or the network does into one line that begins with `what`.
+
+    Raises:
+        UnreachableError: The Hub does not answer.
+        InputError: It answers with a refusal.
+    """
+    try:
+        yield
+    except HUB_ERRORS as error:
+        if not is_hub_error(error):
+            raise
+        raise explain(error, what) from None  # whose traceback may hold headers with a token
+
+
+def explain(error: Exception, what: str) -> InputError:
+    """One line about a failure: what was done, what the Hub said, and the way out; no token is in it."""
+    status = status_of(error)
+    detail = redact(_one_line(error))
+    if status in _REASONS:
+        return InputError(f"{what}: {_REASONS[status]} ({status}: {detail})")
+    if status is not None:
+        return UnreachableError(f"{what}: the Hub has a problem ({status}: {detail}); do it again later")
+    if _cause_of(error, OfflineModeIsEnabled) is not None:
+        return UnreachableError(f"{what}: the Hub is switched off by HF_HUB_OFFLINE")
+    if _cause_of(error, _HTTP_ERROR) is not None:
+        return UnreachableError(f"{what}: the connection to the Hub broke ({detail}); do it again")
+    return InputError(f"{what}: {detail}")
+
+
+def is_hub_error(error: BaseException) -> bool:
+    """Whether an exception comes from the Hub or the way there, and not from this machine or our own code."""
+    if isinstance(error, InputError):
+        return False
+    if _cause_of(error, _HTTP_ERROR) is not None or isinstance(error, (HFValidationError, LocalEntryNotFoundError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno is None
+    return str(error).startswith(_HUB_MESSAGES)
+
+
+def status_of(error: BaseException) -> int | None:
+    """HTTP status behind an error of huggingface_hub; `None` when no answer came."""
+    cause = _cause_of(error, HfHubHTTPError)
+    return cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+
+
+def _may_pass(error: Exception) -> bool:
+    status = status_of(error)
+    if status is not None:
+        return status in _PASSING_STATUSES
+    return _cause_of(error, _HTTP_ERROR) is not None
+
+
+def _asked_wait(error: Exception) -> float:
+    cause = _cause_of(error, HfHubHTTPError)
+    value = cause.response.headers.get("Retry-After", "") if isinstance(cause, HfHubHTTPError) else ""
+    return min(float(value), _LONGEST_WAIT) if value.isdigit() else 0.0
+
+
+def _cause_of(error: BaseException, kind: type[BaseException]) -> BaseException | None:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, kind):
+        cause = cause.__cause__ or cause.__context__
+    return cause
+
+
+def _one_line(error: BaseException) -> str:
+    """The server's own words where there are some, else the error's first line."""
+    cause = _cause_of(error, HfHubHTTPError)
+    if isinstance(cause, HfHubHTTPError) and cause.server_message:
+        error = Exception(cause.server_message)
+    elif error.__cause__ is not None and isinstance(error, RuntimeError):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]).rstrip(".:") if lines else type(error).__name__

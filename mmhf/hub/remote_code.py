@@ -1,0 +1,299 @@
+"""The code that serves a release without mmhf: mmhf's own modules, cut down to what the model needs.
+
+Nothing is kept twice: the files are made from the sources at the moment of the release. Of each module stay the
+definitions that the model's classes lead to; `mmhf.models.encoders` becomes `encoders.py`, its imports relative.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mmhf
+
+_PACKAGE = "mmhf"
+# What a clean environment has: transformers with all it needs, torch, torchvision, timm and pillow.
+_AVAILABLE = {
+    *("transformers", "torch", "torchvision", "timm", "PIL", "numpy", "safetensors", "tokenizers", "huggingface_hub"),
+    *("yaml", "tqdm", "regex", "packaging", "filelock"),
+}
+_HEADER = '"""From {module} of mmhf {version}, made by `mmhf release`; with mmhf installed this file is not used."""\n'
+
+
+@dataclass(frozen=True)
+class RemoteFamily:
+    """Where the classes of a family are, as `MODULE:CLASS`.
+
+    Args:
+        config, model (`str`): The family's own.
+        auto_classes (`tuple[str, ...]`): Auto classes of transformers that load the model.
+        processor (`str`, *optional*): Absent: a stock one does.
+        pipeline (`str`, *optional*): Absent: a stock one does.
+        task (`str`, *optional*): What `pipeline()` is asked for, where the pipeline is the family's own.
+        name_table (`str`, *optional*): Table in transformers' `modeling_auto` by which a stock pipeline knows models.
+    """
+
+    config: str
+    model: str
+    auto_classes: tuple[str, ...] = ("AutoModel",)
+    processor: str | None = None
+    pipeline: str | None = None
+    task: str | None = None
+    name_table: str | None = None
+
+
+FAMILIES: dict[str, RemoteFamily] = {
+    "mmhf_fusion": RemoteFamily(
+        config="mmhf.models.fusion.configuration_fusion:FusionConfig",
+        model="mmhf.models.fusion.modeling_fusion:FusionForImageTextClassification",
+        processor="mmhf.models.fusion.processing_fusion:FusionProcessor",
+        pipeline="mmhf.inference.pipelines:ImageTextClassificationPipeline",
+        task="image-text-classification",
+    ),
+    "mmhf_backbone": RemoteFamily(
+        config="mmhf.models.image_classifier.configuration_image_classifier:BackboneForImageClassificationConfig",
+        model="mmhf.models.image_classifier.modeling_image_classifier:BackboneForImageClassification",
+        auto_classes=("AutoModel", "AutoModelForImageClassification"),
+        name_table="MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    ),
+}
+"""Model type → what its releases carry."""
+
+
+def add_remote_code(folder: Path) -> bool:
+    """Write the code of a model into its release folder, and into its configuration files where that code is.
+
+    Args:
+        folder (`Path`): Holds `config.json`, and the processor's files.
+
+    Returns:
+        `bool`: Whether the model is one of mmhf's, and needs code at all.
+    """
+    config_file = folder / "config.json"
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    model_type = config.get("model_type")
+    family = FAMILIES.get(model_type)
+    if family is None:
+        return False
+    for name, source in bundle(family, model_type).items():
+        (folder / name).write_text(source, encoding="utf-8")
+    auto_map = {"AutoConfig": _class_reference(family.config)}
+    auto_map.update({auto_class: _class_reference(family.model) for auto_class in family.auto_classes})
+    _rewrite(config_file, {**config, "auto_map": auto_map})
+    if family.processor is not None:
+        reference = {"auto_map": {"AutoProcessor": _class_reference(family.processor)}}
+        for processor_file in (folder / "processor_config.json", folder / "preprocessor_config.json"):
+            if processor_file.is_file():
+                _rewrite(processor_file, {**json.loads(processor_file.read_text(encoding="utf-8")), **reference})
+    return True
+
+
+def bundle(family: RemoteFamily, model_type: str) -> dict[str, str]:
+    """The code of a family as files that import nothing of mmhf.
+
+    Returns:
+        `dict[str, str]`: File name → source.
+
+    Raises:
+        ValueError: The code imports a package that a clean environment lacks, or mmhf in a form that cannot be
+            rewritten. This is a defect of mmhf, found by its tests.
+    """
+    collector = _Collector()
+    for target in (family.config, family.model, family.processor, family.pipeline):
+        if target is not None:
+            collector.need(*target.split(":"))
+    files = {f"{_file_stem(module)}.py": collector.source(module) for module in sorted(collector.needed)}
+    if len(files) != len(collector.needed):
+        raise ValueError(f"two of {', '.join(sorted(collector.needed))} would have one file name")
+    _append(files, family.config, _custom_pipeline(family))
+    _append(files, family.model, _known_to_stock_pipeline(family, model_type))
+    return files
+
+
+def _custom_pipeline(family: RemoteFamily) -> str:
+    """Tells `pipeline()` of the family's own: in the code and not in config.json, where it would win over mmhf's."""
+    if family.pipeline is None or family.task is None:
+        return ""
+    entry = {family.task: {"impl": _class_reference(family.pipeline), "pt": ["AutoModel"], "type": "multimodal"}}
+    return f"\n\n{_class_name(family.config)}.custom_pipelines = {entry!r}\n"
+
+
+def _known_to_stock_pipeline(family: RemoteFamily, model_type: str) -> str:
+    if family.name_table is None:
+        return ""
+    return (
+        f"\n\nfrom transformers.models.auto.modeling_auto import {family.name_table}  # noqa: E402\n\n"
+        f"{family.name_table}[{model_type!r}] = {_class_name(family.model)!r}\n"
+    )
+
+
+def _append(files: dict[str, str], target: str, text: str) -> None:
+    files[f"{_file_stem(target.split(':')[0])}.py"] += text
+
+
+def _class_reference(target: str) -> str:
+    module, name = target.split(":")
+    return f"{_file_stem(module)}.{name}"
+
+
+def _class_name(target: str) -> str:
+    return target.split(":")[1]
+
+
+def _file_stem(module: str) -> str:
+    return module.rpartition(".")[2]
+
+
+def _rewrite(path: Path, values: dict[str, Any]) -> None:
+    path.unlink()  # it may be a link to the run's own file
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@dataclass
+class _Module:
+    """A source file by its top-level statements."""
+
+    name: str
+    text: str
+    definitions: dict[str, ast.stmt] = field(default_factory=dict)
+    imports: dict[str, tuple[ast.Import | ast.ImportFrom, ast.alias]] = field(default_factory=dict)
+    side_effects: list[ast.Expr] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, name: str) -> _Module:
+        path = Path(mmhf.__file__).parent.joinpath(*name.split(".")[1:])
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        text = path.read_text(encoding="utf-8")
+        module = cls(name, text)
+        for statement in ast.parse(text).body:
+            module._sort(statement)
+        return module
+
+    def _sort(self, statement: ast.stmt) -> None:
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            for alias in statement.names:
+                self.imports[alias.asname or alias.name.partition(".")[0]] = (statement, alias)
+        elif isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            self.definitions[statement.name] = statement
+        elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            for node in (node for target in targets for node in ast.walk(target)):
+                if isinstance(node, ast.Name):
+                    self.definitions[node.id] = statement
+        elif isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Constant):
+            self._sort_side_effect(statement)
+
+    def _sort_side_effect(self, statement: ast.Expr) -> None:
+        """Keep what prepares another library, drop what registers the module's own classes."""
+        if self.definitions.keys().isdisjoint(_names_in(statement)):
+            self.side_effects.append(statement)
+
+    def segment(self, statement: ast.stmt) -> str:
+        decorators = statement.decorator_list if isinstance(statement, (ast.ClassDef, ast.FunctionDef)) else []
+        first = min([statement.lineno, *(decorator.lineno for decorator in decorators)])
+        lines = self.text.splitlines()
+        while first > 1 and lines[first - 2].startswith("#"):
+            first -= 1
+        return "\n".join(lines[first - 1 : statement.end_lineno])
+
+
+class _Collector:
+    """Follows names from the classes that are asked for to all that they use."""
+
+    def __init__(self) -> None:
+        self.modules: dict[str, _Module] = {}
+        self.needed: dict[str, set[str]] = {}
+
+    def need(self, module_name: str, name: str) -> str:
+        """Take a name in and all that it uses; returns the module that defines it."""
+        module = self._module(module_name)
+        if name in module.imports and _is_ours(module.imports[name][0]):
+            statement, alias = module.imports[name]
+            return self.need(_source_of(statement, module), alias.name)
+        if name not in module.definitions:
+            raise ValueError(f"{module_name} does not define {name}")
+        names = self.needed.setdefault(module_name, set())
+        if name not in names:
+            is_first = not names
+            names.add(name)
+            statements = [module.definitions[name], *(module.side_effects if is_first else ())]
+            for used in (used for statement in statements for used in _names_in(statement)):
+                self._follow(module, used)
+        return module_name
+
+    def source(self, module_name: str) -> str:
+        """What is left of a module."""
+        module, needed = self._module(module_name), self.needed[module_name]
+        statements = {id(module.definitions[name]): module.definitions[name] for name in needed}
+        kept = sorted([*statements.values(), *module.side_effects], key=lambda statement: statement.lineno)
+        used = {name for statement in kept for name in _names_in(statement)}
+        imports = _import_block(self._import_of(module, name) for name in used & module.imports.keys())
+        parts = [_HEADER.format(module=module_name, version=mmhf.__version__), "from __future__ import annotations\n"]
+        parts += [imports, *("\n" + module.segment(statement) + "\n" for statement in kept)]
+        return "\n".join(parts)
+
+    def _follow(self, module: _Module, name: str) -> None:
+        if name in module.imports:
+            statement, alias = module.imports[name]
+            if _is_ours(statement):
+                self.need(_source_of(statement, module), alias.name)
+            else:
+                _check_available(statement, module.name)
+        elif name in module.definitions:
+            self.need(module.name, name)
+
+    def _import_of(self, module: _Module, name: str) -> tuple[str, str]:
+        """The module that a name comes from, empty for a plain import, and the name as the import statement has it."""
+        statement, alias = module.imports[name]
+        text = f"{alias.name} as {alias.asname}" if alias.asname else alias.name
+        if _is_ours(statement):
+            return "." + _file_stem(self.need(_source_of(statement, module), alias.name)), text
+        return (statement.module or "" if isinstance(statement, ast.ImportFrom) else ""), text
+
+    def _module(self, name: str) -> _Module:
+        if name not in self.modules:
+            self.modules[name] = _Module.read(name)
+        return self.modules[name]
+
+
+def _import_block(imports: Iterable[tuple[str, str]]) -> str:
+    names: dict[str, list[str]] = {}
+    for module, text in imports:
+        names.setdefault(module, []).append(text)
+    plain = [f"import {text}" for text in sorted(names.pop("", []))]
+    # One line each: transformers finds relative imports by a pattern.
+    return "\n".join(plain + [f"from {module} import {', '.join(sorted(names[module]))}" for module in sorted(names)])
+
+
+def _names_in(node: ast.AST) -> Iterable[str]:
+    names = []
+    for child in ast.walk(node):
+        if isinstance(child, ast.Name):
+            names.append(child.id)
+        elif isinstance(child, (ast.Import, ast.ImportFrom)) and _is_ours(child):
+            raise ValueError(f"line {child.lineno} imports mmhf inside a function; releases need it at the top")
+    return dict.fromkeys(names)
+
+
+def _is_ours(statement: ast.Import | ast.ImportFrom) -> bool:
+    if isinstance(statement, ast.ImportFrom):
+        return statement.level > 0 or (statement.module or "").partition(".")[0] == _PACKAGE
+    return any(alias.name.partition(".")[0] == _PACKAGE for alias in statement.names)
+
+
+def _source_of(statement: ast.Import | ast.ImportFrom, module: _Module) -> str:
+    if not isinstance(statement, ast.ImportFrom) or statement.level or statement.module in (None, _PACKAGE):
+        raise ValueError(f"{module.name}: line {statement.lineno} must be of the form `from mmhf.x.y import NAME`")
+    return statement.module or ""
+
+
+def _check_available(statement: ast.Import | ast.ImportFrom, module_name: str) -> None:
+    names = [statement.module or ""] if isinstance(statement, ast.ImportFrom) else [a.name for a in statement.names]
+    for package in (name.partition(".")[0] for name in names):
+        if package not in _AVAILABLE and package not in sys.stdlib_module_names:
+            raise ValueError(f"{module_name} needs {package}, which an environment without mmhf lacks")

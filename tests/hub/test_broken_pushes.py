@@ -1,0 +1,242 @@
+"""Pushes that are killed, cut off or refused: no half version, no moved branch, one line that says what to do."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from loopback_hub import READER_TOKEN, TOKEN, LoopbackHub
+from loopback_store import Repo
+
+from mmhf.errors import InputError
+from mmhf.hub.downloads import download_model
+from mmhf.hub.lineage import release_settings
+from mmhf.hub.manifest import verify_release
+from mmhf.hub.pushing import push_release
+
+REPO = "org/fakeddit"
+_fork = multiprocessing.get_context("fork")
+
+# What the Hub is asked in one push, by the step that fails when the request does.
+STEPS = [
+    "POST /api/validate-yaml",
+    "POST /api/repos/create",
+    "GET .*/refs",
+    "POST .*/branch/releasing-v1.7",
+    "POST .*/preupload/releasing-v1.7",
+    "POST .*/lfs/objects/batch",
+    "PUT /lfs/",
+    "POST /verify-lfs",
+    "POST .*/commit/releasing-v1.7",
+    "GET .*/tree/",
+    "POST .*/tag/",
+    "POST .*/preupload/main",
+    "POST .*/commit/main",
+]
+
+
+@pytest.fixture
+def runs(make_run: Callable[..., Path]) -> dict[str, Path]:
+    return {version: make_run(version, seed=int(version[-1])) for version in ("1.6", "1.7")}
+
+
+@pytest.fixture
+def released(hub: LoopbackHub, runs: dict[str, Path]) -> LoopbackHub:
+    """A Hub with v1.6, to which v1.7 is to be added."""
+    push(runs["1.6"], "1.6")
+    hub.requests.clear()
+    return hub
+
+
+def push(run_dir: Path, version: str) -> None:
+    values = {"repo": REPO, "version": version, "push": True, "best_metric": "test_accuracy"}
+    push_release(run_dir, release_settings(values))
+
+
+def state(repo: Repo) -> tuple[dict[str, str], str]:
+    return dict(repo.tags), repo.branches["main"]
+
+
+def assert_whole(hub: LoopbackHub, version: str, scratch: Path) -> None:
+    """The version's files are all there, with the hashes that its release.json records."""
+    scratch.mkdir(parents=True)
+    for name, content in hub.files(REPO, version).items():
+        (scratch / name).write_bytes(content)
+    verify_release(scratch)
+
+
+def _push_in_child(run_dir: Path, hub: LoopbackHub) -> int:
+    child = _fork.Process(target=push, args=(run_dir, "1.7"))
+    hub.victim = child
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_killed_at_each_request_in_turn(released: LoopbackHub, runs: dict[str, Path], after: bool, tmp_path: Path):
+    before, untouched = copy.deepcopy(released.repo(REPO)), state(released.repo(REPO))
+    large = dict(released.store.large)
+    outcomes = []
+    for number in range(1, 200):
+        released.store.repos[REPO], released.store.large = copy.deepcopy(before), dict(large)
+        released.requests.clear()
+
+        def kill_in_turn(number: int = number) -> None:
+            if len(released.requests) == number:
+                os.kill(released.victim.pid, signal.SIGKILL)
+                released.victim.join()
+
+        released.faults[:] = []
+        fault = released.fault(".*", call=kill_in_turn, after=after)
+        fault.applies = lambda line, number=number: len(released.requests) == number
+        exit_code = _push_in_child(runs["1.7"], released)
+        released.faults.clear()
+        if exit_code == 0:
+            break
+        assert exit_code == -signal.SIGKILL
+        repo = released.repo(REPO)
+        is_released = "v1.7" in repo.tags
+        outcomes.append((is_released, repo.branches["main"] != untouched[1]))
+        if is_released:
+            assert_whole(released, "v1.7", tmp_path / f"{number}")
+        push(runs["1.7"], "1.7")
+        assert released.files(REPO, "main") == released.files(REPO, "v1.7")
+        assert repo.branches.keys() == {"main"} and repo.tags.keys() == {"v1.6", "v1.7", "best"}
+        assert_whole(released, "v1.7", tmp_path / f"finished-{number}")
+    # The tag is the release: before it nothing has changed, and main never runs ahead of it.
+    assert len(outcomes) > 20 and outcomes == sorted(outcomes)
+    assert (False, True) not in outcomes
+    assert {(False, False), (True, False), (True, True)} == set(outcomes)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("status", [500, None], ids=["500", "cut"])
+def test_a_push_that_fails_takes_back_what_it_did(released, runs, no_waiting, step: str, status: int | None):
+    untouched = state(released.repo(REPO))
+    fault = released.fault(step, status=status)
+    with pytest.raises(InputError, match=r"org/fakeddit@v1\.7: ") as caught:
+        push(runs["1.7"], "1.7")
+    assert "\n" not in str(caught.value) and TOKEN not in str(caught.value)
+    assert no_waiting, "what may pass is tried again"
+    released.faults.remove(fault)
+    assert state(released.repo(REPO)) == untouched
+    push(runs["1.7"], "1.7")
+    assert released.files(REPO, "main") == released.files(REPO, "v1.7")
+    assert released.repo(REPO).branches.keys() == {"main"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("after", [False, True], ids=["lost", "answer lost"])
+def test_one_failure_is_got_over(released, runs, no_waiting, step: str, after: bool):
+    released.fault(step, times=1, after=after)
+    push(runs["1.7"], "1.7")
+    repo = released.repo(REPO)
+    assert released.files(REPO, "main") == released.files(REPO, "v1.7")
+    assert [commit.message for commit in repo.history("v1.7")][:2] == ["Release v1.7", "Release v1.6"]
+    assert [commit.message for commit in repo.history("main")][:2] == ["Release v1.7", "Release v1.6"]
+    assert repo.branches.keys() == {"main"}
+
+
+@pytest.mark.parametrize(
+    ("status", "step", "message"),
+    [
+        (401, "POST .*/repos/create", "does not accept the login.*hf auth login"),
+        (403, "POST .*/branch/", "may not write there"),
+        (409, "POST .*/branch/", "exists already, or another push"),
+        (412, "POST .*/commit/", "somebody else has pushed"),
+        (413, "PUT /lfs/", "larger than the Hub takes"),
+        (429, "POST .*/tag/", "too many requests"),
+        (500, "POST .*/commit/", "the Hub has a problem"),
+        (503, "GET .*/refs", "the Hub has a problem"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_in_one_line(released, runs, no_waiting, status: int, step: str, message: str):
+    untouched = state(released.repo(REPO))
+    released.fault(step, status=status, message=f"no, {TOKEN}\nand more")
+    with pytest.raises(InputError, match=rf"org/fakeddit@v1\.7: .*{message}.*{status}") as caught:
+        push(runs["1.7"], "1.7")
+    assert "\n" not in str(caught.value) and TOKEN not in str(caught.value)
+    assert state(released.repo(REPO)) == untouched
+
+
+def test_a_rate_limit_is_waited_for(released: LoopbackHub, runs: dict[str, Path], no_waiting: list[float]):
+    released.fault("POST .*/tag/", status=429, headers={"Retry-After": "17"}, times=1)
+    push(runs["1.7"], "1.7")
+    assert 17 in no_waiting
+    assert "v1.7" in released.repo(REPO).tags
+
+
+def test_bytes_with_another_hash_are_not_released(released, runs, monkeypatch: pytest.MonkeyPatch):
+    """The server swallows what arrived damaged; only a look at what it holds shows it."""
+    untouched = state(released.repo(REPO))
+    monkeypatch.setattr("loopback_hub._Answer.lfs_verify", lambda self: {})
+    monkeypatch.setattr(
+        "loopback_hub._Answer.lfs_put",
+        lambda self, oid: self.store.large.update({oid: self.request.body[::-1]}) or (200, {}, b""),
+    )
+    with pytest.raises(InputError, match=r"org/fakeddit@v1\.7: the Hub holds other bytes than were sent"):
+        push(runs["1.7"], "1.7")
+    assert state(released.repo(REPO)) == untouched
+
+
+def test_a_hash_that_the_server_finds_wrong_is_named(released, runs, monkeypatch: pytest.MonkeyPatch):
+    untouched = state(released.repo(REPO))
+    monkeypatch.setattr(
+        "loopback_hub._Answer.lfs_put",
+        lambda self, oid: self.store.large.update({oid: b"other"}) or (200, {}, b""),
+    )
+    with pytest.raises(InputError, match="another hash than those that were sent"):
+        push(runs["1.7"], "1.7")
+    assert state(released.repo(REPO)) == untouched
+
+
+def test_who_may_not_write_is_told(released: LoopbackHub, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_TOKEN", READER_TOKEN)
+    with pytest.raises(InputError, match="may not write there"):
+        push(runs["1.7"], "1.7")
+    monkeypatch.setenv("HF_TOKEN", "")
+    with pytest.raises(InputError, match="hf auth login"):
+        push(runs["1.7"], "1.7")
+
+
+def test_two_pushes_at_the_same_time_lose_nothing(released: LoopbackHub, runs: dict[str, Path]):
+    """Somebody else moves main between our tag and our move of main."""
+    repo = released.repo(REPO)
+
+    def interfere() -> None:
+        repo.branches["main"] = repo.add(dict(repo.find("main").tree), repo.branches["main"], "somebody else")
+
+    fault = released.fault("POST .*/preupload/main", call=interfere, times=1)
+    with pytest.raises(InputError, match="somebody else has pushed"):
+        push(runs["1.7"], "1.7")
+    assert "v1.7" not in repo.tags
+    assert fault.times == 0
+    push(runs["1.7"], "1.7")
+    assert "somebody else" in [commit.message for commit in repo.history("main")]
+    assert released.files(REPO, "main") == released.files(REPO, "v1.7")
+
+
+def test_a_download_that_is_cut_goes_on(released: LoopbackHub, no_waiting: list[float]):
+    released.fault("GET .*/resolve/.*model.safetensors", cut=True, times=1)
+    verify_release(download_model(REPO, "v1.6"))
+    gets = [
+        request for request in released.requests if request.line.startswith("GET ") and "safetensors" in request.line
+    ]
+    assert len(gets) == 2
+
+
+def test_damaged_bytes_are_fetched_again_and_then_refused(released, caplog: pytest.LogCaptureFixture, tmp_path):
+    fault = released.fault("GET .*/resolve/.*model.safetensors", corrupt=True)
+    with pytest.raises(InputError, match=r"org/fakeddit@v1\.6|model\.safetensors has changed"):
+        download_model(REPO, "v1.6")
+    fault.times = 0
+    with caplog.at_level(logging.WARNING):
+        verify_release(download_model(REPO, "v1.6"))
+    assert "downloading it again" in caplog.text

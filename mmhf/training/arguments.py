@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.errors import InputError
-from mmhf.recipe.schema import Recipe, StageSection
+from mmhf.recipe.schema import ContrastiveRecipe, Recipe, RecipeBase, StageSection
 from mmhf.training.stages import StagePlan
 
 # What mmhf sets where a recipe is silent; TrainingArguments' own defaults hold for the rest.
@@ -39,9 +39,11 @@ def training_arguments(recipe: Recipe, output_dir: str, *, has_validation: bool)
     if values["eval_strategy"] == "no" and (setting := _needs_evaluations(recipe)):
         raise InputError(f"{setting} needs evaluations: the data has no validation split, or eval_strategy is 'no'")
     try:
-        return TrainingArguments(**values)
+        args = TrainingArguments(**values)
     except ValueError as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
+    args.gradient_accumulation_steps = accumulation_steps(recipe, args)
+    return args
 
 
 def _needs_evaluations(recipe: Recipe) -> str | None:
@@ -54,18 +56,42 @@ def _needs_evaluations(recipe: Recipe) -> str | None:
     return next((name for name, used in users.items() if used), None)
 
 
-def steps_per_epoch(num_rows: int, args: TrainingArguments, batch_size: int | None = None) -> int:
+def accumulation_steps(recipe: RecipeBase, args: TrainingArguments, batch_size: int | None = None) -> int:
+    """Forward passes of one optimizer step on each device.
+
+    Args:
+        recipe (`RecipeBase`): Its `contrastive.batch_size`, where it has one, is cut into them.
+        args (`TrainingArguments`): Processes, batch size where none is given, and accumulation for other recipes.
+        batch_size (`int`, *optional*): Samples per device and forward pass.
+
+    Raises:
+        InputError: That does not come out even.
+    """
+    if not isinstance(recipe, ContrastiveRecipe) or recipe.contrastive.batch_size is None:
+        return args.gradient_accumulation_steps
+    size, at_once = recipe.contrastive.batch_size, batch_size or args.per_device_train_batch_size
+    if size % (at_once * args.world_size):
+        raise InputError(
+            f"contrastive.batch_size: {size} pairs do not divide into batches of {at_once} on {args.world_size} processes"
+        )
+    return size // (at_once * args.world_size)
+
+
+def steps_per_epoch(
+    num_rows: int, args: TrainingArguments, batch_size: int | None = None, *, accumulation: int | None = None
+) -> int:
     """Optimizer steps of one epoch over `num_rows` samples, for all processes together.
 
     Args:
         num_rows (`int`): Rows of the training split.
-        args (`TrainingArguments`): Processes, accumulation, and the batch size where none is given.
+        args (`TrainingArguments`): Processes, and accumulation and batch size where they are not given.
         batch_size (`int`, *optional*): Samples per device and forward pass.
+        accumulation (`int`, *optional*): Forward passes of one optimizer step.
     """
     batches = num_rows / (batch_size or args.per_device_train_batch_size)
     whole = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
     per_process = whole // args.world_size if args.dataloader_drop_last else math.ceil(whole / args.world_size)
-    return max(math.ceil(per_process / args.gradient_accumulation_steps), 1)
+    return max(math.ceil(per_process / (accumulation or args.gradient_accumulation_steps)), 1)
 
 
 def recipe_stages(recipe: Recipe, args: TrainingArguments) -> list[StageSection]:
@@ -88,10 +114,16 @@ def build_stage_plan(
         args (`TrainingArguments`): Gives batch size, processes, rate and schedule where a stage is silent.
         num_rows (`int`, *optional*): Rows of the training split; None when it is a stream of unknown length.
     """
+
+    def steps(stage: StageSection) -> int:
+        assert num_rows is not None
+        accumulation = accumulation_steps(recipe, args, stage.batch_size)
+        return steps_per_epoch(num_rows, args, stage.batch_size, accumulation=accumulation)
+
     return StagePlan.build(
         model,
         recipe_stages(recipe, args),
-        steps_per_epoch=None if num_rows is None else lambda stage: steps_per_epoch(num_rows, args, stage.batch_size),
+        steps_per_epoch=None if num_rows is None else steps,
         learning_rate=args.learning_rate,
         schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         warmup=args.warmup_steps or None,

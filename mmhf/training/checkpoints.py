@@ -45,9 +45,14 @@ def removed_if_unwritable(checkpoint: Path) -> Iterator[None]:
 
 def last_complete_checkpoint(run_dir: Path) -> Path | None:
     """The latest checkpoint of a run that was written to its end; None when there is none."""
+    return next(iter(complete_checkpoints(run_dir)), None)
+
+
+def complete_checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints of a run that were written to their end, the latest first."""
     found = {}
     for path in run_dir.glob("checkpoint-*"):
         match = _NAME.fullmatch(path.name)
         if match and (path / _MARKER).is_file():
             found[int(match.group(1))] = path
-    return found[max(found)] if found else None
+    return [found[step] for step in sorted(found, reverse=True)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -72,8 +72,16 @@ def load_encoder_config(name: str, *, pretrained: bool = True, modality: Modalit
     return config
 
 
-def load_encoder(name: str, config: PreTrainedConfig, *, pretrained: bool) -> PreTrainedModel:
+def load_encoder(
+    name: str, config: PreTrainedConfig, *, pretrained: bool, auto_class: Any = AutoModel
+) -> PreTrainedModel:
     """Build a backbone in fp32, with its pretrained weights or with fresh ones.
+
+    Args:
+        name (`str`): The backbone as a recipe names it.
+        config (`PreTrainedConfig`): As `load_encoder_config` found it.
+        pretrained (`bool`): Whether to fetch its weights.
+        auto_class (`type`): What brings pretrained weights from the Hub or a folder, such as `AutoModelForCausalLM`.
 
     Raises:
         `InputError`: there are no pretrained weights.
@@ -87,7 +95,7 @@ def load_encoder(name: str, config: PreTrainedConfig, *, pretrained: bool) -> Pr
     if name.startswith(_TIMM):
         repo, revision = _timm_repo(name), None
     try:
-        return AutoModel.from_pretrained(repo, revision=revision, config=config, dtype=torch.float32)
+        return auto_class.from_pretrained(repo, revision=revision, config=config, dtype=torch.float32)
     except OSError as error:
         raise _not_found(name, "weights", error) from error
 
@@ -185,7 +193,10 @@ def _timm_repo(name: str) -> str:
 def _tower(name: str, config: PreTrainedConfig, modality: Modality | None) -> PreTrainedConfig:
     towers = {"vision": "vision_config", "text": "text_config"}
     if modality is not None and towers[modality] in config.sub_configs:
-        config = vars(config)[towers[modality]]
+        tower = vars(config)[towers[modality]]
+        if "projection_dim" in vars(config) and "projection_dim" in vars(tower):
+            tower.projection_dim = config.projection_dim  # CLIP's weights follow the whole model's
+        config = tower
     if config.is_encoder_decoder:
         raise InputError(f"backbone {name}: {config.model_type} is an encoder-decoder; give an encoder")
     return config

@@ -1,0 +1,113 @@
+"""Cross-entropy over a large vocabulary, without its logits. Depends on torch only, so that a release can carry it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+IGNORED_LABEL = -100
+_LOGITS_AT_ONCE = 10_000_000
+"""Logits that exist at a time: 65 positions of a vocabulary of 151,936."""
+
+
+def caption_loss(
+    hidden: Tensor,
+    labels: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor | None = None,
+    *,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor:
+    """Mean cross-entropy of the labelled positions; positions labelled -100 cost nothing.
+
+    Logits exist for a chunk of positions at a time, and each chunk's gradient is made while its logits are there, as
+    in Liger's fused linear cross-entropy (https://arxiv.org/abs/2410.10989), whose kernel runs where it is installed
+    and the tensors are on a GPU.
+
+    Args:
+        hidden (`Tensor`): (B, T, D), the state that each position is predicted from.
+        labels (`Tensor`): (B, T) token ids, -100 where nothing is predicted. They are not shifted.
+        head_weight (`Tensor`): (V, D).
+        head_bias (`Tensor`, *optional*): (V,).
+        num_items_in_batch (`Tensor` or `int`, *optional*): What the sum is divided by; absent, the number of labelled
+            positions. With that of all batches of an optimizer step, each token weighs alike.
+
+    Returns:
+        `Tensor`: scalar, fp32; 0 when nothing is labelled.
+    """
+    kept = labels != IGNORED_LABEL
+    hidden, targets = hidden[kept], labels[kept]
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, head_weight = hidden.to(dtype), head_weight.to(dtype)
+    if hidden.is_cuda and len(targets) and find_spec("liger_kernel") is not None:
+        total = _liger_sum(hidden, targets, head_weight, head_bias)
+    else:
+        total = _ChunkedCrossEntropy.apply(hidden, head_weight, head_bias, targets)
+    divisor = torch.as_tensor(
+        len(targets) if num_items_in_batch is None else num_items_in_batch, dtype=total.dtype, device=total.device
+    )
+    return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+
+
+def _liger_sum(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    return LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, hidden, targets, bias).float()
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of (N, D) states, (V, D) weights, (V,) biases and (N,) targets."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if needs_bias and bias is not None else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        # Autocast would convert the weight once more for each chunk.
+        with torch.autocast(hidden.device.type, enabled=False):
+            chunk = max(_LOGITS_AT_ONCE // len(weight), 1)
+            for start in range(0, len(targets), chunk):
+                rows = slice(start, start + chunk)
+                probabilities, loss = _probabilities_and_loss(hidden[rows], weight, bias, targets[rows])
+                total += loss
+                if not any(ctx.needs_input_grad):
+                    continue
+                # The gradient with respect to the logits: the probabilities, less 1 at the target.
+                probabilities[torch.arange(len(probabilities)), targets[rows]] -= 1
+                grad_logits = probabilities.to(hidden.dtype)
+                if grad_hidden is not None:
+                    torch.mm(grad_logits, weight, out=grad_hidden[rows])
+                if grad_weight is not None:
+                    grad_weight.addmm_(grad_logits.T, hidden[rows])
+                if grad_bias is not None:
+                    grad_bias += probabilities.sum(dim=0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors), None)
+
+
+def _probabilities_and_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(n, V) probabilities in fp32, made in the memory of the logits, and the summed loss."""
+    logits = (hidden @ weight.T).float()
+    if bias is not None:
+        logits += bias
+    # Detached and in place: what softmax and logsumexp would copy.
+    highest = logits.amax(dim=-1, keepdim=True)
+    of_target = logits.gather(1, targets[:, None])
+    logits.sub_(highest).exp_()
+    sums = logits.sum(dim=-1, keepdim=True)
+    loss = (sums.log() + highest - of_target).sum()
+    return logits.div_(sums), loss

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import AutoProcessor, CLIPImageProcessor
+
+from mmhf.models.captioner import CaptionerProcessor
+from mmhf.models.captioner.tokenizers import train_tokenizer
+
+_PROCESSOR = CaptionerProcessor(CLIPImageProcessor(), train_tokenizer(["a dog runs"], 300), max_length=24)
+
+
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_captions_of_any_script_end_and_are_padded_on_the_right(captions: list[str]) -> None:
+    encoded = _PROCESSOR(text=captions)
+    for ids, mask, caption in zip(encoded["input_ids"], encoded["attention_mask"], captions, strict=True):
+        length = int(mask.sum())
+        assert mask.tolist() == [1] * length + [0] * (len(mask) - length)
+        whole = _PROCESSOR.tokenizer(caption)["input_ids"]
+        assert ids[:length].tolist() == [*whole, 0][:24]
+        assert (ids[length:] == _PROCESSOR.tokenizer.pad_token_id).all()
+    assert _PROCESSOR.count_cut(captions) == sum(
+        len(_PROCESSOR.tokenizer(text)["input_ids"]) > 23 for text in captions
+    )
+
+
+def test_a_caption_that_is_cut_does_not_learn_to_end_there(processor: CaptionerProcessor) -> None:
+    ids = processor(text=["a red bird sits on a branch " * 5])["input_ids"]
+    assert ids.shape == (1, 16) and 0 not in ids
+
+
+def test_images_and_captions_must_pair_up(processor: CaptionerProcessor) -> None:
+    image = Image.new("RGB", (40, 20))
+    assert processor(images=[image, image], text=["a", "b"])["pixel_values"].shape == (2, 3, 32, 32)
+    with pytest.raises(ValueError, match="2 images for 1 captions"):
+        processor(images=[image, image], text=["a"])
+    with pytest.raises(ValueError, match="needs images, text or both"):
+        processor()
+
+
+def test_saved_and_loaded_it_gives_the_same_tensors(processor: CaptionerProcessor, tmp_path: Path) -> None:
+    image = Image.effect_noise((50, 40), 100).convert("RGB")
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(loaded, CaptionerProcessor) and loaded.max_length == 16
+    first, second = (each(images=[image], text=["a dog"]) for each in (processor, loaded))
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -72,7 +72,7 @@ def accumulation_steps(recipe: RecipeBase, args: TrainingArguments, batch_size: 
     size, at_once = recipe.contrastive.batch_size, batch_size or args.per_device_train_batch_size
     if size % (at_once * args.world_size):
         raise InputError(
-            f"contrastive.batch_size: {size} pairs do not divide into batches of {at_once} on {args.world_size} processes"
+            f"contrastive.batch_size: {size} is no multiple of {at_once} pairs a batch × {args.world_size} processes"
         )
     return size // (at_once * args.world_size)
 
@@ -120,7 +120,7 @@ def build_stage_plan(
         accumulation = accumulation_steps(recipe, args, stage.batch_size)
         return steps_per_epoch(num_rows, args, stage.batch_size, accumulation=accumulation)
 
-    return StagePlan.build(
+    plan = StagePlan.build(
         model,
         recipe_stages(recipe, args),
         steps_per_epoch=None if num_rows is None else steps,
@@ -128,3 +128,4 @@ def build_stage_plan(
         schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         warmup=args.warmup_steps or None,
     )
+    return plan.without(recipe.model.unused_encoders()) if isinstance(recipe, FusionRecipe) else plan

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.errors import InputError
-from mmhf.recipe.schema import ContrastiveRecipe, Recipe, RecipeBase, StageSection
+from mmhf.recipe.schema import ContrastiveRecipe, FusionRecipe, Recipe, RecipeBase, StageSection
 from mmhf.training.stages import StagePlan
 
 # What mmhf sets where a recipe is silent; TrainingArguments' own defaults hold for the rest.

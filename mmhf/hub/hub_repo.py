@@ -95,7 +95,8 @@ class HubRepo:
             try:
                 self._api.create_branch(self.name, branch=branch, revision=revision)
             except HUB_ERRORS as error:
-                if status_of(error) != _CONFLICT or self.head(branch) != revision:
+                refs = self.refs() if status_of(error) == _CONFLICT else None
+                if refs is None or refs.branches.get(branch) != revision:
                     raise
 
         with_retries(create)

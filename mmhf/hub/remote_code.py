@@ -7,6 +7,7 @@ definitions that the model's classes lead to; `mmhf.models.encoders` becomes `en
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import sys
 from collections.abc import Iterable
@@ -93,6 +94,7 @@ def add_remote_code(folder: Path) -> bool:
     return True
 
 
+@functools.cache
 def bundle(family: RemoteFamily, model_type: str) -> dict[str, str]:
     """The code of a family as files that import nothing of mmhf.
 

@@ -94,6 +94,7 @@ class Store:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.large: dict[str, bytes] = {}
+        self.arrived: dict[str, bytes] = {}  # large files, and parts of them, that nobody has verified
         self.lock = threading.RLock()
 
     def repo(self, name: str) -> Repo:

@@ -146,7 +146,7 @@ def test_a_large_file_goes_in_parts(hub: LoopbackHub, run_dir: Path):
 def test_a_recipe_can_say_all_of_it(hub: LoopbackHub, make_run: Callable[..., Path]):
     recipe = (
         "task: image-classification\n"
-        f"release: {{repo: {REPO}, version: '1.0', push: true, card: {{license: mit, language: [en], limits: Drawings}}}}\n"
+        f"release: {{repo: {REPO}, version: '1.0', push: true, card: {{license: mit, limits: Drawings}}}}\n"
     )
     run_dir = make_run("run", recipe=recipe)
     said = release_run(run_dir, release_settings(recipe_settings(run_dir)))

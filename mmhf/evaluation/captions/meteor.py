@@ -23,10 +23,10 @@ class _RememberingStemmer(PorterStemmer):
 
 
 def is_wordnet_installed() -> bool:
-    """Whether nltk finds its WordNet data; nothing is downloaded."""
+    """Whether nltk finds its WordNet data, whole; nothing is downloaded."""
     try:
         wordnet.ensure_loaded()
-    except LookupError:
+    except (LookupError, OSError):
         return False
     return True
 

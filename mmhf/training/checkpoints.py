@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 # How torch.save reports that a file could not be written.
 _TORCH_WRITE_FAILURES = ("inline_container.cc", "iostream error")
@@ -30,6 +32,20 @@ def failed_writes_as_os_errors(folder: str | Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not any(words in str(error) for words in _TORCH_WRITE_FAILURES):
             raise
         raise OSError(f"{folder}: cannot be written, is the disk full? ({str(error).splitlines()[0]})") from error
+
+
+@contextlib.contextmanager
+def saved_under_own_names(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model save its weights by the names they have now.
+
+    transformers 5.23 saves ViT and other encoders by the names that they had before version 5, and Trainer reads a
+    checkpoint back without translating them: it would go on with other weights.
+    """
+    model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.save_pretrained
 
 
 @contextlib.contextmanager

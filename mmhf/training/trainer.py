@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,12 @@ from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.schema import RecipeBase
 from mmhf.training.boundary_checks import share_buffers
 from mmhf.training.callbacks import SaveEveryEpochs, StageCallback
-from mmhf.training.checkpoints import failed_writes_as_os_errors, mark_complete, removed_if_unwritable
+from mmhf.training.checkpoints import (
+    failed_writes_as_os_errors,
+    mark_complete,
+    removed_if_unwritable,
+    saved_under_own_names,
+)
 from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
 from mmhf.training.progress import StageLogLines, StageProgressBar
@@ -176,10 +182,12 @@ class MMTrainer(StageBatches):
             entry["stage"] = self.plan.stages[position.index].name
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        with failed_writes_as_os_errors(output_dir or self._run_dir):
+        folder = output_dir or self._run_dir
+        names = saved_under_own_names(self.plan.model) if folder != self._run_dir else contextlib.nullcontext()
+        with failed_writes_as_os_errors(folder), names:
             super()._save(output_dir, state_dict)
         # A pickle of arguments that recipe.yaml states in full; a run folder holds nothing that must be unpickled.
-        (Path(output_dir or self._run_dir) / "training_args.bin").unlink(missing_ok=True)
+        (Path(folder) / "training_args.bin").unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         # Older checkpoints go only when the new one is whole; Trainer would delete them before.

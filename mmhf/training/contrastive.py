@@ -1,0 +1,248 @@
+"""The trainer of dual encoders: a step contrasts all of its pairs, however they are cut up and spread."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from mmhf.data.datasets import RowDataset
+from mmhf.errors import InputError
+from mmhf.models.contrastive_loss import NO_PAIR, EmbeddedPairs
+from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderOutput
+from mmhf.recipe.schema import ContrastiveRecipe
+from mmhf.training.arguments import accumulation_steps
+from mmhf.training.checkpoints import complete_checkpoints
+from mmhf.training.gradient_caching import (
+    Batch,
+    ContrastedStep,
+    RandomState,
+    contrast_outputs,
+    embed_without_graph,
+)
+from mmhf.training.trainer import MMTrainer
+
+logger = logging.getLogger(__name__)
+
+_SHOWN_IDS = 8
+_BAD_BATCH_FILE = "bad_batch.txt"
+_REPLAY_TOLERANCE = 1e-3
+
+
+class ContrastiveTrainer(MMTrainer):
+    """An [`MMTrainer`] whose optimizer step contrasts all pairs of the step, over all micro-batches and processes.
+
+    Micro-batches are what `transformers.Trainer` accumulates; where there are several, gradients are cached. So
+    k × b pairs have the loss and gradients of one batch of k · b, at the memory of b. Logs `temperature`, and the
+    shares of pairs whose image or caption was already in the step, or whose image was broken.
+
+    Args:
+        recipe (`ContrastiveRecipe`, *optional*): As of [`MMTrainer`]; `contrastive.batch_size` holds.
+        kwargs: As [`MMTrainer`] takes them; the model is a `DualEncoderModel`, and batches have `image_index`.
+    """
+
+    def __init__(self, *, recipe: ContrastiveRecipe | None = None, **kwargs: Any) -> None:
+        args: TrainingArguments = kwargs["args"]
+        if args.n_gpu > 1:
+            raise InputError(
+                f"one process would use {args.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or "
+                "set CUDA_VISIBLE_DEVICES to one"
+            )
+        args.label_names = ["image_index"]
+        self._contrastive_recipe = recipe
+        self._batches: list[Batch] = []
+        self._done = 0
+        self._step: ContrastedStep | None = None
+        self._states: list[RandomState] = []
+        self._checks_replay = True
+        self._counts = torch.zeros(4)
+        super().__init__(recipe=recipe, **kwargs)
+        self.add_callback(KeepTemperature())
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Take the micro-batches of one step, all of which its first `training_step` needs."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._batches, self._done, self._step = batches, 0, None
+        return batches, None
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Carry one micro-batch's part of the step's gradient into the weights.
+
+        Returns:
+            `Tensor`: the step's loss for its first micro-batch and 0 for the others, as Trainer adds them up.
+
+        Raises:
+            InputError: The loss is not finite.
+        """
+        model.train()
+        number, self._done = self._done, self._done + 1
+        if self._step is None:
+            output = self._begin_step(model)
+        else:
+            with self._states[number].replayed():
+                output = model(**self._prepare_inputs(inputs))
+        step = self._step
+        assert step is not None
+        options = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
+        self.accelerator.backward(step.surrogate(output, number), **options)
+        return step.loss if number == 0 else torch.zeros_like(step.loss)
+
+    def _begin_step(self, model: nn.Module) -> DualEncoderOutput:
+        """Contrast all pairs of the step; gives the first micro-batch's output, with its graph."""
+        batches = [self._prepare_inputs(batch) for batch in self._batches]
+        contrast = self._dual_encoder.contrast
+        if len(batches) == 1:
+            output = model(**batches[0])
+            self._step = contrast_outputs([output], batches, contrast)
+            self._judge(self._step)
+            return output
+        outputs, self._states = embed_without_graph(model, batches)
+        self._step = contrast_outputs(outputs, batches, contrast)
+        self._judge(self._step)
+        with self._states[0].replayed():
+            output = model(**batches[0])
+        if self._checks_replay:
+            _check_replay(outputs[0], output)
+            self._checks_replay = False
+        return output
+
+    @property
+    def _dual_encoder(self) -> DualEncoderModel:
+        model = self.plan.model
+        assert isinstance(model, DualEncoderModel)
+        return model
+
+    def _judge(self, step: ContrastedStep) -> None:
+        """Stop at a loss that is not finite; count what the log tells."""
+        if not torch.isfinite(step.loss):
+            raise InputError(self._explain_divergence(step))
+        self._counts = self._counts.to(step.loss.device) + _count(step.pairs)
+
+    def _explain_divergence(self, step: ContrastedStep) -> str:
+        pairs = step.pairs
+        finite = pairs.image_embeds.isfinite().all(dim=1) & pairs.text_embeds.isfinite().all(dim=1)
+        ids = self._ids(pairs.image_index[pairs.image_index != NO_PAIR])
+        broken = self._ids(pairs.image_index[~finite & (pairs.image_index != NO_PAIR)])
+        named, what = (broken, "rows whose embeddings are not finite") if broken else (ids, "rows of the batch")
+        path = Path(self._run_dir) / _BAD_BATCH_FILE
+        if self.args.should_save:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(f"{each}\n" for each in ids), encoding="utf-8")
+        good = next((path for path in complete_checkpoints(Path(self._run_dir)) if _is_finite(path)), None)
+        return (
+            f"step {self.state.global_step + 1}: the loss is {step.loss.item()}; {what}: "
+            f"{', '.join(named[:_SHOWN_IDS])}{', ...' if len(named) > _SHOWN_IDS else ''} (all {len(ids)} ids of the "
+            f"batch are in {path}); last good checkpoint: {good or 'none yet'}; go on from it with a lower "
+            "training.learning_rate, a longer warmup or in full precision"
+        )
+
+    def _ids(self, image_index: Tensor) -> list[str]:
+        indices = image_index.tolist()
+        dataset = self.train_dataset
+        if isinstance(dataset, RowDataset) and "id" in dataset.table.column_names:
+            return [str(each) for each in dataset.table.select(indices)["id"]]
+        return [str(index) for index in indices]
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one batch by itself, as evaluation reports it."""
+        output = model(**inputs, return_loss=True)
+        return (output.loss, output) if return_outputs else output.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the temperature and with what was counted since the last time."""
+        if "loss" in logs:
+            taking_part, skipped, images, captions = self._counts.tolist()
+            logs["temperature"] = 1 / self._dual_encoder.logit_scale.exp().item()
+            logs["repeated_images"] = images / max(taking_part, 1)
+            logs["repeated_captions"] = captions / max(taking_part, 1)
+            if skipped:
+                logs["skipped_pairs"] = skipped
+            self._counts = torch.zeros(4)
+        super().log(logs, start_time)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        epochs, micro_batches = super()._init_training_state(*args, **kwargs)
+        steps = micro_batches // self.args.gradient_accumulation_steps
+        self._cut_batches()
+        return epochs, steps * self.args.gradient_accumulation_steps
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._cut_batches()
+        super()._run_epoch(*args, **kwargs)
+
+    def _cut_batches(self) -> None:
+        """Accumulate as many micro-batches as the stage's own batch size asks for."""
+        position = self.plan.locate(self.state.global_step)
+        if position is not None and self._contrastive_recipe is not None:
+            section = self.plan.stages[position.index].section
+            self.args.gradient_accumulation_steps = accumulation_steps(
+                self._contrastive_recipe, self.args, section.batch_size
+            )
+
+
+class KeepTemperature(TrainerCallback):
+    """Keeps the temperature within its bounds after each optimizer step."""
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for module in model.modules() if model is not None else ():
+            if isinstance(module, DualEncoderModel):
+                module.clamp_temperature()
+
+
+def _count(pairs: EmbeddedPairs) -> Tensor:
+    """Pairs that take part, that do not, whose image was there before, and whose caption was; (4,)."""
+    takes_part = pairs.image_index != NO_PAIR
+    others = -2 - torch.arange(len(pairs), device=takes_part.device)  # equal to nothing
+    repeats = []
+    for ids in (pairs.image_index, pairs.caption_id):
+        ordered = torch.where(takes_part, ids, others).sort().values
+        repeats.append((ordered[1:] == ordered[:-1]).sum())
+    return torch.stack([takes_part.sum(), (~takes_part).sum(), *repeats]).float()
+
+
+def _check_replay(first: DualEncoderOutput, second: DualEncoderOutput) -> None:
+    """Gradients of the first pass's embeddings mean nothing for others."""
+    for one, other in ((first.image_embeds, second.image_embeds), (first.text_embeds, second.text_embeds)):
+        assert one is not None
+        assert other is not None
+        difference = (one.float() - other.detach().float()).abs().max().item()
+        if difference > _REPLAY_TOLERANCE:
+            raise RuntimeError(
+                f"the two passes of gradient caching differ by {difference:.2g}: the model draws random numbers that "
+                "torch's generators do not decide, or a compiled graph does; set its dropout to 0, or "
+                "training.torch_compile: false"
+            )
+
+
+def _is_finite(checkpoint: Path) -> bool:
+    """Whether all weights of a checkpoint are numbers; sharded ones, which are not looked at, count as good."""
+    path = checkpoint / SAFE_WEIGHTS_NAME
+    if not path.is_file():
+        return True
+    with safe_open(path, framework="pt") as weights:
+        return all(bool(weights.get_tensor(name).isfinite().all()) for name in weights.keys())  # noqa: SIM118

@@ -1,0 +1,200 @@
+"""Contrast more pairs than fit through a model at once, over all processes, with exact gradients.
+
+The loss needs the embeddings of all pairs, but its gradient with respect to each embedding can be computed from the
+embeddings alone. So micro-batches are embedded without a graph, the loss gives each embedding its gradient, and each
+micro-batch is embedded again, from the same random state, to carry its gradients on into the weights (Gao et al.,
+"Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", https://arxiv.org/abs/2101.06983).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from mmhf.models.contrastive_loss import NO_PAIR, Contrast, EmbeddedPairs, block_losses, caption_ids
+from mmhf.models.dual_encoder import DualEncoderOutput
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The random state that a batch was embedded from, of the CPU and of the batch's device."""
+
+    cpu: Tensor
+    devices: list[int]
+    device_states: list[Tensor]
+    device_type: str
+
+    @classmethod
+    def now(cls, batch: Batch) -> RandomState:
+        """The state as it is."""
+        tensors = list(batch.values())
+        devices, states = get_device_states(*tensors)
+        return cls(torch.get_rng_state(), devices, states, tensors[0].device.type)
+
+    @contextlib.contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Go back to it for a while."""
+        device_type = self.device_type if self.devices else "cuda"
+        with torch.random.fork_rng(self.devices, device_type=device_type):
+            torch.set_rng_state(self.cpu)
+            set_device_states(self.devices, self.device_states, device_type=device_type)
+            yield
+
+
+@dataclass(frozen=True)
+class ContrastedStep:
+    """The loss of one step's pairs, and its gradients.
+
+    Attributes:
+        loss (`Tensor`): Scalar, of the pairs of all processes.
+        pairs ([`EmbeddedPairs`]): Those pairs.
+        image_gradients, text_gradients (`Sequence[Tensor]`): Of this process's micro-batches, (B, D) each.
+        scale_gradient, bias_gradient (`Tensor`): (1,).
+    """
+
+    loss: Tensor
+    pairs: EmbeddedPairs
+    image_gradients: Sequence[Tensor]
+    text_gradients: Sequence[Tensor]
+    scale_gradient: Tensor
+    bias_gradient: Tensor | None
+
+    def surrogate(self, output: DualEncoderOutput, number: int) -> Tensor:
+        """A scalar whose backward pass through micro-batch `number` adds that batch's part of the loss's gradient.
+
+        Wrappers of a model take the mean of the processes' gradients, hence the factor.
+        """
+        world_size, share = _world_size(), 1 / len(self.image_gradients)
+        terms = [
+            (output.image_embeds, self.image_gradients[number], world_size),
+            (output.text_embeds, self.text_gradients[number], world_size),
+            (output.logit_scale, self.scale_gradient, share),
+            (output.logit_bias, self.bias_gradient, share),
+        ]
+        parts = [
+            factor * (value * gradient).sum()
+            for value, gradient, factor in terms
+            if value is not None and gradient is not None and value.requires_grad
+        ]
+        return torch.stack(parts).sum()
+
+
+def embed_without_graph(
+    model: nn.Module, batches: Sequence[Batch]
+) -> tuple[list[DualEncoderOutput], list[RandomState]]:
+    """First pass: the outputs of all micro-batches, and the random state that each began from.
+
+    Statistics of batch-norm layers stay as they are: the second pass is the one that counts.
+    """
+    outputs, states = [], []
+    with torch.no_grad(), _unmoved_statistics(model):
+        for batch in batches:
+            states.append(RandomState.now(batch))
+            outputs.append(model(**batch))
+    return outputs, states
+
+
+def contrast_outputs(
+    outputs: Sequence[DualEncoderOutput], batches: Sequence[Batch], contrast: Contrast
+) -> ContrastedStep:
+    """The loss over the pairs of all micro-batches of all processes, and its gradients.
+
+    Args:
+        outputs (`Sequence[DualEncoderOutput]`): Of this process's micro-batches.
+        batches (`Sequence[Batch]`): The micro-batches, with `input_ids` and `image_index`.
+        contrast ([`Contrast`]): The loss.
+    """
+    pairs, rows = _gather(_own_pairs(outputs, batches))
+    scale = _leaf(outputs[0].logit_scale)
+    bias = None if outputs[0].logit_bias is None else _leaf(outputs[0].logit_bias)
+    loss = torch.zeros((), device=scale.device)
+    with torch.enable_grad():
+        for part in block_losses(pairs, scale, bias, contrast, rows=rows):
+            part.backward()
+            loss += part.detach()
+    leaves = [pairs.image_embeds, pairs.text_embeds, scale, *([] if bias is None else [bias])]
+    gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    if _world_size() > 1:
+        for tensor in (loss, *gradients):
+            torch.distributed.all_reduce(tensor)
+    sizes = [len(batch["image_index"]) for batch in batches]
+    own = slice(rows.start, rows.stop)
+    return ContrastedStep(
+        loss=loss,
+        pairs=pairs,
+        image_gradients=gradients[0][own].split(sizes),
+        text_gradients=gradients[1][own].split(sizes),
+        scale_gradient=gradients[2],
+        bias_gradient=None if bias is None else gradients[3],
+    )
+
+
+def _own_pairs(outputs: Sequence[DualEncoderOutput], batches: Sequence[Batch]) -> EmbeddedPairs:
+    return EmbeddedPairs(
+        torch.cat([_embeds(output.image_embeds) for output in outputs]),
+        torch.cat([_embeds(output.text_embeds) for output in outputs]),
+        torch.cat([batch["image_index"] for batch in batches]),
+        torch.cat([caption_ids(batch["input_ids"], batch.get("attention_mask")) for batch in batches]),
+    )
+
+
+def _embeds(embeds: Tensor | None) -> Tensor:
+    assert embeds is not None
+    return embeds.detach().float()
+
+
+def _leaf(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value.detach().float().clone().requires_grad_()
+
+
+def _gather(own: EmbeddedPairs) -> tuple[EmbeddedPairs, range]:
+    """The pairs of all processes, as leaves of a graph, and which of them are this process's."""
+    columns = [own.image_embeds, own.text_embeds, own.image_index, own.caption_id]
+    start = 0
+    if _world_size() > 1:
+        sizes = _all_gather(torch.tensor([len(own)], device=own.image_index.device))
+        largest = int(torch.cat(sizes).max())
+        start = torch.distributed.get_rank() * largest
+        fillers = [0, 0, NO_PAIR, 0]
+        columns = [
+            torch.cat(_all_gather(_lengthened(column, largest, filler)))
+            for column, filler in zip(columns, fillers, strict=True)
+        ]
+    images, texts, image_index, caption_id = columns
+    pairs = EmbeddedPairs(images.requires_grad_(), texts.requires_grad_(), image_index, caption_id)
+    return pairs, range(start, start + len(own))
+
+
+def _lengthened(column: Tensor, length: int, filler: int) -> Tensor:
+    missing = column.new_full((length - len(column), *column.shape[1:]), filler)
+    return torch.cat([column, missing])
+
+
+def _all_gather(tensor: Tensor) -> list[Tensor]:
+    gathered = [torch.empty_like(tensor) for _ in range(_world_size())]
+    torch.distributed.all_gather(gathered, tensor.contiguous())
+    return gathered
+
+
+def _world_size() -> int:
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_distributed else 1
+
+
+@contextlib.contextmanager
+def _unmoved_statistics(model: nn.Module) -> Iterator[None]:
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [(buffer, buffer.clone()) for layer in layers if layer.training for buffer in layer.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)

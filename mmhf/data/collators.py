@@ -14,7 +14,8 @@ from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.datasets import Row
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.mixing import BatchMixer
-from mmhf.data.samplers import SampleKey, derive_seed
+from mmhf.data.modalities import ModalityMasking, names_no_image
+from mmhf.data.samplers import SampleKey, sample_seed
 from mmhf.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -35,9 +36,22 @@ class RandomChanges(NamedTuple):
     mixer: BatchMixer | None = None
 
 
+class _Sample(NamedTuple):
+    """What the model sees of a row; a skipped row is one that it learns nothing from."""
+
+    image: Image.Image | None
+    text: str | None
+    skipped: bool = False
+
+
 def blank_image() -> Image.Image:
     """Make the white image that stands for one that cannot be used; the processor gives it its size."""
     return Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE), "white")
+
+
+def key_of(row: Row) -> SampleKey:
+    """What a row was asked for with."""
+    return SampleKey(row["index"], row["epoch"], row["draw"])
 
 
 class ImageCollator:
@@ -72,7 +86,7 @@ class ImageCollator:
         *,
         augmentation: Augmentation | None = None,
         seed: int = 0,
-        on_bad_image: Literal["skip", "blank", "raise"] = "skip",
+        on_bad_image: Literal["skip", "blank", "mask", "raise"] = "skip",
         bad_examples: BadExampleLog | None = None,
         split: str = "train",
         mixer: BatchMixer | None = None,
@@ -100,13 +114,16 @@ class ImageCollator:
         Raises:
             InputError: an image is broken and `on_bad_image` is `"raise"`.
         """
-        changes = self.stage_changes.get(rows[0]["stage"], self.changes) if self.stage_changes else self.changes
+        changes = self._changes_for(rows)
         images = [self._load_image(row, changes.augmentation) for row in rows]
         broken = [image is None for image in images]
         usable = [blank_image() if image is None else image for image in images]
         batch = self._encode(usable, rows)
         self._add_targets(batch, rows, [bad and self.on_bad_image == "skip" for bad in broken], changes)
         return batch
+
+    def _changes_for(self, rows: Sequence[Row]) -> RandomChanges:
+        return self.stage_changes.get(rows[0]["stage"], self.changes) if self.stage_changes else self.changes
 
     def _add_targets(
         self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: Sequence[bool], changes: RandomChanges
@@ -117,7 +134,7 @@ class ImageCollator:
         labels = [IGNORED_LABEL if skip else row["label"] for row, skip in zip(rows, skipped, strict=True)]
         batch["labels"] = torch.tensor(labels, dtype=torch.int64)
         if changes.mixer is not None:
-            keys = [SampleKey(row["index"], row["epoch"]) for row in rows]
+            keys = [key_of(row) for row in rows]
             batch["pixel_values"], batch["labels"] = changes.mixer(batch["pixel_values"], batch["labels"], keys)
 
     def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:
@@ -125,7 +142,7 @@ class ImageCollator:
 
     def _load_image(self, row: Row, augmentation: Augmentation | None) -> Image.Image | None:
         image = row["image"]
-        if image["path"] is None and image["bytes"] is None:  # blanked and listed when the data was loaded
+        if names_no_image(image):  # blanked and listed when the data was loaded
             return blank_image()
         try:
             decoded = decode_image(image)
@@ -139,16 +156,19 @@ class ImageCollator:
         generator = torch.default_generator
         state = generator.get_state()
         try:
-            generator.manual_seed(derive_seed(self.seed, row["epoch"], row["index"]))
+            generator.manual_seed(sample_seed(self.seed, key_of(row)))
             return augmentation(image)
         finally:
             generator.set_state(state)
 
     def _report(self, row: Row, reason: str) -> None:
-        place = f"{self.split} row {row['row']} (id {row['id']})"
         if self.on_bad_image == "raise":
+            place = f"{self.split} row {row['row']} (id {row['id']})"
             raise InputError(f"{place}: {reason}; set data.on_bad_image to skip or blank to go on without it")
-        logger.warning("%s: %s", place, reason)
+        self._list(row, reason)
+
+    def _list(self, row: Row, reason: str) -> None:
+        logger.warning("%s row %s (id %s): %s", self.split, row["row"], row["id"], reason)
         if self.bad_examples is not None:
             self.bad_examples.record(BadExample(self.split, row["row"], row["id"], reason))
 
@@ -157,8 +177,50 @@ class ImageTextCollator(ImageCollator):
     """Makes a batch of rows with image, text and label.
 
     As [`ImageCollator`], with `processor(images=[PIL.Image], text=[str])`, a `FusionProcessor`, which adds `input_ids`
-    and `attention_mask` (B, T).
+    and `attention_mask` (B, T). With `masking`, both may be None for some rows, and the batch has `image_mask` and
+    `text_mask`, (B,). A row is never left with neither: what was to be dropped stays where the other cannot be used,
+    and a row that has nothing to begin with gets the label -100.
+
+    Args:
+        masking (`ModalityMasking`, *optional*):
+            Which images and texts are hidden or may be missing; absent: none.
     """
+
+    def __init__(self, processor: Processor, *, masking: ModalityMasking | None = None, **options: Any) -> None:
+        super().__init__(processor, **options)
+        self.masking = masking
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """See [`ImageCollator`]."""
+        if self.masking is None:
+            return super().__call__(rows)
+        changes = self._changes_for(rows)
+        samples = [self._sample(row, self.masking, changes.augmentation) for row in rows]
+        images, texts = [sample.image for sample in samples], [sample.text for sample in samples]
+        hidden = self.masking.mask
+        batch = dict(
+            self.processor(
+                images=None if hidden == "image" else images, text=None if hidden == "text" else texts, masks=True
+            )
+        )
+        self._add_targets(batch, rows, [sample.skipped for sample in samples], changes)
+        return batch
+
+    def _sample(self, row: Row, masking: ModalityMasking, augmentation: Augmentation | None) -> _Sample:
+        text = None if masking.lacks_text(row) else row["text"]
+        if masking.lacks_image(row):
+            if text is None:
+                self._list(row, "neither image nor text is left")
+            return _Sample(None, text, skipped=text is None)
+        dropped = None if text is None else masking.drop(self.seed, key_of(row))
+        if dropped == "image":
+            return _Sample(None, text)
+        image = self._load_image(row, augmentation)
+        if image is not None:
+            return _Sample(image, None if dropped == "text" else text)
+        if self.on_bad_image == "mask":
+            return _Sample(None, text, skipped=text is None)
+        return _Sample(blank_image(), text, skipped=self.on_bad_image == "skip")
 
     def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         return dict(self.processor(images=images, text=[row["text"] for row in rows]))

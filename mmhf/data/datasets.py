@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
+from numpy.typing import ArrayLike
 from torch.utils.data import Dataset, IterableDataset
 
 from mmhf.data.samplers import EpochSampler, SampleKey
@@ -19,10 +20,13 @@ class RowDataset(Dataset[Row]):
     Args:
         table (`datasets.Dataset`):
             Rows with the columns of `load_data`.
+        weights (`ArrayLike`, *optional*):
+            One a row: the sampler draws rows with replacement by them; absent = every row once an epoch.
     """
 
-    def __init__(self, table: datasets.Dataset) -> None:
+    def __init__(self, table: datasets.Dataset, *, weights: ArrayLike | None = None) -> None:
         self.table = table
+        self.weights = weights
         self.stage = 0
         """Index of the stage of training that rows are read for; each row carries it."""
         self._sampler: EpochSampler | None = None
@@ -37,7 +41,7 @@ class RowDataset(Dataset[Row]):
         pairs = [key if isinstance(key, SampleKey) else SampleKey(int(key), 0) for key in keys]
         rows = self._read(pairs)
         for row, pair in zip(rows, pairs, strict=True):
-            row["index"], row["epoch"] = pair
+            row["index"], row["epoch"], row["draw"] = pair
             row["stage"] = self.stage
         return rows
 
@@ -57,9 +61,9 @@ class RowDataset(Dataset[Row]):
                 Seed of the order.
 
         Returns:
-            `EpochSampler`: over all rows.
+            `EpochSampler`: over all rows, by weight where there are weights.
         """
-        self._sampler = EpochSampler(len(self), seed)
+        self._sampler = EpochSampler(len(self), seed, weights=self.weights)
         return self._sampler
 
     def set_epoch(self, epoch: int) -> None:
@@ -91,4 +95,4 @@ class RowStream(IterableDataset[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         for row in self.stream:
-            yield {**row, "index": row["row"], "epoch": self.epoch}
+            yield {**row, "index": row["row"], "epoch": self.epoch, "draw": 0}

@@ -66,7 +66,7 @@ class BatchMixer:
         counted = labels >= 0
         soft = functional.one_hot(labels.clamp(min=0), self.num_labels).float() * counted[:, None]
         members = torch.nonzero(counted).flatten()
-        numbers = (number for key in keys for number in key)
+        numbers = (number for key in keys for number in key.numbers)
         rng = np.random.default_rng(derive_seed(_SALT, self.seed, *numbers))
         if len(members) < 2 or rng.random() >= self.probability:
             return pixel_values, soft

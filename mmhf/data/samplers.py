@@ -7,8 +7,13 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
+
+_WEIGHTED = 0x776569
+"""Sets the seeds of weighted draws apart from those of permutations."""
 
 
 class SampleKey(NamedTuple):
@@ -16,6 +21,13 @@ class SampleKey(NamedTuple):
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     epoch: int
+    draw: int = 0
+    """How often the row has been drawn in this epoch before; 0 unless rows are drawn with replacement."""
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """What the sample's random changes depend on beside the seed."""
+        return (self.index, self.epoch, self.draw) if self.draw else (self.index, self.epoch)
 
 
 def derive_seed(*parts: int) -> int:
@@ -32,8 +44,13 @@ def derive_seed(*parts: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def sample_seed(seed: int, key: SampleKey) -> int:
+    """Seed of a sample's random changes."""
+    return derive_seed(seed, key.epoch, key.index, *([key.draw] if key.draw else []))
+
+
 class EpochSampler(Sampler[SampleKey]):
-    """Yields every row once, in an order that depends only on seed and epoch.
+    """Yields rows in an order that depends only on seed and epoch: every row once, or as many, drawn by weight.
 
     A resumed run and each of several processes therefore see the same order without any random state being stored.
 
@@ -42,12 +59,15 @@ class EpochSampler(Sampler[SampleKey]):
             Rows of the data set.
         seed (`int`, defaults to 0):
             Seed of the order.
+        weights (`ArrayLike` of shape `(num_rows,)`, *optional*):
+            Draw rows with replacement, each with a probability in proportion to its weight; absent = every row once.
     """
 
-    def __init__(self, num_rows: int, seed: int = 0) -> None:
+    def __init__(self, num_rows: int, seed: int = 0, *, weights: ArrayLike | None = None) -> None:
         self.num_rows = num_rows
         self.seed = seed
         self.epoch = 0
+        self._cumulative = None if weights is None else np.cumsum(np.asarray(weights, dtype=np.float64))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""
@@ -58,6 +78,40 @@ class EpochSampler(Sampler[SampleKey]):
 
     def __iter__(self) -> Iterator[SampleKey]:
         epoch = self.epoch
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-        for index in torch.randperm(self.num_rows, generator=generator).tolist():
-            yield SampleKey(index, epoch)
+        if self._cumulative is None:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+            for index in torch.randperm(self.num_rows, generator=generator).tolist():
+                yield SampleKey(index, epoch)
+            return
+        rows = draw_rows(self._cumulative, self.num_rows, derive_seed(_WEIGHTED, self.seed, epoch))
+        for index, draw in zip(rows.tolist(), count_earlier(rows).tolist(), strict=True):
+            yield SampleKey(index, epoch, draw)
+
+
+def draw_rows(cumulative: NDArray[np.float64], count: int, seed: int) -> NDArray[np.int64]:
+    """Draw row numbers with replacement.
+
+    Args:
+        cumulative (`NDArray` of shape `(N,)`):
+            Running sum of the rows' weights.
+        count (`int`):
+            How many to draw.
+        seed (`int`):
+            All that the result depends on, beside the weights.
+
+    Returns:
+        `NDArray` of shape `(count,)`: row numbers; one whose weight is 0 is never among them.
+    """
+    points = np.random.default_rng(seed).random(count) * cumulative[-1]
+    return np.searchsorted(cumulative, points, side="right").clip(max=len(cumulative) - 1)
+
+
+def count_earlier(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each value, how often it stands earlier in the array: [7, 7, 3, 7] → [0, 1, 0, 2]."""
+    order = np.argsort(values, kind="stable")
+    grouped = values[order]
+    starts = np.flatnonzero(np.concatenate([[True], grouped[1:] != grouped[:-1]]))
+    lengths = np.diff(np.append(starts, len(values)))
+    earlier = np.empty(len(values), dtype=np.int64)
+    earlier[order] = np.arange(len(values)) - np.repeat(starts, lengths)
+    return earlier

@@ -154,7 +154,7 @@ class SplitScreen(ABC, Generic[RowsT]):
             way_out = f"{_WAYS_OUT[fault.key]} goes on without it"
             raise InputError(f"{self.source.origin}, row {row}{named}: {fault.reason}; {way_out}")
         self.bad_examples.append(BadExample(self.split, row, name, fault.reason))
-        return policy == "blank"
+        return policy in ("blank", "mask")
 
     def _table(self, positions: list[int]) -> datasets.Dataset:
         source = self.source
@@ -207,6 +207,16 @@ class LabelScreen(SplitScreen[LabelledRows]):
         if self.with_text and not (self.source.texts[position] or "").strip():
             return Fault("the text is empty", "on_empty_text")
         return None
+
+    def _image_is_usable(self, position: int, problem: ImageProblem) -> bool:
+        if not super()._image_is_usable(position, problem):
+            return False
+        may_lack_one = "mask" in (self.section.on_bad_image, self.section.on_empty_text)
+        if not (self.with_text and may_lack_one) or (self.source.texts[position] or "").strip():
+            return True
+        row, name = self.source.rows[position], self.source.ids[position]
+        self.bad_examples.append(BadExample(self.split, row, name, "neither image nor text is left"))
+        return False
 
     def _columns(self, positions: Sequence[int]) -> dict[str, list[Any]]:
         source = self.source

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmhf.errors import InputError
+from mmhf.models.classification_loss import LossSettings
 from mmhf.recipe.schema import TextEncoderSection, VisionEncoderSection
 
 ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
@@ -24,16 +25,30 @@ def label_maps(label_names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def as_floats(class_weights: Sequence[float] | None) -> list[float] | None:
-    """Class weights as a config keeps them."""
-    return None if class_weights is None else [float(weight) for weight in class_weights]
+def loss_values(loss: LossSettings) -> dict[str, Any]:
+    """A loss as a config keeps it."""
+    return {
+        "label_smoothing": loss.label_smoothing,
+        "class_weights": _as_floats(loss.class_weights),
+        "focal_gamma": loss.focal_gamma,
+        "logit_adjustment": _as_floats(loss.logit_adjustment),
+    }
 
 
-def set_labels(config: PreTrainedConfig, label_names: Sequence[str], class_weights: Sequence[float] | None) -> None:
-    """Give a released config the labels and class weights of the run to come."""
-    labels = label_maps(label_names)
-    config.id2label, config.label2id = labels["id2label"], labels["label2id"]
-    config.class_weights = as_floats(class_weights)
+def _as_floats(values: Sequence[float] | None) -> list[float] | None:
+    return None if values is None else [float(value) for value in values]
+
+
+def set_labels(config: PreTrainedConfig, label_names: Sequence[str], loss: LossSettings) -> None:
+    """Give a released config the labels and the loss of the run to come, which has to be calibrated anew."""
+    for name, value in {**label_maps(label_names), **loss_values(loss)}.items():
+        setattr(config, name, value)
+    config.calibration_temperature, config.abstain_below = 1.0, None
+
+
+def forget_classes(config: PreTrainedConfig) -> None:
+    """Take what a released config says of each class away, before the classes become others."""
+    config.class_weights = config.logit_adjustment = None
 
 
 def released_config(config_class: type[ConfigT], path: str | Path) -> ConfigT:

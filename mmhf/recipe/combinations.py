@@ -11,6 +11,7 @@ from mmhf.recipe.schema import (
     AugmentSection,
     ClassificationRecipe,
     ContrastiveRecipe,
+    FusionRecipe,
     ImageClassificationRecipe,
     OptimizerSection,
     Recipe,
@@ -141,6 +142,7 @@ def _between_sections(recipe: Recipe) -> Iterator[Problem]:
         given = shown(recipe.training["label_smoothing_factor"])
         yield Problem(("training", "label_smoothing_factor"), what, given)
     yield from _mixing_problems(recipe)
+    yield from _masking_problems(recipe)
     yield from _contrastive_problems(recipe)
     for path in _evaluation_users(recipe):
         if recipe.training.get("eval_strategy") == "no":
@@ -157,6 +159,13 @@ def _evaluation_users(recipe: Recipe) -> Iterator[KeyPath]:
         for key in ("unfreeze_on_plateau", "carry_best"):
             if key in _given(stage):
                 yield ("stages", index, key)
+
+
+def _masking_problems(recipe: Recipe) -> Iterator[Problem]:
+    for name in ("on_bad_image", "on_empty_text"):
+        if _given(recipe.data).get(name) == "mask" and not isinstance(recipe, FusionRecipe):
+            what = "only a model of images and texts can go by one of them alone (task: image-text-classification)"
+            yield Problem(("data", name), what, "mask")
 
 
 def _mixing_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -51,10 +51,11 @@ class DataSectionBase(Section):
     """Keep this many rows of each split, drawn by `seed`; absent = all."""
     limit_seed: int = 42
     augment: AugmentSection | None = None
-    on_bad_image: Literal["skip", "blank", "raise"] = "skip"
-    """A missing or unreadable image: drop the row, use a white image, or stop."""
-    on_empty_text: Literal["skip", "blank", "raise"] = "blank"
-    """An empty text: drop the row, use the empty string, or stop."""
+    on_bad_image: Literal["skip", "blank", "mask", "raise"] = "skip"
+    """A missing or unreadable image: drop the row, use a white image, let the model go by the text alone (`mask`, for
+    image-text-classification; see `model.modalities`), or stop."""
+    on_empty_text: Literal["skip", "blank", "mask", "raise"] = "blank"
+    """An empty text: drop the row, use the empty string, let the model go by the image alone (`mask`), or stop."""
     on_bad_row: Literal["skip", "raise"] = "raise"
     """A malformed row or a label outside the map: drop the row or stop."""
 

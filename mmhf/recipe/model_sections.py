@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmhf.recipe.sections import Fraction, PositiveInt, Section
 
@@ -24,14 +24,87 @@ class TextEncoderSection(Section):
     pooling: Literal["cls", "mean", "max", "last_token", "pooler"] = "cls"
 
 
-class FusionSection(Section):
+Activation = Literal["relu", "gelu", "silu", "tanh"]
+Modality = Literal["image", "text"]
+
+
+class HiddenLayersSection(Section):
+    """Hidden layers, each followed by an activation and dropout."""
+
+    hidden_dims: list[PositiveInt] = []
+    activation: Activation | list[Activation] = "relu"
+    """One for all hidden layers, or one each."""
+    dropout: Fraction | list[Fraction] = 0.0
+    """Behind each hidden layer: one for all, or one each."""
+
+    @model_validator(mode="after")
+    def _has_one_each(self) -> HiddenLayersSection:
+        count = len(self.hidden_dims)
+        if isinstance(self.activation, list) and len(self.activation) != count:
+            raise ValueError(f"activation: {len(self.activation)} activations for {count} hidden layers")
+        if isinstance(self.dropout, list) and len(self.dropout) != self._num_dropouts():
+            raise ValueError(f"dropout: {len(self.dropout)} dropouts, where {self._num_dropouts()} are needed")
+        return self
+
+    def _num_dropouts(self) -> int:
+        return len(self.hidden_dims)
+
+
+class ProjectionSection(HiddenLayersSection):
+    """How an encoder's output becomes an embedding: hidden layers, then a linear one to `embedding_dim`."""
+
+    hidden_dims: list[PositiveInt] = []
+    """Widths of the hidden layers; empty = the linear layer alone, without dropout."""
+
+    @model_validator(mode="after")
+    def _has_what_it_drops(self) -> ProjectionSection:
+        if self.dropout and not self.hidden_dims:
+            raise ValueError(f"dropout {self.dropout} is for hidden layers, and `hidden_dims` is empty")
+        return self
+
+
+class FusionSection(HiddenLayersSection):
     strategy: Literal["concat_mlp", "weighted_sum", "product_difference", "gated"] = "concat_mlp"
     hidden_dims: list[PositiveInt] = [256]
     """Widths of the hidden layers between the fused embedding and the classifier; may be empty."""
-    dropout: Fraction = 0.5
-    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    dropout: Fraction | list[Fraction] = 0.5
+    """Behind each hidden layer, or behind the fused embedding when there is none: one for all, or one each."""
     normalize: bool = False
     """L2-normalise both embeddings before they are fused."""
+
+    def _num_dropouts(self) -> int:
+        return max(len(self.hidden_dims), 1)
+
+
+class ModalityDropoutSection(Section):
+    """Hide one modality of a training row at random; rows that have only one keep it, and no row loses both."""
+
+    image: Fraction = 0.0
+    """Share of the rows that are trained on without their image."""
+    text: Fraction = 0.0
+    """Share of the rows that are trained on without their text; the two shares add up to 1 at most."""
+
+    @model_validator(mode="after")
+    def _leaves_one(self) -> ModalityDropoutSection:
+        if self.image + self.text > 1.0:
+            raise ValueError(f"image + text = {self.image + self.text:g} is above 1, and no row may lose both")
+        return self
+
+
+class ModalitiesSection(Section):
+    """What happens to images and texts that are missing, or are hidden on purpose."""
+
+    stand_in: Literal["zero", "learnt"] = "zero"
+    """What takes the place of a missing embedding: zeros, or a vector that is trained with the group `fusion`."""
+    mask: Modality | None = None
+    """Hide this modality of every row, in training, evaluation and prediction; its encoder is not run."""
+    dropout: ModalityDropoutSection = ModalityDropoutSection()
+
+    @model_validator(mode="after")
+    def _hides_something_once(self) -> ModalitiesSection:
+        if self.mask is not None and (self.dropout.image or self.dropout.text):
+            raise ValueError(f"mask: {self.mask} leaves one modality, which `dropout` cannot take away; remove one")
+        return self
 
 
 class FusionModelSection(Section):
@@ -40,6 +113,9 @@ class FusionModelSection(Section):
     embedding_dim: PositiveInt = 512
     """Width of the space that both encoders are projected to."""
     fusion: FusionSection = FusionSection()
+    image_projection: ProjectionSection = ProjectionSection()
+    text_projection: ProjectionSection = ProjectionSection()
+    modalities: ModalitiesSection = ModalitiesSection()
     freeze_vision: bool = False
     """Shorthand for one stage that trains everything but the vision encoder."""
     freeze_text: bool = False
@@ -51,6 +127,10 @@ class FusionModelSection(Section):
         """Prefixes of the groups that `freeze_*` keeps frozen."""
         return [name for name, frozen in (("vision", self.freeze_vision), ("text", self.freeze_text)) if frozen]
 
+    def unused_encoders(self) -> list[str]:
+        """Prefixes of the groups that `modalities.mask` leaves without anything to learn from."""
+        return [] if self.modalities.mask is None else [{"image": "vision"}.get(self.modalities.mask, "text")]
+
 
 class ClassifierHeadSection(Section):
     """Dropout, hidden layer, activation, dropout, classifier."""
@@ -58,7 +138,7 @@ class ClassifierHeadSection(Section):
     hidden_dim: PositiveInt | None = 512
     """Width of the hidden layer; null = the classifier alone, behind the first dropout."""
     dropout: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.3, 0.15]
-    activation: Literal["relu", "gelu", "silu", "tanh"] = "relu"
+    activation: Activation = "relu"
 
 
 class ImageClassifierModelSection(Section):

@@ -43,11 +43,15 @@ from mmhf.recipe.release_sections import CardSection, ReleaseSection
 from mmhf.recipe.sections import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Range, Section, SplitName
 from mmhf.recipe.training_sections import (
     CheckpointsSection,
+    ClassificationEvaluationSection,
     EmaSection,
     EvaluationSection,
+    FusionEvaluationSection,
+    FusionLossSection,
     LossSection,
     OptimizerSection,
     PlateauSection,
+    SamplingSection,
     ScheduleName,
     StageSection,
     TrackingSection,
@@ -62,6 +66,7 @@ __all__ = [
     "CaptioningRecipe",
     "CardSection",
     "CheckpointsSection",
+    "ClassificationEvaluationSection",
     "ClassificationRecipe",
     "ClassifierHeadSection",
     "ColorJitterSection",
@@ -75,6 +80,8 @@ __all__ = [
     "EvaluationSection",
     "FakedditDataSection",
     "Fraction",
+    "FusionEvaluationSection",
+    "FusionLossSection",
     "FusionModelSection",
     "FusionRecipe",
     "FusionSection",
@@ -101,6 +108,7 @@ __all__ = [
     "RecipeBase",
     "ReleaseSection",
     "SampleDataSection",
+    "SamplingSection",
     "ScheduleName",
     "Section",
     "SplitName",
@@ -144,6 +152,9 @@ class ClassificationRecipe(RecipeBase):
 
     data: DataSection
     loss: LossSection = LossSection()
+    sampling: SamplingSection | None = None
+    """Absent = every training row once an epoch."""
+    evaluation: ClassificationEvaluationSection = ClassificationEvaluationSection()
 
 
 class FusionRecipe(ClassificationRecipe):
@@ -152,6 +163,8 @@ class FusionRecipe(ClassificationRecipe):
     task: Literal["image-text-classification"]
     model: FusionModelSection = FusionModelSection()
     data: PairDataSection
+    loss: FusionLossSection = FusionLossSection()
+    evaluation: FusionEvaluationSection = FusionEvaluationSection()
 
 
 class ImageClassificationRecipe(ClassificationRecipe):

@@ -177,7 +177,12 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             on_bad_image=self.recipe.data.on_bad_image,
             bad_examples=bad_examples,
             split=split,
+            **self.collator_options(is_training=training_data is not None),
         )
+
+    def collator_options(self, *, is_training: bool) -> dict[str, Any]:
+        """What this task's collator takes beside what every collator does."""
+        return {}
 
     def random_changes(self, section: AugmentSection | None, data: LoadedData, seed: int) -> RandomChanges:
         """What a section `augment` means in this task."""

@@ -16,9 +16,9 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.collators import RandomChanges
+from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.mixing import build_mixer
-from mmhf.errors import InputError
 from mmhf.evaluation.classification import (
     PROTOCOLS,
     ClassificationEvaluation,
@@ -31,9 +31,11 @@ from mmhf.evaluation.plots import save_classification_plots
 from mmhf.evaluation.report import classification_report_sections, write_report
 from mmhf.inference.loading import load_classifier
 from mmhf.inference.probabilities import class_names
+from mmhf.models.classification_loss import LossSettings
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.schema import AugmentSection, ClassificationRecipe
 from mmhf.tasks.base import Task
+from mmhf.tasks.class_balance import loss_settings, row_weights
 
 ClassificationRecipeT = TypeVar("ClassificationRecipeT", bound=ClassificationRecipe)
 
@@ -79,8 +81,7 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
     ) -> PreTrainedModel:
         options: dict[str, Any] = {
             "label_names": _NAMES_WITHOUT_DATA if data is None else data.label_names,
-            "label_smoothing": self.recipe.loss.label_smoothing,
-            "class_weights": None if data is None else self.class_weights(data),
+            "loss": self.loss_settings(data),
             "device": device,
         }
         if parent is None:
@@ -102,28 +103,17 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
             check_images=check_images,
         )
 
-    def class_weights(self, data: LoadedData) -> list[float] | None:
-        """The recipe's class weights; `balanced` ones are N / (C × count), as in scikit-learn."""
-        weights = self.recipe.loss.class_weights
-        if weights is None:
-            return None
-        if weights == "balanced":
-            rows = data.splits["train"]
-            if not isinstance(rows, datasets.Dataset):
-                raise InputError(
-                    "loss.class_weights: balanced needs all labels at once; a stream has none, give a list"
-                )
-            labels = np.asarray(rows["label"])
-            counts = np.bincount(labels, minlength=len(data.label_names))
-            if not counts.all():
-                absent = data.label_names[int(np.argmin(counts))]
-                raise InputError(f"loss.class_weights: balanced, but no training row has the label {absent!r}")
-            return [float(weight) for weight in len(labels) / (len(counts) * counts)]
-        if len(weights) != len(data.label_names):
-            raise InputError(
-                f"loss.class_weights: {len(weights)} weights for the {len(data.label_names)} labels {data.label_names}"
-            )
-        return list(weights)
+    def loss_settings(self, data: LoadedData | None) -> LossSettings:
+        """The recipe's loss, for the classes of its training split."""
+        return loss_settings(self.recipe.loss, data)
+
+    def torch_dataset(self, data: LoadedData, split: str) -> RowDataset | RowStream:
+        if split != "train" or self.recipe.sampling is None:
+            return super().torch_dataset(data, split)
+        rows = data.splits[split]
+        weights = row_weights(self.recipe.sampling, rows)
+        assert isinstance(rows, datasets.Dataset)
+        return RowDataset(rows, weights=weights)
 
     def random_changes(self, section: AugmentSection | None, data: LoadedData, seed: int) -> RandomChanges:
         changes = super().random_changes(section, data, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -123,6 +123,24 @@ class StagePlan:
             steps = steps_per_epoch(stage) if callable(steps_per_epoch) else steps_per_epoch
             planned.append(_plan_stage(stage, partition, steps, defaults, whole_epochs=has_own_batches))
         return cls(model, partition, planned)
+
+    def without(self, prefixes: Sequence[str]) -> StagePlan:
+        """This plan, with the groups below some prefixes frozen in every stage, since nothing can be learnt there.
+
+        Raises:
+            InputError: A stage trains nothing else.
+        """
+        unused = {group for prefix in prefixes for group in self.partition.select(prefix)}
+        stages = []
+        for stage in self.stages:
+            curves = {group: curve for group, curve in stage.curves.items() if group not in unused}
+            if not curves:
+                raise InputError(
+                    f"stage {stage.name!r} trains only {', '.join(stage.curves)}, which the model does not use"
+                )
+            optimizers = {group: choice for group, choice in stage.optimizers.items() if group not in unused}
+            stages.append(replace(stage, curves=curves, optimizers=optimizers))
+        return StagePlan(self.model, self.partition, stages)
 
     @property
     def num_steps(self) -> int:

@@ -27,7 +27,7 @@ def test_a_row_carries_the_key_it_was_asked_for_with(table):
     row = dataset[SampleKey(1, 4)]
     assert row == {
         "row": 12, "id": "1e5", "image": {"path": None, "bytes": b"y"}, "text": "", "label": 1, "index": 1, "epoch": 4,
-        "stage": 0,
+        "draw": 0, "stage": 0,
     }  # fmt: skip
     assert (dataset[2]["id"], dataset[2]["index"], dataset[2]["epoch"]) == ("nan", 2, 0)
 

@@ -27,12 +27,18 @@ HEAD = "task: image-text-classification\ndata: {source: sample}\n"
             "training.learnin_rate: unknown key; got 2e-05; did you mean learning_rate?",
         ),
         ("model: {fusion: {dropuot: 0.5}}", "model.fusion.dropuot: unknown key; got 0.5; did you mean dropout?"),
-        ("dropout: 0.3", "dropout: unknown key; got 0.3; did you mean model.fusion.dropout?"),
+        (
+            "dropout: 0.3",
+            "dropout: unknown key; got 0.3; did you mean model.fusion.dropout or model.image_projection.dropout?",
+        ),
         (
             "learning_rate: 1",
             "learning_rate: unknown key; got 1; did you mean training.learning_rate or stages.0.learning_rate?",
         ),
-        ("training: {dropout: 1}", "training.dropout: unknown key; got 1; did you mean model.fusion.dropout?"),
+        (
+            "training: {dropout: 1}",
+            "training.dropout: unknown key; got 1; did you mean model.fusion.dropout or model.image_projection.dropout?",
+        ),
         ("tracking: {url: x}", "tracking.url: unknown key, valid are mlflow_uri; got 'x'"),
         ("model: {embedding_dim: 5.0}", "model.embedding_dim: must be a whole number; got 5.0"),
         ("model: {embedding_dim: true}", "model.embedding_dim: must be a whole number; got true"),

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from mmhf.errors import InputError
 from mmhf.models.backbones import load_encoder, load_encoder_config
+from mmhf.models.classification_loss import PLAIN_LOSS, LossSettings
 from mmhf.models.classifier_building import (
-    as_floats,
     check_same_labels,
     check_same_model,
+    forget_classes,
     label_maps,
     load_released,
+    loss_values,
     names_encoder,
     released_config,
     set_labels,
@@ -30,6 +34,10 @@ _FIXED_BY_RELEASE = {
     "text.backbone": "text_backbone",
     "text.pooling": "text_pooling",
     "embedding_dim": "embedding_dim",
+    "image_projection.hidden_dims": "image_hidden_dims",
+    "image_projection.activation": "image_activation",
+    "text_projection.hidden_dims": "text_hidden_dims",
+    "text_projection.activation": "text_activation",
     "fusion.strategy": "strategy",
     "fusion.hidden_dims": "hidden_dims",
     "fusion.activation": "activation",
@@ -41,8 +49,8 @@ def build_fusion_config(
     section: FusionModelSection,
     *,
     label_names: Sequence[str],
-    label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | None = None,
+    loss: LossSettings = PLAIN_LOSS,
+    missing_modalities: Sequence[str] = (),
     image_size: int | None = None,
 ) -> FusionConfig:
     """Config of the fusion classifier that a recipe describes; fetches configuration files at most.
@@ -50,8 +58,8 @@ def build_fusion_config(
     Args:
         section ([`FusionModelSection`]): Section `model` of the recipe.
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
-        label_smoothing (`float`): Share of the target spread evenly over the classes.
-        class_weights (`Sequence[float]`, *optional*): Weight of each class in the loss.
+        loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
+        missing_modalities (`Sequence[str]`, *optional*): Those that rows may lack, `image`, `text` or both.
         image_size (`int`, *optional*): Side in pixels of the images to come, to refuse what the encoder cannot take.
 
     Raises:
@@ -77,11 +85,11 @@ def build_fusion_config(
         embedding_dim=section.embedding_dim,
         strategy=fusion.strategy,
         hidden_dims=fusion.hidden_dims,
-        dropout=fusion.dropout,
         activation=fusion.activation,
         normalize=fusion.normalize,
-        label_smoothing=label_smoothing,
-        class_weights=as_floats(class_weights),
+        **_projection_values(section),
+        **_recipe_values(section, loss, missing_modalities),
+        **loss_values(loss),
         **label_maps(label_names),
     )
 
@@ -90,8 +98,8 @@ def build_fusion_model(
     section: FusionModelSection,
     *,
     label_names: Sequence[str],
-    label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | None = None,
+    loss: LossSettings = PLAIN_LOSS,
+    missing_modalities: Sequence[str] = (),
     image_size: int | None = None,
     device: str | None = None,
 ) -> FusionForImageTextClassification:
@@ -100,8 +108,8 @@ def build_fusion_model(
     Args:
         section ([`FusionModelSection`]): Section `model` of the recipe.
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
-        label_smoothing (`float`): Share of the target spread evenly over the classes.
-        class_weights (`Sequence[float]`, *optional*): Weight of each class in the loss.
+        loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
+        missing_modalities (`Sequence[str]`, *optional*): Those that rows may lack, `image`, `text` or both.
         image_size (`int`, *optional*): Side in pixels of the images to come.
         device (`str`, *optional*): `"meta"` builds the shapes alone and fetches no weights.
 
@@ -111,8 +119,8 @@ def build_fusion_model(
     config = build_fusion_config(
         section,
         label_names=label_names,
-        label_smoothing=label_smoothing,
-        class_weights=class_weights,
+        loss=loss,
+        missing_modalities=missing_modalities,
         image_size=image_size,
     )
     if device == "meta":
@@ -128,8 +136,8 @@ def load_fusion_model(
     section: FusionModelSection,
     *,
     label_names: Sequence[str],
-    label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | None = None,
+    loss: LossSettings = PLAIN_LOSS,
+    missing_modalities: Sequence[str] = (),
     device: str | None = None,
 ) -> FusionForImageTextClassification:
     """Fusion classifier that goes on from a release (`init_from`), its head included.
@@ -140,8 +148,8 @@ def load_fusion_model(
         path (`str` or `Path`): Folder of the release or run.
         section ([`FusionModelSection`]): Section `model` of the recipe; `reset_head` starts a fresh head.
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
-        label_smoothing (`float`): Share of the target spread evenly over the classes.
-        class_weights (`Sequence[float]`, *optional*): Weight of each class in the loss.
+        loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
+        missing_modalities (`Sequence[str]`, *optional*): Those that rows may lack, `image`, `text` or both.
         device (`str`, *optional*): `"meta"` reads the config alone.
 
     Raises:
@@ -152,18 +160,49 @@ def load_fusion_model(
     check_same_model(config, section.model_dump(), _FIXED_BY_RELEASE, path)
     if not section.reset_head:
         check_same_labels(config, label_names, path)
-    config.dropout, config.label_smoothing = section.fusion.dropout, label_smoothing
+    _check_stand_in(config, section, path)
+    config.update(_recipe_values(section, loss, missing_modalities))
     if device == "meta":
-        set_labels(config, label_names, class_weights)
+        set_labels(config, label_names, loss)
         with torch.device("meta"):
             return FusionForImageTextClassification(config)
     if not section.reset_head:
-        set_labels(config, label_names, class_weights)
+        set_labels(config, label_names, loss)
         return load_released(FusionForImageTextClassification, path, config)
-    config.class_weights = None
+    forget_classes(config)
     parent = load_released(FusionForImageTextClassification, path, config)
-    set_labels(config, label_names, class_weights)
+    set_labels(config, label_names, loss)
     model = FusionForImageTextClassification.from_encoders(config, vision=parent.vision, text=parent.text)
     for name in ("vision_projection", "text_projection", "fusion"):
         model.get_submodule(name).load_state_dict(parent.get_submodule(name).state_dict())
     return model
+
+
+def _projection_values(section: FusionModelSection) -> dict[str, Any]:
+    return {
+        "image_hidden_dims": section.image_projection.hidden_dims,
+        "image_activation": section.image_projection.activation,
+        "text_hidden_dims": section.text_projection.hidden_dims,
+        "text_activation": section.text_projection.activation,
+    }
+
+
+def _recipe_values(section: FusionModelSection, loss: LossSettings, missing: Sequence[str]) -> dict[str, Any]:
+    """What is the recipe's choice even where it goes on from a release."""
+    return {
+        "dropout": section.fusion.dropout,
+        "image_dropout": section.image_projection.dropout,
+        "text_dropout": section.text_projection.dropout,
+        "stand_in": section.modalities.stand_in,
+        "mask": section.modalities.mask,
+        "missing_modalities": list(missing),
+        "auxiliary_weights": dict(loss.auxiliary_weights),
+    }
+
+
+def _check_stand_in(config: FusionConfig, section: FusionModelSection, path: str | Path) -> None:
+    if config.stand_in == "learnt" and section.modalities.stand_in != "learnt":
+        raise InputError(
+            f"model.modalities.stand_in: {section.modalities.stand_in}, but init_from {path} has learnt ones; "
+            "set it to learnt"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ModelOutput
 
-from mmhf.models.classification_loss import ClassificationLoss
+from mmhf.models.classification_loss import IGNORED_LABEL, ClassificationLoss, calibrated
 from mmhf.models.encoders import (
     EncoderOutput,
     describe_text,
@@ -25,6 +25,7 @@ from mmhf.models.encoders import (
     run_vision,
 )
 from mmhf.models.fusion.configuration_fusion import FusionConfig
+from mmhf.models.fusion.fusion_layers import Fusion, projection
 from mmhf.models.layer_groups import layer_groups
 
 
@@ -34,56 +35,17 @@ class FusionOutput(ModelOutput):
 
     Attributes:
         loss (`Tensor`, *optional*): Scalar, when labels were given.
-        logits (`Tensor`): (B, num_labels).
+        logits (`Tensor`): (B, num_labels), divided by the config's temperature.
         image_embeds (`Tensor`): (B, embedding_dim), as they were fused.
         text_embeds (`Tensor`): (B, embedding_dim), as they were fused.
+        modalities (`Tensor`): (B, 2), whether the row's image and text were looked at.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
-
-
-class Fusion(nn.Module):
-    """Fuse two embeddings of width D and pass them through the hidden layers.
-
-    `concat_mlp`: [v; t] (2D). `product_difference`: [v; t; v·t; |v − t|] (4D). `weighted_sum`: softmax(w)·(v, t) (D).
-    `gated`: g·v + (1 − g)·t with g = sigmoid(W[v; t] + b) per dimension (D).
-    """
-
-    def __init__(self, config: FusionConfig) -> None:
-        super().__init__()
-        self.strategy = config.strategy
-        width = config.embedding_dim
-        if self.strategy == "weighted_sum":
-            self.modality_weights = nn.Parameter(torch.zeros(2))
-        elif self.strategy == "gated":
-            self.gate = nn.Linear(2 * width, width)
-        widths = [{"concat_mlp": 2, "product_difference": 4}.get(self.strategy, 1) * width, *config.hidden_dims]
-        layers: list[nn.Module] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
-            layers += [nn.Linear(inputs, outputs), ACT2FN[config.activation], nn.Dropout(config.dropout)]
-        self.hidden = nn.Sequential(*(layers or [nn.Dropout(config.dropout)]))
-        self.output_width = widths[-1]
-
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """(B, D) and (B, D) → (B, output_width)."""
-        return self.hidden(self.fuse(image_embeds, text_embeds))
-
-    def fuse(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """The strategy alone: (B, D) and (B, D) → (B, D), (B, 2D) or (B, 4D)."""
-        if self.strategy == "weighted_sum":
-            image_share, text_share = self.modality_weights.softmax(dim=0)
-            return image_share * image_embeds + text_share * text_embeds
-        both = torch.cat([image_embeds, text_embeds], dim=-1)
-        if self.strategy == "gated":
-            gate = self.gate(both).sigmoid()
-            return gate * image_embeds + (1 - gate) * text_embeds
-        if self.strategy == "product_difference":
-            product, difference = image_embeds * text_embeds, (image_embeds - text_embeds).abs()
-            return torch.cat([both, product, difference], dim=-1)
-        return both
+    modalities: Tensor | None = None
 
 
 class FusionForImageTextClassification(PreTrainedModel):
@@ -119,11 +81,32 @@ class FusionForImageTextClassification(PreTrainedModel):
         self.text = fresh_encoder(config.text_config) if text is None else text
         drop_unused(self.vision, self.vision_output.unused)
         drop_unused(self.text, self.text_output.unused)
-        self.vision_projection = nn.Linear(self.vision_output.width, config.embedding_dim)
-        self.text_projection = nn.Linear(self.text_output.width, config.embedding_dim)
+        self.vision_projection = projection(
+            self.vision_output.width,
+            config.embedding_dim,
+            hidden_dims=config.image_hidden_dims,
+            activation=config.image_activation,
+            dropout=config.image_dropout,
+        )
+        self.text_projection = projection(
+            self.text_output.width,
+            config.embedding_dim,
+            hidden_dims=config.text_hidden_dims,
+            activation=config.text_activation,
+            dropout=config.text_dropout,
+        )
         self.fusion = Fusion(config)
-        self.head = nn.Linear(self.fusion.output_width, len(config.id2label or {}))
-        self.loss = ClassificationLoss(config.class_weights, config.label_smoothing)
+        num_labels = len(config.id2label or {})
+        self.head = nn.Linear(self.fusion.output_width, num_labels)
+        self.auxiliary_heads = nn.ModuleDict(
+            {modality: nn.Linear(config.embedding_dim, num_labels) for modality in sorted(config.auxiliary_weights)}
+        )
+        self.loss = ClassificationLoss(
+            config.class_weights,
+            config.label_smoothing,
+            focal_gamma=config.focal_gamma,
+            logit_adjustment=config.logit_adjustment,
+        )
         self.post_init()
 
     @classmethod
@@ -151,37 +134,126 @@ class FusionForImageTextClassification(PreTrainedModel):
         text_features: Tensor,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        image_mask: Tensor | None = None,
+        text_mask: Tensor | None = None,
     ) -> FusionOutput:
-        """From the encoders' pooled outputs to logits and loss."""
+        """From the encoders' pooled outputs to logits and loss; the arguments are those of `forward`."""
         image_embeds = self.vision_projection(image_features)
         text_embeds = self.text_projection(text_features)
         if self.config.normalize:
             image_embeds = functional.normalize(image_embeds, dim=-1)
             text_embeds = functional.normalize(text_embeds, dim=-1)
+        modalities = torch.stack(
+            [self._present("image", image_mask, image_embeds), self._present("text", text_mask, text_embeds)], dim=1
+        )
+        if self._can_lack(image_mask, text_mask):
+            image_embeds = self.fusion.fill(image_embeds, modalities[:, 0], modality=0)
+            text_embeds = self.fusion.fill(text_embeds, modalities[:, 1], modality=1)
         logits = self.head(self.fusion(image_embeds, text_embeds))
-        loss = None if labels is None else self.loss(logits, labels, num_items_in_batch)
-        return FusionOutput(loss=loss, logits=logits, image_embeds=image_embeds, text_embeds=text_embeds)
+        loss = None
+        if labels is not None:
+            loss = self.loss(logits, labels, num_items_in_batch)
+            loss = loss + self._auxiliary_loss(image_embeds, text_embeds, modalities, labels, num_items_in_batch)
+        return FusionOutput(
+            loss=loss,
+            logits=calibrated(logits, self.config.calibration_temperature),
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            modalities=modalities,
+        )
+
+    def classify_embeds(self, image_embeds: Tensor, text_embeds: Tensor, modalities: Tensor) -> Tensor:
+        """Logits (B, num_labels) of embeddings as `FusionOutput` holds them, with some taken away.
+
+        Args:
+            image_embeds, text_embeds (`Tensor`): (B, embedding_dim).
+            modalities (`Tensor`): (B, 2), True where the image and the text may be seen.
+        """
+        image_embeds = self.fusion.fill(image_embeds, modalities[:, 0], modality=0)
+        text_embeds = self.fusion.fill(text_embeds, modalities[:, 1], modality=1)
+        return calibrated(self.head(self.fusion(image_embeds, text_embeds)), self.config.calibration_temperature)
 
     def forward(
         self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        image_mask: Tensor | None = None,
+        text_mask: Tensor | None = None,
     ) -> FusionOutput:
         """Classify a batch.
 
         Args:
-            pixel_values (`Tensor`): (B, 3, H, W), normalised as the image encoder expects.
-            input_ids (`Tensor`): (B, T).
+            pixel_values (`Tensor`, *optional*): (B, 3, H, W), normalised as the image encoder expects; absent = no row
+                has an image.
+            input_ids (`Tensor`, *optional*): (B, T); absent = no row has a text.
             attention_mask (`Tensor`, *optional*): (B, T); absent = no padding.
             labels (`Tensor`, *optional*): (B,), class ids; -100 = no loss for this row.
             num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
+            image_mask, text_mask (`Tensor`, *optional*): (B,), 1 where the row has an image, a text, and 0 where it is
+                missing: its place is taken by the stand-in of the config. Absent = no row lacks it.
+
+        Raises:
+            `ValueError`: neither images nor texts.
         """
-        image_features = self.image_features(pixel_values)
-        text_features = self.text_features(input_ids, attention_mask)
-        return self.classify(image_features, text_features, labels, num_items_in_batch)
+        given = input_ids if pixel_values is None else pixel_values
+        if given is None:
+            raise ValueError("the model needs pixel_values, input_ids or both")
+        if pixel_values is None or self.config.mask == "image":
+            image_features = self._no_features(self.vision_output.width, given)
+            image_mask = self._nowhere(given)
+        else:
+            image_features = _of_rows(self.image_features, image_mask, pixel_values)
+        if input_ids is None or self.config.mask == "text":
+            text_features = self._no_features(self.text_output.width, given)
+            text_mask = self._nowhere(given)
+        else:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            text_features = _of_rows(self.text_features, text_mask, input_ids, attention_mask)
+        return self.classify(image_features, text_features, labels, num_items_in_batch, image_mask, text_mask)
+
+    def _can_lack(self, image_mask: Tensor | None, text_mask: Tensor | None) -> bool:
+        """Whether stand-ins are part of this batch's graph; learnt ones are, so that they always have a gradient."""
+        config = self.config
+        masked = image_mask is not None or text_mask is not None or config.mask is not None
+        return masked or config.stand_in == "learnt"
+
+    def _present(self, modality: str, mask: Tensor | None, embeds: Tensor) -> Tensor:
+        if self.config.mask == modality:
+            return self._nowhere(embeds)
+        return torch.ones(len(embeds), dtype=torch.bool, device=embeds.device) if mask is None else mask.bool()
+
+    def _no_features(self, width: int, like: Tensor) -> Tensor:
+        return torch.zeros(len(like), width, dtype=self.dtype, device=like.device)
+
+    def _nowhere(self, like: Tensor) -> Tensor:
+        return torch.zeros(len(like), dtype=torch.bool, device=like.device)
+
+    def _auxiliary_loss(
+        self,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        modalities: Tensor,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Tensor | float:
+        """Weighted sum of the losses of each modality's own classifier.
+
+        Rows that lack the modality add nothing. The sum is divided by what the main loss is divided by, so that this
+        loss, too, is the same however a step's rows are cut into batches.
+        """
+        divisor = self.loss.count(labels) if num_items_in_batch is None else num_items_in_batch
+        total: Tensor | float = 0.0
+        for column, (modality, embeds) in enumerate((("image", image_embeds), ("text", text_embeds))):
+            if modality in self.auxiliary_heads:
+                present = modalities[:, column]
+                own = labels * present[:, None] if labels.is_floating_point() else labels.where(present, IGNORED_LABEL)
+                loss = self.loss(self.auxiliary_heads[modality](embeds), own, divisor)
+                total = total + self.config.auxiliary_weights[modality] * loss
+        return total
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         # transformers would set its own layers only, and leave timm's encoder as it is.
@@ -190,7 +262,7 @@ class FusionForImageTextClassification(PreTrainedModel):
                 encoder._set_gradient_checkpointing(enable, *args, **kwargs)
 
     def parameter_groups(self) -> dict[str, list[str]]:
-        """`vision.*` and `text.*` by layer, `fusion` (projections, strategy, hidden layers) and `head`."""
+        """`vision.*` and `text.*` by layer, `fusion` (projections, stand-ins, strategy, hidden layers) and `head`."""
         groups = {
             f"{tower}.{group}": [f"{tower}.{name}" for name in names]
             for tower, encoder in (("vision", self.vision), ("text", self.text))
@@ -199,14 +271,30 @@ class FusionForImageTextClassification(PreTrainedModel):
         fused = ("vision_projection.", "text_projection.", "fusion.")
         names = [name for name, _ in self.named_parameters()]
         groups["fusion"] = [name for name in names if name.startswith(fused)]
-        groups["head"] = [name for name in names if name.startswith("head.")]
+        groups["head"] = [name for name in names if name.startswith(("head.", "auxiliary_heads."))]
         return groups
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """New layers as transformers starts them; the encoders start their own."""
         super()._init_weights(module)
-        if isinstance(module, Fusion) and module.strategy == "weighted_sum":
-            init.zeros_(module.modality_weights)
+        if isinstance(module, Fusion):
+            if module.strategy == "weighted_sum":
+                init.zeros_(module.modality_weights)
+            if module.stand_ins is not None:
+                init.zeros_(module.stand_ins)
         elif isinstance(module, ClassificationLoss):
-            module.restore_weight()
+            module.restore_buffers()
+
+
+def _of_rows(encode: Callable[..., Tensor], present: Tensor | None, *inputs: Tensor) -> Tensor:
+    """Run an encoder on the rows that have its modality, so that the others cost nothing and leave batch-norm alone.
+
+    Where fewer than two rows have it, all are run: batch-norm cannot learn from one, and processes that train together
+    need a gradient from each.
+    """
+    if present is None or present.all() or present.sum() < 2:
+        return encode(*inputs)
+    rows = present.nonzero()[:, 0]
+    features = encode(*(each[rows] for each in inputs))
+    return features.new_zeros(len(present), features.shape[-1]).index_copy(0, rows, features)

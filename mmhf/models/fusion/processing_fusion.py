@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
-from PIL.Image import Image
+import torch
+from PIL.Image import Image, new
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mmhf.models.backbones import load_tokenizer
 from mmhf.models.image_processing import image_processor_of
 from mmhf.recipe.schema import DataSectionBase, FusionModelSection
+
+_NOTHING_SEEN = new("RGB", (32, 32), "white")
 
 
 class FusionProcessor(ProcessorMixin):
@@ -30,19 +33,22 @@ class FusionProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        images: Image | Tensor | Sequence[Image | Tensor] | None = None,
-        text: str | Sequence[str] | None = None,
+        images: Image | Tensor | Sequence[Image | Tensor | None] | None = None,
+        text: str | Sequence[str | None] | None = None,
+        masks: bool = False,
         **kwargs: Any,
     ) -> BatchFeature:
         """Prepare a batch.
 
         Args:
-            images: RGB images, as PIL or as uint8 tensors (3, H, W); one or a list.
-            text: Texts; one or a list.
+            images: RGB images, as PIL or as uint8 tensors (3, H, W); one or a list, where None is a missing image.
+            text: Texts; one or a list, where None is a missing text.
+            masks (`bool`, defaults to `False`): Give the masks even where nothing is missing.
 
         Returns:
             `BatchFeature` with `pixel_values` (B, 3, S, S) fp32 and `input_ids`, `attention_mask` (B, T) int64, padded
-            to the longest text of the batch.
+            to the longest text of the batch. Where a row lacks its image or text, also `image_mask` or `text_mask`
+            (B,) int64, with 0 in this row; what stands in its place in the other tensors has no effect.
 
         Raises:
             `ValueError`: neither images nor texts, or not as many of the one as of the other.
@@ -51,9 +57,14 @@ class FusionProcessor(ProcessorMixin):
             raise ValueError("FusionProcessor needs images, text or both")
         data: dict[str, Tensor] = {}
         if images is not None:
-            data["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
+            listed = list(images) if isinstance(images, Sequence) else [images]
+            seen = [_NOTHING_SEEN if image is None else image for image in listed]
+            data["pixel_values"] = self.image_processor(seen, return_tensors="pt")["pixel_values"]
+            data.update(_mask("image_mask", listed, always=masks))
         if text is not None:
-            data.update(self._tokenize([text] if isinstance(text, str) else list(text)))
+            texts = [text] if isinstance(text, str) else list(text)
+            data.update(self._tokenize([each or "" for each in texts]))
+            data.update(_mask("text_mask", texts, always=masks))
         if len({len(tensor) for tensor in data.values()}) > 1:
             raise ValueError(f"{len(data['pixel_values'])} images for {len(data['input_ids'])} texts")
         return BatchFeature(data)
@@ -73,6 +84,11 @@ class FusionProcessor(ProcessorMixin):
     def _tokenize(self, text: list[str]) -> dict[str, Tensor]:
         encoded = self.tokenizer(text, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
+
+
+def _mask(name: str, values: Sequence[Any], *, always: bool) -> dict[str, Tensor]:
+    present = [value is not None for value in values]
+    return {} if all(present) and not always else {name: torch.tensor(present, dtype=torch.int64)}
 
 
 def build_fusion_processor(section: FusionModelSection, data_section: DataSectionBase) -> FusionProcessor:

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 
 from mmhf.models.backbones import load_encoder, load_encoder_config
+from mmhf.models.classification_loss import PLAIN_LOSS, LossSettings
 from mmhf.models.classifier_building import (
-    as_floats,
     check_same_labels,
     check_same_model,
+    forget_classes,
     label_maps,
     load_released,
+    loss_values,
     names_encoder,
     released_config,
     set_labels,
@@ -33,8 +35,7 @@ def build_image_classifier_config(
     section: ImageClassifierModelSection,
     *,
     label_names: Sequence[str],
-    label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | None = None,
+    loss: LossSettings = PLAIN_LOSS,
     image_size: int | None = None,
 ) -> BackboneForImageClassificationConfig:
     """Config of the image classifier that a recipe describes; fetches a configuration file at most.
@@ -42,8 +43,7 @@ def build_image_classifier_config(
     Args:
         section ([`ImageClassifierModelSection`]): Section `model` of the recipe.
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
-        label_smoothing (`float`): Share of the target spread evenly over the classes.
-        class_weights (`Sequence[float]`, *optional*): Weight of each class in the loss.
+        loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
         image_size (`int`, *optional*): Side in pixels of the images to come, to refuse what the encoder cannot take.
 
     Raises:
@@ -62,8 +62,7 @@ def build_image_classifier_config(
         head_hidden_dim=head.hidden_dim,
         head_dropout=head.dropout,
         head_activation=head.activation,
-        label_smoothing=label_smoothing,
-        class_weights=as_floats(class_weights),
+        **loss_values(loss),
         **label_maps(label_names),
     )
 
@@ -72,8 +71,7 @@ def build_image_classifier(
     section: ImageClassifierModelSection,
     *,
     label_names: Sequence[str],
-    label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | None = None,
+    loss: LossSettings = PLAIN_LOSS,
     image_size: int | None = None,
     device: str | None = None,
 ) -> BackboneForImageClassification:
@@ -82,8 +80,7 @@ def build_image_classifier(
     Args:
         section ([`ImageClassifierModelSection`]): Section `model` of the recipe.
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
-        label_smoothing (`float`): Share of the target spread evenly over the classes.
-        class_weights (`Sequence[float]`, *optional*): Weight of each class in the loss.
+        loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
         image_size (`int`, *optional*): Side in pixels of the images to come.
         device (`str`, *optional*): `"meta"` builds the shapes alone and fetches no weights.
 
@@ -93,8 +90,7 @@ def build_image_classifier(
     config = build_image_classifier_config(
         section,
         label_names=label_names,
-        label_smoothing=label_smoothing,
-        class_weights=class_weights,
+        loss=loss,
         image_size=image_size,
     )
     if device == "meta":
@@ -109,8 +105,7 @@ def load_image_classifier(
     section: ImageClassifierModelSection,
     *,
     label_names: Sequence[str],
-    label_smoothing: float = 0.0,
-    class_weights: Sequence[float] | None = None,
+    loss: LossSettings = PLAIN_LOSS,
     device: str | None = None,
 ) -> BackboneForImageClassification:
     """Image classifier that goes on from a release (`init_from`), its head included.
@@ -122,8 +117,7 @@ def load_image_classifier(
         section ([`ImageClassifierModelSection`]): Section `model` of the recipe; `reset_head` starts a fresh head,
             which may differ from the release's.
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
-        label_smoothing (`float`): Share of the target spread evenly over the classes.
-        class_weights (`Sequence[float]`, *optional*): Weight of each class in the loss.
+        loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
         device (`str`, *optional*): `"meta"` reads the config alone.
 
     Raises:
@@ -135,13 +129,13 @@ def load_image_classifier(
     check_same_model(config, section.model_dump(), fixed, path)
     if not section.reset_head:
         check_same_labels(config, label_names, path)
-    config.class_weights = None
+    forget_classes(config)
     parent = None
     if section.reset_head and device != "meta":
         parent = load_released(BackboneForImageClassification, path, config).vision
     config.head_hidden_dim, config.head_activation = section.head.hidden_dim, section.head.activation
-    config.head_dropout, config.label_smoothing = list(section.head.dropout), label_smoothing
-    set_labels(config, label_names, class_weights)
+    config.head_dropout = list(section.head.dropout)
+    set_labels(config, label_names, loss)
     if device == "meta":
         with torch.device("meta"):
             return BackboneForImageClassification(config)

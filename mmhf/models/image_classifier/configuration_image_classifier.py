@@ -22,6 +22,11 @@ class BackboneForImageClassificationConfig(PreTrainedConfig):
         head_activation (`str`): Name of an activation that transformers knows.
         label_smoothing (`float`): Share of the target spread evenly over the classes.
         class_weights (`list[float]`, *optional*): Weight of each class in the loss.
+        focal_gamma (`float`): Exponent of the loss's focal factor; 0 = cross-entropy.
+        logit_adjustment (`list[float]`, *optional*): What the loss adds to the logits of each class.
+        calibration_temperature (`float`): What the logits are divided by, fitted on the validation split.
+        abstain_below (`float`, *optional*): Probability of the predicted class below which the answer is to be left
+            to a person.
         initializer_range (`float`): Standard deviation of new weights.
     """
 
@@ -40,6 +45,10 @@ class BackboneForImageClassificationConfig(PreTrainedConfig):
         head_activation: str = "relu",
         label_smoothing: float = 0.0,
         class_weights: list[float] | None = None,
+        focal_gamma: float = 0.0,
+        logit_adjustment: list[float] | None = None,
+        calibration_temperature: float = 1.0,
+        abstain_below: float | None = None,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
@@ -57,8 +66,13 @@ class BackboneForImageClassificationConfig(PreTrainedConfig):
         self.head_activation = head_activation
         self.label_smoothing = label_smoothing
         self.class_weights = None if class_weights is None else list(class_weights)
+        self.focal_gamma = focal_gamma
+        self.logit_adjustment = None if logit_adjustment is None else list(logit_adjustment)
+        self.calibration_temperature = calibration_temperature
+        self.abstain_below = abstain_below
         self.initializer_range = initializer_range
         kwargs.setdefault("problem_type", "single_label_classification")
         super().__init__(**kwargs)
-        if self.class_weights is not None and len(self.class_weights) != self.num_labels:
-            raise ValueError(f"{len(self.class_weights)} class weights for {self.num_labels} labels")
+        for what, numbers in (("class weights", self.class_weights), ("logit adjustments", self.logit_adjustment)):
+            if numbers is not None and len(numbers) != self.num_labels:
+                raise ValueError(f"{len(numbers)} {what} for {self.num_labels} labels")

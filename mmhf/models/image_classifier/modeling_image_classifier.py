@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from mmhf.models.classification_loss import ClassificationLoss
+from mmhf.models.classification_loss import ClassificationLoss, calibrated
 from mmhf.models.encoders import (
     EncoderOutput,
     describe_vision,
@@ -65,7 +65,12 @@ class BackboneForImageClassification(PreTrainedModel):
         self.vision = fresh_encoder(config.vision_config) if vision is None else vision
         drop_unused(self.vision, self.vision_output.unused)
         self.head = classifier_head(config, self.vision_output.width)
-        self.loss = ClassificationLoss(config.class_weights, config.label_smoothing)
+        self.loss = ClassificationLoss(
+            config.class_weights,
+            config.label_smoothing,
+            focal_gamma=config.focal_gamma,
+            logit_adjustment=config.logit_adjustment,
+        )
         self.post_init()
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ class BackboneForImageClassification(PreTrainedModel):
         """From the encoder's pooled output to logits and loss."""
         logits = self.head(image_features)
         loss = None if labels is None else self.loss(logits, labels, num_items_in_batch)
-        return ImageClassifierOutput(loss=loss, logits=logits)
+        return ImageClassifierOutput(loss=loss, logits=calibrated(logits, self.config.calibration_temperature))
 
     def forward(
         self,
@@ -99,7 +104,8 @@ class BackboneForImageClassification(PreTrainedModel):
             num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
 
         Returns:
-            `ImageClassifierOutput` with `logits` (B, num_labels), and `loss`, a scalar, when labels were given.
+            `ImageClassifierOutput` with `logits` (B, num_labels), divided by the config's temperature, and `loss`, a
+            scalar, of the logits before that, when labels were given.
         """
         return self.classify(self.image_features(pixel_values), labels, num_items_in_batch)
 
@@ -122,4 +128,4 @@ class BackboneForImageClassification(PreTrainedModel):
         """New layers as transformers starts them; the encoder starts its own."""
         super()._init_weights(module)
         if isinstance(module, ClassificationLoss):
-            module.restore_weight()
+            module.restore_buffers()

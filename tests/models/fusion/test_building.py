@@ -7,6 +7,7 @@ import torch
 from transformers import CLIPVisionConfig, DistilBertConfig
 
 from mmhf.errors import InputError
+from mmhf.models.classification_loss import LossSettings
 from mmhf.models.fusion import build_fusion_model, load_fusion_model
 from mmhf.recipe.schema import FusionModelSection
 
@@ -40,8 +41,7 @@ def test_a_section_becomes_a_model(section, batch, folders):
     model = build_fusion_model(
         section(vision={"backbone": folders["vision"], "pooling": "concat"}, fusion={"strategy": "gated"}),
         label_names=["real", "fake", "satire"],
-        label_smoothing=0.1,
-        class_weights=[1, 2, 3],
+        loss=LossSettings(label_smoothing=0.1, class_weights=[1, 2, 3]),
     )
     assert model(**batch).logits.shape == (3, 3)
     config = model.config
@@ -103,7 +103,7 @@ def test_what_an_encoder_lacks_is_said_before_training(section, changes, message
 @pytest.fixture
 def release(section, tmp_path) -> str:
     torch.manual_seed(0)
-    model = build_fusion_model(section(), label_names=["real", "fake"], class_weights=[1.0, 2.0])
+    model = build_fusion_model(section(), label_names=["real", "fake"], loss=LossSettings(class_weights=[1.0, 2.0]))
     model.save_pretrained(tmp_path / "release")
     return str(tmp_path / "release")
 
@@ -114,7 +114,7 @@ def test_init_from_carries_encoders_fusion_and_head_over(section, release):
         release,
         section(fusion={"dropout": 0.3}),
         label_names=["real", "fake"],
-        label_smoothing=0.2,
+        loss=LossSettings(label_smoothing=0.2),
     )
     assert all(torch.equal(parent.state_dict()[name], value) for name, value in child.state_dict().items())
     assert child.fusion.hidden[2].p == 0.3 and child.config.dropout == 0.3
@@ -130,7 +130,10 @@ def test_other_labels_need_a_new_head(section, release):
     torch.manual_seed(1)
     parent = load_fusion_model(release, section(), label_names=["real", "fake"])
     child = load_fusion_model(
-        release, section(reset_head=True), label_names=["a", "b", "c"], class_weights=[1.0, 2.0, 3.0]
+        release,
+        section(reset_head=True),
+        label_names=["a", "b", "c"],
+        loss=LossSettings(class_weights=[1.0, 2.0, 3.0]),
     )
     assert child.head.weight.shape == (3, 8) and child.head.weight.std() > 0
     assert child.config.id2label == {0: "a", 1: "b", 2: "c"} and child.loss.weight.tolist() == [1.0, 2.0, 3.0]

@@ -6,6 +6,7 @@ import torchvision
 from torch import nn
 
 from mmhf.errors import InputError
+from mmhf.models.classification_loss import LossSettings
 from mmhf.models.image_classifier import BackboneForImageClassification, build_image_classifier, load_image_classifier
 from mmhf.models.partition import Partition
 from mmhf.recipe.schema import ImageClassifierModelSection
@@ -118,7 +119,7 @@ def test_init_from_carries_encoder_and_head_over(release):
     parent = BackboneForImageClassification.from_pretrained(release)
     changed = section(head={"hidden_dim": 8, "dropout": [0.1, 0.0]})
     model = load_image_classifier(
-        release, changed, label_names=LABELS, label_smoothing=0.2, class_weights=[1.0, 2.0, 3.0]
+        release, changed, label_names=LABELS, loss=LossSettings(label_smoothing=0.2, class_weights=[1.0, 2.0, 3.0])
     )
     assert equal(model.state_dict(), parent.state_dict())
     assert model.config.head_dropout == [0.1, 0.0] and model.head[0].p == 0.1
@@ -130,7 +131,7 @@ def test_reset_head_takes_other_labels_and_another_head(release):
     changed = section(head={"hidden_dim": 4, "activation": "gelu"}, reset_head=True)
     for device in (None, "meta"):
         model = load_image_classifier(
-            release, changed, label_names=["a", "b"], class_weights=[1.0, 3.0], device=device
+            release, changed, label_names=["a", "b"], loss=LossSettings(class_weights=[1.0, 3.0]), device=device
         )
         assert [tuple(weight.shape) for weight in (model.head[1].weight, model.head[4].weight)] == [
             (4, parent.vision_output.width),

@@ -2,6 +2,7 @@
 
 mmhf evaluate releases/quickstart@v0.1
 mmhf evaluate releases/fakeddit@v1.6 recipes/fakeddit/v1.7.yaml data.limit=1000 --split test --output outputs/check
+mmhf evaluate --predictions captions.jsonl --references captions_val2014.json --output outputs/check
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import transformers
 from transformers import TrainingArguments
 
+from mmhf.cli._caption_files import evaluate_caption_files
 from mmhf.cli._metrics_table import print_metrics
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.errors import InputError
@@ -28,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a run folder, a release, or REPO@vX.Y")
+    parser.add_argument("model", nargs="?", help="a run folder, a release, or REPO@vX.Y")
     parser.add_argument(
         "recipe", nargs="?", help="recipe whose `data:` is used; absent: the one that trained the model"
     )
@@ -37,10 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
     parser.add_argument("--output", type=Path, help="folder for metrics.json, plots and report.html")
+    captions = parser.add_argument_group("captions made elsewhere, instead of a model")
+    captions.add_argument("--predictions", type=Path, help="table with a caption an image, maybe with its references")
+    captions.add_argument("--references", type=Path, help="table with their references, such as COCO's annotations")
+    captions.add_argument("--images", type=Path, help="folder of their images, for the gallery and CLIPScore")
+    captions.add_argument("--clip", help="a CLIP (folder or Hub repository) that measures CLIPScore")
 
 
 def run(options: argparse.Namespace) -> None:
     transformers.logging.disable_progress_bar()
+    _check_what_is_measured(options)
+    if options.predictions is not None:
+        evaluate_caption_files(options)
+        return
     if options.recipe is not None and "=" in options.recipe:
         options.overrides.insert(0, options.recipe)
         options.recipe = None
@@ -75,3 +86,18 @@ def run(options: argparse.Namespace) -> None:
             facts = {"model": options.model, **{f"rows, {split}": data.num_rows(split) for split in data.splits}}
             task.write_report(options.output, resolved, measured, facts=facts, bad_examples=bad_examples.read())
             logger.info("Written to %s", options.output)
+
+
+def _check_what_is_measured(options: argparse.Namespace) -> None:
+    if options.predictions is None:
+        for name in ("references", "images", "clip"):
+            if vars(options)[name] is not None:
+                raise InputError(f"--{name} belongs to captions made elsewhere: name their table with --predictions")
+        if options.model is None:
+            raise InputError(
+                "name what to measure: a run folder or release, or a table of captions with --predictions"
+            )
+    elif options.model is not None:
+        raise InputError(f"both a model ({options.model}) and --predictions are given; measure one at a time")
+    elif options.split:
+        raise InputError("--split chooses a model's data; a table of captions is measured as a whole")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from mmhf.evaluation.captions.baselines import best_constant_caption, nearest_neighbour_captions
+from mmhf.evaluation.captions.caption_files import CaptionFile, read_caption_files
 from mmhf.evaluation.captions.clip_score import ClipScorer, clip_scores
 from mmhf.evaluation.captions.evaluate_metrics import CocoRouge, RougeScore
 from mmhf.evaluation.captions.gallery import (
     CaptionExample,
     caption_gallery,
     scores_of_image,
+    small_image,
     spread_rows,
     write_caption_gallery,
 )
@@ -22,6 +24,7 @@ __all__ = [
     "CAPTION_PROTOCOLS",
     "CaptionEvaluation",
     "CaptionExample",
+    "CaptionFile",
     "ClipScorer",
     "CocoRouge",
     "RougeScore",
@@ -33,7 +36,9 @@ __all__ = [
     "coco_tokens",
     "evaluate_captions",
     "nearest_neighbour_captions",
+    "read_caption_files",
     "scores_of_image",
+    "small_image",
     "spread_rows",
     "write_caption_gallery",
 ]

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from mmhf.data.images import BadImageError, ImageInput, decode_image
 from mmhf.evaluation.captions.metrics import CaptionEvaluation
 from mmhf.evaluation.captions.protocols import CAPTION_PROTOCOLS
-from mmhf.evaluation.markup import escape, format_value, paragraph, table, thumbnail
+from mmhf.evaluation.markup import THUMBNAIL_SIDE, escape, format_value, paragraph, table, thumbnail
 from mmhf.evaluation.report import ReportSection, write_report
 
 _STYLE = """
@@ -66,6 +67,16 @@ class CaptionExample:
 def scores_of_image(evaluation: CaptionEvaluation, row: int) -> dict[str, float]:
     """What a gallery shows of one image: its `GALLERY_SCORES`."""
     return {name: float(evaluation.per_image[name][row]) for name in GALLERY_SCORES if name in evaluation.per_image}
+
+
+def small_image(image: ImageInput) -> Image.Image | None:
+    """An image at the size a gallery shows, so that many fit in memory; None where it cannot be read."""
+    try:
+        small = decode_image(image, least_side=THUMBNAIL_SIDE)
+    except BadImageError:
+        return None
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    return small
 
 
 def spread_rows(scores: ArrayLike, *, count: int = 48) -> list[int]:

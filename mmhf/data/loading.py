@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import datasets
 
 from mmhf.data.bad_examples import BadExample
+from mmhf.data.caption_streams import StreamedCaptions
 from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplicates
 from mmhf.data.fingerprint import fingerprint_splits
 from mmhf.data.rows import SPLITS, CaptionedSource, SourceData
 from mmhf.data.screening import CaptionScreen, LabelScreen
 from mmhf.data.sources.caption_hub import read_caption_hub
+from mmhf.data.sources.caption_shards import read_sharded
 from mmhf.data.sources.caption_table import read_caption_table
 from mmhf.data.sources.fakeddit import read_fakeddit
 from mmhf.data.sources.flickr30k import read_flickr30k
@@ -28,6 +30,7 @@ from mmhf.recipe.caption_data_sections import (
     CaptionSampleSection,
     CaptionTableSection,
     Flickr30kSection,
+    WebDatasetSection,
 )
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import (
@@ -51,7 +54,7 @@ _TASKS = (*_TASKS_WITH_LABELS, *_TASKS_WITH_CAPTIONS)
 class LoadedData:
     """The rows that a recipe trains and evaluates on."""
 
-    splits: dict[str, datasets.Dataset | datasets.IterableDataset]
+    splits: dict[str, datasets.Dataset | datasets.IterableDataset | StreamedCaptions]
     """`train`, `validation`, `test` → rows: `row` (number in the source, from 1), `id`, `image` (struct of `path` and
     encoded `bytes`), and `text`, `label` (class id) or `captions` (at least one, none empty)."""
     label_names: list[str]
@@ -62,9 +65,9 @@ class LoadedData:
     """Images that are there twice, those across splits first; empty when they were not looked for."""
 
     def num_rows(self, split: str) -> int | None:
-        """Rows of a split; None when it is a stream, or absent."""
+        """Rows of a split, of a stream those of an epoch; None when it has no length, or is absent."""
         table = self.splits.get(split)
-        return len(table) if isinstance(table, datasets.Dataset) else None
+        return len(table) if isinstance(table, datasets.Dataset | StreamedCaptions) else None
 
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 over the ids, texts, labels and images of each split; see `fingerprint_splits`."""
@@ -127,7 +130,14 @@ def _load_captions(
     section: CaptionDataSectionBase, splits: Collection[str] | None, *, check_images: bool
 ) -> LoadedData:
     loaded = LoadedData({}, [])
-    for split, rows in _read_captions(section, splits).items():
+    if isinstance(section, WebDatasetSection) or (isinstance(section, CaptionHubSection) and section.streaming):
+        sharded = read_sharded(section, splits)
+        source, loaded.bad_examples = sharded.tables, sharded.bad_examples
+        if sharded.streamed is not None:
+            loaded.splits["train"] = sharded.streamed
+    else:
+        source = _read_captions(section, splits)
+    for split, rows in source.items():
         screen = CaptionScreen(rows, split, section)
         loaded.splits[split] = screen.run(check_images=check_images)
         loaded.bad_examples += screen.bad_examples

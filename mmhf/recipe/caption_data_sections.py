@@ -111,11 +111,16 @@ class StreamSection(Section):
     """How a stream is read."""
 
     shuffle_buffer: PositiveInt = 1000
-    """Samples of the training split that are held to draw the next one from; shards are shuffled, too. 1 keeps the
-    order."""
+    """Samples of the training split that each reader holds and hands out in random order; files are shuffled, too."""
     seed: int = 42
     epoch_samples: PositiveInt | None = None
-    """Samples of the training split in an epoch, over all processes; absent: all, counted once."""
+    """Samples of the training split in an epoch, over all processes; absent: all, counted once. When it is given,
+    nothing is counted: samples of files of unequal size are then not seen equally often."""
+    readers: PositiveInt | None = None
+    """How many readers share out the stream; absent: one for each worker of each process, so that the order of
+    samples depends on their number."""
+    on_bad_shard: Literal["skip", "raise"] = "skip"
+    """A file that is missing or damaged: go on with the next one after what can be read of it, or stop."""
 
 
 class CaptionHubSection(CaptionDataSectionBase):
@@ -157,8 +162,6 @@ class WebDatasetSection(CaptionDataSectionBase):
     """Endings of the members that are images, the first that is there."""
     caption: str = "txt"
     """Ending of the member with the caption; `json:KEY` takes a text or a list of texts out of a JSON member."""
-    on_bad_shard: Literal["skip", "raise"] = "skip"
-    """A tar that is damaged or cannot be read: go on with the next one after what can be read of it, or stop."""
     stream: StreamSection = StreamSection()
 
 

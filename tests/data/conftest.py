@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +61,22 @@ def encode() -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return make
+
+
+@pytest.fixture
+def write_tar(tmp_path: Path) -> Callable[..., Path]:
+    """Write a tar of members in this order."""
+
+    def write(name: str, members: Mapping[str, bytes | str]) -> Path:
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member, content in members.items():
+                data = content.encode() if isinstance(content, str) else content
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return tmp_path / name
+
+    return write
 
 
 class StandInProcessor:

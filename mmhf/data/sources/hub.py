@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
@@ -144,8 +145,36 @@ def load_hub_splits(path: str, name: str | None = None, **options: Any) -> Mappi
         UnreachableError: the Hub cannot be reached.
         InputError: there is no such data set, or it cannot be read.
     """
-    try:
+    with _loading(path):
         return datasets.load_dataset(path, name, **options)
+
+
+def load_hub_files(path: str, name: str | None = None, *, revision: str | None = None) -> dict[str, list[str]]:
+    """Find the files of a data set without reading them.
+
+    Args:
+        path, name, revision (`str`):
+            As `load_hub_splits` takes them.
+
+    Returns:
+        `dict[str, list[str]]`: the data set's own split → paths or URLs of its files, which fsspec opens.
+
+    Raises:
+        UnreachableError: the Hub cannot be reached.
+        InputError: there is no such data set, or it has no data files.
+    """
+    with _loading(path):
+        builder = datasets.load_dataset_builder(path, name, revision=revision)
+    files = builder.config.data_files
+    if not files:
+        raise InputError(f"data.path: the data set {path} has no data files to stream")
+    return {str(split): [str(file) for file in of_split] for split, of_split in files.items()}
+
+
+@contextmanager
+def _loading(path: str) -> Iterator[None]:
+    try:
+        yield
     except ConnectionError as error:
         raise UnreachableError(f"data.path: cannot reach the data set {path}: {_first_line(error)}") from error
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

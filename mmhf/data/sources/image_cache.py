@@ -128,13 +128,13 @@ def cache_remote(url: str, *, folder: str | None = None) -> CachedImages:
     with _reaching(url):
         fs, root = fsspec.core.url_to_fs(url)
         if is_archive(url):
-            key = _key("remote archive", folder, url, _version(fs.info(root)))
+            key = _key("remote archive", folder, url, version_of(fs.info(root)))
             with _reading(url):
                 return _cached(key, url, lambda: _downloaded_members(fs, root, folder))
         start = posixpath.join(root.rstrip("/"), folder) if folder else root.rstrip("/")
         files = fs.find(start, detail=True)
         names = {_below(root, name): name for name in sorted(files)}
-        versions = [[name, _version(files[full])] for name, full in names.items()]
+        versions = [[name, version_of(files[full])] for name, full in names.items()]
         return _cached(_key("remote folder", url, versions), url, lambda: _remote_members(fs, names))
 
 
@@ -166,7 +166,8 @@ def _reading(archive: str) -> Iterator[None]:
         raise InputError(f"data.path: {archive} is damaged or no archive: {error}") from error
 
 
-def _version(info: dict[str, Any]) -> list[list[str]]:
+def version_of(info: dict[str, Any]) -> list[list[str]]:
+    """What fsspec tells of a file that changes when the file does."""
     return sorted([name, str(value)] for name, value in info.items() if name.lower() in _VERSION_KEYS)
 
 

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
     processor = task.build_processor(data, parent=parent)
     model = task.build_model(data, processor=processor, parent=parent)
     plan = range_test_plan(
-        build_stage_plan(model, recipe, args, data.num_rows("train")),
+        build_stage_plan(model, recipe, args, task.num_train_rows(data)),
         lowest=options.lowest,
         highest=options.highest,
         num_steps=options.steps,

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     args = training_arguments(
         resolved.recipe, str(resolved.name), has_validation=data is None or "validation" in data.splits
     )
-    num_rows = data.num_rows("train") if data is not None else None
+    num_rows = task.num_train_rows(data) if data is not None else None
     _print_run(console, args, data, num_rows)
     missing = task.unreachable_backbones()
     for problem in missing:

@@ -9,8 +9,10 @@ import argparse
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import transformers
+import yaml
 
 from mmhf.errors import InputError
 from mmhf.hub import resolve_model
@@ -29,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-root", type=Path, help="folder of the images; absent: the table's own")
     parser.add_argument("--limit", type=int, help="predict the first rows only")
     parser.add_argument("--threshold", type=float, help="two classes: probability from which the second is predicted")
+    parser.add_argument(
+        "--generation", action="append", default=[], metavar="KEY=VALUE", help="captions: such as num_beams=4"
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; absent: the accelerator that is there")
@@ -42,6 +47,7 @@ def run(options: argparse.Namespace) -> None:
         image_root=options.image_root,
         limit=options.limit,
         threshold=options.threshold,
+        generation=_generation(options.generation),
         batch_size=options.batch_size,
         workers=options.workers,
         device=options.device,
@@ -49,7 +55,8 @@ def run(options: argparse.Namespace) -> None:
     )
     summary = predict_table(resolve_model(options.model).path, options.input, options.output, settings)
     labels = ", ".join(f"{name} {count:,}" for name, count in Counter(summary.labels).most_common())
-    logger.info("%s: %d rows in %.1f s (%s)", summary.output_path, summary.rows, summary.seconds, labels)
+    what = labels or f"{summary.rows - summary.unpredicted:,} captions"
+    logger.info("%s: %d rows in %.1f s (%s)", summary.output_path, summary.rows, summary.seconds, what)
     for reason, count in Counter(summary.errors).most_common():
         logger.info("  %d rows: %s", count, reason)
 
@@ -62,3 +69,13 @@ def _columns(pairs: list[str]) -> dict[str, str]:
             raise InputError(f"--column {pair}: write image=COLUMN or text=COLUMN")
         columns[name] = column
     return columns
+
+
+def _generation(pairs: list[str]) -> dict[str, Any]:
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--generation {pair}: write KEY=VALUE, such as num_beams=4")
+        options[name] = yaml.safe_load(value)
+    return options

@@ -78,7 +78,7 @@ def run(options: argparse.Namespace, callbacks: Sequence[TrainerCallback] = ()) 
     parent_dir = parent.path if parent else None
     processor = task.build_processor(data, parent=parent_dir)
     model = task.build_model(data, processor=processor, parent=parent_dir)
-    plan = build_stage_plan(model, recipe, args, data.num_rows("train"))
+    plan = build_stage_plan(model, recipe, args, task.num_train_rows(data))
     args.max_steps = plan.num_steps
 
     bad_examples = BadExampleLog(folder.path / BAD_EXAMPLES_LOG)
@@ -93,6 +93,7 @@ def run(options: argparse.Namespace, callbacks: Sequence[TrainerCallback] = ()) 
             for callback in callbacks:
                 trainer.add_callback(callback)
             trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+            task.finish(trainer, data)
             measured = _measure(trainer, task, data)
             trainer.save_model()
             trainer.save_state()

@@ -20,12 +20,14 @@ from transformers import BatchFeature, PreTrainedModel
 
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.errors import InputError
+from mmhf.inference.captioning import CaptionPredictor
 from mmhf.inference.hashing import files_hash
 from mmhf.inference.inputs import PredictionRows, read_rows
-from mmhf.inference.loading import choose_device, load_classifier, takes_text
+from mmhf.inference.loading import choose_device, load_predictable, takes_text
 from mmhf.inference.outputs import check_output, join_columns, write_table
 from mmhf.inference.probabilities import class_names, class_probabilities
 from mmhf.inference.shards import ShardFolder
+from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class PredictionSettings:
         limit (`int`, *optional*): Predict the first rows only.
         threshold (`float`, *optional*): Two classes only: the second label is predicted from this probability on;
             absent: the more probable label.
+        generation (`Mapping[str, Any]`): Captioners only: what differs from the model's own way, such as `num_beams`.
         batch_size (`int`, defaults to 32): Rows per forward pass.
         workers (`int`, defaults to 0): Processes that decode images.
         device (`str`, *optional*): Absent: the accelerator, or the CPU.
@@ -60,6 +63,7 @@ class PredictionSettings:
     image_root: str | Path | None = None
     limit: int | None = None
     threshold: float | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 32
     workers: int = 0
     device: str | None = None
@@ -84,7 +88,7 @@ class PredictionSummary:
         output_path (`Path`): The file.
         rows (`int`): Its rows, those of the input.
         unpredicted (`int`): Rows without a prediction.
-        labels (`dict[str, int]`): Rows by predicted label.
+        labels (`dict[str, int]`): Rows by predicted label; empty for captions.
         errors (`dict[str, int]`): Rows by the reason in their `error` column.
         resumed_rows (`int`): Rows that an earlier, interrupted run had done.
         seconds (`float`): Duration of this run.
@@ -160,8 +164,8 @@ def predict_table(
     settings, output, started = settings or PredictionSettings(), Path(output_path), time.monotonic()
     check_output(output, overwrite=settings.overwrite)
     device = choose_device(settings.device)
-    model, processor = load_classifier(model_dir, device=device)
-    predictor = ClassificationPredictor(model, threshold=settings.threshold)
+    model, processor = load_predictable(model_dir, device=device)
+    predictor = _predictor_of(model, processor, settings)
     rows = read_rows(
         input_path,
         model_dir=model_dir,
@@ -181,6 +185,19 @@ def predict_table(
         write_table(join_columns(rows.table.columns, predictions), output, shards.path / output.name)
         shards.remove()
     return _summary(output, predictions, resumed_rows=len(rows) - todo, seconds=time.monotonic() - started)
+
+
+Predictor = ClassificationPredictor | CaptionPredictor
+
+
+def _predictor_of(model: PreTrainedModel, processor: Any, settings: PredictionSettings) -> Predictor:
+    if isinstance(model, PrefixCaptionerForConditionalGeneration):
+        if settings.threshold is not None:
+            raise InputError("threshold: the model writes captions, and no labels")
+        return CaptionPredictor(model, processor, settings.generation)
+    if settings.generation:
+        raise InputError("generation: the model predicts labels, and writes no captions")
+    return ClassificationPredictor(model, threshold=settings.threshold)
 
 
 class _Examples(Dataset):
@@ -244,7 +261,7 @@ def _predict_shards(
     plan: Sequence[tuple[int, list[int]]],
     rows: PredictionRows,
     processor: Callable[..., BatchFeature],
-    predictor: ClassificationPredictor,
+    predictor: Predictor,
     shards: ShardFolder,
     settings: PredictionSettings,
 ) -> None:
@@ -263,7 +280,7 @@ def _predict_shards(
             pending = []
 
 
-def _predict_batch(batch: _Batch, predictor: ClassificationPredictor) -> pa.Table:
+def _predict_batch(batch: _Batch, predictor: Predictor) -> pa.Table:
     predicted = predictor.schema.empty_table() if batch.encoding is None else predictor.predict(batch.encoding)
     positions = iter(range(len(predicted)))
     places = pa.array([next(positions) if good else None for good in batch.predicted], pa.int64())
@@ -294,18 +311,20 @@ def _identity(
         "device": device.type,
         "limit": str(settings.limit),
         "threshold": str(settings.threshold),
+        "generation": str(dict(settings.generation)),
         "batch size": str(settings.batch_size),
         "shard size": str(settings.shard_rows),
     }
 
 
 def _summary(output: Path, predictions: pa.Table, *, resumed_rows: int, seconds: float) -> PredictionSummary:
-    labels, errors = predictions.column("label"), predictions.column("error")
+    predicted, errors = predictions.column(0), predictions.column("error")
+    labels = predicted.drop_null().to_pylist() if predictions.column_names[0] == "label" else []
     return PredictionSummary(
         output_path=output,
         rows=len(predictions),
-        unpredicted=pc.sum(pc.is_null(labels)).as_py() or 0,
-        labels=dict(Counter(labels.drop_null().to_pylist())),
+        unpredicted=pc.sum(pc.is_null(predicted)).as_py() or 0,
+        labels=dict(Counter(labels)),
         errors=dict(Counter(errors.drop_null().to_pylist())),
         resumed_rows=resumed_rows,
         seconds=seconds,

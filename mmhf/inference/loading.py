@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from mmhf.errors import InputError
+from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerConfig, PrefixCaptionerForConditionalGeneration
 from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification, FusionProcessor
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
 
@@ -17,6 +19,9 @@ from mmhf.models.image_classifier import BackboneForImageClassification, Backbon
 _CLASSIFIERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
     FusionConfig.model_type: (FusionForImageTextClassification, FusionProcessor),
     BackboneForImageClassificationConfig.model_type: (BackboneForImageClassification, AutoImageProcessor),
+}
+_CAPTIONERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
+    PrefixCaptionerConfig.model_type: (PrefixCaptionerForConditionalGeneration, CaptionerProcessor),
 }
 
 
@@ -42,13 +47,28 @@ def load_classifier(model_dir: str | Path, *, device: torch.device | None = None
     Raises:
         InputError: The folder is absent, holds another kind of model, or its files are damaged or incomplete.
     """
-    path = Path(model_dir)
+    return _load(Path(model_dir), _CLASSIFIERS, device)
+
+
+def load_captioner(model_dir: str | Path, *, device: torch.device | None = None) -> tuple[PreTrainedModel, Any]:
+    """As `load_classifier`, for a captioner; parts that the folder refers to are fetched."""
+    return _load(Path(model_dir), _CAPTIONERS, device)
+
+
+def load_predictable(model_dir: str | Path, *, device: torch.device | None = None) -> tuple[PreTrainedModel, Any]:
+    """As `load_classifier`, for any model that predicts a table."""
+    return _load(Path(model_dir), {**_CLASSIFIERS, **_CAPTIONERS}, device)
+
+
+def _load(
+    path: Path, families: Mapping[str, tuple[type[PreTrainedModel], Any]], device: torch.device | None
+) -> tuple[PreTrainedModel, Any]:
     if not path.is_dir():
         raise InputError(f"{path}: no such model folder")
     if not (path / "config.json").is_file():
         raise InputError(f"{path}: no model in it, config.json is missing")
     try:
-        model_class, processor_class = _CLASSIFIERS[_model_type(path)]
+        model_class, processor_class = families[_model_type(path, families)]
         loaded: Any = model_class.from_pretrained(path, output_loading_info=True, local_files_only=True)
         processor = processor_class.from_pretrained(path, local_files_only=True)
     except InputError:
@@ -68,8 +88,8 @@ def takes_text(model: PreTrainedModel) -> bool:
     return "text" in model.input_modalities
 
 
-def _model_type(path: Path) -> str:
+def _model_type(path: Path, families: Collection[str]) -> str:
     model_type = AutoConfig.from_pretrained(path, local_files_only=True).model_type
-    if model_type not in _CLASSIFIERS:
-        raise InputError(f"{path}: a {model_type} model; expected {' or '.join(_CLASSIFIERS)}")
+    if model_type not in families:
+        raise InputError(f"{path}: a {model_type} model; expected {' or '.join(families)}")
     return model_type

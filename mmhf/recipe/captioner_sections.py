@@ -130,5 +130,9 @@ class CaptionEvaluationSection(EvaluationSection):
     generate_rows: PositiveInt | None = 200
     """Images to do so on, the same in each evaluation, drawn by `generate_seed`; null = all."""
     generate_seed: int = 42
+    baselines: bool = True
+    """Beside the final numbers: those of the best constant caption and of the most similar training image's."""
+    clip: str | None = None
+    """A CLIP to measure CLIPScore with in the end: a Hub repository or a local folder."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples of the images for the confidence intervals of the final numbers; 0 = none."""

@@ -199,5 +199,6 @@ Recipe = FusionRecipe | ImageClassificationRecipe | ContrastiveRecipe | Captioni
 RECIPE_BY_TASK: dict[str, type[Recipe]] = {
     "image-text-classification": FusionRecipe,
     "image-classification": ImageClassificationRecipe,
+    "image-captioning": CaptioningRecipe,
     "contrastive": ContrastiveRecipe,
 }

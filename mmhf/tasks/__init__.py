@@ -4,6 +4,7 @@ from typing import Any
 
 from mmhf.recipe.schema import Recipe
 from mmhf.tasks.base import Measured, Task
+from mmhf.tasks.image_captioning import ImageCaptioning
 from mmhf.tasks.image_classification import ImageClassification
 from mmhf.tasks.image_text_classification import ImageTextClassification
 
@@ -13,6 +14,7 @@ AnyTask = Task[Any, Any]
 _TASKS: dict[str, type[AnyTask]] = {
     "image-text-classification": ImageTextClassification,
     "image-classification": ImageClassification,
+    "image-captioning": ImageCaptioning,
 }
 
 
@@ -21,4 +23,12 @@ def task_of(recipe: Recipe) -> AnyTask:
     return _TASKS[recipe.task](recipe)
 
 
-__all__ = ["AnyTask", "ImageClassification", "ImageTextClassification", "Measured", "Task", "task_of"]
+__all__ = [
+    "AnyTask",
+    "ImageCaptioning",
+    "ImageClassification",
+    "ImageTextClassification",
+    "Measured",
+    "Task",
+    "task_of",
+]

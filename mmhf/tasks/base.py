@@ -20,13 +20,27 @@ from mmhf.errors import InputError, UnreachableError
 from mmhf.models.backbones import Modality, is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.nearest import did_you_mean, nearest_names
-from mmhf.recipe.schema import AugmentSection, RecipeBase, TextEncoderSection, VisionEncoderSection
+from mmhf.recipe.schema import AugmentSection, RecipeBase
 from mmhf.training.stages import StagePlan
 from mmhf.training.trainer import MMTrainer
 
 RecipeT = TypeVar("RecipeT", bound=RecipeBase)
 
 Collator = Callable[[list[Any]], dict[str, Any]]
+
+
+class EncoderSection(Protocol):
+    """What the verbs ask of a recipe's section about an encoder."""
+
+    @property
+    def backbone(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether its weights are wanted."""
+        ...
 
 
 class Measured(Protocol):
@@ -66,7 +80,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         self._check_metric_names()
 
     @abstractmethod
-    def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
+    def encoder_sections(self) -> Mapping[Modality, EncoderSection]:
         """The recipe's encoders."""
 
     @abstractmethod
@@ -129,6 +143,9 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             bad_examples (`Sequence[BadExample]`): Rows that were skipped or blanked.
         """
 
+    def finish(self, trainer: Trainer, data: LoadedData) -> None:
+        """What a trained model still learns from the validation split before it is measured and saved."""
+
     def load_data(
         self,
         *,
@@ -144,6 +161,10 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             check_images (`bool`, defaults to `True`): Look into local images to find broken ones.
         """
         return load_data(self.recipe.data, task=self.recipe.task, splits=splits, check_images=check_images)
+
+    def num_train_rows(self, data: LoadedData) -> int | None:
+        """Samples of an epoch; None when the training split is a stream of unknown length."""
+        return data.num_rows("train")
 
     def torch_dataset(self, data: LoadedData, split: str) -> RowDataset | RowStream:
         """Rows of a split as Trainer's data loader takes them."""

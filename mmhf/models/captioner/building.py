@@ -100,6 +100,7 @@ def build_captioner_config(
         projector_width=projector.width,
         lora=None if section.lora is None else section.lora.model_dump(),
         prompt_ids=prompt_ids,
+        **_token_ids(processor),
     )
     if projector.kind == "mlp" and vision.features == "patches" and projector.prefix_length is not None:
         raise InputError("model.projector.prefix_length: an mlp makes one token of each patch; use kind: transformer")
@@ -217,6 +218,14 @@ def generation_config(section: GenerationSection, processor: CaptionerProcessor)
         values.pop("length_penalty")
     tokenizer = processor.tokenizer
     return GenerationConfig(**values, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+
+
+def _token_ids(processor: CaptionerProcessor | None) -> dict[str, Any]:
+    """What Trainer compares with the tokenizer's own."""
+    if processor is None:
+        return {}
+    tokenizer = processor.tokenizer
+    return {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
 
 
 def _changed(config: PreTrainedConfig, values: dict[str, Any], name: str) -> PreTrainedConfig:

@@ -71,6 +71,8 @@ class PrefixCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> None:
         super().__init__(config)
         complete_config(config)
+        # By the name of the class, Trainer would take the labels for shifted ones and count one too few a caption.
+        self.loss_type: Any = None
         self.vision_output = EncoderOutput.from_dict(config.vision_output or {})
         self.vision: Any = fresh_vision(config.vision_config, config.vision_features) if vision is None else vision
         self.projector = build_projector(config, self.vision_output.width, language_width(config))

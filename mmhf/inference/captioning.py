@@ -1,0 +1,147 @@
+"""`pipeline("image-captioning")`, and captions of whole tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from transformers import Pipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from mmhf.data.images import decode_image
+from mmhf.errors import InputError
+from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
+from mmhf.recipe.captioner_sections import GenerationSection
+from mmhf.recipe.nearest import did_you_mean, nearest_names
+
+TASK = "image-captioning"
+
+ImageLike = Image | str | bytes | dict[str, Any]
+
+
+def check_generation(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse what a recipe's section `generation` does not know, such as `num_beam=4`.
+
+    Raises:
+        InputError: An option is unknown.
+    """
+    known = GenerationSection.model_fields
+    for name in options:
+        if name not in known:
+            raise InputError(f"{name}: generation does not know it{did_you_mean(nearest_names(name, known))}")
+    return dict(options)
+
+
+class CaptionPredictor:
+    """Turns encoded batches into the column `caption`.
+
+    Args:
+        model (`PrefixCaptionerForConditionalGeneration`): In eval mode, on its device.
+        processor ([`CaptionerProcessor`]): Reads captions out of tokens.
+        generation (`Mapping[str, Any]`, *optional*): What differs from the model's own way, such as `num_beams`.
+    """
+
+    schema = pa.schema([("caption", pa.string())])
+
+    def __init__(
+        self,
+        model: PrefixCaptionerForConditionalGeneration,
+        processor: CaptionerProcessor,
+        generation: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.generation = check_generation(generation or {})
+
+    @torch.inference_mode()
+    def predict(self, encoding: Mapping[str, Tensor]) -> pa.Table:
+        """One row of `schema` for each row of the batch."""
+        pixel_values = encoding["pixel_values"].to(self.model.device, self.model.dtype)
+        captions = self.processor.captions(self.model.generate(pixel_values, **self.generation))
+        return pa.table([pa.array(captions, pa.string())], schema=self.schema)
+
+
+class ImageCaptioningPipeline(Pipeline):
+    """Write captions for images.
+
+    Example:
+
+    ```python
+    >>> from mmhf import pipeline
+
+    >>> captioner = pipeline("image-captioning", model="releases/flickr30k/v1.0")
+    >>> captioner("photo.jpg")
+    [{'caption': 'A dog runs across the grass.'}]
+    >>> captioner(["a.jpg", "b.jpg"], batch_size=2, num_beams=4)
+    [[{'caption': 'A man on a bicycle.'}], [{'caption': 'Two children play in the snow.'}]]
+    ```
+    """
+
+    _load_processor = True  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise InputError("a model that is already loaded needs its processor too: pass processor=")
+        self.check_model_type([PrefixCaptionerForConditionalGeneration.__name__])
+        self.model.eval()
+
+    def __call__(self, inputs: ImageLike | Iterable[ImageLike], **kwargs: Any) -> Any:  # type: ignore[override]
+        """Caption one image or many.
+
+        Args:
+            inputs (an image, or a list, generator or data set of images): Each a PIL image, a path, the bytes of a
+                file, or `{"image": one of these}`. A generator is consumed as results are asked for.
+            batch_size (`int`, defaults to 1): Images per forward pass.
+            num_workers (`int`, defaults to 0): Processes that decode images.
+            num_beams, max_new_tokens, do_sample, temperature, top_p, top_k, ... (*optional*): As in a recipe's section
+                `generation`; absent, the model's own way.
+
+        Returns:
+            `list[dict]` for one image: `[{"caption": str}]`; for a list, a list of those, and for a generator or data
+            set an iterator.
+
+        Raises:
+            InputError: A keyword is unknown.
+            BadImageError: An image cannot be read.
+        """
+        if isinstance(inputs, (list, tuple)) and not inputs:
+            return []
+        return super().__call__(list(inputs) if isinstance(inputs, tuple) else inputs, **kwargs)
+
+    def _sanitize_parameters(self, **generation: Any) -> tuple[dict, dict, dict]:
+        return {}, check_generation(generation), {}
+
+    def preprocess(self, input_: ImageLike) -> dict[str, Any]:  # type: ignore[override]
+        image = input_["image"] if isinstance(input_, dict) and "image" in input_ else input_
+        assert self.processor is not None
+        encoding = self.processor(images=[decode_image(image)])
+        return {"pixel_values": encoding["pixel_values"].to(self.dtype)}
+
+    def _forward(  # type: ignore[override]
+        self, input_tensors: Mapping[str, Tensor], **generation: Any
+    ) -> dict[str, Tensor]:
+        model: Any = self.model
+        return {"tokens": model.generate(input_tensors["pixel_values"], **generation)}
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Mapping[str, Any]
+    ) -> list[dict[str, str]]:
+        processor: Any = self.processor
+        tokens: Tensor | Sequence[Any] = model_outputs["tokens"]
+        return [{"caption": caption} for caption in processor.captions(tokens)]
+
+
+PIPELINE_REGISTRY.register_pipeline(
+    TASK,
+    pipeline_class=ImageCaptioningPipeline,
+    pt_model=PrefixCaptionerForConditionalGeneration,
+    type="image",
+)

@@ -1,0 +1,282 @@
+"""The task image-captioning: prefix captioners."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+from mmhf.data.bad_examples import BadExample
+from mmhf.data.caption_datasets import CaptionDataset
+from mmhf.data.collators import CaptioningCollator
+from mmhf.data.images import BadImageError, decode_image
+from mmhf.data.loading import LoadedData
+from mmhf.evaluation.captions import CAPTION_PROTOCOLS, CaptionEvaluation, caption_metrics, evaluate_captions
+from mmhf.evaluation.captions.baselines import best_constant_caption, nearest_neighbour_captions
+from mmhf.evaluation.captions.clip_score import ClipScorer
+from mmhf.evaluation.captions.gallery import CaptionExample, scores_of_image, spread_rows
+from mmhf.evaluation.captions.report import caption_report_sections
+from mmhf.evaluation.log_series import has_values
+from mmhf.evaluation.metrics_file import write_metrics
+from mmhf.evaluation.report import write_report
+from mmhf.evaluation.training_curves import plot_training_curves
+from mmhf.inference.loading import load_captioner
+from mmhf.models.backbones import Modality
+from mmhf.models.captioner import (
+    CaptionerProcessor,
+    PrefixCaptionerForConditionalGeneration,
+    build_captioner_model,
+    build_captioner_processor,
+    generation_config,
+    load_captioner_model,
+    reference_of,
+)
+from mmhf.models.partition import Partition
+from mmhf.recipe import ResolvedRecipe
+from mmhf.recipe.schema import CaptioningRecipe
+from mmhf.tasks.base import EncoderSection, Task
+from mmhf.training.captioning import CaptioningTrainer, run_captioner
+
+logger = logging.getLogger(__name__)
+
+Baselines = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class MeasuredCaptions:
+    """What evaluating one split gave: its numbers, those of captions that need no captioner, and images to look at."""
+
+    evaluation: CaptionEvaluation
+    baselines: Baselines
+    examples: list[CaptionExample]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The evaluation's flat numbers."""
+        return self.evaluation.metrics
+
+    @property
+    def num_rows(self) -> int:
+        """Images that were captioned."""
+        return self.evaluation.num_images
+
+
+class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
+    """Prefix captioners."""
+
+    protocols = CAPTION_PROTOCOLS
+    collator_class = CaptioningCollator
+    trainer_class = CaptioningTrainer
+
+    def encoder_sections(self) -> Mapping[Modality, EncoderSection]:
+        model = self.recipe.model
+        if model.language.pretrained or model.language.tokenizer is None:
+            return {"vision": model.vision, "text": model.language}
+        return {"vision": model.vision}
+
+    def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> CaptionerProcessor:
+        if parent is not None:
+            processor = CaptionerProcessor.from_pretrained(parent)
+            processor.max_length = self.recipe.data.max_length
+            return processor
+        captions = [text for of_image in _captions(data, "train") for text in of_image]
+        processor = build_captioner_processor(self.recipe.model, self.recipe.data, captions)
+        if cut := processor.count_cut(captions):
+            logger.warning(
+                "%d of %d training captions are longer than data.max_length (%d tokens) and cut at the end",
+                cut,
+                len(captions),
+                processor.max_length,
+            )
+        return processor
+
+    def build_model(
+        self, data: LoadedData | None, *, processor: Any = None, parent: Path | None = None, device: str | None = None
+    ) -> PrefixCaptionerForConditionalGeneration:
+        section = self.recipe.model
+        if parent is None:
+            image_size = self.recipe.data.image_size
+            model = build_captioner_model(section, processor=processor, image_size=image_size, device=device)
+        else:
+            model = load_captioner_model(parent, section, device=device)
+        if device != "meta":
+            model.refer_to(self._references(model))
+        if processor is not None:
+            model.generation_config = generation_config(self.recipe.generation, processor)
+        return model
+
+    def load_trained(self, path: Path) -> tuple[PreTrainedModel, Any]:
+        return load_captioner(path)
+
+    def num_train_rows(self, data: LoadedData) -> int | None:
+        rows = data.splits.get("train")
+        if isinstance(rows, datasets.Dataset) and self.recipe.data.captions == "all":
+            return sum(len(of_image) for of_image in rows["captions"])
+        return super().num_train_rows(data)
+
+    def torch_dataset(self, data: LoadedData, split: str) -> Any:
+        rows: Any = data.splits[split]
+        if split != "train":
+            return CaptionDataset(rows)
+        return CaptionDataset(rows, self.recipe.data.captions, seed=self.recipe.training.get("seed", 42))
+
+    def trainer_options(self, data: LoadedData, processor: Any) -> dict[str, Any]:
+        section, rows = self.recipe.evaluation, data.splits.get("validation")
+        if not section.generate or not isinstance(rows, datasets.Dataset):
+            return {}
+        numbers = np.random.default_rng(section.generate_seed).permutation(len(rows))[: section.generate_rows]
+        chosen = rows.select(sorted(numbers.tolist()))
+        references: list[list[str]] = chosen["captions"][:]
+
+        def measure(captions: Sequence[str], rows_of: Sequence[int]) -> dict[str, float]:
+            return caption_metrics(captions, [references[row] for row in rows_of])
+
+        return {"written_rows": CaptionDataset(chosen), "measure": measure}
+
+    def measure(self, trainer: Trainer, data: LoadedData, split: str) -> MeasuredCaptions:
+        rows = data.splits[split]
+        assert isinstance(rows, datasets.Dataset)
+        collator: Any = trainer.data_collator
+        loader = trainer.get_test_dataloader(self.torch_dataset(data, split))
+        written = run_captioner(trainer, loader, collator.processor)
+        usable = [number for number, is_usable in enumerate(written.is_usable) if is_usable]
+        captions, of_captions = [written.captions[number] for number in usable], rows.select(usable)
+        references = of_captions["captions"][:]
+        evaluation = evaluate_captions(
+            captions,
+            references,
+            clip_scores=self._clip_scores(of_captions, captions),
+            loss=written.loss,
+            resamples=self.recipe.evaluation.bootstrap,
+        )
+        baselines = self._baselines(trainer, data, split, usable)
+        for name, metrics in baselines.items():
+            logger.info("%s, %s: rougeL %.4f, cider %.4f", split, name, metrics["rougeL"], metrics["cider"])
+        return MeasuredCaptions(evaluation, baselines, _examples(evaluation, of_captions, captions))
+
+    def write_report(
+        self,
+        run_dir: Path,
+        resolved: ResolvedRecipe,
+        measured: Mapping[str, MeasuredCaptions],
+        *,
+        facts: Mapping[str, object],
+        stages: Sequence[Mapping[str, object]] = (),
+        log_history: Sequence[Mapping[str, Any]] = (),
+        bad_examples: Sequence[BadExample] = (),
+    ) -> None:
+        plots = {}
+        if has_values(log_history):
+            plots["training_curves"] = run_dir / "plots" / "training_curves.png"
+            plot_training_curves(log_history, plots["training_curves"])
+        decoding = ", ".join(f"{key} {value}" for key, value in self.recipe.generation.model_dump().items())
+        sections = caption_report_sections(
+            {split: each.evaluation for split, each in measured.items()},
+            recipe_yaml=resolved.to_yaml(),
+            facts={**facts, "decoding": decoding},
+            stages=stages,
+            baselines={split: each.baselines for split, each in measured.items() if each.baselines},
+            plots=plots,
+            examples={split: each.examples for split, each in measured.items()},
+            bad_examples=bad_examples,
+        )
+        write_report(run_dir / "report.html", sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
+        write_metrics(run_dir / "metrics.json", {split: each.metrics for split, each in measured.items()})
+
+    def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Any) -> Trainer:
+        """A trainer that only evaluates; it writes captions as the recipe says, which may not be the model's way."""
+        model.generation_config = generation_config(self.recipe.generation, collator.processor)
+        return super().make_evaluator(model, args, collator)
+
+    def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
+        tokens = torch.ones(batch_size, self.recipe.data.max_length, dtype=torch.long, device=device)
+        return {**super().example_inputs(batch_size, device), "input_ids": tokens, "labels": tokens}
+
+    def _references(self, model: PrefixCaptionerForConditionalGeneration) -> dict[str, str]:
+        """Parts that no stage trains and that can be had again from where they come."""
+        if self.recipe.release is not None and self.recipe.release.include_frozen:
+            return {}
+        partition = Partition.of(model)
+        frozen = [f"!{name}" for name in self.recipe.model.frozen_encoders()]
+        selectors = [stage.train for stage in self.recipe.stages or []] or [["all", *frozen]]
+        trained = {group for selector in selectors for group in partition.select(selector)} - {"language.lora"}
+        section, found = self.recipe.model, {}
+        for part, encoder in (("vision", section.vision), ("language", section.language)):
+            if any(group.startswith(f"{part}.") for group in trained):
+                continue
+            # What an earlier run has trained, and therefore stored, is not what the backbone's name stands for.
+            reference = model.config.references.get(part)
+            if reference is None and encoder.pretrained and self.recipe.init_from is None:
+                reference = reference_of(encoder.backbone)
+            if reference is not None:
+                found[part] = reference
+        return found
+
+    def _clip_scores(self, rows: datasets.Dataset, captions: Sequence[str]) -> Any:
+        if self.recipe.evaluation.clip is None or not captions:
+            return None
+        return ClipScorer.from_pretrained(self.recipe.evaluation.clip).score(rows["image"][:], captions)
+
+    def _baselines(self, trainer: Trainer, data: LoadedData, split: str, usable: Sequence[int]) -> Baselines:
+        """What the best constant caption and the caption of the most similar training image score."""
+        train, rows = data.splits.get("train"), data.splits[split]
+        if not self.recipe.evaluation.baselines or not usable or split == "train":
+            return {}
+        if not isinstance(train, datasets.Dataset) or not isinstance(rows, datasets.Dataset):
+            return {}
+        known = train["captions"][:]
+        references = rows.select(usable)["captions"][:]
+        constant = [best_constant_caption(known)] * len(usable)
+        of_train, of_split = (_image_vectors(trainer, CaptionDataset(table)) for table in (train, rows))
+        neighbours = nearest_neighbour_captions(of_train, known, of_split[list(usable)])
+        return {
+            "best constant caption": caption_metrics(constant, references),
+            "nearest neighbour": caption_metrics(neighbours, references),
+        }
+
+
+def _captions(data: LoadedData, split: str) -> list[list[str]]:
+    rows = data.splits.get(split)
+    return rows["captions"][:] if isinstance(rows, datasets.Dataset) else []
+
+
+@torch.no_grad()
+def _image_vectors(trainer: Trainer, dataset: CaptionDataset) -> np.ndarray:
+    """(rows, width) features of the image encoder, patches averaged."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    model.eval()
+    vectors = []
+    for batch in trainer.get_test_dataloader(dataset):
+        features = model.image_features(batch["pixel_values"].to(trainer.args.device)).float()
+        pooled = features.mean(dim=1) if features.dim() == 3 else features
+        vectors.append(trainer.accelerator.gather_for_metrics(pooled).cpu().numpy())
+    return np.concatenate(vectors)
+
+
+def _examples(evaluation: CaptionEvaluation, rows: datasets.Dataset, captions: Sequence[str]) -> list[CaptionExample]:
+    if not captions:
+        return []
+    examples = []
+    for number in spread_rows(evaluation.per_image["rougeL"]):
+        row = rows[number]
+        try:
+            image = decode_image(row["image"])
+        except BadImageError:
+            image = None
+        examples.append(
+            CaptionExample(
+                id=row["id"],
+                image=image,
+                generated=captions[number],
+                references=row["captions"],
+                scores=scores_of_image(evaluation, number),
+            )
+        )
+    return examples

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
+from mmhf.data.caption_streams import CaptionStream
 from mmhf.data.datasets import RowDataset
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import ClassificationLoss
@@ -117,6 +118,9 @@ class MMTrainer(StageBatches):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if isinstance(dataset, RowDataset) and self.args.train_sampling_strategy == "random":
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            if isinstance(dataset, CaptionStream):
+                workers = max(self.args.dataloader_num_workers, 1)
+                dataset.lay_out(self._train_batch_size, self.args.world_size * workers)
             return dataset.epoch_sampler(seed)
         return super()._get_train_sampler(train_dataset)
 

@@ -230,8 +230,14 @@ class CaptionCollator(ImageCollator):
     """Makes a batch of images with a caption each; the base of those of the two tasks that have captions.
 
     As [`ImageCollator`], with `processor(images=[PIL.Image], text=[str])`, which adds `input_ids` and `attention_mask`
-    (B, T), cut and padded as the processor does.
+    (B, T), cut and padded as the processor does. What a stream found on the way to a row is listed, too.
     """
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """See [`ImageCollator`]."""
+        if self.bad_examples is not None:
+            self.bad_examples.extend(fault for row in rows for fault in row.get("faults", ()))
+        return super().__call__(rows)
 
     def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:
         return dict(self.processor(images=images, text=[row["caption"] for row in rows]))

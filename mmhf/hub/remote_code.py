@@ -62,6 +62,18 @@ FAMILIES: dict[str, RemoteFamily] = {
         auto_classes=("AutoModel", "AutoModelForImageClassification"),
         name_table="MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     ),
+    "mmhf_prefix_captioner": RemoteFamily(
+        config="mmhf.models.captioner.configuration_captioner:PrefixCaptionerConfig",
+        model="mmhf.models.captioner.modeling_captioner:PrefixCaptionerForConditionalGeneration",
+        processor="mmhf.models.captioner.processing_captioner:CaptionerProcessor",
+    ),
+    "mmhf_dual_encoder": RemoteFamily(
+        config="mmhf.models.dual_encoder.configuration_dual_encoder:DualEncoderConfig",
+        model="mmhf.models.dual_encoder.modeling_dual_encoder:DualEncoderModel",
+        auto_classes=("AutoModel", "AutoModelForZeroShotImageClassification"),
+        processor="mmhf.models.dual_encoder.processing_dual_encoder:DualEncoderProcessor",
+        name_table="MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    ),
 }
 """Model type → what its releases carry."""
 
@@ -199,6 +211,13 @@ class _Module:
         decorators = statement.decorator_list if isinstance(statement, (ast.ClassDef, ast.FunctionDef)) else []
         first = min([statement.lineno, *(decorator.lineno for decorator in decorators)])
         lines = self.text.splitlines()
+        for inner in _imports_inside(statement):
+            if _is_ours(inner):
+                raise ValueError(
+                    f"{self.name}: line {inner.lineno} imports mmhf inside a function; move it to the top"
+                )
+            if not _is_available(inner):
+                _mark_as_optional(lines, inner)
         while first > 1 and lines[first - 2].startswith("#"):
             first -= 1
         return "\n".join(lines[first - 1 : statement.end_lineno])
@@ -277,9 +296,25 @@ def _names_in(node: ast.AST) -> Iterable[str]:
     for child in ast.walk(node):
         if isinstance(child, ast.Name):
             names.append(child.id)
-        elif isinstance(child, (ast.Import, ast.ImportFrom)) and _is_ours(child):
-            raise ValueError(f"line {child.lineno} imports mmhf inside a function; releases need it at the top")
     return dict.fromkeys(names)
+
+
+def _imports_inside(statement: ast.AST) -> Iterable[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(statement) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
+def _mark_as_optional(lines: list[str], statement: ast.Import | ast.ImportFrom) -> None:
+    """Put an import inside a function under `try`.
+
+    transformers looks at all imports of remote code before it runs, those inside functions that may never be called
+    too, and refuses what is not installed, unless it stands there.
+    """
+    first, last = statement.lineno - 1, (statement.end_lineno or statement.lineno) - 1
+    indent = lines[first][: statement.col_offset]
+    inside = "\n".join(f"    {line}" for line in lines[first : last + 1])
+    lines[first] = f"{indent}try:\n{inside}\n{indent}finally:\n{indent}    pass"
+    for index in range(first + 1, last + 1):
+        lines[index] = ""
 
 
 def _is_ours(statement: ast.Import | ast.ImportFrom) -> bool:
@@ -295,7 +330,11 @@ def _source_of(statement: ast.Import | ast.ImportFrom, module: _Module) -> str:
 
 
 def _check_available(statement: ast.Import | ast.ImportFrom, module_name: str) -> None:
+    if not _is_available(statement):
+        raise ValueError(f"{module_name}: line {statement.lineno} imports what an environment without mmhf lacks")
+
+
+def _is_available(statement: ast.Import | ast.ImportFrom) -> bool:
     names = [statement.module or ""] if isinstance(statement, ast.ImportFrom) else [a.name for a in statement.names]
-    for package in (name.partition(".")[0] for name in names):
-        if package not in _AVAILABLE and package not in sys.stdlib_module_names:
-            raise ValueError(f"{module_name} needs {package}, which an environment without mmhf lacks")
+    packages = {name.partition(".")[0] for name in names}
+    return packages <= _AVAILABLE | sys.stdlib_module_names

@@ -1,0 +1,66 @@
+"""A virtual environment with transformers, torch, torchvision, timm, pillow, what these need, and nothing else.
+
+Its packages are links to those of the environment that runs the tests, found by following the requirements that the
+packages declare, so that it is made in a second and without a network. mmhf is not in it.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import sysconfig
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+import mmhf
+
+WANTED = ("transformers", "torch", "torchvision", "timm", "pillow")
+
+
+def make_clean_environment(folder: Path) -> Path:
+    """Make the environment; returns its interpreter."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    packages = next((folder / "lib").glob("python*")) / "site-packages"
+    for source in _files_of(_with_requirements(WANTED)):
+        (packages / source.name).symlink_to(source)
+    # The defect of a CUDA torchvision beside a CPU torch is the environment's, and is mended in it by mmhf's own cure.
+    cure = (Path(mmhf.__file__).parent / "_torchvision.py").read_text(encoding="utf-8")
+    (packages / "sitecustomize.py").write_text(f"{cure}\n\ninstall()\n", encoding="utf-8")
+    return python
+
+
+def _with_requirements(names: tuple[str, ...]) -> dict[str, metadata.Distribution]:
+    found: dict[str, metadata.Distribution] = {}
+    waiting = list(names)
+    while waiting:
+        name = _normal(waiting.pop())
+        if name in found:
+            continue
+        try:
+            found[name] = metadata.distribution(name)
+        except metadata.PackageNotFoundError:  # a CPU build does without the CUDA packages it names
+            continue
+        for text in found[name].requires or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(requirement.name)
+    return found
+
+
+def _files_of(distributions: dict[str, metadata.Distribution]) -> set[Path]:
+    site_packages = Path(sysconfig.get_path("purelib"))
+    tops = set()
+    for distribution in distributions.values():
+        for file in distribution.files or ():
+            top = file.parts[0]
+            if top not in ("..", "__pycache__") and (site_packages / top).exists():
+                tops.add(site_packages / top)
+    return tops
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()

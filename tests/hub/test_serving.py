@@ -1,0 +1,119 @@
+"""Released models, by their tags, where mmhf is and where it is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from clean_environment import make_clean_environment
+from families import FAMILIES, Family, model_inputs, write_family_run, write_image
+from loopback_hub import LoopbackHub
+from transformers import AutoModel, dynamic_module_utils
+
+import mmhf
+from mmhf.hub.lineage import release_settings
+from mmhf.hub.manifest import ReleaseNotes
+from mmhf.hub.pushing import push_release
+from mmhf.hub.releases import resolve_model
+
+VERSIONS = ("1.6", "1.7", "1.8")
+
+
+def _push_versions(folder: Path, name: str) -> dict[str, Path]:
+    """Three versions of one family, each the parent of the next; gives version → run folder."""
+    runs, parent = {}, None
+    for seed, version in enumerate(VERSIONS):
+        run_dir = write_family_run(
+            folder / name / version, FAMILIES[name], seed=seed, metrics={"test_accuracy": 0.5 + seed / 10}
+        )
+        settings = release_settings({"repo": _repo(name), "version": version, "push": True})
+        push_release(run_dir, settings, notes=ReleaseNotes(parent=parent))
+        parent = resolve_model(f"{_repo(name)}@{version}").reference
+        runs[version] = run_dir
+    return runs
+
+
+def _repo(name: str) -> str:
+    return f"org/{name.replace(' ', '-')}"
+
+
+def _output(path: Path, family: Family) -> Any:
+    with torch.no_grad():
+        return AutoModel.from_pretrained(path).eval()(**model_inputs(family))[family.output].tolist()
+
+
+@pytest.mark.slow
+def test_every_version_is_served_alike_without_mmhf(hub: LoopbackHub, tmp_path: Path):
+    image = str(write_image(tmp_path / "photo.png"))
+    runs = {name: _push_versions(tmp_path / "runs", name) for name in FAMILIES}
+    jobs, expected = [], []
+    for name, family in FAMILIES.items():
+        inputs = {key: tensor.tolist() for key, tensor in model_inputs(family).items()}
+        for version, run_dir in runs[name].items():
+            job = {"repo": _repo(name), "revision": f"v{version}", "task": family.pipeline_task, "inputs": inputs}
+            job |= {"output": family.output, "arguments": family.arguments(image), "call": family.call}
+            jobs.append(job)
+            expected.append((_output(run_dir, family), _answer(run_dir, family, image)))
+    answers = _serve_in_clean_environment(hub, tmp_path, jobs)
+    for job, answer, (output, said) in zip(jobs, answers, expected, strict=True):
+        assert answer["output"] == output, job["repo"]
+        assert answer["answer"] == said, job["repo"]
+        assert answer["module"].startswith("transformers_modules."), "the code came with the release"
+    outputs = [json.dumps(output) for output, _ in expected]
+    assert len(set(outputs)) == len(outputs), "versions must differ for this test to show anything"
+
+
+def _answer(run_dir: Path, family: Family, image: str) -> Any:
+    if family.pipeline_task is None:
+        return None
+    answer = mmhf.pipeline(family.pipeline_task, model=str(run_dir))(*family.arguments(image), **family.call)
+    return json.loads(json.dumps(answer))
+
+
+def _serve_in_clean_environment(hub: LoopbackHub, folder: Path, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    python = make_clean_environment(folder / "clean")
+    variables = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(folder / "clean_home"),
+        "PATH": os.environ["PATH"],
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+    script = Path(__file__).with_name("serve_releases.py")
+    done = subprocess.run(
+        [str(python), str(script)],
+        input=json.dumps(jobs),
+        env=variables,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_with_mmhf_no_remote_code_is_needed_or_run(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("remote code was asked for")
+
+    family = FAMILIES[name]
+    image = str(write_image(tmp_path / "photo.png"))
+    run_dir = write_family_run(tmp_path / "run", family, seed=0, metrics={"test_accuracy": 0.5})
+    push_release(run_dir, release_settings({"repo": _repo(name), "version": "1.0", "push": True}))
+    monkeypatch.setattr(dynamic_module_utils, "get_cached_module_file", refuse)
+    path = resolve_model(f"{_repo(name)}@v1.0").path
+    assert _output(path, family) == _output(run_dir, family)
+    if family.pipeline_task is None:
+        return
+    for trust in (None, True):
+        served = mmhf.pipeline(family.pipeline_task, model=_repo(name), revision="v1.0", trust_remote_code=trust)
+        assert type(served.model).__module__.startswith("mmhf.")
+        answer = json.loads(json.dumps(served(*family.arguments(image), **family.call)))
+        assert answer == _answer(run_dir, family, image)

@@ -95,7 +95,8 @@ def _check_what_is_measured(options: argparse.Namespace) -> None:
                 raise InputError(f"--{name} belongs to captions made elsewhere: name their table with --predictions")
         if options.model is None:
             raise InputError(
-                "name what to measure: a run folder or release, or a table of captions with --predictions"
+                "name what to measure: a run folder or release, or a table of captions with --predictions; "
+                "mmhf evaluate --help tells more"
             )
     elif options.model is not None:
         raise InputError(f"both a model ({options.model}) and --predictions are given; measure one at a time")

@@ -15,7 +15,7 @@ from mmhf.errors import InputError
 _ID_COLUMNS = ("image_id", "id", "file_name", "filename", "image_name", "image")
 _IMAGE_COLUMNS = ("file_name", "filename", "image_name", "image")
 _PREDICTION_COLUMNS = ("prediction", "generated", "caption")
-_REFERENCE_COLUMNS = ("references", "captions", "reference", "caption", "comment")
+_REFERENCE_COLUMNS = ("references", "captions", "reference", "caption", "input_caption", "comment")
 _NUMBERED_REFERENCE = re.compile(r"(?:reference|caption|comment)_?\d+")
 
 
@@ -46,8 +46,9 @@ def read_caption_files(predictions: str | Path, references: str | Path | None = 
     A table is `.csv`, `.tsv`, `.jsonl`, `.parquet`, or `.json`: COCO's results (`[{"image_id", "caption"}]`) or
     annotations (`{"annotations": [...]}`), or `{id: caption or captions}`. The image is named by the first of the
     columns image_id, id, file_name, filename, image_name and image that is there, the prediction by prediction,
-    generated or caption, references by references, captions, reference, caption, comment or by numbered columns
-    (`caption_1`): a list, a JSON list, or a text, on one row an image or on many.
+    generated or caption, references by references, captions, reference, caption, input_caption (as `mmhf predict`
+    renames it), comment or by numbered columns (`caption_1`): a list, a JSON list, or a text, on one row an image or on
+    many.
 
     Args:
         predictions (`str` or `Path`): One row an image; has the references too if `references` is absent.

@@ -66,6 +66,12 @@ def test_one_csv_has_predictions_and_a_json_list_or_numbered_references(tmp_path
     assert (read.ids, read.num_empty_references) == (["1", "2"], 0)
 
 
+def test_a_table_of_mmhf_predict_is_read_as_it_is(tmp_path):
+    rows = [["file_name", "input_caption", "caption"], ["a.jpg", "the dog", "a dog"]]
+    read = read_caption_files(write_csv(tmp_path / "p.csv", rows))
+    assert (read.predictions, read.references) == (["a dog"], [["the dog"]])
+
+
 def test_parquet_lists_and_json_lines_rows_are_joined(tmp_path):
     lines = [{"file_name": "b.jpg", "generated": "a cat"}, {"file_name": "a.jpg", "generated": "a dog"}]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

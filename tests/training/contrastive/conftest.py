@@ -1,4 +1,4 @@
-"""A tiny dual encoder, rows of random pairs, and a trainer of both."""
+"""A tiny dual encoder, rows of random pairs, and a trainer of both; processes that pytest does not start import it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from mmhf.training.contrastive import ContrastiveTrainer
 from mmhf.training.stages import Stage, StagePlan
 
 SIDE, TOKENS, VOCABULARY = 16, 6, 50
+PAIRS, STEP = 32, 16
+IMAGES = [0, 0, 2, 3, 3, 3, *range(6, 31), -1]
 
 
 def tiny_dual_encoder(*, dropout: float = 0.0, **values: Any) -> DualEncoderModel:
@@ -55,17 +57,6 @@ def make_rows(count: int, images: Sequence[int] | None = None) -> RowDataset:
     images = list(range(count)) if images is None else list(images)
     ids = [f"pair{index}" for index in range(count)]
     return RowDataset(datasets.Dataset.from_dict({"row": list(range(count)), "id": ids, "image": images}))
-
-
-class Losses(TrainerCallback):
-    """The loss of each step, as Trainer logs it."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.values.append(logs["loss"])
 
 
 def make_trainer(
@@ -113,6 +104,43 @@ def make_trainer(
     )
 
 
+class Gradients(TrainerCallback):
+    def __init__(self) -> None:
+        self.by_step: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+        parameters = model.named_parameters()
+        self.by_step.append(
+            {name.removeprefix("module."): p.grad.clone() for name, p in parameters if p.grad is not None}
+        )
+
+
+def train(folder: Path, kind: str, world_size: int) -> dict[str, Any]:
+    """Losses, gradients by step and final weights, of all kinds of contrasting that must agree."""
+    values = {"loss": "sigmoid", "logit_bias": -3.0} if kind == "sigmoid" else {"label_smoothing": 0.1}
+    micro_batch = {"whole": STEP // world_size, "cached": 2, "bf16": 4}.get(kind, STEP // 2 // world_size)
+    gradients = Gradients()
+    trainer = make_trainer(
+        tiny_dual_encoder(**values),
+        make_rows(PAIRS, IMAGES),
+        folder / kind,
+        batch_size=STEP,
+        per_device_train_batch_size=micro_batch,
+        stages=[
+            Stage(name="text", epochs=1.0, train=["text", "projections"], learning_rate=0.5),
+            Stage(name="all", epochs=1.0, learning_rate=0.5),
+        ],
+        callbacks=[gradients],
+        bf16=kind == "bf16",
+    )
+    trainer.train()
+    return {
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "gradients": gradients.by_step,
+        "weights": {name: value.detach() for name, value in trainer.plan.model.named_parameters()},
+    }
+
+
 @pytest.fixture
 def tiny_model() -> Callable[..., DualEncoderModel]:
     """Build a dual encoder of one layer a tower; keywords are those of its config, and `dropout`."""
@@ -138,5 +166,6 @@ def trainer_of() -> Callable[..., ContrastiveTrainer]:
 
 
 @pytest.fixture
-def losses() -> Losses:
-    return Losses()
+def train_here() -> Callable[..., dict[str, Any]]:
+    """Train in this process what `train_in_processes.py` trains in several."""
+    return train

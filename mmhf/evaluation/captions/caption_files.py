@@ -47,8 +47,8 @@ def read_caption_files(predictions: str | Path, references: str | Path | None = 
     annotations (`{"annotations": [...]}`), or `{id: caption or captions}`. The image is named by the first of the
     columns image_id, id, file_name, filename, image_name and image that is there, the prediction by prediction,
     generated or caption, references by references, captions, reference, caption, input_caption (as `mmhf predict`
-    renames it), comment or by numbered columns (`caption_1`): a list, a JSON list, or a text, on one row an image or on
-    many.
+    renames it), comment or by numbered columns (`caption_1`): a list, a JSON list, or a text, on one row an image or
+    on many.
 
     Args:
         predictions (`str` or `Path`): One row an image; has the references too if `references` is absent.

@@ -18,9 +18,13 @@ _VERBS = {
     "train": "train a recipe, evaluate, and release if it says so",
     "evaluate": "measure a run or a release on any split of any data",
     "predict": "predict for every row of a table or folder",
-    "release": "keep a run as an immutable version",
+    "release": "keep a run as an immutable version, in a folder or on the Hub",
+    "lineage": "draw which version was trained from which, and what changed",
+    "diff": "compare the settings, numbers and sizes of two versions",
+    "verify": "check a release's files, and its numbers by measuring them again",
     "plan": "show what a recipe would do, without weights or GPU",
     "find-lr": "try all learning rates of a stage in one short run",
+    "sweep": "search for the values of recipe keys that train best",
 }
 _BROKEN_PIPE = 141
 

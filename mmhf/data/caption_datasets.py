@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import datasets
 import numpy as np
 
+from mmhf.data.bad_examples import BadExample
 from mmhf.data.datasets import Row, RowDataset
 from mmhf.data.samplers import SampleKey, derive_seed
 
 _SALT = 0x636170
 """Sets the seeds here apart from those of the images' changes."""
+_ROWS_AT_ONCE = 1000
 
 
 class CaptionDataset(RowDataset):
@@ -78,3 +80,34 @@ def caption_number(image: int, epoch: int, count: int, *, seed: int = 0) -> int:
     """
     turn, place = divmod(epoch, count)
     return sorted(range(count), key=lambda number: derive_seed(_SALT, seed, image, turn, number))[place]
+
+
+def find_long_captions(
+    table: datasets.Dataset, count_tokens: Callable[[list[str]], Sequence[int]], max_length: int, *, split: str
+) -> list[BadExample]:
+    """Find captions that a processor will cut.
+
+    Args:
+        table (`datasets.Dataset`):
+            Rows with `captions`.
+        count_tokens (`Callable`):
+            Texts → the number of tokens of each, with all that the processor adds.
+        max_length (`int`):
+            Tokens that are kept.
+        split (`str`):
+            For the list.
+
+    Returns:
+        `list[BadExample]`: one for each such caption.
+    """
+    found = []
+    columns = table.select_columns(["row", "id", "captions"])
+    for start in range(0, len(columns), _ROWS_AT_ONCE):
+        rows = columns[start : start + _ROWS_AT_ONCE]
+        lengths = iter(count_tokens([text for texts in rows["captions"] for text in texts]))
+        for row, name, texts in zip(rows["row"], rows["id"], rows["captions"], strict=True):
+            for number, length in zip(range(1, len(texts) + 1), lengths, strict=False):
+                if length > max_length:
+                    reason = f"caption {number} has {length} tokens; it is cut at the end to {max_length}"
+                    found.append(BadExample(split, row, name, reason))
+    return found

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_datasets import CaptionDataset
+from mmhf.data.caption_streams import StreamedCaptions, caption_dataset
 from mmhf.data.collators import CaptioningCollator
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.loading import LoadedData
@@ -23,6 +24,7 @@ from mmhf.evaluation.captions.baselines import best_constant_caption, nearest_ne
 from mmhf.evaluation.captions.clip_score import ClipScorer
 from mmhf.evaluation.captions.gallery import CaptionExample, scores_of_image, spread_rows
 from mmhf.evaluation.captions.report import caption_report_sections
+from mmhf.evaluation.details_file import write_details
 from mmhf.evaluation.log_series import has_values
 from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.report import write_report
@@ -125,7 +127,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         rows: Any = data.splits[split]
         if split != "train":
             return CaptionDataset(rows)
-        return CaptionDataset(rows, self.recipe.data.captions, seed=self.recipe.training.get("seed", 42))
+        return caption_dataset(rows, self.recipe.data.captions, seed=self.recipe.training.get("seed", 42))
 
     def trainer_options(self, data: LoadedData, processor: Any) -> dict[str, Any]:
         section, rows = self.recipe.evaluation, data.splits.get("validation")
@@ -188,6 +190,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             bad_examples=bad_examples,
         )
         write_report(run_dir / "report.html", sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
+        write_details(run_dir / "evaluation.json", self.protocols)
         write_metrics(run_dir / "metrics.json", {split: each.metrics for split, each in measured.items()})
 
     def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Any) -> Trainer:
@@ -244,6 +247,8 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
 
 def _captions(data: LoadedData, split: str) -> list[list[str]]:
     rows = data.splits.get(split)
+    if isinstance(rows, StreamedCaptions):
+        return list(rows.read_captions())
     return rows["captions"][:] if isinstance(rows, datasets.Dataset) else []
 
 

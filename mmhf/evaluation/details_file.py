@@ -1,0 +1,48 @@
+"""`evaluation.json`: what stands behind metrics.json: definitions of its numbers, and tables by class or group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmhf.evaluation._atomic import write_text_atomically
+
+if TYPE_CHECKING:
+    from mmhf.evaluation.classification import ClassificationEvaluation
+    from mmhf.evaluation.subgroups import ColumnSubgroups, Subgroup
+
+Tables = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+
+
+def classification_tables(
+    evaluation: ClassificationEvaluation, subgroups: Sequence[ColumnSubgroups] = ()
+) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """The tables of one split of a classifier: by class, and by each column that was asked for."""
+    tables: dict[str, Sequence[Mapping[str, Any]]] = {"By class": evaluation.per_class}
+    for column in subgroups:
+        tables[f"By {column.column}"] = [
+            {"group": group.value, "rows": group.num_rows, **_values(group)} for group in column.groups
+        ]
+    return tables
+
+
+def _values(group: Subgroup) -> dict[str, float]:
+    return {name: interval.value for name, interval in group.metrics.items()}
+
+
+def write_details(path: str | Path, protocols: Mapping[str, str], tables: Tables | None = None) -> None:
+    """Write the definitions of metrics and any tables, atomically; model cards are made of them.
+
+    Args:
+        path (`str` or `Path`): The file, usually `evaluation.json` in the run folder.
+        protocols (`Mapping[str, str]`): Metric, without the split → the sentence that defines it.
+        tables (`Mapping`, *optional*): Split → title, such as `By class` → rows of column → plain value.
+    """
+    kept = {
+        split: {title: list(rows) for title, rows in titled.items() if rows}
+        for split, titled in (tables or {}).items()
+    }
+    content = {"protocols": dict(protocols), "tables": kept}
+    write_text_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

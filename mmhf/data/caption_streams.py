@@ -41,6 +41,13 @@ class StreamedCaptions:
     def __len__(self) -> int:
         return self.length
 
+    def read_captions(self) -> Iterator[list[str]]:
+        """Go through the captions of all images once, file after file; of local tars no image is read."""
+        for shard in self.shards:
+            for sample in shard.read(with_images=False):
+                if isinstance(sample, ShardImage):
+                    yield sample.captions
+
 
 def judge_fault(fault: ShardFault, section: CaptionDataSectionBase, *, split: str, on_bad_shard: str) -> BadExample:
     """List a fault of a stream, or stop where the recipe says so.

@@ -19,6 +19,7 @@ from mmhf.data.loading import LoadedData, load_data
 from mmhf.errors import InputError, UnreachableError
 from mmhf.models.backbones import Modality, is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
+from mmhf.recipe.caption_data_sections import Flickr30kSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import AugmentSection, RecipeBase
 from mmhf.training.stages import StagePlan
@@ -257,6 +258,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         return (
             is_parent_remote
             or self.recipe.data.source == "hub"
+            or (isinstance(self.recipe.data, Flickr30kSection) and self.recipe.data.path is None)
             or any(is_on_hub(encoder.backbone, weights=weights and encoder.pretrained) for encoder in encoders)
         )
 

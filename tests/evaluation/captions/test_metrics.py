@@ -126,9 +126,9 @@ def test_a_thousand_images_take_seconds():
     generator = random.Random(1)
     words = [f"word{number}" for number in range(300)]
     captions = [" ".join(generator.choices(words, k=12)) for _ in range(6000)]
-    started = time.perf_counter()
+    started = time.process_time()
     caption_metrics(captions[:1000], [captions[at : at + 5] for at in range(1000, 6000, 5)])
-    assert time.perf_counter() - started < 15  # 1 s on an idle core
+    assert time.process_time() - started < 8  # about 1 s
 
 
 @given(st.lists(st.tuples(st.text(max_size=20), st.lists(st.text(max_size=20), min_size=1, max_size=3)), max_size=4))

@@ -57,9 +57,9 @@ def test_emoji_are_kept_and_scripts_without_spaces_are_cut(text, expected):
 
 
 def test_a_long_line_without_spaces_takes_linear_time():
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(coco_tokens("狗" * 20_000 + "a." * 20_000 + "x" * 20_000)) > 20_000
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @given(st.text())

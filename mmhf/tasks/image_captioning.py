@@ -24,6 +24,7 @@ from mmhf.evaluation.captions.baselines import best_constant_caption, nearest_ne
 from mmhf.evaluation.captions.clip_score import ClipScorer
 from mmhf.evaluation.captions.gallery import CaptionExample, scores_of_image, spread_rows
 from mmhf.evaluation.captions.report import caption_report_sections
+from mmhf.evaluation.details_file import write_details
 from mmhf.evaluation.log_series import has_values
 from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.report import write_report
@@ -189,6 +190,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             bad_examples=bad_examples,
         )
         write_report(run_dir / "report.html", sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
+        write_details(run_dir / "evaluation.json", self.protocols)
         write_metrics(run_dir / "metrics.json", {split: each.metrics for split, each in measured.items()})
 
     def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Any) -> Trainer:

@@ -28,6 +28,10 @@ def classification_tables(
     return tables
 
 
+def _not_empty(titled: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
+    return {title: list(rows) for title, rows in titled.items() if rows}
+
+
 def _values(group: Subgroup) -> dict[str, float]:
     return {name: interval.value for name, interval in group.metrics.items()}
 
@@ -40,9 +44,6 @@ def write_details(path: str | Path, protocols: Mapping[str, str], tables: Tables
         protocols (`Mapping[str, str]`): Metric, without the split → the sentence that defines it.
         tables (`Mapping`, *optional*): Split → title, such as `By class` → rows of column → plain value.
     """
-    kept = {
-        split: {title: list(rows) for title, rows in titled.items() if rows}
-        for split, titled in (tables or {}).items()
-    }
+    kept = {split: _not_empty(titled) for split, titled in (tables or {}).items()}
     content = {"protocols": dict(protocols), "tables": kept}
     write_text_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

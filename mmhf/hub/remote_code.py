@@ -36,6 +36,7 @@ class RemoteFamily:
         processor (`str`, *optional*): Absent: a stock one does.
         pipeline (`str`, *optional*): Absent: a stock one does.
         task (`str`, *optional*): What `pipeline()` is asked for, where the pipeline is the family's own.
+        inputs (`str`): What that pipeline takes, as transformers names it: `multimodal` or `image`.
         name_table (`str`, *optional*): Table in transformers' `modeling_auto` by which a stock pipeline knows models.
     """
 
@@ -45,6 +46,7 @@ class RemoteFamily:
     processor: str | None = None
     pipeline: str | None = None
     task: str | None = None
+    inputs: str = "multimodal"
     name_table: str | None = None
 
 
@@ -66,6 +68,9 @@ FAMILIES: dict[str, RemoteFamily] = {
         config="mmhf.models.captioner.configuration_captioner:PrefixCaptionerConfig",
         model="mmhf.models.captioner.modeling_captioner:PrefixCaptionerForConditionalGeneration",
         processor="mmhf.models.captioner.processing_captioner:CaptionerProcessor",
+        pipeline="mmhf.inference.captioning:ImageCaptioningPipeline",
+        task="image-captioning",
+        inputs="image",
     ),
     "mmhf_dual_encoder": RemoteFamily(
         config="mmhf.models.dual_encoder.configuration_dual_encoder:DualEncoderConfig",
@@ -133,7 +138,7 @@ def _custom_pipeline(family: RemoteFamily) -> str:
     """Tells `pipeline()` of the family's own: in the code and not in config.json, where it would win over mmhf's."""
     if family.pipeline is None or family.task is None:
         return ""
-    entry = {family.task: {"impl": _class_reference(family.pipeline), "pt": ["AutoModel"], "type": "multimodal"}}
+    entry = {family.task: {"impl": _class_reference(family.pipeline), "pt": ["AutoModel"], "type": family.inputs}}
     return f"\n\n{_class_name(family.config)}.custom_pipelines = {entry!r}\n"
 
 

@@ -15,10 +15,21 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from mmhf.data.images import decode_image
 from mmhf.errors import InputError
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
-from mmhf.recipe.captioner_sections import GenerationSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 
 TASK = "image-captioning"
+# The keys of a recipe's section `generation`, not read from it: releases carry this file, and no recipes.
+GENERATION_OPTIONS = (
+    "max_new_tokens",
+    "num_beams",
+    "length_penalty",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)
 
 ImageLike = Image | str | bytes | dict[str, Any]
 
@@ -29,10 +40,10 @@ def check_generation(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: An option is unknown.
     """
-    known = GenerationSection.model_fields
     for name in options:
-        if name not in known:
-            raise InputError(f"{name}: generation does not know it{did_you_mean(nearest_names(name, known))}")
+        if name not in GENERATION_OPTIONS:
+            hint = did_you_mean(nearest_names(name, GENERATION_OPTIONS))
+            raise InputError(f"{name}: generation does not know it{hint}")
     return dict(options)
 
 

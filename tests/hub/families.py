@@ -111,7 +111,7 @@ FAMILIES = {
         has_text=True,
     ),
     "image classifier": Family("image-classification", _image_classifier, pipeline_task="image-classification"),
-    "captioner": Family("image-captioning", _captioner, has_text=True),
+    "captioner": Family("image-captioning", _captioner, pipeline_task="image-captioning", has_text=True),
     "dual encoder": Family(
         "contrastive",
         _dual_encoder,

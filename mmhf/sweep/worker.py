@@ -1,0 +1,137 @@
+"""What one process of a sweep does: take a trial, train it, tell the study, until there is none left."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import Trial, TrialState
+
+from mmhf.sweep.space import as_overrides
+from mmhf.sweep.study import HEARTBEAT, SharedStudy
+from mmhf.sweep.trial_process import Train, TrialOrder, TrialOutcome, run_trial
+
+logger = logging.getLogger(__name__)
+
+ERROR = "error"
+"""Why a trial failed by itself."""
+OBJECTIVE_SPLIT = "validation"
+_METRICS_FILE = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Runs trials of a study, one after the other.
+
+    Args:
+        study (`SharedStudy`): The study.
+        train (`Callable`): Trains one trial, see `run_trial`.
+        recipe (`str`): The recipe's file.
+        overrides (`Sequence[str]`): For all trials.
+        folder (`Path`): Holds `trials/NUMBER`, a run folder each; numbers count from 0, a retry has that of what it
+            retries. Workers on several machines that share it can go on from the checkpoints of a killed one.
+        num_trials (`int`): Of all workers together.
+    """
+
+    study: SharedStudy
+    train: Train
+    recipe: str
+    overrides: Sequence[str]
+    folder: Path
+    num_trials: int
+
+    def run(self) -> None:
+        """Work until all trials are done, those of other workers too: one that dies leaves its trial to this one."""
+        is_waiting = False
+        while True:
+            trial = self.study.next_trial(self.num_trials)
+            if trial is not None:
+                self._run_trial(trial)
+                is_waiting = False
+            elif self.study.is_finished():
+                return
+            else:
+                if not is_waiting:
+                    logger.info("No trial left to start; waiting for those of other workers")
+                is_waiting = True
+                time.sleep(self.study.patience.heartbeat)
+
+    def _run_trial(self, trial: Trial) -> None:
+        number = self.study.ordinal(trial.number)
+        run_dir = self.folder / "trials" / f"{number:04d}"
+        logger.info("Trial %d: %s", number, ", ".join(as_overrides(trial.params)))
+        try:
+            with self._heartbeats(trial):
+                outcome, value = self._train_or_read(trial, run_dir)
+                self._tell(trial, number, outcome, value)
+        except UpdateFinishedTrialError:
+            logger.warning("Trial %d: another worker took it over while this one was silent", number)
+            return
+        for checkpoint in run_dir.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+
+    def _train_or_read(self, trial: Trial, run_dir: Path) -> tuple[TrialOutcome, float | None]:
+        """Train, unless a worker that was killed afterwards has done so."""
+        if not (run_dir / _METRICS_FILE).is_file():
+            outcome = self._train(trial, run_dir)
+            if outcome.is_pruned or outcome.error:
+                return outcome, None
+        name = f"{OBJECTIVE_SPLIT}_{self.study.space.section.metric}"
+        value = json.loads((run_dir / _METRICS_FILE).read_text(encoding="utf-8")).get(name)
+        if value is None:
+            return TrialOutcome(error=f"{run_dir / _METRICS_FILE} has no number for {name}"), None
+        return TrialOutcome(), float(value)
+
+    def _train(self, trial: Trial, run_dir: Path) -> TrialOutcome:
+        values = [*as_overrides(trial.params), f"training.output_dir={json.dumps(str(run_dir))}"]
+        order = TrialOrder(self.recipe, [*self.overrides, *values], str(run_dir), self.study.space.section.metric)
+        reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+
+        def should_prune(epoch: int, value: float) -> bool:
+            if epoch not in reported:
+                trial.report(value, epoch)
+                reported.add(epoch)
+            return bool(trial.should_prune())
+
+        return run_trial(self.train, order, should_prune)
+
+    def _tell(self, trial: Trial, number: int, outcome: TrialOutcome, value: float | None) -> None:
+        trial.set_user_attr(HEARTBEAT, time.time())  # refused if the trial was taken over
+        if outcome.error:
+            trial.set_user_attr(ERROR, outcome.error)
+            trial.study.tell(trial, state=TrialState.FAIL)
+            logger.warning("Trial %d failed: %s", number, outcome.error)
+        elif outcome.is_pruned:
+            trial.study.tell(trial, state=TrialState.PRUNED)
+            logger.info("Trial %d: stopped early", number)
+        else:
+            trial.study.tell(trial, value)
+            logger.info("Trial %d: %s %.4f", number, self.study.space.section.metric, value)
+
+    @contextmanager
+    def _heartbeats(self, trial: Trial) -> Iterator[None]:
+        """Say every few seconds that the trial is alive."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(self.study.patience.heartbeat):
+                try:
+                    trial.set_user_attr(HEARTBEAT, time.time())
+                except UpdateFinishedTrialError:
+                    return
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()

@@ -1,0 +1,129 @@
+"""Workers in processes of their own, some of which are killed. The trainings are a formula."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from mmhf.sweep import Patience
+from mmhf.sweep import worker as worker_module
+from mmhf.sweep.study import root_of
+from mmhf.sweep.trial_process import TrialOutcome
+from mmhf.sweep.worker import Worker
+
+FORK = multiprocessing.get_context("fork")
+LETTERS = "xyzw"
+
+
+def values_of(order):
+    given = dict(override.split("=", 1) for override in order.overrides)
+    return int(given["a"]), given["b"]
+
+
+def train_by_formula(train, order, should_prune):
+    """Stands for `run_trial`: two epochs, and a line in a log for each training that was finished."""
+    a, b = values_of(order)
+    score = a + LETTERS.index(b) / 10
+    Path(order.run_dir).parent.mkdir(parents=True, exist_ok=True)
+    Path(order.run_dir).with_suffix(f".{os.getpid()}").touch()
+    for epoch in (1, 2):
+        time.sleep(0.02)
+        if should_prune(epoch, score):
+            return TrialOutcome(is_pruned=True)
+    if b == "w" and a == 5:
+        return TrialOutcome(error="it does not train")
+    folder = Path(order.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoint-2").mkdir(exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps({"validation_accuracy": score}))
+    with (folder.parent / "log").open("a") as log:
+        log.write(f"{a}{b}\n")
+    return TrialOutcome()
+
+
+@pytest.fixture
+def make_worker(open_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_module, "run_trial", train_by_formula)
+
+    def make(**options):
+        study = open_study(**options)
+        return Worker(study, None, "recipe.yaml", [], tmp_path / "sweep", study.space.num_trials)
+
+    return make
+
+
+def start(make_worker, **options):
+    process = FORK.Process(target=lambda: make_worker(**options).run(), daemon=True)
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("storage", ["journal.log", "sqlite"])
+def test_processes_share_a_grid_and_a_killed_one_loses_nothing(make_worker, open_study, tmp_path, storage):
+    place = f"sqlite:///{tmp_path / 'study.db'}" if storage == "sqlite" else str(tmp_path / storage)
+    num_trials, more = (8, "trials: 8\n") if storage == "sqlite" else (24, "")
+    study = open_study(place, more=more)
+    processes = [start(make_worker, storage=place, more=more) for _ in range(3)]
+    victim = processes[0]
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob(f"sweep/trials/*.{victim.pid}"))) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.kill(victim.pid, signal.SIGKILL)  # in the middle of its second training
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [-signal.SIGKILL, 0, 0]
+    trials = study.trials()
+    assert sorted(study.ordinal(trial.number) for trial in trials) == list(range(num_trials))
+    assert [trial.params for trial in sorted(trials, key=root_of)] == study.space.grid()[:num_trials]
+    assert sum(root_of(trial) != trial.number for trial in trials) == 1
+    assert all(trial.state.is_finished() for trial in trials)
+    assert not list(tmp_path.glob("sweep/trials/*/checkpoint-*"))
+
+
+def test_a_trial_that_fails_is_told_with_its_reason(make_worker):
+    worker = make_worker()
+    worker.run()
+    (failed,) = [trial for trial in worker.study.trials() if trial.state == TrialState.FAIL]
+    assert failed.params == {"a": 5, "b": "w"} and failed.user_attrs["error"] == "it does not train"
+
+
+def test_trials_are_pruned_by_their_epochs(make_worker):
+    worker = make_worker(sampler="random", more="trials: 12\npruner: {startup_trials: 3, warmup_epochs: 0}\n")
+    worker.run()
+    states = [trial.state for trial in worker.study.trials()]
+    assert states.count(TrialState.PRUNED) >= 2 and states[:3] == [TrialState.COMPLETE] * 3
+    assert len(states) == 12
+    pruned = next(trial for trial in worker.study.trials() if trial.state == TrialState.PRUNED)
+    assert list(pruned.intermediate_values) == [1]
+
+
+def test_a_training_that_was_finished_before_its_worker_was_killed_is_read(make_worker, open_study, tmp_path):
+    open_study(worker="elsewhere:1:1").next_trial(24)
+    run_dir = tmp_path / "sweep" / "trials" / "0000"
+    run_dir.mkdir(parents=True)
+    (run_dir / "metrics.json").write_text('{"validation_accuracy": 42.0}')
+    worker = make_worker()
+    worker.study.patience = Patience(0.05, elsewhere=0.0)
+    worker.run()
+    found = {root_of(trial): trial.value for trial in worker.study.trials()}
+    assert found[0] == 42.0 and len(found) == 24
+    assert "0x" not in (run_dir.parent / "log").read_text().split()
+
+
+def test_a_run_without_the_metric_is_no_success(make_worker, monkeypatch):
+    def without_number(train, order, should_prune):
+        Path(order.run_dir).mkdir(parents=True)
+        Path(order.run_dir, "metrics.json").write_text('{"validation_accuracy": null}')
+        return TrialOutcome()
+
+    monkeypatch.setattr(worker_module, "run_trial", without_number)
+    worker = make_worker(sampler="random", more="trials: 1\n")
+    worker.run()
+    (trial,) = worker.study.trials()
+    assert trial.state == TrialState.FAIL and "no number for validation_accuracy" in trial.user_attrs["error"]

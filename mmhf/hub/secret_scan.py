@@ -50,7 +50,9 @@ _KINDS = (
     _Kind(
         "AWS secret key",
         (b"aws_secret", b"AWS_SECRET", b"SecretAccessKey"),
-        re.compile(rb"(?i)(?:aws_secret_access_key|SecretAccessKey)[\"'\s:=]{1,6}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])"),
+        re.compile(
+            rb"(?i)(?:aws_secret_access_key|SecretAccessKey)[\"'\\\s:=]{1,8}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])"
+        ),
     ),
     _Kind("Google API key", (b"AIza",), re.compile(rb"(?<![\w-])AIza[\w-]{35}(?![\w-])")),
     _Kind("Google access token", (b"ya29.",), re.compile(rb"(?<![\w-])ya29\.[\w-]{20,}")),
@@ -71,7 +73,9 @@ def refuse_secrets(files: Iterable[Path]) -> None:
         found = _first_secret(path)
         if found is not None:
             kind, line = found
-            raise InputError(f"{path.name}: line {line} holds a {kind}; take it out, and revoke it if others saw it")
+            raise InputError(
+                f"{path.name}: line {line} holds a secret ({kind}); take it out, and revoke it if others saw it"
+            )
 
 
 def redact(text: str) -> str:

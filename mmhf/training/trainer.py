@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -194,25 +194,36 @@ class MMTrainer(StageBatches):
         (Path(folder) / "training_args.bin").unlink(missing_ok=True)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        # Older checkpoints go only when the new one is whole; Trainer would delete them before.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
         checkpoint = Path(self._run_dir) / f"checkpoint-{self.state.global_step}"
-        try:
-            with removed_if_unwritable(checkpoint):
-                super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
+        with removed_if_unwritable(checkpoint), self._keeping_checkpoints():
+            super()._save_checkpoint(model, trial)
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             with removed_if_unwritable(checkpoint):
                 self._average.save(checkpoint)
                 mark_complete(checkpoint)
+            # Older checkpoints go only now that the new one is whole.
             rotate_checkpoints(
                 output_dir=self._run_dir,
-                save_total_limit=limit,
+                save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=False,
             )
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # With save_total_limit=1 Trainer deletes all but the best checkpoint here; a run that is stopped while its
+        # splits are evaluated would then go back to it and train anew.
+        with self._keeping_checkpoints():
+            return super()._finalize_training(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _keeping_checkpoints(self) -> Iterator[None]:
+        """Let Trainer delete no checkpoint."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            yield
+        finally:
+            self.args.save_total_limit = limit
 
 
 def _let_processes_freeze(args: TrainingArguments, plan: StagePlan) -> None:

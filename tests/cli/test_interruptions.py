@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,21 @@ import pytest
 
 from mmhf.training.trainer import MMTrainer
 
-AUGMENTED = {"augment": {"horizontal_flip": 0.5, "rotation": 10, "color_jitter": {"brightness": 0.2}}}
+AUGMENTED = {"horizontal_flip": 0.5, "rotation": 10, "color_jitter": {"brightness": 0.2}}
+_SPEED = ("runtime", "per_second", "flos")
 
 
 def fingerprint(run: Path) -> dict[str, Any]:
+    """Hash of the weights, metrics, and all that was logged on the way but speed and the sums of the last start."""
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     return {
         "weights": hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest(),
         "metrics": (run / "metrics.json").read_text(),
-        "losses": [(entry["step"], entry[key]) for entry in history for key in ("loss", "eval_loss") if key in entry],
+        "history": [
+            {key: value for key, value in entry.items() if not key.endswith(_SPEED)}
+            for entry in history
+            if "train_runtime" not in entry
+        ],
     }
 
 
@@ -36,7 +43,7 @@ def staged(two_stages: Mapping[str, Any], output_dir: Path, **training: Any) -> 
     saving = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 2, **training}
     return {
         **two_stages,
-        "data": AUGMENTED,
+        "data": {"augment": AUGMENTED},
         "training": {"max_steps": None, "output_dir": str(output_dir), **saving},
     }
 
@@ -75,7 +82,7 @@ def test_run_stopped_while_it_was_evaluated_trains_no_further(
     recipe = tiny_recipe({**staged(two_stages, tmp_path / "run"), "early_stopping": early_stopping})
     succeed("train", recipe)
     whole = fingerprint(tmp_path / "run")
-    assert whole["losses"][-1][0] == (6 if early_stopping is None else 4)
+    assert whole["history"][-1]["step"] == (6 if early_stopping is None else 4)
     (tmp_path / "run" / "metrics.json").unlink()
     succeed("train", recipe)
     assert fingerprint(tmp_path / "run") == whole
@@ -102,55 +109,17 @@ def test_full_disk_leaves_no_half_checkpoint(name, tiny_recipe, two_stages, mmhf
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
 
 
-def start(recipe: Path) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "mmhf", "train", str(recipe)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def kill_when(process: subprocess.Popen, happens: Callable[[], bool], seconds: float = 120) -> None:
-    """Kill -9 as soon as something is seen on disk, or leave the process if it ends before."""
-    deadline = time.monotonic() + seconds
-    while process.poll() is None and not happens():
-        assert time.monotonic() < deadline, "the run neither ended nor got there"
-        time.sleep(0.0005)
-    process.kill()
-    process.communicate()
-
-
-@pytest.mark.slow
-def test_killed_runs_end_as_if_never_killed(tiny_recipe, two_stages, tmp_path):
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    process = start(tiny_recipe(staged(two_stages, whole), name="whole"))
-    assert process.wait() == 0, process.communicate()
-
-    generator = random.Random(0)
-    recipe = tiny_recipe(staged(two_stages, run))
-    moments: list[Callable[[], bool]] = [
-        lambda: (run / "recipe.yaml").exists(),
-        lambda: (run / "checkpoint-1").exists(),  # in the middle of writing it
-        lambda: (run / "checkpoint-2" / "optimizer.pt").exists(),
-        lambda: (run / "checkpoint-3" / "complete").exists(),
-        lambda: (run / "checkpoint-4" / "complete").exists() and generator.random() < 0.02,  # evaluation follows
-        lambda: (run / "checkpoint-6").exists(),
-        lambda: (run / "model.safetensors").exists(),
-        lambda: (run / "plots").exists(),
-    ]
-    for moment in moments:
-        kill_when(start(recipe), moment)
-        assert not (run / "metrics.json").exists(), "killed too late to prove anything"
-    process = start(recipe)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert "Going on from" in errors
-    assert fingerprint(run) == fingerprint(whole)
-
-
 @pytest.mark.slow
 def test_ctrl_c_with_workers_is_one_line(tiny_recipe, tmp_path):
     """A terminal sends the signal to the data loader's workers too."""
     recipe = tiny_recipe({"training": {"max_steps": 5000, "dataloader_num_workers": 2, "eval_strategy": "no"}})
-    process = start(recipe)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mmhf", "train", str(recipe)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     lines = []
     assert process.stderr is not None
     for line in process.stderr:
@@ -161,3 +130,149 @@ def test_ctrl_c_with_workers_is_one_line(tiny_recipe, tmp_path):
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in rest and rest.splitlines()[-1] == "interrupted", rest
+
+
+class Trainings:
+    """A process of `killable_training.py`; each training is a forked process of its own."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("killable_training.py"))],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, recipe: Path, kill_at: Callable[[str, int], float | None] = lambda moment, step: None) -> int:
+        """Train until the end, or until killed; gives the exit code.
+
+        `kill_at` is asked at each moment, such as ("save", 3), and answers after how many seconds to kill, or None.
+        """
+        assert self._server.stdin is not None
+        self._server.stdin.write(f"{recipe}\n")
+        self._server.stdin.flush()
+        _, pid = self._next()
+        delay = kill_at("start", 0)
+        while delay is None:
+            moment, number = self._next()
+            if moment == "end":
+                return number
+            delay = kill_at(moment, number)
+        time.sleep(delay)
+        with contextlib.suppress(ProcessLookupError):  # it came to its end just now
+            os.kill(pid, signal.SIGKILL)
+        while True:
+            moment, number = self._next()
+            if moment == "end":
+                return number
+
+    def _next(self) -> tuple[str, int]:
+        assert self._server.stdout is not None
+        moment, number = self._server.stdout.readline().split()
+        return moment, int(number)
+
+    def close(self) -> None:
+        self._server.communicate("")
+
+
+@pytest.fixture(scope="module")
+def trainings() -> Iterator[Trainings]:
+    trainings = Trainings()
+    yield trainings
+    trainings.close()
+
+
+class RandomKill:
+    """Kills at one of the first three moments of a kind, or when the run is about to finish, up to 20 ms later.
+
+    `at` is then the moment at which it did, and the number of optimizer steps.
+    """
+
+    def __init__(self, moment: str, generator: random.Random) -> None:
+        self.at = ("", -1)
+        self._moment = moment
+        self._left = 1 if moment == "start" else generator.randint(1, 3)
+        self._delay = generator.uniform(0.0, 0.5 if moment == "start" else 0.02)
+
+    def __call__(self, moment: str, step: int) -> float | None:
+        self._left -= moment == self._moment
+        if self._left and moment != "finish":
+            return None
+        self.at = (moment, step)
+        return self._delay
+
+
+IMAGE_CLASSIFIER: dict[str, Any] = {
+    "task": "image-classification",
+    "model": {"text": None, "embedding_dim": None, "fusion": None, "head": {"hidden_dim": 8}},
+    "data": {
+        "source": "sample",
+        "path": None,
+        "max_length": None,
+        "limit": 16,
+        "augment": {**AUGMENTED, "mixup": 0.2},
+    },
+    "training": {"eval_steps": 2, "max_steps": None},
+    "ema": {"decay": 0.9},
+    "stages": [
+        {"name": "head", "epochs": 2, "train": "head", "schedule": "cosine", "carry_best": "f1_macro"},
+        {"name": "top", "epochs": 1, "train": ["head", "vision:last 2"], "batch_size": 4, "augment": {}},
+        {
+            "name": "all",
+            "epochs": 3,
+            "optimizer": {"vision": {"name": "sgd", "momentum": 0.9}, "head": {"name": "adamw"}},
+            "unfreeze_on_plateau": {"metric": "loss", "patience": 2},
+        },
+    ],
+}
+"""Stages with batches of their own, the best weights carried over, averaged weights, mixup, two optimizers."""
+FUSION: dict[str, Any] = {
+    "data": {"augment": AUGMENTED},
+    "training": {
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 16,
+        "gradient_accumulation_steps": 2,
+        "metric_for_best_model": "f1_macro",
+        "save_total_limit": 1,
+        "max_steps": None,
+    },
+    "stages": [
+        {"name": "head", "steps": 4, "train": ["fusion", "head"], "schedule": "one_cycle"},
+        {"name": "text", "steps": 4, "train": ["text", "fusion", "head"], "label_smoothing": 0.1},
+        {"name": "all", "steps": 5, "train": "all", "learning_rate": {"vision": 1e-3}, "layer_decay": 0.8},
+    ],
+}
+"""Accumulated gradients, dropout, the best model loaded at the end, one checkpoint kept."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("changes", "seed"), [(IMAGE_CLASSIFIER, 0), (FUSION, 1)], ids=["image", "fusion"])
+def test_a_run_killed_at_random_moments_ends_as_if_never_killed(changes, seed, trainings, tiny_recipe, tmp_path):
+    saved = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    changes = {**changes, "training": {**saved, **changes["training"]}}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+
+    def recipe(folder: Path) -> Path:
+        training = {**changes["training"], "output_dir": str(folder)}
+        return tiny_recipe({**changes, "training": training}, name=folder.name)
+
+    assert trainings.run(recipe(whole)) == 0, whole.with_suffix(".log").read_text()
+    wanted = fingerprint(whole)
+    stage_of = {entry["step"]: entry["stage"] for entry in wanted["history"]}
+
+    generator, killed = random.Random(seed), []
+    while not (run / f"checkpoint-{max(stage_of)}" / "complete").exists():
+        kill = RandomKill(generator.choice(["start", "step", "step", "evaluate", "save"]), generator)
+        assert trainings.run(recipe(run), kill) == -signal.SIGKILL, run.with_suffix(".log").read_text()
+        killed.append(kill.at)
+    for moment in ("evaluate", "finish"):
+        assert trainings.run(recipe(run), RandomKill(moment, generator)) == -signal.SIGKILL
+    seen: set[str] = set()
+    assert trainings.run(recipe(run), lambda moment, step: seen.add(moment)) == 0
+    assert "step" not in seen, "what had been trained was trained again"
+    assert fingerprint(run) == wanted
+
+    assert len(killed) >= 10
+    assert {moment for moment, _ in killed} >= {"start", "step", "evaluate", "save"}
+    assert {stage_of[step] for _, step in killed if step > 0} == set(stage_of.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import datasets
 
@@ -81,6 +82,7 @@ def load_data(
     label_names: Sequence[str] | None = None,
     splits: Collection[str] | None = None,
     check_images: bool = True,
+    extra_columns: Sequence[str] = (),
 ) -> LoadedData:
     """Load the data that a recipe describes.
 
@@ -96,6 +98,8 @@ def load_data(
             Splits to load; absent: all that the data has.
         check_images (`bool`, defaults to `True`):
             Look into local images beforehand to find broken ones; otherwise they are found when they are decoded.
+        extra_columns (`Sequence[str]`, *optional*):
+            Columns to keep as strings, each under the name that `extra_column` gives it; for labelled tables.
 
     Returns:
         `LoadedData`: the splits, the label names and the bad rows.
@@ -113,7 +117,8 @@ def load_data(
     if isinstance(section, CaptionDataSectionBase):
         loaded = _load_captions(section, splits, check_images=check_images)
     else:
-        loaded = _load_labelled(section, task, label_names, splits, check_images=check_images)
+        reading = _Reading(task in _TASKS_WITH_TEXT, tuple(extra_columns))
+        loaded = _load_labelled(section, reading, label_names, splits, check_images=check_images)
     if judge is not None:
         _judge_duplicates(loaded, judge, check_images=check_images)
     if wanted is not None:
@@ -156,23 +161,32 @@ def _read_captions(section: CaptionDataSectionBase, splits: Collection[str] | No
     raise _wrong_source(section, "image-captioning")
 
 
+class _Reading(NamedTuple):
+    """What of a source's rows is read beside image and label."""
+
+    with_text: bool
+    extra_columns: tuple[str, ...]
+
+
 def _load_labelled(
     section: DataSectionBase,
-    task: str,
+    reading: _Reading,
     label_names: Sequence[str] | None,
     splits: Collection[str] | None,
     *,
     check_images: bool,
 ) -> LoadedData:
-    with_text = task in _TASKS_WITH_TEXT
+    with_text = reading.with_text
     if with_text and isinstance(section, ImageFolderDataSection):
-        raise _wrong_source(section, task)
+        raise _wrong_source(section, _TASKS_WITH_TEXT[0])
     if not with_text:
         section = _without_text(section)
     if isinstance(section, HubDataSection) and section.streaming:
+        if reading.extra_columns:
+            raise InputError(f"column {reading.extra_columns[0]!r} is asked for, but a stream keeps no columns")
         streams, names = read_hub_stream(section, splits, label_names)
         return LoadedData(dict(streams), names)
-    source = _read(section, splits, with_text=with_text)
+    source = _read(section, splits, reading)
     files = ", ".join(dict.fromkeys(rows.origin for rows in source.splits.values()))
     names, label_ids = number_labels(source.label_of, label_names, origin=f"data source {section.source!r} ({files})")
     loaded = LoadedData({}, names)
@@ -244,15 +258,20 @@ def _without_text(section: DataSectionBase) -> DataSectionBase:
     return section
 
 
-def _read(section: DataSectionBase, splits: Collection[str] | None, *, with_text: bool) -> SourceData:
+def _read(section: DataSectionBase, splits: Collection[str] | None, reading: _Reading) -> SourceData:
     if isinstance(section, FakedditDataSection):
-        return read_fakeddit(section, splits)
+        return read_fakeddit(section, splits, extra_columns=reading.extra_columns)
     if isinstance(section, TableDataSection):
-        return read_table_source(section, splits)
+        return read_table_source(section, splits, extra_columns=reading.extra_columns)
     if isinstance(section, HubDataSection):
-        return read_hub(section, splits)
+        return read_hub(section, splits, extra_columns=reading.extra_columns)
+    if reading.extra_columns:
+        raise InputError(
+            f"column {reading.extra_columns[0]!r} is asked for, but data.source {section.source!r} has no columns; "
+            "fakeddit, table and hub have"
+        )
     if isinstance(section, SampleDataSection):
-        return read_sample_pairs(splits) if with_text else read_sample_groups(splits)
+        return read_sample_pairs(splits) if reading.with_text else read_sample_groups(splits)
     if isinstance(section, ImageFolderDataSection):
         return read_image_folder(section, splits)
     raise InputError(f"data.source {section.source!r} has no class labels")

@@ -75,6 +75,8 @@ class LabelledRows(SourceRows):
 
     texts: list[str | None]
     labels: list[str | None]
+    extras: dict[str, list[str | None]] = field(default_factory=dict)
+    """Columns that are kept beside those that models see; a missing value is None."""
 
 
 class Caption(NamedTuple):
@@ -107,10 +109,16 @@ class SourceData:
     """Label value → label name, in the order of the class ids."""
 
 
+def extra_column(name: str) -> str:
+    """What a column of the user's is called in loaded data, so that it can be called `text` or `row`."""
+    return f"extra.{name}"
+
+
 def column_features(names: Iterable[str]) -> datasets.Features:
-    """The features of loaded data's columns, in their usual order."""
-    wanted = set(names)
-    return datasets.Features({name: feature for name, feature in _FEATURES.items() if name in wanted})
+    """The features of loaded data's columns, in their usual order; columns of the user's are strings."""
+    wanted = dict.fromkeys(names)
+    known = {name: feature for name, feature in _FEATURES.items() if name in wanted}
+    return datasets.Features({**known, **{name: datasets.Value("string") for name in wanted if name not in _FEATURES}})
 
 
 def _table(

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmhf.data.bad_examples import BadExample
-from mmhf.data.rows import CaptionedRows, ImageProblem, LabelledRows, SourceRows
+from mmhf.data.rows import CaptionedRows, ImageProblem, LabelledRows, SourceRows, extra_column
 from mmhf.errors import InputError
 from mmhf.recipe.schema import DataSectionBase
 
@@ -223,6 +223,10 @@ class LabelScreen(SplitScreen[LabelledRows]):
         return {
             "text": [(source.texts[position] or "").strip() if self.with_text else "" for position in positions],
             "label": [self.label_ids[source.labels[position] or ""] for position in positions],
+            **{
+                extra_column(name): [values[position] for position in positions]
+                for name, values in source.extras.items()
+            },
         }
 
 

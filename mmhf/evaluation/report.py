@@ -91,6 +91,7 @@ def classification_report_sections(
     plots: Mapping[str, Path] | None = None,
     mistakes: Mapping[str, Sequence[MistakeExample]] | None = None,
     bad_examples: Sequence[BadExample] = (),
+    further: Sequence[ReportSection] = (),
 ) -> list[ReportSection]:
     """The sections of a classifier's report.
 
@@ -103,6 +104,7 @@ def classification_report_sections(
         plots (`Mapping[str, Path]`, *optional*): what `save_classification_plots` returned.
         mistakes (`Mapping[str, Sequence[MistakeExample]]`, *optional*): by split.
         bad_examples (`Sequence[BadExample]`, *optional*): rows that were skipped or blanked.
+        further (`Sequence[ReportSection]`, *optional*): what stands between the classes and the mistakes.
     """
     figures = plots or {}
     sections = [trained_section(facts or {}, stages), _metrics(evaluations)]
@@ -113,6 +115,7 @@ def classification_report_sections(
         if evaluation.num_rows:
             sections.append(_classes(split, evaluation, figures))
             sections.append(_confusions(split, evaluation, figures))
+    sections += further
     sections += [_mistakes(split, examples) for split, examples in (mistakes or {}).items()]
     sections += [bad_rows_section(bad_examples), ReportSection("Recipe", code_block(recipe_yaml))]
     return sections

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmhf.data.loading import LoadedData
+from mmhf.data.rows import extra_column
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import LossSettings
 from mmhf.recipe.schema import LossSection, SamplingSection
@@ -47,7 +48,7 @@ def row_weights(section: SamplingSection, rows: datasets.Dataset | datasets.Iter
     """
     if not isinstance(rows, datasets.Dataset):
         raise InputError("sampling: needs all labels at once; a stream has none, remove `sampling`")
-    values = _column(rows, section.by)
+    values = _column(rows, "label" if section.by == "label" else extra_column(section.by))
     _, classes = np.unique(values, return_inverse=True)
     return np.bincount(classes).astype(np.float64)[classes] ** -section.power
 

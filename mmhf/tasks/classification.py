@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import logging
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import datasets
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
 from mmhf.data.bad_examples import BadExample
@@ -19,16 +21,34 @@ from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.mixing import build_mixer
+from mmhf.data.rows import extra_column
+from mmhf.errors import InputError
+from mmhf.evaluation.calibration import (
+    CalibrationEvaluation,
+    abstention_threshold,
+    evaluate_calibration,
+    fit_temperature,
+)
 from mmhf.evaluation.classification import (
     PROTOCOLS,
     ClassificationEvaluation,
     classification_metrics,
     evaluate_classification,
 )
+from mmhf.evaluation.details_file import classification_tables, write_details
 from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.mistakes import MistakeExample, mistake_examples, most_confident_mistakes
+from mmhf.evaluation.modality_views import ModalityEvaluation
 from mmhf.evaluation.plots import save_classification_plots
 from mmhf.evaluation.report import classification_report_sections, write_report
+from mmhf.evaluation.subgroups import ColumnSubgroups, evaluate_subgroups
+from mmhf.evaluation.trust_report import (
+    calibration_section,
+    modality_section,
+    save_calibration_plots,
+    subgroup_section,
+    write_subgroups,
+)
 from mmhf.inference.loading import load_classifier
 from mmhf.inference.probabilities import class_names
 from mmhf.models.classification_loss import LossSettings
@@ -39,7 +59,18 @@ from mmhf.tasks.class_balance import loss_settings, row_weights
 
 ClassificationRecipeT = TypeVar("ClassificationRecipeT", bound=ClassificationRecipe)
 
+logger = logging.getLogger(__name__)
+
 _NAMES_WITHOUT_DATA = ("label_0", "label_1")
+
+
+class Predicted(NamedTuple):
+    """What a model says of a split: logits (N, C), labels (N,), loss, and the model's other outputs if asked for."""
+
+    logits: NDArray[np.floating]
+    labels: NDArray[np.int64]
+    loss: float
+    others: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,11 +79,17 @@ class MeasuredClassification:
 
     evaluation: ClassificationEvaluation
     mistakes: list[MistakeExample]
+    calibration: CalibrationEvaluation
+    subgroups: list[ColumnSubgroups] = field(default_factory=list)
+    modalities: ModalityEvaluation | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The evaluation's flat numbers."""
-        return self.evaluation.metrics
+        """The evaluations' flat numbers."""
+        flat = {**self.evaluation.metrics, **self.calibration.metrics}
+        for each in self.subgroups:
+            flat.update(each.flat())
+        return flat if self.modalities is None else {**flat, **self.modalities.flat()}
 
     @property
     def num_rows(self) -> int:
@@ -101,7 +138,14 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
             label_names=None if model is None else class_names(model),
             splits=splits,
             check_images=check_images,
+            extra_columns=self.extra_columns(),
         )
+
+    def extra_columns(self) -> list[str]:
+        """Columns of the data that evaluation and sampling read beside what the model does."""
+        sampling = self.recipe.sampling
+        by = [] if sampling is None or sampling.by == "label" else [sampling.by]
+        return list(dict.fromkeys([*self.recipe.evaluation.subgroups, *by]))
 
     def loss_settings(self, data: LoadedData | None) -> LossSettings:
         """The recipe's loss, for the classes of its training split."""
@@ -120,19 +164,75 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
         return changes._replace(mixer=build_mixer(section, len(data.label_names), seed=seed))
 
     def trainer_options(self, data: LoadedData, processor: Any) -> dict[str, Any]:
+        self._check_evaluation(data)
         return {"compute_metrics": functools.partial(_training_metrics, label_names=data.label_names)}
 
+    def finish(self, trainer: Trainer, data: LoadedData) -> None:
+        """Fit temperature and abstention threshold on the validation split, and keep them in the model's config."""
+        section = self.recipe.evaluation
+        if not section.calibrate and section.target_accuracy is None:
+            return
+        predicted = self._predict(trainer, data, "validation")
+        config: Any = _model_of(trainer).config
+        logits = predicted.logits * config.calibration_temperature
+        if section.calibrate:
+            config.calibration_temperature = fit_temperature(logits, predicted.labels)
+            logger.info("Temperature %.4g, fitted on the validation split", config.calibration_temperature)
+        if section.target_accuracy is not None:
+            logits = logits / config.calibration_temperature
+            config.abstain_below = abstention_threshold(logits, predicted.labels, section.target_accuracy)
+            if config.abstain_below is None:
+                reached = "not even the surest validation rows are predicted as well, the model never abstains"
+                logger.warning("evaluation.target_accuracy %s: %s", section.target_accuracy, reached)
+
     def measure(self, trainer: Trainer, data: LoadedData, split: str) -> MeasuredClassification:
-        output = trainer.predict(self.torch_dataset(data, split), metric_key_prefix=split)
-        logits, labels = np.asarray(output.predictions), np.asarray(output.label_ids)
-        assert output.metrics is not None
-        evaluation = evaluate_classification(logits, labels, data.label_names, loss=output.metrics[f"{split}_loss"])
+        predicted = self._predict(trainer, data, split)
+        logits, labels, names = predicted.logits, predicted.labels, data.label_names
+        model = _model_of(trainer)
+        config: Any = model.config
+        measured = MeasuredClassification(
+            evaluate_classification(logits, labels, names, loss=predicted.loss),
+            mistakes=[],
+            calibration=evaluate_calibration(
+                logits,
+                labels,
+                len(names),
+                temperature=config.calibration_temperature,
+                abstain_below=config.abstain_below,
+            ),
+            modalities=self.measure_modalities(model, predicted, names),
+        )
         rows = data.splits[split]
         if not isinstance(rows, datasets.Dataset):  # a stream cannot be asked for single rows
-            return MeasuredClassification(evaluation, [])
-        mistakes = most_confident_mistakes(logits, labels, len(data.label_names))
+            return measured
+        mistakes = most_confident_mistakes(logits, labels, len(names))
         wrong = rows.select([mistake.index for mistake in mistakes])
-        return MeasuredClassification(evaluation, mistake_examples(mistakes, wrong, data.label_names))
+        section = self.recipe.evaluation
+        columns = {name: rows[extra_column(name)][:] for name in section.subgroups}
+        subgroups = evaluate_subgroups(logits, labels, columns, len(names), min_rows=section.subgroup_min_rows)
+        return replace(measured, mistakes=mistake_examples(mistakes, wrong, names), subgroups=subgroups)
+
+    def measure_modalities(
+        self, model: PreTrainedModel, predicted: Predicted, label_names: list[str]
+    ) -> ModalityEvaluation | None:
+        """Evaluate with each modality alone; None for tasks that have but one, or where it is not asked for."""
+        return None
+
+    def _predict(self, trainer: Trainer, data: LoadedData, split: str, **options: Any) -> Predicted:
+        output = trainer.predict(self.torch_dataset(data, split), metric_key_prefix=split, **options)
+        given: Any = output.predictions
+        logits, *others = given if isinstance(given, tuple) else (given,)
+        assert output.metrics is not None
+        return Predicted(
+            np.asarray(logits), np.asarray(output.label_ids), output.metrics[f"{split}_loss"], tuple(others)
+        )
+
+    def _check_evaluation(self, data: LoadedData) -> None:
+        """What would otherwise be found when training is over."""
+        section = self.recipe.evaluation
+        for key, wanted in (("calibrate", section.calibrate), ("target_accuracy", section.target_accuracy)):
+            if wanted and "validation" not in data.splits:
+                raise InputError(f"evaluation.{key}: is fitted on a validation split, which the data lacks")
 
     def write_report(
         self,
@@ -146,6 +246,18 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
         bad_examples: Sequence[BadExample] = (),
     ) -> None:
         evaluations = {split: each.evaluation for split, each in measured.items()}
+        calibrations = {split: each.calibration for split, each in measured.items()}
+        calibration_plots = save_calibration_plots(run_dir / "plots", calibrations)
+        further = []
+        for split, each in measured.items():
+            if each.modalities is not None and each.modalities.num_rows:
+                further.append(modality_section(split, each.modalities))
+            if each.subgroups:
+                further.append(
+                    subgroup_section(split, each.subgroups, min_rows=self.recipe.evaluation.subgroup_min_rows)
+                )
+            if each.calibration.bins:
+                further.append(calibration_section(split, each.calibration, calibration_plots))
         sections = classification_report_sections(
             evaluations,
             recipe_yaml=resolved.to_yaml(),
@@ -154,14 +266,25 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
             plots=save_classification_plots(run_dir / "plots", evaluations, log_history=log_history),
             mistakes={split: each.mistakes for split, each in measured.items()},
             bad_examples=bad_examples,
+            further=further,
         )
+        if self.recipe.evaluation.subgroups:
+            write_subgroups(run_dir / "subgroups.csv", {split: each.subgroups for split, each in measured.items()})
         write_report(run_dir / "report.html", sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
-        write_metrics(run_dir / "metrics.json", {split: each.metrics for split, each in evaluations.items()})
+        tables = {split: classification_tables(each.evaluation, each.subgroups) for split, each in measured.items()}
+        write_details(run_dir / "evaluation.json", self.protocols, tables)
+        write_metrics(run_dir / "metrics.json", {split: each.metrics for split, each in measured.items()})
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         labels = torch.zeros(batch_size, dtype=torch.long, device=device)
         return {**super().example_inputs(batch_size, device), "labels": labels}
 
 
+def _model_of(trainer: Trainer) -> PreTrainedModel:
+    assert isinstance(trainer.model, PreTrainedModel)
+    return trainer.model
+
+
 def _training_metrics(prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
-    return classification_metrics(prediction.predictions, prediction.label_ids, label_names)
+    given = prediction.predictions
+    return classification_metrics(given[0] if isinstance(given, tuple) else given, prediction.label_ids, label_names)

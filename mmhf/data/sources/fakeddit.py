@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from mmhf.data.rows import SPLITS, ImageFiles, LabelledRows, SourceData
-from mmhf.data.sources.table_files import TableFile, read_table
+from mmhf.data.sources.table_files import TableFile, as_text, read_table
 from mmhf.errors import InputError
 from mmhf.recipe.schema import FakedditDataSection
 
@@ -31,7 +31,9 @@ LABEL_NAMES = {
 }
 
 
-def read_fakeddit(section: FakedditDataSection, splits: Collection[str] | None = None) -> SourceData:
+def read_fakeddit(
+    section: FakedditDataSection, splits: Collection[str] | None = None, *, extra_columns: Sequence[str] = ()
+) -> SourceData:
     """Read Fakeddit's tables.
 
     Ids are strings whatever they look like, an index column that pandas left behind is ignored, and `subreddit`, which
@@ -42,6 +44,8 @@ def read_fakeddit(section: FakedditDataSection, splits: Collection[str] | None =
             Where the data is, which label and which text.
         splits (`Collection[str]`, *optional*):
             Splits to read; absent: those whose file is there.
+        extra_columns (`Sequence[str]`, *optional*):
+            Further columns to keep.
 
     Returns:
         `SourceData`: the rows; one whose `hasImage` is False counts as having a bad image.
@@ -56,13 +60,13 @@ def read_fakeddit(section: FakedditDataSection, splits: Collection[str] | None =
     if not wanted:
         raise InputError(f"data.path: {folder} has none of {', '.join(FILES.values())}")
     images = _image_folder(section, folder)
-    columns = ["id", section.text, section.label]
+    columns = ["id", section.text, section.label, *extra_columns]
     tables = {
         split: read_table(folder / FILES[split], columns, optional=["hasImage"]) for split in SPLITS if split in wanted
     }
     names = LABEL_NAMES[section.label]
     return SourceData(
-        splits={split: _rows(table, section, images) for split, table in tables.items()},
+        splits={split: _rows(table, section, images, extra_columns) for split, table in tables.items()},
         label_of={str(number): name for number, name in enumerate(names)},
     )
 
@@ -75,7 +79,7 @@ def _image_folder(section: FakedditDataSection, folder: Path) -> Path:
     raise InputError(f"{folder}: no image folder {' or '.join(candidates)}; data.image_dir names it")
 
 
-def _rows(table: TableFile, section: FakedditDataSection, images: Path) -> LabelledRows:
+def _rows(table: TableFile, section: FakedditDataSection, images: Path, extra_columns: Sequence[str]) -> LabelledRows:
     ids = table.columns["id"]
     malformed = dict(table.malformed)
     for position, name in enumerate(ids):
@@ -89,6 +93,7 @@ def _rows(table: TableFile, section: FakedditDataSection, images: Path) -> Label
         labels=[_whole_number(label) for label in table.columns[section.label]],
         images=ImageFiles(images, [name and f"{name}.jpg" for name in ids]),
         malformed=malformed,
+        extras={name: [as_text(value) for value in table.columns[name]] for name in extra_columns},
         without_image={
             position: "hasImage is False"
             for position, value in enumerate(table.columns["hasImage"])

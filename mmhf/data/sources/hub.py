@@ -60,7 +60,9 @@ class HubImages:
         return table if chosen == list(range(len(table))) else table.select(chosen)
 
 
-def read_hub(section: HubDataSection, splits: Collection[str] | None = None) -> SourceData:
+def read_hub(
+    section: HubDataSection, splits: Collection[str] | None = None, *, extra_columns: Sequence[str] = ()
+) -> SourceData:
     """Load a data set.
 
     Args:
@@ -68,6 +70,8 @@ def read_hub(section: HubDataSection, splits: Collection[str] | None = None) -> 
             The data set, its columns, splits and labels.
         splits (`Collection[str]`, *optional*):
             Splits to keep; absent: all.
+        extra_columns (`Sequence[str]`, *optional*):
+            Further columns to keep.
 
     Returns:
         `SourceData`: the rows; row numbers count from 1 in the data set's own split.
@@ -84,7 +88,9 @@ def read_hub(section: HubDataSection, splits: Collection[str] | None = None) -> 
     if label_of is None:
         values = (value for source, _ in parts.values() for value in _values(source, section.columns.label))
         label_of = {value: value for value in sort_labels(value for value in values if value is not None)}
-    return SourceData({split: _rows(section, *kept[split]) for split in SPLITS if split in kept}, label_of)
+    return SourceData(
+        {split: _rows(section, *kept[split], extra_columns) for split in SPLITS if split in kept}, label_of
+    )
 
 
 def read_hub_stream(
@@ -296,10 +302,13 @@ def _label_map(section: HubDataSection, features: datasets.Features) -> dict[str
     return {name: name for name in feature.names} if isinstance(feature, datasets.ClassLabel) else None
 
 
-def _rows(section: HubDataSection, source: datasets.Dataset, positions: list[int]) -> LabelledRows:
+def _rows(
+    section: HubDataSection, source: datasets.Dataset, positions: list[int], extra_columns: Sequence[str]
+) -> LabelledRows:
     columns = section.columns
 
     def read(column: str) -> list[str | None]:
+        require_column(f"data set {section.path}", column, source.features)
         values = _values(source, column)
         return [values[position] for position in positions]
 
@@ -312,6 +321,7 @@ def _rows(section: HubDataSection, source: datasets.Dataset, positions: list[int
         texts=[None] * len(rows) if columns.text is None else read(columns.text),
         labels=read(columns.label),
         images=HubImages(source, columns.image, positions),
+        extras={name: read(name) for name in extra_columns},
     )
 
 
@@ -371,6 +381,6 @@ def _usable_row(
         if policy == "raise":
             raise InputError(f"data set {section.path}: {reason}; data.{key}=skip goes on without such rows")
         logger.warning("data set %s: %s", section.path, reason)
-        return policy == "blank"
+        return policy in ("blank", "mask")
 
     return usable

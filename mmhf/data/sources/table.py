@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from mmhf.errors import InputError
 from mmhf.recipe.schema import TableDataSection
 
 
-def read_table_source(section: TableDataSection, splits: Collection[str] | None = None) -> SourceData:
+def read_table_source(
+    section: TableDataSection, splits: Collection[str] | None = None, *, extra_columns: Sequence[str] = ()
+) -> SourceData:
     """Read tables and cut them into splits.
 
     Args:
@@ -22,6 +24,8 @@ def read_table_source(section: TableDataSection, splits: Collection[str] | None 
             Files, columns and how to split.
         splits (`Collection[str]`, *optional*):
             Splits to keep; absent: all. The labels are those of all splits either way.
+        extra_columns (`Sequence[str]`, *optional*):
+            Further columns to keep.
 
     Returns:
         `SourceData`: the rows.
@@ -29,8 +33,8 @@ def read_table_source(section: TableDataSection, splits: Collection[str] | None 
     Raises:
         InputError: a file or a column is missing, or a wanted split is not there.
     """
-    tables = _cut(section) if section.path is not None else _separate(section)
-    rows = {split: _rows(table, section) for split, table in tables.items()}
+    tables = _cut(section, extra_columns) if section.path is not None else _separate(section, extra_columns)
+    rows = {split: _rows(table, section, extra_columns) for split, table in tables.items()}
     label_of = section.labels or {value: value for value in sort_labels(_labels(rows.values()))}
     for split in splits or ():
         if split not in rows:
@@ -59,23 +63,25 @@ def _labels(sources: Iterable[LabelledRows]) -> list[str]:
     return [label for source in sources for label in source.labels if label is not None]
 
 
-def _separate(section: TableDataSection) -> dict[str, TableFile]:
+def _separate(section: TableDataSection, extra_columns: Sequence[str]) -> dict[str, TableFile]:
     paths = {"train": section.train, "validation": section.validation, "test": section.test}
-    return {split: read_table(path, _columns(section)) for split, path in paths.items() if path is not None}
+    return {
+        split: read_table(path, _columns(section, extra_columns)) for split, path in paths.items() if path is not None
+    }
 
 
-def _columns(section: TableDataSection) -> list[str | None]:
+def _columns(section: TableDataSection, extra_columns: Sequence[str]) -> list[str | None]:
     columns = section.columns
-    return [columns.image, columns.text, columns.label, columns.id]
+    return [columns.image, columns.text, columns.label, columns.id, *extra_columns]
 
 
-def _cut(section: TableDataSection) -> dict[str, TableFile]:
+def _cut(section: TableDataSection, extra_columns: Sequence[str]) -> dict[str, TableFile]:
     assert section.path is not None
     if section.split_column is not None:
-        table = read_table(section.path, [*_columns(section), section.split_column])
+        table = read_table(section.path, [*_columns(section, extra_columns), section.split_column])
         return _cut_by_column(table, section.split_column)
     group_by = section.split.group_by
-    table = read_table(section.path, [*_columns(section), group_by])
+    table = read_table(section.path, [*_columns(section, extra_columns), group_by])
     labels = [as_text(value) for value in table.columns[section.columns.label]]
     groups = None if group_by is None else [as_text(value) for value in table.columns[group_by]]
     return {split: table.select(rows) for split, rows in split_positions(section.split, labels, groups).items()}
@@ -96,7 +102,7 @@ def _cut_by_column(table: TableFile, column: str) -> dict[str, TableFile]:
     return {split: table.select(positions[split]) for split in SPLITS if split in positions}
 
 
-def _rows(table: TableFile, section: TableDataSection) -> LabelledRows:
+def _rows(table: TableFile, section: TableDataSection, extra_columns: Sequence[str]) -> LabelledRows:
     columns = section.columns
     ids = [None] * len(table.rows) if columns.id is None else [as_text(value) for value in table.columns[columns.id]]
     texts = [None] * len(table.rows) if columns.text is None else table.columns[columns.text]
@@ -115,6 +121,7 @@ def _rows(table: TableFile, section: TableDataSection) -> LabelledRows:
         labels=[as_text(label) for label in table.columns[columns.label]],
         images=_image_column(table.columns[columns.image], root),
         malformed=malformed,
+        extras={name: [as_text(value) for value in table.columns[name]] for name in extra_columns},
     )
 
 

@@ -1,0 +1,98 @@
+"""What a classifier of images and texts makes of each alone, and of pairs that do not belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mmhf.evaluation.classification import IGNORE_INDEX, classification_metrics
+
+VIEWS = ("both", "image_only", "text_only", "mismatched")
+MODALITY_PROTOCOLS: dict[str, str] = {
+    "image_only_accuracy": "Accuracy with every text taken away (the model's stand-in is in its place).",
+    "text_only_accuracy": "Accuracy with every image taken away.",
+    "mismatched_image_accuracy": "Share of images, each with the text of another row, that get the image's own label.",
+    "mismatched_text_accuracy": "Share of the same pairs that get the label of the row that the text is from.",
+    "mismatched_changed": "Share of images whose prediction changes when another row's text is put beside them.",
+}
+"""How each number of `ModalityEvaluation.flat` is defined. All are over the rows that have image, text and label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityEvaluation:
+    """Metrics of one split by what the model was shown.
+
+    Attributes:
+        metrics (`dict[str, dict[str, float]]`): `both`, `image_only`, `text_only`, `mismatched, image's label` and
+            `mismatched, text's label` → metric → value.
+        changed (`float`): Share of predictions that another row's text changes.
+        num_rows (`int`): Rows that have image, text and label.
+        num_left_out (`int`): Labelled rows that lack one of the two.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    changed: float
+    num_rows: int
+    num_left_out: int
+
+    def flat(self) -> dict[str, float]:
+        """The numbers that `MODALITY_PROTOCOLS` defines."""
+        if not self.num_rows:
+            return {}
+        accuracy = {view: metrics["accuracy"] for view, metrics in self.metrics.items()}
+        return {
+            "image_only_accuracy": accuracy["image_only"],
+            "text_only_accuracy": accuracy["text_only"],
+            "mismatched_image_accuracy": accuracy["mismatched, image's label"],
+            "mismatched_text_accuracy": accuracy["mismatched, text's label"],
+            "mismatched_changed": self.changed,
+        }
+
+
+def other_rows(num_rows: int, *, seed: int = 0) -> NDArray[np.int64]:
+    """For each row another one, each being taken once: a random cycle through all rows, (N,)."""
+    order = np.random.default_rng(seed).permutation(num_rows)
+    partners = np.empty(num_rows, dtype=np.int64)
+    partners[order] = np.roll(order, -1)
+    return partners
+
+
+def evaluate_modalities(
+    logits: Mapping[str, ArrayLike],
+    labels: ArrayLike,
+    partners: ArrayLike,
+    label_names: list[str],
+    *,
+    num_left_out: int = 0,
+) -> ModalityEvaluation:
+    """Compare a split's predictions by what the model was shown.
+
+    Args:
+        logits (`Mapping[str, ArrayLike]`): Each of `VIEWS` → (N, C), of rows that have both image and text.
+        labels (`ArrayLike` of shape `(N,)`): Class ids; rows with -100 are excluded.
+        partners (`ArrayLike` of shape `(N,)`): Row whose text was put beside each image in `mismatched`.
+        label_names (`list[str]`): Names of the C classes.
+        num_left_out (`int`): Labelled rows that lack a modality, for the report.
+    """
+    own, partner = np.asarray(labels), np.asarray(partners)
+    judged = {
+        "both": ("both", own),
+        "image_only": ("image_only", own),
+        "text_only": ("text_only", own),
+        "mismatched, image's label": ("mismatched", own),
+        "mismatched, text's label": ("mismatched", own[partner] if len(own) else own),
+    }
+    metrics = {
+        name: classification_metrics(logits[view], targets, label_names) for name, (view, targets) in judged.items()
+    }
+    labelled = own != IGNORE_INDEX
+    predicted = {view: np.asarray(logits[view]).argmax(axis=1)[labelled] for view in ("both", "mismatched")}
+    return ModalityEvaluation(
+        metrics=metrics,
+        changed=float((predicted["both"] != predicted["mismatched"]).mean()) if labelled.any() else 0.0,
+        num_rows=int(labelled.sum()),
+        num_left_out=num_left_out,
+    )

@@ -142,6 +142,7 @@ def _between_sections(recipe: Recipe) -> Iterator[Problem]:
         given = shown(recipe.training["label_smoothing_factor"])
         yield Problem(("training", "label_smoothing_factor"), what, given)
     yield from _mixing_problems(recipe)
+    yield from _text_problems(recipe)
     yield from _masking_problems(recipe)
     yield from _contrastive_problems(recipe)
     for path in _evaluation_users(recipe):
@@ -159,6 +160,13 @@ def _evaluation_users(recipe: Recipe) -> Iterator[KeyPath]:
         for key in ("unfreeze_on_plateau", "carry_best"):
             if key in _given(stage):
                 yield ("stages", index, key)
+
+
+def _text_problems(recipe: Recipe) -> Iterator[Problem]:
+    if isinstance(recipe, ImageClassificationRecipe):
+        for name in ("text", "max_length", "on_empty_text"):
+            if (given := _given(recipe.data).get(name)) not in (None, "mask"):
+                yield Problem(("data", name), "an image classifier reads no texts, remove it", shown(given))
 
 
 def _masking_problems(recipe: Recipe) -> Iterator[Problem]:

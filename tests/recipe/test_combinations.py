@@ -95,3 +95,16 @@ def test_a_folder_of_images_is_for_image_classification(
     assert line.startswith("r.yaml:2: data.source: must be fakeddit, table, sample or hub; got 'image_folder'")
     resolved = load(f"task: image-classification\n{data}")
     assert load(resolved.to_yaml()).recipe == resolved.recipe
+
+
+def test_a_task_without_texts_refuses_what_is_said_of_them(
+    problems: Callable[..., list[str]], load: Callable[..., ResolvedRecipe]
+) -> None:
+    head = "task: image-classification\n"
+    lines = problems(f"{head}data: {{source: fakeddit, path: x, text: title, max_length: 64, on_empty_text: skip}}\n")
+    assert lines == [
+        "r.yaml:2: data.text: an image classifier reads no texts, remove it; got 'title'",
+        "r.yaml:2: data.max_length: an image classifier reads no texts, remove it; got 64",
+        "r.yaml:2: data.on_empty_text: an image classifier reads no texts, remove it; got 'skip'",
+    ]
+    assert load(load(f"{head}data: {{source: sample}}\n").to_yaml()).recipe

@@ -116,10 +116,12 @@ class GenerationSection(Section):
 
     @model_validator(mode="after")
     def _uses_what_it_sets(self) -> GenerationSection:
+        # Against defaults, not `model_fields_set`: a resolved recipe names every default.
+        given = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
         for name in ("temperature", "top_p", "top_k"):
-            if name in self.model_fields_set and not self.do_sample:
+            if name in given and not self.do_sample:
                 raise ValueError(f"`{name}` is for sampling; set `do_sample: true`")
-        if "length_penalty" in self.model_fields_set and self.num_beams == 1:
+        if "length_penalty" in given and self.num_beams == 1:
             raise ValueError("`length_penalty` is for beams; set `num_beams` above 1")
         return self
 

@@ -109,6 +109,7 @@ def run(options: argparse.Namespace, callbacks: Sequence[TrainerCallback] = ()) 
                     stages=plan.summary(),
                     log_history=trainer.state.log_history,
                     bad_examples=bad_examples.read(),
+                    duplicates=data.duplicates,
                 )
         if is_first:
             print_metrics(resolved.name, measured)

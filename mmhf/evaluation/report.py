@@ -29,9 +29,12 @@ from mmhf.evaluation.report_style import REPORT_CSS
 
 if TYPE_CHECKING:
     from mmhf.data.bad_examples import BadExample
+    from mmhf.data.duplicates import DuplicatePair
 
 MAX_BAD_ROWS = 200
 """Bad rows that a report lists; `bad_examples.csv` has all."""
+MAX_DUPLICATES = 50
+"""Pairs of equal images that a report lists; `duplicates.csv` has all."""
 _MAX_OPEN_CLASSES = 12
 _MAX_MATRIX_CLASSES = 60
 _MAX_CONFUSIONS = 12
@@ -91,6 +94,7 @@ def classification_report_sections(
     plots: Mapping[str, Path] | None = None,
     mistakes: Mapping[str, Sequence[MistakeExample]] | None = None,
     bad_examples: Sequence[BadExample] = (),
+    duplicates: Sequence[DuplicatePair] = (),
     further: Sequence[ReportSection] = (),
 ) -> list[ReportSection]:
     """The sections of a classifier's report.
@@ -104,6 +108,7 @@ def classification_report_sections(
         plots (`Mapping[str, Path]`, *optional*): what `save_classification_plots` returned.
         mistakes (`Mapping[str, Sequence[MistakeExample]]`, *optional*): by split.
         bad_examples (`Sequence[BadExample]`, *optional*): rows that were skipped or blanked.
+        duplicates (`Sequence[DuplicatePair]`, *optional*): images that are there twice.
         further (`Sequence[ReportSection]`, *optional*): what stands between the classes and the mistakes.
     """
     figures = plots or {}
@@ -117,7 +122,7 @@ def classification_report_sections(
             sections.append(_confusions(split, evaluation, figures))
     sections += further
     sections += [_mistakes(split, examples) for split, examples in (mistakes or {}).items()]
-    sections += [bad_rows_section(bad_examples), ReportSection("Recipe", code_block(recipe_yaml))]
+    sections += [*data_sections(bad_examples, duplicates), ReportSection("Recipe", code_block(recipe_yaml))]
     return sections
 
 
@@ -284,8 +289,12 @@ def _mistakes(split: str, examples: Sequence[MistakeExample]) -> ReportSection:
     return ReportSection(title, paragraph(note, kind="note") + gallery(cards))
 
 
-def bad_rows_section(bad_examples: Sequence[BadExample]) -> ReportSection:
-    """The rows that were skipped or blanked, the first 200 by name."""
+def data_sections(bad_examples: Sequence[BadExample], duplicates: Sequence[DuplicatePair] = ()) -> list[ReportSection]:
+    """What is wrong with the data: bad rows and, where some were found, images that are there twice."""
+    return [_bad_rows(bad_examples), *([_duplicates(duplicates)] if duplicates else [])]
+
+
+def _bad_rows(bad_examples: Sequence[BadExample]) -> ReportSection:
     if not bad_examples:
         return ReportSection("Bad rows", paragraph("None was found.", kind="nothing"))
     counts = Counter(each.split for each in bad_examples)
@@ -301,3 +310,27 @@ def bad_rows_section(bad_examples: Sequence[BadExample]) -> ReportSection:
     if hidden > 0:
         parts.append(paragraph(f"… and {hidden:,} more in bad_examples.csv.", kind="note"))
     return ReportSection("Bad rows", "\n".join(parts))
+
+
+def _duplicates(pairs: Sequence[DuplicatePair]) -> ReportSection:
+    counts: list[list[object]] = []
+    for kind, meaning in (("exact", "the same file"), ("near", "nearly the same picture")):
+        found = [pair for pair in pairs if pair.kind == kind]
+        if found:
+            across = sum(pair.crosses_splits for pair in found)
+            differing = sum(not pair.same_label for pair in found)
+            counts.append([meaning, len(found), across, differing])
+    shown = pairs[:MAX_DUPLICATES]
+    rows = [
+        [pair.kind, pair.first.split, pair.first.id, pair.second.split, pair.second.id, pair.same_label, pair.distance]
+        for pair in shown
+    ]
+    note = "Pairs across splits let a model be tested on what it was trained on: data.on_duplicate leaves them out."
+    parts = [
+        table(["pairs of", "found", "across splits", "labelled differently"], counts),
+        paragraph(note, kind="note"),
+        table(["kind", "split", "id", "other split", "other id", "same label", "difference"], rows),
+    ]
+    if len(pairs) > len(shown):
+        parts.append(paragraph(f"… and {len(pairs) - len(shown):,} more in duplicates.csv.", kind="note"))
+    return ReportSection("Duplicates", "\n".join(parts))

@@ -15,6 +15,7 @@ from mmhf.data.augmentation import build_augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.collators import ImageCollator, RandomChanges
 from mmhf.data.datasets import RowDataset, RowStream
+from mmhf.data.duplicates import DuplicatePair
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.errors import InputError, UnreachableError
 from mmhf.models.backbones import Modality, is_on_hub, load_encoder_config
@@ -132,6 +133,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         stages: Sequence[Mapping[str, object]] = (),
         log_history: Sequence[Mapping[str, Any]] = (),
         bad_examples: Sequence[BadExample] = (),
+        duplicates: Sequence[DuplicatePair] = (),
     ) -> None:
         """Write `plots/*.png`, `report.html` and, last, `metrics.json`, which marks a finished run.
 
@@ -142,6 +144,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             facts, stages (`Mapping`, `Sequence[Mapping]`): What was trained, and a row for each stage.
             log_history (`Sequence[Mapping]`): Trainer's, for the curves.
             bad_examples (`Sequence[BadExample]`): Rows that were skipped or blanked.
+            duplicates (`Sequence[DuplicatePair]`): Images that are there twice.
         """
 
     def finish(self, trainer: Trainer, data: LoadedData) -> None:

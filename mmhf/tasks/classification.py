@@ -19,6 +19,7 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset, RowStream
+from mmhf.data.duplicates import DuplicatePair
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.mixing import build_mixer
 from mmhf.data.rows import extra_column
@@ -244,6 +245,7 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
         stages: Sequence[Mapping[str, object]] = (),
         log_history: Sequence[Mapping[str, Any]] = (),
         bad_examples: Sequence[BadExample] = (),
+        duplicates: Sequence[DuplicatePair] = (),
     ) -> None:
         evaluations = {split: each.evaluation for split, each in measured.items()}
         calibrations = {split: each.calibration for split, each in measured.items()}
@@ -266,6 +268,7 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
             plots=save_classification_plots(run_dir / "plots", evaluations, log_history=log_history),
             mistakes={split: each.mistakes for split, each in measured.items()},
             bad_examples=bad_examples,
+            duplicates=duplicates,
             further=further,
         )
         if self.recipe.evaluation.subgroups:

@@ -17,6 +17,7 @@ from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.data.caption_streams import StreamedCaptions, caption_dataset
 from mmhf.data.collators import CaptioningCollator
+from mmhf.data.duplicates import DuplicatePair
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.loading import LoadedData
 from mmhf.evaluation.captions import CAPTION_PROTOCOLS, CaptionEvaluation, caption_metrics, evaluate_captions
@@ -173,6 +174,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         stages: Sequence[Mapping[str, object]] = (),
         log_history: Sequence[Mapping[str, Any]] = (),
         bad_examples: Sequence[BadExample] = (),
+        duplicates: Sequence[DuplicatePair] = (),
     ) -> None:
         plots = {}
         if has_values(log_history):
@@ -188,6 +190,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             plots=plots,
             examples={split: each.examples for split, each in measured.items()},
             bad_examples=bad_examples,
+            duplicates=duplicates,
         )
         write_report(run_dir / "report.html", sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
         write_details(run_dir / "evaluation.json", self.protocols)

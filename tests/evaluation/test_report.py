@@ -8,11 +8,18 @@ import pytest
 from PIL import Image
 
 from mmhf.data.bad_examples import BadExample
+from mmhf.data.duplicates import DuplicateImage, DuplicatePair
 from mmhf.evaluation.classification import evaluate_classification
 from mmhf.evaluation.markup import GalleryCard, figure, format_value, gallery, table, thumbnail
 from mmhf.evaluation.mistakes import MistakeExample
 from mmhf.evaluation.plots import save_classification_plots
-from mmhf.evaluation.report import MAX_BAD_ROWS, ReportSection, classification_report_sections, write_report
+from mmhf.evaluation.report import (
+    MAX_BAD_ROWS,
+    MAX_DUPLICATES,
+    ReportSection,
+    classification_report_sections,
+    write_report,
+)
 
 EVIL = "<script>alert('x')</script><img src=x onerror=\"alert(1)\">&amp;"
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -128,6 +135,27 @@ def test_many_bad_rows_are_counted_and_cut(tmp_path):
     assert html.count("the image file is missing") == MAX_BAD_ROWS
     assert "250 rows were skipped or blanked: 250 in train" in html
     assert "50 more in bad_examples.csv" in html
+
+
+def test_duplicates_are_counted_by_what_makes_them_dangerous():
+    def pair(kind, other_split, number, same_label=True):
+        images = DuplicateImage("train", number, f"a{number}.png"), DuplicateImage(other_split, number, EVIL)
+        return DuplicatePair(kind, *images, same_label, 0.0 if kind == "exact" else 2.5)
+
+    pairs = [
+        pair("exact", "test", 0),
+        *(pair("near", "train", number, number > 1) for number in range(MAX_DUPLICATES)),
+    ]
+    sections = {
+        part.title: part.html
+        for part in classification_report_sections({"test": evaluate(["a", "b"])}, recipe_yaml="", duplicates=pairs)
+    }
+    assert list(sections)[-2:] == ["Duplicates", "Recipe"]
+    text = re.sub(r"\s*<[^>]+>\s*", "|", sections["Duplicates"])
+    assert re.search(r"\|the same file\|+1\|+1\|+0\|", text)
+    assert re.search(r"\|nearly the same picture\|+50\|+0\|+2\|", text)
+    assert text.count("|near|") == MAX_DUPLICATES - 1 and "and 1 more in duplicates.csv" in text
+    assert "<script>" not in sections["Duplicates"] and "a48.png" in text and "a49.png" not in text
 
 
 def test_a_split_without_labelled_rows_is_reported():

@@ -10,10 +10,11 @@ from mmhf.evaluation.captions.gallery import CaptionExample, caption_gallery
 from mmhf.evaluation.captions.metrics import CaptionEvaluation
 from mmhf.evaluation.captions.protocols import BOOTSTRAP_PROTOCOL, CAPTION_PROTOCOLS
 from mmhf.evaluation.markup import code_block, figure, paragraph, subheading, table
-from mmhf.evaluation.report import ReportSection, bad_rows_section, metrics_section, trained_section
+from mmhf.evaluation.report import ReportSection, data_sections, metrics_section, trained_section
 
 if TYPE_CHECKING:
     from mmhf.data.bad_examples import BadExample
+    from mmhf.data.duplicates import DuplicatePair
 
 
 def caption_report_sections(
@@ -26,6 +27,7 @@ def caption_report_sections(
     plots: Mapping[str, Path] | None = None,
     examples: Mapping[str, Sequence[CaptionExample]] | None = None,
     bad_examples: Sequence[BadExample] = (),
+    duplicates: Sequence[DuplicatePair] = (),
 ) -> list[ReportSection]:
     """The sections of a captioner's report.
 
@@ -39,6 +41,7 @@ def caption_report_sections(
         plots (`Mapping[str, Path]`, *optional*): `training_curves` is shown.
         examples (`Mapping[str, Sequence[CaptionExample]]`, *optional*): by split, see `spread_rows`.
         bad_examples (`Sequence[BadExample]`, *optional*): rows that were skipped or blanked.
+        duplicates (`Sequence[DuplicatePair]`, *optional*): images that are there twice.
     """
     sections = [trained_section(facts or {}, stages)] if facts or stages else []
     sections += [_metrics(evaluations), _intervals(evaluations)]
@@ -51,7 +54,7 @@ def caption_report_sections(
         note = f"{len(of_split):,} of {evaluations[split].num_images:,} images."
         gallery = caption_gallery(of_split, name=f"captions-{number}")
         sections.append(ReportSection(f"Captions: {split}", paragraph(note, kind="note") + gallery))
-    sections.append(bad_rows_section(bad_examples))
+    sections += data_sections(bad_examples, duplicates)
     return sections if recipe_yaml is None else [*sections, ReportSection("Recipe", code_block(recipe_yaml))]
 
 

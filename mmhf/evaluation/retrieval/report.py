@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image
 
 from mmhf.evaluation.markup import GalleryCard, code_block, figure, gallery, paragraph
-from mmhf.evaluation.report import ReportSection, bad_rows_section, metrics_section, trained_section
+from mmhf.evaluation.report import ReportSection, data_sections, metrics_section, trained_section
 from mmhf.evaluation.retrieval.metrics import RETRIEVAL_PROTOCOLS, RetrievalEvaluation
 from mmhf.evaluation.retrieval.zero_shot import ZERO_SHOT_PROTOCOLS
 
 if TYPE_CHECKING:
     from mmhf.data.bad_examples import BadExample
+    from mmhf.data.duplicates import DuplicatePair
 
 _PROTOCOLS = {**RETRIEVAL_PROTOCOLS, **ZERO_SHOT_PROTOCOLS}
 
@@ -56,6 +57,7 @@ def retrieval_report_sections(
     plots: Mapping[str, Path] | None = None,
     examples: Mapping[str, Sequence[RetrievalExample]] | None = None,
     bad_examples: Sequence[BadExample] = (),
+    duplicates: Sequence[DuplicatePair] = (),
 ) -> list[ReportSection]:
     """The sections of a dual encoder's report.
 
@@ -69,6 +71,7 @@ def retrieval_report_sections(
         plots (`Mapping[str, Path]`, *optional*): what `save_retrieval_plots` returned.
         examples (`Mapping[str, Sequence[RetrievalExample]]`, *optional*): by split, see `worst_captions`.
         bad_examples (`Sequence[BadExample]`, *optional*): rows that were skipped or blanked.
+        duplicates (`Sequence[DuplicatePair]`, *optional*): images that are there twice.
     """
     figures = plots or {}
     sections = [trained_section(facts or {}, stages), _metrics(evaluations, more_metrics or {})]
@@ -80,7 +83,7 @@ def retrieval_report_sections(
             caption = f"Share of queries answered within the first k results, {split} split; dashed: by chance."
             sections.append(ReportSection(f"Recall: {split}", figure(figures[f"{split}_recall"], caption)))
     sections += [_late_finds(split, found) for split, found in (examples or {}).items()]
-    return [*sections, bad_rows_section(bad_examples), ReportSection("Recipe", code_block(recipe_yaml))]
+    return [*sections, *data_sections(bad_examples, duplicates), ReportSection("Recipe", code_block(recipe_yaml))]
 
 
 def _metrics(evaluations: Mapping[str, RetrievalEvaluation], more: Mapping[str, Mapping[str, float]]) -> ReportSection:

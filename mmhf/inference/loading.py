@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from mmhf.errors import InputError
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerConfig, PrefixCaptionerForConditionalGeneration
+from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel, DualEncoderProcessor
 from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification, FusionProcessor
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
 
@@ -22,6 +23,9 @@ _CLASSIFIERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
 }
 _CAPTIONERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
     PrefixCaptionerConfig.model_type: (PrefixCaptionerForConditionalGeneration, CaptionerProcessor),
+}
+_DUAL_ENCODERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
+    DualEncoderConfig.model_type: (DualEncoderModel, DualEncoderProcessor),
 }
 
 
@@ -55,9 +59,21 @@ def load_captioner(model_dir: str | Path, *, device: torch.device | None = None)
     return _load(Path(model_dir), _CAPTIONERS, device)
 
 
+def load_dual_encoder_folder(
+    model_dir: str | Path, *, device: torch.device | None = None
+) -> tuple[PreTrainedModel, Any]:
+    """As `load_classifier`, for a dual encoder."""
+    return _load(Path(model_dir), _DUAL_ENCODERS, device)
+
+
 def load_predictable(model_dir: str | Path, *, device: torch.device | None = None) -> tuple[PreTrainedModel, Any]:
     """As `load_classifier`, for any model that predicts a table."""
     return _load(Path(model_dir), {**_CLASSIFIERS, **_CAPTIONERS}, device)
+
+
+def load_servable(model_dir: str | Path, *, device: torch.device | None = None) -> tuple[PreTrainedModel, Any]:
+    """As `load_classifier`, for a model of any family."""
+    return _load(Path(model_dir), {**_CLASSIFIERS, **_CAPTIONERS, **_DUAL_ENCODERS}, device)
 
 
 def _load(

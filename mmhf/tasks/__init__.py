@@ -4,6 +4,7 @@ from typing import Any
 
 from mmhf.recipe.schema import Recipe
 from mmhf.tasks.base import Measured, Task
+from mmhf.tasks.contrastive import Contrastive
 from mmhf.tasks.image_captioning import ImageCaptioning
 from mmhf.tasks.image_classification import ImageClassification
 from mmhf.tasks.image_text_classification import ImageTextClassification
@@ -15,6 +16,7 @@ _TASKS: dict[str, type[AnyTask]] = {
     "image-text-classification": ImageTextClassification,
     "image-classification": ImageClassification,
     "image-captioning": ImageCaptioning,
+    "contrastive": Contrastive,
 }
 
 
@@ -25,6 +27,7 @@ def task_of(recipe: Recipe) -> AnyTask:
 
 __all__ = [
     "AnyTask",
+    "Contrastive",
     "ImageCaptioning",
     "ImageClassification",
     "ImageTextClassification",

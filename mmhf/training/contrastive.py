@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate.utils import DistributedType
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from mmhf.data.datasets import RowDataset
 from mmhf.errors import InputError
-from mmhf.models.contrastive_loss import NO_PAIR, EmbeddedPairs
+from mmhf.models.contrastive_loss import NO_PAIR, EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderOutput
 from mmhf.recipe.schema import ContrastiveRecipe
 from mmhf.training.arguments import accumulation_steps
@@ -37,7 +38,39 @@ _BAD_BATCH_FILE = "bad_batch.txt"
 _REPLAY_TOLERANCE = 1e-3
 
 
-class ContrastiveTrainer(MMTrainer):
+class ContrastiveEvaluator(Trainer):
+    """A Trainer whose evaluation gives the embeddings of each pair's text and image, and the loss of each batch.
+
+    Predictions are `(text_embeds, image_embeds)`, labels the `image_index`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs["args"].label_names = ["image_index"]
+        super().__init__(**kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The loss of one batch by itself, whose images are embedded once, however many captions they have."""
+        index = inputs["image_index"]
+        images, places = index.unique(return_inverse=True)
+        first = torch.full_like(images, len(index)).scatter_reduce(
+            0, places, torch.arange(len(index)).to(index), "amin"
+        )
+        output = model(**{**inputs, "pixel_values": inputs["pixel_values"][first], "image_index": None})
+        captions = caption_ids(inputs["input_ids"], inputs.get("attention_mask"))
+        output.image_embeds = output.image_embeds[places]
+        pairs = EmbeddedPairs(output.image_embeds, output.text_embeds, index, captions)
+        dual_encoder = self.accelerator.unwrap_model(model)
+        loss = contrastive_loss(pairs, output.logit_scale, output.logit_bias, dual_encoder.contrast)
+        return (loss, output) if return_outputs else loss
+
+
+class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
     """An [`MMTrainer`] whose optimizer step contrasts all pairs of the step, over all micro-batches and processes.
 
     Micro-batches are what `transformers.Trainer` accumulates; where there are several, gradients are cached. So
@@ -56,7 +89,6 @@ class ContrastiveTrainer(MMTrainer):
                 f"one process would use {args.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or "
                 "set CUDA_VISIBLE_DEVICES to one"
             )
-        args.label_names = ["image_index"]
         self._contrastive_recipe = recipe
         self._batches: list[Batch] = []
         self._done = 0
@@ -151,20 +183,9 @@ class ContrastiveTrainer(MMTrainer):
     def _ids(self, image_index: Tensor) -> list[str]:
         indices = image_index.tolist()
         dataset = self.train_dataset
-        if isinstance(dataset, RowDataset) and "id" in dataset.table.column_names:
+        if isinstance(dataset, RowDataset) and isinstance(dataset.table, datasets.Dataset):
             return [str(each) for each in dataset.table.select(indices)["id"]]
         return [str(index) for index in indices]
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """The loss of one batch by itself, as evaluation reports it."""
-        output = model(**inputs, return_loss=True)
-        return (output.loss, output) if return_outputs else output.loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the temperature and with what was counted since the last time."""

@@ -22,6 +22,7 @@ from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfi
 from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderModel
 from mmhf.models.dual_encoder.pooling import described_as
 from mmhf.models.dual_encoder.processing_dual_encoder import end_of_text_id
+from mmhf.models.dual_encoder.tokenizer_training import END_ID, PAD_ID, START_ID
 from mmhf.models.encoders import describe_text, describe_vision, fresh_encoder
 from mmhf.recipe.contrastive_sections import ContrastiveSection, TextTowerSection, VisionTowerSection
 from mmhf.recipe.schema import ContrastiveRecipe, DataSectionBase
@@ -172,9 +173,10 @@ def _text_config(
         "max_position_embeddings": data.max_length,
         "hidden_act": "gelu",
     }
+    ids: dict[str, Any] = {"pad": PAD_ID, "bos": START_ID, "eos": END_ID}
     if tokenizer is not None:
         ids = {"pad": tokenizer.pad_token_id, "bos": tokenizer.bos_token_id, "eos": end_of_text_id(tokenizer)}
-        values.update({f"{name}_token_id": token for name, token in ids.items()})
+    values.update({f"{name}_token_id": token for name, token in ids.items()})
     if section.attention == "causal":
         return CLIPTextConfig(attention_dropout=section.attention_dropout, **values)
     return BertConfig(attention_probs_dropout_prob=section.attention_dropout, hidden_dropout_prob=0.0, **values)

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from os import PathLike
 from typing import Any
 
 from PIL.Image import Image, Resampling
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mmhf.errors import InputError
 from mmhf.models.backbones import ImageStatistics, load_tokenizer
 from mmhf.models.dual_encoder.tokenizer_training import train_tokenizer
-from mmhf.models.fusion.processing_fusion import FusionProcessor
 from mmhf.models.image_processing import build_image_processor, image_processor_of
 from mmhf.recipe.contrastive_sections import DualEncoderModelSection, TextTowerSection
 from mmhf.recipe.schema import DataSectionBase, VisionEncoderSection
 
-_MODEL_INPUTS = ["input_ids", "attention_mask"]
+_TEXT_INPUTS = ["input_ids", "attention_mask"]
 _HALF = (0.5, 0.5, 0.5)
 
 
-class DualEncoderProcessor(FusionProcessor):
-    """Resize and normalise images, tokenise texts; as [`FusionProcessor`], but there may be more of the one.
+class DualEncoderProcessor(ProcessorMixin):
+    """Resize and normalise images, tokenise texts.
 
     Args:
         image_processor ([`CLIPImageProcessor`]): Resizing, cropping, mean and standard deviation.
@@ -30,13 +30,21 @@ class DualEncoderProcessor(FusionProcessor):
         max_length (`int`): Longest text in tokens, special tokens included; what is longer is cut at the end.
     """
 
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, max_length: int = 77, **kwargs: Any):
+        super().__init__(image_processor, tokenizer)
+        self.max_length = max_length
+
     def __call__(
         self,
         images: Image | Tensor | Sequence[Image | Tensor] | None = None,
         text: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Prepare images, texts or both.
+        """Prepare images, texts or both; there may be more of the one than of the other.
+
+        Args:
+            images: RGB images, as PIL or as uint8 tensors (3, H, W); one or a list.
+            text: Texts; one or a list.
 
         Returns:
             `BatchFeature` with `pixel_values` (images, 3, S, S) fp32 and `input_ids`, `attention_mask` (texts, T)
@@ -45,9 +53,30 @@ class DualEncoderProcessor(FusionProcessor):
         Raises:
             `ValueError`: neither images nor texts.
         """
-        if images is None or text is None:
-            return super().__call__(images=images, text=text, **kwargs)
-        return BatchFeature({**super().__call__(images=images), **super().__call__(text=text)})
+        if images is None and text is None:
+            raise ValueError("DualEncoderProcessor needs images, text or both")
+        data: dict[str, Tensor] = {}
+        if images is not None:
+            data["pixel_values"] = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        if text is not None:
+            texts = [text] if isinstance(text, str) else list(text)
+            encoded = self.tokenizer(
+                texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+            )
+            data.update({name: encoded[name] for name in _TEXT_INPUTS})
+        return BatchFeature(data)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["pixel_values", *_TEXT_INPUTS]
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> list[str]:
+        """Save; the files do not depend on what was tokenised before."""
+        if self.tokenizer.is_fast:
+            # A fast tokenizer keeps, and saves, the truncation and padding of its last call.
+            self.tokenizer.backend_tokenizer.no_truncation()
+            self.tokenizer.backend_tokenizer.no_padding()
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def build_dual_encoder_processor(
@@ -64,7 +93,7 @@ def build_dual_encoder_processor(
         `InputError`: a file of a backbone cannot be fetched, or the tokenizer has no end-of-text token to pool.
     """
     tokenizer = _tokenizer(section.text, captions, data_section.max_length)
-    tokenizer.model_input_names = list(_MODEL_INPUTS)
+    tokenizer.model_input_names = list(_TEXT_INPUTS)
     max_length = min(data_section.max_length, tokenizer.model_max_length)
     if section.text.pooling == "eot" and end_of_text_id(tokenizer) != tokenizer("a")["input_ids"][-1]:
         raise InputError("model.text.pooling: eot, but the tokenizer ends no text with a token of its own; use mean")

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 PAD, END, START = "<pad>", "<end_of_text>", "<start_of_text>"
 # In this order: CLIPTextModel takes an end-of-text id of 2 to mean "the largest id in the text".
 _SPECIAL_TOKENS = [PAD, END, START]
+PAD_ID, END_ID, START_ID = range(3)
 
 
 def train_tokenizer(captions: Iterable[str], *, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
@@ -35,7 +36,7 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int, max_length: int
     )
     tokenizer.train_from_iterator(sorted(captions), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{START} $A {END}", special_tokens=[(token, _SPECIAL_TOKENS.index(token)) for token in (START, END)]
+        single=f"{START} $A {END}", special_tokens=[(START, START_ID), (END, END_ID)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,0 +1,228 @@
+"""The task contrastive: dual encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
+
+from mmhf.data.bad_examples import BadExample
+from mmhf.data.caption_datasets import CaptionDataset
+from mmhf.data.caption_streams import caption_dataset
+from mmhf.data.collators import ContrastiveCollator
+from mmhf.data.duplicates import DuplicatePair
+from mmhf.data.images import BadImageError, decode_image
+from mmhf.data.loading import LoadedData
+from mmhf.errors import InputError
+from mmhf.evaluation.details_file import write_details
+from mmhf.evaluation.metrics_file import write_metrics
+from mmhf.evaluation.report import write_report
+from mmhf.evaluation.retrieval import (
+    RETRIEVAL_PROTOCOLS,
+    RetrievalEvaluation,
+    RetrievalExample,
+    evaluate_retrieval,
+    retrieval_metrics,
+    retrieval_report_sections,
+    save_retrieval_plots,
+    worst_captions,
+)
+from mmhf.inference.loading import load_dual_encoder_folder
+from mmhf.models.backbones import Modality
+from mmhf.models.dual_encoder import (
+    DualEncoderModel,
+    DualEncoderProcessor,
+    build_dual_encoder,
+    build_dual_encoder_processor,
+    load_dual_encoder,
+)
+from mmhf.recipe import ResolvedRecipe
+from mmhf.recipe.schema import ContrastiveRecipe, TextEncoderSection, VisionEncoderSection
+from mmhf.tasks.base import Collator, EncoderSection, Task
+from mmhf.training.contrastive import ContrastiveEvaluator, ContrastiveTrainer
+
+_LOSS_PROTOCOL = "Contrastive loss of the recipe among the pairs of each evaluation batch, averaged over batches."
+
+
+@dataclass(frozen=True)
+class MeasuredRetrieval:
+    """What evaluating one split gave: its numbers, and captions whose image is found late."""
+
+    evaluation: RetrievalEvaluation
+    loss: float
+    examples: list[RetrievalExample]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The evaluation's flat numbers."""
+        return {"loss": self.loss, **self.evaluation.metrics}
+
+    @property
+    def num_rows(self) -> int:
+        """Captions that were evaluated."""
+        return len(self.evaluation.captions)
+
+
+@dataclass(frozen=True)
+class SplitEmbeddings:
+    """The embeddings of a split, each image once.
+
+    Attributes:
+        images (`NDArray` of shape `(I, D)`): In the order of `rows`.
+        texts (`NDArray` of shape `(T, D)`): One row a caption.
+        owners (`NDArray` of shape `(T,)`): Number of each caption's image; -1 = its image could not be read.
+        rows (`NDArray` of shape `(I,)`): Rows of the images in the table.
+    """
+
+    images: NDArray[np.float32]
+    texts: NDArray[np.float32]
+    owners: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, predictions: Any, image_index: Any) -> SplitEmbeddings:
+        """From what a trainer predicts: the embeddings of the text and of the image of each pair."""
+        texts, images = (np.asarray(each, dtype=np.float32) for each in predictions)
+        index = np.asarray(image_index)
+        owners = np.full(len(index), -1, dtype=np.int64)
+        readable = np.flatnonzero(index >= 0)
+        rows, first, owners[readable] = np.unique(index[readable], return_index=True, return_inverse=True)
+        return cls(images[readable[first]], texts, owners, rows)
+
+
+class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
+    """Dual encoders."""
+
+    protocols = {"loss": _LOSS_PROTOCOL, **RETRIEVAL_PROTOCOLS}
+    collator_class = ContrastiveCollator
+    trainer_class = ContrastiveTrainer
+
+    def encoder_sections(self) -> Mapping[Modality, EncoderSection]:
+        vision, text = self.recipe.model.vision, self.recipe.model.text
+        sections: dict[Modality, EncoderSection] = {}
+        if vision.backbone is not None:
+            sections["vision"] = VisionEncoderSection(backbone=vision.backbone, pretrained=vision.pretrained)
+        if text.backbone is not None or text.tokenizer is not None:
+            backbone = text.backbone or text.tokenizer or ""
+            is_wanted = text.backbone is not None and text.pretrained
+            sections["text"] = TextEncoderSection(backbone=backbone, pretrained=is_wanted)
+        return sections
+
+    def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> DualEncoderProcessor:
+        if parent is not None:
+            processor = DualEncoderProcessor.from_pretrained(parent)
+            processor.max_length = min(self.recipe.data.max_length, processor.tokenizer.model_max_length)
+            return processor
+        text = self.recipe.model.text
+        captions = self._training_captions(data) if text.backbone is None and text.tokenizer is None else []
+        return build_dual_encoder_processor(self.recipe.model, self.recipe.data, captions)
+
+    def build_model(
+        self, data: LoadedData | None, *, processor: Any = None, parent: Path | None = None, device: str | None = None
+    ) -> DualEncoderModel:
+        if parent is not None:
+            return load_dual_encoder(parent, self.recipe, device=device)
+        tokenizer = None if processor is None else processor.tokenizer
+        return build_dual_encoder(self.recipe, tokenizer, device=device)
+
+    def load_trained(self, path: Path) -> tuple[PreTrainedModel, Any]:
+        return load_dual_encoder_folder(path)
+
+    def num_train_rows(self, data: LoadedData) -> int | None:
+        return len(self.torch_dataset(data, "train"))
+
+    def torch_dataset(self, data: LoadedData, split: str) -> Any:
+        rows: Any = data.splits[split]
+        if split != "train":
+            return caption_dataset(rows, "all")
+        return caption_dataset(rows, self.recipe.data.captions, seed=self.recipe.training.get("seed", 42))
+
+    def trainer_options(self, data: LoadedData, processor: Any) -> dict[str, Any]:
+        return {"compute_metrics": _training_metrics}
+
+    def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Collator) -> Trainer:
+        return ContrastiveEvaluator(model=model, args=args, data_collator=collator)
+
+    def measure(self, trainer: Trainer, data: LoadedData, split: str) -> MeasuredRetrieval:
+        dataset = CaptionDataset(_table(data, split), "all")
+        output = trainer.predict(dataset, metric_key_prefix=split)
+        assert output.metrics is not None
+        found = SplitEmbeddings.of(output.predictions, output.label_ids)
+        evaluation = evaluate_retrieval(found.images, found.texts, found.owners)
+        return MeasuredRetrieval(evaluation, output.metrics[f"{split}_loss"], _examples(evaluation, found, dataset))
+
+    def write_report(
+        self,
+        run_dir: Path,
+        resolved: ResolvedRecipe,
+        measured: Mapping[str, MeasuredRetrieval],
+        *,
+        facts: Mapping[str, object],
+        stages: Sequence[Mapping[str, object]] = (),
+        log_history: Sequence[Mapping[str, Any]] = (),
+        bad_examples: Sequence[BadExample] = (),
+        duplicates: Sequence[DuplicatePair] = (),
+    ) -> None:
+        evaluations = {split: each.evaluation for split, each in measured.items()}
+        sections = retrieval_report_sections(
+            evaluations,
+            recipe_yaml=resolved.to_yaml(),
+            facts=facts,
+            stages=stages,
+            plots=save_retrieval_plots(run_dir / "plots", evaluations, log_history=log_history),
+            examples={split: each.examples for split, each in measured.items()},
+            bad_examples=bad_examples,
+            duplicates=duplicates,
+        )
+        write_report(run_dir / "report.html", sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
+        write_details(run_dir / "evaluation.json", self.protocols)
+        write_metrics(run_dir / "metrics.json", {split: each.metrics for split, each in measured.items()})
+
+    def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
+        tokens = torch.ones(batch_size, self.recipe.data.max_length, dtype=torch.long, device=device)
+        return {**super().example_inputs(batch_size, device), "input_ids": tokens}
+
+    def _training_captions(self, data: LoadedData) -> list[str]:
+        rows: Any = data.splits["train"]
+        if not isinstance(rows, datasets.Dataset):
+            raise InputError(
+                "model.text.tokenizer: none is named, and one cannot be learnt from a stream; name a tokenizer"
+            )
+        return [caption for captions in rows["captions"] for caption in captions]
+
+
+def _table(data: LoadedData, split: str) -> datasets.Dataset:
+    rows = data.splits[split]
+    if not isinstance(rows, datasets.Dataset):
+        raise InputError(f"{split}: a stream cannot be searched; give the split as a table")
+    return rows
+
+
+def _training_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    found = SplitEmbeddings.of(prediction.predictions, prediction.label_ids)
+    return retrieval_metrics(found.images, found.texts, found.owners)
+
+
+def _examples(
+    evaluation: RetrievalEvaluation, found: SplitEmbeddings, dataset: CaptionDataset
+) -> list[RetrievalExample]:
+    examples = []
+    for row, rank in worst_captions(evaluation):
+        wanted = dataset[row]
+        nearest = int((found.images @ found.texts[row]).argmax())
+        try:
+            image = decode_image(wanted["image"])
+        except BadImageError:
+            image = None
+        instead = dataset.table[int(found.rows[nearest])]["captions"][0]
+        examples.append(
+            RetrievalExample(id=wanted["id"], image=image, caption=wanted["caption"], rank=rank, found_instead=instead)
+        )
+    return examples

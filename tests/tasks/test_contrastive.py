@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import pipeline
+
+from mmhf.cli import main
+from mmhf.errors import InputError
+from mmhf.evaluation.retrieval import evaluate_retrieval
+from mmhf.inference.loading import load_dual_encoder_folder
+from mmhf.recipe import recipe_from_dict
+from mmhf.sample_data import read_sample
+from mmhf.tasks import Contrastive, task_of
+from mmhf.tasks.contrastive import SplitEmbeddings
+
+RECIPE: dict[str, Any] = {
+    "task": "contrastive",
+    "model": {
+        "vision": {"patch_size": 8, "width": 16, "layers": 1, "heads": 2, "pooling": "avg"},
+        "text": {"width": 16, "layers": 1, "heads": 2, "vocab_size": 300},
+        "embedding_dim": 8,
+    },
+    "data": {"source": "sample", "image_size": 32, "max_length": 12, "limit": 24, "find_duplicates": "never"},
+    "contrastive": {"batch_size": 12},
+    "training": {
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "num_train_epochs": 2,
+        "metric_for_best_model": "mean_recall",
+    },
+    "evaluation": {"splits": ["test"]},
+}
+
+
+def task_with(**changes: Any) -> Contrastive:
+    values = {**RECIPE, **{key: {**RECIPE.get(key, {}), **value} for key, value in changes.items()}}
+    task = task_of(recipe_from_dict(values, name="tiny").recipe)
+    assert isinstance(task, Contrastive)
+    return task
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the whole road, through the command line."""
+    folder = tmp_path_factory.mktemp("contrastive")
+    recipe = {**RECIPE, "training": {**RECIPE["training"], "output_dir": str(folder / "run")}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert main(["train", str(folder / "tiny.yaml")]) == 0
+    return folder / "run"
+
+
+def test_the_road_ends_in_a_run_folder_with_retrieval_metrics(run_folder: Path) -> None:
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert {"test_loss", "test_image_to_text_recall@10", "test_text_to_image_map"} <= set(metrics)
+    report = (run_folder / "report.html").read_text()
+    assert "Captions whose image is found last: test" in report
+    assert (run_folder / "plots" / "test_recall.png").is_file()
+    history = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_mean_recall" in entry] == [2, 4]
+
+
+def test_metrics_are_those_of_embedding_the_split_by_hand(run_folder: Path) -> None:
+    model, processor = load_dual_encoder_folder(run_folder, device=torch.device("cpu"))
+    data = task_with().load_data(splits=["test"])
+    images, texts, owners = [], [], []
+    for number, row in enumerate(data.splits["test"]):
+        image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+        output = model(**processor(images=image, text=row["captions"]))
+        images.append(output.image_embeds.detach())
+        texts.append(output.text_embeds.detach())
+        owners += [number] * len(row["captions"])
+    expected = evaluate_retrieval(torch.cat(images), torch.cat(texts), np.array(owners)).metrics
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    for name, value in expected.items():
+        assert metrics[f"test_{name}"] == pytest.approx(value, abs=1e-5), name
+
+
+def test_a_finished_run_is_evaluated_planned_and_served(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run_folder), "--split", "test", "--output", str(run_folder / "again")]) == 0
+    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (run_folder, run_folder / "again"))
+    assert two["test_text_to_image_map"] == pytest.approx(one["test_text_to_image_map"], abs=1e-6)
+    assert main(["plan", str(run_folder / "recipe.yaml")]) == 0
+    assert "12 = 4 a device × 3 accumulated × 1 processes" in " ".join(capsys.readouterr().out.split())
+    drawing = read_sample("test")["image"][0].as_py()["bytes"]
+    path = run_folder / "drawing.png"
+    path.write_bytes(drawing)
+    classify = pipeline("zero-shot-image-classification", model=str(run_folder))
+    answers = classify(str(path), ["red heart", "a dog"], hypothesis_template="{}")
+    assert sum(answer["score"] for answer in answers) == pytest.approx(1)
+
+
+def test_going_on_from_a_run_keeps_its_tokenizer_and_weights(run_folder: Path) -> None:
+    task = task_with()
+    data = task.load_data()
+    processor = task.build_processor(data, parent=run_folder)
+    model = task.build_model(data, processor=processor, parent=run_folder)
+    trained, old = load_dual_encoder_folder(run_folder, device=torch.device("cpu"))
+    assert processor.tokenizer.get_vocab() == old.tokenizer.get_vocab()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name]), name
+
+
+def test_all_captions_make_longer_epochs() -> None:
+    task = task_with(data={"captions": "all", "keywords": True})
+    data = task.load_data(splits=["train"])
+    captions = sum(len(row) for row in data.splits["train"]["captions"])
+    assert task.num_train_rows(data) == captions > len(data.splits["train"])
+
+
+def test_each_image_counts_once_and_unreadable_ones_not_at_all() -> None:
+    texts, images = np.eye(5, 3), np.arange(15).reshape(5, 3)
+    found = SplitEmbeddings.of((texts, images), np.array([7, 7, -1, 4, 9]))
+    assert found.rows.tolist() == [4, 7, 9]
+    assert found.owners.tolist() == [1, 1, -1, 0, 2]
+    assert found.images.tolist() == images[[3, 0, 4]].tolist()
+    assert len(found.texts) == 5
+
+
+def test_metric_names_and_streams_without_a_tokenizer_are_refused() -> None:
+    with pytest.raises(InputError, match=r"'recall@10' is not measured"):
+        task_with(training={"metric_for_best_model": "recall@10"})
+    task = task_with()
+    data = task.load_data(splits=["train"])
+    data.splits["train"] = data.splits["train"].to_iterable_dataset()
+    with pytest.raises(InputError, match=r"model\.text\.tokenizer: none is named, and one cannot be learnt"):
+        task.build_processor(data)

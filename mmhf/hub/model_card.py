@@ -114,7 +114,7 @@ def _front_matter(notes: ReleaseNotes, facts: CardFacts) -> ModelCardData:
 def _eval_results(notes: ReleaseNotes, facts: CardFacts, task: str) -> list[EvalResult]:
     data = facts.recipe.get("data") or {}
     source = str(data.get("source", "unknown"))
-    name = str(data.get("path") or source) if source == "hub" else source
+    name = (_hub_data(facts.recipe) or [source])[0]
     return [
         EvalResult(
             task_type=task,

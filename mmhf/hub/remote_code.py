@@ -139,7 +139,8 @@ def _custom_pipeline(family: RemoteFamily) -> str:
     if family.pipeline is None or family.task is None:
         return ""
     entry = {family.task: {"impl": _class_reference(family.pipeline), "pt": ["AutoModel"], "type": family.inputs}}
-    return f"\n\n{_class_name(family.config)}.custom_pipelines = {entry!r}\n"
+    # A property, because transformers 5.23 changes the dict that it is given.
+    return f"\n\n{_class_name(family.config)}.custom_pipelines = property(lambda config: {entry!r})\n"
 
 
 def _known_to_stock_pipeline(family: RemoteFamily, model_type: str) -> str:

@@ -42,16 +42,17 @@ class Family:
     Args:
         recipe_task (`str`): `task:` of its recipes.
         make (`Callable`): Model and processor.
+        pipeline_task (`str`): What `pipeline()` is asked for.
         output (`str`): Field of the model's output that is compared.
-        pipeline_task (`str`, *optional*): What `pipeline()` is asked for.
-        arguments, options (`list`, `dict`): What the pipeline is called with and made with.
+        arguments (`Callable`): From the path of an image to what the pipeline is called with.
+        call (`dict`): Keywords of that call.
         has_text (`bool`): Whether the model itself takes `input_ids`.
     """
 
     recipe_task: str
     make: Callable[[], tuple[PreTrainedModel, Any]]
+    pipeline_task: str
     output: str = "logits"
-    pipeline_task: str | None = None
     arguments: Callable[[str], list[Any]] = lambda image: [image]
     call: dict[str, Any] = field(default_factory=dict)
     has_text: bool = False

@@ -3,11 +3,16 @@
 Reads a JSON list of jobs from standard input, writes a JSON list of answers to standard output.
 """
 
+import contextlib
 import importlib
+import io
 import json
+import re
 import sys
+from pathlib import Path
 
 import torch
+from huggingface_hub import hf_hub_download
 from transformers import AutoModel, pipeline
 
 
@@ -17,10 +22,17 @@ def serve(job):
     inputs = {name: torch.tensor(values) for name, values in job["inputs"].items()}
     with torch.no_grad():
         output = model(**inputs)[job["output"]].tolist()
-    answer = None
-    if job["task"] is not None:
-        answer = pipeline(job["task"], model=job["repo"], **where)(*job["arguments"], **job["call"])
-    return {"output": output, "answer": answer, "module": type(model).__module__}
+    answer = pipeline(job["task"], model=job["repo"], **where)(*job["arguments"], **job["call"])
+    return {"output": output, "answer": answer, "module": type(model).__module__, "printed": run_snippet(job)}
+
+
+def run_snippet(job):
+    """What the usage snippet on the model card prints."""
+    card = Path(hf_hub_download(job["repo"], "README.md", revision=job["revision"])).read_text(encoding="utf-8")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], {})
+    return printed.getvalue()
 
 
 def refuse_unclean():

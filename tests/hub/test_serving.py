@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from clean_environment import make_clean_environment
 from families import FAMILIES, Family, model_inputs, write_family_run, write_image
 from loopback_hub import LoopbackHub
+from loopback_store import card_problems
 from transformers import AutoModel, dynamic_module_utils
 
 import mmhf
@@ -49,7 +51,7 @@ def _output(path: Path, family: Family) -> Any:
 
 @pytest.mark.slow
 def test_every_version_is_served_alike_without_mmhf(hub: LoopbackHub, tmp_path: Path):
-    image = str(write_image(tmp_path / "photo.png"))
+    image = str(write_image(tmp_path / "photo.jpg"))
     runs = {name: _push_versions(tmp_path / "runs", name) for name in FAMILIES}
     jobs, expected = [], []
     for name, family in FAMILIES.items():
@@ -63,14 +65,14 @@ def test_every_version_is_served_alike_without_mmhf(hub: LoopbackHub, tmp_path: 
     for job, answer, (output, said) in zip(jobs, answers, expected, strict=True):
         assert answer["output"] == output, job["repo"]
         assert answer["answer"] == said, job["repo"]
+        assert re.search("label|caption", answer["printed"]), "the snippet on the card says something"
+        assert card_problems(hub.files(job["repo"], job["revision"])["README.md"].decode()) == []
         assert answer["module"].startswith("transformers_modules."), "the code came with the release"
     outputs = [json.dumps(output) for output, _ in expected]
     assert len(set(outputs)) == len(outputs), "versions must differ for this test to show anything"
 
 
 def _answer(run_dir: Path, family: Family, image: str) -> Any:
-    if family.pipeline_task is None:
-        return None
     answer = mmhf.pipeline(family.pipeline_task, model=str(run_dir))(*family.arguments(image), **family.call)
     return json.loads(json.dumps(answer))
 
@@ -110,8 +112,6 @@ def test_with_mmhf_no_remote_code_is_needed_or_run(hub, tmp_path: Path, monkeypa
     monkeypatch.setattr(dynamic_module_utils, "get_cached_module_file", refuse)
     path = resolve_model(f"{_repo(name)}@v1.0").path
     assert _output(path, family) == _output(run_dir, family)
-    if family.pipeline_task is None:
-        return
     for trust in (None, True):
         served = mmhf.pipeline(family.pipeline_task, model=_repo(name), revision="v1.0", trust_remote_code=trust)
         assert type(served.model).__module__.startswith("mmhf.")

@@ -1,20 +1,60 @@
-"""What building any classifier from a recipe needs: its labels, and a release to go on from."""
+"""What building any classifier from a recipe needs: its encoders, its labels, and a release to go on from."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mmhf.errors import InputError
+from mmhf.models.backbones import load_encoder_config
 from mmhf.models.classification_loss import LossSettings
-from mmhf.recipe.schema import TextEncoderSection, VisionEncoderSection
+from mmhf.models.encoders import describe_text, describe_vision
+from mmhf.recipe.schema import (
+    FusionModelSection,
+    ImageClassifierModelSection,
+    TextEncoderSection,
+    VisionEncoderSection,
+)
 
 ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+
+
+def vision_values(section: VisionEncoderSection, *, image_size: int | None) -> dict[str, Any]:
+    """An image encoder as a config keeps it; fetches its configuration file at most.
+
+    Raises:
+        `InputError`: the backbone is unknown, its config cannot be fetched, it lacks the pooling, or images of this
+            size in pixels do not fit it.
+    """
+    config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="vision")
+    with _names_encoder("vision", section):
+        output = describe_vision(config, section.pooling, image_size=image_size)
+    return {
+        "vision_config": config,
+        "vision_backbone": section.backbone,
+        "vision_pooling": section.pooling,
+        "vision_output": output.to_dict(),
+    }
+
+
+def text_values(section: TextEncoderSection) -> dict[str, Any]:
+    """A text encoder as a config keeps it, as `vision_values` does for images."""
+    config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="text")
+    with _names_encoder("text", section):
+        output = describe_text(config, section.pooling)
+    return {
+        "text_config": config,
+        "text_backbone": section.backbone,
+        "text_pooling": section.pooling,
+        "text_output": output.to_dict(),
+    }
 
 
 def label_maps(label_names: Sequence[str]) -> dict[str, Any]:
@@ -39,16 +79,47 @@ def _as_floats(values: Sequence[float] | None) -> list[float] | None:
     return None if values is None else [float(value) for value in values]
 
 
-def set_labels(config: PreTrainedConfig, label_names: Sequence[str], loss: LossSettings) -> None:
-    """Give a released config the labels and the loss of the run to come, which has to be calibrated anew."""
+def shapes_alone(model_class: type[ModelT], config: PreTrainedConfig) -> ModelT:
+    """A model on the meta device: no weights, no memory."""
+    with torch.device("meta"):
+        return model_class(config)
+
+
+def config_of_parent(
+    config_class: type[ConfigT],
+    path: str | Path,
+    section: FusionModelSection | ImageClassifierModelSection,
+    *,
+    fixed: Mapping[str, str],
+    label_names: Sequence[str],
+) -> ConfigT:
+    """Config of the classifier that training starts from, once the recipe is found to fit it.
+
+    Args:
+        config_class (`type[PreTrainedConfig]`): Of the family.
+        path (`str` or `Path`): Folder of the release or run.
+        section (`FusionModelSection` or `ImageClassifierModelSection`): The recipe's model.
+        fixed (`Mapping[str, str]`): See `check_same_model`.
+        label_names (`Sequence[str]`): The data's; with `reset_head` they may be others than the release's.
+
+    Raises:
+        `InputError`: the folder holds no classifier of this family, or the recipe's model or labels differ from its
+            own.
+    """
+    config = released_config(config_class, path)
+    check_same_model(config, section.model_dump(), fixed, path)
+    if not section.reset_head:
+        check_same_labels(config, label_names, path)
+    return config
+
+
+def config_of_child(parent: ConfigT, label_names: Sequence[str], loss: LossSettings) -> ConfigT:
+    """A released config with the labels and the loss of the run to come, which has to be calibrated anew."""
+    config = copy.deepcopy(parent)
     for name, value in {**label_maps(label_names), **loss_values(loss)}.items():
         setattr(config, name, value)
     config.calibration_temperature, config.abstain_below = 1.0, None
-
-
-def forget_classes(config: PreTrainedConfig) -> None:
-    """Take what a released config says of each class away, before the classes become others."""
-    config.class_weights = config.logit_adjustment = None
+    return config
 
 
 def released_config(config_class: type[ConfigT], path: str | Path) -> ConfigT:
@@ -80,13 +151,14 @@ def check_same_model(
         path (`str` or `Path`): The release, for the message.
 
     Raises:
-        `InputError`: a value differs; one that the release does not know agrees with any.
+        `InputError`: a value differs. A backbone without a name, in a model that no recipe made, agrees with any.
     """
     released = config.to_dict()
     for key, attribute in fixed.items():
         outer, _, inner = key.partition(".")
         value = section[outer][inner] if inner else section[outer]
-        if released[attribute] is not None and released[attribute] != value:
+        is_unknown = released[attribute] is None and attribute.endswith("_backbone")
+        if not is_unknown and released[attribute] != value:
             raise InputError(
                 f"model.{key}: {value!r}, but init_from {path} was trained with {released[attribute]!r}; set it so"
             )
@@ -119,7 +191,7 @@ def load_released(model_class: type[ModelT], path: str | Path, config: PreTraine
 
 
 @contextmanager
-def names_encoder(tower: str, section: VisionEncoderSection | TextEncoderSection) -> Iterator[None]:
+def _names_encoder(tower: str, section: VisionEncoderSection | TextEncoderSection) -> Iterator[None]:
     """Turn a `ValueError` about an encoder into an `InputError` that names the recipe's key, backbone and pooling."""
     try:
         yield

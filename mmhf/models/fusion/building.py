@@ -6,23 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmhf.errors import InputError
-from mmhf.models.backbones import load_encoder, load_encoder_config
+from mmhf.models.backbones import load_encoder
 from mmhf.models.classification_loss import PLAIN_LOSS, LossSettings
 from mmhf.models.classifier_building import (
-    check_same_labels,
-    check_same_model,
-    forget_classes,
+    config_of_child,
+    config_of_parent,
     label_maps,
     load_released,
     loss_values,
-    names_encoder,
-    released_config,
-    set_labels,
+    shapes_alone,
+    text_values,
+    vision_values,
 )
-from mmhf.models.encoders import describe_text, describe_vision
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.modeling_fusion import FusionForImageTextClassification
 from mmhf.recipe.schema import FusionModelSection
@@ -66,22 +62,10 @@ def build_fusion_config(
         `InputError`: a backbone is unknown, its config cannot be fetched, it lacks the pooling, or images of this
             size do not fit it.
     """
-    vision, text, fusion = section.vision, section.text, section.fusion
-    vision_config = load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="vision")
-    text_config = load_encoder_config(text.backbone, pretrained=text.pretrained, modality="text")
-    with names_encoder("vision", vision):
-        vision_output = describe_vision(vision_config, vision.pooling, image_size=image_size)
-    with names_encoder("text", text):
-        text_output = describe_text(text_config, text.pooling)
+    fusion = section.fusion
     return FusionConfig(
-        vision_config=vision_config,
-        text_config=text_config,
-        vision_backbone=vision.backbone,
-        text_backbone=text.backbone,
-        vision_pooling=vision.pooling,
-        text_pooling=text.pooling,
-        vision_output=vision_output.to_dict(),
-        text_output=text_output.to_dict(),
+        **vision_values(section.vision, image_size=image_size),
+        **text_values(section.text),
         embedding_dim=section.embedding_dim,
         strategy=fusion.strategy,
         hidden_dims=fusion.hidden_dims,
@@ -124,8 +108,7 @@ def build_fusion_model(
         image_size=image_size,
     )
     if device == "meta":
-        with torch.device("meta"):
-            return FusionForImageTextClassification(config)
+        return shapes_alone(FusionForImageTextClassification, config)
     vision = load_encoder(section.vision.backbone, config.vision_config, pretrained=section.vision.pretrained)
     text = load_encoder(section.text.backbone, config.text_config, pretrained=section.text.pretrained)
     return FusionForImageTextClassification.from_encoders(config, vision=vision, text=text)
@@ -156,22 +139,15 @@ def load_fusion_model(
         `InputError`: the folder holds no fusion classifier or no weights, or the recipe's model or labels differ from
             its own.
     """
-    config = released_config(FusionConfig, path)
-    check_same_model(config, section.model_dump(), _FIXED_BY_RELEASE, path)
-    if not section.reset_head:
-        check_same_labels(config, label_names, path)
-    _check_stand_in(config, section, path)
-    config.update(_recipe_values(section, loss, missing_modalities))
+    released = config_of_parent(FusionConfig, path, section, fixed=_FIXED_BY_RELEASE, label_names=label_names)
+    _check_stand_in(released, section, path)
+    released.update(_recipe_values(section, loss, missing_modalities))
+    config = config_of_child(released, label_names, loss)
     if device == "meta":
-        set_labels(config, label_names, loss)
-        with torch.device("meta"):
-            return FusionForImageTextClassification(config)
+        return shapes_alone(FusionForImageTextClassification, config)
     if not section.reset_head:
-        set_labels(config, label_names, loss)
         return load_released(FusionForImageTextClassification, path, config)
-    forget_classes(config)
-    parent = load_released(FusionForImageTextClassification, path, config)
-    set_labels(config, label_names, loss)
+    parent = load_released(FusionForImageTextClassification, path, released)
     model = FusionForImageTextClassification.from_encoders(config, vision=parent.vision, text=parent.text)
     for name in ("vision_projection", "text_projection", "fusion"):
         model.get_submodule(name).load_state_dict(parent.get_submodule(name).state_dict())

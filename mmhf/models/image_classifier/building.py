@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from mmhf.models.backbones import load_encoder, load_encoder_config
+from mmhf.models.backbones import load_encoder
 from mmhf.models.classification_loss import PLAIN_LOSS, LossSettings
 from mmhf.models.classifier_building import (
-    check_same_labels,
-    check_same_model,
-    forget_classes,
+    config_of_child,
+    config_of_parent,
     label_maps,
     load_released,
     loss_values,
-    names_encoder,
-    released_config,
-    set_labels,
+    shapes_alone,
+    vision_values,
 )
-from mmhf.models.encoders import describe_vision
 from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
 from mmhf.models.image_classifier.modeling_image_classifier import BackboneForImageClassification
 from mmhf.recipe.schema import ImageClassifierModelSection
@@ -50,18 +46,9 @@ def build_image_classifier_config(
         `InputError`: the backbone is unknown, its config cannot be fetched, it lacks the pooling, or images of this
             size do not fit it.
     """
-    vision, head = section.vision, section.head
-    vision_config = load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="vision")
-    with names_encoder("vision", vision):
-        vision_output = describe_vision(vision_config, vision.pooling, image_size=image_size)
     return BackboneForImageClassificationConfig(
-        vision_config=vision_config,
-        vision_backbone=vision.backbone,
-        vision_pooling=vision.pooling,
-        vision_output=vision_output.to_dict(),
-        head_hidden_dim=head.hidden_dim,
-        head_dropout=head.dropout,
-        head_activation=head.activation,
+        **vision_values(section.vision, image_size=image_size),
+        **_head_values(section),
         **loss_values(loss),
         **label_maps(label_names),
     )
@@ -87,15 +74,9 @@ def build_image_classifier(
     Raises:
         `InputError`: the backbone is unknown, cannot be fetched, or lacks the pooling.
     """
-    config = build_image_classifier_config(
-        section,
-        label_names=label_names,
-        loss=loss,
-        image_size=image_size,
-    )
+    config = build_image_classifier_config(section, label_names=label_names, loss=loss, image_size=image_size)
     if device == "meta":
-        with torch.device("meta"):
-            return BackboneForImageClassification(config)
+        return shapes_alone(BackboneForImageClassification, config)
     vision = load_encoder(section.vision.backbone, config.vision_config, pretrained=section.vision.pretrained)
     return BackboneForImageClassification(config, vision=vision)
 
@@ -124,21 +105,24 @@ def load_image_classifier(
         `InputError`: the folder holds no image classifier or no weights, or the recipe's model or labels differ from
             its own.
     """
-    config = released_config(BackboneForImageClassificationConfig, path)
     fixed = _ENCODER_OF_RELEASE if section.reset_head else {**_ENCODER_OF_RELEASE, **_HEAD_OF_RELEASE}
-    check_same_model(config, section.model_dump(), fixed, path)
-    if not section.reset_head:
-        check_same_labels(config, label_names, path)
-    forget_classes(config)
-    parent = None
-    if section.reset_head and device != "meta":
-        parent = load_released(BackboneForImageClassification, path, config).vision
-    config.head_hidden_dim, config.head_activation = section.head.hidden_dim, section.head.activation
-    config.head_dropout = list(section.head.dropout)
-    set_labels(config, label_names, loss)
+    released = config_of_parent(
+        BackboneForImageClassificationConfig, path, section, fixed=fixed, label_names=label_names
+    )
+    config = config_of_child(released, label_names, loss)
+    config.update(_head_values(section))
     if device == "meta":
-        with torch.device("meta"):
-            return BackboneForImageClassification(config)
-    if parent is not None:
-        return BackboneForImageClassification(config, vision=parent)
-    return load_released(BackboneForImageClassification, path, config)
+        return shapes_alone(BackboneForImageClassification, config)
+    if not section.reset_head:
+        return load_released(BackboneForImageClassification, path, config)
+    parent = load_released(BackboneForImageClassification, path, released)
+    return BackboneForImageClassification(config, vision=parent.vision)
+
+
+def _head_values(section: ImageClassifierModelSection) -> dict[str, Any]:
+    head = section.head
+    return {
+        "head_hidden_dim": head.hidden_dim,
+        "head_dropout": list(head.dropout),
+        "head_activation": head.activation,
+    }

@@ -126,6 +126,14 @@ def test_init_from_carries_encoder_and_head_over(release):
     assert model.loss.label_smoothing == 0.2 and model.loss.weight.tolist() == [1.0, 2.0, 3.0]
 
 
+def test_a_head_without_a_hidden_layer_is_not_taken_for_one_with(tmp_path):
+    build_image_classifier(section(head={"hidden_dim": None}), label_names=LABELS).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"model\.head\.hidden_dim: 8, but .* was trained with None"):
+        load_image_classifier(tmp_path, section(head={"hidden_dim": 8}), label_names=LABELS)
+    model = load_image_classifier(tmp_path, section(head={"hidden_dim": None}), label_names=LABELS)
+    assert equal(model.state_dict(), BackboneForImageClassification.from_pretrained(tmp_path).state_dict())
+
+
 def test_reset_head_takes_other_labels_and_another_head(release):
     parent = BackboneForImageClassification.from_pretrained(release)
     changed = section(head={"hidden_dim": 4, "activation": "gelu"}, reset_head=True)

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     transformers.logging.disable_progress_bar()
     settings = PredictionSettings(
-        columns=_columns(options.column),
+        columns=parse_columns(options.column),
         image_root=options.image_root,
         limit=options.limit,
         threshold=options.threshold,
@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> None:
         logger.info("  %d rows: %s", count, reason)
 
 
-def _columns(pairs: list[str]) -> dict[str, str]:
+def parse_columns(pairs: list[str]) -> dict[str, str]:
+    """`image=COLUMN` and `text=COLUMN`, as `--column` gives them."""
     columns = {}
     for pair in pairs:
         name, equals, column = pair.partition("=")

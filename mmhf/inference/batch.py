@@ -21,7 +21,7 @@ from transformers import BatchFeature, PreTrainedModel
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.errors import InputError
 from mmhf.inference.captioning import CaptionPredictor
-from mmhf.inference.hashing import files_hash
+from mmhf.inference.hashing import model_hash
 from mmhf.inference.inputs import PredictionRows, read_rows
 from mmhf.inference.loading import choose_device, load_predictable, takes_text
 from mmhf.inference.outputs import check_output, join_columns, write_table
@@ -32,9 +32,6 @@ from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
 logger = logging.getLogger(__name__)
 
 EMPTY_TEXT = "the text is empty; predicted from the image alone"
-
-# What decides a prediction besides the weights; reports and metrics of the folder do not.
-_MODEL_FILES = ("*.safetensors", "*config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")
 
 
 @dataclass(frozen=True)
@@ -302,12 +299,11 @@ def _with_progress(
 def _identity(
     rows: PredictionRows, model_dir: Path, device: torch.device, settings: PredictionSettings
 ) -> dict[str, str]:
-    model_files = sorted({path for pattern in _MODEL_FILES for path in model_dir.glob(pattern)})
     return {
         "input": rows.table_hash,
         "images": rows.images_hash(),
         "columns": f"{rows.image_column}, {rows.text_column}",
-        "model": files_hash(model_files),
+        "model": model_hash(model_dir),
         "device": device.type,
         "limit": str(settings.limit),
         "threshold": str(settings.threshold),

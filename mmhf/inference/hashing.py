@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
+# What decides a prediction besides the input; reports and metrics of the folder do not.
+_MODEL_FILES = ("*.safetensors", "*config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")
 
 
 def files_hash(paths: Iterable[Path]) -> str:
@@ -18,3 +20,8 @@ def files_hash(paths: Iterable[Path]) -> str:
             while chunk := stream.read(_CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def model_hash(folder: Path) -> str:
+    """sha256 over the weights, configuration and tokenizer of a model's folder."""
+    return files_hash(sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}))

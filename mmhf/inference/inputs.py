@@ -31,7 +31,7 @@ class PredictionRows:
     Args:
         table (`TableFile`): The table's own columns, and which rows are malformed.
         texts (`list[str]`, *optional*): One a row, an absent text is empty; None when the model takes no text.
-        image_column (`str`): A column, or a template such as `{id}.jpg`.
+        image_column (`str`, *optional*): A column, or a template such as `{id}.jpg`; None when there are no images.
         text_column (`str`, *optional*): A column.
         folder (`DataFolder`): Holds the images; no path may leave it.
         table_hash (`str`): sha256 of the table's file, or of the names of a folder's images.
@@ -39,7 +39,7 @@ class PredictionRows:
 
     table: TableFile
     texts: list[str] | None
-    image_column: str
+    image_column: str | None
     text_column: str | None
     folder: DataFolder
     table_hash: str
@@ -71,7 +71,7 @@ class PredictionRows:
     def images_hash(self) -> str:
         """sha256 over the path and size of every image file, so that a changed folder is noticed."""
         digest = hashlib.sha256()
-        for index in range(len(self)):
+        for index in range(len(self) if self.image_column is not None else 0):
             try:
                 image = self.image(index)
                 size = image.stat().st_size if isinstance(image, Path) else 0
@@ -82,6 +82,8 @@ class PredictionRows:
         return digest.hexdigest()
 
     def _image_value(self, index: int) -> Any:
+        if self.image_column is None:
+            return None
         if self.image_column in self.table.columns:
             return self.table.columns[self.image_column][index]
         fields = {
@@ -99,7 +101,8 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     image_root: str | Path | None = None,
     limit: int | None = None,
-    with_text: bool = True,
+    with_text: bool | None = True,
+    with_image: bool | None = True,
 ) -> PredictionRows:
     """Read the rows to predict.
 
@@ -111,7 +114,8 @@ def read_rows(
         columns (`Mapping[str, str]`, *optional*): Names of the columns `image` and `text`; these win.
         image_root (`str` or `Path`, *optional*): Folder of the images; absent: the table's own.
         limit (`int`, *optional*): Keep the first rows only.
-        with_text (`bool`, defaults to `True`): Whether the model takes a text.
+        with_text (`bool`, *optional*, defaults to `True`): Whether texts are read; None: if there is a column of them.
+        with_image (`bool`, *optional*, defaults to `True`): The same of images.
 
     Raises:
         InputError: The input, a column or the image folder is absent; the nearest name is given.
@@ -119,20 +123,25 @@ def read_rows(
     columns = dict(columns or {})
     for role in columns.keys() - _USUAL_COLUMNS.keys():
         raise InputError(f"columns.{role}: unknown, name the columns of image and text")
-    if "text" in columns and not with_text:
+    if "text" in columns and with_text is False:
         raise InputError("columns.text: the model takes images alone")
-    path = _table_file(Path(input_path), with_text)
+    if "image" in columns and with_image is False:
+        raise InputError("columns.image: texts alone are read")
+    path = _table_file(Path(input_path), needs_table=with_text is True)
     table = _list_images(path) if path.is_dir() else read_table(path)
     if not table.rows:
         raise InputError(f"{path}: has no {'images' if path.is_dir() else 'rows'}")
     if limit is not None:
         table = table.select(list(range(min(limit, len(table.rows)))))
     trained_on = {} if path.is_dir() else _trained_columns(model_dir)
-    text_column = _choose(table, "text", columns, trained_on) if with_text else None
+    text_column = _choose_optional(table, "text", columns, trained_on, wanted=with_text)
+    image_column = _choose_optional(table, "image", columns, trained_on, wanted=with_image)
+    if text_column is None and image_column is None:
+        raise InputError(f"{path}: has neither a column of images nor one of texts; name one with --column")
     return PredictionRows(
         table=table,
         texts=None if text_column is None else [as_text(value) or "" for value in table.columns[text_column]],
-        image_column=_choose(table, "image", columns, trained_on),
+        image_column=image_column,
         text_column=text_column,
         folder=DataFolder(
             _image_root(path if path.is_dir() else path.parent, image_root, trained_on.get("image_dirs", ()))
@@ -141,14 +150,14 @@ def read_rows(
     )
 
 
-def _table_file(path: Path, with_text: bool) -> Path:
+def _table_file(path: Path, *, needs_table: bool) -> Path:
     """The table to read, or the folder itself where its images are the rows."""
     if not path.is_dir():
         return path
     for name in _METADATA_FILES:
         if (path / name).is_file():
             return path / name
-    if not with_text:
+    if not needs_table:
         return path
     raise InputError(f"{path}: needs one of {', '.join(_METADATA_FILES)} with the columns file_name and text")
 
@@ -172,6 +181,17 @@ def _trained_columns(model_dir: str | Path | None) -> dict[str, Any]:
         image_dirs = (data["image_dir"],) if data.get("image_dir") else IMAGE_FOLDERS
         return {"image": "{id}.jpg", "text": data.get("text") or "clean_title", "image_dirs": image_dirs}
     return data.get("columns") or {}
+
+
+def _choose_optional(
+    table: TableFile, role: str, given: Mapping[str, str], trained_on: Mapping[str, Any], *, wanted: bool | None
+) -> str | None:
+    """`_choose` where a column is wanted; where it is optional (None), the one that there is."""
+    if wanted or (wanted is None and role in given):
+        return _choose(table, role, given, trained_on)
+    usual = [trained_on[role]] if role in trained_on else []
+    there = [name for name in (*usual, *_USUAL_COLUMNS[role]) if name in table.columns]
+    return there[0] if wanted is None and there else None
 
 
 def _choose(table: TableFile, role: str, given: Mapping[str, str], trained_on: Mapping[str, Any]) -> str:

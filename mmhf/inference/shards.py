@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from mmhf.errors import InputError
 
-_IDENTITY_FILE = "identity.json"
+IDENTITY_FILE = "identity.json"
 
 
 class ShardFolder:
@@ -64,6 +64,10 @@ class ShardFolder:
         """The shards of these numbers, one below the other."""
         return pa.concat_tables([pq.read_table(self._shard_path(number)) for number in numbers])
 
+    def schema(self, number: int) -> pa.Schema:
+        """The columns of a shard."""
+        return pq.read_schema(self._shard_path(number))
+
     def remove(self) -> None:
         shutil.rmtree(self.path)
 
@@ -71,7 +75,7 @@ class ShardFolder:
         return self.path / f"shard-{number:06d}.parquet"
 
     def _check_identity(self, discard_other: bool) -> None:
-        path = self.path / _IDENTITY_FILE
+        path = self.path / IDENTITY_FILE
         # Without an identity file the process before was killed before it did anything.
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else self.identity
         changed = sorted(

@@ -1,0 +1,247 @@
+import csv
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from mmhf.errors import InputError
+from mmhf.inference import embedding
+from mmhf.inference.embedding import EmbeddingSettings, embed_table
+from tests.inference.embedding_models import COLOURS, save_tiny_clip
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Twelve rows; row 3 has a broken image, row 5 no text, row 7 neither."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    with (folder / "table.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "image", "text"])
+        for row in range(12):
+            image = generator.integers(0, 255, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(image).save(folder / f"{row}.png")
+            if row in (3, 7):
+                (folder / f"{row}.png").write_bytes(b"not an image")
+            words = generator.choice([*COLOURS, "a", "picture"], 1 + row % 3)
+            writer.writerow([row, f"{row}.png", "" if row in (5, 7) else " ".join(words)])
+    return folder / "table.csv"
+
+
+def by_hand(model_dir, table):
+    """Embeddings of each row alone, by transformers."""
+    model, processor = AutoModel.from_pretrained(model_dir).eval(), AutoProcessor.from_pretrained(model_dir)
+    images, texts = {}, {}
+    for row in csv.DictReader(table.open()):
+        number = int(row["id"])
+        with torch.no_grad():
+            if number not in (3, 7):
+                inputs = processor(images=Image.open(table.parent / row["image"]), return_tensors="pt")
+                images[number] = model.get_image_features(**inputs).pooler_output[0]
+            if row["text"]:
+                inputs = processor(text=row["text"], return_tensors="pt")
+                texts[number] = model.get_text_features(**inputs).pooler_output[0]
+    return images, texts
+
+
+def small(**options):
+    return EmbeddingSettings(batch_size=3, shard_rows=4, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_embeddings_are_the_models_own_of_length_one(model_dir, table, tmp_path, workers):
+    output = tmp_path / "out.parquet"
+    summary = embed_table(model_dir, table, output, small(workers=workers))
+    written = pq.read_table(output)
+    assert written.column("id").to_pylist() == list(range(12)) or written.column("id").to_pylist() == [
+        str(row) for row in range(12)
+    ]
+    for name, expected in zip(("image_embedding", "text_embedding"), by_hand(model_dir, table), strict=True):
+        assert written.schema.field(name).type == pa.list_(pa.float32(), 8)
+        for row, embeds in enumerate(written.column(name).to_pylist()):
+            assert (embeds is None) == (row not in expected)
+            if embeds is not None:
+                unit = torch.nn.functional.normalize(expected[row], dim=0)
+                assert torch.allclose(torch.tensor(embeds), unit, atol=1e-5)
+    errors = written.column("error").to_pylist()
+    assert [row for row, error in enumerate(errors) if error] == [3, 5, 7]
+    assert errors[5] == "the text is empty" and errors[7].endswith("; the text is empty")
+    assert summary.embedded == {"image": 10, "text": 10} and summary.rows_here == 12
+    assert sum(summary.errors.values()) == 3 and not list(tmp_path.glob("*.partial"))
+
+
+def test_a_folder_of_images_needs_no_table(model_dir, table, tmp_path):
+    folder = table.parent
+    table.unlink()
+    embed_table(model_dir, folder, tmp_path / "out.parquet", small())
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.column_names == ["file_name", "image_embedding", "error"]
+    assert written.column("image_embedding").null_count == 2
+
+
+def test_texts_alone_need_no_images(model_dir, table, tmp_path):
+    output = tmp_path / "out.parquet"
+    summary = embed_table(model_dir, table, output, small(modalities=["text"], columns={"text": "id"}))
+    assert summary.embedded == {"text": 12}
+    assert "image_embedding" not in pq.read_schema(output).names
+
+
+def test_a_shard_without_any_image_keeps_the_type(model_dir, table, tmp_path):
+    for row in range(4):
+        (table.parent / f"{row}.png").write_bytes(b"")
+    embed_table(model_dir, table, tmp_path / "out.parquet", small())
+    column = pq.read_table(tmp_path / "out.parquet").column("image_embedding")
+    assert column.type == pa.list_(pa.float32(), 8) and column.null_count == 5
+
+
+def test_the_output_does_not_depend_on_where_it_was_killed(model_dir, table, tmp_path):
+    """Killed before the n-th thing done to its files, for many n, and started again."""
+    reference = tmp_path / "reference.parquet"
+    embed_table(model_dir, table, reference, small())
+    wanted = pq.read_table(reference)
+    ended, killed = False, 0
+    while not ended:
+        killed += 3
+        output = tmp_path / f"killed-{killed}.parquet"
+        ended = in_child(model_dir, table, output, die_at=killed)
+        assert ended or in_child(model_dir, table, output)
+        assert pq.read_table(output).equals(wanted)
+        assert not output.with_name(f"{output.name}.partial").exists()
+    assert killed > 30
+
+
+def in_child(model_dir, table, output, die_at=0):
+    """Whether the child came to its end."""
+    import sys
+
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        assert status in (0, signal.SIGKILL)
+        return status == 0
+    left = die_at
+
+    def hook(event, args):
+        nonlocal left
+        if event.split(".")[0] in ("open", "os", "shutil") and output.name in f"{args[:2]}":
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    embed_table(model_dir, table, output, small())
+    os._exit(0)
+
+
+def test_processes_share_the_shards_and_write_what_one_would(model_dir, table, tmp_path, monkeypatch):
+    embed_table(model_dir, table, tmp_path / "alone.parquet", EmbeddingSettings(batch_size=2, shard_rows=2))
+    monkeypatch.setattr(embedding, "_WAIT_FOR_OTHERS", 0.01)
+    exact = embedding.embed_batch
+    monkeypatch.setattr(embedding, "embed_batch", lambda *args: time.sleep(0.05) or exact(*args))
+    output, children = tmp_path / "shared.parquet", []
+    for number in range(3):
+        child = os.fork()
+        if not child:
+            summary = embed_table(model_dir, table, output, EmbeddingSettings(batch_size=2, shard_rows=2))
+            (tmp_path / f"{number}.rows").write_text(str(summary.rows_here))
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert pq.read_table(output).equals(pq.read_table(tmp_path / "alone.parquet"))
+    rows = [int(path.read_text()) for path in tmp_path.glob("*.rows")]
+    assert sum(rows) == 12 and max(rows) < 12
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_is_done_is_not_done_again(model_dir, table, tmp_path, monkeypatch):
+    output = tmp_path / "out.parquet"
+    embed_table(model_dir, table, output, small())
+    before = output.stat().st_mtime_ns
+    assert embed_table(model_dir, table, output, small()).rows_here == 0
+    assert output.stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="made from other inputs"):
+        embed_table(model_dir, table, output, small(limit=5))
+    assert embed_table(model_dir, table, output, small(limit=5, overwrite=True)).rows == 5
+
+
+def test_another_model_does_not_go_on_with_the_work_of_the_first(model_dir, table, tmp_path, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "out.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "_assemble", stop)
+        with pytest.raises(KeyboardInterrupt):
+            embed_table(model_dir, table, output, small())
+    other = save_tiny_clip(tmp_path / "other", seed=1)
+    with pytest.raises(InputError, match="begun with another model"):
+        embed_table(other, table, output, small())
+    assert embed_table(model_dir, table, output, small()).rows_here == 0
+
+
+def test_a_process_with_other_inputs_does_not_join_those_at_work(model_dir, table, tmp_path, monkeypatch):
+    output, joined, may_end = tmp_path / "out.parquet", threading.Event(), threading.Event()
+    exact = embedding.embed_batch
+
+    def slow(*args):
+        joined.set()
+        may_end.wait(30)
+        return exact(*args)
+
+    monkeypatch.setattr(embedding, "embed_batch", slow)
+    thread = threading.Thread(target=embed_table, args=(model_dir, table, output, small()))
+    thread.start()
+    assert joined.wait(60)
+    try:
+        with pytest.raises(InputError, match="another process is writing it"):
+            embed_table(model_dir, table, output, small(limit=5, overwrite=True))
+    finally:
+        may_end.set()
+        thread.join()
+    assert len(pq.read_table(output)) == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output": "out.csv"}, "name it .parquet"),
+        ({"modalities": ["sound"]}, "does not embed sound"),
+        ({"modalities": ["image"], "columns": {"text": "text"}}, "columns.text"),
+        ({"columns": {"image": "picture"}}, "picture"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_what_cannot_be_embedded_is_refused(model_dir, table, tmp_path, options, message):
+    output = tmp_path / options.pop("output", "out.parquet")
+    with pytest.raises(InputError, match=message):
+        embed_table(model_dir, table, output, EmbeddingSettings(**options))
+
+
+def test_a_table_with_neither_images_nor_texts_is_refused(model_dir, tmp_path):
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="neither a column of images nor one of texts"):
+        embed_table(model_dir, tmp_path / "table.csv", tmp_path / "out.parquet")
+
+
+def test_another_kind_of_model_is_refused(tmp_path, table):
+    from transformers import BertConfig, BertModel
+
+    BertModel(
+        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
+    ).save_pretrained(tmp_path / "bert")
+    with pytest.raises(InputError, match="a bert model; embedding needs a dual encoder"):
+        embed_table(tmp_path / "bert", table, tmp_path / "out.parquet")

@@ -218,7 +218,7 @@ class ImageTextCollator(ImageCollator):
         image = self._load_image(row, augmentation)
         if image is not None:
             return _Sample(image, None if dropped == "text" else text)
-        if self.on_bad_image == "mask":
+        if masking.missing_image:
             return _Sample(None, text, skipped=text is None)
         return _Sample(blank_image(), text, skipped=self.on_bad_image == "skip")
 

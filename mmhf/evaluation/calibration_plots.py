@@ -73,7 +73,7 @@ def plot_selective(evaluation: CalibrationEvaluation, path: str | Path) -> None:
     axes.set_ylabel("accuracy of the answers")
     axes.set_xlim(0, 1.01)
     axes.set_ylim(min(0.95, float(evaluation.accuracies.min())) - 0.02, 1.02)
-    axes.legend(loc="lower left", frameon=False, fontsize=9)
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
     _save(figure, [axes], path)
 
 

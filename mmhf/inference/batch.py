@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
 logger = logging.getLogger(__name__)
 
 EMPTY_TEXT = "the text is empty; predicted from the image alone"
+FROM_TEXT = "predicted from the text alone"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class PredictionSummary:
 class ClassificationPredictor:
     """Turns encoded batches into the columns `label`, `probability_<label>` and `confidence`.
 
+    A model with an abstention threshold gives the column `abstained`, too: whether the confidence is below it.
+
     Args:
         model (`PreTrainedModel`): A classifier in eval mode, on its device.
         threshold (`float`, *optional*): See [`PredictionSettings`].
@@ -118,7 +121,8 @@ class ClassificationPredictor:
     @property
     def schema(self) -> pa.Schema:
         probabilities = [(f"probability_{name}", pa.float64()) for name in self.label_names]
-        return pa.schema([("label", pa.string()), *probabilities, ("confidence", pa.float64())])
+        abstained = [] if self.model.config.abstain_below is None else [("abstained", pa.bool_())]
+        return pa.schema([("label", pa.string()), *probabilities, ("confidence", pa.float64()), *abstained])
 
     @torch.inference_mode()
     def predict(self, encoding: Mapping[str, torch.Tensor]) -> pa.Table:
@@ -133,6 +137,8 @@ class ClassificationPredictor:
         confidence = probabilities.gather(1, chosen[:, None])[:, 0]
         labels = [self.label_names[index] for index in chosen.tolist()]
         columns = [labels, *probabilities.T.tolist(), confidence.tolist()]
+        if self.model.config.abstain_below is not None:
+            columns.append((confidence < self.model.config.abstain_below).tolist())
         return pa.table([pa.array(column) for column in columns], schema=self.schema)
 
 
@@ -145,8 +151,9 @@ def predict_table(
     """Predict every row of a table or folder and write them, in order, with the input's own columns.
 
     A row that cannot be predicted keeps its place, with the reason in `error`; an empty text is predicted and noted
-    there. Killed at any moment and started again with the same arguments, it writes the file that it would have
-    written. Work in progress lies in `OUTPUT.partial/`; the output appears when it is complete.
+    there, and so is a row without a usable image if the model was trained to go by the text alone. Killed at any
+    moment and started again with the same arguments, it writes the file that it would have written. Work in progress
+    lies in `OUTPUT.partial/`; the output appears when it is complete.
 
     Args:
         model_dir (`str` or `Path`): Run or release folder.
@@ -222,24 +229,44 @@ class _Batch:
     errors: list[str | None]
 
 
+def _missing_modalities(predictor: Predictor) -> list[str]:
+    """`image`, `text`: those that a row may lack."""
+    takes_both = isinstance(predictor, ClassificationPredictor) and takes_text(predictor.model)
+    return list(predictor.model.config.missing_modalities) if takes_both else []
+
+
 class _Collator:
-    def __init__(self, processor: Callable[..., BatchFeature], *, with_text: bool) -> None:
+    """Encodes what can be predicted; `missing` are the modalities that the model can do without."""
+
+    def __init__(
+        self, processor: Callable[..., BatchFeature], *, with_text: bool, missing: Collection[str] = ()
+    ) -> None:
         self.processor = processor
         self.with_text = with_text
+        self.missing = missing
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> _Batch:
-        good = [example for example in examples if example["image"] is not None]
-        return _Batch(
-            self._encode(good) if good else None,
-            predicted=[example["image"] is not None for example in examples],
-            errors=[example["error"] for example in examples],
-        )
+        predicted = [self._is_predictable(example) for example in examples]
+        good = [example for example, use in zip(examples, predicted, strict=True) if use]
+        errors = [
+            f"{example['error']}; {FROM_TEXT}" if use and example["image"] is None else example["error"]
+            for example, use in zip(examples, predicted, strict=True)
+        ]
+        return _Batch(self._encode(good) if good else None, predicted=predicted, errors=errors)
+
+    def _is_predictable(self, example: Mapping[str, Any]) -> bool:
+        return example["image"] is not None or ("image" in self.missing and bool(example["text"]))
 
     def _encode(self, examples: Sequence[dict[str, Any]]) -> BatchFeature:
         images = [example["image"] for example in examples]
         if not self.with_text:
             return self.processor(images=images, return_tensors="pt")
-        return self.processor(images=images, text=[example["text"] for example in examples])
+        texts = [example["text"] for example in examples]
+        if not self.missing:
+            return self.processor(images=images, text=texts)
+        if "text" in self.missing:
+            texts = [text or None for text in texts]
+        return self.processor(images=images, text=texts, masks=True)
 
 
 def _plan(num_rows: int, settings: PredictionSettings, finished: set[int]) -> list[tuple[int, list[int]]]:
@@ -265,7 +292,7 @@ def _predict_shards(
     loader = DataLoader(
         _Examples(rows),
         batch_sampler=[indices for _, indices in plan],
-        collate_fn=_Collator(processor, with_text=rows.texts is not None),
+        collate_fn=_Collator(processor, with_text=rows.texts is not None, missing=_missing_modalities(predictor)),
         num_workers=settings.workers,
     )
     pending: list[pa.Table] = []

@@ -63,13 +63,15 @@ class ImageTextClassificationPipeline(Pipeline):
             inputs (`dict`, or a list, generator or data set of `dict`): `{"image": ..., "text": ...}` each; an image
                 is a PIL image, a path or the bytes of a file. A generator is consumed as results are asked for.
             image, text: Instead of `inputs`: one of each, or two lists of equal length.
+                A model that was trained on rows without an image, or without a text, takes None for it.
             top_k (`int`, *optional*): How many labels to return; absent = all.
             batch_size (`int`, defaults to 1): Pairs per forward pass.
             num_workers (`int`, defaults to 0): Processes that decode images.
 
         Returns:
             `list[dict]` for one pair: `label` and `score` (its probability), the most probable first; for a list, a
-            list of those, and for a generator or data set an iterator.
+            list of those, and for a generator or data set an iterator. With a model that has an abstention threshold,
+            each also has `abstain`: whether the highest probability is below it.
 
         Raises:
             InputError: An input lacks its image or text, or the lists differ in length.
@@ -89,13 +91,18 @@ class ImageTextClassificationPipeline(Pipeline):
         return {}, {}, {} if top_k is None else {"top_k": top_k}
 
     def preprocess(self, input_: Example) -> dict[str, Any]:  # type: ignore[override]
-        missing = [key for key in ("image", "text") if key not in input_]
-        if missing:
+        optional = self.model.config.missing_modalities
+        missing = [key for key in ("image", "text") if input_.get(key) is None]
+        if len(missing) == 2 or any(key not in input_ or key not in optional for key in missing):
             raise InputError(f"an input needs image and text; {', '.join(missing)} is missing from {sorted(input_)}")
-        if not isinstance(input_["text"], str):
-            raise InputError(f"text: expected a string, got {input_['text']!r}")
+        text = input_["text"]
+        if not isinstance(text, str | None):
+            raise InputError(f"text: expected a string, got {text!r}")
         assert self.processor is not None
-        encoding = self.processor(images=[decode_image(input_["image"])], text=[input_["text"].strip()])
+        image = None if input_["image"] is None else decode_image(input_["image"])
+        if text is not None:
+            text = text.strip() or (None if "text" in optional else "")
+        encoding = self.processor(images=[image], text=[text], masks=bool(optional))
         return {**encoding, "pixel_values": encoding["pixel_values"].to(self.dtype)}
 
     def _forward(self, input_tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
@@ -107,7 +114,9 @@ class ImageTextClassificationPipeline(Pipeline):
         scores = class_probabilities(model_outputs["logits"][0]).tolist()
         names = class_names(self.model)
         ranked = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
-        return [{"label": names[index], "score": scores[index]} for index in ranked[:top_k]]
+        threshold = self.model.config.abstain_below
+        abstain = {} if threshold is None else {"abstain": scores[ranked[0]] < threshold}
+        return [{"label": names[index], "score": scores[index], **abstain} for index in ranked[:top_k]]
 
 
 def _pairs(image: Any, text: str | Sequence[str] | None) -> Example | list[Example]:

@@ -92,7 +92,12 @@ class ModalityDropoutSection(Section):
 
 
 class ModalitiesSection(Section):
-    """What happens to images and texts that are missing, or are hidden on purpose."""
+    """What happens to images and texts that are missing, or are hidden on purpose.
+
+    A model that meets rows without an image, or a text, in training (by `mask`, by `dropout`, or by `mask` as
+    `data.on_bad_image` or `data.on_empty_text`) takes such rows in evaluation and prediction, too: blanked images and
+    empty texts are missing then.
+    """
 
     stand_in: Literal["zero", "learnt"] = "zero"
     """What takes the place of a missing embedding: zeros, or a vector that is trained with the group `fusion`."""

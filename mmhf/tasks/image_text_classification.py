@@ -79,12 +79,13 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
 
     def collator_options(self, *, is_training: bool) -> dict[str, Any]:
         modalities, data = self.recipe.model.modalities, self.recipe.data
+        missing = self.missing_modalities()
         masking = ModalityMasking(
             mask=modalities.mask,
             drop_image=modalities.dropout.image if is_training else 0.0,
             drop_text=modalities.dropout.text if is_training else 0.0,
-            missing_image=data.on_bad_image == "mask",
-            missing_text=data.on_empty_text == "mask",
+            missing_image="image" in missing and data.on_bad_image in ("blank", "mask"),
+            missing_text="text" in missing,
         )
         return {} if masking == ModalityMasking() else {"masking": masking}
 

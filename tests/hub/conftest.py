@@ -64,6 +64,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub
         huggingface_hub.utils.disable_progress_bars()
         yield server
         huggingface_hub.utils.enable_progress_bars()
+        huggingface_hub.close_session()  # else a later server on the same port would be spoken to through this one
 
 
 @pytest.fixture

@@ -1,0 +1,61 @@
+"""Open a page to try a model on: upload an image, type a text, read the answer and what it rests on.
+
+mmhf demo releases/fakeddit@v1.7
+mmhf demo ORG/NAME@v1.7 --port 8000
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import threading
+from pathlib import Path
+
+import transformers
+
+from mmhf.errors import InputError
+from mmhf.hub import resolve_model
+from mmhf.inference.loading import choose_device
+
+logger = logging.getLogger(__name__)
+
+_EXTRA = ("gradio", "captum")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run folder, a release, or REPO@vX.Y")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; absent: for this machine only")
+    parser.add_argument("--port", type=int, help="absent: the first free one from 7860 on")
+    parser.add_argument(
+        "--captions",
+        type=Path,
+        help="dual encoders: file of captions to choose from, one a line; absent: the sample's",
+    )
+    parser.add_argument("--max-upload", type=int, default=20, metavar="MB", help="refuse larger files (default: 20)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; absent: the accelerator that is there")
+
+
+def run(options: argparse.Namespace) -> None:
+    try:
+        from mmhf.inference.demo.examples import read_captions, sample_captions
+        from mmhf.inference.demo.server import served_demo
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        raise InputError(f"mmhf demo: {error.name} is not installed: pip install 'mmhf[demo]'") from error
+    if options.max_upload < 1:
+        raise InputError(f"--max-upload {options.max_upload}: expected 1 (megabyte) or more")
+    transformers.logging.disable_progress_bar()
+    serving = served_demo(
+        resolve_model(options.model).path,
+        name=options.model,
+        captions=sample_captions() if options.captions is None else read_captions(options.captions),
+        device=choose_device(options.device),
+        host=options.host,
+        port=options.port,
+        max_upload=options.max_upload * 2**20,
+    )
+    with contextlib.suppress(KeyboardInterrupt), serving as url:
+        logger.info("%s: %s (Ctrl-C ends it)", options.model, url)
+        threading.Event().wait()

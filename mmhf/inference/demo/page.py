@@ -1,0 +1,154 @@
+"""The page: upload an image, type a text, read the answer and what it rests on."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL.Image import Image
+
+from mmhf.data.images import BadImageError, decode_image
+from mmhf.errors import InputError
+from mmhf.inference.demo.subjects import Answer, Explanation, Subject
+
+MAX_TEXT = 1000
+"""Longer texts, in characters, are refused."""
+_UPLOADS_KEPT_SECONDS = 3600
+# Files reach us as they were uploaded: gradio's own reading opens them before we can refuse them. It still checks that
+# they are uploads, and not other files of this machine.
+_LISTENING: dict[str, Any] = {"preprocess": False, "api_visibility": "private", "concurrency_limit": 1}
+_TEXT_LABEL = {"classifier": "Text", "dual encoder": "Classes, separated by commas (may be empty)"}
+_WAY = {
+    "classifier": "Choose an image{and_text}, and press Classify.",
+    "captioner": "Choose an image, and press Describe.",
+    "dual encoder": "Choose an image to see its nearest captions; name classes to have it classified among them.",
+}
+_BUTTON = {"classifier": "Classify", "captioner": "Describe", "dual encoder": "Compare"}
+
+Upload = dict[str, Any] | None
+"""gradio's `ImageData` as a dictionary; its `path` lies in the folder of uploads."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that is not served yet.
+
+    Args:
+        subject (`Subject`): The model.
+        name (`str`): What the page calls it.
+        examples (`list[list[str]]`): From `write_examples`.
+    """
+
+    subject: Subject
+    name: str
+    examples: list[list[str]]
+
+    def build(self) -> gr.Blocks:
+        """Lay the page out; it asks nothing of any other machine."""
+        with gr.Blocks(
+            title=self.name, analytics_enabled=False, delete_cache=(_UPLOADS_KEPT_SECONDS, _UPLOADS_KEPT_SECONDS)
+        ) as blocks:
+            way = _WAY[self.subject.family].format(and_text=" and a text" if self.subject.takes_text else "")
+            gr.Markdown(f"# {self.name}\n{way}")
+            with gr.Row():
+                with gr.Column():
+                    image = gr.Image(
+                        label="Image", sources=["upload", "clipboard"], height=320, elem_id="image", buttons=[]
+                    )
+                    label = _TEXT_LABEL.get(self.subject.family, "")
+                    text = gr.Textbox(label=label, visible=self.subject.takes_text, elem_id="text", lines=2)
+                    button = gr.Button(_BUTTON[self.subject.family], variant="primary", elem_id="ask")
+                    notice = gr.HTML(elem_id="notice")
+                with gr.Column():
+                    answers = self._answer_components()
+                    explanations = self._explanation_components()
+            if self.examples:
+                gr.Examples(self.examples, [image, text] if self.subject.takes_text else [image], label="Examples")
+            image.upload(self._check, image, [image, notice], **_LISTENING)
+            asked = button.click(self._ask, [image, text], [*answers, notice], **_LISTENING)
+            if explanations:
+                asked.then(self._explain, [image, text], explanations, **_LISTENING)
+        return blocks
+
+    def _answer_components(self) -> list[Any]:
+        if self.subject.family == "captioner":
+            return [gr.Textbox(label="Caption", elem_id="caption", interactive=False)]
+        components: list[Any] = [gr.Label(label="Answer", elem_id="label", num_top_classes=5)]
+        if self.subject.family == "dual encoder":
+            components.append(
+                gr.Dataframe(headers=["Nearest captions", "cosine"], elem_id="nearest", interactive=False)
+            )
+        return components
+
+    def _explanation_components(self) -> list[Any]:
+        if self.subject.family == "captioner":
+            return []
+        heat = gr.Image(
+            label="What the answer rests on: red speaks for it, violet against it",
+            elem_id="heat",
+            interactive=False,
+            buttons=[],
+            format="png",
+            height=320,
+        )
+        if self.subject.family == "dual encoder" or not self.subject.takes_text:
+            return [heat]
+        words = gr.HighlightedText(label="Words: red speaks for the answer, violet against it", elem_id="words")
+        return [heat, words]
+
+    def _check(self, upload: Upload) -> tuple[Any, str]:
+        """Refuse a file as soon as it is there."""
+        try:
+            self._open(upload)
+        except BadImageError as error:
+            return None, _refusal(error)
+        return gr.skip(), ""
+
+    def _ask(self, upload: Upload, text: str | None) -> list[Any]:
+        try:
+            answer = self.subject.answer(self._open(upload), _bounded(text))
+        except (BadImageError, InputError) as error:
+            return [*self._shown(Answer()), _refusal(error)]
+        return [*self._shown(answer), ""]
+
+    def _explain(self, upload: Upload, text: str | None) -> Any:
+        try:
+            explanation = self.subject.explain(self._open(upload), _bounded(text))
+        except (BadImageError, InputError):
+            explanation = None
+        shown = _shown_explanation(explanation)
+        return shown if self.subject.family == "classifier" and self.subject.takes_text else shown[0]
+
+    def _shown(self, answer: Answer) -> list[Any]:
+        if self.subject.family == "captioner":
+            return [answer.caption]
+        shown: list[Any] = [answer.probabilities or None]
+        if self.subject.family == "dual encoder":
+            shown.append([[caption, f"{similarity:.3f}"] for caption, similarity in answer.nearest])
+        return shown
+
+    def _open(self, upload: Upload) -> Image:
+        if upload is None:
+            raise BadImageError("no image is chosen")
+        return decode_image(Path(upload["path"]))
+
+
+def _bounded(text: str | None) -> str:
+    text = text or ""
+    if len(text) > MAX_TEXT:
+        raise InputError(f"the text has {len(text)} characters, more than {MAX_TEXT}")
+    return text
+
+
+def _refusal(error: ValueError) -> str:
+    return f"<strong>Refused:</strong> {html.escape(str(error))}"
+
+
+def _shown_explanation(explanation: Explanation | None) -> list[Any]:
+    if explanation is None:
+        return [None, None]
+    words = [piece for word, relevance in explanation.words for piece in ((word, relevance), (" ", None))]
+    return [explanation.image, words or None]

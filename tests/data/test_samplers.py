@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch.utils.data import DataLoader
 
 from mmhf.data.datasets import RowDataset
 from mmhf.data.rows import ROW_FEATURES
-from mmhf.data.samplers import EpochSampler, SampleKey, derive_seed
+from mmhf.data.samplers import EpochSampler, SampleKey, count_earlier, derive_seed, sample_seed
 
 
-def _rows(count: int) -> RowDataset:
+def _rows(count: int, weights: list[float] | None = None) -> RowDataset:
     columns = {
         "row": list(range(1, count + 1)),
         "id": [str(number) for number in range(count)],
@@ -20,7 +24,7 @@ def _rows(count: int) -> RowDataset:
         "text": ["text"] * count,
         "label": [0] * count,
     }
-    return RowDataset(datasets.Dataset.from_dict(columns, features=ROW_FEATURES))
+    return RowDataset(datasets.Dataset.from_dict(columns, features=ROW_FEATURES), weights=weights)
 
 
 def _keys(rows: list[dict]) -> list[SampleKey]:
@@ -76,3 +80,51 @@ def test_accelerate_passes_the_epoch_on(processes, skipped):
         seen += [key for batch in prepared.base_dataloader for key in batch]
     assert {key.epoch for key in seen} == {5}
     assert sorted(key.index for key in seen) == sorted(expected[2 * skipped * processes :])
+
+
+def test_rows_are_drawn_in_proportion_to_their_weights():
+    weights = [1.0, 0.0, 3.0, 6.0] * 2500
+    sampler = EpochSampler(10_000, seed=1, weights=weights)
+    drawn = torch.tensor(_order(sampler, 0)) % 4
+    shares = drawn.bincount(minlength=4) / len(drawn)
+    assert len(drawn) == 10_000 and shares[1] == 0
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.0, 0.3, 0.6]), atol=0.02, rtol=0)
+    assert _order(sampler, 0) == _order(EpochSampler(10_000, seed=1, weights=weights), 0) != _order(sampler, 1)
+
+
+def test_a_row_drawn_again_in_an_epoch_looks_different():
+    sampler = EpochSampler(50, seed=3, weights=[1.0] * 49 + [20.0])
+    keys = list(sampler)
+    assert len(set(keys)) == 50 == len({sample_seed(7, key) for key in keys})
+    draws = [key.draw for key in keys if key.index == 49]
+    assert draws == list(range(len(draws))) and len(draws) > 5
+
+
+def test_the_first_draw_looks_as_it_would_without_weights():
+    assert sample_seed(7, SampleKey(4, 2)) == derive_seed(7, 2, 4) != sample_seed(7, SampleKey(4, 2, 1))
+    assert SampleKey(4, 2).numbers == (4, 2)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_weighted_draws_are_shared_out_among_processes(processes):
+    weights = [1.0, 5.0] * 12
+    expected = list(EpochSampler(24, seed=3, weights=weights))
+    seen = []
+    for rank in range(processes):
+        dataset = _rows(24, weights)
+        loader = DataLoader(dataset, batch_size=2, sampler=dataset.epoch_sampler(3), collate_fn=_keys)
+        prepared = prepare_data_loader(
+            loader, torch.device("cpu"), num_processes=processes, process_index=rank, put_on_device=False
+        )
+        seen.append([key for batch in prepared.base_dataloader for key in batch])
+    together = [key for step in zip(*(_in_pairs(keys) for keys in seen), strict=True) for pair in step for key in pair]
+    assert [(key.index, key.epoch) for key in together] == [(key.index, key.epoch) for key in expected]
+
+
+def _in_pairs(keys: list[SampleKey]) -> list[list[SampleKey]]:
+    return [keys[start : start + 2] for start in range(0, len(keys), 2)]
+
+
+@given(arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 8)))
+def test_earlier_occurrences_are_counted(values):
+    assert count_earlier(values).tolist() == [list(values[:at]).count(value) for at, value in enumerate(values)]

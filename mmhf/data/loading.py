@@ -13,11 +13,12 @@ from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_streams import StreamedCaptions
 from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplicates
 from mmhf.data.fingerprint import fingerprint_splits
-from mmhf.data.rows import SPLITS, CaptionedSource, SourceData
+from mmhf.data.rows import SPLITS, CaptionedSource, FilterStep, SourceData
 from mmhf.data.screening import CaptionScreen, LabelScreen
 from mmhf.data.sources.caption_hub import read_caption_hub
 from mmhf.data.sources.caption_shards import read_sharded
 from mmhf.data.sources.caption_table import read_caption_table
+from mmhf.data.sources.clinical import read_clinical
 from mmhf.data.sources.fakeddit import read_fakeddit
 from mmhf.data.sources.flickr30k import read_flickr30k
 from mmhf.data.sources.hub import read_hub, read_hub_stream
@@ -35,6 +36,7 @@ from mmhf.recipe.caption_data_sections import (
 )
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import (
+    ClinicalDataSection,
     DataSectionBase,
     FakedditDataSection,
     HubDataSection,
@@ -64,6 +66,8 @@ class LoadedData:
     """Rows that were dropped or blanked, and why."""
     duplicates: list[DuplicatePair] = field(default_factory=list)
     """Images that are there twice, those across splits first; empty when they were not looked for."""
+    filter_steps: list[FilterStep] = field(default_factory=list)
+    """The rows before and behind each of the recipe's filters, over all splits; empty when nothing was filtered."""
 
     def num_rows(self, split: str) -> int | None:
         """Rows of a split, of a stream those of an epoch; None when it has no length, or is absent."""
@@ -189,7 +193,7 @@ def _load_labelled(
     source = _read(section, splits, reading)
     files = ", ".join(dict.fromkeys(rows.origin for rows in source.splits.values()))
     names, label_ids = number_labels(source.label_of, label_names, origin=f"data source {section.source!r} ({files})")
-    loaded = LoadedData({}, names)
+    loaded = LoadedData({}, names, filter_steps=source.filter_steps)
     for split in (name for name in SPLITS if name in source.splits):
         screen = LabelScreen(source.splits[split], split, section, label_ids=label_ids, with_text=with_text)
         loaded.splits[split] = screen.run(check_images=check_images)
@@ -253,7 +257,9 @@ def _judge_duplicates(
 
 
 def _without_text(section: DataSectionBase) -> DataSectionBase:
-    if isinstance(section, TableDataSection | HubDataSection):
+    if isinstance(section, TableDataSection):
+        return section.without_text()
+    if isinstance(section, HubDataSection):
         return section.model_copy(update={"columns": section.columns.model_copy(update={"text": None})})
     return section
 
@@ -263,12 +269,14 @@ def _read(section: DataSectionBase, splits: Collection[str] | None, reading: _Re
         return read_fakeddit(section, splits, extra_columns=reading.extra_columns)
     if isinstance(section, TableDataSection):
         return read_table_source(section, splits, extra_columns=reading.extra_columns)
+    if isinstance(section, ClinicalDataSection):
+        return read_clinical(section, splits, extra_columns=reading.extra_columns)
     if isinstance(section, HubDataSection):
         return read_hub(section, splits, extra_columns=reading.extra_columns)
     if reading.extra_columns:
         raise InputError(
             f"column {reading.extra_columns[0]!r} is asked for, but data.source {section.source!r} has no columns; "
-            "fakeddit, table and hub have"
+            "fakeddit, table, clinical and hub have"
         )
     if isinstance(section, SampleDataSection):
         return read_sample_pairs(splits) if reading.with_text else read_sample_groups(splits)

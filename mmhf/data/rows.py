@@ -79,6 +79,13 @@ class LabelledRows(SourceRows):
     """Columns that are kept beside those that models see; a missing value is None."""
 
 
+class FilterStep(NamedTuple):
+    """A filter of rows, and how many are left behind it."""
+
+    filter: str
+    rows: int
+
+
 class Caption(NamedTuple):
     """A caption as the user wrote it."""
 
@@ -107,6 +114,8 @@ class SourceData:
     splits: dict[str, LabelledRows]
     label_of: dict[str, str]
     """Label value → label name, in the order of the class ids."""
+    filter_steps: list[FilterStep] = field(default_factory=list)
+    """The rows before and behind each filter, over all splits; empty when nothing was filtered."""
 
 
 def extra_column(name: str) -> str:

@@ -69,12 +69,15 @@ def _assign_rows(classes: np.ndarray, shares: np.ndarray, rng: np.random.Generat
 
 def _deal(count: int, shares: np.ndarray) -> np.ndarray:
     """Deal `count` rows to splits so that every prefix is as close to the shares as it can be."""
-    given = np.zeros(len(shares))
-    dealt = np.empty(count, dtype=np.int64)
-    for number in range(count):
-        dealt[number] = int(np.argmax(shares * (number + 1) - given))
-        given[dealt[number]] += 1
-    return dealt
+    wanted = shares.tolist()
+    given = [0] * len(wanted)
+    dealt = []
+    for number in range(1, count + 1):
+        lacking = [share * number - had for share, had in zip(wanted, given, strict=True)]
+        split = lacking.index(max(lacking))
+        given[split] += 1
+        dealt.append(split)
+    return np.array(dealt, dtype=np.int64)
 
 
 def _assign_groups(
@@ -83,15 +86,26 @@ def _assign_groups(
     """Give each group, large ones first, to the split that lacks most of what the group holds."""
     if not len(groups):
         return groups
-    contents = np.zeros((groups.max() + 1, classes.max() + 1))
-    np.add.at(contents, (groups, classes), 1)
-    lacking = np.outer(shares, contents.sum(axis=0))
-    order = rng.permutation(len(contents))
-    order = order[np.argsort(-contents[order].sum(axis=1), kind="stable")]
-    split_of = np.empty(len(contents), dtype=np.int64)
-    for group in order:
+    sizes = np.bincount(groups)
+    num_classes = int(classes.max()) + 1
+    # A group holds few of the classes: what it holds stands in a row of (class, count) pairs.
+    pairs, counts = np.unique(groups * num_classes + classes, return_counts=True)
+    first = np.searchsorted(pairs // num_classes, np.arange(len(sizes) + 1)).tolist()
+    held_classes, held_counts = (pairs % num_classes).tolist(), counts.tolist()
+    lacking = np.outer(shares, np.bincount(classes)).tolist()
+    wanted = shares.tolist()
+    order = rng.permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    split_of = np.empty(len(sizes), dtype=np.int64)
+    for group in order.tolist():
+        held = range(first[group], first[group + 1])
         # Relative to the share: otherwise the largest split takes every large group.
-        gain = (lacking * contents[group]).sum(axis=1) / shares
-        split_of[group] = int(np.argmax(gain))
-        lacking[split_of[group]] -= contents[group]
+        gains = [
+            sum(split[held_classes[place]] * held_counts[place] for place in held) / share
+            for split, share in zip(lacking, wanted, strict=True)
+        ]
+        chosen = gains.index(max(gains))
+        split_of[group] = chosen
+        for place in held:
+            lacking[chosen][held_classes[place]] -= held_counts[place]
     return split_of[groups]

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mmhf.recipe.augment_sections import AugmentSection
+from mmhf.recipe.filter_sections import ConditionSection, FiltersSection
 from mmhf.recipe.sections import Fraction, PositiveInt, Section, SplitName
 
 
@@ -45,6 +46,9 @@ class DataSectionBase(Section):
     """Side of the square image that the model sees, in pixels."""
     resize: Literal["squash", "crop"] = "squash"
     """`squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre."""
+    mean_std: Literal["backbone", "computed"] = "backbone"
+    """What pixels are normalised with, kept with the model's processor: the backbone's own mean and standard deviation,
+    or those of the training images, `computed` in one pass before training (classifiers)."""
     max_length: PositiveInt = 128
     """Longest text in tokens; what is longer is cut at the end."""
     limit: PositiveInt | None = None
@@ -70,7 +74,34 @@ class FakedditDataSection(DataSectionBase):
     """Folder of the images inside `path`; absent: `public_image_set` or `images`, whichever is there."""
 
 
-class TableDataSection(DataSectionBase):
+_VERSION = "{version}"
+
+
+class FilteredDataSection(DataSectionBase):
+    """What tables have in common: a version in their paths, placeholders, filters, and how they are cut."""
+
+    version: str | None = None
+    """What stands for `{version}` in paths, so that changing the data set's version is changing one word."""
+    missing: list[str] = []
+    """Placeholders that are read as missing, in any case; `*` stands for anything (`No * information`)."""
+    filters: FiltersSection = FiltersSection()
+    labels: dict[str, str] | None = None
+    """Label value in the table → label name, in the order of the class ids; absent: the sorted values themselves."""
+    split: SplitSection = SplitSection()
+
+    def versioned(self, path: str) -> str:
+        """The path with the version in its place."""
+        return path if self.version is None else path.replace(_VERSION, self.version)
+
+    def _check_version(self, paths: list[str | None]) -> None:
+        named = any(_VERSION in path for path in paths if path is not None)
+        if named and self.version is None:
+            raise ValueError(f"a path holds {_VERSION}, but `version` is absent")
+        if self.version is not None and not named:
+            raise ValueError(f"version = {self.version}, but no path holds {_VERSION}")
+
+
+class TableDataSection(FilteredDataSection):
     source: Literal["table"]
     path: str | None = None
     """One CSV, TSV, JSONL or parquet file that `split` cuts, or that `split_column` has cut already."""
@@ -80,10 +111,8 @@ class TableDataSection(DataSectionBase):
     image_root: str | None = None
     """Folder that image paths are relative to; absent: the table's own folder."""
     columns: ColumnsSection = ColumnsSection()
-    labels: dict[str, str] | None = None
-    """Label value in the table → label name, in the order of the class ids; absent: the sorted values themselves."""
-    split: SplitSection = SplitSection()
     split_column: str | None = None
+    """A column that says the split. In splits that are given, `split.group_by` is only checked."""
 
     @model_validator(mode="after")
     def _one_way_to_name_files(self) -> TableDataSection:
@@ -92,6 +121,53 @@ class TableDataSection(DataSectionBase):
             raise ValueError("give either `path` (one file, which is then split) or `train`/`validation`/`test` files")
         if self.split_column is not None and separate:
             raise ValueError("`split_column` cuts the one file `path`, but separate files are given")
+        if self.filters.has_text is not None and self.columns.text is None:
+            raise ValueError("`filters.has_text` needs `columns.text`, which is null")
+        self._check_version([self.path, self.train, self.validation, self.test, self.image_root])
+        return self
+
+    def without_text(self) -> TableDataSection:
+        """The same rows for a task that reads no texts: `filters.has_text` becomes a condition on the column."""
+        filters, text = self.filters, self.columns.text
+        if filters.has_text is not None and text is not None:
+            condition = ConditionSection(exclude=[None]) if filters.has_text else [None]
+            filters = filters.model_copy(update={"has_text": None, "where": {**filters.where, text: condition}})
+        columns = self.columns.model_copy(update={"text": None})
+        return self.model_copy(update={"columns": columns, "filters": filters})
+
+
+ClinicalName = Literal["fitzpatrick17k", "ddi", "isic2020", "ham10000", "derm1m"]
+
+
+class ClinicalTableSection(Section):
+    table: str
+    """The data set's own CSV, below `data.path`."""
+    images: str
+    """Folder of its images, below `data.path`."""
+    label: str | None = None
+    """The column of the label; absent: the finest (`label`, `disease`, `diagnosis`, `dx`, `disease_label`)."""
+
+
+class ClinicalSplitSection(SplitSection):
+    group_by: str | None = "group"
+    """`group` holds the patient or the lesion, where a data set tells."""
+
+
+class ClinicalDataSection(FilteredDataSection):
+    """Dermatology data sets as their authors publish them, joined into one table with the columns image, text, label,
+    group, dataset, source, skin_type, sex and age."""
+
+    source: Literal["clinical"]
+    path: str
+    """Folder that holds the tables and images."""
+    tables: Annotated[dict[ClinicalName, ClinicalTableSection], Field(min_length=1)]
+    """Data set → where it is."""
+    missing: list[str] = ["No * information", "unknown"]
+    split: ClinicalSplitSection = ClinicalSplitSection()
+
+    @model_validator(mode="after")
+    def _has_version_in_path(self) -> ClinicalDataSection:
+        self._check_version([self.path])
         return self
 
 
@@ -147,11 +223,17 @@ class ImageFolderDataSection(DataSectionBase):
 
 
 PairDataSection = Annotated[
-    FakedditDataSection | TableDataSection | SampleDataSection | HubDataSection, Field(discriminator="source")
+    FakedditDataSection | TableDataSection | ClinicalDataSection | SampleDataSection | HubDataSection,
+    Field(discriminator="source"),
 ]
 """Sources of images with texts."""
 DataSection = Annotated[
-    FakedditDataSection | TableDataSection | SampleDataSection | HubDataSection | ImageFolderDataSection,
+    FakedditDataSection
+    | TableDataSection
+    | ClinicalDataSection
+    | SampleDataSection
+    | HubDataSection
+    | ImageFolderDataSection,
     Field(discriminator="source"),
 ]
 """Sources of images."""

@@ -20,10 +20,12 @@ from mmhf.recipe.caption_data_sections import CaptionDataSection
 from mmhf.recipe.captioner_sections import CaptionerModelSection, CaptionEvaluationSection, GenerationSection
 from mmhf.recipe.contrastive_sections import ContrastiveSection, DualEncoderModelSection
 from mmhf.recipe.data_sections import (
+    ClinicalDataSection,
     ColumnsSection,
     DataSection,
     DataSectionBase,
     FakedditDataSection,
+    FilteredDataSection,
     HubDataSection,
     ImageFolderDataSection,
     PairDataSection,
@@ -31,6 +33,7 @@ from mmhf.recipe.data_sections import (
     SplitSection,
     TableDataSection,
 )
+from mmhf.recipe.filter_sections import ConditionSection, FiltersSection
 from mmhf.recipe.model_sections import (
     ClassifierHeadSection,
     FusionModelSection,
@@ -69,8 +72,10 @@ __all__ = [
     "ClassificationEvaluationSection",
     "ClassificationRecipe",
     "ClassifierHeadSection",
+    "ClinicalDataSection",
     "ColorJitterSection",
     "ColumnsSection",
+    "ConditionSection",
     "ContrastiveRecipe",
     "ContrastiveSection",
     "DataSection",
@@ -79,6 +84,8 @@ __all__ = [
     "EmaSection",
     "EvaluationSection",
     "FakedditDataSection",
+    "FilteredDataSection",
+    "FiltersSection",
     "Fraction",
     "FusionEvaluationSection",
     "FusionLossSection",

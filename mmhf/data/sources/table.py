@@ -5,23 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmhf.data.rows import SPLITS, EmbeddedImages, ImageColumn, ImageFiles, LabelledRows, SourceData
 from mmhf.data.sources.table_files import TableFile, as_text, read_table
+from mmhf.data.split_checks import require_groups_apart, require_samples
 from mmhf.data.splits import SPLIT_OF_NAME, split_positions
+from mmhf.data.table_filters import RowColumns, blank_placeholders, filter_tables
 from mmhf.errors import InputError
-from mmhf.recipe.schema import TableDataSection
+from mmhf.recipe.schema import ColumnsSection, FilteredDataSection, SplitSection, TableDataSection
+
+UNCUT = "all"
+"""Stands for the split of a table that is yet to be cut."""
+
+
+class TableLayout(NamedTuple):
+    """Where a table has what models see."""
+
+    columns: ColumnsSection
+    image_root: Path | None = None
+    """Folder of the images; None: the table's own."""
+    extra_columns: Sequence[str] = ()
+    """Further columns to keep."""
 
 
 def read_table_source(
     section: TableDataSection, splits: Collection[str] | None = None, *, extra_columns: Sequence[str] = ()
 ) -> SourceData:
-    """Read tables and cut them into splits.
+    """Read tables, keep the rows that pass the filters, and cut them into splits.
 
     Args:
         section (`TableDataSection`):
-            Files, columns and how to split.
+            Files, columns, filters and how to split.
         splits (`Collection[str]`, *optional*):
             Splits to keep; absent: all. The labels are those of all splits either way.
         extra_columns (`Sequence[str]`, *optional*):
@@ -31,17 +46,55 @@ def read_table_source(
         `SourceData`: the rows.
 
     Raises:
-        InputError: a file or a column is missing, or a wanted split is not there.
+        InputError: a file or a column is missing, a filter leaves nothing, a group is in two splits that are given, a
+            label has too few rows in a split, or a wanted split is not there.
     """
-    tables = _cut(section, extra_columns) if section.path is not None else _separate(section, extra_columns)
-    rows = {split: _rows(table, section, extra_columns) for split, table in tables.items()}
+    root = None if section.image_root is None else Path(section.versioned(section.image_root))
+    layout = TableLayout(section.columns, root, extra_columns)
+    return cut_tables(_read(section, extra_columns), section, layout, splits)
+
+
+def cut_tables(
+    tables: dict[str, TableFile],
+    section: FilteredDataSection,
+    layout: TableLayout,
+    splits: Collection[str] | None = None,
+) -> SourceData:
+    """Keep the rows of tables that pass the filters, and cut the table `UNCUT`.
+
+    Args:
+        tables (`dict[str, TableFile]`):
+            A table for each split, or the one `UNCUT`.
+        section (`FilteredDataSection`):
+            Placeholders, filters, labels and how to split.
+        layout (`TableLayout`):
+            Where the tables have what models see.
+        splits (`Collection[str]`, *optional*):
+            Splits to keep; absent: all.
+
+    Returns:
+        `SourceData`: the rows.
+
+    Raises:
+        InputError: as `read_table_source`.
+    """
+    columns = layout.columns
+    for table in tables.values():
+        blank_placeholders(table, section.missing, keep=[columns.image])
+    tables, steps = filter_tables(tables, section.filters, RowColumns(columns.label, columns.text, section.labels))
+    given = UNCUT not in tables
+    if not given:
+        tables = _cut(tables[UNCUT], section.split, columns.label)
+    elif section.split.group_by is not None:
+        require_groups_apart(tables, section.split.group_by)
+    rows = {split: _rows(table, layout) for split, table in tables.items()}
     label_of = section.labels or {value: value for value in sort_labels(_labels(rows.values()))}
+    require_samples(rows, label_of, section.filters, given=given)
     for split in splits or ():
         if split not in rows:
             raise InputError(f"data: no split {split!r}; there is {', '.join(rows)}")
-    return SourceData(
-        {split: rows[split] for split in SPLITS if split in (splits or rows) and split in rows}, label_of
-    )
+    chosen = {split: rows[split] for split in SPLITS if split in (splits or rows) and split in rows}
+    return SourceData(chosen, label_of, steps)
 
 
 def sort_labels(values: Iterable[str]) -> list[str]:
@@ -63,28 +116,20 @@ def _labels(sources: Iterable[LabelledRows]) -> list[str]:
     return [label for source in sources for label in source.labels if label is not None]
 
 
-def _separate(section: TableDataSection, extra_columns: Sequence[str]) -> dict[str, TableFile]:
-    paths = {"train": section.train, "validation": section.validation, "test": section.test}
-    return {
-        split: read_table(path, _columns(section, extra_columns)) for split, path in paths.items() if path is not None
-    }
+def _read(section: TableDataSection, extra_columns: Sequence[str]) -> dict[str, TableFile]:
+    names = section.columns
+    columns = [names.image, names.text, names.label, names.id, section.split.group_by, section.split_column]
+    columns += [*section.filters.columns(), *extra_columns]
+    paths = {UNCUT: section.path, "train": section.train, "validation": section.validation, "test": section.test}
+    tables = {split: read_table(section.versioned(path), columns) for split, path in paths.items() if path is not None}
+    return tables if section.split_column is None else _cut_by_column(tables[UNCUT], section.split_column)
 
 
-def _columns(section: TableDataSection, extra_columns: Sequence[str]) -> list[str | None]:
-    columns = section.columns
-    return [columns.image, columns.text, columns.label, columns.id, *extra_columns]
-
-
-def _cut(section: TableDataSection, extra_columns: Sequence[str]) -> dict[str, TableFile]:
-    assert section.path is not None
-    if section.split_column is not None:
-        table = read_table(section.path, [*_columns(section, extra_columns), section.split_column])
-        return _cut_by_column(table, section.split_column)
-    group_by = section.split.group_by
-    table = read_table(section.path, [*_columns(section, extra_columns), group_by])
-    labels = [as_text(value) for value in table.columns[section.columns.label]]
+def _cut(table: TableFile, section: SplitSection, label: str) -> dict[str, TableFile]:
+    labels = [as_text(value) for value in table.columns[label]]
+    group_by = section.group_by
     groups = None if group_by is None else [as_text(value) for value in table.columns[group_by]]
-    return {split: table.select(rows) for split, rows in split_positions(section.split, labels, groups).items()}
+    return {split: table.select(rows) for split, rows in split_positions(section, labels, groups).items()}
 
 
 def _cut_by_column(table: TableFile, column: str) -> dict[str, TableFile]:
@@ -102,15 +147,15 @@ def _cut_by_column(table: TableFile, column: str) -> dict[str, TableFile]:
     return {split: table.select(positions[split]) for split in SPLITS if split in positions}
 
 
-def _rows(table: TableFile, section: TableDataSection, extra_columns: Sequence[str]) -> LabelledRows:
-    columns = section.columns
+def _rows(table: TableFile, layout: TableLayout) -> LabelledRows:
+    columns = layout.columns
     ids = [None] * len(table.rows) if columns.id is None else [as_text(value) for value in table.columns[columns.id]]
     texts = [None] * len(table.rows) if columns.text is None else table.columns[columns.text]
     malformed = dict(table.malformed)
     for position, text in enumerate(texts):
         if isinstance(text, list | dict):
             malformed.setdefault(position, f"{columns.text} is a {type(text).__name__}, not a text")
-    root = Path(section.image_root) if section.image_root else Path(table.origin).parent
+    root = layout.image_root or Path(table.origin).parent
     if not root.is_dir():
         raise InputError(f"data.image_root: no such folder: {root}")
     return LabelledRows(
@@ -121,7 +166,7 @@ def _rows(table: TableFile, section: TableDataSection, extra_columns: Sequence[s
         labels=[as_text(label) for label in table.columns[columns.label]],
         images=_image_column(table.columns[columns.image], root),
         malformed=malformed,
-        extras={name: [as_text(value) for value in table.columns[name]] for name in extra_columns},
+        extras={name: [as_text(value) for value in table.columns[name]] for name in layout.extra_columns},
     )
 
 

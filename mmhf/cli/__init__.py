@@ -71,7 +71,15 @@ def _run(arguments: list[str]) -> None:
         hint = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(_VERBS)}"
         raise InputError(f"mmhf {arguments[0]}: there is no such verb, {hint}")
     options, rest = parser.parse_known_args(arguments[:1])
+    _unhide_libraries()
     _run_verb(options.verb, [*rest, *arguments[1:]])
+
+
+def _unhide_libraries() -> None:
+    """Python looks beside the running program first, where `scripts/evaluate.py` hides the library of that name."""
+    folder = os.path.dirname(os.path.abspath(sys.argv[0]))
+    if os.path.isfile(os.path.join(folder, "evaluate.py")):
+        sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != folder]
 
 
 def _run_verb(verb: str, arguments: Sequence[str]) -> None:

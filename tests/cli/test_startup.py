@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
 
 import pytest
 
+from mmhf.cli import main
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 HEAVY = ["torch", "transformers", "datasets", "pandas", "sklearn", "matplotlib", "timm", "pydantic", "rich", "numpy"]
 
 
@@ -29,6 +34,16 @@ def loaded_after(statements: str) -> set[str]:
 )
 def test_loads_nothing_heavy(statements):
     assert loaded_after(statements) == set()
+
+
+def test_scripts_do_not_hide_libraries_of_their_names(monkeypatch):
+    """`python scripts/train.py` puts `scripts/` first on the path, and with it `evaluate.py`."""
+    monkeypatch.setattr(sys, "argv", [str(SCRIPTS / "train.py")])
+    monkeypatch.syspath_prepend(SCRIPTS)
+    assert PathFinder.find_spec("evaluate").origin == str(SCRIPTS / "evaluate.py")
+    with pytest.raises(SystemExit):
+        main(["find-lr", "--help"])
+    assert Path(PathFinder.find_spec("evaluate").origin).name == "__init__.py"
 
 
 @pytest.mark.slow

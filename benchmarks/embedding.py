@@ -1,8 +1,8 @@
 """Embedding a table against the bare model, on images that are decoded and resized already.
 
 Ours is what `mmhf embed` does with a batch of tensors: the model, embeddings of length 1, an Arrow table, a shard on
-disk. The rival runs the vision tower and keeps what it gives. Rounds alternate in one process. The aim: at least 0.9 of
-the bare model's images a second.
+disk. The rival runs the vision tower and keeps what it gives. Rounds alternate in one process. The aim: at least 0.9
+of the bare model's images a second.
 
     python benchmarks/embedding.py [ROUNDS]
 """

@@ -1,8 +1,8 @@
 """Retrieval metrics of 31,000 images and 155,000 captions against the matrix products alone, and their memory.
 
 The rival multiplies the same blocks and looks at nothing. Rounds alternate in one process; processor time stands
-beside the clock's, for machines that others use too. The aims: the products take at least 0.8 of the metrics' time, and
-the process stays under 2 GB, embeddings and torch included.
+beside the clock's, for machines that others use too. The aims: the products take at least 0.8 of the metrics' time,
+and the process stays under 2 GB, embeddings and torch included.
 
     python benchmarks/retrieval.py [ROUNDS [IMAGES]]
 """

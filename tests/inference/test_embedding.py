@@ -15,12 +15,37 @@ from transformers import AutoModel, AutoProcessor
 from mmhf.errors import InputError
 from mmhf.inference import embedding
 from mmhf.inference.embedding import EmbeddingSettings, embed_table
+from mmhf.models.dual_encoder import build_dual_encoder, build_dual_encoder_processor
+from mmhf.recipe import recipe_from_dict
 from tests.inference.embedding_models import COLOURS, save_tiny_clip
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     return save_tiny_clip(tmp_path_factory.mktemp("clip"))
+
+
+@pytest.fixture(scope="session")
+def dual_encoder_dir(tmp_path_factory):
+    """A dual encoder of mmhf's own."""
+    recipe = recipe_from_dict(
+        {
+            "task": "contrastive",
+            "model": {
+                "vision": {"patch_size": 8, "width": 16, "layers": 1, "heads": 2},
+                "text": {"width": 16, "layers": 1, "heads": 2, "vocab_size": 300},
+                "embedding_dim": 8,
+            },
+            "data": {"source": "sample", "image_size": 16, "max_length": 12},
+        },
+        name="tiny",
+    ).recipe
+    folder = tmp_path_factory.mktemp("dual_encoder")
+    processor = build_dual_encoder_processor(recipe.model, recipe.data, ["a red picture", "green and blue"])
+    torch.manual_seed(0)
+    build_dual_encoder(recipe, processor.tokenizer).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -62,14 +87,13 @@ def small(**options):
     return EmbeddingSettings(batch_size=3, shard_rows=4, **options)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_embeddings_are_the_models_own_of_length_one(model_dir, table, tmp_path, workers):
+@pytest.mark.parametrize(("kind", "workers"), [("model_dir", 0), ("model_dir", 2), ("dual_encoder_dir", 0)])
+def test_embeddings_are_the_models_own_of_length_one(request, table, tmp_path, kind, workers):
+    model_dir = request.getfixturevalue(kind)
     output = tmp_path / "out.parquet"
     summary = embed_table(model_dir, table, output, small(workers=workers))
     written = pq.read_table(output)
-    assert written.column("id").to_pylist() == list(range(12)) or written.column("id").to_pylist() == [
-        str(row) for row in range(12)
-    ]
+    assert [int(row) for row in written.column("id").to_pylist()] == list(range(12))
     for name, expected in zip(("image_embedding", "text_embedding"), by_hand(model_dir, table), strict=True):
         assert written.schema.field(name).type == pa.list_(pa.float32(), 8)
         for row, embeds in enumerate(written.column(name).to_pylist()):

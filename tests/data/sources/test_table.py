@@ -5,6 +5,7 @@ from collections import Counter
 
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 
 from mmhf.data.loading import load_data
 from mmhf.errors import InputError
@@ -151,3 +152,61 @@ def test_one_label_is_no_classification(section, folder):
     with pytest.raises(InputError, match="at least two labels, found a"):
         load(section, {"path": str(folder / "t.csv")})
     assert load(section, {"path": str(folder / "t.csv")}, label_names=["a", "b"]).label_names == ["a", "b"]
+
+
+def test_the_version_stands_in_the_paths(section, folder):
+    (folder / "v2").mkdir()
+    frame().to_csv(folder / "v2" / "t.csv", index=False)
+    values = {"path": str(folder / "{version}" / "t.csv"), "image_root": str(folder)}
+    assert load(section, {**values, "version": "v2"}).splits["train"].num_rows == 32
+    with pytest.raises(ValidationError, match="a path holds .version., but `version` is absent"):
+        load(section, values)
+    with pytest.raises(ValidationError, match="version = v2, but no path holds"):
+        load(section, {"path": str(folder / "v2" / "t.csv"), "version": "v2"})
+
+
+def test_filters_and_placeholders(section, folder):
+    table = frame().assign(words=["No caption", "x", "y", "z"] * 10, dataset=["fitz", "ddi"] * 20)
+    table.to_csv(folder / "t.csv", index=False)
+    filters = {"datasets": ["ddi"], "has_text": True, "where": {"part": {"exclude": ["Test"]}}}
+    values = {"path": str(folder / "t.csv"), "missing": ["no *"], "filters": filters}
+    data = load(section, values, task="image-text-classification")
+    rows = sorted(row for part in data.splits.values() for row in part["row"])
+    assert rows == [number + 1 for number in range(40) if number % 2 == 1 and number % 8 != 7]
+    assert data.filter_steps[-1].rows == len(rows)
+    assert data.label_names == ["a", "c"]
+    pictures = {**values, "filters": {"has_text": False}, "labels": {"b": "b", "a": "a"}}
+    with pytest.raises(InputError, match="at least two labels, found b"):
+        load(section, {**pictures, "labels": None}, task="image-classification")
+    kept = load(section, pictures, task="image-classification")
+    assert kept.filter_steps[-1] == ("where.words: null", 10)
+
+
+def test_a_group_in_two_splits_that_are_given(section, folder):
+    frame().iloc[:20].to_csv(folder / "train.csv", index=False)
+    frame().iloc[20:].to_csv(folder / "test.csv", index=False)
+    files = {"train": str(folder / "train.csv"), "test": str(folder / "test.csv")}
+    message = r"train.csv, row 5 \(train\) and .*test.csv, row 1 \(test\): author 'author 4' is in both splits"
+    with pytest.raises(InputError, match=message):
+        load(section, {**files, "split": {"group_by": "author"}})
+    given = frame().assign(words=["same", "other", "third", "same"] * 10, part=["train", "train", "train", "val"] * 10)
+    given.to_csv(folder / "t.csv", index=False)
+    with pytest.raises(InputError, match=r"row 1 \(train\) and .*, row 4 \(validation\): words 'same' is in both"):
+        load(section, {"path": str(folder / "t.csv"), "split_column": "part", "split": {"group_by": "words"}})
+
+
+def test_a_label_with_too_few_rows_in_a_split(section, folder):
+    rare = frame().assign(verdict=["a"] * 19 + ["b"] * 21)
+    rare.iloc[:20].to_csv(folder / "train.csv", index=False)
+    rare.iloc[20:].to_csv(folder / "test.csv", index=False)
+    files = {"train": str(folder / "train.csv"), "test": str(folder / "test.csv")}
+    with pytest.raises(InputError, match=r"train.csv: label 'b' has 1 rows in train \(21 in all\), .*per_label = 10"):
+        load(section, {**files, "filters": {"min_samples_per_label": 10}})
+    with pytest.raises(InputError, match=r"test.csv: label 'a' has 0 rows in test \(19 in all\), .*per_split = 1"):
+        load(section, {**files, "filters": {"min_samples_per_label": 1}})
+    allowed = {"min_samples_per_label": 1, "min_samples_per_split": 0}
+    assert load(section, {**files, "filters": allowed}).label_names == ["a", "b"]
+    rare.to_csv(folder / "t.csv", index=False)
+    cut = {"path": str(folder / "t.csv"), "split": {"validation": 0.1, "test": 0.0}}
+    with pytest.raises(InputError, match=r"label '[ab]' has \d rows in validation"):
+        load(section, {**cut, "filters": {"min_samples_per_label": 5, "min_samples_per_split": 5}})

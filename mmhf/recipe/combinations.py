@@ -144,6 +144,7 @@ def _between_sections(recipe: Recipe) -> Iterator[Problem]:
     yield from _mixing_problems(recipe)
     yield from _text_problems(recipe)
     yield from _masking_problems(recipe)
+    yield from _statistics_problems(recipe)
     yield from _contrastive_problems(recipe)
     for path in _evaluation_users(recipe):
         if recipe.training.get("eval_strategy") == "no":
@@ -167,6 +168,15 @@ def _text_problems(recipe: Recipe) -> Iterator[Problem]:
         for name in ("text", "max_length", "on_empty_text"):
             if (given := _given(recipe.data).get(name)) not in (None, "mask"):
                 yield Problem(("data", name), "an image classifier reads no texts, remove it", shown(given))
+
+
+def _statistics_problems(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.data.mean_std == "computed":
+        path = ("data", "mean_std")
+        if not isinstance(recipe, ClassificationRecipe):
+            yield Problem(path, "only classifiers compute them, encoders of other tasks have their own", "computed")
+        elif recipe.init_from is not None:
+            yield Problem(path, "`init_from` has images normalised as its parent was trained, remove one", "computed")
 
 
 def _masking_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 import datasets
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
@@ -22,6 +24,7 @@ from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.duplicates import DuplicatePair
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.mixing import build_mixer
+from mmhf.data.pixel_statistics import PixelSums, sum_pixels
 from mmhf.data.rows import extra_column
 from mmhf.errors import InputError
 from mmhf.evaluation.calibration import (
@@ -147,6 +150,19 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
         sampling = self.recipe.sampling
         by = [] if sampling is None or sampling.by == "label" else [sampling.by]
         return list(dict.fromkeys([*self.recipe.evaluation.subgroups, *by]))
+
+    def normalised_by_data(self, image_processor: Any, data: LoadedData) -> Any:
+        """An image processor with the training images' own mean and deviation, where the recipe asks for them."""
+        if self.recipe.data.mean_std == "computed":
+            state = PartialState()
+            rows = data.splits["train"]
+            assert isinstance(rows, datasets.Dataset | datasets.IterableDataset)
+            own = sum_pixels(rows, image_processor, shard=state.process_index, num_shards=state.num_processes)
+            total = sum(gather_object([own]), PixelSums())
+            image_processor.image_mean, image_processor.image_std = total.mean_std()
+            shown = [[round(value, 4) for value in each] for each in total.mean_std()]
+            logger.info("Of %d training images: mean %s, standard deviation %s", total.num_images, *shown)
+        return image_processor
 
     def loss_settings(self, data: LoadedData | None) -> LossSettings:
         """The recipe's loss, for the classes of its training split."""

@@ -29,7 +29,7 @@ class ImageClassification(ClassificationTask[ImageClassificationRecipe]):
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> BaseImageProcessor:
         if parent is not None:
             return AutoImageProcessor.from_pretrained(parent)
-        return image_processor_of(self.recipe.model.vision, self.recipe.data)
+        return self.normalised_by_data(image_processor_of(self.recipe.model.vision, self.recipe.data), data)
 
     def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
         return {"vision": self.recipe.model.vision}

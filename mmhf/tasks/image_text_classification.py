@@ -40,7 +40,9 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> FusionProcessor:
         if parent is not None:
             return FusionProcessor.from_pretrained(parent)
-        return build_fusion_processor(self.recipe.model, self.recipe.data)
+        processor = build_fusion_processor(self.recipe.model, self.recipe.data)
+        processor.image_processor = self.normalised_by_data(processor.image_processor, data)
+        return processor
 
     def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
         return {"vision": self.recipe.model.vision, "text": self.recipe.model.text}

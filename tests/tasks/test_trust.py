@@ -16,6 +16,7 @@ from mmhf.cli import main
 from mmhf.inference import predict_table
 from mmhf.inference.loading import load_classifier
 from mmhf.inference.pipelines import ImageTextClassificationPipeline
+from mmhf.models.fusion import FusionProcessor
 from mmhf.recipe import load_recipe
 from mmhf.sample_data import read_sample
 from mmhf.tasks import task_of
@@ -162,3 +163,23 @@ def test_calibration_needs_a_validation_split(write_clinic_recipe, tmp_path, cli
 def test_a_subgroup_column_that_is_not_there_is_named(write_clinic_recipe, tmp_path, capsys):
     assert main(["train", str(write_clinic_recipe(tmp_path / "run", evaluation={"subgroups": ["sit"]}))]) == 2
     assert "no column 'sit'; did you mean site?" in capsys.readouterr().err
+
+
+def test_images_are_normalised_by_their_own_statistics(write_clinic_recipe, tmp_path):
+    task = task_of(load_recipe(write_clinic_recipe(tmp_path / "run", data={"mean_std": "computed"})).recipe)
+    data = task.load_data()
+    processor = task.build_processor(data)
+    rows = task.torch_dataset(data, "train")
+    batch = task.collator(processor, split="train", seed=0)(rows.__getitems__(range(len(rows))))
+    values = batch["pixel_values"][batch["image_mask"] == 1]
+    assert values.mean(dim=(0, 2, 3)).abs().max() < 1e-4
+    assert (values.std(dim=(0, 2, 3)) - 1).abs().max() < 1e-3
+    processor.save_pretrained(tmp_path)
+    loaded = FusionProcessor.from_pretrained(tmp_path).image_processor
+    assert list(loaded.image_mean) == processor.image_processor.image_mean
+
+
+def test_computed_statistics_do_not_go_with_a_parents(write_clinic_recipe, tmp_path, trained, capsys):
+    recipe = write_clinic_recipe(tmp_path / "run", data={"mean_std": "computed"}, init_from=str(trained))
+    assert main(["train", str(recipe)]) == 2
+    assert "data.mean_std: `init_from` has images normalised" in capsys.readouterr().err

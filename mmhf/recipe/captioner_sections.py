@@ -38,8 +38,8 @@ class LanguageModelSection(Section):
 
     @model_validator(mode="after")
     def _changes_no_pretrained_model(self) -> LanguageModelSection:
-        for name in ("config", "tokenizer"):
-            if self.pretrained and name in self.model_fields_set:
+        for name, value in (("config", self.config), ("tokenizer", self.tokenizer)):
+            if self.pretrained and value:
                 raise ValueError(f"`{name}` changes the model that was pretrained; set `pretrained: false`")
         return self
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
-from transformers import DistilBertConfig
+from transformers import BertConfig, CLIPConfig, DistilBertConfig, Qwen3Config
 
 from mmhf.hub import reach
 from mmhf.recipe import load_recipe
@@ -19,7 +19,23 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 # The configuration files of the Hub repositories that recipes name, in their true shapes.
-HUB_CONFIGS = {"distilbert/distilbert-base-uncased": DistilBertConfig().to_json_string()}
+_CLIP = CLIPConfig(vision_config={"patch_size": 32, "projection_dim": 512}, projection_dim=512)
+_QWEN3_0_6B = Qwen3Config(
+    vocab_size=151_936,
+    hidden_size=1024,
+    intermediate_size=3072,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=8,
+    head_dim=128,
+    tie_word_embeddings=True,
+)
+HUB_CONFIGS = {
+    "distilbert/distilbert-base-uncased": DistilBertConfig().to_json_string(),
+    "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract": BertConfig().to_json_string(),
+    "openai/clip-vit-base-patch32": _CLIP.to_json_string(),
+    "Qwen/Qwen3-0.6B-Base": _QWEN3_0_6B.to_json_string(),
+}
 
 
 class _Hub(BaseHTTPRequestHandler):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 IGNORED_LABEL = -100
@@ -39,18 +41,20 @@ def caption_loss(
     Returns:
         `Tensor`: scalar, fp32; 0 when nothing is labelled.
     """
-    kept = labels != IGNORED_LABEL
-    hidden, targets = hidden[kept], labels[kept]
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
+    # Memory is planned with tensors without values: then every position counts as labelled.
+    kept = slice(None) if isinstance(labels, FakeTensor) else (labels != IGNORED_LABEL).flatten()
+    hidden, targets = hidden.flatten(0, 1)[kept], labels.flatten()[kept]
+    device = hidden.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
         hidden, head_weight = hidden.to(dtype), head_weight.to(dtype)
     if hidden.is_cuda and len(targets) and find_spec("liger_kernel") is not None:
         total = _liger_sum(hidden, targets, head_weight, head_bias)
     else:
         total = _ChunkedCrossEntropy.apply(hidden, head_weight, head_bias, targets)
-    divisor = torch.as_tensor(
-        len(targets) if num_items_in_batch is None else num_items_in_batch, dtype=total.dtype, device=total.device
-    )
+    if num_items_in_batch is None:
+        return total / max(len(targets), 1)
+    divisor = torch.as_tensor(num_items_in_batch, dtype=total.dtype, device=total.device)
     return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
 
 
@@ -71,7 +75,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if needs_bias and bias is not None else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         # Autocast would convert the weight once more for each chunk.
-        with torch.autocast(hidden.device.type, enabled=False):
+        device = hidden.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             chunk = max(_LOGITS_AT_ONCE // len(weight), 1)
             for start in range(0, len(targets), chunk):
                 rows = slice(start, start + chunk)

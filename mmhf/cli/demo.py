@@ -41,9 +41,10 @@ def run(options: argparse.Namespace) -> None:
         from mmhf.inference.demo.examples import read_captions, sample_captions
         from mmhf.inference.demo.server import served_demo
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRA:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRA:
             raise
-        raise InputError(f"mmhf demo: {error.name} is not installed: pip install 'mmhf[demo]'") from error
+        raise InputError(f"mmhf demo: {package} is not installed: pip install 'mmhf[demo]'") from error
     if options.max_upload < 1:
         raise InputError(f"--max-upload {options.max_upload}: expected 1 (megabyte) or more")
     transformers.logging.disable_progress_bar()

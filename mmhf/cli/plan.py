@@ -19,6 +19,7 @@ from rich.text import Text
 from transformers import TrainingArguments
 
 from mmhf.data.loading import LoadedData
+from mmhf.data.table_filters import describe_steps
 from mmhf.errors import InputError
 from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.hub.releases import resolve_model
@@ -119,6 +120,8 @@ def _print_run(console: Console, args: TrainingArguments, data: LoadedData | Non
         ", ".join(f"{split} {data.num_rows(split) or 'streamed'}" for split in data.splits) if data else _MISSING_DATA
     )
     table = Table(title="Run", title_justify="left", show_header=False)
+    if data is not None and data.filter_steps:
+        table.add_row("filters", Text(describe_steps(data.filter_steps)))
     table.add_row("rows", rows)
     if data is not None and data.label_names:
         table.add_row("labels", ", ".join(data.label_names))

@@ -19,6 +19,7 @@ from mmhf.cli._metrics_table import print_metrics
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.duplicates import write_duplicates
 from mmhf.data.loading import LoadedData
+from mmhf.data.table_filters import describe_steps
 from mmhf.errors import InputError
 from mmhf.hub import resolve_model
 from mmhf.hub.lineage import check_release_is_possible, release_run, write_lineage
@@ -154,9 +155,11 @@ def _release(resolved: ResolvedRecipe, args: TrainingArguments, folder: RunFolde
 def _facts(trainer: MMTrainer, data: LoadedData) -> dict[str, object]:
     args = trainer.args
     rows = {f"rows, {split}": data.num_rows(split) or "streamed" for split in data.splits}
+    filters = {"filters": describe_steps(data.filter_steps)} if data.filter_steps else {}
     return {
         "model": type(trainer.plan.model).__name__,
         "parameters": f"{trainer.plan.model.num_parameters():,}",
+        **filters,
         **rows,
         "optimizer steps": trainer.state.global_step,
         "effective batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,

@@ -21,6 +21,7 @@ from mmhf.recipe.captioner_sections import CaptionerModelSection, CaptionEvaluat
 from mmhf.recipe.contrastive_sections import ContrastiveSection, DualEncoderModelSection
 from mmhf.recipe.data_sections import (
     ClinicalDataSection,
+    ClinicalTableSection,
     ColumnsSection,
     DataSection,
     DataSectionBase,
@@ -73,6 +74,7 @@ __all__ = [
     "ClassificationRecipe",
     "ClassifierHeadSection",
     "ClinicalDataSection",
+    "ClinicalTableSection",
     "ColorJitterSection",
     "ColumnsSection",
     "ConditionSection",

@@ -13,7 +13,7 @@ from mmhf.data.sources.table import UNCUT, TableLayout, cut_tables
 from mmhf.data.sources.table_files import TableFile, as_text, read_table
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
-from mmhf.recipe.schema import ClinicalDataSection, ColumnsSection
+from mmhf.recipe.schema import ClinicalDataSection, ClinicalTableSection, ColumnsSection
 
 HARMONISED = ("id", "image", "text", "label", "group", "dataset", "source", "skin_type", "sex", "age")
 """The columns that every data set gives; a value that it does not have is None."""
@@ -114,15 +114,15 @@ def read_clinical(
         raise InputError(f"data.path: no such folder: {folder}")
     wanted = [section.split.group_by, *section.filters.columns(), *extra_columns]
     own = list(dict.fromkeys(name for name in wanted if name is not None and name not in HARMONISED))
-    parts = [_harmonise(name, section, folder, own) for name in section.tables]
+    parts = [_harmonise(name, place, folder, own) for name, place in section.tables.items()]
     origin = f"{folder} ({', '.join(section.tables)})"
     _require_own(own, parts, origin)
     layout = TableLayout(_COLUMNS, folder, extra_columns)
     return cut_tables({UNCUT: _join(parts, origin)}, section, layout, splits)
 
 
-def _harmonise(name: str, section: ClinicalDataSection, folder: Path, own: Sequence[str]) -> TableFile:
-    adapter, place = ADAPTERS[name], section.tables[name]
+def _harmonise(name: str, place: ClinicalTableSection, folder: Path, own: Sequence[str]) -> TableFile:
+    adapter = ADAPTERS[name]
     table = read_table(folder / place.table, adapter.columns(place.label), optional=own)
     count = len(table.rows)
 

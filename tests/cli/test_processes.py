@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,22 @@ def launch(recipe: Path, *overrides: str, num_processes: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
+HALVES = ["training.per_device_train_batch_size=4"]
+"""Of the batch of 8, for each of two processes."""
+
+
+def check_same_weights(one: Path, two: Path) -> dict[str, torch.Tensor]:
+    weights, others = (load_file(folder / "model.safetensors") for folder in (one, two))
+    for name, value in weights.items():
+        assert torch.allclose(others[name], value, rtol=1e-4, atol=1e-6), name
+    return weights
+
+
+def check_same_metrics(one: Path, two: Path) -> None:
+    metrics, others = (json.loads((run / "metrics.json").read_text()) for run in (one, two))
+    assert others == pytest.approx(metrics, abs=1e-4)
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(tiny_recipe, text_encoder_dir, tmp_path):
     """Across a stage boundary, with the same global batch; dropout and augmentation off, no batch norm that trains."""
@@ -49,17 +66,48 @@ def test_two_processes_equal_one(tiny_recipe, text_encoder_dir, tmp_path):
     }
     recipe = tiny_recipe(changes)
     launch(recipe, f"training.output_dir={tmp_path / 'one'}", num_processes=1)
-    launch(
-        recipe,
-        f"training.output_dir={tmp_path / 'two'}",
-        "training.per_device_train_batch_size=4",
-        num_processes=2,
-    )
+    launch(recipe, f"training.output_dir={tmp_path / 'two'}", *HALVES, num_processes=2)
     start = load_file(encoder / "model.safetensors")
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, value in one.items():
-        assert torch.allclose(two[name], value, rtol=1e-4, atol=1e-6), name
+    check_same_metrics(tmp_path / "one", tmp_path / "two")
+    one = check_same_weights(tmp_path / "one", tmp_path / "two")
     moved = [name for name, value in start.items() if not torch.equal(one.get(f"text.{name}", value), value)]
     assert len(moved) > len(start) / 2
-    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
-    assert metrics[1] == pytest.approx(metrics[0], abs=1e-4)
+
+
+IMAGE_STAGES = [
+    {"name": "head", "steps": 3, "train": "head", "schedule": "cosine"},
+    {"name": "top", "steps": 3, "train": ["head", "vision:last 30%"], "batch_norm": "frozen"},
+    {"name": "all", "steps": 3, "learning_rate": {"vision": 0.2}, "batch_norm": "frozen"},
+]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_over_three_stages_of_an_image_classifier(tiny_recipe, succeed, tmp_path):
+    """Batch norm keeps its statistics: in training mode it would normalise each process's half batch by itself."""
+    changes = {
+        "task": "image-classification",
+        "model": {"text": None, "embedding_dim": None, "fusion": None, "head": {"hidden_dim": 8, "dropout": [0, 0]}},
+        "data": {"source": "sample", "path": None, "max_length": None, "limit": 24},
+        "training": {
+            "max_steps": None,
+            "save_strategy": "steps",
+            "save_steps": 3,
+            "save_total_limit": 3,
+            "learning_rate": 0.5,
+        },
+        "optimizer": {"name": "sgd", "momentum": 0.9},
+        "stages": IMAGE_STAGES,
+    }
+    recipe = tiny_recipe(changes)
+    succeed("train", recipe, f"training.output_dir={tmp_path / 'one'}")
+    launch(recipe, f"training.output_dir={tmp_path / 'two'}", *HALVES, num_processes=2)
+    check_same_metrics(tmp_path / "one", tmp_path / "two")
+    ends = [
+        check_same_weights(tmp_path / "one" / checkpoint, tmp_path / "two" / checkpoint)
+        for checkpoint in ("checkpoint-3", "checkpoint-6", "checkpoint-9")
+    ]
+    trained = [
+        {name for name in later if not torch.equal(later[name], earlier[name])} for earlier, later in pairwise(ends)
+    ]
+    assert {name for name in ends[0] if name.startswith("head.")} < trained[0] < trained[1]
+    assert trained[1] == {name for name in ends[0] if "running_" not in name and "num_batches" not in name}

@@ -47,11 +47,12 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"mmhf demo: {package} is not installed: pip install 'mmhf[demo]'") from error
     if options.max_upload < 1:
         raise InputError(f"--max-upload {options.max_upload}: expected 1 (megabyte) or more")
+    captions = sample_captions() if options.captions is None else read_captions(options.captions)
     transformers.logging.disable_progress_bar()
     serving = served_demo(
         resolve_model(options.model).path,
         name=options.model,
-        captions=sample_captions() if options.captions is None else read_captions(options.captions),
+        captions=captions,
         device=choose_device(options.device),
         host=options.host,
         port=options.port,

@@ -47,8 +47,8 @@ class DataSectionBase(Section):
     resize: Literal["squash", "crop"] = "squash"
     """`squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre."""
     mean_std: Literal["backbone", "computed"] = "backbone"
-    """What pixels are normalised with, kept with the model's processor: the backbone's own mean and standard deviation,
-    or those of the training images, `computed` in one pass before training (classifiers)."""
+    """What pixels are normalised with, kept with the model's processor: the backbone's own mean and standard
+    deviation, or those of the training images, `computed` in one pass before training (classifiers)."""
     max_length: PositiveInt = 128
     """Longest text in tokens; what is longer is cut at the end."""
     limit: PositiveInt | None = None

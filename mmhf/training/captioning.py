@@ -115,7 +115,7 @@ class CaptioningTrainer(MMTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The loss of the data set, each token weighing alike, and metrics of the captions of the rows chosen for it."""
+        """The loss of the data set, each token weighing alike, and metrics of the captions of the chosen rows."""
         share_buffers(self.plan.model, self.args)
         processor: Any = self.processing_class
         rows = run_captioner(self, dataloader, processor, with_captions=False)

@@ -37,7 +37,8 @@ HEAD = "task: image-text-classification\ndata: {source: sample}\n"
         ),
         (
             "training: {dropout: 1}",
-            "training.dropout: unknown key; got 1; did you mean model.fusion.dropout or model.image_projection.dropout?",
+            "training.dropout: unknown key; got 1; did you mean model.fusion.dropout or "
+            "model.image_projection.dropout?",
         ),
         ("tracking: {url: x}", "tracking.url: unknown key, valid are mlflow_uri; got 'x'"),
         ("model: {embedding_dim: 5.0}", "model.embedding_dim: must be a whole number; got 5.0"),

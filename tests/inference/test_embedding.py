@@ -1,8 +1,9 @@
 import csv
 import os
-import signal
+import subprocess
+import sys
 import threading
-import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -132,63 +133,22 @@ def test_a_shard_without_any_image_keeps_the_type(model_dir, table, tmp_path):
     assert column.type == pa.list_(pa.float32(), 8) and column.null_count == 5
 
 
+def in_children(what, model_dir, table, folder):
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    command = [sys.executable, str(Path(__file__).with_name("embed_in_children.py")), what, model_dir, table, folder]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {name: int(value) for name, value in (pair.split("=") for pair in done.stdout.split())}
+
+
 def test_the_output_does_not_depend_on_where_it_was_killed(model_dir, table, tmp_path):
-    """Killed before the n-th thing done to its files, for many n, and started again."""
-    reference = tmp_path / "reference.parquet"
-    embed_table(model_dir, table, reference, small())
-    wanted = pq.read_table(reference)
-    ended, killed = False, 0
-    while not ended:
-        killed += 3
-        output = tmp_path / f"killed-{killed}.parquet"
-        ended = in_child(model_dir, table, output, die_at=killed)
-        assert ended or in_child(model_dir, table, output)
-        assert pq.read_table(output).equals(wanted)
-        assert not output.with_name(f"{output.name}.partial").exists()
-    assert killed > 30
+    assert in_children("kill", model_dir, table, tmp_path)["steps"] > 30
 
 
-def in_child(model_dir, table, output, die_at=0):
-    """Whether the child came to its end."""
-    import sys
-
-    child = os.fork()
-    if child:
-        _, status = os.waitpid(child, 0)
-        assert status in (0, signal.SIGKILL)
-        return status == 0
-    left = die_at
-
-    def hook(event, args):
-        nonlocal left
-        if event.split(".")[0] in ("open", "os", "shutil") and output.name in f"{args[:2]}":
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
-    embed_table(model_dir, table, output, small())
-    os._exit(0)
-
-
-def test_processes_share_the_shards_and_write_what_one_would(model_dir, table, tmp_path, monkeypatch):
-    embed_table(model_dir, table, tmp_path / "alone.parquet", EmbeddingSettings(batch_size=2, shard_rows=2))
-    monkeypatch.setattr(embedding, "_WAIT_FOR_OTHERS", 0.01)
-    exact = embedding.embed_batch
-    monkeypatch.setattr(embedding, "embed_batch", lambda *args: time.sleep(0.05) or exact(*args))
-    output, children = tmp_path / "shared.parquet", []
-    for number in range(3):
-        child = os.fork()
-        if not child:
-            summary = embed_table(model_dir, table, output, EmbeddingSettings(batch_size=2, shard_rows=2))
-            (tmp_path / f"{number}.rows").write_text(str(summary.rows_here))
-            os._exit(0)
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
-    assert pq.read_table(output).equals(pq.read_table(tmp_path / "alone.parquet"))
-    rows = [int(path.read_text()) for path in tmp_path.glob("*.rows")]
-    assert sum(rows) == 12 and max(rows) < 12
-    assert not list(tmp_path.glob("*.partial"))
+def test_processes_share_the_shards_and_write_what_one_would(model_dir, table, tmp_path):
+    counts = in_children("share", model_dir, table, tmp_path)
+    assert counts["rows"] == 12 and counts["most"] < 12
 
 
 def test_what_is_done_is_not_done_again(model_dir, table, tmp_path, monkeypatch):

@@ -36,7 +36,11 @@ class StageProgressBar(ProgressCallback):
         if state.is_world_process_zero:
             # Begins where a resumed run goes on, so that speed and time left are those of now.
             self.training_bar = tqdm(
-                total=state.max_steps, initial=state.global_step, dynamic_ncols=True, bar_format=_BAR, desc="starting"
+                total=self.plan.last_step,
+                initial=state.global_step,
+                dynamic_ncols=True,
+                bar_format=_BAR,
+                desc="starting",
             )
         self.current_step = state.global_step
 
@@ -44,6 +48,7 @@ class StageProgressBar(ProgressCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.training_bar is not None:
+            self.training_bar.total = self.plan.last_step
             self.training_bar.set_description(_stage_label(self.plan, state.global_step), refresh=False)
 
     def on_log(
@@ -112,12 +117,12 @@ class StageLogLines(TrainerCallback):
             return
         began_at, began_with = self._began
         steps_per_second = (state.global_step - began_with) / max(time.monotonic() - began_at, 1e-9)
-        left = (state.max_steps - state.global_step) / max(steps_per_second, 1e-9)
+        left = (self.plan.last_step - state.global_step) / max(steps_per_second, 1e-9)
         logger.info(
             "%s: step %d of %d, loss %.4f, lr %s, %.0f samples/s, %s left",
             _stage_label(self.plan, state.global_step - 1),
             state.global_step,
-            state.max_steps,
+            self.plan.last_step,
             logs["loss"],
             _rates_text(self.describe_rates(state.global_step - 1)),
             steps_per_second * _samples_per_step(args),
@@ -144,10 +149,16 @@ def _stage_label(plan: StagePlan, global_step: int) -> str:
 
 
 def _rates_text(rates: Mapping[str, float]) -> str:
-    """One number where all groups share it, otherwise one a group."""
-    if len(set(rates.values())) == 1:
-        return f"{next(iter(rates.values())):.1e}"
-    return " ".join(f"{name}={rate:.1e}" for name, rate in rates.items())
+    """One number where all groups share it, otherwise one by prefix, or the lowest and highest of it."""
+    by_prefix: dict[str, list[float]] = {}
+    for name, rate in rates.items():
+        by_prefix.setdefault("" if len(set(rates.values())) == 1 else f"{name.split('.')[0]}=", []).append(rate)
+    return " ".join(f"{prefix}{_span(min(of), max(of))}" for prefix, of in by_prefix.items())
+
+
+def _span(lowest: float, highest: float) -> str:
+    first, last = f"{lowest:.1e}", f"{highest:.1e}"
+    return first if first == last else f"{first}..{last}"
 
 
 def _samples_per_step(args: TrainingArguments) -> int:

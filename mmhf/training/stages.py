@@ -147,6 +147,11 @@ class StagePlan:
         """Optimizer steps of the whole run, as planned."""
         return sum(stage.num_steps for stage in self.stages)
 
+    @property
+    def last_step(self) -> int:
+        """Optimizer steps of the whole run, less those of stages that were cut short."""
+        return self.spans()[-1][1]
+
     def locate(self, global_step: int) -> StagePosition | None:
         """Find the stage that the step *after* `global_step` finished steps belongs to; None past the end."""
         for index, (started_at, ends_at) in enumerate(self.spans()):

@@ -1,0 +1,34 @@
+import logging
+import re
+
+import pytest
+
+from mmhf.recipe.schema import PlateauSection
+from mmhf.training.stages import Stage
+
+STALLS = PlateauSection(metric="loss", patience=1, min_delta=100.0)
+STAGES = [
+    Stage(name="head", epochs=5, train="head", learning_rate=1e-3, unfreeze_on_plateau=STALLS),
+    Stage(name="all", epochs=1, learning_rate={"body": 1e-4, "body.1": 5e-4, "head": 1e-3}),
+]
+
+
+@pytest.fixture
+def lines(tiny_model, tiny_data, make_trainer, fusion_recipe, tmp_path, caplog):
+    trainer = make_trainer(
+        tiny_model, tiny_data, tmp_path, stages=STAGES, recipe=fusion_recipe(), eval_strategy="epoch"
+    )
+    with caplog.at_level(logging.INFO, "mmhf"):
+        trainer.train()
+    return [message for message in caplog.messages if re.match(r"\w+ \(\d/2\): step", message)]
+
+
+def test_lines_count_to_where_the_run_ends_once_a_stage_was_cut_short(lines):
+    counts = [re.search(r"step (\d+) of (\d+)", line).groups() for line in lines]
+    assert counts[0][1] == "36" and {total for step, total in counts if int(step) > 12} == {"18"}
+    assert counts[-1] == ("18", "18") and lines[-1].endswith("00:00 left")
+
+
+def test_rates_take_no_more_room_than_prefixes(lines):
+    assert "lr 1.0e-03, " in lines[0]
+    assert "lr body=1.0e-04..5.0e-04 head=1.0e-03, " in lines[-1]

@@ -26,7 +26,7 @@ def trained_run(write_tiny_recipe: Callable[..., Path], tmp_path_factory: pytest
 
 @pytest.fixture
 def copied_run(trained_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(trained_run, tmp_path / "run"))
+    return Path(shutil.copytree(trained_run, tmp_path / "earlier"))
 
 
 def _error(capsys: pytest.CaptureFixture[str]) -> str:
@@ -37,13 +37,13 @@ def _error(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_release_goes_to_the_hub_or_a_folder_by_its_name(hub: LoopbackHub, copied_run: Path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    assert main(["release", "run", "--repo", REPO, "--version", "1.8", "--best-metric", "test_accuracy"]) == 0
+    assert main(["release", "earlier", "--repo", REPO, "--version", "1.8", "--best-metric", "test_accuracy"]) == 0
     assert hub.repo(REPO).tags.keys() == {"v1.8", "best"}
     (tmp_path / "mine").mkdir()
     for repo in ("releases/tiny", "mine/tiny", "./other/tiny"):
-        assert main(["release", "run", "--repo", repo, "--version", "1.8"]) == 0
+        assert main(["release", "earlier", "--repo", repo, "--version", "1.8"]) == 0
         assert read_release(tmp_path / repo / "v1.8").version == "v1.8"
-    assert main(["release", "run", "--repo", "other/tiny", "--version", "1.9", "--no-push"]) == 0
+    assert main(["release", "earlier", "--repo", "other/tiny", "--version", "1.9", "--no-push"]) == 0
     assert (tmp_path / "other" / "tiny" / "v1.9").is_dir()
     assert hub.store.repos.keys() == {REPO}
 
@@ -88,6 +88,7 @@ def test_a_card_shows_the_tables_and_definitions_of_its_run(hub: LoopbackHub, co
     assert "training_curves.png" in hub.files(REPO, "v1.0")
 
 
+@pytest.mark.slow
 def test_verify_confirms_a_release_and_names_what_is_wrong(hub: LoopbackHub, copied_run: Path, capsys, caplog):
     assert main(["release", str(copied_run), "--repo", REPO, "--version", "1.0"]) == 0
     assert main(["verify", f"{REPO}@v1.0"]) == 0

@@ -54,14 +54,14 @@ def write_outcome(study: SharedStudy, folder: Path, recipe: str, overrides: Sequ
     if not complete:
         return None
     section = study.space.section
-    sign = 1 if section.direction == "maximize" else -1
+    sign = 1 if study.space.is_maximized else -1
     best = max(complete, key=lambda trial: sign * trial.values[0])
     found = (
         f"# Trial {study.ordinal(best.number)} of sweep {study.name}: validation {section.metric} {best.value:.6g}.\n"
     )
     resolved = load_recipe(recipe, [*overrides, *as_overrides(best.params)])
     _write(folder / BEST_RECIPE_FILE, (found + resolved.to_yaml()).encode())
-    for name, picture in _draw(complete, trials, is_maximized=sign > 0).items():
+    for name, picture in _draw(complete, trials, is_maximized=study.space.is_maximized).items():
         _write(folder / "plots" / f"{name}.png", picture)
     return best
 

@@ -24,6 +24,8 @@ from mmhf.recipe.sections import PositiveInt, Section
 from mmhf.recipe.validation import check_section
 from mmhf.recipe.yaml_loader import load_yaml, parse_scalar
 
+_LOWER_IS_BETTER = ("loss", "error", "rank", "alignment", "uniformity")
+
 Number = int | float
 ParameterValue = None | bool | int | float | str
 """What Optuna stores of a choice; a list or mapping is stored as JSON."""
@@ -82,7 +84,8 @@ class SpaceSection(Section):
 
     metric: str
     """Name in `metrics.json` and in the evaluations while training, without the split, such as f1_macro."""
-    direction: Literal["maximize", "minimize"] = "maximize"
+    direction: Literal["maximize", "minimize"] | None = None
+    """Absent: `minimize` for a loss, an error, a rank, alignment and uniformity, else `maximize`."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     trials: PositiveInt | None = None
     """Absent: 20, or the whole grid."""
@@ -118,6 +121,13 @@ class SweepSpace:
         if self.section.sampler == "grid":
             return min(self.section.trials or len(self.grid()), len(self.grid()))
         return self.section.trials or 20
+
+    @property
+    def is_maximized(self) -> bool:
+        section = self.section
+        if section.direction is None:
+            return not any(word in section.metric for word in _LOWER_IS_BETTER)
+        return section.direction == "maximize"
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distribution of each key."""

@@ -81,7 +81,7 @@ class SharedStudy:
         study = optuna.create_study(
             study_name=self.name,
             storage=self.storage,
-            direction=self.space.section.direction,
+            direction="maximize" if self.space.is_maximized else "minimize",
             load_if_exists=True,
         )
         self._study_id = self.storage.get_study_id_from_name(self.name)

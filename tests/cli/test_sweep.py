@@ -52,7 +52,7 @@ def test_two_processes_finish_a_sweep_although_one_is_killed(tiny_recipe, space,
     """Four points on one journal file; a worker is killed in its first training, with what it trains."""
     recipe = tiny_recipe({"training": {"max_steps": None, "num_train_epochs": 2}, "data": {"limit": 24}})
     path = space(
-        "metric: loss\ndirection: minimize\nsampler: grid\nspace:\n"
+        "metric: loss\nsampler: grid\nspace:\n"
         "  training.learning_rate: [1e-2, 1e-3]\n  model.fusion.dropout: [0.0, 0.5]\n"
     )
     folder = tmp_path / "sweep"

@@ -41,6 +41,20 @@ def test_whole_numbers_stay_whole(space):
 
 
 @pytest.mark.parametrize(
+    ("text", "is_maximized"),
+    [
+        ("metric: accuracy", True),
+        ("metric: loss", False),
+        ("metric: text_to_image_median_rank", False),
+        ("metric: loss\ndirection: maximize", True),
+        ("metric: accuracy\ndirection: minimize", False),
+    ],
+)
+def test_a_loss_is_minimized_unless_told_otherwise(space, text, is_maximized):
+    assert space(f"{text}\nspace: {{a: [1]}}\n").is_maximized == is_maximized
+
+
+@pytest.mark.parametrize(
     "value",
     [
         None,

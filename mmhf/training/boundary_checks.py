@@ -6,10 +6,21 @@ import hashlib
 from collections.abc import Sequence
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, gather_object
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
+
+
+def is_sharded() -> bool:
+    """Whether FSDP or DeepSpeed split weights, gradients or optimizer state over the processes."""
+    return AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def gradients_are_visible() -> bool:
+    """Whether `grad` holds a parameter's gradient; DeepSpeed moves gradients into buffers of its own."""
+    return AcceleratorState().distributed_type != DistributedType.DEEPSPEED
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -15,7 +15,13 @@ from mmhf.errors import InputError
 from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.schema import PlateauSection, StageSection
 from mmhf.training.best_weights import BestWeights
-from mmhf.training.boundary_checks import check_gradients, check_ranks_agree, share_buffers
+from mmhf.training.boundary_checks import (
+    check_gradients,
+    check_ranks_agree,
+    gradients_are_visible,
+    is_sharded,
+    share_buffers,
+)
 from mmhf.training.freezing import apply_freezing
 from mmhf.training.optimizers import configure_groups
 from mmhf.training.plateau import metric_key, scores_since, stalled
@@ -53,6 +59,8 @@ class StageCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._applied = None
+        if is_sharded():
+            refuse_what_needs_whole_weights(self.plan)
         if self.plan.locate(state.global_step) is None:
             control.should_training_stop = True
         else:
@@ -68,7 +76,7 @@ class StageCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._awaiting_gradients:
+        if self._awaiting_gradients and gradients_are_visible():
             check_gradients(self.plan.model, self._awaiting_gradients)
             self._awaiting_gradients = ()
 
@@ -173,6 +181,21 @@ class StageCallback(TrainerCallback):
             torch.distributed.barrier() if args.world_size > 1 else None
             self._best_weights(args, finished).load(self.plan.model)
             logger.info("Stage %s goes on from its best %s", finished.name, finished.section.carry_best)
+
+
+def refuse_what_needs_whole_weights(plan: StagePlan) -> None:
+    """Refuse a plan that cannot be trained where FSDP or DeepSpeed keep parts of the weights on each process.
+
+    Raises:
+        InputError: A stage carries its best weights over, or the run has several kinds of optimizer.
+    """
+    whole = "needs whole weights on each process; FSDP and DeepSpeed keep parts"
+    for stage in plan.stages:
+        if stage.section.carry_best is not None:
+            raise InputError(f"stage {stage.name!r}: carry_best {whole}, remove it")
+    choices = [choice for index in range(len(plan.stages)) for choice in plan.optimizer_choices(index).values()]
+    if len({choice.optimizer_class for choice in choices}) > 1:
+        raise InputError(f"stages: more than one kind of optimizer {whole}, choose one")
 
 
 def set_label_smoothing(model: PreTrainedModel, section: StageSection) -> None:

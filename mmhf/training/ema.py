@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast
+from accelerate.utils import broadcast
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -19,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from mmhf.errors import InputError
 from mmhf.recipe.schema import EmaSection
+from mmhf.training.boundary_checks import is_sharded
 from mmhf.training.stages import StagePlan
 
 AVERAGES_FILE = "ema.safetensors"
@@ -172,8 +172,7 @@ class AverageWeights(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        is_sharded = AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.average.section is not None and is_sharded:
+        if self.average.section is not None and is_sharded():
             raise InputError("ema: needs whole weights on each process; FSDP and DeepSpeed keep parts, remove `ema`")
         if state.global_step == 0:
             self.average.clear()

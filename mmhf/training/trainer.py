@@ -17,8 +17,8 @@ from mmhf.data.datasets import RowDataset
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.schema import RecipeBase
-from mmhf.training.boundary_checks import share_buffers
-from mmhf.training.callbacks import SaveEveryEpochs, StageCallback
+from mmhf.training.boundary_checks import is_sharded, share_buffers
+from mmhf.training.callbacks import SaveEveryEpochs, StageCallback, refuse_what_needs_whole_weights
 from mmhf.training.checkpoints import (
     failed_writes_as_os_errors,
     mark_complete,
@@ -75,6 +75,8 @@ class MMTrainer(StageBatches):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build one optimizer over all groups; what is frozen gets no gradient and is passed over by it."""
         if self.optimizer is None:
+            if is_sharded():
+                refuse_what_needs_whole_weights(self.plan)
             if self._optimizer_section is None:
                 optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.plan.model)
                 choice = OptimizerChoice(optimizer_class, options, self.args.weight_decay)

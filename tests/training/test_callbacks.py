@@ -7,8 +7,8 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mmhf.errors import InputError
-from mmhf.recipe.schema import PlateauSection
-from mmhf.training.callbacks import StageCallback
+from mmhf.recipe.schema import OptimizerSection, PlateauSection
+from mmhf.training.callbacks import StageCallback, refuse_what_needs_whole_weights
 from mmhf.training.plateau import stalled
 from mmhf.training.stages import Stage, StagePlan
 
@@ -142,3 +142,20 @@ def test_a_metric_that_is_not_measured_is_refused_by_name(tiny_model, tiny_data,
     state = type("State", (), {"global_step": 1, "log_history": []})()
     with pytest.raises(InputError, match="f1_marco.*choose f1_macro, loss"):
         callback.on_evaluate(None, state, None, metrics={"eval_loss": 1.0, "eval_f1_macro": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"carry_best": "loss"}, "stage 'head': carry_best needs whole weights .* remove it"),
+        (
+            {"optimizer": {"body.1": OptimizerSection(name="sgd")}},
+            "more than one kind of optimizer needs whole",
+        ),
+    ],
+)
+def test_what_sharded_weights_cannot_do_is_refused(changes, message, tiny_model):
+    stage = Stage(name="head", steps=1, train=["head", "body.1"], **changes)
+    refuse_what_needs_whole_weights(StagePlan.build(tiny_model, STAGES, steps_per_epoch=6))
+    with pytest.raises(InputError, match=message):
+        refuse_what_needs_whole_weights(StagePlan.build(tiny_model, [stage], steps_per_epoch=6))

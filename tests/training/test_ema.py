@@ -210,7 +210,8 @@ def test_a_checkpoint_without_averages_starts_them_anew(tiny_model, average, tmp
 @pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_sharded_weights_are_refused(make_trainer, tiny_model, tiny_data, average, tmp_path, monkeypatch, kind):
     trainer = make_trainer(tiny_model, tiny_data, tmp_path)
-    monkeypatch.setattr("mmhf.training.ema.AcceleratorState", lambda: SimpleNamespace(distributed_type=kind))
+    state = SimpleNamespace(distributed_type=kind)
+    monkeypatch.setattr("mmhf.training.boundary_checks.AcceleratorState", lambda: state)
     with pytest.raises(InputError, match="ema: .* remove `ema`"):
         AverageWeights(average).on_train_begin(trainer.args, trainer.state, trainer.control)
     AverageWeights(WeightAverage(trainer.plan, None)).on_train_begin(trainer.args, trainer.state, trainer.control)

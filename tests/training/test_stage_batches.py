@@ -94,7 +94,7 @@ def test_the_collator_changes_images_as_the_stage_says():
     buffer = io.BytesIO()
     Image.new("RGB", (4, 4), "white").save(buffer, "PNG")
     image = {"path": None, "bytes": buffer.getvalue()}
-    row = {"image": image, "row": 1, "id": "a", "index": 0, "epoch": 0, "label": 0}
+    row = {"image": image, "row": 1, "id": "a", "index": 0, "epoch": 0, "draw": 0, "label": 0}
     assert collator([{**row, "stage": 0}])["pixel_values"].tolist() == [255]
     assert collator([{**row, "stage": 1}])["pixel_values"].tolist() == [0]
 

@@ -83,12 +83,12 @@ class EpochSampler(Sampler[SampleKey]):
             for index in torch.randperm(self.num_rows, generator=generator).tolist():
                 yield SampleKey(index, epoch)
             return
-        rows = draw_rows(self._cumulative, self.num_rows, derive_seed(_WEIGHTED, self.seed, epoch))
-        for index, draw in zip(rows.tolist(), count_earlier(rows).tolist(), strict=True):
+        rows, draws = draw_rows(self._cumulative, self.num_rows, derive_seed(_WEIGHTED, self.seed, epoch))
+        for index, draw in zip(rows.tolist(), draws.tolist(), strict=True):
             yield SampleKey(index, epoch, draw)
 
 
-def draw_rows(cumulative: NDArray[np.float64], count: int, seed: int) -> NDArray[np.int64]:
+def draw_rows(cumulative: NDArray[np.float64], count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw row numbers with replacement.
 
     Args:
@@ -100,18 +100,18 @@ def draw_rows(cumulative: NDArray[np.float64], count: int, seed: int) -> NDArray
             All that the result depends on, beside the weights.
 
     Returns:
-        `NDArray` of shape `(count,)`: row numbers; one whose weight is 0 is never among them.
+        `tuple` of two `NDArray` of shape `(count,)`: row numbers in random order, of which one whose weight is 0 is
+        never among them, and for each its number among the draws of its row, from 0.
     """
-    points = np.random.default_rng(seed).random(count) * cumulative[-1]
-    return np.searchsorted(cumulative, points, side="right").clip(max=len(cumulative) - 1)
+    generator = np.random.default_rng(seed)
+    # Looked up in order and shuffled afterwards: a search at random places is ten times as slow.
+    points = np.sort(generator.random(count)) * cumulative[-1]
+    rows = np.searchsorted(cumulative, points, side="right").clip(max=len(cumulative) - 1)
+    order = generator.permutation(count)
+    return rows[order], _number_equals(rows)[order]
 
 
-def count_earlier(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each value, how often it stands earlier in the array: [7, 7, 3, 7] → [0, 1, 0, 2]."""
-    order = np.argsort(values, kind="stable")
-    grouped = values[order]
-    starts = np.flatnonzero(np.concatenate([[True], grouped[1:] != grouped[:-1]]))
-    lengths = np.diff(np.append(starts, len(values)))
-    earlier = np.empty(len(values), dtype=np.int64)
-    earlier[order] = np.arange(len(values)) - np.repeat(starts, lengths)
-    return earlier
+def _number_equals(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number equal neighbours from 0: [3, 3, 3, 7, 7] → [0, 1, 2, 0, 1]."""
+    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+    return np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))

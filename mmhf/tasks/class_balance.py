@@ -48,9 +48,11 @@ def row_weights(section: SamplingSection, rows: datasets.Dataset | datasets.Iter
     """
     if not isinstance(rows, datasets.Dataset):
         raise InputError("sampling: needs all labels at once; a stream has none, remove `sampling`")
-    values = _column(rows, "label" if section.by == "label" else extra_column(section.by))
-    _, classes = np.unique(values, return_inverse=True)
-    return np.bincount(classes).astype(np.float64)[classes] ** -section.power
+    name = "label" if section.by == "label" else extra_column(section.by)
+    values = rows.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
+    # A missing value is a class of its own.
+    classes = values.dictionary_encode(null_encoding="encode").indices.to_numpy()
+    return (np.bincount(classes).astype(np.float64) ** -section.power)[classes]
 
 
 def _class_weights(weights: str | Sequence[float] | None, data: LoadedData) -> list[float] | None:
@@ -70,14 +72,8 @@ def _class_counts(data: LoadedData, setting: str, way_out: str) -> NDArray[np.in
     rows = data.splits["train"]
     if not isinstance(rows, datasets.Dataset):
         raise InputError(f"{setting} needs all labels at once; a stream has none{way_out}")
-    counts = np.bincount(_column(rows, "label"), minlength=len(data.label_names))
+    counts = np.bincount(np.asarray(rows["label"]), minlength=len(data.label_names))
     if not counts.all():
         absent = data.label_names[int(np.argmin(counts))]
         raise InputError(f"{setting}, but no training row has the label {absent!r}")
     return counts
-
-
-def _column(rows: datasets.Dataset, name: str) -> NDArray[np.generic]:
-    """A column as an array; a missing value is a class of its own."""
-    values = rows.select_columns([name]).with_format("arrow")[:][name]
-    return np.asarray(values if name == "label" else ["" if value is None else value for value in values.to_pylist()])

@@ -21,6 +21,7 @@ _VERBS = {
     "embed": "turn the images and texts of a table or folder into embeddings",
     "search": "find rows of what embed wrote by text or image",
     "demo": "open a page to try a model on",
+    "convert-captioner": "turn a checkpoint of the CLIP-MLP-Qwen captioner into a folder that mmhf loads",
     "release": "keep a run as an immutable version, in a folder or on the Hub",
     "lineage": "draw which version was trained from which, and what changed",
     "diff": "compare the settings, numbers and sizes of two versions",

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from mmhf import pipeline
 from mmhf.cli import main
 from mmhf.sample_data import read_sample
-
 from tests.cli.test_processes import launch
 
 RECIPE: dict[str, Any] = {

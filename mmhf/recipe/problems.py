@@ -19,18 +19,21 @@ class Problem:
         what: what is wrong with it, and the way out.
         got: the value as messages show it; absent when there is none.
         nearest: valid names that the user may have meant.
+        is_secret: the value must not be repeated, as it was written on the command line neither.
     """
 
     path: KeyPath
     what: str
     got: str | None = None
     nearest: tuple[str, ...] = ()
+    is_secret: bool = False
 
     def line(self, origin: Origin) -> str:
         """The line that the user reads."""
         got = "" if self.got is None else f"; got {self.got}"
         key = f"{dotted(self.path)}: ".replace("\n", "\\n") if self.path else ""
-        return f"{origin.place}: {key}{self.what}{got}{did_you_mean(self.nearest)}"
+        place = origin.place.partition("=")[0] if self.is_secret else origin.place
+        return f"{place}: {key}{self.what}{got}{did_you_mean(self.nearest)}"
 
 
 def as_input_error(problems: Iterable[Problem], tree: Node) -> InputError:

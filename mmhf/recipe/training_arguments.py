@@ -39,7 +39,7 @@ REMOVED = {
     "fp16_opt_level": "removed from transformers, `fp16: true` is enough",
     "push_to_hub_model_id": "removed from transformers, write `hub_model_id`",
     "push_to_hub_organization": "removed from transformers, write `hub_model_id: ORGANISATION/NAME`",
-    "push_to_hub_token": "removed from transformers, write `hub_token`",
+    "push_to_hub_token": "removed from transformers; run `hf auth login` or set HF_TOKEN",
     "per_gpu_train_batch_size": "removed from transformers, write `per_device_train_batch_size`",
     "per_gpu_eval_batch_size": "removed from transformers, write `per_device_eval_batch_size`",
     "batch_size": "not a field of TrainingArguments, write `per_device_train_batch_size`",
@@ -55,8 +55,12 @@ CONTROLLED = {
     "do_eval": "set by the command and `eval_strategy`",
     "do_predict": "set by the command: `mmhf predict` predicts",
     "local_rank": "set by the launcher (`accelerate launch`, `torchrun`)",
+    "hub_token": "does not belong in a recipe, which is kept and released; run `hf auth login` or set HF_TOKEN",
     "parallelism_config": "cannot be written in a recipe, name it in the configuration of `accelerate launch`",
 }
+
+_SECRETS = ("hub_token", "push_to_hub_token")
+"""Whose values no message shows."""
 
 _POSITIVE, _NOT_NEGATIVE, _SHARE = Field(gt=0), Field(ge=0), Field(ge=0, le=1)
 _BOUNDS = {
@@ -86,12 +90,14 @@ def training_problems(values: dict[str, Any], elsewhere: Iterable[tuple[str, str
     problems: list[Problem] = []
     for name, value in values.items():
         key = ("training", name)
+        is_secret = name in _SECRETS
+        got = None if is_secret else shown(value)
         if name in CONTROLLED:
-            problems.append(Problem(key, CONTROLLED[name], shown(value)))
+            problems.append(Problem(key, CONTROLLED[name], got, is_secret=is_secret))
         elif name in fields:
             problems += _field_problems(key, value, fields[name])
         elif name in REMOVED:
-            problems.append(Problem(key, REMOVED[name], shown(value)))
+            problems.append(Problem(key, REMOVED[name], got, is_secret=is_secret))
         else:
             problems.append(unknown_key(key, value, fields, elsewhere=elsewhere))
     return problems

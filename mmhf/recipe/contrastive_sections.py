@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mmhf.recipe.data_sections import DataSection
 from mmhf.recipe.sections import Fraction, PositiveFloat, PositiveInt, Section
+from mmhf.recipe.training_sections import EvaluationSection
 
 
 class _TowerSection(Section):
@@ -124,3 +126,18 @@ class ContrastiveSection(Section):
     """What two captions of one image are to each other's rows."""
     same_caption: Relation = "ignore"
     """What two images with the same caption are to each other's rows."""
+
+
+class ZeroShotSection(Section):
+    """Classification of labelled images by the similarity to prompts of their class names."""
+
+    data: DataSection
+    """Images with labels: the split `validation` is measured at each evaluation of training, and the splits of
+    `evaluation.splits` when it is over."""
+    templates: Annotated[list[str], Field(min_length=1)] = ["a photo of a {}."]
+    """What is said of a class, with `{}` where its name goes; several are averaged."""
+
+
+class ContrastiveEvaluationSection(EvaluationSection):
+    zero_shot: ZeroShotSection | None = None
+    """Also measure zero-shot classification."""

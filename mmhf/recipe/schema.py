@@ -18,7 +18,12 @@ from mmhf.recipe.augment_sections import (
 )
 from mmhf.recipe.caption_data_sections import CaptionDataSection
 from mmhf.recipe.captioner_sections import CaptionerModelSection, CaptionEvaluationSection, GenerationSection
-from mmhf.recipe.contrastive_sections import ContrastiveSection, DualEncoderModelSection
+from mmhf.recipe.contrastive_sections import (
+    ContrastiveEvaluationSection,
+    ContrastiveSection,
+    DualEncoderModelSection,
+    ZeroShotSection,
+)
 from mmhf.recipe.data_sections import (
     ClinicalDataSection,
     ClinicalTableSection,
@@ -78,6 +83,7 @@ __all__ = [
     "ColorJitterSection",
     "ColumnsSection",
     "ConditionSection",
+    "ContrastiveEvaluationSection",
     "ContrastiveRecipe",
     "ContrastiveSection",
     "DataSection",
@@ -127,6 +133,7 @@ __all__ = [
     "TextEncoderSection",
     "TrackingSection",
     "VisionEncoderSection",
+    "ZeroShotSection",
 ]
 
 
@@ -190,6 +197,7 @@ class ContrastiveRecipe(RecipeBase):
     model: DualEncoderModelSection = DualEncoderModelSection()
     data: CaptionDataSection
     contrastive: ContrastiveSection = ContrastiveSection()
+    evaluation: ContrastiveEvaluationSection = ContrastiveEvaluationSection()
 
 
 class CaptioningRecipe(RecipeBase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,14 @@ from mmhf.data.caption_streams import caption_dataset
 from mmhf.data.collators import ContrastiveCollator
 from mmhf.data.duplicates import DuplicatePair
 from mmhf.data.images import BadImageError, decode_image
-from mmhf.data.loading import LoadedData
+from mmhf.data.loading import LoadedData, load_data
 from mmhf.errors import InputError
 from mmhf.evaluation.details_file import write_details
 from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.report import write_report
 from mmhf.evaluation.retrieval import (
     RETRIEVAL_PROTOCOLS,
+    ZERO_SHOT_PROTOCOLS,
     RetrievalEvaluation,
     RetrievalExample,
     evaluate_retrieval,
@@ -46,6 +48,7 @@ from mmhf.models.dual_encoder import (
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.schema import ContrastiveRecipe, TextEncoderSection, VisionEncoderSection
 from mmhf.tasks.base import Collator, EncoderSection, Task
+from mmhf.tasks.zero_shot import ZeroShotProbe
 from mmhf.training.contrastive import ContrastiveEvaluator, ContrastiveTrainer
 
 _LOSS_PROTOCOL = "Contrastive loss of the recipe among the pairs of each evaluation batch, averaged over batches."
@@ -58,11 +61,12 @@ class MeasuredRetrieval:
     evaluation: RetrievalEvaluation
     loss: float
     examples: list[RetrievalExample]
+    zero_shot: dict[str, float]
 
     @property
     def metrics(self) -> dict[str, float]:
         """The evaluation's flat numbers."""
-        return {"loss": self.loss, **self.evaluation.metrics}
+        return {"loss": self.loss, **self.evaluation.metrics, **self.zero_shot}
 
     @property
     def num_rows(self) -> int:
@@ -100,7 +104,7 @@ class SplitEmbeddings:
 class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
     """Dual encoders."""
 
-    protocols = {"loss": _LOSS_PROTOCOL, **RETRIEVAL_PROTOCOLS}
+    protocols = {"loss": _LOSS_PROTOCOL, **RETRIEVAL_PROTOCOLS, **ZERO_SHOT_PROTOCOLS}
     collator_class = ContrastiveCollator
     trainer_class = ContrastiveTrainer
 
@@ -145,7 +149,9 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         return caption_dataset(rows, self.recipe.data.captions, seed=self.recipe.training.get("seed", 42))
 
     def trainer_options(self, data: LoadedData, processor: Any) -> dict[str, Any]:
-        return {"compute_metrics": _training_metrics}
+        probe = self._probe(processor)
+        more = None if probe is None else functools.partial(probe.measure, split="validation")
+        return {"compute_metrics": _training_metrics, "more_metrics": more}
 
     def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Collator) -> Trainer:
         return ContrastiveEvaluator(model=model, args=args, data_collator=collator)
@@ -156,7 +162,14 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         assert output.metrics is not None
         found = SplitEmbeddings.of(output.predictions, output.label_ids)
         evaluation = evaluate_retrieval(found.images, found.texts, found.owners)
-        return MeasuredRetrieval(evaluation, output.metrics[f"{split}_loss"], _examples(evaluation, found, dataset))
+        collator: Any = trainer.data_collator
+        probe = self._probe(collator.processor)
+        return MeasuredRetrieval(
+            evaluation,
+            loss=output.metrics[f"{split}_loss"],
+            examples=_examples(evaluation, found, dataset),
+            zero_shot={} if probe is None else probe.measure(trainer, split),
+        )
 
     def write_report(
         self,
@@ -176,6 +189,7 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
             recipe_yaml=resolved.to_yaml(),
             facts=facts,
             stages=stages,
+            more_metrics={split: {"loss": each.loss, **each.zero_shot} for split, each in measured.items()},
             plots=save_retrieval_plots(run_dir / "plots", evaluations, log_history=log_history),
             examples={split: each.examples for split, each in measured.items()},
             bad_examples=bad_examples,
@@ -188,6 +202,21 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         tokens = torch.ones(batch_size, self.recipe.data.max_length, dtype=torch.long, device=device)
         return {**super().example_inputs(batch_size, device), "input_ids": tokens}
+
+    def _check_metric_names(self) -> None:
+        super()._check_metric_names()
+        best = str(self.recipe.training.get("metric_for_best_model", "")).removeprefix("eval_")
+        if best in ZERO_SHOT_PROTOCOLS and self.recipe.evaluation.zero_shot is None:
+            raise InputError(f"training.metric_for_best_model: {best} needs `evaluation.zero_shot`, which is absent")
+
+    def _probe(self, processor: DualEncoderProcessor) -> ZeroShotProbe | None:
+        section = self.recipe.evaluation.zero_shot
+        return None if section is None else ZeroShotProbe(section, self._labelled_data, processor)
+
+    @functools.cached_property
+    def _labelled_data(self) -> LoadedData:
+        assert self.recipe.evaluation.zero_shot is not None
+        return load_data(self.recipe.evaluation.zero_shot.data, task="image-classification")
 
     def _training_captions(self, data: LoadedData) -> list[str]:
         rows: Any = data.splits["train"]

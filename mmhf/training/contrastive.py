@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,18 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
 
     Args:
         recipe (`ContrastiveRecipe`, *optional*): As of [`MMTrainer`]; `contrastive.batch_size` holds.
+        more_metrics (`Callable[[Trainer], dict[str, float]]`, *optional*): What each evaluation measures beside
+            `compute_metrics`.
         kwargs: As [`MMTrainer`] takes them; the model is a `DualEncoderModel`, and batches have `image_index`.
     """
 
-    def __init__(self, *, recipe: ContrastiveRecipe | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        recipe: ContrastiveRecipe | None = None,
+        more_metrics: Callable[[Trainer], dict[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         args: TrainingArguments = kwargs["args"]
         if args.n_gpu > 1:
             raise InputError(
@@ -90,6 +98,7 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
                 "set CUDA_VISIBLE_DEVICES to one"
             )
         self._contrastive_recipe = recipe
+        self._more_metrics = more_metrics
         self._batches: list[Batch] = []
         self._done = 0
         self._step: ContrastedStep | None = None
@@ -186,6 +195,14 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         if isinstance(dataset, RowDataset) and isinstance(dataset.table, datasets.Dataset):
             return [str(each) for each in dataset.table.select(indices)["id"]]
         return [str(index) for index in indices]
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Evaluate or predict; an evaluation also measures `more_metrics`."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._more_metrics is not None and metric_key_prefix == "eval":
+            found = self._more_metrics(self)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the temperature and with what was counted since the last time."""

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import pipeline
 
 from mmhf.cli import main
+from mmhf.data.loading import load_data
 from mmhf.errors import InputError
 from mmhf.evaluation.retrieval import evaluate_retrieval
 from mmhf.inference.loading import load_dual_encoder_folder
@@ -36,7 +37,13 @@ RECIPE: dict[str, Any] = {
         "num_train_epochs": 2,
         "metric_for_best_model": "mean_recall",
     },
-    "evaluation": {"splits": ["test"]},
+    "evaluation": {
+        "splits": ["test"],
+        "zero_shot": {
+            "data": {"source": "sample", "image_size": 32, "limit": 30},
+            "templates": ["a drawing of a {}.", "{}"],
+        },
+    },
 }
 
 
@@ -83,6 +90,25 @@ def test_metrics_are_those_of_embedding_the_split_by_hand(run_folder: Path) -> N
         assert metrics[f"test_{name}"] == pytest.approx(value, abs=1e-5), name
 
 
+def test_zero_shot_accuracy_is_that_of_prompts_by_hand(run_folder: Path) -> None:
+    model, processor = load_dual_encoder_folder(run_folder, device=torch.device("cpu"))
+    section = recipe_from_dict(RECIPE, name="tiny").recipe.evaluation.zero_shot
+    data = load_data(section.data, task="image-classification", splits=["test"])
+    classes = []
+    for name in data.label_names:
+        prompts = model(**processor(text=[f"a drawing of a {name}.", name])).text_embeds
+        classes.append(torch.nn.functional.normalize(prompts.mean(dim=0), dim=0))
+    hits = []
+    for row in data.splits["test"]:
+        image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+        embed = model(**processor(images=image)).image_embeds[0]
+        hits.append(int((torch.stack(classes) @ embed).argmax()) == row["label"])
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert metrics["test_zero_shot_accuracy"] == pytest.approx(np.mean(hits))
+    history = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
+    assert len([entry for entry in history if "eval_zero_shot_accuracy" in entry]) == 2
+
+
 def test_a_finished_run_is_evaluated_planned_and_served(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run_folder), "--split", "test", "--output", str(run_folder / "again")]) == 0
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (run_folder, run_folder / "again"))
@@ -127,6 +153,8 @@ def test_each_image_counts_once_and_unreadable_ones_not_at_all() -> None:
 def test_metric_names_and_streams_without_a_tokenizer_are_refused() -> None:
     with pytest.raises(InputError, match=r"'recall@10' is not measured"):
         task_with(training={"metric_for_best_model": "recall@10"})
+    with pytest.raises(InputError, match=r"zero_shot_accuracy needs `evaluation\.zero_shot`, which is absent"):
+        task_with(training={"metric_for_best_model": "zero_shot_accuracy"}, evaluation={"zero_shot": None})
     task = task_with()
     data = task.load_data(splits=["train"])
     data.splits["train"] = data.splits["train"].to_iterable_dataset()

@@ -124,8 +124,9 @@ class _Push:
             _refuse_existing(self.repo, refs, Version.parse(self.tag))
             commit = self._take_up(existing, refs)
         self._move_channel(commit)
-        self._move_best()
-        self.repo.delete_branch(self.pending)
+        with named_hub_errors(f"{self.repo.name}@{self.tag} is released, but do it again to finish the tag {_BEST}"):
+            self._move_best()
+            self.repo.delete_branch(self.pending)
         return PushedRelease(self.repo.name, self.tag, commit, self.repo.url)
 
     def _refs(self) -> Refs:

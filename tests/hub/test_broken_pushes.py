@@ -225,6 +225,20 @@ def test_two_pushes_at_the_same_time_lose_nothing(released: LoopbackHub, runs: d
     assert released.files(REPO, "main") == released.files(REPO, "v1.7")
 
 
+def test_a_release_whose_best_tag_fails_says_so_and_is_finished_later(released, make_run, no_waiting):
+    run_dir = make_run("better", seed=9, metrics={"test_accuracy": 0.99})
+    fault = released.fault("DELETE .*/tag/best", status=500)
+    with pytest.raises(InputError, match=r"org/fakeddit@v1\.7 is released, but do it again to finish the tag best"):
+        push(run_dir, "1.7")
+    repo = released.repo(REPO)
+    assert released.files(REPO, "main") == released.files(REPO, "v1.7") and repo.tags["best"] == repo.tags["v1.6"]
+    released.faults.remove(fault)
+    push(run_dir, "1.7")
+    assert repo.tags["best"] == repo.tags["v1.7"] and repo.branches.keys() == {"main"}
+    with pytest.raises(InputError, match=r"version v1\.7 exists"):
+        push(run_dir, "1.7")
+
+
 def test_a_download_that_is_cut_goes_on(released: LoopbackHub, no_waiting: list[float]):
     released.fault("GET .*/resolve/.*model.safetensors", cut=True, times=1)
     verify_release(download_model(REPO, "v1.6"))

@@ -191,6 +191,7 @@ def _release_and_die(run_dir: Path, repo: Path, die_at: int) -> None:
     write_release(run_dir, repo, "1.0")
 
 
+@pytest.mark.slow
 def test_killed_at_any_point_leaves_no_half_version(run_dir: Path, repo: Path):
     write_release(run_dir, repo, "0.9")
     killed = 0

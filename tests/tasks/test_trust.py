@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from mmhf.cli import main
 from mmhf.inference import predict_table
@@ -183,3 +185,26 @@ def test_computed_statistics_do_not_go_with_a_parents(write_clinic_recipe, tmp_p
     recipe = write_clinic_recipe(tmp_path / "run", data={"mean_std": "computed"}, init_from=str(trained))
     assert main(["train", str(recipe)]) == 2
     assert "data.mean_std: `init_from` has images normalised" in capsys.readouterr().err
+
+
+def test_either_modality_alone_is_a_coin_toss_on_the_sample(tiny_recipe, tmp_path):
+    """Each drawing and each name of the sample's test split is there once as a true pair and once as a false one."""
+    model_section = {"fusion": {"hidden_dims": [], "strategy": "concat_mlp"}}
+    recipe = tiny_recipe({"data": {"source": "sample", "path": None, "image_size": 32}, "model": model_section})
+    task = task_of(load_recipe(recipe).recipe)
+    data = task.load_data(splits=["test"], check_images=False)
+    model = task.build_model(data).eval()
+    collator = task.collator(task.build_processor(data), split="test", seed=0)
+    batch = collator(task.torch_dataset(data, "test").__getitems__(range(0, 1864, 20)))
+    with torch.no_grad():  # embeddings around 0, so that random weights predict both labels
+        images = model.image_features(batch["pixel_values"])
+        texts = model.text_features(batch["input_ids"], batch["attention_mask"])
+        for layer, values in ((model.vision_projection, images), (model.text_projection, texts)):
+            layer.bias.copy_(-layer.weight @ values.mean(dim=0))
+    args = TrainingArguments(str(tmp_path), per_device_eval_batch_size=64, remove_unused_columns=False, use_cpu=True)
+    measured = task.measure(task.make_evaluator(model, args, collator), data, "test")
+    assert measured.metrics["image_only_accuracy"] == measured.metrics["text_only_accuracy"] == 0.5
+    assert measured.modalities.num_rows == 1864
+    for view in ("image_only", "text_only"):
+        precision = measured.modalities.metrics[view]["precision_macro"]
+        assert precision == 0.5, "both labels are predicted: with one of them, it would be 0.25"

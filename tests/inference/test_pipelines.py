@@ -93,7 +93,8 @@ def test_an_empty_list_and_an_empty_text(classifier, examples):
     [
         ({"text": "frog"}, {}, "image is missing"),
         ({"image": "x.png"}, {}, "text is missing"),
-        ({"image": "x.png", "text": None}, {}, "expected a string"),
+        ({"image": "x.png", "text": None}, {}, "text is missing"),
+        ({"image": "x.png", "text": 3}, {}, "expected a string"),
         (None, {"image": "x.png"}, "both image= and text="),
         (None, {"image": ["x.png"], "text": ["a", "b"]}, "1 images for 2 texts"),
         (None, {"image": ["x.png"], "text": "a"}, "both be single"),

@@ -73,7 +73,7 @@ def test_another_kind_of_language_model_trains_and_writes(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"language": {**NEW, "pretrained": True, "config": {}, "tokenizer": None}}, None),
+        ({"language": {**NEW, "pretrained": True, "tokenizer": None}}, None),
         ({"language": {**NEW, "config": {"hiden_size": 3}}}, r"config\.hiden_size: unknown; did you mean hidden_size"),
         ({"language": {**NEW, "tokenizer": None}}, r"tokenizer: qwen3 is a kind of model"),
         ({"vision": {"features": "patches"}}, r"prefix_length: an mlp makes one token of each patch"),

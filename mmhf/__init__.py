@@ -15,10 +15,13 @@ _torchvision.install()
 _EXPORTS = {
     "BackboneForImageClassification": "mmhf.models.image_classifier",
     "BackboneForImageClassificationConfig": "mmhf.models.image_classifier",
+    "CaptionerProcessor": "mmhf.models.captioner",
     "FusionConfig": "mmhf.models.fusion",
     "FusionForImageTextClassification": "mmhf.models.fusion",
     "FusionProcessor": "mmhf.models.fusion",
     "MMTrainer": "mmhf.training.trainer",
+    "PrefixCaptionerConfig": "mmhf.models.captioner",
+    "PrefixCaptionerForConditionalGeneration": "mmhf.models.captioner",
     "StageCallback": "mmhf.training.callbacks",
     "StagePlan": "mmhf.training.stages",
     "Stage": "mmhf.training.stages",
@@ -30,6 +33,11 @@ __all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
     from mmhf.inference import pipeline as pipeline
+    from mmhf.models.captioner import CaptionerProcessor as CaptionerProcessor
+    from mmhf.models.captioner import PrefixCaptionerConfig as PrefixCaptionerConfig
+    from mmhf.models.captioner import (
+        PrefixCaptionerForConditionalGeneration as PrefixCaptionerForConditionalGeneration,
+    )
     from mmhf.models.fusion import FusionConfig as FusionConfig
     from mmhf.models.fusion import FusionForImageTextClassification as FusionForImageTextClassification
     from mmhf.models.fusion import FusionProcessor as FusionProcessor

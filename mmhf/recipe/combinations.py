@@ -9,6 +9,7 @@ from mmhf.recipe.node import KeyPath, shown
 from mmhf.recipe.problems import Problem
 from mmhf.recipe.schema import (
     AugmentSection,
+    CaptioningRecipe,
     ClassificationRecipe,
     ContrastiveRecipe,
     FusionRecipe,
@@ -141,6 +142,9 @@ def _between_sections(recipe: Recipe) -> Iterator[Problem]:
         what = "`loss.label_smoothing` is given too, remove one of the two"
         given = shown(recipe.training["label_smoothing_factor"])
         yield Problem(("training", "label_smoothing_factor"), what, given)
+    if isinstance(recipe, CaptioningRecipe) and "label_smoothing_factor" in recipe.training:
+        given = shown(recipe.training["label_smoothing_factor"])
+        yield Problem(("training", "label_smoothing_factor"), "captioners have no logits to smooth labels with", given)
     yield from _mixing_problems(recipe)
     yield from _text_problems(recipe)
     yield from _masking_problems(recipe)

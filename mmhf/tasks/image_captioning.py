@@ -78,6 +78,10 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
     collator_class = CaptioningCollator
     trainer_class = CaptioningTrainer
 
+    def __init__(self, recipe: CaptioningRecipe) -> None:
+        super().__init__(recipe)
+        self._train_vectors: np.ndarray | None = None
+
     def encoder_sections(self) -> Mapping[Modality, EncoderSection]:
         model = self.recipe.model
         if model.language.pretrained or model.language.tokenizer is None:
@@ -240,8 +244,10 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         known = train["captions"][:]
         references = rows.select(usable)["captions"][:]
         constant = [best_constant_caption(known)] * len(usable)
-        of_train, of_split = (_image_vectors(trainer, CaptionDataset(table)) for table in (train, rows))
-        neighbours = nearest_neighbour_captions(of_train, known, of_split[list(usable)])
+        if self._train_vectors is None:
+            self._train_vectors = _image_vectors(trainer, CaptionDataset(train))
+        of_split = _image_vectors(trainer, CaptionDataset(rows))
+        neighbours = nearest_neighbour_captions(self._train_vectors, known, of_split[list(usable)])
         return {
             "best constant caption": caption_metrics(constant, references),
             "nearest neighbour": caption_metrics(neighbours, references),

@@ -2,8 +2,8 @@
 
 The loss needs the embeddings of all pairs, but its gradient with respect to each embedding can be computed from the
 embeddings alone. So micro-batches are embedded without a graph, the loss gives each embedding its gradient, and each
-micro-batch is embedded again, from the same random state, to carry its gradients on into the weights (Gao et al.,
-"Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", https://arxiv.org/abs/2101.06983).
+micro-batch is embedded again, from the same random state, to carry its gradients on into the weights; the graph of one
+of them can be kept at once (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", https://arxiv.org/abs/2101.06983).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from mmhf.models.contrastive_loss import NO_PAIR, Contrast, EmbeddedPairs, block
 from mmhf.models.dual_encoder import DualEncoderOutput
 
 Batch = dict[str, Tensor]
+
+_REPLAY_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class ContrastedStep:
     bias_gradient: Tensor | None
 
     def surrogate(self, output: DualEncoderOutput, number: int) -> Tensor:
-        """A scalar whose backward pass through micro-batch `number` adds that batch's part of the loss's gradient.
+        """A scalar whose backward pass through a micro-batch of this process adds its part of the loss's gradient.
 
         Wrappers of a model take the mean of the processes' gradients, hence the factor.
         """
@@ -89,7 +91,7 @@ class ContrastedStep:
 def embed_without_graph(
     model: nn.Module, batches: Sequence[Batch]
 ) -> tuple[list[DualEncoderOutput], list[RandomState]]:
-    """First pass: the outputs of all micro-batches, and the random state that each began from.
+    """First pass: the outputs of micro-batches, and the random state that each began from.
 
     Statistics of batch-norm layers stay as they are: the second pass is the one that counts.
     """
@@ -134,6 +136,24 @@ def contrast_outputs(
         scale_gradient=gradients[2],
         bias_gradient=None if bias is None else gradients[3],
     )
+
+
+def check_replay(first: DualEncoderOutput, second: DualEncoderOutput) -> None:
+    """Compare the two passes of a micro-batch.
+
+    Raises:
+        RuntimeError: They gave different embeddings.
+    """
+    for one, other in ((first.image_embeds, second.image_embeds), (first.text_embeds, second.text_embeds)):
+        assert one is not None
+        assert other is not None
+        difference = (one.float() - other.detach().float()).abs().max().item()
+        if difference > _REPLAY_TOLERANCE:
+            raise RuntimeError(
+                f"the two passes of gradient caching differ by {difference:.2g}: the model draws random numbers that "
+                "torch's generators do not decide, or a compiled graph does; set its dropout to 0, or "
+                "training.torch_compile: false"
+            )
 
 
 def _own_pairs(outputs: Sequence[DualEncoderOutput], batches: Sequence[Batch]) -> EmbeddedPairs:

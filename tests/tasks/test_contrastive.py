@@ -19,8 +19,8 @@ from mmhf.evaluation.retrieval import evaluate_retrieval
 from mmhf.inference.loading import load_dual_encoder_folder
 from mmhf.recipe import recipe_from_dict
 from mmhf.sample_data import read_sample
-from mmhf.tasks import Contrastive, task_of
-from mmhf.tasks.contrastive import SplitEmbeddings
+from mmhf.tasks import task_of
+from mmhf.tasks.contrastive import Contrastive, SplitEmbeddings
 
 RECIPE: dict[str, Any] = {
     "task": "contrastive",

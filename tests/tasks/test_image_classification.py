@@ -25,7 +25,8 @@ from mmhf.models.image_classifier import BackboneForImageClassification
 from mmhf.models.partition import Partition
 from mmhf.recipe import load_recipe
 from mmhf.sample_data import read_sample
-from mmhf.tasks import ImageClassification, task_of
+from mmhf.tasks import task_of
+from mmhf.tasks.image_classification import ImageClassification
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = {

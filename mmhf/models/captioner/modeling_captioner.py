@@ -21,6 +21,7 @@ from mmhf.models.captioner.projectors import TransformerProjector, build_project
 from mmhf.models.captioner.references import load_reference
 from mmhf.models.captioner.vision_features import describe_features, fresh_vision, num_patches, read_features
 from mmhf.models.encoders import EncoderOutput, drop_unused, native_image_size
+from mmhf.models.feature_parts import VISION, FeaturePart
 from mmhf.models.layer_groups import layer_groups
 
 _DEFAULT_PREFIX_LENGTH = 10
@@ -111,6 +112,14 @@ class PrefixCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """What the projector reads: (B, 3, H, W) → (B, width), or (B, patches, width)."""
         return read_features(self.vision, pixel_values, self.config.vision_features, self.vision_output)
+
+    def feature_parts(self) -> tuple[FeaturePart, ...]:
+        """The image encoder, up to what the projector reads."""
+        return (VISION,)
+
+    def compute_features(self, part: FeaturePart, **inputs: Tensor) -> Tensor:
+        """What `forward` takes as `part.feature`: (B, width), or (B, patches, width)."""
+        return self.image_features(**inputs)
 
     def prefix_embeds(self, image_features: Tensor) -> Tensor:
         """What the language model reads before a caption: (B, ..., width) → (B, prefix and prompt, D)."""

@@ -15,15 +15,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 
 from mmhf.models.contrastive_loss import Contrast, EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfig
-from mmhf.models.dual_encoder.pooling import AttentionPooling, described_as, pool_caption, pool_image
+from mmhf.models.dual_encoder.pooling import AttentionPooling, attend_to_grid, described_as, pool_caption
 from mmhf.models.encoders import (
     EncoderOutput,
     describe_text,
     describe_vision,
     drop_unused,
     fresh_encoder,
+    pool_vision,
     run_vision,
 )
+from mmhf.models.feature_parts import TEXT, VISION, FeaturePart
 from mmhf.models.layer_groups import layer_groups
 
 MAX_LOGIT_SCALE = 100.0
@@ -127,9 +129,8 @@ class DualEncoderModel(PreTrainedModel):
             (B, embedding_dim), whose length is not 1 yet.
         """
         output = run_vision(self.vision, pixel_values, self.config.vision_pooling)
-        pooled = pool_image(output, self.config.vision_pooling, self.vision_output, self.vision_pooling)
         return BaseModelOutputWithPooling(
-            last_hidden_state=output.last_hidden_state, pooler_output=self.vision_projection(pooled)
+            last_hidden_state=output.last_hidden_state, pooler_output=self._project_image(self._frozen_pooling(output))
         )
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:

@@ -24,6 +24,7 @@ from mmhf.models.encoders import (
     pool_vision,
     run_vision,
 )
+from mmhf.models.feature_parts import TEXT, VISION, FeaturePart
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.fusion_layers import Fusion, projection
 from mmhf.models.layer_groups import layer_groups
@@ -128,6 +129,15 @@ class FusionForImageTextClassification(PreTrainedModel):
         output = self.text(input_ids=input_ids, attention_mask=attention_mask)
         return pool_text_output(output, attention_mask, self.config.text_pooling)
 
+    def feature_parts(self) -> tuple[FeaturePart, ...]:
+        """The image encoder and the text encoder, each with its pooling, where the config does not mask them."""
+        masked = {"image": VISION, "text": TEXT}.get(self.config.mask or "")
+        return tuple(part for part in (VISION, TEXT) if part is not masked)
+
+    def compute_features(self, part: FeaturePart, **inputs: Tensor) -> Tensor:
+        """What `forward` takes as `part.feature`: (B, width of the encoder's pooled output)."""
+        return self.image_features(**inputs) if part.name == VISION.name else self.text_features(**inputs)
+
     def classify(
         self,
         image_features: Tensor,
@@ -182,6 +192,8 @@ class FusionForImageTextClassification(PreTrainedModel):
         num_items_in_batch: Tensor | int | None = None,
         image_mask: Tensor | None = None,
         text_mask: Tensor | None = None,
+        image_features: Tensor | None = None,
+        text_features: Tensor | None = None,
     ) -> FusionOutput:
         """Classify a batch.
 
@@ -194,25 +206,34 @@ class FusionForImageTextClassification(PreTrainedModel):
             num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
             image_mask, text_mask (`Tensor`, *optional*): (B,), 1 where the row has an image, a text, and 0 where it is
                 missing: its place is taken by the stand-in of the config. Absent = no row lacks it.
+            image_features, text_features (`Tensor`, *optional*): (B, width of the encoder's pooled output), instead
+                of `pixel_values`, of `input_ids`: what `image_features`, `text_features` made of them. Those of rows
+                that lack the modality are not looked at.
 
         Raises:
-            `ValueError`: neither images nor texts.
+            `ValueError`: neither images nor texts, nor features of either.
         """
-        given = input_ids if pixel_values is None else pixel_values
+        given = _first(pixel_values, image_features, input_ids, text_features)
         if given is None:
-            raise ValueError("the model needs pixel_values, input_ids or both")
-        if pixel_values is None or self.config.mask == "image":
+            raise ValueError("the model needs pixel_values, input_ids or both, or their features")
+        if self.config.mask == "image" or (pixel_values is None and image_features is None):
             image_features = self._no_features(self.vision_output.width, given)
             image_mask = self._nowhere(given)
-        else:
+        elif image_features is not None:
+            image_features = _features_of_rows(image_features, image_mask)
+        elif pixel_values is not None:
             image_features = _of_rows(self.image_features, image_mask, pixel_values)
-        if input_ids is None or self.config.mask == "text":
+        if self.config.mask == "text" or (input_ids is None and text_features is None):
             text_features = self._no_features(self.text_output.width, given)
             text_mask = self._nowhere(given)
-        else:
+        elif text_features is not None:
+            text_features = _features_of_rows(text_features, text_mask)
+        elif input_ids is not None:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
             text_features = _of_rows(self.text_features, text_mask, input_ids, attention_mask)
+        assert image_features is not None
+        assert text_features is not None
         return self.classify(image_features, text_features, labels, num_items_in_batch, image_mask, text_mask)
 
     def _can_lack(self, image_mask: Tensor | None, text_mask: Tensor | None) -> bool:
@@ -298,3 +319,12 @@ def _of_rows(encode: Callable[..., Tensor], present: Tensor | None, *inputs: Ten
     rows = present.nonzero()[:, 0]
     features = encode(*(each[rows] for each in inputs))
     return features.new_zeros(len(present), features.shape[-1]).index_copy(0, rows, features)
+
+
+def _features_of_rows(features: Tensor, present: Tensor | None) -> Tensor:
+    """Features as `_of_rows` gives them: zeros in the rows that lack the modality, whatever was there."""
+    return features if present is None else features.masked_fill(present[:, None] == 0, 0.0)
+
+
+def _first(*tensors: Tensor | None) -> Tensor | None:
+    return next((tensor for tensor in tensors if tensor is not None), None)

@@ -19,6 +19,7 @@ from mmhf.models.encoders import (
     pool_vision,
     run_vision,
 )
+from mmhf.models.feature_parts import VISION, FeaturePart
 from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
 from mmhf.models.layer_groups import layer_groups
 
@@ -89,25 +90,43 @@ class BackboneForImageClassification(PreTrainedModel):
         loss = None if labels is None else self.loss(logits, labels, num_items_in_batch)
         return ImageClassifierOutput(loss=loss, logits=calibrated(logits, self.config.calibration_temperature))
 
+    def feature_parts(self) -> tuple[FeaturePart, ...]:
+        """The image encoder with its pooling."""
+        return (VISION,)
+
+    def compute_features(self, part: FeaturePart, **inputs: Tensor) -> Tensor:
+        """What `forward` takes as `part.feature`: (B, width)."""
+        return self.image_features(**inputs)
+
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        image_features: Tensor | None = None,
     ) -> ImageClassifierOutput:
         """Classify a batch.
 
         Args:
-            pixel_values (`Tensor`): (B, 3, H, W), normalised as the image encoder expects.
+            pixel_values (`Tensor`, *optional*): (B, 3, H, W), normalised as the image encoder expects.
             labels (`Tensor`, *optional*): (B,) class ids, -100 = no loss for this row; or (B, num_labels)
                 probabilities.
             num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
+            image_features (`Tensor`, *optional*): (B, width), instead of `pixel_values`: what `image_features` made
+                of them.
+
+        Raises:
+            `ValueError`: neither images nor their features.
 
         Returns:
             `ImageClassifierOutput` with `logits` (B, num_labels), divided by the config's temperature, and `loss`, a
             scalar, of the logits before that, when labels were given.
         """
-        return self.classify(self.image_features(pixel_values), labels, num_items_in_batch)
+        if image_features is None:
+            if pixel_values is None:
+                raise ValueError("the model needs pixel_values or image_features")
+            image_features = self.image_features(pixel_values)
+        return self.classify(image_features, labels, num_items_in_batch)
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """`vision.*` by layer, and `head`."""

@@ -80,19 +80,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = max(_LOGITS_AT_ONCE // len(weight), 1)
             for start in range(0, len(targets), chunk):
                 rows = slice(start, start + chunk)
-                probabilities, loss = _probabilities_and_loss(hidden[rows], weight, bias, targets[rows])
+                exponentials, sums, loss = _exponentials_and_loss(hidden[rows], weight, bias, targets[rows])
                 total += loss
                 if not any(ctx.needs_input_grad):
                     continue
-                # The gradient with respect to the logits: the probabilities, less 1 at the target.
-                probabilities[torch.arange(len(probabilities)), targets[rows]] -= 1
-                grad_logits = probabilities.to(hidden.dtype)
+                # The gradient with respect to the logits, the probabilities less 1 at the target, times the sums: to
+                # divide what comes of it costs a pass over the logits less.
+                exponentials[torch.arange(len(sums)), targets[rows]] -= sums
+                scaled = exponentials.to(hidden.dtype)
                 if grad_hidden is not None:
-                    torch.mm(grad_logits, weight, out=grad_hidden[rows])
+                    torch.mm(scaled, weight, out=grad_hidden[rows]).div_(sums[:, None])
                 if grad_weight is not None:
-                    grad_weight.addmm_(grad_logits.T, hidden[rows])
+                    grad_weight.addmm_(scaled.T, hidden[rows] / sums[:, None].to(hidden.dtype))
                 if grad_bias is not None:
-                    grad_bias += probabilities.sum(dim=0)
+                    grad_bias += sums.reciprocal() @ exponentials
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return total
 
@@ -102,17 +103,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return (*(None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors), None)
 
 
-def _probabilities_and_loss(
+def _exponentials_and_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(n, V) probabilities in fp32, made in the memory of the logits, and the summed loss."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, V) exponentials in fp32, 1 at each highest logit and made in the memory of the logits, their sums (n,), and
+    the summed loss."""
     logits = (hidden @ weight.T).float()
     if bias is not None:
         logits += bias
-    # Detached and in place: what softmax and logsumexp would copy.
     highest = logits.amax(dim=-1, keepdim=True)
     of_target = logits.gather(1, targets[:, None])
-    logits.sub_(highest).exp_()
-    sums = logits.sum(dim=-1, keepdim=True)
-    loss = (sums.log() + highest - of_target).sum()
-    return logits.div_(sums), loss
+    sums = logits.sub_(highest).exp_().sum(dim=-1)
+    return logits, sums, (sums.log() + (highest - of_target)[:, 0]).sum()

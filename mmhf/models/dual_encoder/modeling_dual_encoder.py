@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 
 from mmhf.models.contrastive_loss import Contrast, EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfig
-from mmhf.models.dual_encoder.pooling import AttentionPooling, attend_to_grid, described_as, pool_caption
+from mmhf.models.dual_encoder.pooling import AttentionPooling, described_as, grid_tokens, pool_caption
 from mmhf.models.encoders import (
     EncoderOutput,
     describe_text,
@@ -130,7 +130,7 @@ class DualEncoderModel(PreTrainedModel):
         """
         output = run_vision(self.vision, pixel_values, self.config.vision_pooling)
         return BaseModelOutputWithPooling(
-            last_hidden_state=output.last_hidden_state, pooler_output=self._project_image(self._frozen_pooling(output))
+            last_hidden_state=output.last_hidden_state, pooler_output=self._project_image(self._read_image(output))
         )
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
@@ -143,20 +143,26 @@ class DualEncoderModel(PreTrainedModel):
         Returns:
             `BaseModelOutputWithPooling`: as of `get_image_features`.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        output = self.text(input_ids=input_ids, attention_mask=attention_mask)
-        pooled = pool_caption(
-            output,
-            input_ids,
-            attention_mask,
-            self.config.text_pooling,
-            eot_token_id=self.config.eot_token_id,
-            attention=self.text_pooling,
-        )
+        output, pooled = self._pooled_text(input_ids, attention_mask)
         return BaseModelOutputWithPooling(
             last_hidden_state=output.last_hidden_state, pooler_output=self.text_projection(pooled)
         )
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """What the image tower's new layers read: (B, 3, H, W) → (B, width), or the grid where they learn to pool."""
+        return self._read_image(run_vision(self.vision, pixel_values, self.config.vision_pooling))
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Pooled output of the text encoder: (B, T) → (B, width)."""
+        return self._pooled_text(input_ids, attention_mask)[1]
+
+    def feature_parts(self) -> tuple[FeaturePart, ...]:
+        """The image encoder, and the text encoder if its pooling is not learnt, which would need the tokens' mask."""
+        return (VISION, TEXT) if self.text_pooling is None else (VISION,)
+
+    def compute_features(self, part: FeaturePart, **inputs: Tensor) -> Tensor:
+        """What `forward` takes as `part.feature`: (B, width), or as `last_hidden_state` is where pooling is learnt."""
+        return self.image_features(**inputs) if part.name == VISION.name else self.text_features(**inputs)
 
     def forward(
         self,
@@ -165,6 +171,8 @@ class DualEncoderModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         image_index: Tensor | None = None,
         return_loss: bool | None = None,
+        image_features: Tensor | None = None,
+        text_features: Tensor | None = None,
     ) -> DualEncoderOutput:
         """Embed images, texts or both, and compare them.
 
@@ -174,15 +182,25 @@ class DualEncoderModel(PreTrainedModel):
             attention_mask (`Tensor`, *optional*): (texts, T); absent = no padding.
             image_index (`Tensor`, *optional*): (B,), equal for rows of one image, -1 for rows that take part in
                 nothing; absent = each row has an image of its own.
-            return_loss (`bool`, *optional*): Also the loss of this batch, whose rows must be pairs.
+            return_loss (`bool`, *optional*): Also the loss of this batch, whose rows must be pairs. It needs
+                `input_ids`, which tell equal captions, also where there are `text_features`.
+            image_features, text_features (`Tensor`, *optional*): Of images, of texts, instead of running an encoder:
+                what `image_features`, `text_features` made of them.
 
         Raises:
-            `ValueError`: neither images nor texts were given.
+            `ValueError`: neither images nor texts were given, nor features of either; text features where pooling is
+                learnt; a loss without `input_ids`.
         """
-        if pixel_values is None and input_ids is None:
-            raise ValueError("DualEncoderModel needs pixel_values, input_ids or both")
-        image_embeds = None if pixel_values is None else _normalised(self.get_image_features(pixel_values))
-        text_embeds = None if input_ids is None else _normalised(self.get_text_features(input_ids, attention_mask))
+        if text_features is not None and self.text_pooling is not None:
+            raise ValueError("text_features cannot stand for texts whose pooling is learnt")
+        if image_features is None and pixel_values is not None:
+            image_features = self.image_features(pixel_values)
+        if text_features is None and input_ids is not None:
+            text_features = self.text_features(input_ids, attention_mask)
+        if image_features is None and text_features is None:
+            raise ValueError("DualEncoderModel needs pixel_values, input_ids or both, or their features")
+        image_embeds = None if image_features is None else _normalised(self._project_image(image_features))
+        text_embeds = None if text_features is None else _normalised(self.text_projection(text_features))
         if image_embeds is None or text_embeds is None:
             either = text_embeds if image_embeds is None else image_embeds
             return DualEncoderOutput(text_embeds=text_embeds, image_embeds=image_embeds, pooler_output=either)
@@ -191,7 +209,9 @@ class DualEncoderModel(PreTrainedModel):
         if self.logit_bias is not None:
             logits_per_text = logits_per_text + self.logit_bias
         loss = None
-        if return_loss and input_ids is not None:
+        if return_loss:
+            if input_ids is None:
+                raise ValueError("return_loss needs input_ids, by which equal captions are found")
             if image_index is None:
                 image_index = torch.arange(len(image_embeds), device=image_embeds.device)
             pairs = EmbeddedPairs(image_embeds, text_embeds, image_index, caption_ids(input_ids, attention_mask))
@@ -205,6 +225,30 @@ class DualEncoderModel(PreTrainedModel):
             logit_scale=scale,
             logit_bias=None if self.logit_bias is None else self.logit_bias.clone(),
         )
+
+    def _read_image(self, output: Any) -> Tensor:
+        if self.vision_pooling is not None:
+            return output.last_hidden_state
+        return pool_vision(output, self.config.vision_pooling, self.vision_output)
+
+    def _project_image(self, features: Tensor) -> Tensor:
+        if self.vision_pooling is not None:
+            features = self.vision_pooling(grid_tokens(features, self.vision_output))
+        return self.vision_projection(features)
+
+    def _pooled_text(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Any, Tensor]:
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        output = self.text(input_ids=input_ids, attention_mask=attention_mask)
+        pooled = pool_caption(
+            output,
+            input_ids,
+            attention_mask,
+            self.config.text_pooling,
+            eot_token_id=self.config.eot_token_id,
+            attention=self.text_pooling,
+        )
+        return output, pooled
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """`vision.*` and `text.*` by layer, `projections` (with poolings that are learnt) and `temperature`."""
@@ -248,6 +292,5 @@ def _learnt_pooling(pooling: str, width: int) -> AttentionPooling | None:
     return AttentionPooling(width) if pooling == "attention" else None
 
 
-def _normalised(output: BaseModelOutputWithPooling) -> Tensor:
-    assert output.pooler_output is not None
-    return functional.normalize(output.pooler_output, dim=-1)
+def _normalised(embeds: Tensor) -> Tensor:
+    return functional.normalize(embeds, dim=-1)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmhf.models.encoders import EncoderOutput, pool_text_output, pool_vision
+from mmhf.models.encoders import EncoderOutput, pool_text_output
 
 _HEAD_WIDTH = 64
 # A pooling that reads the same features in the same layout, by which an encoder is described.
@@ -44,14 +44,11 @@ class AttentionPooling(nn.Module):
         return pooled.squeeze(1)
 
 
-def pool_image(output: Any, pooling: str, shape: EncoderOutput, attention: AttentionPooling | None) -> Tensor:
-    """One vector (B, width) of an image encoder's output; learnt attention sees class and register tokens, too."""
-    if attention is None:
-        return pool_vision(output, pooling, shape)
-    hidden = output.last_hidden_state
+def grid_tokens(hidden: Tensor, shape: EncoderOutput) -> Tensor:
+    """An image encoder's `last_hidden_state` as (B, T, width), class and register tokens included."""
     if shape.layout == "channels_first":
-        return attention(hidden.flatten(2).transpose(1, 2))
-    return attention(hidden.flatten(1, 2) if shape.layout == "channels_last" else hidden)
+        return hidden.flatten(2).transpose(1, 2)
+    return hidden.flatten(1, 2) if shape.layout == "channels_last" else hidden
 
 
 def pool_caption(

@@ -1,0 +1,204 @@
+"""For each family: what `forward` makes of a part's features is what it makes of the inputs, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedModel, Qwen3Config, ViTConfig
+
+from mmhf.models.captioner import PrefixCaptionerConfig, PrefixCaptionerForConditionalGeneration
+from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel
+from mmhf.models.feature_parts import TEXT, VISION, FeaturePart, HasFeatureParts
+from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification
+from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
+from mmhf.models.partition import Partition
+from mmhf.training.freezing import apply_freezing
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37}
+CLIP = CLIPVisionConfig(**SIZES, image_size=32, patch_size=8, projection_dim=24)
+Batch = dict[str, Tensor]
+
+
+@pytest.fixture
+def make_fusion(tiny_config: Callable[..., FusionConfig]) -> Callable[..., FusionForImageTextClassification]:
+    def make(**changes: Any) -> FusionForImageTextClassification:
+        return FusionForImageTextClassification(
+            tiny_config(**{"text_pooling": "mean", "initializer_range": 0.5, "strategy": "gated", **changes})
+        )
+
+    return make
+
+
+def classifier(tiny_timm: Any) -> BackboneForImageClassification:
+    config = BackboneForImageClassificationConfig(
+        vision_config=tiny_timm("test_resnet"), head_hidden_dim=8, id2label={0: "a", 1: "b", 2: "c"}
+    )
+    return BackboneForImageClassification(config)
+
+
+def captioner(features: str, **changes: Any) -> PrefixCaptionerForConditionalGeneration:
+    language = Qwen3Config(**SIZES, vocab_size=99, num_key_value_heads=1, head_dim=16)
+    config = PrefixCaptionerConfig(
+        copy.deepcopy(CLIP), language, vision_features=features, prefix_length=4, projector_hidden_dims=[16], **changes
+    )
+    return PrefixCaptionerForConditionalGeneration(config)
+
+
+def dual_encoder(**changes: Any) -> DualEncoderModel:
+    text = CLIPTextConfig(**SIZES, vocab_size=99, max_position_embeddings=16, eos_token_id=2)
+    vision = ViTConfig(**SIZES, image_size=32, patch_size=8)
+    values = {"vision_pooling": "cls", "eot_token_id": 1, "embedding_dim": 16, **changes}
+    return DualEncoderModel(DualEncoderConfig(vision, text, **values))
+
+
+@pytest.fixture(
+    params=[
+        *("fusion", "learnt stand-ins", "image classifier", "captioner", "captioner's patches"),
+        *("dual encoder", "learnt pooling"),
+    ]
+)
+def model(request: Any, make_fusion: Any, tiny_timm: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    makers: dict[str, Callable[[], PreTrainedModel]] = {
+        "fusion": make_fusion,
+        "learnt stand-ins": lambda: make_fusion(stand_in="learnt", auxiliary_weights={"image": 0.5}),
+        "image classifier": lambda: classifier(tiny_timm),
+        "captioner": lambda: captioner("projected"),
+        "captioner's patches": lambda: captioner("patches", projector="transformer", projector_width=16),
+        "dual encoder": dual_encoder,
+        "learnt pooling": lambda: dual_encoder(vision_pooling="attention", text_pooling="attention"),
+    }
+    return makers[request.param]().eval()
+
+
+@pytest.fixture
+def inputs(model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+    """Of the model's family, with what gives a loss."""
+    if isinstance(model, BackboneForImageClassification):
+        return {name: batch[name] for name in ("pixel_values", "labels")}
+    if isinstance(model, PrefixCaptionerForConditionalGeneration):
+        return {**batch, "labels": batch["input_ids"].where(batch["attention_mask"] > 0, -100)}
+    if isinstance(model, DualEncoderModel):
+        return {name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")} | {"return_loss": True}
+    return batch
+
+
+def with_features(model: Any, parts: tuple[FeaturePart, ...], inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with features in the place of what they are made of; a dual encoder's loss keeps its captions."""
+    taken: dict[str, Any] = dict(inputs)
+    for part in parts:
+        with torch.no_grad():
+            features = model.compute_features(part, **{name: inputs[name] for name in part.inputs if name in inputs})
+        kept = ("input_ids", "attention_mask") if "return_loss" in inputs else ()
+        taken = {name: value for name, value in taken.items() if name not in part.inputs or name in kept}
+        taken[part.feature] = features
+    return taken
+
+
+def freeze(model: PreTrainedModel, parts: tuple[FeaturePart, ...]) -> None:
+    partition = Partition.of(model)
+    frozen = tuple(f"{part.name}." for part in parts)
+    apply_freezing(model, partition, [group for group in partition if not group.startswith(frozen)])
+
+
+def gradients(model: PreTrainedModel, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(**inputs).loss.backward()
+    return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+def test_features_give_what_the_inputs_give(model: Any, inputs: dict[str, Any]) -> None:
+    assert isinstance(model, HasFeatureParts)
+    parts = model.feature_parts()
+    assert parts
+    for chosen in [*((part,) for part in parts), parts]:
+        given = with_features(model, chosen, inputs)
+        assert set(given).isdisjoint({"pixel_values"} if VISION in chosen else {})
+        one, other = model(**inputs), model(**given)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one), "bit for bit"
+
+
+def test_gradients_of_what_trains_are_the_same(model: Any, inputs: dict[str, Any]) -> None:
+    parts = model.feature_parts()
+    freeze(model, parts)
+    expected = gradients(model, inputs)
+    found = gradients(model, with_features(model, parts, inputs))
+    assert expected.keys() == found.keys() and expected
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    partition = Partition.of(model)
+    assert not any(partition.group_of(name).startswith("vision.") for name in expected)
+
+
+def test_nothing_of_a_part_runs_when_its_features_are_given(model: Any, inputs: dict[str, Any]) -> None:
+    parts = model.feature_parts()
+    given = with_features(model, parts, inputs)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("it ran")
+
+    for part in parts:
+        model.get_submodule(part.name).register_forward_pre_hook(refuse)
+    model(**given)
+    with pytest.raises(AssertionError, match="it ran"):
+        model(**inputs)
+
+
+def test_parts_are_frozen_groups_by_their_name(model: Any) -> None:
+    groups = Partition.of(model)
+    assert all(groups.select(part.name) for part in model.feature_parts())
+
+
+@pytest.mark.parametrize("stand_in", ["zero", "learnt"])
+def test_features_of_rows_that_lack_the_modality_are_not_looked_at(
+    make_fusion: Any, batch: Batch, stand_in: str
+) -> None:
+    torch.manual_seed(0)
+    model = make_fusion(stand_in=stand_in).eval()
+    masks = {"image_mask": torch.tensor([1, 0, 1]), "text_mask": torch.tensor([1, 1, 0])}
+    freeze(model, (VISION, TEXT))
+    given = with_features(model, (VISION, TEXT), {**batch, **masks})
+    expected, logits = gradients(model, {**batch, **masks}), model(**batch, **masks).logits
+    given["image_features"][1], given["text_features"][2] = float("nan"), float("inf")
+    # The encoders ran on the other rows alone, in a smaller batch.
+    torch.testing.assert_close(model(**given).logits, logits)
+    found = gradients(model, given)
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+@pytest.mark.parametrize(("mask", "offered"), [("image", (TEXT,)), ("text", (VISION,))])
+def test_a_modality_that_is_masked_for_the_whole_run_is_no_part(
+    make_fusion: Any, batch: Batch, mask: str, offered: tuple[FeaturePart, ...]
+) -> None:
+    model = make_fusion().eval()
+    given = with_features(model, (VISION, TEXT), batch)
+    model.config.mask = mask
+    assert model.feature_parts() == offered
+    assert torch.equal(model(**given).logits, model(**batch).logits)
+
+
+def test_features_of_one_modality_alone(make_fusion: Any, batch: Batch) -> None:
+    model = make_fusion().eval()
+    for part in (VISION, TEXT):
+        alone = {name: batch[name] for name in part.inputs}
+        assert torch.equal(model(**with_features(model, (part,), alone)).logits, model(**alone).logits)
+
+
+def test_what_cannot_be(tiny_timm: Any, make_fusion: Any, batch: Batch) -> None:
+    learnt = dual_encoder(text_pooling="attention")
+    assert learnt.feature_parts() == (VISION,)
+    with pytest.raises(ValueError, match="pooling is learnt"):
+        learnt(text_features=torch.zeros(3, 32))
+    with pytest.raises(ValueError, match="return_loss needs input_ids"):
+        dual_encoder()(image_features=torch.zeros(3, 32), text_features=torch.zeros(3, 32), return_loss=True)
+    with pytest.raises(ValueError, match="pixel_values or image_features"):
+        classifier(tiny_timm)()
+    with pytest.raises(ValueError, match="or their features"):
+        make_fusion()(labels=batch["labels"])

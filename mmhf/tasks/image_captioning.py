@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mmhf.data.bad_examples import BadExample
-from mmhf.data.caption_datasets import CaptionDataset
+from mmhf.data.caption_datasets import CaptionDataset, find_long_captions
 from mmhf.data.caption_streams import StreamedCaptions, caption_dataset
 from mmhf.data.collators import CaptioningCollator
 from mmhf.data.duplicates import DuplicatePair
@@ -92,16 +92,16 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         if parent is not None:
             processor = CaptionerProcessor.from_pretrained(parent)
             processor.max_length = self.recipe.data.max_length
-            return processor
-        captions = [text for of_image in _captions(data, "train") for text in of_image]
-        processor = build_captioner_processor(self.recipe.model, self.recipe.data, captions)
-        if cut := processor.count_cut(captions):
-            logger.warning(
-                "%d of %d training captions are longer than data.max_length (%d tokens) and cut at the end",
-                cut,
-                len(captions),
-                processor.max_length,
-            )
+        else:
+            captions = [text for of_image in _captions(data, "train") for text in of_image]
+            processor = build_captioner_processor(self.recipe.model, self.recipe.data, captions)
+        rows = data.splits.get("train")
+        if isinstance(rows, datasets.Dataset):
+            cut = find_long_captions(rows, processor.count_tokens, processor.max_length, split="train")
+            data.bad_examples.extend(cut)
+            if cut:
+                limit = processor.max_length
+                logger.warning("%d training captions are longer than data.max_length (%d) and cut", len(cut), limit)
         return processor
 
     def build_model(

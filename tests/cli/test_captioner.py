@@ -19,6 +19,9 @@ from safetensors.torch import load_file
 
 from mmhf import pipeline
 from mmhf.cli import main
+from mmhf.data.loading import load_data
+from mmhf.models.captioner import CaptionerProcessor
+from mmhf.recipe import load_recipe
 from mmhf.sample_data import read_sample
 from tests.cli.test_processes import launch
 
@@ -43,7 +46,7 @@ RECIPE: dict[str, Any] = {
         "projector": {"prefix_length": 2, "hidden_dims": []},
         "freeze_language": False,
     },
-    "data": {"source": "sample", "image_size": 32, "max_length": 16, "limit": 24, "find_duplicates": "never"},
+    "data": {"source": "sample", "image_size": 32, "max_length": 12, "limit": 24, "find_duplicates": "never"},
     "generation": {"max_new_tokens": 6},
     "training": {
         "per_device_train_batch_size": 8,
@@ -111,6 +114,21 @@ def test_the_report_shows_baselines_and_images_with_their_captions(captioner: Pa
     report = (captioner / "run" / "report.html").read_text(encoding="utf-8")
     assert "best constant caption" in report and "nearest neighbour" in report
     assert "Captions: validation" in report and "data:image" in report
+
+
+def test_captions_that_were_cut_are_listed_one_by_one(captioner: Path) -> None:
+    processor = CaptionerProcessor.from_pretrained(captioner / "run")
+    resolved = load_recipe(captioner / "run" / "recipe.yaml")
+    train = load_data(resolved.recipe.data, task="image-captioning").splits["train"]
+    lengths = [processor.count_tokens(captions) for captions in train["captions"]]
+    expected = [
+        f"caption {number} has {length} tokens; it is cut at the end to 12"
+        for of_image in lengths
+        for number, length in enumerate(of_image, 1)
+        if length > 12
+    ]
+    with (captioner / "run" / "bad_examples.csv").open(encoding="utf-8") as file:
+        assert [row["reason"] for row in csv.DictReader(file)] == expected != []
 
 
 def test_a_release_leaves_the_frozen_encoder_out_and_says_where_it_comes_from(captioner: Path) -> None:

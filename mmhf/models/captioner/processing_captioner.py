@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -63,9 +63,9 @@ class CaptionerProcessor(ProcessorMixin):
         """Captions that the model generated, without what ends them and pads them."""
         return [text.strip() for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
 
-    def count_cut(self, captions: Iterable[str]) -> int:
-        """How many captions are longer than `max_length` tokens with their end."""
-        return sum(len(ids) >= self.max_length for ids in self._token_ids(list(captions)))
+    def count_tokens(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption with its end; more than `max_length` are cut."""
+        return [len(ids) + 1 for ids in self._token_ids(list(captions))]
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> list[str]:
         """Save; the files do not depend on what was tokenised before."""

@@ -25,9 +25,7 @@ def test_captions_of_any_script_end_and_are_padded_on_the_right(captions: list[s
         whole = _PROCESSOR.tokenizer(caption)["input_ids"]
         assert ids[:length].tolist() == [*whole, 0][:24]
         assert (ids[length:] == _PROCESSOR.tokenizer.pad_token_id).all()
-    assert _PROCESSOR.count_cut(captions) == sum(
-        len(_PROCESSOR.tokenizer(text)["input_ids"]) > 23 for text in captions
-    )
+    assert _PROCESSOR.count_tokens(captions) == [len(_PROCESSOR.tokenizer(text)["input_ids"]) + 1 for text in captions]
 
 
 def test_a_caption_that_is_cut_does_not_learn_to_end_there(processor: CaptionerProcessor) -> None:

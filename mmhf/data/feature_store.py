@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ DIGEST_BYTES = 16
 _DESCRIPTION = "store.json"
 _RECORD = np.dtype([("digest", f"V{DIGEST_BYTES}"), ("checksum", "<u8")])
 _MIX = 0x9E3779B97F4A7C15
+_SEGMENT_BITS = 40
+_ROW_MASK = (1 << _SEGMENT_BITS) - 1
 _INTEGERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 Digests = NDArray[np.void]
@@ -52,8 +54,18 @@ class _Segment:
     """What one process has appended: features one after the other, and beside them digests and checksums."""
 
     stem: Path
-    num_rows: int
+    num_rows: int = 0
     features: NDArray[np.unsignedinteger] | None = None
+    _records: NDArray[np.void] = field(default_factory=lambda: np.empty(0, dtype=_RECORD))
+    _verified: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+
+    @property
+    def records(self) -> NDArray[np.void]:
+        return self._records[: self.num_rows]
+
+    @property
+    def verified(self) -> NDArray[np.bool_]:
+        return self._verified[: self.num_rows]
 
     @property
     def feature_path(self) -> Path:
@@ -63,37 +75,46 @@ class _Segment:
     def record_path(self) -> Path:
         return self.stem.with_suffix(".records")
 
+    def extend(self, records: NDArray[np.void], *, verified: bool = False) -> None:
+        end = self.num_rows + len(records)
+        if end > len(self._records):  # room for as many again, so that appending stays cheap
+            more = max(end, 2 * self.num_rows) - self.num_rows
+            self._records = np.concatenate([self.records, np.empty(more, dtype=_RECORD)])
+            self._verified = np.concatenate([self.verified, np.zeros(more, dtype=bool)])
+        self._records[self.num_rows : end] = records
+        self._verified[self.num_rows : end] = verified
+        self.num_rows = end
+
 
 class FeatureStore:
     """Features of samples with one layout, found by the digest of what a sample contains.
 
     A row counts once its record is written, and that is after its features, so that a killed writer loses the batch
     in flight and nothing else. Each process appends to files of its own. A row is checked against its checksum when a
-    process reads it for the first time.
+    process reads it for the first time. Positions stay what they are as long as the store is open.
 
     Args:
-        folder (`Path`): Made if absent.
+        folder (`Path`): Made if absent. One that cannot be written is read.
         layout (`FeatureLayout`): Of one sample.
 
     Raises:
-        InputError: The folder holds features of another layout, or cannot be written.
+        DamagedStoreError: The folder holds features of another layout.
+        InputError: There is no store, and none can be made.
     """
 
     def __init__(self, folder: Path, layout: FeatureLayout) -> None:
         self.folder = folder
         self.layout = layout
-        self._writer: _Segment | None = None
+        self.is_writable = True
+        self._writer: int | None = None
         self._segments: list[_Segment] = []
-        self._starts = np.zeros(1, dtype=np.int64)
-        self._records = np.empty(0, dtype=_RECORD)
-        self._order = np.empty(0, dtype=np.int64)
+        self._rows = np.empty(0, dtype=np.int64)
         self._keys = np.empty(0, dtype=np.uint64)
-        self._verified = np.empty(0, dtype=bool)
         self._describe()
         self.refresh()
 
     def __len__(self) -> int:
-        return len(self._records)
+        return sum(segment.num_rows for segment in self._segments)
 
     def __getstate__(self) -> dict[str, object]:
         return {"folder": self.folder, "layout": self.layout}
@@ -107,19 +128,19 @@ class FeatureStore:
         return len(self) * (self.layout.row_bytes + _RECORD.itemsize)
 
     def refresh(self) -> None:
-        """See what other processes have appended since."""
-        stems = sorted(path.with_suffix("") for path in self.folder.glob("*.records"))
-        self._segments = [_Segment(stem, _whole_rows(stem, self.layout)) for stem in stems]
-        counts = [segment.num_rows for segment in self._segments]
-        self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        records = [np.fromfile(each.record_path, _RECORD, each.num_rows) for each in self._segments]
-        known = len(self._records)
-        self._records = np.concatenate(records) if records else np.empty(0, dtype=_RECORD)
-        if len(self._records) != known:
-            self._verified = np.zeros(len(self._records), dtype=bool)
-        keys = _keys_of(self._records["digest"])
-        self._order = np.argsort(keys, kind="stable")
-        self._keys = keys[self._order]
+        """See what other processes have appended since, and find what this one has."""
+        known = {segment.stem: segment for segment in self._segments}
+        for path in sorted(self.folder.glob("*.records")):
+            segment = known.get(path.with_suffix(""))
+            if segment is None:
+                segment = _Segment(path.with_suffix(""))
+                self._segments.append(segment)
+            done = segment.num_rows
+            if (more := _whole_rows(segment.stem, self.layout) - done) > 0:
+                segment.extend(np.fromfile(segment.record_path, _RECORD, more, offset=done * _RECORD.itemsize))
+        if self.is_writable and (self.folder / _DESCRIPTION).exists():
+            os.utime(self.folder / _DESCRIPTION)
+        self._index()
 
     def find(self, digests: Digests) -> NDArray[np.int64]:
         """Where the features of these samples are.
@@ -130,14 +151,17 @@ class FeatureStore:
         Returns:
             `NDArray[np.int64]`: (N,) positions for `read`; -1 for a sample that is not here.
         """
-        if not len(self):
+        if not len(self._keys):
             return np.full(len(digests), -1, dtype=np.int64)
-        places = np.minimum(np.searchsorted(self._keys, _keys_of(digests)), len(self) - 1)
-        positions = self._order[places]
-        return np.where(self._records["digest"][positions] == digests, positions, -1)
+        places = np.minimum(np.searchsorted(self._keys, _keys_of(digests)), len(self._keys) - 1)
+        positions = self._rows[places]
+        found = np.empty(len(digests), dtype=_RECORD["digest"])
+        for index, members in _by_segment(positions):
+            found[members] = self._segments[index].records["digest"][positions[members] & _ROW_MASK]
+        return np.where(found == digests, positions, -1)
 
     def read(self, positions: NDArray[np.int64]) -> Tensor:
-        """Features at positions that `find` gave.
+        """Features at positions that `find` or `append` gave.
 
         Returns:
             `Tensor`: (N, *layout.shape), a copy.
@@ -145,26 +169,24 @@ class FeatureStore:
         Raises:
             DamagedStoreError: Bytes differ from those that were written.
         """
-        which = np.searchsorted(self._starts, positions, side="right") - 1
-        present = set(which.tolist())
-        if len(present) == 1:
-            index = present.pop()
-            rows = self._features(index)[positions - self._starts[index]]
+        groups = _by_segment(positions)
+        if len(groups) == 1:
+            rows = self._read_segment(groups[0][0], positions & _ROW_MASK)
         else:
-            width = int(np.prod(self.layout.shape))
-            rows = np.empty((len(positions), width), dtype=_INTEGERS[self.layout.dtype.itemsize])
-            for index in present:
-                members = which == index
-                rows[members] = self._features(index)[positions[members] - self._starts[index]]
-        self._verify(positions, rows)
+            rows = np.empty((len(positions), self._width), dtype=_INTEGERS[self.layout.dtype.itemsize])
+            for index, members in groups:
+                rows[members] = self._read_segment(index, positions[members] & _ROW_MASK)
         return torch.from_numpy(rows).view(self.layout.dtype).reshape(-1, *self.layout.shape)
 
-    def append(self, digests: Digests, features: Tensor) -> None:
+    def append(self, digests: Digests, features: Tensor) -> NDArray[np.int64]:
         """Write the features of samples; what is here already is written again and does no harm.
 
         Args:
             digests (`Digests`): (N,).
             features (`Tensor`): (N, *layout.shape).
+
+        Returns:
+            `NDArray[np.int64]`: (N,) positions for `read`.
 
         Raises:
             InputError: The disk is full or the folder cannot be written.
@@ -174,37 +196,92 @@ class FeatureStore:
         records = np.empty(len(digests), dtype=_RECORD)
         records["digest"], records["checksum"] = digests, _checksums(contents)
         if self._writer is None:
-            self._writer = _Segment(self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}", 0)
+            self._writer = len(self._segments)
+            self._segments.append(_Segment(self.folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}"))
+        segment = self._segments[self._writer]
+        first = segment.num_rows
         try:
-            _append(self._writer.feature_path, contents.tobytes(), self._writer.num_rows * self.layout.row_bytes)
-            _append(self._writer.record_path, records.tobytes(), self._writer.num_rows * _RECORD.itemsize)
+            _append(segment.feature_path, contents.tobytes(), first * self.layout.row_bytes)
+            _append(segment.record_path, records.tobytes(), first * _RECORD.itemsize)
         except OSError as error:
-            raise InputError(
-                f"{self.folder}: features cannot be stored ({error.strerror}); cache=off goes on"
-            ) from error
-        self._writer.num_rows += len(digests)
+            raise InputError(f"{self.folder}: features cannot be stored ({error.strerror})") from error
+        segment.extend(records, verified=True)
+        return (self._writer << _SEGMENT_BITS) + np.arange(first, first + len(digests))
 
-    def _features(self, index: int) -> NDArray[np.unsignedinteger]:
+    def drop_damaged(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Forget the rows whose bytes are not what was written, here and, where the folder can be written, for all.
+
+        Returns:
+            `NDArray[np.bool_]`: (N,), True for those that were.
+        """
+        wrong = np.zeros(len(positions), dtype=bool)
+        for index, members in _by_segment(positions):
+            segment, rows = self._segments[index], positions[members] & _ROW_MASK
+            try:
+                bad = self._wrong(segment, rows, self._features(segment)[rows])
+            except (OSError, ValueError, IndexError):  # the files are gone, or shorter than they were
+                bad = np.ones(len(rows), dtype=bool)
+            wrong[members] = bad
+            for row in rows[bad].tolist():
+                segment.records["digest"][row] = bytes(DIGEST_BYTES)
+                self._erase(segment, row)
+        self._index()
+        return wrong
+
+    @property
+    def _width(self) -> int:
+        return int(np.prod(self.layout.shape))
+
+    def _index(self) -> None:
+        digests = [segment.records["digest"] for segment in self._segments]
+        rows = [
+            (index << _SEGMENT_BITS) + np.arange(segment.num_rows) for index, segment in enumerate(self._segments)
+        ]
+        keys = _keys_of(np.concatenate(digests)) if digests else np.empty(0, dtype=np.uint64)
+        order = np.argsort(keys, kind="stable")
+        self._keys = keys[order]
+        self._rows = np.concatenate(rows)[order] if rows else np.empty(0, dtype=np.int64)
+
+    def _read_segment(self, index: int, rows: NDArray[np.int64]) -> NDArray[np.unsignedinteger]:
         segment = self._segments[index]
-        if segment.features is None:
+        try:
+            found = self._features(segment)[rows]
+        except (OSError, ValueError) as error:  # removed, or cut short, since it was opened
+            raise DamagedStoreError(f"{self.folder}: stored features are gone ({error})") from error
+        if not segment.verified[rows].all():
+            wrong = self._wrong(segment, rows, found)
+            if wrong.any():
+                place = int(rows[np.argmax(wrong)])
+                raise DamagedStoreError(
+                    f"{segment.feature_path}: stored features are damaged (row {place}); delete the folder"
+                )
+            segment.verified[rows] = True
+        return found
+
+    @staticmethod
+    def _wrong(
+        segment: _Segment, rows: NDArray[np.int64], contents: NDArray[np.unsignedinteger]
+    ) -> NDArray[np.bool_]:
+        return _checksums(contents.view(np.uint8)) != segment.records["checksum"][rows]
+
+    def _features(self, segment: _Segment) -> NDArray[np.unsignedinteger]:
+        if segment.features is None or len(segment.features) < segment.num_rows:
             mapped = np.memmap(
                 segment.feature_path,
                 dtype=_INTEGERS[self.layout.dtype.itemsize],
                 mode="r",
-                shape=(segment.num_rows, int(np.prod(self.layout.shape))),
+                shape=(segment.num_rows, self._width),
             )
             segment.features = np.asarray(mapped)  # np.memmap itself is slow to index
         return segment.features
 
-    def _verify(self, positions: NDArray[np.int64], rows: NDArray[np.unsignedinteger]) -> None:
-        new = np.flatnonzero(~self._verified[positions])
-        if not len(new):
-            return
-        wrong = _checksums(rows[new].view(np.uint8)) != self._records["checksum"][positions[new]]
-        if wrong.any():
-            place = positions[new[np.argmax(wrong)]]
-            raise DamagedStoreError(f"{self.folder}: stored features are damaged (row {place}); delete the folder")
-        self._verified[positions[new]] = True
+    def _erase(self, segment: _Segment, row: int) -> None:
+        try:
+            with segment.record_path.open("r+b") as file:
+                file.seek(row * _RECORD.itemsize)
+                file.write(bytes(DIGEST_BYTES))
+        except OSError as error:
+            logger.warning("%s: a damaged row stays in it (%s)", segment.record_path, error.strerror)
 
     def _describe(self) -> None:
         path = self.folder / _DESCRIPTION
@@ -217,10 +294,17 @@ class FeatureStore:
                 scratch.replace(path)
             os.utime(path)  # when it was last used, for `make_room`
         except OSError as error:
-            raise InputError(
-                f"{self.folder}: no store can be kept there ({error.strerror}); set cache: off"
-            ) from error
-        if json.loads(path.read_text()) != own:
+            if not path.is_file():
+                raise InputError(
+                    f"{self.folder}: no store can be kept there ({error.strerror}); set cache: off"
+                ) from error
+            logger.warning("%s: cannot be written (%s), so it is only read", self.folder, error.strerror)
+            self.is_writable = False
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise DamagedStoreError(f"{path}: is damaged ({error}); delete the folder") from error
+        if found != own:
             raise DamagedStoreError(f"{path}: not the layout {own}; delete the folder")
 
 
@@ -268,6 +352,15 @@ def _whole_rows(stem: Path, layout: FeatureLayout) -> int:
     records = stem.with_suffix(".records").stat().st_size // _RECORD.itemsize
     features = stem.with_suffix(".features")
     return min(records, features.stat().st_size // layout.row_bytes) if features.exists() else 0
+
+
+def _by_segment(positions: NDArray[np.int64]) -> list[tuple[int, NDArray[np.bool_] | slice]]:
+    """Number of each segment that positions are in, and which they are."""
+    segments = positions >> _SEGMENT_BITS
+    first = int(segments[0]) if len(segments) else 0
+    if (segments == first).all():
+        return [(first, slice(None))]
+    return [(int(index), segments == index) for index in np.unique(segments)]
 
 
 def _keys_of(digests: Digests) -> NDArray[np.uint64]:

@@ -13,8 +13,10 @@ import pytest
 import torch
 from clean_environment import make_clean_environment
 from families import FAMILIES, Family, model_inputs, write_family_run, write_image
+from huggingface_hub import HfApi
 from loopback_hub import LoopbackHub
 from loopback_store import card_problems
+from safetensors.torch import load
 from transformers import AutoModel, dynamic_module_utils
 
 import mmhf
@@ -70,6 +72,38 @@ def test_every_version_is_served_alike_without_mmhf(hub: LoopbackHub, tmp_path: 
         assert answer["module"].startswith("transformers_modules."), "the code came with the release"
     outputs = [json.dumps(output) for output, _ in expected]
     assert len(set(outputs)) == len(outputs), "versions must differ for this test to show anything"
+
+
+@pytest.mark.slow
+def test_an_encoder_held_by_reference_is_fetched_at_its_pinned_commit(hub: LoopbackHub, tmp_path: Path):
+    family = FAMILIES["captioner"]
+    torch.manual_seed(0)
+    model, processor = family.make()
+    pinned = _push_encoder(tmp_path / "encoder", model.vision)
+    run_dir = write_family_run(tmp_path / "run", family, seed=0, metrics={"test_rougeL": 0.5})
+    model.refer_to({"vision": f"org/encoder@{pinned}"})
+    model.save_pretrained(run_dir)
+    push_release(run_dir, release_settings({"repo": "org/small", "version": "1.0", "push": True}))
+    # What the repository's main branch holds by now has nothing to do with the release.
+    assert _push_encoder(tmp_path / "other", family.make()[0].vision) != pinned
+
+    weights = load(hub.files("org/small", "v1.0")["model.safetensors"])
+    assert {name.split(".")[0] for name in weights} == {"projector", "language"}
+    image = str(write_image(tmp_path / "photo.jpg"))
+    inputs = {key: tensor.tolist() for key, tensor in model_inputs(family).items()}
+    job = {"repo": "org/small", "revision": "v1.0", "task": family.pipeline_task, "inputs": inputs}
+    job |= {"output": family.output, "arguments": [image], "call": {}}
+    [answer] = _serve_in_clean_environment(hub, tmp_path, [job])
+    with torch.no_grad():
+        assert answer["output"] == model.eval()(**model_inputs(family))[family.output].tolist()
+
+
+def _push_encoder(folder: Path, encoder: Any) -> str:
+    """Give `org/encoder` these weights; returns the commit."""
+    encoder.save_pretrained(folder)
+    api = HfApi()
+    api.create_repo("org/encoder", exist_ok=True)
+    return str(api.upload_folder(repo_id="org/encoder", folder_path=folder).oid)
 
 
 def _answer(run_dir: Path, family: Family, image: str) -> Any:

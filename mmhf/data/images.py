@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 # Raster formats only: some of Pillow's other decoders run external programs (EPS) or read further files.
 _WANTED_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "MPO", "AVIF", "JPEG2000", "TGA", "ICO")
 # What decoding damaged files was seen to raise in Pillow.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 _TAIL_BYTES = 32
 MAX_PIXELS = 89_478_485
 """Larger images are refused as decompression bombs (Pillow's own warning level)."""
@@ -53,12 +53,14 @@ def decode_image(image: ImageInput, *, least_side: int | None = None) -> Image.I
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
-                raise BadImageError(f"{opened.width} x {opened.height} pixels are more than {MAX_PIXELS}")
+                raise BadImageError(f"too large: {opened.width} x {opened.height} pixels, more than {MAX_PIXELS:,}")
             if least_side is not None:
                 opened.draft(None, (least_side, least_side))
             return _to_rgb(opened)
     except BadImageError:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's, far above that number of pixels
+        raise BadImageError(f"too large: more than {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
         raise BadImageError(f"not an image (starts with {content[:12]!r})") from error
     except _DECODE_ERRORS as error:

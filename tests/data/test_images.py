@@ -109,7 +109,10 @@ def test_problems_are_found_without_decoding_sound_files(tmp_path, encode, monke
 
 def test_decompression_bombs_are_refused(encode, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
-    with pytest.raises(BadImageError, match="24 x 16 pixels"):
+    with pytest.raises(BadImageError, match="too large: 24 x 16 pixels"):
+        decode_image(encode())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow itself refuses more than twice as many
+    with pytest.raises(BadImageError, match="too large: more than 100 pixels"):
         decode_image(encode())
 
 

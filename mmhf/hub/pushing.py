@@ -31,6 +31,7 @@ from mmhf.hub.hub_errors import HUB_ERRORS, is_hub_error, named_hub_errors, with
 from mmhf.hub.hub_repo import HubRepo, Refs
 from mmhf.hub.manifest import RELEASE_FILE, Release, ReleaseNotes
 from mmhf.hub.versions import Version
+from mmhf.recipe.metric_direction import greater_is_better
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import ReleaseSection
 
@@ -189,7 +190,8 @@ class _Push:
         refs = self._refs()
         values = {tag: _number(self.repo.release_at(tag), metric) for tag in refs.versions()}
         known = {tag: value for tag, value in values.items() if value is not None}
-        better = max if _greater_is_better(self.settings, metric) else min
+        is_greater_better = self.settings.greater_is_better
+        better = max if (greater_is_better(metric) if is_greater_better is None else is_greater_better) else min
         best = better(reversed(known), key=known.__getitem__)  # of equals the newest
         if refs.tags.get(_BEST) != refs.tags[best]:
             self.repo.delete_tag(_BEST)
@@ -231,11 +233,6 @@ def _check_metric(settings: ReleaseSection, metrics: Mapping[str, Any]) -> None:
     if metric is not None and not isinstance(metrics.get(metric), (int, float)):
         hint = did_you_mean(nearest_names(metric, metrics))
         raise InputError(f"release.best_metric: the run has no number {metric!r}{hint}")
-
-
-def _greater_is_better(settings: ReleaseSection, metric: str) -> bool:
-    # The convention of transformers' TrainingArguments.greater_is_better.
-    return not metric.endswith("loss") if settings.greater_is_better is None else settings.greater_is_better
 
 
 def _number(release: Release | None, metric: str) -> float | None:

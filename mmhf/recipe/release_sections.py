@@ -54,7 +54,7 @@ class ReleaseSection(Section):
     best_metric: str | None = None
     """The tag `best` follows the version that is best by this number of metrics.json, such as `test_f1_macro`."""
     greater_is_better: bool | None = None
-    """For `best_metric`; absent: true unless its name ends with `loss`."""
+    """For `best_metric`; absent: known by its name, false for a loss, an error or a rank."""
     card: CardSection = CardSection()
 
     @model_validator(mode="after")

@@ -19,12 +19,11 @@ from optuna.distributions import (
 from pydantic import Field, model_validator
 
 from mmhf.errors import InputError
+from mmhf.recipe.metric_direction import greater_is_better
 from mmhf.recipe.problems import as_input_error
 from mmhf.recipe.sections import PositiveInt, Section
 from mmhf.recipe.validation import check_section
 from mmhf.recipe.yaml_loader import load_yaml, parse_scalar
-
-_LOWER_IS_BETTER = ("loss", "error", "rank", "alignment", "uniformity")
 
 Number = int | float
 ParameterValue = None | bool | int | float | str
@@ -85,7 +84,7 @@ class SpaceSection(Section):
     metric: str
     """Name in `metrics.json` and in the evaluations while training, without the split, such as f1_macro."""
     direction: Literal["maximize", "minimize"] | None = None
-    """Absent: `minimize` for a loss, an error, a rank, alignment and uniformity, else `maximize`."""
+    """Absent: what is better by the metric's name, `minimize` for a loss or a rank, else `maximize`."""
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     trials: PositiveInt | None = None
     """Absent: 20, or the whole grid."""
@@ -126,7 +125,7 @@ class SweepSpace:
     def is_maximized(self) -> bool:
         section = self.section
         if section.direction is None:
-            return not any(word in section.metric for word in _LOWER_IS_BETTER)
+            return greater_is_better(section.metric)
         return section.direction == "maximize"
 
     def distributions(self) -> dict[str, BaseDistribution]:

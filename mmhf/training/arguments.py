@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.errors import InputError
+from mmhf.recipe.metric_direction import greater_is_better
 from mmhf.recipe.schema import ContrastiveRecipe, FusionRecipe, Recipe, RecipeBase, StageSection
 from mmhf.training.stages import StagePlan
 
@@ -34,8 +35,9 @@ def training_arguments(recipe: Recipe, output_dir: str, *, has_validation: bool)
     values.setdefault("per_device_eval_batch_size", values.get("per_device_train_batch_size", 8))
     values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     values.setdefault("disable_tqdm", not sys.stderr.isatty())
-    if values.get("metric_for_best_model") and has_validation:
+    if (best := values.get("metric_for_best_model")) and has_validation:
         values.setdefault("load_best_model_at_end", True)
+        values.setdefault("greater_is_better", greater_is_better(best))
     if values["eval_strategy"] == "no" and (setting := _needs_evaluations(recipe)):
         raise InputError(f"{setting} needs evaluations: the data has no validation split, or eval_strategy is 'no'")
     try:

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmhf.errors import InputError
+from mmhf.recipe.metric_direction import greater_is_better
 from mmhf.recipe.schema import PlateauSection
-
-_LOWER_IS_BETTER = ("loss", "error")
 
 
 def stalled(scores: Iterable[float], settings: PlateauSection) -> bool:
@@ -39,5 +38,5 @@ def metric_key(metric: str, metrics: Iterable[str], *, setting: str) -> str:
 
 def scores_since(log_history: Sequence[dict[str, Any]], key: str, global_step: int) -> dict[int, float]:
     """Step → score (higher is better) of a metric, of the evaluations after a global step."""
-    sign = -1.0 if any(word in key for word in _LOWER_IS_BETTER) else 1.0
+    sign = 1.0 if greater_is_better(key) else -1.0
     return {entry["step"]: sign * entry[key] for entry in log_history if key in entry and entry["step"] > global_step}

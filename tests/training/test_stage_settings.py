@@ -115,9 +115,12 @@ class RememberWeights(TrainerCallback):
         self.at[state.global_step] = {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-def test_the_next_stage_starts_from_the_best_weights_of_the_last(make_trainer, tiny_model, tiny_data, tmp_path):
+@pytest.mark.parametrize(("metric", "sign"), [("score", 1), ("text_to_image_median_rank", -1)])
+def test_the_next_stage_starts_from_the_best_weights_of_the_last(
+    make_trainer, tiny_model, tiny_data, tmp_path, metric, sign
+):
     stages = [
-        Stage(name="first", epochs=1.0, learning_rate=1e-1, carry_best="score"),
+        Stage(name="first", epochs=1.0, learning_rate=1e-1, carry_best=metric),
         Stage(name="second", epochs=1.0, learning_rate=1e-3),
     ]
     remembered = RememberWeights()
@@ -126,7 +129,7 @@ def test_the_next_stage_starts_from_the_best_weights_of_the_last(make_trainer, t
         eval_strategy="steps", eval_steps=1,
     )  # fmt: skip
     scores = {1: 0.1, 2: 0.7, 3: 0.9, 4: 0.9, 5: 0.2, 6: 0.3}
-    trainer.compute_metrics = lambda _: {"score": scores.get(trainer.state.global_step, 0.0)}
+    trainer.compute_metrics = lambda _: {metric: sign * scores.get(trainer.state.global_step, 0.0)}
     trainer.train()
     best = load_file(tmp_path / "best_of_stage" / "first.safetensors")
     assert all(torch.equal(tensor, best[name]) for name, tensor in remembered.at[3].items())

@@ -16,6 +16,7 @@ from mmhf.recipe.augment_sections import (
     RandomErasingSection,
     RandomResizedCropSection,
 )
+from mmhf.recipe.cache_section import CacheChoice, CacheSection
 from mmhf.recipe.caption_data_sections import CaptionDataSection
 from mmhf.recipe.captioner_sections import CaptionerModelSection, CaptionEvaluationSection, GenerationSection
 from mmhf.recipe.contrastive_sections import (
@@ -69,6 +70,7 @@ from mmhf.recipe.training_sections import (
 __all__ = [
     "AffineSection",
     "AugmentSection",
+    "CacheSection",
     "CaptionDataSection",
     "CaptionEvaluationSection",
     "CaptionerModelSection",
@@ -157,6 +159,8 @@ class RecipeBase(Section):
     """Go on to the next stage when the metric stalls; after the last one, end the run."""
     ema: EmaSection | None = None
     """Absent = the weights themselves are evaluated and saved."""
+    cache: CacheChoice = "auto"
+    """Keep what frozen encoders make of each sample, so that it is computed once."""
     checkpoints: CheckpointsSection = CheckpointsSection()
     evaluation: EvaluationSection = EvaluationSection()
     tracking: TrackingSection = TrackingSection()

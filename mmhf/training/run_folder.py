@@ -34,6 +34,8 @@ _FREE_TO_CHANGE = (
     "training.run_name",
     "training.disable_tqdm",
     "tracking.",
+    "cache.folder",
+    "cache.max_bytes",
 )
 
 

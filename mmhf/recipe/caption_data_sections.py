@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mmhf.recipe.cloud_section import CloudSection, DataPath
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.sections import Fraction, PositiveInt, Section, SplitName
 
@@ -68,8 +69,9 @@ class Flickr30kSection(CaptionDataSectionBase):
     """Flickr30k in any of the forms that it is handed on in."""
 
     source: Literal["flickr30k"]
-    path: str | None = None
-    """A folder with the images and one of the caption files; absent: `repo`, fetched from the Hub."""
+    path: DataPath | None = None
+    """A folder with the images and one of the caption files, as a path or URL; absent: `repo`, fetched from the
+    Hub."""
     format: Literal["karpathy", "token", "csv", "parquet"] | None = None
     """Karpathy's `dataset_flickr30k.json`, the original `results_20130124.token`, Kaggle's `results.csv`, or the Hub's
     parquet files; absent: the first of these that is in `path`."""
@@ -80,22 +82,25 @@ class Flickr30kSection(CaptionDataSectionBase):
     split: ImageSplitSection | None = None
     """Cut all images by this; absent: Karpathy's splits where they are known, else a tenth each for validation and
     test."""
+    cloud: CloudSection = CloudSection()
 
 
 class CaptionTableSection(CaptionDataSectionBase):
     """CSV, TSV, JSONL or parquet files, or folders with a `metadata.jsonl` or `metadata.csv`."""
 
     source: Literal["table"]
-    path: str | None = None
-    """One file or folder, which `split` cuts unless it has `split_column`, or folders named as splits."""
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = None
-    image_root: str | None = None
-    """Folder that image paths are relative to; absent: the table's own folder."""
+    path: DataPath | None = None
+    """One file or folder, which `split` cuts unless it has `split_column`, or folders named as splits; a path or
+    URL."""
+    train: DataPath | None = None
+    validation: DataPath | None = None
+    test: DataPath | None = None
+    image_root: DataPath | None = None
+    """Folder that image paths are relative to, as a path or URL; absent: the table's own folder."""
     columns: CaptionColumnsSection = CaptionColumnsSection()
     split: ImageSplitSection = ImageSplitSection()
     split_column: str | None = None
+    cloud: CloudSection = CloudSection()
 
     @model_validator(mode="after")
     def _one_way_to_name_files(self) -> CaptionTableSection:
@@ -154,10 +159,10 @@ class WebDatasetSection(CaptionDataSectionBase):
     """Tar files whose members come in groups of one name: `000.jpg`, `000.txt`, `000.json`; always streamed."""
 
     source: Literal["webdataset"]
-    train: str | list[str]
+    train: DataPath | list[DataPath]
     """Tars as paths or URLs (`https://`, `s3://`, ...), with `{000..099}` and, where they can be listed, `*`."""
-    validation: str | list[str] | None = None
-    test: str | list[str] | None = None
+    validation: DataPath | list[DataPath] | None = None
+    test: DataPath | list[DataPath] | None = None
     image: list[str] = ["jpg", "jpeg", "png", "webp"]
     """Endings of the members that are images, the first that is there."""
     caption: str = "txt"

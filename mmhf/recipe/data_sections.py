@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mmhf.recipe.augment_sections import AugmentSection
+from mmhf.recipe.cloud_section import CloudSection, DataPath
 from mmhf.recipe.filter_sections import ConditionSection, FiltersSection
 from mmhf.recipe.sections import Fraction, PositiveInt, Section, SplitName
 
@@ -66,12 +67,13 @@ class DataSectionBase(Section):
 
 class FakedditDataSection(DataSectionBase):
     source: Literal["fakeddit"]
-    path: str
-    """Folder with `multimodal_{train,validate,test_public}.tsv` and the images."""
+    path: DataPath
+    """Folder with `multimodal_{train,validate,test_public}.tsv` and the images; a path or URL."""
     label: Literal["2_way_label", "3_way_label", "6_way_label"] = "2_way_label"
     text: Literal["clean_title", "title"] = "clean_title"
     image_dir: str | None = None
     """Folder of the images inside `path`; absent: `public_image_set` or `images`, whichever is there."""
+    cloud: CloudSection = CloudSection()
 
 
 _VERSION = "{version}"
@@ -88,6 +90,7 @@ class FilteredDataSection(DataSectionBase):
     labels: dict[str, str] | None = None
     """Label value in the table → label name, in the order of the class ids; absent: the sorted values themselves."""
     split: SplitSection = SplitSection()
+    cloud: CloudSection = CloudSection()
 
     def versioned(self, path: str) -> str:
         """The path with the version in its place."""
@@ -103,13 +106,13 @@ class FilteredDataSection(DataSectionBase):
 
 class TableDataSection(FilteredDataSection):
     source: Literal["table"]
-    path: str | None = None
-    """One CSV, TSV, JSONL or parquet file that `split` cuts, or that `split_column` has cut already."""
-    train: str | None = None
-    validation: str | None = None
-    test: str | None = None
-    image_root: str | None = None
-    """Folder that image paths are relative to; absent: the table's own folder."""
+    path: DataPath | None = None
+    """One CSV, TSV, JSONL or parquet file that `split` cuts, or that `split_column` has cut already; a path or URL."""
+    train: DataPath | None = None
+    validation: DataPath | None = None
+    test: DataPath | None = None
+    image_root: DataPath | None = None
+    """Folder that image paths are relative to, as a path or URL; absent: the table's own folder."""
     columns: ColumnsSection = ColumnsSection()
     split_column: str | None = None
     """A column that says the split. In splits that are given, `split.group_by` is only checked."""
@@ -158,8 +161,8 @@ class ClinicalDataSection(FilteredDataSection):
     group, dataset, source, skin_type, sex and age."""
 
     source: Literal["clinical"]
-    path: str
-    """Folder that holds the tables and images."""
+    path: DataPath
+    """Folder that holds the tables and images; a path or URL."""
     tables: Annotated[dict[ClinicalName, ClinicalTableSection], Field(min_length=1)]
     """Data set → where it is."""
     missing: list[str] = ["No * information", "unknown"]
@@ -197,8 +200,10 @@ class ImageFolderDataSection(DataSectionBase):
     """Images in a folder for each class, or in `train`, `validation` and `test` folders of such folders."""
 
     source: Literal["image_folder"]
-    path: str
+    path: DataPath
     """A folder, a zip or tar of one, or the URL of either (`https://`, `s3://`, `gs://`, ...)."""
+    cloud: CloudSection = CloudSection()
+    """For a folder behind a URL; an archive behind one is copied whole into the cache of `datasets`."""
     folder: str | None = None
     """Where inside `path` the class or split folders are, such as `raw/color`."""
     splits: dict[SplitName, str] | None = None

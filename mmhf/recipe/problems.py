@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mmhf.errors import InputError
+from mmhf.recipe.cloud_section import hide_secrets
 from mmhf.recipe.nearest import did_you_mean
 from mmhf.recipe.node import KeyPath, Node, Origin, dotted
 
@@ -33,7 +34,7 @@ class Problem:
         got = "" if self.got is None else f"; got {self.got}"
         key = f"{dotted(self.path)}: ".replace("\n", "\\n") if self.path else ""
         place = origin.place.partition("=")[0] if self.is_secret else origin.place
-        return f"{place}: {key}{self.what}{got}{did_you_mean(self.nearest)}"
+        return hide_secrets(f"{place}: {key}{self.what}{got}{did_you_mean(self.nearest)}")
 
 
 def as_input_error(problems: Iterable[Problem], tree: Node) -> InputError:

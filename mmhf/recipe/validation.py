@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mmhf.recipe import schema_tree
+from mmhf.recipe.cloud_section import SecretValueError
 from mmhf.recipe.nearest import nearest_names
 from mmhf.recipe.node import KeyPath, shown
 from mmhf.recipe.problems import Problem
@@ -149,7 +150,8 @@ def _value_problem(path: KeyPath, errors: list[ErrorDetails]) -> Problem:
     if first["type"] == "missing":
         return Problem(path, _MISSING)
     if first["type"] == "value_error":
-        return Problem(path, str(first["ctx"]["error"]))
+        error = first["ctx"]["error"]
+        return Problem(path, str(error), is_secret=isinstance(error, SecretValueError))
     given = first["input"]
     if first["type"] == "literal_error":
         names = re.findall(r"'([^']*)'", " ".join(details["ctx"]["expected"] for details in fitting))

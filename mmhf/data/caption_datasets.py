@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from itertools import islice
+from typing import Any, Literal
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.datasets import Row, RowDataset
+from mmhf.data.feature_cache import digest_texts
+from mmhf.data.feature_store import Digests
 from mmhf.data.samplers import SampleKey, derive_seed
 
 _SALT = 0x636170
@@ -46,22 +51,57 @@ class CaptionDataset(RowDataset):
         return len(self.table) if self.captions == "sample" else int(self._first_item[-1])
 
     def _read(self, keys: Sequence[SampleKey]) -> list[Row]:
-        items = np.array([key.index for key in keys], dtype=np.int64)
-        if self.captions == "all":
-            items %= len(self)  # a negative index counts from the end
-            images = np.searchsorted(self._first_item, items, side="right") - 1
-            numbers = (items - self._first_item[images]).tolist()
-        else:
-            images = items % len(self)
-            counts = self._first_item[images + 1] - self._first_item[images]
-            numbers = [
-                caption_number(int(image), key.epoch, int(count), seed=self.seed)
-                for image, key, count in zip(images, keys, counts, strict=True)
-            ]
+        images, numbers = self._locate(keys)
         rows = self._read_table(images.tolist())
         for row, image, number in zip(rows, images.tolist(), numbers, strict=True):
             row["caption"], row["image_index"] = row["captions"][number], image
         return rows
+
+    def places(self, content: Literal["image", "text"], keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See `RowDataset`; texts are all captions, in the order of the table."""
+        if content == "image":
+            return self._images(keys[:, 0])
+        images, numbers = self._locate([SampleKey(*key) for key in keys.tolist()])
+        return self._first_item[images] + np.array(numbers, dtype=np.int64)
+
+    def num_places(self, content: Literal["image", "text"]) -> int:
+        """See `RowDataset`."""
+        return len(self.table) if content == "image" else int(self._first_item[-1])
+
+    def digests(self, content: Literal["image", "text"], *, shard: int = 0, num_shards: int = 1) -> Digests:
+        """See `RowDataset`."""
+        if content == "text":
+            return digest_texts(list(islice(self._texts, shard, None, num_shards)))
+        return super().digests(content, shard=shard, num_shards=num_shards)
+
+    def values(self, name: str, keys: NDArray[np.int64]) -> Any:
+        """See `RowDataset`; also `caption` and `image_index`."""
+        if name == "image_index":
+            return self.places("image", keys)
+        if name == "caption":
+            return [self._texts[place] for place in self.places("text", keys).tolist()]
+        return super().values(name, keys)
+
+    @functools.cached_property
+    def _texts(self) -> list[str]:
+        return [text for texts in self.table["captions"][:] for text in texts]
+
+    def _images(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Row of the table that each sample's image is in."""
+        items = items % len(self)  # a negative index counts from the end
+        return items if self.captions == "sample" else np.searchsorted(self._first_item, items, side="right") - 1
+
+    def _locate(self, keys: Sequence[SampleKey]) -> tuple[NDArray[np.int64], list[int]]:
+        """Row of the table that each sample's image is in, and the number of its caption there."""
+        items = np.array([key.index for key in keys], dtype=np.int64)
+        images = self._images(items)
+        if self.captions == "all":
+            return images, (items % len(self) - self._first_item[images]).tolist()
+        counts = self._first_item[images + 1] - self._first_item[images]
+        return images, [
+            caption_number(int(image), key.epoch, int(count), seed=self.seed)
+            for image, key, count in zip(images, keys, counts, strict=True)
+        ]
 
 
 def caption_number(image: int, epoch: int, count: int, *, seed: int = 0) -> int:

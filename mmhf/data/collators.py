@@ -6,12 +6,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from mmhf.data.augmentation import Augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.datasets import Row
+from mmhf.data.feature_cache import PART_INPUTS, STORED_IMAGE, AskedRows
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.mixing import BatchMixer
 from mmhf.data.modalities import ModalityMasking, names_no_image
@@ -42,6 +45,17 @@ class _Sample(NamedTuple):
     image: Image.Image | None
     text: str | None
     skipped: bool = False
+    is_own_image: bool = False
+    """Whether the image is the row's, and not a white one in its place."""
+
+
+class _Targets(NamedTuple):
+    """What rows say of what is to be learnt, one a row."""
+
+    keys: Sequence[SampleKey]
+    labels: Sequence[int] | None = None
+    image_index: Sequence[int] | None = None
+    skipped: Sequence[bool] | NDArray[np.bool_] = ()
 
 
 def blank_image() -> Image.Image:
@@ -100,49 +114,83 @@ class ImageCollator:
         self.bad_examples = bad_examples
         self.split = split
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Row] | AskedRows) -> dict[str, Any]:
         """Make a batch.
 
         Args:
-            rows (`list[dict]`):
+            rows (`list[dict]` or `AskedRows`):
                 B rows of a `RowDataset`.
 
         Returns:
             `dict[str, torch.Tensor]`: what the processor gives, such as `pixel_values` (B, 3, H, W), and `labels`
-            when the rows have labels: (B,) class ids, or (B, C) probabilities from a mixer.
+            when the rows have labels: (B,) class ids, or (B, C) probabilities from a mixer. Of `AskedRows`, the inputs
+            of those rows that need them, and a `PartInputs` under the name `PART_INPUTS`, which says which these are.
 
         Raises:
             InputError: an image is broken and `on_bad_image` is `"raise"`.
         """
-        changes = self._changes_for(rows)
-        images = [self._load_image(row, changes.augmentation) for row in rows]
-        broken = [image is None for image in images]
-        usable = [blank_image() if image is None else image for image in images]
-        batch = self._encode(usable, rows)
-        self._add_targets(batch, rows, [bad and self.on_bad_image == "skip" for bad in broken], changes)
+        if isinstance(rows, AskedRows):
+            return self._collate_asked(rows)
+        changes = self._changes_for(rows[0]["stage"] if self.stage_changes else 0)
+        samples = [self._sample(row, changes.augmentation) for row in rows]
+        batch = self._encode(samples)
+        self._add_targets(batch, _targets(rows, samples), changes)
         return batch
 
-    def _changes_for(self, rows: Sequence[Row]) -> RandomChanges:
-        return self.stage_changes.get(rows[0]["stage"], self.changes) if self.stage_changes else self.changes
+    def _collate_asked(self, rows: AskedRows) -> dict[str, Any]:
+        changes = self._changes_for(rows.stage)
+        samples = self._asked_samples(rows, changes.augmentation)
+        batch = self._encode_asked(samples, rows)
+        skipped = np.zeros(len(rows), dtype=bool)
+        for number, sample in samples.items():
+            skipped[number] = sample.skipped
+        labels, image_index = rows.values("label"), rows.values("image_index")
+        self._add_targets(batch, _Targets(rows.sample_keys, labels, image_index, skipped), changes)
+        return {**batch, PART_INPUTS: rows.inputs}
 
-    def _add_targets(
-        self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: Sequence[bool], changes: RandomChanges
-    ) -> None:
+    def _asked_samples(self, rows: AskedRows, augmentation: Augmentation | None) -> dict[int, _Sample]:
+        """The samples that inputs are made of, by number of their row."""
+        wanted = rows.read(rows.rows_without("image_features"))
+        return {number: self._sample(row, augmentation) for number, row in wanted.items()}
+
+    def _encode_asked(self, samples: Mapping[int, _Sample], rows: AskedRows) -> dict[str, torch.Tensor]:
+        """Inputs of the rows that need them."""
+        chosen = [samples[number] for number in rows.rows_without("image_features").tolist()]
+        rows.set_sound("image_features", [sample.is_own_image for sample in chosen])
+        return self._encode_images(chosen) if chosen else {}
+
+    def changes_in(self, stage: int) -> RandomChanges:
+        """What happens to images at random in a stage of training."""
+        return self._changes_for(stage)
+
+    def _changes_for(self, stage: int) -> RandomChanges:
+        return self.stage_changes.get(stage, self.changes)
+
+    def _sample(self, row: Row, augmentation: Augmentation | None) -> _Sample:
+        image = self._load_image(row, augmentation)
+        if image is None:
+            return _Sample(blank_image(), _text_of(row), skipped=self.on_bad_image == "skip")
+        return _Sample(image, _text_of(row), is_own_image=not names_no_image(row["image"]))
+
+    def _add_targets(self, batch: dict[str, torch.Tensor], targets: _Targets, changes: RandomChanges) -> None:
         """Add what the model learns from; a skipped row is one that it learns nothing from."""
-        if "label" not in rows[0]:
+        if targets.labels is None:
             return
-        labels = [IGNORED_LABEL if skip else row["label"] for row, skip in zip(rows, skipped, strict=True)]
-        batch["labels"] = torch.tensor(labels, dtype=torch.int64)
+        labels = torch.as_tensor(targets.labels, dtype=torch.int64)
+        batch["labels"] = labels.masked_fill(torch.as_tensor(targets.skipped), IGNORED_LABEL)
         if changes.mixer is not None:
-            keys = [key_of(row) for row in rows]
-            batch["pixel_values"], batch["labels"] = changes.mixer(batch["pixel_values"], batch["labels"], keys)
+            mixed = changes.mixer(batch["pixel_values"], batch["labels"], targets.keys)
+            batch["pixel_values"], batch["labels"] = mixed
 
-    def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        return dict(self.processor(images=images, return_tensors="pt"))
+    def _encode(self, samples: Sequence[_Sample]) -> dict[str, torch.Tensor]:
+        return self._encode_images(samples)
+
+    def _encode_images(self, samples: Sequence[_Sample]) -> dict[str, torch.Tensor]:
+        return dict(self.processor(images=[sample.image for sample in samples], return_tensors="pt"))
 
     def _load_image(self, row: Row, augmentation: Augmentation | None) -> Image.Image | None:
         image = row["image"]
-        if names_no_image(image):  # blanked and listed when the data was loaded
+        if image is STORED_IMAGE or names_no_image(image):  # the latter was listed when the data was loaded
             return blank_image()
         try:
             decoded = decode_image(image)
@@ -156,7 +204,8 @@ class ImageCollator:
         generator = torch.default_generator
         state = generator.get_state()
         try:
-            generator.manual_seed(sample_seed(self.seed, key_of(row)))
+            seed = row["view_seed"] if "view_seed" in row else sample_seed(self.seed, key_of(row))
+            generator.manual_seed(seed)
             return augmentation(image)
         finally:
             generator.set_state(state)
@@ -190,23 +239,12 @@ class ImageTextCollator(ImageCollator):
         super().__init__(processor, **options)
         self.masking = masking
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """See [`ImageCollator`]."""
-        if self.masking is None:
-            return super().__call__(rows)
-        changes = self._changes_for(rows)
-        samples = [self._sample(row, self.masking, changes.augmentation) for row in rows]
-        images, texts = [sample.image for sample in samples], [sample.text for sample in samples]
-        hidden = self.masking.mask
-        batch = dict(
-            self.processor(
-                images=None if hidden == "image" else images, text=None if hidden == "text" else texts, masks=True
-            )
-        )
-        self._add_targets(batch, rows, [sample.skipped for sample in samples], changes)
-        return batch
+    def _asked_samples(self, rows: AskedRows, augmentation: Augmentation | None) -> dict[int, _Sample]:
+        numbers = np.union1d(rows.rows_without("image_features"), rows.rows_without("text_features"))
+        return {number: self._sample(row, augmentation) for number, row in rows.read(numbers).items()}
 
-    def _sample(self, row: Row, masking: ModalityMasking, augmentation: Augmentation | None) -> _Sample:
+    def _sample(self, row: Row, augmentation: Augmentation | None) -> _Sample:
+        masking = self.masking or ModalityMasking()
         text = None if masking.lacks_text(row) else row["text"]
         if masking.lacks_image(row):
             if text is None:
@@ -217,13 +255,42 @@ class ImageTextCollator(ImageCollator):
             return _Sample(None, text)
         image = self._load_image(row, augmentation)
         if image is not None:
-            return _Sample(image, None if dropped == "text" else text)
+            is_own = not names_no_image(row["image"])
+            return _Sample(image, None if dropped == "text" else text, is_own_image=is_own)
         if masking.missing_image:
             return _Sample(None, text, skipped=text is None)
         return _Sample(blank_image(), text, skipped=self.on_bad_image == "skip")
 
-    def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        return dict(self.processor(images=images, text=[row["text"] for row in rows]))
+    def _encode(self, samples: Sequence[_Sample]) -> dict[str, torch.Tensor]:
+        images, texts = [sample.image for sample in samples], [sample.text for sample in samples]
+        if self.masking is None:
+            return dict(self.processor(images=images, text=texts))
+        hidden = self.masking.mask
+        given = {"images": None if hidden == "image" else images, "text": None if hidden == "text" else texts}
+        return dict(self.processor(**given, masks=True))
+
+    def _encode_asked(self, samples: Mapping[int, _Sample], rows: AskedRows) -> dict[str, torch.Tensor]:
+        batch: dict[str, torch.Tensor] = {}
+        hidden = None if self.masking is None else self.masking.mask
+        for modality, feature in (("image", "image_features"), ("text", "text_features")):
+            numbers = rows.rows_without(feature)
+            chosen = [samples[number] for number in numbers.tolist()]
+            if modality == "image":
+                values: list[Any] = [sample.image for sample in chosen]
+                rows.set_sound(feature, [sample.is_own_image for sample in chosen])
+            else:
+                values = [sample.text for sample in chosen]
+                rows.set_sound(feature, [value is not None for value in values])
+            if hidden == modality:
+                continue
+            if values:
+                name = "images" if modality == "image" else "text"
+                batch.update(self.processor(**{name: values}, masks=self.masking is not None))
+            if self.masking is not None:
+                mask = torch.ones(len(rows), dtype=torch.int64)
+                mask[numbers] = batch.get(f"{modality}_mask", mask[numbers])
+                batch[f"{modality}_mask"] = mask
+        return batch
 
 
 class CaptionCollator(ImageCollator):
@@ -233,14 +300,22 @@ class CaptionCollator(ImageCollator):
     (B, T), cut and padded as the processor does. What a stream found on the way to a row is listed, too.
     """
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Row] | AskedRows) -> dict[str, Any]:
         """See [`ImageCollator`]."""
-        if self.bad_examples is not None:
+        if self.bad_examples is not None and not isinstance(rows, AskedRows):
             self.bad_examples.extend(fault for row in rows for fault in row.get("faults", ()))
         return super().__call__(rows)
 
-    def _encode(self, images: list[Image.Image], rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        return dict(self.processor(images=images, text=[row["caption"] for row in rows]))
+    def _encode(self, samples: Sequence[_Sample]) -> dict[str, torch.Tensor]:
+        images, texts = [sample.image for sample in samples], [sample.text for sample in samples]
+        return dict(self.processor(images=images, text=texts))
+
+    def _encode_asked(self, samples: Mapping[int, _Sample], rows: AskedRows) -> dict[str, torch.Tensor]:
+        # All captions are needed by the losses, also of those whose features are stored.
+        captions = rows.values("caption")
+        absent = rows.rows_without("text_features")
+        rows.set_sound("text_features", [True] * len(absent))
+        return {**super()._encode_asked(samples, rows), **self.processor(text=captions)}
 
 
 class CaptioningCollator(CaptionCollator):
@@ -250,11 +325,9 @@ class CaptioningCollator(CaptionCollator):
     to be broken under `on_bad_image: skip`. Whatever ends a caption is learnt if the processor puts it there.
     """
 
-    def _add_targets(
-        self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: Sequence[bool], changes: RandomChanges
-    ) -> None:
+    def _add_targets(self, batch: dict[str, torch.Tensor], targets: _Targets, changes: RandomChanges) -> None:
         # By the mask and not by the padding token, which is that of the end of the text in many tokenizers.
-        unlearnt = (batch["attention_mask"] == 0) | torch.tensor(skipped)[:, None]
+        unlearnt = (batch["attention_mask"] == 0) | torch.as_tensor(targets.skipped)[:, None]
         batch["labels"] = batch["input_ids"].masked_fill(unlearnt, IGNORED_LABEL)
 
 
@@ -265,8 +338,17 @@ class ContrastiveCollator(CaptionCollator):
     `on_bad_image: skip`, which takes part in nothing.
     """
 
-    def _add_targets(
-        self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: Sequence[bool], changes: RandomChanges
-    ) -> None:
-        indices = [IGNORED_IMAGE if skip else row["image_index"] for row, skip in zip(rows, skipped, strict=True)]
-        batch["image_index"] = torch.tensor(indices, dtype=torch.int64)
+    def _add_targets(self, batch: dict[str, torch.Tensor], targets: _Targets, changes: RandomChanges) -> None:
+        assert targets.image_index is not None
+        index = torch.as_tensor(targets.image_index, dtype=torch.int64)
+        batch["image_index"] = index.masked_fill(torch.as_tensor(targets.skipped), IGNORED_IMAGE)
+
+
+def _text_of(row: Row) -> str | None:
+    return row["caption"] if "caption" in row else row.get("text")
+
+
+def _targets(rows: Sequence[Row], samples: Sequence[_Sample]) -> _Targets:
+    labels = [row["label"] for row in rows] if "label" in rows[0] else None
+    image_index = [row["image_index"] for row in rows] if "image_index" in rows[0] else None
+    return _Targets([key_of(row) for row in rows], labels, image_index, [sample.skipped for sample in samples])

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import datasets
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, IterableDataset
 
+from mmhf.data.feature_cache import AskedRows, DatasetFeatures, Row, digest_images, digest_texts
+from mmhf.data.feature_store import Digests
 from mmhf.data.samplers import EpochSampler, SampleKey
-
-Row = dict[str, Any]
 
 
 class RowDataset(Dataset[Row]):
     """A table of rows, read in batches, each row carrying the index and epoch it was asked for with.
+
+    Where features of its samples may be stored, a batch is an `AskedRows` instead, which reads the others alone.
 
     Args:
         table (`datasets.Dataset`):
@@ -29,21 +32,71 @@ class RowDataset(Dataset[Row]):
         self.weights = weights
         self.stage = 0
         """Index of the stage of training that rows are read for; each row carries it."""
+        self.features: DatasetFeatures | None = None
+        """Features of the samples, set by a trainer that stores them."""
         self._sampler: EpochSampler | None = None
+        self._values: dict[str, NDArray[Any]] = {}
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, key: int | SampleKey) -> Row:
-        return self.__getitems__([key])[0]
+        return self.read_rows([_as_key(key)])[0]
 
-    def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[Row]:
-        pairs = [key if isinstance(key, SampleKey) else SampleKey(int(key), 0) for key in keys]
-        rows = self._read(pairs)
-        for row, pair in zip(rows, pairs, strict=True):
-            row["index"], row["epoch"], row["draw"] = pair
+    def __getitems__(self, keys: Sequence[int | SampleKey]) -> list[Row] | AskedRows:
+        asked = [_as_key(key) for key in keys]
+        if self.features is not None:
+            return AskedRows(self, self.features, asked, self.stage)
+        return self.read_rows(asked)
+
+    def read_rows(self, keys: Sequence[SampleKey]) -> list[Row]:
+        """Read whole rows.
+
+        Args:
+            keys (`Sequence[SampleKey]`):
+                What they are asked for with.
+        """
+        rows = self._read(keys)
+        for row, key in zip(rows, keys, strict=True):
+            row["index"], row["epoch"], row["draw"] = key
             row["stage"] = self.stage
         return rows
+
+    def places(self, content: Literal["image", "text"], keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of the data set's images, or texts, each sample has.
+
+        Args:
+            content (`str`):
+                `"image"` or `"text"`.
+            keys (`NDArray`):
+                (B, 3) index, epoch and draw of each sample.
+        """
+        return keys[:, 0]
+
+    def num_places(self, content: Literal["image", "text"]) -> int:
+        """How many images, or texts, the data set has."""
+        return len(self.table)
+
+    def digests(self, content: Literal["image", "text"], *, shard: int = 0, num_shards: int = 1) -> Digests:
+        """Digests of every image, or text, of the data set, or of each `num_shards`-th from `shard` on."""
+        if content == "text":
+            return digest_texts(self.table["text"][:][shard::num_shards])
+        return digest_images(self.table, range(shard, len(self.table), num_shards))
+
+    def values(self, name: str, keys: NDArray[np.int64]) -> Any:
+        """One value of a column for each sample, without reading its image; None where there is no such column.
+
+        Args:
+            name (`str`):
+                The column.
+            keys (`NDArray`):
+                (B, 3) index, epoch and draw of each sample.
+        """
+        if name not in self.table.column_names:
+            return None
+        if name not in self._values:
+            self._values[name] = np.asarray(self.table[name][:])
+        return self._values[name][self.places("image", keys)]
 
     def _read(self, keys: Sequence[SampleKey]) -> list[Row]:
         return self._read_table([key.index for key in keys])
@@ -74,6 +127,10 @@ class RowDataset(Dataset[Row]):
         """
         if self._sampler is not None:
             self._sampler.set_epoch(epoch)
+
+
+def _as_key(key: int | SampleKey) -> SampleKey:
+    return key if isinstance(key, SampleKey) else SampleKey(int(key), 0)
 
 
 class RowStream(IterableDataset[Row]):

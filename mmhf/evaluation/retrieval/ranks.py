@@ -15,9 +15,6 @@ _BLOCK_BYTES = 1 << 27
 _MAX_BLOCK_ROWS = 192
 """Below 256: a block's hits of one caption are counted in a byte."""
 
-_FEW = 16
-"""Candidates are picked out of a row, at the cost of a few comparisons, when they are less than 1 in so many."""
-
 
 @dataclass(frozen=True)
 class RetrievalRanks:
@@ -117,10 +114,13 @@ class _RankCounter:
         """Rank the captions for each image; count, for each caption, the images above and level with its own."""
         greater, equal = np.zeros(len(self.texts), np.uint8), np.zeros(len(self.texts), np.uint8)
         mask = np.empty(len(self.texts), bool)
+        as_numbers = mask.view(np.uint8)
         for image in rows:
             row = block[image - start]
-            greater += np.greater(row, self._expected, out=mask).view(np.uint8)
-            equal += np.equal(row, self._expected, out=mask).view(np.uint8)
+            np.greater(row, self._expected, out=mask)
+            greater += as_numbers
+            np.equal(row, self._expected, out=mask)
+            equal += as_numbers
             captions = self._captions(image, image + 1)
             if len(captions):
                 self._rank_captions(row, int(image), captions, mask)
@@ -129,13 +129,20 @@ class _RankCounter:
     def _rank_captions(
         self, row: NDArray[np.float32], image: int, captions: NDArray[np.int64], mask: NDArray[np.bool_]
     ) -> None:
-        candidates, places = _narrow(row, captions, mask)
-        for caption, place in zip(captions, places, strict=True):
-            self.caption_ranks[caption] = _rank(candidates, int(place), mask)
-        first, best = self.caption_ranks[captions].min(), row[captions].max()
-        is_tied = np.count_nonzero(candidates == best) > 1
+        right = row[captions]
+        np.greater_equal(row, right.min(), out=mask)
+        contenders = row[np.flatnonzero(mask)]  # few, where the right captions stand in front
+        contenders.sort()
+        behind = contenders.searchsorted(right, side="right")
+        ranks = len(contenders) - behind + 1
+        is_tied = (behind - contenders.searchsorted(right)) > 1
+        for at in np.flatnonzero(is_tied):
+            ranks[at] = _rank(row, int(captions[at]), mask)
+        self.caption_ranks[captions] = ranks
+        first = ranks.min()
+        is_first_tied = is_tied[right.argmax()]
         for k, hits in self.image_hits.items():
-            hits[image] = np.isin(captions, _top(row, k)).any() if is_tied else first <= k
+            hits[image] = np.isin(captions, _top(row, k)).any() if is_first_tied else first <= k
 
     def settle_ties(self) -> None:
         """Turn counts into ranks of images, ranking anew where a count cannot tell."""
@@ -159,21 +166,6 @@ class _RankCounter:
 
     def ranks(self) -> RetrievalRanks:
         return RetrievalRanks(self.caption_ranks, self.image_ranks, self.image_hits, self.caption_hits)
-
-
-def _narrow(
-    row: NDArray[np.float32], places: NDArray[np.int64], mask: NDArray[np.bool_]
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Keep the candidates that stand at or before the last of the right ones, if these are few.
-
-    Returns:
-        `tuple`: the kept candidates in their order, and where the right ones (`places` of `row`) are among them.
-    """
-    np.greater_equal(row, row[places].min(), out=mask)
-    if np.count_nonzero(mask) * _FEW > len(row):
-        return row, places
-    kept = np.flatnonzero(mask)
-    return row[kept], np.searchsorted(kept, places)
 
 
 def _rank(row: NDArray[np.float32], at: int, mask: NDArray[np.bool_]) -> int:

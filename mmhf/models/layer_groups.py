@@ -6,6 +6,7 @@ Depends on torch, transformers and timm only, so that a release can carry this f
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -97,3 +98,39 @@ def _transformers_groups(encoder: PreTrainedModel) -> dict[str, list[str]]:
             group = "embeddings"
         groups[group].append(name)
     return {group: names for group, names in groups.items() if names}
+
+
+def modules_outside(
+    module: nn.Module, group_of: Mapping[int, str], chosen: Collection[str], name: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    """Largest modules that belong wholly to groups outside `chosen`, none inside another.
+
+    A module without parameters inside a module with some in `chosen` belongs to the group of the nearest sibling with
+    parameters before it, else after it, in registration order.
+
+    Args:
+        module (`nn.Module`): What to look through.
+        group_of (`Mapping[int, str]`): `id` of each parameter → its group.
+        chosen (`Collection[str]`): Groups.
+        name (`str`): Of `module`, put before the names of those found.
+    """
+    groups = _groups_in(module, group_of)
+    if groups and not any(group in chosen for group in groups):
+        yield name, module
+        return
+    children = list(module.named_children())
+    spans = [_groups_in(child, group_of) for _, child in children]
+    for index, (child_name, child) in enumerate(children):
+        path = f"{name}.{child_name}" if name else child_name
+        if spans[index]:
+            yield from modules_outside(child, group_of, chosen, path)
+            continue
+        before = [span[-1] for span in spans[:index] if span]
+        after = [span[0] for span in spans[index + 1 :] if span]
+        neighbour = before[-1] if before else after[0] if after else groups[0] if groups else None
+        if neighbour is not None and neighbour not in chosen:
+            yield path, child
+
+
+def _groups_in(module: nn.Module, group_of: Mapping[int, str]) -> list[str]:
+    return [group_of[id(parameter)] for parameter in module.parameters()]

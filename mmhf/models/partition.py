@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
-from mmhf.models.layer_groups import layer_groups
+from mmhf.models.layer_groups import layer_groups, modules_outside
 
 _COUNTED = re.compile(r"(?P<end>first|last)\s+(?P<number>\d+(?:\.\d+)?)\s*(?P<percent>%?)")
 
@@ -121,7 +121,7 @@ class Partition(Mapping[str, tuple[str, ...]]):
             `list[tuple[str, nn.Module]]`: Names and modules, none inside another.
         """
         group_of = {id(parameter): self._group_of[name] for name, parameter in model.named_parameters()}
-        return list(_frozen("", model, group_of, frozenset(trained)))
+        return list(modules_outside(model, group_of, frozenset(trained)))
 
     def _match(self, selector: str) -> list[str]:
         prefix, counted, amount = selector.partition(":")
@@ -164,28 +164,3 @@ def _count(match: re.Match[str], available: int, selector: str) -> int:
     if not 1 <= count <= available:
         raise InputError(f"selector {selector!r} asks for {match[0]} of {available} groups")
     return count
-
-
-def _frozen(
-    name: str, module: nn.Module, group_of: Mapping[int, str], trained: frozenset[str]
-) -> Iterator[tuple[str, nn.Module]]:
-    groups = _groups_in(module, group_of)
-    if groups and trained.isdisjoint(groups):
-        yield name, module
-        return
-    children = list(module.named_children())
-    spans = [_groups_in(child, group_of) for _, child in children]
-    for index, (child_name, child) in enumerate(children):
-        path = f"{name}.{child_name}" if name else child_name
-        if spans[index]:
-            yield from _frozen(path, child, group_of, trained)
-            continue
-        before = [span[-1] for span in spans[:index] if span]
-        after = [span[0] for span in spans[index + 1 :] if span]
-        neighbour = before[-1] if before else after[0] if after else groups[0] if groups else None
-        if neighbour is not None and neighbour not in trained:
-            yield path, child
-
-
-def _groups_in(module: nn.Module, group_of: Mapping[int, str]) -> list[str]:
-    return [group_of[id(parameter)] for parameter in module.parameters()]

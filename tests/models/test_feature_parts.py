@@ -100,6 +100,19 @@ def with_features(model: Any, parts: tuple[FeaturePart, ...], inputs: dict[str, 
     return taken
 
 
+def boundaries(model: Any) -> list[tuple[FeaturePart, list[str]]]:
+    """Each part that ends inside the image encoder, and the groups that train above it."""
+    groups = list(Partition.of(model))
+    vision = Partition.of(model).select("vision")
+    found = []
+    for first in vision[1:]:
+        trained = groups[groups.index(first) :]
+        part = model.part_below(VISION, trained, image_size=32)
+        assert part is not None and part.boundary == groups[groups.index(first) - 1]
+        found.append((part, trained))
+    return found
+
+
 def freeze(model: PreTrainedModel, parts: tuple[FeaturePart, ...]) -> None:
     partition = Partition.of(model)
     frozen = tuple(f"{part.name}." for part in parts)
@@ -135,6 +148,73 @@ def test_gradients_of_what_trains_are_the_same(model: Any, inputs: dict[str, Any
     assert not any(partition.group_of(name).startswith("vision.") for name in expected)
 
 
+def test_features_at_each_boundary_give_what_the_inputs_give(model: Any, inputs: dict[str, Any]) -> None:
+    parts = boundaries(model)
+    assert parts
+    for part, trained in parts:
+        model.use_part(part)
+        given = with_features(model, (part,), inputs)
+        assert "image_hidden" in given and "pixel_values" not in given
+        one, other = model(**inputs), model(**given)
+        assert all(torch.equal(one[name], other[name]) for name in one), part.boundary
+        apply_freezing(model, Partition.of(model), trained)
+        expected, found = gradients(model, inputs), gradients(model, given)
+        assert expected.keys() == found.keys(), part.boundary
+        assert all(torch.equal(expected[name], found[name]) for name in expected), part.boundary
+
+
+def test_which_part_stays_as_it_is(model: Any) -> None:
+    partition = Partition.of(model)
+    vision = partition.select("vision")
+    others = [group for group in partition if group not in vision]
+    assert model.part_below(VISION, others) == model.part_below(VISION, others, image_size=32) == VISION
+    assert model.part_below(VISION, list(partition), image_size=32) is None
+    assert model.part_below(VISION, [vision[-1]]) is None, "no boundary without the images' size"
+    lone = model.part_below(VISION, [vision[1], *others], image_size=32)
+    assert lone is not None and lone.boundary == vision[0], "what is above a trained group is not part of it"
+    if TEXT in model.feature_parts():
+        assert model.part_below(TEXT, vision) == TEXT
+        assert model.part_below(TEXT, partition.select("text:last 1"), image_size=32) is None
+
+
+def test_the_part_in_use_is_neither_saved_nor_guessed(model: Any, inputs: dict[str, Any], tmp_path: Any) -> None:
+    part, _ = boundaries(model)[0]
+    config = model.config.to_dict()
+    model.use_part(part)
+    given = with_features(model, (part,), inputs)
+    assert torch.equal(copy.deepcopy(model)(**given)[0], model(**given)[0])
+    assert model.config.to_dict() == config
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path).eval()
+    with pytest.raises(ValueError, match="use_part"):
+        loaded(**given)
+    loaded.use_part(part)
+    assert torch.equal(loaded(**given)[0], model(**given)[0])
+    loaded.use_part(VISION)
+    with pytest.raises(ValueError, match="use_part"):
+        loaded(**given)
+    impossible = FeaturePart(
+        "vision", ("pixel_values",), "image_hidden", list(Partition.of(model).select("vision"))[-1], 32
+    )
+    with pytest.raises(ValueError, match="cannot go on exactly"):
+        loaded.use_part(impossible)
+
+
+def test_checkpointing_that_is_switched_on_later_changes_nothing(tiny_timm: Any, batch: Batch) -> None:
+    torch.manual_seed(0)
+    model = classifier(tiny_timm).eval()
+    inputs = {name: batch[name] for name in ("pixel_values", "labels")}
+    part, trained = boundaries(model)[1]
+    apply_freezing(model, Partition.of(model), trained)
+    model.use_part(part)
+    given = with_features(model, (part,), inputs)
+    expected = gradients(model, given)
+    model.gradient_checkpointing_enable()
+    found = gradients(model, given)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert torch.equal(with_features(model, (part,), inputs)["image_hidden"], given["image_hidden"])
+
+
 def test_nothing_of_a_part_runs_when_its_features_are_given(model: Any, inputs: dict[str, Any]) -> None:
     parts = model.feature_parts()
     given = with_features(model, parts, inputs)
@@ -164,6 +244,13 @@ def test_features_of_rows_that_lack_the_modality_are_not_looked_at(
     freeze(model, (VISION, TEXT))
     given = with_features(model, (VISION, TEXT), {**batch, **masks})
     expected, logits = gradients(model, {**batch, **masks}), model(**batch, **masks).logits
+    part = model.part_below(VISION, ["vision.stages.1"], image_size=32)
+    model.use_part(part)
+    hidden = with_features(model, (part,), {**batch, **masks})
+    hidden["image_hidden"][1] = float("nan")
+    torch.testing.assert_close(model(**hidden).logits, logits)
+    found = gradients(model, hidden)
+    assert found.keys() == expected.keys() and all(gradient.isfinite().all() for gradient in found.values())
     given["image_features"][1], given["text_features"][2] = float("nan"), float("inf")
     # The encoders ran on the other rows alone, in a smaller batch.
     torch.testing.assert_close(model(**given).logits, logits)

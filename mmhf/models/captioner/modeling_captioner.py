@@ -21,7 +21,7 @@ from mmhf.models.captioner.projectors import TransformerProjector, build_project
 from mmhf.models.captioner.references import load_reference
 from mmhf.models.captioner.vision_features import describe_features, fresh_vision, num_patches, read_features
 from mmhf.models.encoders import EncoderOutput, drop_unused, native_image_size
-from mmhf.models.feature_parts import VISION, FeaturePart
+from mmhf.models.feature_parts import VISION, FeaturePart, HasFeatureParts
 from mmhf.models.layer_groups import layer_groups
 
 _DEFAULT_PREFIX_LENGTH = 10
@@ -41,7 +41,7 @@ class PrefixCaptionerOutput(ModelOutput):
     logits: Tensor | None = None
 
 
-class PrefixCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class PrefixCaptionerForConditionalGeneration(HasFeatureParts, PreTrainedModel, GenerationMixin):
     """Write a caption for an image.
 
     What the language model reads is the image as `prefix_length` tokens, the prompt, and the caption so far.
@@ -117,10 +117,6 @@ class PrefixCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """The image encoder, up to what the projector reads."""
         return (VISION,)
 
-    def compute_features(self, part: FeaturePart, **inputs: Tensor) -> Tensor:
-        """What `forward` takes as `part.feature`: (B, width), or (B, patches, width)."""
-        return self.image_features(**inputs)
-
     def prefix_embeds(self, image_features: Tensor) -> Tensor:
         """What the language model reads before a caption: (B, ..., width) → (B, prefix and prompt, D)."""
         prefix = self.projector(image_features)
@@ -138,6 +134,7 @@ class PrefixCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         image_features: Tensor | None = None,
+        image_hidden: Tensor | None = None,
     ) -> PrefixCaptionerOutput:
         """Loss or logits of captions.
 
@@ -149,9 +146,13 @@ class PrefixCaptionerForConditionalGeneration(PreTrainedModel, GenerationMixin):
             num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the number of
                 labels.
             image_features (`Tensor`, *optional*): Instead of `pixel_values`, what `image_features` made of them.
+            image_hidden (`Tensor`, *optional*): Instead of `pixel_values`, the image encoder's features (B, ...) at
+                the boundary that [`HasFeatureParts`]'s `use_part` was told.
         """
         assert input_ids is not None
-        if image_features is None:
+        if image_hidden is not None:
+            image_features = self.resumed_image_features(image_hidden)
+        elif image_features is None:
             assert pixel_values is not None
             image_features = self.image_features(pixel_values)
         hidden = self._caption_states(self.prefix_embeds(image_features), input_ids)

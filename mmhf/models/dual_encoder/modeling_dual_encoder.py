@@ -25,7 +25,7 @@ from mmhf.models.encoders import (
     pool_vision,
     run_vision,
 )
-from mmhf.models.feature_parts import TEXT, VISION, FeaturePart
+from mmhf.models.feature_parts import TEXT, VISION, FeaturePart, HasFeatureParts
 from mmhf.models.layer_groups import layer_groups
 
 MAX_LOGIT_SCALE = 100.0
@@ -57,7 +57,7 @@ class DualEncoderOutput(ModelOutput):
     pooler_output: Tensor | None = None
 
 
-class DualEncoderModel(PreTrainedModel):
+class DualEncoderModel(HasFeatureParts, PreTrainedModel):
     """Embed images and texts into one space, where those that belong together are near.
 
     Args:
@@ -160,10 +160,6 @@ class DualEncoderModel(PreTrainedModel):
         """The image encoder, and the text encoder if its pooling is not learnt, which would need the tokens' mask."""
         return (VISION, TEXT) if self.text_pooling is None else (VISION,)
 
-    def compute_features(self, part: FeaturePart, **inputs: Tensor) -> Tensor:
-        """What `forward` takes as `part.feature`: (B, width), or as `last_hidden_state` is where pooling is learnt."""
-        return self.image_features(**inputs) if part.name == VISION.name else self.text_features(**inputs)
-
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -173,6 +169,7 @@ class DualEncoderModel(PreTrainedModel):
         return_loss: bool | None = None,
         image_features: Tensor | None = None,
         text_features: Tensor | None = None,
+        image_hidden: Tensor | None = None,
     ) -> DualEncoderOutput:
         """Embed images, texts or both, and compare them.
 
@@ -186,6 +183,8 @@ class DualEncoderModel(PreTrainedModel):
                 `input_ids`, which tell equal captions, also where there are `text_features`.
             image_features, text_features (`Tensor`, *optional*): Of images, of texts, instead of running an encoder:
                 what `image_features`, `text_features` made of them.
+            image_hidden (`Tensor`, *optional*): (images, ...), instead of `pixel_values`: the image encoder's features
+                at the boundary that [`HasFeatureParts`]'s `use_part` was told.
 
         Raises:
             `ValueError`: neither images nor texts were given, nor features of either; text features where pooling is
@@ -193,7 +192,9 @@ class DualEncoderModel(PreTrainedModel):
         """
         if text_features is not None and self.text_pooling is not None:
             raise ValueError("text_features cannot stand for texts whose pooling is learnt")
-        if image_features is None and pixel_values is not None:
+        if image_hidden is not None:
+            image_features = self.resumed_image_features(image_hidden)
+        elif image_features is None and pixel_values is not None:
             image_features = self.image_features(pixel_values)
         if text_features is None and input_ids is not None:
             text_features = self.text_features(input_ids, attention_mask)

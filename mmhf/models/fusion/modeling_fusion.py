@@ -24,7 +24,7 @@ from mmhf.models.encoders import (
     pool_vision,
     run_vision,
 )
-from mmhf.models.feature_parts import TEXT, VISION, FeaturePart
+from mmhf.models.feature_parts import TEXT, VISION, FeaturePart, HasFeatureParts
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.fusion_layers import Fusion, projection
 from mmhf.models.layer_groups import layer_groups
@@ -49,7 +49,7 @@ class FusionOutput(ModelOutput):
     modalities: Tensor | None = None
 
 
-class FusionForImageTextClassification(PreTrainedModel):
+class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
     """Classify pairs of an image and a text.
 
     Args:
@@ -134,10 +134,6 @@ class FusionForImageTextClassification(PreTrainedModel):
         masked = {"image": VISION, "text": TEXT}.get(self.config.mask or "")
         return tuple(part for part in (VISION, TEXT) if part is not masked)
 
-    def compute_features(self, part: FeaturePart, **inputs: Tensor) -> Tensor:
-        """What `forward` takes as `part.feature`: (B, width of the encoder's pooled output)."""
-        return self.image_features(**inputs) if part.name == VISION.name else self.text_features(**inputs)
-
     def classify(
         self,
         image_features: Tensor,
@@ -194,6 +190,7 @@ class FusionForImageTextClassification(PreTrainedModel):
         text_mask: Tensor | None = None,
         image_features: Tensor | None = None,
         text_features: Tensor | None = None,
+        image_hidden: Tensor | None = None,
     ) -> FusionOutput:
         """Classify a batch.
 
@@ -209,16 +206,21 @@ class FusionForImageTextClassification(PreTrainedModel):
             image_features, text_features (`Tensor`, *optional*): (B, width of the encoder's pooled output), instead
                 of `pixel_values`, of `input_ids`: what `image_features`, `text_features` made of them. Those of rows
                 that lack the modality are not looked at.
+            image_hidden (`Tensor`, *optional*): (B, ...), instead of `pixel_values`: the image encoder's features at
+                the boundary that [`HasFeatureParts`]'s `use_part` was told.
 
         Raises:
             `ValueError`: neither images nor texts, nor features of either.
         """
-        given = _first(pixel_values, image_features, input_ids, text_features)
+        given = _first(pixel_values, image_features, image_hidden, input_ids, text_features)
         if given is None:
             raise ValueError("the model needs pixel_values, input_ids or both, or their features")
-        if self.config.mask == "image" or (pixel_values is None and image_features is None):
+        if self.config.mask == "image" or _first(pixel_values, image_features, image_hidden) is None:
             image_features = self._no_features(self.vision_output.width, given)
             image_mask = self._nowhere(given)
+        elif image_hidden is not None:
+            image_hidden = _features_of_rows(image_hidden, image_mask)
+            image_features = _of_rows(self.resumed_image_features, image_mask, image_hidden)
         elif image_features is not None:
             image_features = _features_of_rows(image_features, image_mask)
         elif pixel_values is not None:
@@ -323,7 +325,9 @@ def _of_rows(encode: Callable[..., Tensor], present: Tensor | None, *inputs: Ten
 
 def _features_of_rows(features: Tensor, present: Tensor | None) -> Tensor:
     """Features as `_of_rows` gives them: zeros in the rows that lack the modality, whatever was there."""
-    return features if present is None else features.masked_fill(present[:, None] == 0, 0.0)
+    if present is None:
+        return features
+    return features.masked_fill(present.view(-1, *[1] * (features.dim() - 1)) == 0, 0.0)
 
 
 def _first(*tensors: Tensor | None) -> Tensor | None:

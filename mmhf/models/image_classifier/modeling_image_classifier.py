@@ -19,7 +19,7 @@ from mmhf.models.encoders import (
     pool_vision,
     run_vision,
 )
-from mmhf.models.feature_parts import VISION, FeaturePart
+from mmhf.models.feature_parts import VISION, FeaturePart, HasFeatureParts
 from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
 from mmhf.models.layer_groups import layer_groups
 
@@ -39,7 +39,7 @@ def classifier_head(config: BackboneForImageClassificationConfig, width: int) ->
     )
 
 
-class BackboneForImageClassification(PreTrainedModel):
+class BackboneForImageClassification(HasFeatureParts, PreTrainedModel):
     """Classify images.
 
     Args:
@@ -94,16 +94,13 @@ class BackboneForImageClassification(PreTrainedModel):
         """The image encoder with its pooling."""
         return (VISION,)
 
-    def compute_features(self, part: FeaturePart, **inputs: Tensor) -> Tensor:
-        """What `forward` takes as `part.feature`: (B, width)."""
-        return self.image_features(**inputs)
-
     def forward(
         self,
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         image_features: Tensor | None = None,
+        image_hidden: Tensor | None = None,
     ) -> ImageClassifierOutput:
         """Classify a batch.
 
@@ -114,6 +111,8 @@ class BackboneForImageClassification(PreTrainedModel):
             num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
             image_features (`Tensor`, *optional*): (B, width), instead of `pixel_values`: what `image_features` made
                 of them.
+            image_hidden (`Tensor`, *optional*): (B, ...), instead of `pixel_values`: the encoder's features at the
+                boundary that [`HasFeatureParts`]'s `use_part` was told.
 
         Raises:
             `ValueError`: neither images nor their features.
@@ -122,7 +121,9 @@ class BackboneForImageClassification(PreTrainedModel):
             `ImageClassifierOutput` with `logits` (B, num_labels), divided by the config's temperature, and `loss`, a
             scalar, of the logits before that, when labels were given.
         """
-        if image_features is None:
+        if image_hidden is not None:
+            image_features = self.resumed_image_features(image_hidden)
+        elif image_features is None:
             if pixel_values is None:
                 raise ValueError("the model needs pixel_values or image_features")
             image_features = self.image_features(pixel_values)

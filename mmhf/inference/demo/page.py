@@ -52,7 +52,8 @@ class Page:
             title=self.name, analytics_enabled=False, delete_cache=(_UPLOADS_KEPT_SECONDS, _UPLOADS_KEPT_SECONDS)
         ) as blocks:
             way = _WAY[self.subject.family].format(and_text=" and a text" if self.subject.takes_text else "")
-            gr.Markdown(f"# {self.name}\n{way}")
+            # Not as Markdown, which makes a link to an e-mail address of `releases/name@v1.8`.
+            gr.HTML(f"<h1>{html.escape(self.name)}</h1><p>{way}</p>", elem_id="title", padding=False)
             with gr.Row():
                 with gr.Column():
                     image = gr.Image(

@@ -38,7 +38,7 @@ def open_demo(browser, tiny_model) -> Iterator:
     with ExitStack() as stack:
 
         def start(family: str) -> Page:
-            served = served_demo(tiny_model(family), name=f"tiny {family}", captions=CAPTIONS)
+            served = served_demo(tiny_model(family), name=f"releases/{family}@v1.0", captions=CAPTIONS)
             url = stack.enter_context(served)
             page = browser.new_page()
             stack.callback(page.close)
@@ -95,6 +95,12 @@ def test_fusion_classifier(open_demo, tiny_model, picture):
     page.wait_for_selector("#heat img")
     expect(page.locator("#words .token, #words .textspan").first).to_be_visible()
     assert page.locator("#words").inner_text().split()[-3:] == ["a", "red", "frog"]
+
+
+def test_the_page_is_called_by_the_release_and_does_not_take_it_for_an_address(open_demo):
+    page = open_demo("fusion")
+    expect(page.locator("#title h1")).to_have_text("releases/fusion@v1.0")
+    assert page.locator("#title a").count() == 0
 
 
 def test_image_classifier(open_demo, tiny_model, picture):

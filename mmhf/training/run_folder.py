@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from mmhf.errors import InputError
 from mmhf.recipe import ResolvedRecipe, load_recipe
-from mmhf.training.checkpoints import last_complete_checkpoint
+from mmhf.training.checkpoints import complete_checkpoints, last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ _LOCK_FILE = ".lock"
 # Where a run lies and whom it reports to does not change what it computes.
 _FREE_TO_CHANGE = (
     "training.output_dir",
+    "training.resume_from_checkpoint",
     "training.report_to",
     "training.run_name",
     "training.disable_tqdm",
@@ -105,6 +106,7 @@ def find_run_folder(path: Path, resolved: ResolvedRecipe, *, allow_changes: bool
     """Look whether a folder may be trained in, and where a run in it stopped. Changes nothing.
 
     A run that was stopped before its first checkpoint has nothing to go on from: it may begin again with any recipe.
+    A run without a checkpoint of its own goes on from `training.resume_from_checkpoint`, one of another run.
 
     Args:
         path (`Path`): The folder.
@@ -112,14 +114,21 @@ def find_run_folder(path: Path, resolved: ResolvedRecipe, *, allow_changes: bool
         allow_changes (`bool`, defaults to `False`): Go on although the recipe is not the one that the run began with.
 
     Raises:
-        InputError: The folder holds a finished run, another recipe's run, or files that are no run.
+        InputError: The folder holds a finished run, another recipe's run, or files that are no run; or the checkpoint
+            that the recipe names cannot be gone on from.
     """
+    named = resolved.recipe.training.get("resume_from_checkpoint")
+    if named is not None and Path(named).parent.resolve() == path.resolve():
+        raise InputError(
+            f"training.resume_from_checkpoint: {named} lies in training.output_dir, where the latest checkpoint is "
+            "gone on from anyhow; choose another training.output_dir to go on from an earlier one"
+        )
     if path.exists() and not path.is_dir():
         raise InputError(f"training.output_dir: {path} is a file; choose a folder")
     if not (path / RECIPE_FILE).exists():
         if path.is_dir() and any(entry.name != _LOCK_FILE for entry in path.iterdir()):
             raise InputError(f"{path} holds files but no run; choose another training.output_dir")
-        return RunFolder(path)
+        return RunFolder(path, _named_checkpoint(path, resolved, allow_changes))
     changes = recipe_changes(load_recipe(path / RECIPE_FILE), resolved, free=_FREE_TO_CHANGE)
     if (path / METRICS_FILE).exists():
         if changes or resolved.recipe.release is None:
@@ -128,15 +137,39 @@ def find_run_folder(path: Path, resolved: ResolvedRecipe, *, allow_changes: bool
             )
         return RunFolder(path, is_finished=True)
     checkpoint = last_complete_checkpoint(path)
-    if changes and checkpoint is not None:
-        if not allow_changes:
-            raise InputError(
-                f"{path} holds a run of another recipe ({'; '.join(changes)}); choose another training.output_dir, "
-                "or add --allow-changes to go on with the new recipe"
-            )
-        for change in changes:
-            logger.warning("The recipe changed since the run began: %s", change)
+    if checkpoint is None:
+        return RunFolder(path, _named_checkpoint(path, resolved, allow_changes))
+    _refuse_changes(path, changes, allow_changes)
     return RunFolder(path, checkpoint)
+
+
+def _named_checkpoint(path: Path, resolved: ResolvedRecipe, allow_changes: bool) -> Path | None:
+    """The checkpoint `training.resume_from_checkpoint`, which belongs to another run of the same recipe."""
+    key, recipe = "training.resume_from_checkpoint", resolved.recipe
+    given = recipe.training.get("resume_from_checkpoint")
+    if given is None:
+        return None
+    checkpoint = Path(given)
+    run = checkpoint.parent
+    if checkpoint not in complete_checkpoints(run) or not (run / RECIPE_FILE).is_file():
+        raise InputError(f"{key}: {given} is no whole checkpoint of a run, such as outputs/x/checkpoint-500")
+    for stage in recipe.stages or []:
+        if stage.carry_best is not None:
+            raise InputError(
+                f"{key}: stage {stage.name!r} has carry_best, whose weights are kept in {run}; resume there"
+            )
+    _refuse_changes(run, recipe_changes(load_recipe(run / RECIPE_FILE), resolved, free=_FREE_TO_CHANGE), allow_changes)
+    return checkpoint
+
+
+def _refuse_changes(run: Path, changes: Sequence[str], allow_changes: bool) -> None:
+    if changes and not allow_changes:
+        raise InputError(
+            f"{run} holds a run of another recipe ({'; '.join(changes)}); choose another training.output_dir, "
+            "or add --allow-changes to go on with the new recipe"
+        )
+    for change in changes:
+        logger.warning("The recipe changed since the run began: %s", change)
 
 
 def recipe_changes(old: ResolvedRecipe, new: ResolvedRecipe, *, free: Sequence[str] = ()) -> list[str]:

@@ -87,6 +87,28 @@ def test_freeze_shorthands_train_exactly_the_rest(freezing, tiny_recipe, succeed
         assert fresh and all(not value.any() for value in fresh.values())
 
 
+@pytest.mark.usefixtures("without_plots")
+def test_any_checkpoint_of_a_run_can_be_gone_on_from_in_another_folder(
+    tiny_recipe, two_stages, succeed, refusal, tmp_path
+):
+    two_stages["training"] |= {"save_steps": 2, "save_strategy": "steps", "save_total_limit": 5}
+    recipe = tiny_recipe(two_stages)
+    succeed("train", recipe)
+    checkpoint, again = tmp_path / "run" / "checkpoint-2", f"training.output_dir={tmp_path / 'again'}"
+    assert "no whole checkpoint" in refusal("train", recipe, again, f"training.resume_from_checkpoint={tmp_path}")
+    from_it = f"training.resume_from_checkpoint={checkpoint}"
+    assert "lies in training.output_dir" in refusal("train", recipe, from_it)
+    assert "learning_rate: " in refusal("train", recipe, again, from_it, "stages.1.learning_rate=0.5")
+    assert "carry_best" in refusal("train", recipe, again, from_it, "stages.0.carry_best=accuracy")
+    assert not (tmp_path / "again").exists()
+
+    succeed("train", recipe, again, from_it)
+
+    assert not (tmp_path / "again" / "checkpoint-2").exists()
+    assert sha256(tmp_path / "run" / "model.safetensors") == sha256(tmp_path / "again" / "model.safetensors")
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == (tmp_path / "again" / "metrics.json").read_bytes()
+
+
 def test_runs_without_output_dir_go_to_outputs(tiny_recipe, succeed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     succeed("train", tiny_recipe(name="mine"), "training.output_dir=null")

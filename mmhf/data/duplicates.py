@@ -224,8 +224,10 @@ class _Rows:
 
 def _content_hash(image: dict[str, Any]) -> bytes | None:
     try:
-        content = image["bytes"] if image["path"] is None or image["bytes"] else Path(image["path"]).read_bytes()
-    except OSError:  # found broken when the data was checked
+        content = image["bytes"]
+        if content is None and image["path"] is not None:
+            content = Path(image["path"]).read_bytes()
+    except (OSError, BadImageError):  # found broken when the data was checked
         return None
     return hashlib.sha256(content).digest() if content else None
 

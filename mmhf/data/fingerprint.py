@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import posixpath
 from collections.abc import Mapping
 
 import datasets
+
+from mmhf.data.remote_images import parse_reference
 
 _BATCH = 1024
 
@@ -34,8 +37,9 @@ def fingerprint_splits(splits: Mapping[str, object]) -> dict[str, str]:
 def _fingerprint(table: datasets.Dataset) -> str:
     digest = hashlib.sha256()
     columns = [name for name in ("text", "label", "captions") if name in table.column_names]
+    stored = table.with_format("arrow")  # images behind URLs would be fetched otherwise
     for start in range(0, len(table), _BATCH):
-        batch = table[start : start + _BATCH]
+        batch = stored[start : start + _BATCH].to_pydict()
         for name, image, *said in zip(
             batch["id"], batch["image"], *(batch[column] for column in columns), strict=True
         ):
@@ -49,4 +53,7 @@ def _image_key(image: dict[str, str | bytes | None]) -> list[str | int] | None:
         return [hashlib.sha256(content).hexdigest()]
     if path is None:
         return None
+    if "://" in str(path):
+        url, file = parse_reference(str(path))
+        return [posixpath.basename(url), file.size] if file is not None and file.size is not None else [url]
     return [os.path.basename(str(path)), os.stat(path).st_size]

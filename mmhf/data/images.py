@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +18,13 @@ _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct
 _TAIL_BYTES = 32
 MAX_PIXELS = 89_478_485
 """Larger images are refused as decompression bombs (Pillow's own warning level)."""
+MAX_IMAGE_BYTES = 1 << 28
+"""A larger file is not read as an image: no photograph has 256 MiB, but a decompression bomb may."""
 
 Image.init()
 _FORMATS = [name for name in _WANTED_FORMATS if name in Image.OPEN]
 
-ImageInput = dict[str, Any] | str | Path | bytes | Image.Image
+ImageInput = Mapping[str, Any] | str | Path | bytes | Image.Image
 
 
 class BadImageError(ValueError):
@@ -91,9 +94,10 @@ def find_image_problem(image: str | Path | bytes) -> str | None:
     return None
 
 
-def _read_bytes(image: dict[str, Any] | str | Path | bytes) -> bytes:
-    if isinstance(image, dict):
-        source = image.get("path") if image.get("bytes") is None else image["bytes"]
+def _read_bytes(image: Mapping[str, Any] | str | Path | bytes) -> bytes:
+    if isinstance(image, Mapping):
+        content = image.get("bytes")
+        source = image.get("path") if content is None else content
         if source is None:
             raise BadImageError("no image")
         return _read_bytes(source)

@@ -12,6 +12,27 @@ def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
 
 
+def find_name_escape(name: str) -> str | None:
+    """Say why a path in a table may not be opened, whatever it is below.
+
+    Args:
+        name (`str`):
+            The path as the table has it.
+
+    Returns:
+        `str` or `None`: the reason, or nothing when the path stays inside its folder, links aside.
+    """
+    if "\0" in name:
+        return f"the image path has a NUL character: {name!r}"
+    if "://" in name:
+        return f"the image is a URL, not a file: {name}"
+    if os.path.isabs(name) or PureWindowsPath(name).anchor:
+        return f"the image path is not relative to the data folder: {name}"
+    if ".." in name.replace("\\", "/").split("/"):
+        return f"the image path leaves the data folder: {name}"
+    return None
+
+
 class DataFolder:
     """A folder that the paths in a table must not leave.
 
@@ -39,15 +60,7 @@ class DataFolder:
         Returns:
             `str` or `None`: the reason, or nothing when the path stays inside the folder.
         """
-        if "\0" in name:
-            return f"the image path has a NUL character: {name!r}"
-        if "://" in name:
-            return f"the image is a URL, not a file: {name}"
-        if os.path.isabs(name) or PureWindowsPath(name).anchor:
-            return f"the image path is not relative to the data folder: {name}"
-        if ".." in name.replace("\\", "/").split("/"):
-            return f"the image path leaves the data folder: {name}"
-        return self.find_link_out(name)
+        return find_name_escape(name) or self.find_link_out(name)
 
     def find_link_out(self, name: str) -> str | None:
         """Say whether symbolic links lead a path out of the folder.

@@ -101,7 +101,8 @@ def sum_pixels(
 
 def _images_of(rows: Iterable[Any], shard: int, num_shards: int) -> Iterator[dict[str, Any]]:
     if isinstance(rows, datasets.Dataset):
-        rows = rows.select_columns(["image"]).select(range(shard, len(rows), num_shards))
-    else:
-        rows = islice(rows, shard, None, num_shards)
+        table = rows.select_columns(["image"]).select(range(shard, len(rows), num_shards))
+        # By batches: images behind URLs are fetched together.
+        return (image for batch in table.iter(_BATCH) for image in batch["image"] if not names_no_image(image))
+    rows = islice(rows, shard, None, num_shards)
     return (row["image"] for row in rows if not names_no_image(row["image"]))

@@ -130,11 +130,23 @@ def column_features(names: Iterable[str]) -> datasets.Features:
     return datasets.Features({**known, **{name: datasets.Value("string") for name in wanted if name not in _FEATURES}})
 
 
-def _table(
-    positions: Sequence[int], images: list[dict[str, Any]], columns: Mapping[str, list[Any]]
+def image_table(
+    images: list[dict[str, Any]], columns: Mapping[str, list[Any]], image_feature: Any = None
 ) -> datasets.Dataset:
+    """Make the table of rows.
+
+    Args:
+        images (`list[dict]`):
+            `path` and `bytes` of each row's image.
+        columns (`Mapping[str, list]`):
+            The other columns.
+        image_feature (`Any`, *optional*):
+            The type of `image` that `datasets` reads it by; absent: as it is.
+    """
     values: dict[str, list[Any]] = {"image": images, **columns}
     features = column_features(values)
+    if image_feature is not None:
+        features["image"] = image_feature
     return datasets.Dataset.from_dict({name: values[name] for name in features}, features=features)
 
 
@@ -176,7 +188,7 @@ class ImageFiles:
             NO_IMAGE if position in blank else {"path": self.folder.path_of(self.names[position] or ""), "bytes": None}
             for position in positions
         ]
-        return _table(positions, images, columns)
+        return image_table(images, columns)
 
 
 class EmbeddedImages:
@@ -207,4 +219,4 @@ class EmbeddedImages:
             NO_IMAGE if position in blank else {"path": None, "bytes": self.contents[position]}
             for position in positions
         ]
-        return _table(positions, images, columns)
+        return image_table(images, columns)

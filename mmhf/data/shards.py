@@ -19,10 +19,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmhf.data.images import MAX_IMAGE_BYTES
+from mmhf.data.remote_files import version_of
 from mmhf.data.rows import Caption
 from mmhf.data.screening import clean_captions
 from mmhf.data.sources.captioned_images import captions_in
-from mmhf.data.sources.image_cache import MAX_IMAGE_BYTES, version_of
 from mmhf.data.sources.table_files import as_text
 
 UNREADABLE = (

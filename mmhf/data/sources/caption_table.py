@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
-from mmhf.data.rows import Caption, CaptionedSource, EmbeddedImages, ImageColumn, ImageFiles
+from mmhf.data.remote_images import image_files
+from mmhf.data.remote_paths import AnyPath, data_path
+from mmhf.data.rows import Caption, CaptionedSource, EmbeddedImages, ImageColumn
 from mmhf.data.sources.captioned_images import CaptionedImages, captions_in, image_key, keep_splits
 from mmhf.data.sources.image_folder import list_folder
 from mmhf.data.sources.table_files import TableFile, as_text, read_table
@@ -34,23 +35,26 @@ def read_caption_table(section: CaptionTableSection, splits: Collection[str] | N
         InputError: a file, folder or column is missing, or a wanted split is not there.
     """
     named = {"train": section.train, "validation": section.validation, "test": section.test}
-    paths = {split: Path(path) for split, path in named.items() if path is not None} or _split_folders(section)
+    given = {split: data_path(path, section.cloud) for split, path in named.items() if path is not None}
+    paths = given or _split_folders(section)
     if paths:
         source = {split: _read(_table_at(path), section).select() for split, path in paths.items()}
     else:
         assert section.path is not None
-        images = _read(_table_at(Path(section.path)), section)
+        images = _read(_table_at(data_path(section.path, section.cloud)), section)
         source = images.cut_by_name() if section.split_column else images.cut(section.split)
     return keep_splits(source, splits, origin=f"data.path: {section.path}" if section.path else "data")
 
 
-def _split_folders(section: CaptionTableSection) -> dict[str, Path]:
+def _split_folders(section: CaptionTableSection) -> dict[str, AnyPath]:
     """Folders with the names of splits that have metadata, when the folder itself has none."""
-    path = Path(section.path or "")
-    if section.path is None or not path.is_dir() or _metadata_in(path) is not None:
+    assert section.path is not None
+    path = data_path(section.path, section.cloud)
+    if not path.is_dir() or _metadata_in(path) is not None:
         return {}
-    found: dict[str, Path] = {}
-    for folder in sorted(path.iterdir()):
+    found: dict[str, AnyPath] = {}
+    folders: list[AnyPath] = sorted(path.iterdir(), key=lambda folder: folder.name)
+    for folder in folders:
         split = SPLIT_OF_NAME.get(folder.name.lower())
         if split is None or not folder.is_dir() or _metadata_in(folder) is None:
             continue
@@ -60,11 +64,11 @@ def _split_folders(section: CaptionTableSection) -> dict[str, Path]:
     return found
 
 
-def _metadata_in(folder: Path) -> Path | None:
+def _metadata_in(folder: AnyPath) -> AnyPath | None:
     return next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
 
 
-def _table_at(path: Path) -> Path:
+def _table_at(path: AnyPath) -> AnyPath:
     if not path.is_dir():
         return path
     metadata = _metadata_in(path)
@@ -73,13 +77,13 @@ def _table_at(path: Path) -> Path:
     return metadata
 
 
-def _read(path: Path, section: CaptionTableSection) -> CaptionedImages:
+def _read(path: AnyPath, section: CaptionTableSection) -> CaptionedImages:
     is_metadata = path.name in METADATA_FILES
     columns = section.columns
     image = columns.image or ("file_name" if is_metadata else "image")
     captions = [columns.captions] if isinstance(columns.captions, str) else columns.captions
     table = read_table(path, [image, *captions, columns.id, section.split_column])
-    root = Path(section.image_root) if section.image_root else path.parent
+    root = data_path(section.image_root, section.cloud) if section.image_root else path.parent
     if not root.is_dir():
         raise InputError(f"data.image_root: no such folder: {root}")
     values: list[Any] = []
@@ -123,7 +127,7 @@ def _add_row(
         values.append(value)
 
 
-def _add_images_without_row(images: CaptionedImages, values: list[Any], folder: Path) -> None:
+def _add_images_without_row(images: CaptionedImages, values: list[Any], folder: AnyPath) -> None:
     """Name the images of a folder that its metadata is silent about."""
     named = {os.path.normpath(value) for value in values if value}
     for path in sorted(set(list_folder(folder, on_link_out="skip").images) - named):
@@ -131,8 +135,8 @@ def _add_images_without_row(images: CaptionedImages, values: list[Any], folder: 
         values.append(path)
 
 
-def _column(values: list[Any], root: Path) -> ImageColumn:
+def _column(values: list[Any], root: AnyPath) -> ImageColumn:
     contents = [value.get("bytes") if isinstance(value, dict) else value for value in values]
     if any(isinstance(content, bytes) for content in contents):
         return EmbeddedImages([content if isinstance(content, bytes) else None for content in contents])
-    return ImageFiles(root, [value.get("path") if isinstance(value, dict) else as_text(value) for value in values])
+    return image_files(root, [value.get("path") if isinstance(value, dict) else as_text(value) for value in values])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from mmhf.data.remote_paths import AnyPath, data_path
 from mmhf.data.rows import SourceData
 from mmhf.data.sources.table import UNCUT, TableLayout, cut_tables
 from mmhf.data.sources.table_files import TableFile, as_text, read_table
@@ -109,7 +109,7 @@ def read_clinical(
     Raises:
         InputError: a table or a column is missing, or what `read_table_source` raises.
     """
-    folder = Path(section.versioned(section.path))
+    folder = data_path(section.versioned(section.path), section.cloud)
     if not folder.is_dir():
         raise InputError(f"data.path: no such folder: {folder}")
     wanted = [section.split.group_by, *section.filters.columns(), *extra_columns]
@@ -121,7 +121,7 @@ def read_clinical(
     return cut_tables({UNCUT: _join(parts, origin)}, section, layout, splits)
 
 
-def _harmonise(name: str, place: ClinicalTableSection, folder: Path, own: Sequence[str]) -> TableFile:
+def _harmonise(name: str, place: ClinicalTableSection, folder: AnyPath, own: Sequence[str]) -> TableFile:
     adapter = ADAPTERS[name]
     table = read_table(folder / place.table, adapter.columns(place.label), optional=own)
     count = len(table.rows)

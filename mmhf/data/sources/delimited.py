@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
-from pathlib import Path
 
+from mmhf.data.remote_paths import AnyPath
 from mmhf.errors import InputError
 
 _LONGEST_RECORD = 200
 """Lines that one quoted field may span."""
 
 
-def read_delimited(path: Path, separator: str) -> tuple[list[str], Iterator[list[str] | str]]:
+def read_delimited(path: AnyPath, separator: str) -> tuple[list[str], Iterator[list[str] | str]]:
     """Read a file of separated values with a header.
 
     Quotes are read as pandas and spreadsheets write them (doubled inside a quoted field, which may span lines). Where
@@ -20,7 +20,7 @@ def read_delimited(path: Path, separator: str) -> tuple[list[str], Iterator[list
     so that a title that begins with a lone quote swallows neither its neighbours nor the rows below it.
 
     Args:
-        path (`Path`):
+        path (`Path` or `RemotePath`):
             The file, in UTF-8.
         separator (`str`):
             `","` or `"\\t"`.
@@ -38,11 +38,11 @@ def read_delimited(path: Path, separator: str) -> tuple[list[str], Iterator[list
     return header, _records(lines[1:], separator, len(header))
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: AnyPath) -> list[str]:
     """Read a text file in UTF-8, split at line feeds alone.
 
     Args:
-        path (`Path`):
+        path (`Path` or `RemotePath`):
             The file.
 
     Returns:

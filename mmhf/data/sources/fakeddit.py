@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
-from mmhf.data.rows import SPLITS, ImageFiles, LabelledRows, SourceData
+from mmhf.data.remote_images import image_files
+from mmhf.data.remote_paths import AnyPath, data_path
+from mmhf.data.rows import SPLITS, LabelledRows, SourceData
 from mmhf.data.sources.table_files import TableFile, as_text, read_table
 from mmhf.errors import InputError
 from mmhf.recipe.schema import FakedditDataSection
@@ -53,7 +54,7 @@ def read_fakeddit(
     Raises:
         InputError: the folder, a file or a column is missing.
     """
-    folder = Path(section.path)
+    folder = data_path(section.path, section.cloud)
     if not folder.is_dir():
         raise InputError(f"data.path: no such folder: {folder}")
     wanted = splits if splits is not None else [split for split in SPLITS if (folder / FILES[split]).exists()]
@@ -71,7 +72,7 @@ def read_fakeddit(
     )
 
 
-def _image_folder(section: FakedditDataSection, folder: Path) -> Path:
+def _image_folder(section: FakedditDataSection, folder: AnyPath) -> AnyPath:
     candidates = IMAGE_FOLDERS if section.image_dir is None else (section.image_dir,)
     for name in candidates:
         if (folder / name).is_dir():
@@ -79,7 +80,9 @@ def _image_folder(section: FakedditDataSection, folder: Path) -> Path:
     raise InputError(f"{folder}: no image folder {' or '.join(candidates)}; data.image_dir names it")
 
 
-def _rows(table: TableFile, section: FakedditDataSection, images: Path, extra_columns: Sequence[str]) -> LabelledRows:
+def _rows(
+    table: TableFile, section: FakedditDataSection, images: AnyPath, extra_columns: Sequence[str]
+) -> LabelledRows:
     ids = table.columns["id"]
     malformed = dict(table.malformed)
     for position, name in enumerate(ids):
@@ -91,7 +94,7 @@ def _rows(table: TableFile, section: FakedditDataSection, images: Path, extra_co
         ids=[name or str(row) for name, row in zip(ids, table.rows, strict=True)],
         texts=table.columns[section.text],
         labels=[_whole_number(label) for label in table.columns[section.label]],
-        images=ImageFiles(images, [name and f"{name}.jpg" for name in ids]),
+        images=image_files(images, [name and f"{name}.jpg" for name in ids]),
         malformed=malformed,
         extras={name: [as_text(value) for value in table.columns[name]] for name in extra_columns},
         without_image={

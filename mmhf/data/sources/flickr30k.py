@@ -6,18 +6,21 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 
-from mmhf.data.rows import Caption, CaptionedSource, ImageFiles
+from mmhf.data.remote_images import image_files
+from mmhf.data.remote_paths import AnyPath, RemotePath, data_path
+from mmhf.data.rows import Caption, CaptionedSource
 from mmhf.data.sources.caption_hub import read_dataset
 from mmhf.data.sources.captioned_images import CaptionedImages, keep_splits
 from mmhf.data.sources.delimited import read_lines
 from mmhf.data.sources.hub import load_hub_splits
 from mmhf.data.sources.image_folder import list_folder
+from mmhf.data.sources.image_tree import is_hidden
 from mmhf.data.sources.table_files import require_column
 from mmhf.data.splits import SPLIT_OF_NAME
 from mmhf.errors import InputError
@@ -53,9 +56,11 @@ def read_flickr30k(section: Flickr30kSection, splits: Collection[str] | None = N
         revision = section.revision or PARQUET_REVISIONS.get(section.repo)
         found = _read_splits(load_hub_splits(section.repo, revision=revision), f"data set {section.repo}")
     else:
-        if not os.path.isdir(section.path):
-            raise InputError(f"data.path: no such folder: {section.path}")
-        found = _FORMATS[_format_of(section)].read(Path(section.path), _caption_files(section.path))
+        folder = data_path(section.path, section.cloud)
+        if not folder.is_dir():
+            raise InputError(f"data.path: no such folder: {folder}")
+        files = _caption_files(folder)
+        found = _FORMATS[_format_of(section, files)].read(folder, files)
     if section.split is None and any(found.splits):
         source = found.cut_by_name(_KARPATHY_SPLITS)
     else:
@@ -66,21 +71,24 @@ def read_flickr30k(section: Flickr30kSection, splits: Collection[str] | None = N
 class _Format(NamedTuple):
     pattern: re.Pattern[str]
     """Of the names of its files, in small letters."""
-    read: Callable[[Path, list[Path]], CaptionedImages]
+    read: Callable[[AnyPath, list[AnyPath]], CaptionedImages]
 
 
-def _caption_files(folder: str | Path) -> list[Path]:
+def _caption_files(folder: AnyPath) -> list[AnyPath]:
     """Files that could hold captions, those nearest to the folder first."""
-    files = []
+    names = folder.listed() if isinstance(folder, RemotePath) else _walk(folder)
+    wanted = [name for name in names if not name.lower().endswith((".jpg", ".jpeg")) and not is_hidden(name)]
+    return [folder / name for name in sorted(wanted, key=lambda name: (name.count("/"), name))]
+
+
+def _walk(folder: Path) -> Iterator[str]:
     for path, folders, names in os.walk(folder):
-        depth = len(Path(path).relative_to(folder).parts)
-        folders[:] = sorted(name for name in folders if depth < _DEPTH and not name.startswith("."))
-        files += [(depth, Path(path, name)) for name in sorted(names) if not name.lower().endswith((".jpg", ".jpeg"))]
-    return [path for _, path in sorted(files)]
+        inside = Path(path).relative_to(folder)
+        folders[:] = [name for name in folders if len(inside.parts) < _DEPTH and not name.startswith(".")]
+        yield from (str(inside / name) for name in names)
 
 
-def _format_of(section: Flickr30kSection) -> str:
-    files = _caption_files(section.path or "")
+def _format_of(section: Flickr30kSection, files: list[AnyPath]) -> str:
     for name in (section.format,) if section.format else _FORMATS:
         if any(_FORMATS[name].pattern.fullmatch(path.name.lower()) for path in files):
             return name
@@ -88,14 +96,14 @@ def _format_of(section: Flickr30kSection) -> str:
     raise InputError(f"data.path: {section.path} has no captions of Flickr30k ({wanted})")
 
 
-def _first(files: list[Path], name: str) -> Path:
+def _first(files: list[AnyPath], name: str) -> AnyPath:
     return next(path for path in files if _FORMATS[name].pattern.fullmatch(path.name.lower()))
 
 
 class _Images:
     """The image files of a folder, however deep, by their bare names."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: AnyPath) -> None:
         self.folder = folder
         self.path_of: dict[str, str] = {}
         # The Kaggle archive nests its folder twice; a copy that lies deeper counts less.
@@ -104,11 +112,11 @@ class _Images:
         if not self.path_of:
             raise InputError(f"data.path: {folder} has captions but no images")
 
-    def collect(self, origin: Path) -> CaptionedImages:
+    def collect(self, origin: AnyPath) -> CaptionedImages:
         """Captioned images whose names are bare; empty so far."""
         found = CaptionedImages(
             str(origin),
-            lambda positions: ImageFiles(self.folder, [self._path(found, position) for position in positions]),
+            lambda positions: image_files(self.folder, [self._path(found, position) for position in positions]),
         )
         return found
 
@@ -122,7 +130,7 @@ class _Images:
             found.add(name, [], row=len(found) + 1, name=name)
 
 
-def _read_csv(folder: Path, files: list[Path]) -> CaptionedImages:
+def _read_csv(folder: AnyPath, files: list[AnyPath]) -> CaptionedImages:
     path = _first(files, "csv")
     lines = read_lines(path)
     header = [name.strip() for name in lines[0].split("|")] if lines else []
@@ -131,13 +139,13 @@ def _read_csv(folder: Path, files: list[Path]) -> CaptionedImages:
     return _read_lines(folder, path, lines[1:], _parse_csv)
 
 
-def _read_token(folder: Path, files: list[Path]) -> CaptionedImages:
+def _read_token(folder: AnyPath, files: list[AnyPath]) -> CaptionedImages:
     path = _first(files, "token")
     return _read_lines(folder, path, read_lines(path), _parse_token)
 
 
 def _read_lines(
-    folder: Path, path: Path, lines: list[str], parse: Callable[[str, int], tuple[str, Caption] | str]
+    folder: AnyPath, path: AnyPath, lines: list[str], parse: Callable[[str, int], tuple[str, Caption] | str]
 ) -> CaptionedImages:
     images = _Images(folder)
     found = images.collect(path)
@@ -175,7 +183,7 @@ def _parse_token(line: str, row: int) -> tuple[str, Caption] | str:
     return name, Caption(text, row)
 
 
-def _read_karpathy(folder: Path, files: list[Path]) -> CaptionedImages:
+def _read_karpathy(folder: AnyPath, files: list[AnyPath]) -> CaptionedImages:
     path = _first(files, "karpathy")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -209,7 +217,7 @@ def _parse_entry(entry: Any, row: int) -> tuple[str, str, list[Caption]] | str:
     return name, split, captions
 
 
-def _read_parquet(folder: Path, files: list[Path]) -> CaptionedImages:
+def _read_parquet(folder: AnyPath, files: list[AnyPath]) -> CaptionedImages:
     paths = [str(path) for path in files if _FORMATS["parquet"].pattern.fullmatch(path.name.lower())]
     return _read_splits(load_hub_splits("parquet", data_files=paths), str(folder))
 

@@ -1,4 +1,4 @@
-"""Images in archives and behind URLs, copied once into a memory-mapped file of the data set cache."""
+"""Images in archives, on disk and behind URLs, copied once into a memory-mapped file of the data set cache."""
 
 from __future__ import annotations
 
@@ -19,40 +19,26 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import datasets
-import fsspec
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
+from mmhf.data.images import MAX_IMAGE_BYTES
+from mmhf.data.remote_paths import RemotePath
 from mmhf.data.sources.image_tree import Listing
-from mmhf.errors import InputError, UnreachableError
+from mmhf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-MAX_IMAGE_BYTES = 1 << 28
-"""A larger member of an archive is refused: no photograph has 256 MiB, but a decompression bomb may."""
 
 _FEATURES = datasets.Features({"path": datasets.Value("string"), "image": datasets.Image(decode=False)})
 _FORMAT = 1
-_FETCHED_AT_ONCE = 64
 _HASH_BLOCK = 1 << 20
-_VERSION_KEYS = (
-    "size",
-    "mtime",
-    "etag",
-    "created",
-    "updated",
-    "lastmodified",
-    "last_modified",
-    "generation",
-    "md5hash",
-)
 _DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -72,7 +58,7 @@ class _Member(NamedTuple):
 
 
 class CachedImages(NamedTuple):
-    """The images of an archive or of a remote folder."""
+    """The images of an archive."""
 
     table: datasets.Dataset
     """`image`, in the order of `listing.images`; memory-mapped."""
@@ -109,53 +95,28 @@ def cache_archive(path: str | Path, *, folder: str | None = None) -> CachedImage
         return _cached(key, str(path), lambda: _archive_members(path, folder))
 
 
-def cache_remote(url: str, *, folder: str | None = None) -> CachedImages:
-    """Read the images of a folder or archive behind a URL, from the cache when the files there are as they were.
+def cache_remote_archive(path: RemotePath, *, folder: str | None = None) -> CachedImages:
+    """Read the images of an archive behind a URL, from the cache when it is as it was.
 
     Args:
-        url (`str`):
-            Anything that fsspec opens: `https://`, `s3://`, `gs://`, `memory://`, ...
+        path (`RemotePath`):
+            The archive.
         folder (`str`, *optional*):
             The folder in it to read.
 
     Returns:
-        `CachedImages`: what is there.
+        `CachedImages`: what is in it.
 
     Raises:
-        InputError: fsspec does not know such URLs, or nothing is there.
+        InputError: nothing is there, or it is damaged.
         UnreachableError: the machine behind the URL cannot be reached.
     """
-    with _reaching(url):
-        fs, root = fsspec.core.url_to_fs(url)
-        if is_archive(url):
-            key = _key("remote archive", folder, url, version_of(fs.info(root)))
-            with _reading(url):
-                return _cached(key, url, lambda: _downloaded_members(fs, root, folder))
-        start = posixpath.join(root.rstrip("/"), folder) if folder else root.rstrip("/")
-        files = fs.find(start, detail=True)
-        names = {_below(root, name): name for name in sorted(files)}
-        versions = [[name, version_of(files[full])] for name, full in names.items()]
-        return _cached(_key("remote folder", url, versions), url, lambda: _remote_members(fs, names))
-
-
-def _below(root: str, name: str) -> str:
-    return name.removeprefix(root.rstrip("/")).lstrip("/")
-
-
-@contextmanager
-def _reaching(url: str) -> Iterator[None]:
-    try:
-        yield
-    except InputError:  # is a ValueError
-        raise
-    except FileNotFoundError as error:
-        raise InputError(f"data.path: nothing at {url}") from error
-    except ImportError as error:
-        raise InputError(f"data.path: {url} needs a package that is not there: {error}") from error
-    except OSError as error:
-        raise UnreachableError(f"data.path: cannot read {url}: {error}") from error
-    except ValueError as error:
-        raise InputError(f"data.path: {url}: {error}") from error
+    file = path.files.find(path.inside)
+    if file is None:
+        raise InputError(f"data.path: no such file: {path}")
+    key = _key("remote archive", folder, str(path), file.size, file.version)
+    with _reading(str(path)):
+        return _cached(key, str(path), lambda: _downloaded_members(path, folder))
 
 
 @contextmanager
@@ -164,11 +125,6 @@ def _reading(archive: str) -> Iterator[None]:
         yield
     except _DAMAGED as error:
         raise InputError(f"data.path: {archive} is damaged or no archive: {error}") from error
-
-
-def version_of(info: dict[str, Any]) -> list[list[str]]:
-    """What fsspec tells of a file that changes when the file does."""
-    return sorted([name, str(value)] for name, value in info.items() if name.lower() in _VERSION_KEYS)
 
 
 def _key(*parts: object) -> str:
@@ -268,18 +224,8 @@ def _check_size(name: str, size: int) -> None:
         raise InputError(f"data.path: {name} in the archive has {size} bytes, more than {MAX_IMAGE_BYTES}")
 
 
-def _downloaded_members(fs: Any, remote: str, folder: str | None) -> Iterator[_Member]:
+def _downloaded_members(path: RemotePath, folder: str | None) -> Iterator[_Member]:
     with tempfile.TemporaryDirectory(prefix="mmhf-") as temporary:
-        local = Path(temporary) / posixpath.basename(remote)
-        fs.get_file(remote, str(local))
+        local = Path(temporary) / path.name
+        path.files.copy(path.inside, local)
         yield from _archive_members(local, folder)
-
-
-def _remote_members(fs: Any, names: dict[str, str]) -> Iterator[_Member]:
-    """Fetch images many at a time: each alone would wait for its own answer."""
-    waiting = iter(names.items())
-    while batch := list(islice(waiting, _FETCHED_AT_ONCE)):
-        wanted = [full for name, full in batch if Listing().takes(name)]
-        contents = fs.cat(wanted) if len(wanted) > 1 else {full: fs.cat_file(full) for full in wanted}
-        for name, full in batch:
-            yield _Member(name, "file", partial(contents.__getitem__, full))

@@ -9,10 +9,18 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePath
 
-from mmhf.data.local_paths import DataFolder
+from mmhf.data.local_paths import DataFolder, find_name_escape
+from mmhf.data.remote_images import RemoteImages
+from mmhf.data.remote_paths import RemotePath, data_path
 from mmhf.data.rows import SPLITS, ImageColumn, ImageFiles, LabelledRows, SourceData
 from mmhf.data.sources.hub import HubImages
-from mmhf.data.sources.image_cache import ARCHIVE_SUFFIXES, CachedImages, cache_archive, cache_remote, is_archive
+from mmhf.data.sources.image_cache import (
+    ARCHIVE_SUFFIXES,
+    CachedImages,
+    cache_archive,
+    cache_remote_archive,
+    is_archive,
+)
 from mmhf.data.sources.image_tree import HIDDEN, OUTSIDE, ImageTree, LabelledImage, Listing, arrange, is_hidden
 from mmhf.data.splits import split_positions
 from mmhf.errors import InputError
@@ -60,41 +68,41 @@ def read_image_folder(section: ImageFolderDataSection, splits: Collection[str] |
 
 
 class _Images:
-    """The images of a tree on disk or in the cache."""
+    """The images of a tree on disk, behind a URL, or copied out of an archive."""
 
-    def __init__(self, listing: Listing, *, folder: str | None = None, cached: CachedImages | None = None) -> None:
+    def __init__(self, listing: Listing, where: Path | RemotePath | CachedImages) -> None:
         self.listing = listing
-        self._folder = folder
-        self._cached = cached
+        self._where = where
 
     def column(self, paths: Sequence[str]) -> ImageColumn:
-        if self._cached is None:
-            assert self._folder is not None
-            return FolderImages(self._folder, paths)
+        if isinstance(self._where, RemotePath):
+            return RemoteImages(self._where, paths, listed=True)
+        if isinstance(self._where, Path):
+            return FolderImages(self._where, paths)
         positions = {path: position for position, path in enumerate(self.listing.images)}
-        return HubImages(self._cached.table, "image", [positions[path] for path in paths])
+        return HubImages(self._where.table, "image", [positions[path] for path in paths])
 
 
 def _open(section: ImageFolderDataSection) -> _Images:
-    path = section.path.removeprefix("file://")
-    if "://" in path:
-        cached = cache_remote(path, folder=section.folder)
-        return _Images(cached.listing, cached=cached)
-    if os.path.isdir(path):
-        return _Images(list_folder(path, section.folder, on_link_out=section.on_bad_row), folder=path)
-    if not os.path.exists(path):
+    path = data_path(section.path, section.cloud)
+    if isinstance(path, RemotePath) and is_archive(str(path)):
+        cached = cache_remote_archive(path, folder=section.folder)
+        return _Images(cached.listing, cached)
+    if isinstance(path, RemotePath) or path.is_dir():
+        return _Images(list_folder(path, section.folder, on_link_out=section.on_bad_row), path)
+    if not path.exists():
         raise InputError(f"data.path: no such folder or archive: {path}")
-    if not is_archive(path):
+    if not is_archive(str(path)):
         raise InputError(f"data.path: {path} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)})")
     cached = cache_archive(path, folder=section.folder)
-    return _Images(cached.listing, cached=cached)
+    return _Images(cached.listing, cached)
 
 
-def list_folder(path: str | Path, start: str | None = None, *, on_link_out: str = "raise") -> Listing:
+def list_folder(path: str | Path | RemotePath, start: str | None = None, *, on_link_out: str = "raise") -> Listing:
     """List the images of a folder.
 
     Args:
-        path (`str` or `Path`):
+        path (`str`, `Path` or `RemotePath`):
             The folder, which links in it may not leave.
         start (`str`, *optional*):
             The folder in it to begin with.
@@ -105,8 +113,12 @@ def list_folder(path: str | Path, start: str | None = None, *, on_link_out: str 
         `Listing`: paths relative to `path`.
 
     Raises:
-        InputError: a folder is a link that leads out of `path`, or to a folder around itself.
+        InputError: there is no such folder, or a folder is a link that leads out of `path`, or to a folder around
+            itself.
+        UnreachableError: it is behind a URL and cannot be listed.
     """
+    if isinstance(path, RemotePath):
+        return _list_remote(path, start)
     root = DataFolder(path)
     if start is not None and (reason := root.find_escape(start)):
         raise InputError(f"data.folder: {reason.replace('image path', 'path')}")
@@ -133,6 +145,17 @@ def list_folder(path: str | Path, start: str | None = None, *, on_link_out: str 
                 else:
                     listing.folders.add(name)
                     waiting.append(name)
+    return listing
+
+
+def _list_remote(path: RemotePath, start: str | None) -> Listing:
+    if start is not None and (reason := find_name_escape(start)):
+        raise InputError(f"data.folder: {reason.replace('image path', 'path')}")
+    names = path.listed(os.path.normpath(start) if start else "")
+    if not names:
+        raise InputError(f"data.folder: {path} has no folder {start!r}" if start else f"data.path: nothing at {path}")
+    listing = Listing()
+    listing.images += [name for name in names if listing.takes(name)]
     return listing
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmhf.data.rows import SPLITS, EmbeddedImages, ImageColumn, ImageFiles, LabelledRows, SourceData
+from mmhf.data.remote_images import image_files
+from mmhf.data.remote_paths import AnyPath, data_path
+from mmhf.data.rows import SPLITS, EmbeddedImages, ImageColumn, LabelledRows, SourceData
 from mmhf.data.sources.table_files import TableFile, as_text, read_table
 from mmhf.data.split_checks import require_groups_apart, require_samples
 from mmhf.data.splits import SPLIT_OF_NAME, split_positions
@@ -23,7 +24,7 @@ class TableLayout(NamedTuple):
     """Where a table has what models see."""
 
     columns: ColumnsSection
-    image_root: Path | None = None
+    image_root: AnyPath | None = None
     """Folder of the images; None: the table's own."""
     extra_columns: Sequence[str] = ()
     """Further columns to keep."""
@@ -49,7 +50,7 @@ def read_table_source(
         InputError: a file or a column is missing, a filter leaves nothing, a group is in two splits that are given, a
             label has too few rows in a split, or a wanted split is not there.
     """
-    root = None if section.image_root is None else Path(section.versioned(section.image_root))
+    root = None if section.image_root is None else data_path(section.versioned(section.image_root), section.cloud)
     layout = TableLayout(section.columns, root, extra_columns)
     return cut_tables(_read(section, extra_columns), section, layout, splits)
 
@@ -87,7 +88,9 @@ def cut_tables(
         tables = _cut(tables[UNCUT], section.split, columns.label)
     elif section.split.group_by is not None:
         require_groups_apart(tables, section.split.group_by)
-    rows = {split: _rows(table, layout) for split, table in tables.items()}
+    # A folder is listed once for all splits.
+    roots = {origin: layout.image_root or data_path(origin, section.cloud).parent for origin in _origins(tables)}
+    rows = {split: _rows(table, layout, roots[table.origin]) for split, table in tables.items()}
     label_of = section.labels or {value: value for value in sort_labels(_labels(rows.values()))}
     require_samples(rows, label_of, section.filters, given=given)
     for split in splits or ():
@@ -121,7 +124,11 @@ def _read(section: TableDataSection, extra_columns: Sequence[str]) -> dict[str, 
     columns = [names.image, names.text, names.label, names.id, section.split.group_by, section.split_column]
     columns += [*section.filters.columns(), *extra_columns]
     paths = {UNCUT: section.path, "train": section.train, "validation": section.validation, "test": section.test}
-    tables = {split: read_table(section.versioned(path), columns) for split, path in paths.items() if path is not None}
+    tables = {
+        split: read_table(data_path(section.versioned(path), section.cloud), columns)
+        for split, path in paths.items()
+        if path is not None
+    }
     return tables if section.split_column is None else _cut_by_column(tables[UNCUT], section.split_column)
 
 
@@ -147,7 +154,11 @@ def _cut_by_column(table: TableFile, column: str) -> dict[str, TableFile]:
     return {split: table.select(positions[split]) for split in SPLITS if split in positions}
 
 
-def _rows(table: TableFile, layout: TableLayout) -> LabelledRows:
+def _origins(tables: dict[str, TableFile]) -> set[str]:
+    return {table.origin for table in tables.values()}
+
+
+def _rows(table: TableFile, layout: TableLayout, root: AnyPath) -> LabelledRows:
     columns = layout.columns
     ids = [None] * len(table.rows) if columns.id is None else [as_text(value) for value in table.columns[columns.id]]
     texts = [None] * len(table.rows) if columns.text is None else table.columns[columns.text]
@@ -155,7 +166,6 @@ def _rows(table: TableFile, layout: TableLayout) -> LabelledRows:
     for position, text in enumerate(texts):
         if isinstance(text, list | dict):
             malformed.setdefault(position, f"{columns.text} is a {type(text).__name__}, not a text")
-    root = layout.image_root or Path(table.origin).parent
     if not root.is_dir():
         raise InputError(f"data.image_root: no such folder: {root}")
     return LabelledRows(
@@ -170,9 +180,9 @@ def _rows(table: TableFile, layout: TableLayout) -> LabelledRows:
     )
 
 
-def _image_column(values: list[Any], root: Path) -> ImageColumn:
+def _image_column(values: list[Any], root: AnyPath) -> ImageColumn:
     contents = [value.get("bytes") if isinstance(value, dict) else value for value in values]
     if any(isinstance(content, bytes) for content in contents):
         return EmbeddedImages([content if isinstance(content, bytes) else None for content in contents])
     paths = [value.get("path") if isinstance(value, dict) else as_text(value) for value in values]
-    return ImageFiles(root, paths)
+    return image_files(root, paths)

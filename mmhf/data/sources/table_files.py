@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmhf.data.remote_paths import AnyPath
 from mmhf.data.sources.delimited import read_delimited, read_lines
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
@@ -75,12 +76,12 @@ def require_column(origin: str, name: str, columns: Iterable[str]) -> None:
 
 
 def read_table(
-    path: str | Path, columns: Sequence[str | None] | None = None, *, optional: Sequence[str] = ()
+    path: str | AnyPath, columns: Sequence[str | None] | None = None, *, optional: Sequence[str] = ()
 ) -> TableFile:
     """Read columns of a table by the ending of its name: `.csv`, `.tsv`, `.jsonl` or `.parquet`.
 
     Args:
-        path (`str` or `Path`):
+        path (`str`, `Path` or `RemotePath`):
             The file.
         columns (`Sequence[str | None]`, *optional*):
             The columns to read; None, for a column that the user did not name, is left out. Absent: all that have a
@@ -94,8 +95,8 @@ def read_table(
     Raises:
         InputError: the file is missing, of another kind, damaged as a whole, or lacks a column.
     """
-    path = Path(path)
-    readers: dict[str, Callable[[Path, Wanted], TableFile]] = {
+    path = Path(path) if isinstance(path, str) else path
+    readers: dict[str, Callable[[AnyPath, Wanted], TableFile]] = {
         ".csv": lambda file, wanted: _read_separated(file, wanted, ","),
         ".tsv": lambda file, wanted: _read_separated(file, wanted, "\t"),
         ".jsonl": _read_json_lines,
@@ -122,7 +123,7 @@ def as_text(value: Any) -> str | None:
     return str(value).strip() or None
 
 
-def _read_separated(path: Path, wanted: Wanted, separator: str) -> TableFile:
+def _read_separated(path: AnyPath, wanted: Wanted, separator: str) -> TableFile:
     header, records = read_delimited(path, separator)
     places = {name: header.index(name) for name in wanted.found_in(str(path), header)}
     columns: dict[str, list[Any]] = {name: [] for name in places}
@@ -136,7 +137,7 @@ def _read_separated(path: Path, wanted: Wanted, separator: str) -> TableFile:
     return TableFile(str(path), wanted.completed(columns, count), list(range(1, count + 1)), malformed)
 
 
-def _read_json_lines(path: Path, wanted: Wanted) -> TableFile:
+def _read_json_lines(path: AnyPath, wanted: Wanted) -> TableFile:
     lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
     records: list[dict[str, Any]] = []
     malformed: dict[int, str] = {}
@@ -155,11 +156,11 @@ def _read_json_lines(path: Path, wanted: Wanted) -> TableFile:
     return TableFile(str(path), wanted.completed(columns, len(lines)), [number for number, _ in lines], malformed)
 
 
-def _read_parquet(path: Path, wanted: Wanted) -> TableFile:
+def _read_parquet(path: AnyPath, wanted: Wanted) -> TableFile:
     try:
-        names = pq.read_schema(path).names
-        found = wanted.found_in(str(path), names)
-        table = pq.read_table(path, columns=found)
+        file = pq.ParquetFile(path if isinstance(path, Path) else pa.BufferReader(path.read_bytes()))
+        found = wanted.found_in(str(path), file.schema_arrow.names)
+        table = file.read(columns=found)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a parquet file, or a damaged one: {str(error).splitlines()[0]}") from error
     columns = {name: table.column(name).to_pylist() for name in found}

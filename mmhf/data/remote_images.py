@@ -1,0 +1,205 @@
+"""Images behind URLs: a column of `datasets` that fetches them when rows are read."""
+
+from __future__ import annotations
+
+import posixpath
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import pyarrow as pa
+from datasets.features.features import register_feature
+from datasets.table import array_cast
+
+from mmhf.data.images import MAX_IMAGE_BYTES, BadImageError
+from mmhf.data.local_paths import find_name_escape
+from mmhf.data.remote_files import Access, RemoteFile, RemoteFileError, RemoteFiles, remote_files
+from mmhf.data.remote_paths import AnyPath, RemotePath
+from mmhf.data.rows import NO_IMAGE, ImageColumn, ImageFiles, ImageProblem, image_table
+
+_MISSING = "missing"
+
+
+class RemoteImage(Mapping[str, Any]):
+    """An image on its way: `path` is its URL, and `bytes` waits for the content.
+
+    Asking for `bytes` raises `BadImageError` when the image is missing or has changed, and `UnreachableError` when it
+    cannot be fetched.
+    """
+
+    def __init__(self, url: str, fetch: Callable[[], bytes]) -> None:
+        self._url = url
+        self._fetch = fetch
+
+    def __getitem__(self, key: str) -> Any:
+        return {"path": lambda: self._url, "bytes": self._content}[key]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("path", "bytes"))
+
+    def __len__(self) -> int:
+        return 2
+
+    def _content(self) -> bytes:
+        try:
+            return self._fetch()
+        except RemoteFileError as error:
+            raise BadImageError(f"the image file cannot be used: {error}") from error
+
+
+def _fetch_nothing() -> bytes:
+    raise BadImageError("the image file is missing")
+
+
+@dataclass
+class RemoteImageFeature:
+    """A column of images behind URLs; reading a row gives a `RemoteImage`, which is being fetched.
+
+    What is stored is `URL#SIZE-VERSION`, the image as it was when the data was loaded. Other columns are read without
+    fetching anything, and `with_format("arrow")` gives what is stored.
+
+    Args:
+        root (`str`):
+            The URL that all images are below.
+        cache_dir, max_bytes, connections, retries:
+            See `Access`.
+    """
+
+    root: str
+    cache_dir: str
+    max_bytes: int
+    connections: int
+    retries: int
+    dtype: ClassVar[str] = "dict"
+    pa_type: ClassVar[Any] = pa.struct({"path": pa.string(), "bytes": pa.binary()})
+    _type: str = field(default="MmhfRemoteImage", init=False, repr=False)
+
+    def __call__(self) -> pa.DataType:
+        return self.pa_type
+
+    def encode_example(self, value: dict[str, Any]) -> dict[str, Any]:
+        """What is stored of a value: itself."""
+        return value
+
+    def cast_storage(self, storage: pa.Array) -> pa.Array:
+        """Arrow's array of what is stored."""
+        return array_cast(storage, self.pa_type)
+
+    def decode_example(
+        self, value: dict[str, Any], token_per_repo_id: dict[str, Any] | None = None
+    ) -> RemoteImage | dict[str, Any]:
+        """Begin to fetch an image."""
+        reference = value["path"]
+        if reference is None:
+            return value
+        url, file = parse_reference(reference, self.root)
+        return RemoteImage(url, _fetch_nothing if file is None else self.files().start(file))
+
+    def files(self) -> RemoteFiles:
+        """Where the images are."""
+        return remote_files(self.root, Access(self.cache_dir, self.max_bytes, self.connections, self.retries))
+
+
+with warnings.catch_warnings():  # datasets 5.2 calls this experimental
+    warnings.simplefilter("ignore", UserWarning)
+    register_feature(RemoteImageFeature, "MmhfRemoteImage")
+
+
+def parse_reference(reference: str, root: str = "") -> tuple[str, RemoteFile | None]:
+    """Read what a `RemoteImageFeature` stores.
+
+    Args:
+        reference (`str`):
+            `URL#SIZE-VERSION`.
+        root (`str`, *optional*):
+            The URL that the image is below; absent: the file's name is of no use.
+
+    Returns:
+        `tuple`: the image's URL, and the file as it was listed; None for one that was not there.
+    """
+    url, _, facts = reference.rpartition("#")
+    size, _, version = facts.partition("-")
+    if size == _MISSING:
+        return url, None
+    return url, RemoteFile(url[len(root) + 1 :], int(size) if size else None, version)
+
+
+class RemoteImages:
+    """Images named by path below a URL; the twin of `ImageFiles`.
+
+    They are listed once. What they contain is seen when they are decoded.
+
+    Args:
+        folder (`RemotePath`):
+            The folder that no path may leave.
+        names (`Sequence[str | None]`):
+            A relative path for each row.
+        listed (`bool`, defaults to `False`):
+            The names come from a listing, so that they may be anything.
+    """
+
+    def __init__(self, folder: RemotePath, names: Sequence[str | None], *, listed: bool = False) -> None:
+        self.folder = folder
+        self.names = names
+        distinct = {name for name in names if name}
+        escapes = {} if listed else {name: find_name_escape(name) for name in distinct}
+        self._escapes = {name: reason for name, reason in escapes.items() if reason is not None}
+        # `./a.jpg` and `b//a.jpg` are other names where there are no folders.
+        self._place_of = {
+            name: name if listed else posixpath.normpath(name) for name in distinct if name not in self._escapes
+        }
+        self._files = self._list()
+
+    def _list(self) -> dict[str, RemoteFile]:
+        """The files of the folder that all images are in; the URL may have much more below it."""
+        folders = {posixpath.dirname(place) for place in self._place_of.values()}
+        common = posixpath.commonpath(folders) if folders else ""
+        return self.folder.listed(common) if folders else {}
+
+    def problems(self, positions: Sequence[int], *, read: bool) -> Iterable[ImageProblem | None]:
+        """See `ImageColumn`; `read` compares with the listing."""
+        return [self._problem(position, read) for position in positions]
+
+    def _problem(self, position: int, read: bool) -> ImageProblem | None:
+        name = self.names[position]
+        if not name:
+            return ImageProblem("no image is named")
+        if name in self._escapes:
+            return ImageProblem(self._escapes[name], "row")
+        reason = self._reason(self._files.get(self._place_of[name])) if read else None
+        return ImageProblem(f"{reason}: {name}") if reason else None
+
+    @staticmethod
+    def _reason(file: RemoteFile | None) -> str | None:
+        if file is None:
+            return "the image file is missing"
+        if file.size == 0:
+            return "the image file is empty (0 bytes)"
+        if file.size is not None and file.size > MAX_IMAGE_BYTES:
+            return f"the image file has {file.size} bytes, more than {MAX_IMAGE_BYTES}"
+        return None
+
+    def to_dataset(
+        self, positions: Sequence[int], blank: set[int], columns: Mapping[str, list[Any]]
+    ) -> datasets.Dataset:
+        """See `ImageColumn`."""
+        images = [
+            NO_IMAGE if position in blank else {"path": self._reference(position), "bytes": None}
+            for position in positions
+        ]
+        root, access = self.folder.files.url, self.folder.files.access
+        return image_table(images, columns, RemoteImageFeature(root, *access))
+
+    def _reference(self, position: int) -> str:
+        place = self._place_of[self.names[position] or ""]
+        file = self._files.get(place)
+        facts = _MISSING if file is None else f"{'' if file.size is None else file.size}-{file.version}"
+        return f"{self.folder / place}#{facts}"
+
+
+def image_files(folder: AnyPath, names: Sequence[str | None]) -> ImageColumn:
+    """The images that a table names below a folder, on disk or behind a URL."""
+    return ImageFiles(folder, names) if isinstance(folder, Path) else RemoteImages(folder, names)

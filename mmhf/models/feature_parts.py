@@ -20,7 +20,7 @@ class FeaturePart:
 
     Attributes:
         name (`str`): `vision` or `text`. The part's parameter groups are those that start with this and a dot, up to
-            `boundary`.
+            `boundary`; see `HasFeatureParts.part_groups`.
         inputs (`tuple[str, ...]`): Arguments of `forward` that it is computed from.
         feature (`str`): Argument of `forward` that takes its output in their place.
         boundary (`str`, *optional*): The last parameter group of the part, such as `vision.stages.3`; absent, the
@@ -70,6 +70,11 @@ class HasFeatureParts:
         """Ordered group name → parameter names."""
         raise NotImplementedError
 
+    def part_groups(self, part: FeaturePart) -> tuple[str, ...]:
+        """The parameter groups of a part: those that must not train while its features are used."""
+        groups = [group for group in self.parameter_groups() if group.startswith(f"{part.name}.")]
+        return tuple(groups if part.boundary is None else groups[: groups.index(part.boundary) + 1])
+
     def part_below(
         self, part: FeaturePart, trained: Collection[str], *, image_size: int | None = None
     ) -> FeaturePart | None:
@@ -85,7 +90,7 @@ class HasFeatureParts:
             at the highest boundary below the first group that trains at which going on is proven exact, on this
             encoder, now.
         """
-        groups = [group for group in self.parameter_groups() if group.startswith(f"{part.name}.")]
+        groups = self.part_groups(part)
         first = next((number for number, group in enumerate(groups) if group in trained), None)
         if first is None:
             return part

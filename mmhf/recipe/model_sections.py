@@ -112,9 +112,25 @@ class ModalitiesSection(Section):
         return self
 
 
+class FusionTextSection(TextEncoderSection):
+    embeddings: str | None = None
+    """Parquet file of `mmhf embed --text`: texts are looked up in it, and the text encoder that made it, which
+    `backbone` and `pooling` name, is neither loaded nor trained."""
+
+    @model_validator(mode="after")
+    def _names_what_made_the_table(self) -> FusionTextSection:
+        if self.embeddings is None:
+            return self
+        if absent := [name for name in ("backbone", "pooling") if name not in self.model_fields_set]:
+            raise ValueError(f"embeddings: also write the `{absent[0]}` that the table was made with")
+        if not self.pretrained:
+            raise ValueError("pretrained: false, but `embeddings` are those of pretrained weights; remove one")
+        return self
+
+
 class FusionModelSection(Section):
     vision: VisionEncoderSection = VisionEncoderSection()
-    text: TextEncoderSection = TextEncoderSection()
+    text: FusionTextSection = FusionTextSection()
     embedding_dim: PositiveInt = 512
     """Width of the space that both encoders are projected to."""
     fusion: FusionSection = FusionSection()
@@ -130,11 +146,15 @@ class FusionModelSection(Section):
 
     def frozen_encoders(self) -> list[str]:
         """Prefixes of the groups that `freeze_*` keeps frozen."""
-        return [name for name, frozen in (("vision", self.freeze_vision), ("text", self.freeze_text)) if frozen]
+        has_text = self.text.embeddings is None
+        frozen = {"vision": self.freeze_vision, "text": self.freeze_text and has_text}
+        return [name for name, is_frozen in frozen.items() if is_frozen]
 
     def unused_encoders(self) -> list[str]:
         """Prefixes of the groups that `modalities.mask` leaves without anything to learn from."""
-        return [] if self.modalities.mask is None else [{"image": "vision"}.get(self.modalities.mask, "text")]
+        if self.modalities.mask == "image":
+            return ["vision"]
+        return ["text"] if self.modalities.mask == "text" and self.text.embeddings is None else []
 
 
 class ClassifierHeadSection(Section):

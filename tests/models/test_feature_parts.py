@@ -171,6 +171,7 @@ def test_which_part_stays_as_it_is(model: Any) -> None:
     assert model.part_below(VISION, list(partition), image_size=32) is None
     assert model.part_below(VISION, [vision[-1]]) is None, "no boundary without the images' size"
     lone = model.part_below(VISION, [vision[1], *others], image_size=32)
+    assert model.part_groups(VISION) == vision and model.part_groups(lone) == vision[:1]
     assert lone is not None and lone.boundary == vision[0], "what is above a trained group is not part of it"
     if TEXT in model.feature_parts():
         assert model.part_below(TEXT, vision) == TEXT

@@ -21,6 +21,7 @@ from mmhf.models.classifier_building import (
 )
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.modeling_fusion import FusionForImageTextClassification
+from mmhf.models.text_tables import TableEncoder
 from mmhf.recipe.schema import FusionModelSection
 
 # Recipe key → FusionConfig attribute, for what decides the shape or the meaning of the weights.
@@ -48,6 +49,7 @@ def build_fusion_config(
     loss: LossSettings = PLAIN_LOSS,
     missing_modalities: Sequence[str] = (),
     image_size: int | None = None,
+    text_table: TableEncoder | None = None,
 ) -> FusionConfig:
     """Config of the fusion classifier that a recipe describes; fetches configuration files at most.
 
@@ -57,6 +59,7 @@ def build_fusion_config(
         loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
         missing_modalities (`Sequence[str]`, *optional*): Those that rows may lack, `image`, `text` or both.
         image_size (`int`, *optional*): Side in pixels of the images to come, to refuse what the encoder cannot take.
+        text_table ([`TableEncoder`], *optional*): What made the table of text embeddings that the recipe names.
 
     Raises:
         `InputError`: a backbone is unknown, its config cannot be fetched, it lacks the pooling, or images of this
@@ -66,6 +69,7 @@ def build_fusion_config(
     return FusionConfig(
         **vision_values(section.vision, image_size=image_size),
         **text_values(section.text),
+        text_table=None if text_table is None else text_table.to_dict(),
         embedding_dim=section.embedding_dim,
         strategy=fusion.strategy,
         hidden_dims=fusion.hidden_dims,
@@ -85,6 +89,7 @@ def build_fusion_model(
     loss: LossSettings = PLAIN_LOSS,
     missing_modalities: Sequence[str] = (),
     image_size: int | None = None,
+    text_table: TableEncoder | None = None,
     device: str | None = None,
 ) -> FusionForImageTextClassification:
     """Fusion classifier of a recipe, with its pretrained encoders and a fresh head.
@@ -95,6 +100,8 @@ def build_fusion_model(
         loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
         missing_modalities (`Sequence[str]`, *optional*): Those that rows may lack, `image`, `text` or both.
         image_size (`int`, *optional*): Side in pixels of the images to come.
+        text_table ([`TableEncoder`], *optional*): What made the table of text embeddings that the recipe names; the
+            model then holds no text encoder.
         device (`str`, *optional*): `"meta"` builds the shapes alone and fetches no weights.
 
     Raises:
@@ -106,11 +113,14 @@ def build_fusion_model(
         loss=loss,
         missing_modalities=missing_modalities,
         image_size=image_size,
+        text_table=text_table,
     )
     if device == "meta":
         return shapes_alone(FusionForImageTextClassification, config)
     vision = load_encoder(section.vision.backbone, config.vision_config, pretrained=section.vision.pretrained)
-    text = load_encoder(section.text.backbone, config.text_config, pretrained=section.text.pretrained)
+    text = None
+    if text_table is None:
+        text = load_encoder(section.text.backbone, config.text_config, pretrained=section.text.pretrained)
     return FusionForImageTextClassification.from_encoders(config, vision=vision, text=text)
 
 
@@ -121,6 +131,7 @@ def load_fusion_model(
     label_names: Sequence[str],
     loss: LossSettings = PLAIN_LOSS,
     missing_modalities: Sequence[str] = (),
+    text_table: TableEncoder | None = None,
     device: str | None = None,
 ) -> FusionForImageTextClassification:
     """Fusion classifier that goes on from a release (`init_from`), its head included.
@@ -133,6 +144,7 @@ def load_fusion_model(
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
         loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
         missing_modalities (`Sequence[str]`, *optional*): Those that rows may lack, `image`, `text` or both.
+        text_table ([`TableEncoder`], *optional*): What made the table of text embeddings that the recipe names.
         device (`str`, *optional*): `"meta"` reads the config alone.
 
     Raises:
@@ -141,6 +153,7 @@ def load_fusion_model(
     """
     released = config_of_parent(FusionConfig, path, section, fixed=_FIXED_BY_RELEASE, label_names=label_names)
     _check_stand_in(released, section, path)
+    check_same_table(released, text_table, f"init_from {path}")
     released.update(_recipe_values(section, loss, missing_modalities))
     config = config_of_child(released, label_names, loss)
     if device == "meta":
@@ -174,6 +187,34 @@ def _recipe_values(section: FusionModelSection, loss: LossSettings, missing: Seq
         "missing_modalities": list(missing),
         "auxiliary_weights": dict(loss.auxiliary_weights),
     }
+
+
+def check_same_table(config: FusionConfig, table: TableEncoder | None, who: str) -> None:
+    """Refuse a table of text embeddings that another encoder made than the one that a model was trained on.
+
+    Args:
+        config ([`FusionConfig`]): Of the model.
+        table ([`TableEncoder`], *optional*): What made the table at hand; absent = there is none.
+        who (`str`): The model, for the message.
+
+    Raises:
+        `InputError`: the model has a text encoder and there is a table, the other way round, or the tables differ.
+    """
+    if config.text_table is None and table is not None:
+        raise InputError(f"{who}: has a text encoder of its own and reads no table; remove model.text.embeddings")
+    if config.text_table is None:
+        return
+    expected = TableEncoder.from_dict(config.text_table)
+    if table is None:
+        raise InputError(
+            f"{who}: was trained on a table of text embeddings of {expected.source}; name one in model.text.embeddings"
+        )
+    for name, value in expected.to_dict().items():
+        if name not in ("backbone", "source") and table.to_dict()[name] != value:
+            raise InputError(
+                f"{who}: was trained on text embeddings of {expected.source} with {name} {value!r}, but those of the "
+                f"table are of {table.source} with {table.to_dict()[name]!r}; make one with mmhf embed --text"
+            )
 
 
 def _check_stand_in(config: FusionConfig, section: FusionModelSection, path: str | Path) -> None:

@@ -23,6 +23,8 @@ class FusionConfig(PreTrainedConfig):
         vision_pooling (`str`): `avg`, `max`, `concat`, `cls` or `pooler`.
         text_pooling (`str`): `cls`, `mean`, `max`, `last_token` or `pooler`.
         vision_output, text_output (`dict`, *optional*): [`EncoderOutput`] of each encoder; found when absent.
+        text_table (`dict`, *optional*): [`TableEncoder`] of a table of text embeddings that stands for the text
+            encoder, which the model then does not hold.
         embedding_dim (`int`): Width of the space that both encoders are projected to.
         image_hidden_dims, text_hidden_dims (`list[int]`, *optional*): Widths of the hidden layers of each projection
             into that space; default none.
@@ -67,6 +69,7 @@ class FusionConfig(PreTrainedConfig):
         text_pooling: str = "cls",
         vision_output: dict[str, Any] | None = None,
         text_output: dict[str, Any] | None = None,
+        text_table: dict[str, Any] | None = None,
         embedding_dim: int = 512,
         image_hidden_dims: list[int] | None = None,
         image_activation: str | Sequence[str] = "relu",
@@ -104,6 +107,7 @@ class FusionConfig(PreTrainedConfig):
         self.text_pooling = text_pooling
         self.vision_output = vision_output
         self.text_output = text_output
+        self.text_table = text_table
         self.embedding_dim = embedding_dim
         self.image_hidden_dims = list(image_hidden_dims or [])
         self.image_activation = image_activation

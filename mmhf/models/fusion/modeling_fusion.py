@@ -28,6 +28,7 @@ from mmhf.models.feature_parts import TEXT, VISION, FeaturePart, HasFeatureParts
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.fusion_layers import Fusion, projection
 from mmhf.models.layer_groups import layer_groups
+from mmhf.models.text_tables import TableEncoder, embed_tokens, load_table_encoder
 
 
 @dataclass
@@ -55,7 +56,9 @@ class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
     Args:
         config ([`FusionConfig`]): Shapes and loss.
         vision (`PreTrainedModel`, *optional*): Image encoder with weights; absent = fresh from `config.vision_config`.
-        text (`PreTrainedModel`, *optional*): Text encoder with weights; absent = fresh from `config.text_config`.
+        text (`PreTrainedModel`, *optional*): Text encoder with weights; absent = fresh from `config.text_config`. With
+            `config.text_table` there is none: `forward` is given `text_features` from the table, and where it is given
+            `input_ids`, the encoder that made the table is loaded, used, and not saved.
     """
 
     config_class = FusionConfig
@@ -79,9 +82,13 @@ class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
         self.vision_output = EncoderOutput.from_dict(config.vision_output)
         self.text_output = EncoderOutput.from_dict(config.text_output)
         self.vision = fresh_encoder(config.vision_config) if vision is None else vision
-        self.text = fresh_encoder(config.text_config) if text is None else text
         drop_unused(self.vision, self.vision_output.unused)
-        drop_unused(self.text, self.text_output.unused)
+        self.text: Any = None
+        if config.text_table is None:
+            self.text = fresh_encoder(config.text_config) if text is None else text
+            drop_unused(self.text, self.text_output.unused)
+        # In a list, so that it is no part of the model.
+        self._table_encoder: list[PreTrainedModel] = []
         self.vision_projection = projection(
             self.vision_output.width,
             config.embedding_dim,
@@ -112,7 +119,7 @@ class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
 
     @classmethod
     def from_encoders(
-        cls, config: FusionConfig, *, vision: PreTrainedModel, text: PreTrainedModel
+        cls, config: FusionConfig, *, vision: PreTrainedModel, text: PreTrainedModel | None
     ) -> FusionForImageTextClassification:
         """Put a fresh head on two encoders; they are used, not copied, and keep their weights."""
         return cls(config, vision=vision, text=text)
@@ -126,13 +133,18 @@ class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
         """Pooled output of the text encoder: (B, T) → (B, text width)."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if self.text is None:
+            encoder: Any = self._encoder_of_table()
+            features = embed_tokens(encoder.to(input_ids.device), input_ids, attention_mask, self.config.text_pooling)
+            return features.to(self.dtype)
         output = self.text(input_ids=input_ids, attention_mask=attention_mask)
         return pool_text_output(output, attention_mask, self.config.text_pooling)
 
     def feature_parts(self) -> tuple[FeaturePart, ...]:
-        """The image encoder and the text encoder, each with its pooling, where the config does not mask them."""
+        """The image encoder and the text encoder, each with its pooling, where there is one that is not masked."""
         masked = {"image": VISION, "text": TEXT}.get(self.config.mask or "")
-        return tuple(part for part in (VISION, TEXT) if part is not masked)
+        own = (VISION, TEXT) if self.config.text_table is None else (VISION,)
+        return tuple(part for part in own if part is not masked)
 
     def classify(
         self,
@@ -238,6 +250,15 @@ class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
         assert text_features is not None
         return self.classify(image_features, text_features, labels, num_items_in_batch, image_mask, text_mask)
 
+    def _encoders(self) -> dict[str, PreTrainedModel]:
+        return {"vision": self.vision} if self.text is None else {"vision": self.vision, "text": self.text}
+
+    def _encoder_of_table(self) -> PreTrainedModel:
+        if not self._table_encoder:
+            table = TableEncoder.from_dict(self.config.text_table or {})
+            self._table_encoder.append(load_table_encoder(table, self.config.text_config))
+        return self._table_encoder[0]
+
     def _can_lack(self, image_mask: Tensor | None, text_mask: Tensor | None) -> bool:
         """Whether stand-ins are part of this batch's graph; learnt ones are, so that they always have a gradient."""
         config = self.config
@@ -280,7 +301,7 @@ class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
         # transformers would set its own layers only, and leave timm's encoder as it is.
-        for encoder in (self.vision, self.text):
+        for encoder in self._encoders().values():
             if encoder.supports_gradient_checkpointing:
                 encoder._set_gradient_checkpointing(enable, *args, **kwargs)
 
@@ -288,7 +309,7 @@ class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
         """`vision.*` and `text.*` by layer, `fusion` (projections, stand-ins, strategy, hidden layers) and `head`."""
         groups = {
             f"{tower}.{group}": [f"{tower}.{name}" for name in names]
-            for tower, encoder in (("vision", self.vision), ("text", self.text))
+            for tower, encoder in self._encoders().items()
             for group, names in layer_groups(encoder).items()
         }
         fused = ("vision_projection.", "text_projection.", "fusion.")

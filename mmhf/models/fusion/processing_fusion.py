@@ -13,6 +13,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mmhf.models.backbones import load_tokenizer
 from mmhf.models.image_processing import image_processor_of
+from mmhf.models.text_tables import TableEncoder
 from mmhf.recipe.schema import DataSectionBase, FusionModelSection
 
 _NOTHING_SEEN = new("RGB", (32, 32), "white")
@@ -25,11 +26,21 @@ class FusionProcessor(ProcessorMixin):
         image_processor ([`CLIPImageProcessor`]): Resizing, cropping, mean and standard deviation.
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the text encoder.
         max_length (`int`): Longest text in tokens, special tokens included; what is longer is cut at the end.
+        text_prefix (`str`): Put before each text, as before those of the table of embeddings that a model was trained
+            on.
     """
 
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, max_length: int = 128, **kwargs: Any):
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        max_length: int = 128,
+        text_prefix: str = "",
+        **kwargs: Any,
+    ):
         super().__init__(image_processor, tokenizer)
         self.max_length = max_length
+        self.text_prefix = text_prefix
 
     def __call__(
         self,
@@ -63,7 +74,7 @@ class FusionProcessor(ProcessorMixin):
             data.update(_mask("image_mask", listed, always=masks))
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)
-            data.update(self._tokenize([each or "" for each in texts]))
+            data.update(self._tokenize([self.text_prefix + (each or "") for each in texts]))
             data.update(_mask("text_mask", texts, always=masks))
         if len({len(tensor) for tensor in data.values()}) > 1:
             raise ValueError(f"{len(data['pixel_values'])} images for {len(data['input_ids'])} texts")
@@ -91,15 +102,23 @@ def _mask(name: str, values: Sequence[Any], *, always: bool) -> dict[str, Tensor
     return {} if all(present) and not always else {name: torch.tensor(present, dtype=torch.int64)}
 
 
-def build_fusion_processor(section: FusionModelSection, data_section: DataSectionBase) -> FusionProcessor:
+def build_fusion_processor(
+    section: FusionModelSection, data_section: DataSectionBase, *, text_table: TableEncoder | None = None
+) -> FusionProcessor:
     """Processor for the backbones and image size of a recipe.
+
+    Args:
+        section ([`FusionModelSection`]): Section `model` of the recipe.
+        data_section (`DataSectionBase`): Section `data` of the recipe.
+        text_table ([`TableEncoder`], *optional*): What made the table of text embeddings; texts are then prepared as
+            they were for it.
 
     Raises:
         `InputError`: a file of a backbone cannot be fetched.
     """
-    tokenizer: PreTrainedTokenizerBase = load_tokenizer(section.text.backbone)
-    return FusionProcessor(
-        image_processor_of(section.vision, data_section),
-        tokenizer,
-        max_length=min(data_section.max_length, tokenizer.model_max_length),
-    )
+    images = image_processor_of(section.vision, data_section)
+    if text_table is not None:
+        tokenizer: PreTrainedTokenizerBase = load_tokenizer(text_table.source)
+        return FusionProcessor(images, tokenizer, max_length=text_table.max_length, text_prefix=text_table.prefix)
+    tokenizer = load_tokenizer(section.text.backbone)
+    return FusionProcessor(images, tokenizer, max_length=min(data_section.max_length, tokenizer.model_max_length))

@@ -7,7 +7,8 @@ import mmhf  # noqa: F401  (first: it makes torchvision importable beside a CPU 
 import copy  # isort: skip
 import csv
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from mmhf.sample_data import read_sample
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves the folders of tests out of it
+
+from cloud_emulators import BUCKET, started_emulators
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _FAKEDDIT_ROWS = {"multimodal_train.tsv": 32, "multimodal_validate.tsv": 16, "multimodal_test_public.tsv": 12}
@@ -36,6 +41,14 @@ def _wordpiece_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
     roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **roles)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_features_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Features of frozen encoders go into a folder of the session, also those of programs that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMHF_FEATURES", str(tmp_path_factory.mktemp("features")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -132,3 +145,18 @@ TWO_STAGES = [
 def two_stages() -> dict[str, Any]:
     """Changes that make a tiny recipe train its head, then everything."""
     return {"training": {"max_steps": None}, "stages": copy.deepcopy(TWO_STAGES)}
+
+
+@pytest.fixture(scope="session")
+def cloud_environment() -> Iterator[dict[str, str]]:
+    """Google's and Amazon's object stores on loopback, started once."""
+    with started_emulators() as environment:
+        yield environment
+
+
+@pytest.fixture
+def cloud_folders(cloud_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """A folder of one's own in each of the two, and credentials for them in the environment."""
+    for name, value in cloud_environment.items():
+        monkeypatch.setenv(name, value)
+    return [f"{protocol}://{BUCKET}/{tmp_path.name}" for protocol in ("gs", "s3")]

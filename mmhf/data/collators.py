@@ -311,11 +311,11 @@ class CaptionCollator(ImageCollator):
         return dict(self.processor(images=images, text=texts))
 
     def _encode_asked(self, samples: Mapping[int, _Sample], rows: AskedRows) -> dict[str, torch.Tensor]:
-        # All captions are needed by the losses, also of those whose features are stored.
-        captions = rows.values("caption")
-        absent = rows.rows_without("text_features")
-        rows.set_sound("text_features", [True] * len(absent))
-        return {**super()._encode_asked(samples, rows), **self.processor(text=captions)}
+        # The losses need all captions, also those whose features are stored.
+        captions = dict(self.processor(text=rows.values("caption")))
+        rows.inputs.kept = tuple(captions)
+        rows.set_sound("text_features", [True] * len(rows.rows_without("text_features")))
+        return {**super()._encode_asked(samples, rows), **captions}
 
 
 class CaptioningCollator(CaptionCollator):

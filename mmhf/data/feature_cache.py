@@ -116,6 +116,7 @@ class PartInputs:
         rows (`dict[str, NDArray]`): Feature → (M,) rows of the batch that it holds inputs of, in order.
         sound (`dict[str, NDArray]`): Feature → (M,) whether these inputs are the sample's own, and not a white image
             or an empty text in their place.
+        kept (`tuple[str, ...]`): Inputs that a loss needs, too: they are there for all rows, and stay.
     """
 
     dataset: int
@@ -124,6 +125,7 @@ class PartInputs:
     modes: dict[str, int]
     rows: dict[str, NDArray[np.int64]]
     sound: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
 
 
 class CachedDataset(Protocol):

@@ -23,6 +23,7 @@ from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.caption_data_sections import Flickr30kSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import AugmentSection, RecipeBase
+from mmhf.tasks.feature_caching import stage_cache
 from mmhf.training.stages import StagePlan
 from mmhf.training.trainer import MMTrainer
 
@@ -239,8 +240,13 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             ),
             eval_collator=self.collator(processor, split="validation", seed=args.seed, bad_examples=bad_examples),
             processing_class=processor,
+            cache=stage_cache(self, data, plan=plan, args=args, processor=processor),
             **self.trainer_options(data, processor),
         )
+
+    def dropped_parts(self) -> set[str]:
+        """Parts of the model whose input training takes away at random: `vision`, `text`."""
+        return set()
 
     def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Collator) -> Trainer:
         """A trainer that only evaluates, for `measure`."""

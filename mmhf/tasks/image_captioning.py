@@ -268,8 +268,10 @@ def _image_vectors(trainer: Trainer, dataset: CaptionDataset) -> np.ndarray:
     model.eval()
     vectors = []
     for batch in trainer.get_test_dataloader(dataset):
-        features = model.image_features(batch["pixel_values"].to(trainer.args.device)).float()
-        pooled = features.mean(dim=1) if features.dim() == 3 else features
+        inputs = trainer._prepare_inputs(batch)
+        features = inputs.get("image_features")
+        features = model.image_features(inputs["pixel_values"]) if features is None else features
+        pooled = features.float().mean(dim=1) if features.dim() == 3 else features.float()
         vectors.append(trainer.accelerator.gather_for_metrics(pooled).cpu().numpy())
     return np.concatenate(vectors)
 

@@ -91,6 +91,10 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
         )
         return {} if masking == ModalityMasking() else {"masking": masking}
 
+    def dropped_parts(self) -> set[str]:
+        dropout = self.recipe.model.modalities.dropout
+        return {part for part, share in (("vision", dropout.image), ("text", dropout.text)) if share > 0}
+
     def missing_modalities(self) -> list[str]:
         """Those that rows may lack once the model is trained, because training meets such rows."""
         modalities, data = self.recipe.model.modalities, self.recipe.data

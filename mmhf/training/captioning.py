@@ -59,10 +59,12 @@ def run_captioner(
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     written = WrittenCaptions()
     for batch in dataloader:
-        inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+        inputs = trainer._prepare_inputs(batch)
         labels = inputs["labels"]
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-            features = model.image_features(inputs["pixel_values"])
+            features = inputs.get("image_features")
+            if features is None:
+                features = model.image_features(inputs["pixel_values"])
             if with_loss:
                 loss = model(
                     image_features=features, input_ids=inputs["input_ids"], labels=labels, num_items_in_batch=1

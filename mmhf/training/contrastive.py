@@ -61,7 +61,10 @@ class ContrastiveEvaluator(Trainer):
         first = torch.full_like(images, len(index)).scatter_reduce(
             0, places, torch.arange(len(index)).to(index), "amin"
         )
-        output = model(**{**inputs, "pixel_values": inputs["pixel_values"][first], "image_index": None})
+        seen: dict[str, Any] = {
+            name: inputs[name][first] for name in ("pixel_values", "image_features") if name in inputs
+        }
+        output = model(**{**inputs, **seen, "image_index": None})
         captions = caption_ids(inputs["input_ids"], inputs.get("attention_mask"))
         output.image_embeds = output.image_embeds[places]
         pairs = EmbeddedPairs(output.image_embeds, output.text_embeds, index, captions)

@@ -29,6 +29,7 @@ from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
 from mmhf.training.progress import StageLogLines, StageProgressBar
 from mmhf.training.stage_batches import StageBatches
+from mmhf.training.stage_cache import CacheStages, StageCache
 from mmhf.training.stages import StagePlan
 
 
@@ -41,6 +42,7 @@ class MMTrainer(StageBatches):
             `unfreeze_on_plateau`, `ema` and `checkpoints` hold.
         eval_collator (`Callable`, *optional*): Makes batches for evaluation and prediction, without augmentation;
             absent, `data_collator` makes these too.
+        cache ([`StageCache`], *optional*): Stores the features of frozen parts; absent, they are always computed.
         kwargs: As `transformers.Trainer` takes them.
     """
 
@@ -50,9 +52,11 @@ class MMTrainer(StageBatches):
         plan: StagePlan,
         recipe: RecipeBase | None = None,
         eval_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
+        cache: StageCache | None = None,
         **kwargs: Any,
     ) -> None:
         self.plan = plan
+        self.cache = cache
         self._eval_collator = eval_collator
         self._optimizer_section = recipe.optimizer if recipe else None
         self._average = WeightAverage(plan, recipe.ema if recipe else None)
@@ -63,6 +67,9 @@ class MMTrainer(StageBatches):
         else:
             self.add_callback(SaveEveryEpochs(plan, recipe.checkpoints.every_epochs))
             self.add_callback(StageCallback(plan, recipe.early_stopping, recipe.unfreeze_on_plateau))
+        if cache is not None:
+            cache.use_precision(self.accelerator.autocast, _autocast_dtype(self.args))
+            self.add_callback(CacheStages(cache))
         self.add_callback(AverageWeights(self._average))
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
         show = StageLogLines if self.args.disable_tqdm else StageProgressBar
@@ -107,12 +114,20 @@ class MMTrainer(StageBatches):
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+    def _prepare_inputs(self, inputs: dict[str, torch.Tensor | Any]) -> dict[str, torch.Tensor | Any]:
+        return super()._prepare_inputs(inputs if self.cache is None else self.cache.complete(inputs))
+
+    def _get_dataloader(self, dataset: Dataset, *args: Any, **kwargs: Any) -> DataLoader:
         train_collator = self.data_collator
-        if not kwargs.get("is_training", False) and self._eval_collator is not None:
+        is_training = kwargs.get("is_training", False)
+        if not is_training and self._eval_collator is not None:
             self.data_collator = self._eval_collator
+        if self.cache is not None:
+            self.cache.attach(dataset, self.data_collator, is_training=is_training)
+            if not is_training:
+                self.cache.check(self.state.global_step)
         try:
-            return super()._get_dataloader(*args, **kwargs)
+            return super()._get_dataloader(dataset, *args, **kwargs)
         finally:
             self.data_collator = train_collator
 
@@ -152,6 +167,8 @@ class MMTrainer(StageBatches):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate or predict with the same model on all processes."""
         share_buffers(self.plan.model, self.args)
+        if self.cache is not None:
+            self.cache.check(self.state.global_step)
         return super().evaluation_loop(*args, **kwargs)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -226,6 +243,10 @@ class MMTrainer(StageBatches):
             yield
         finally:
             self.args.save_total_limit = limit
+
+
+def _autocast_dtype(args: TrainingArguments) -> torch.dtype | None:
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
 def _let_processes_freeze(args: TrainingArguments, plan: StagePlan) -> None:

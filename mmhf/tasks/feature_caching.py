@@ -1,0 +1,80 @@
+"""From a task's recipe and data to what the feature cache must know of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import datasets
+from transformers import TrainingArguments
+
+from mmhf.data.collators import RandomChanges
+from mmhf.data.datasets import RowDataset
+from mmhf.data.loading import LoadedData
+from mmhf.recipe.cache_section import cache_section
+from mmhf.recipe.schema import AugmentSection
+from mmhf.training.cache_choice import CacheSetting
+from mmhf.training.stage_cache import StageCache
+from mmhf.training.stages import StagePlan
+
+if TYPE_CHECKING:
+    from mmhf.tasks.base import Task
+
+_CONTENTS: tuple[Literal["image", "text"], ...] = ("image", "text")
+
+
+def cache_setting(task: Task[Any, Any], data: LoadedData, args: TrainingArguments) -> CacheSetting:
+    """What decides which frozen parts of a task's model are stored.
+
+    Args:
+        task (`Task`): The task.
+        data (`LoadedData`): What it trains on.
+        args (`TrainingArguments`): Seed and device.
+    """
+    rows = {split: _table_of(task, data, split) for split in ("train", "validation")}
+    train, validation = rows["train"], rows["validation"]
+
+    def changes_in(stage: int) -> RandomChanges:
+        return task.random_changes(augment_of(task, stage), data, args.seed)
+
+    return CacheSetting(
+        section=cache_section(task.recipe.cache),
+        changes_in=changes_in,
+        dropped=task.dropped_parts(),
+        samples_per_epoch=None if train is None else len(train),
+        places={} if train is None else {content: train.num_places(content) for content in _CONTENTS},
+        evaluated={} if validation is None else {content: validation.num_places(content) for content in _CONTENTS},
+        device_type=args.device.type,
+    )
+
+
+def augment_of(task: Task[Any, Any], stage: int) -> AugmentSection | None:
+    """The random changes of a stage of a task's recipe."""
+    stages = task.recipe.stages or []
+    own = stages[stage].augment if stage < len(stages) else None
+    return task.recipe.data.augment if own is None else own
+
+
+def stage_cache(
+    task: Task[Any, Any], data: LoadedData, *, plan: StagePlan, args: TrainingArguments, processor: Any
+) -> StageCache | None:
+    """The feature cache of a run; None where the recipe turns it off."""
+    setting = cache_setting(task, data, args)
+    if setting.section.mode == "off":
+        return None
+    sections = [augment_of(task, index) for index in range(len(plan.stages))]
+    size = task.recipe.data.image_size
+    return StageCache(
+        plan,
+        setting,
+        processor=processor,
+        example_inputs=task.example_inputs(1, "cpu"),
+        seed=args.seed,
+        augmentations=[f"{size} {section.model_dump_json()}" if section is not None else "" for section in sections],
+    )
+
+
+def _table_of(task: Task[Any, Any], data: LoadedData, split: str) -> RowDataset | None:
+    if not isinstance(data.splits.get(split), datasets.Dataset):
+        return None
+    found = task.torch_dataset(data, split)
+    return found if isinstance(found, RowDataset) else None

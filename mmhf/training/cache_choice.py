@@ -1,0 +1,243 @@
+"""What frozen parts of a model are computed once in which stage, what that takes on disk, and what it saves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from mmhf.data.collators import RandomChanges
+from mmhf.models.feature_parts import FeaturePart, HasFeatureParts
+from mmhf.recipe.cache_section import CacheSection
+from mmhf.training.stages import StagePlan
+
+CONTENT: Mapping[str, Literal["image", "text"]] = {"vision": "image", "text": "text"}
+"""Part of a model → what of a sample it looks at."""
+
+_FLOPS_PER_SECOND = {"cpu": 3e10}
+_FLOPS_PER_SECOND_ELSEWHERE = 2e13
+_SECONDS_TO_DECODE = {"image": 4e-3, "text": 5e-5}
+_SECONDS_TO_FIND = 4e-6
+_BYTES_READ_PER_SECOND = 1e9
+_BYTES_WRITTEN_PER_SECOND = 3e8
+_LEAST_GAIN = 1.2
+_OWN_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class PartMeasure:
+    """One sample's features: their shape, the dtype that the part gives, and the operations that make them."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    flops: int
+
+
+@dataclass(frozen=True)
+class PartChoice:
+    """Whether one part's features are stored in one stage.
+
+    Attributes:
+        part (`FeaturePart`): The part.
+        is_used (`bool`): Whether features are stored and read, at least in evaluation.
+        for_training (`bool`): Whether training reads them, too.
+        why (`str`): The reason, where one of the two is not so.
+        shape (`tuple[int, ...]`): Of one sample's features.
+        dtype (`torch.dtype`): In which they are stored.
+        num_rows (`int`): Samples, evaluation included, times their views.
+        passes (`float`): How often training meets each of its samples while the part stays as it is.
+        gain (`float`): Time of the part and of what it reads in these passes, without and with stored features.
+    """
+
+    part: FeaturePart
+    is_used: bool
+    for_training: bool
+    why: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    num_rows: int
+    passes: float
+    gain: float
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all features."""
+        return self.num_rows * _row_bytes(self.shape, self.dtype)
+
+
+@dataclass(frozen=True)
+class CacheSetting:
+    """All that the choice depends on beside the plan.
+
+    Attributes:
+        section (`CacheSection`): What the recipe says.
+        changes_in (`Callable[[int], RandomChanges]`): Index of a stage → what happens to its images at random.
+        dropped (`Collection[str]`): Parts whose input is taken away at random.
+        samples_per_epoch (`int`, *optional*): Training samples of an epoch; None for a stream, which is not cached.
+        places (`Mapping[str, int]`): `image`, `text` → how many of them the training split has.
+        evaluated (`Mapping[str, int]`): Likewise, of the split that is evaluated while training.
+        device_type (`str`): Where the parts run.
+    """
+
+    section: CacheSection
+    changes_in: Callable[[int], RandomChanges]
+    dropped: Collection[str]
+    samples_per_epoch: int | None
+    places: Mapping[str, int]
+    evaluated: Mapping[str, int]
+    device_type: str = "cpu"
+
+
+@torch.no_grad()
+def measure_part(model: PreTrainedModel, part: FeaturePart, inputs: Mapping[str, Tensor]) -> PartMeasure | None:
+    """Run a part on one sample.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        part (`FeaturePart`): One of its parts.
+        inputs (`Mapping[str, Tensor]`): One sample of the largest shape.
+
+    Returns:
+        `PartMeasure`, or None where the shape of its features is not the same for all samples.
+    """
+    assert isinstance(model, HasFeatureParts)
+    given = {name: inputs[name] for name in part.inputs if name in inputs}
+    was_training = model.training
+    model.eval()
+    counter = FlopCounterMode(display=False)
+    with counter:
+        features = model.compute_features(part, **given)
+    shorter = {name: value[:, : max(value.shape[1] // 2, 1)] for name, value in given.items() if value.dim() == 2}
+    has_one_shape = not shorter or model.compute_features(part, **shorter).shape == features.shape
+    model.train(was_training)
+    return PartMeasure(tuple(features.shape[1:]), features.dtype, counter.get_total_flops()) if has_one_shape else None
+
+
+def choose_parts(
+    plan: StagePlan, setting: CacheSetting, measure: Callable[[FeaturePart], PartMeasure | None]
+) -> list[list[PartChoice]]:
+    """Choose, for each stage, the parts whose features are stored.
+
+    A part may be where the stage trains none of its groups. Under `mode: auto` it is where that takes less time: by
+    the operations of the part, by rough constants for decoding, reading and writing, and by how often training meets
+    each sample.
+
+    Args:
+        plan (`StagePlan`): The stages.
+        setting (`CacheSetting`): What else counts.
+        measure (`Callable`): Measures a part; asked only where it matters.
+
+    Returns:
+        `list[list[PartChoice]]`: for each stage its frozen parts.
+    """
+    model = plan.model
+    if not isinstance(model, HasFeatureParts):
+        return [[] for _ in plan.stages]
+    chosen: list[list[PartChoice]] = [[] for _ in plan.stages]
+    for part in model.feature_parts():
+        for run in _frozen_runs(plan, part):
+            measured = None if setting.section.mode == "off" else measure(part)
+            for index in run:
+                chosen[index].append(_choose(plan, part, index, run, setting, measured))
+    return chosen
+
+
+def _choose(
+    plan: StagePlan,
+    part: FeaturePart,
+    index: int,
+    run: Sequence[int],
+    setting: CacheSetting,
+    measured: PartMeasure | None,
+) -> PartChoice:
+    nothing = PartChoice(part, False, False, "", (), torch.float32, 0, 0.0, 1.0)
+    if setting.section.mode == "off":
+        return _refused(nothing, "cache: off")
+    if measured is None:
+        return _refused(nothing, "its features have no fixed shape")
+    content = CONTENT[part.name]
+    obstacles = {stage: _obstacle(part, stage, setting) for stage in run}
+    views = setting.section.views if content == "image" and _is_augmented(setting, index) else None
+    places = setting.places.get(content, 0) * (views or 1)
+    epochs = sum(_epochs(plan, stage) for stage in run if obstacles[stage] is None)
+    passes = epochs * (setting.samples_per_epoch or 0) / max(places, 1)
+    dtype = measured.dtype if setting.section.dtype is None else _OWN_DTYPES[setting.section.dtype]
+    evaluated = setting.evaluated.get(content, 0)
+    for_training = obstacles[index] is None
+    if not for_training:
+        places, passes = 0, sum(_epochs(plan, stage) for stage in run)
+    gain = _gain(measured, dtype, content, passes, setting.device_type)
+    choice = PartChoice(
+        part, True, for_training, obstacles[index] or "", measured.shape, dtype, places + evaluated, passes, gain
+    )
+    if choice.num_rows == 0:
+        return _refused(choice, obstacles[index] or "there are no samples to store")
+    limit = setting.section.max_bytes
+    if limit is not None and choice.num_bytes > limit:
+        return _refused(choice, f"{choice.num_bytes:,} bytes are more than cache.max_bytes")
+    if setting.section.mode == "auto" and gain < _LEAST_GAIN:
+        return _refused(choice, f"it would save too little ({passes:.2g} passes, {gain:.2g} times as fast)")
+    return choice
+
+
+def _refused(choice: PartChoice, why: str) -> PartChoice:
+    return PartChoice(
+        choice.part, False, False, why, choice.shape, choice.dtype, choice.num_rows, choice.passes, choice.gain
+    )
+
+
+def _obstacle(part: FeaturePart, stage: int, setting: CacheSetting) -> str | None:
+    """Why training cannot read a frozen part's features; None where it can."""
+    if setting.samples_per_epoch is None:
+        return "the training split is a stream"
+    if part.name in setting.dropped:
+        return "its input is dropped at random"
+    if CONTENT[part.name] != "image":
+        return None
+    if setting.changes_in(stage).mixer is not None:
+        return "images are mixed"
+    if _is_augmented(setting, stage) and setting.section.views is None:
+        return "images change at random; cache.views would keep some views of each"
+    return None
+
+
+def _is_augmented(setting: CacheSetting, stage: int) -> bool:
+    return setting.changes_in(stage).augmentation is not None
+
+
+def _frozen_runs(plan: StagePlan, part: FeaturePart) -> list[list[int]]:
+    """Stretches of stages in which none of a part's groups trains, so that its weights stay what they are."""
+    prefix = f"{part.name}."
+    runs: list[list[int]] = [[]]
+    for index, stage in enumerate(plan.stages):
+        if any(group.startswith(prefix) for group in stage.curves):
+            runs.append([])
+        else:
+            runs[-1].append(index)
+    return [run for run in runs if run]
+
+
+def _epochs(plan: StagePlan, index: int) -> float:
+    stage = plan.stages[index]
+    return stage.num_steps / stage.steps_per_epoch if stage.steps_per_epoch else 0.0
+
+
+def _row_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _gain(measured: PartMeasure, dtype: torch.dtype, content: str, passes: float, device_type: str) -> float:
+    """How many times as fast these passes are. All constants are rough: they decide where it is clear, no more."""
+    speed = _FLOPS_PER_SECOND.get(device_type, _FLOPS_PER_SECOND_ELSEWHERE)
+    size = _row_bytes(measured.shape, dtype)
+    compute = measured.flops / speed + _SECONDS_TO_DECODE[content]
+    read = _SECONDS_TO_FIND + size / _BYTES_READ_PER_SECOND
+    write = size / _BYTES_WRITTEN_PER_SECOND
+    first = compute + write
+    return passes * compute / (first + (passes - 1) * read) if passes >= 1 else 1.0

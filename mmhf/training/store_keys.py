@@ -1,0 +1,111 @@
+"""What decides the features of a frozen part, as the name of the store that holds them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import PIL
+import timm
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from mmhf.models.feature_parts import FeaturePart
+
+_FORMAT = 1
+# Names of where something came from; the weights themselves are hashed.
+_NAMES_ONLY = ("_name_or_path", "name_or_path", "transformers_version")
+
+
+def part_tensors(model: PreTrainedModel, part: FeaturePart) -> Iterator[tuple[str, Tensor]]:
+    """Names, parameters and buffers of a part."""
+    prefix = f"{part.name}."
+    for named in (model.named_parameters(), model.named_buffers()):
+        yield from ((name, tensor) for name, tensor in named if name.startswith(prefix))
+
+
+def part_state(model: PreTrainedModel, part: FeaturePart) -> tuple[tuple[int, int], ...]:
+    """Changes whenever a tensor of a part is written or replaced; costs nothing."""
+    return tuple((tensor.data_ptr(), tensor._version) for _, tensor in part_tensors(model, part))
+
+
+def weights_digest(model: PreTrainedModel, part: FeaturePart) -> str:
+    """Digest over a part's parameters and buffers, by name."""
+    digest = hashlib.blake2b(digest_size=20)
+    for name, tensor in sorted(part_tensors(model, part)):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def store_name(
+    model: PreTrainedModel,
+    part: FeaturePart,
+    processor: Any,
+    *,
+    dtype: torch.dtype,
+    autocast: torch.dtype | None,
+    device: torch.device,
+) -> str:
+    """Name of the store for a part's features: the same exactly where samples get the same features.
+
+    It is made of the part's weights and config, of what prepares its inputs, of the precision, of the kind of device,
+    and of the versions of the libraries that compute.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        part (`FeaturePart`): One of its parts.
+        processor (`Any`): What makes its inputs.
+        dtype (`torch.dtype`): In which features are stored.
+        autocast (`torch.dtype`, *optional*): In which the part computes under autocast.
+        device (`torch.device`): Where.
+    """
+    values = {
+        "format": _FORMAT,
+        "model": type(model).__name__,
+        "part": repr(part),
+        "weights": weights_digest(model, part),
+        "config": _config_of(model, part),
+        "processor": _processing(processor, part),
+        "dtype": str(dtype),
+        "autocast": str(autocast),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "matmul": torch.get_float32_matmul_precision(),
+        "versions": [torch.__version__, transformers.__version__, timm.__version__, PIL.__version__],
+    }
+    content = json.dumps(values, sort_keys=True, default=str).encode()
+    return f"{part.name}-{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+
+
+def _config_of(model: PreTrainedModel, part: FeaturePart) -> dict[str, Any]:
+    config = model.config.to_dict()
+    chosen = {
+        key: value
+        for key, value in config.items()
+        if key.startswith(f"{part.name}_") and key != f"{part.name}_backbone"
+    }
+    return _without_names({**chosen, "eot_token_id": config.get("eot_token_id")})
+
+
+def _without_names(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_names(child) for key, child in value.items() if key not in _NAMES_ONLY}
+    return value
+
+
+def _processing(processor: Any, part: FeaturePart) -> dict[str, Any]:
+    if part.name == "vision":
+        images = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
+        return _without_names(images.to_dict())
+    tokenizer = processor.tokenizer
+    if not tokenizer.is_fast:
+        return {"kind": type(processor).__name__, "length": processor.max_length, "slow": tokenizer.get_vocab()}
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # A fast tokenizer keeps the truncation and padding of its last call.
+    kept = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
+    padding = [tokenizer.padding_side, tokenizer.pad_token_id]
+    return {"kind": type(processor).__name__, "length": processor.max_length, "padding": padding, "tokenizer": kept}

@@ -9,10 +9,11 @@ import os
 import posixpath
 import random
 import re
+import threading
 import time
 from base64 import b64decode
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -58,12 +59,13 @@ class Access(NamedTuple):
     max_bytes: int
     connections: int
     retries: int
+    prefetch: int
 
     @classmethod
     def of(cls, section: CloudSection) -> Access:
         """What a recipe asks for."""
         folder = section.cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "mmhf_remote"
-        return cls(os.path.abspath(folder), section.max_bytes, section.connections, section.retries)
+        return cls(os.path.abspath(folder), section.max_bytes, section.connections, section.retries, section.prefetch)
 
 
 class RemoteFile(NamedTuple):
@@ -83,6 +85,9 @@ class _Client(NamedTuple):
     fs: Any
     root: str
     threads: ThreadPoolExecutor
+    coming: dict[str, Future[bytes]]
+    """Files that are being fetched, by their key in the cache."""
+    lock: threading.Lock
 
 
 class _Errors(NamedTuple):
@@ -116,7 +121,8 @@ class RemoteFiles:
 
     def _connect(self) -> _Client:
         fs, root = open_filesystem(self.url)
-        return _Client(os.getpid(), fs, root.rstrip("/"), ThreadPoolExecutor(self.access.connections))
+        threads = ThreadPoolExecutor(self.access.connections)
+        return _Client(os.getpid(), fs, root.rstrip("/"), threads, {}, threading.Lock())
 
     def _here(self) -> _Client:
         if self._client.pid != os.getpid():
@@ -197,21 +203,22 @@ class RemoteFiles:
 
         When that is forgotten before it was called, the file is fetched no more, unless that has begun.
         """
-        if file.size is not None and self.cache.has(self._key(file)):
-            return partial(self.read, file)
-        return _Fetch(self._here().threads.submit(self.read, file))
+        again = partial(self.read, file)
+        return again if self.cache.has(self._key(file)) else _Fetch(self._begin(file), again)
 
-    def prefetch(self, file: RemoteFile) -> Future[None] | None:
-        """Begin to put a file into the cache, in a thread; nothing is done when it is there."""
-        if self.cache.has(self._key(file)):
-            return None
-        return self._here().threads.submit(self._prefetch, file)
+    def prefetch(self, file: RemoteFile) -> None:
+        """Begin to put a file into the cache, in a thread; what goes wrong is met again by who needs the file."""
+        if not self.cache.has(self._key(file)):
+            self._begin(file)
 
-    def _prefetch(self, file: RemoteFile) -> None:
-        try:
-            self.read(file)
-        except (RemoteFileError, InputError) as error:  # who needs the file meets it again and can say so
-            logger.debug("%s was not fetched ahead: %s", self.url_of(file.name), error)
+    def _begin(self, file: RemoteFile) -> Future[bytes]:
+        client, key = self._here(), self._key(file)
+        with client.lock:
+            future = client.coming.get(key)
+            if future is None:
+                future = client.coming[key] = client.threads.submit(self.read, file)
+        future.add_done_callback(lambda _: client.coming.pop(key, None))
+        return future
 
     def _key(self, file: RemoteFile) -> str:
         return hashlib.sha256(f"{self.url_of(file.name)}\n{file.size}\n{file.version}".encode()).hexdigest()
@@ -262,11 +269,15 @@ class RemoteFiles:
 class _Fetch:
     """A file on its way."""
 
-    def __init__(self, future: Future[bytes]) -> None:
+    def __init__(self, future: Future[bytes], again: Callable[[], bytes]) -> None:
         self._future = future
+        self._again = again
 
     def __call__(self) -> bytes:
-        return self._future.result()
+        try:
+            return self._future.result()
+        except CancelledError:  # by somebody else who wanted the same file and then did not
+            return self._again()
 
     def __del__(self) -> None:
         self._future.cancel()

@@ -64,7 +64,7 @@ class RemoteImageFeature:
     Args:
         root (`str`):
             The URL that all images are below.
-        cache_dir, max_bytes, connections, retries:
+        cache_dir, max_bytes, connections, retries, prefetch:
             See `Access`.
     """
 
@@ -73,6 +73,7 @@ class RemoteImageFeature:
     max_bytes: int
     connections: int
     retries: int
+    prefetch: int
     dtype: ClassVar[str] = "dict"
     pa_type: ClassVar[Any] = pa.struct({"path": pa.string(), "bytes": pa.binary()})
     _type: str = field(default="MmhfRemoteImage", init=False, repr=False)
@@ -100,7 +101,8 @@ class RemoteImageFeature:
 
     def files(self) -> RemoteFiles:
         """Where the images are."""
-        return remote_files(self.root, Access(self.cache_dir, self.max_bytes, self.connections, self.retries))
+        access = Access(self.cache_dir, self.max_bytes, self.connections, self.retries, self.prefetch)
+        return remote_files(self.root, access)
 
 
 with warnings.catch_warnings():  # datasets 5.2 calls this experimental

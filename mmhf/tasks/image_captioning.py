@@ -31,7 +31,7 @@ from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.report import write_report
 from mmhf.evaluation.training_curves import plot_training_curves
 from mmhf.inference.loading import load_captioner
-from mmhf.models.backbones import Modality
+from mmhf.models.backbones import Modality, reference_of
 from mmhf.models.captioner import (
     CaptionerProcessor,
     PrefixCaptionerForConditionalGeneration,
@@ -39,7 +39,6 @@ from mmhf.models.captioner import (
     build_captioner_processor,
     generation_config,
     load_captioner_model,
-    reference_of,
 )
 from mmhf.models.partition import Partition
 from mmhf.recipe import ResolvedRecipe

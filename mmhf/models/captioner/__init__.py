@@ -14,7 +14,6 @@ from mmhf.models.captioner.building import (
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration, PrefixCaptionerOutput
 from mmhf.models.captioner.processing_captioner import CaptionerProcessor
-from mmhf.models.captioner.references import reference_of
 
 AutoConfig.register(PrefixCaptionerConfig.model_type, PrefixCaptionerConfig)
 AutoModel.register(PrefixCaptionerConfig, PrefixCaptionerForConditionalGeneration)
@@ -30,5 +29,4 @@ __all__ = [
     "build_captioner_processor",
     "generation_config",
     "load_captioner_model",
-    "reference_of",
 ]

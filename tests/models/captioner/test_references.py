@@ -10,13 +10,13 @@ from safetensors import safe_open
 from transformers import AutoModel
 
 from mmhf.errors import InputError
+from mmhf.models.backbones import reference_of
 from mmhf.models.captioner import (
     CaptionerProcessor,
     PrefixCaptionerForConditionalGeneration,
     build_captioner_model,
     load_captioner_model,
 )
-from mmhf.models.captioner.references import reference_of
 from mmhf.recipe.captioner_sections import CaptionerModelSection
 
 Model = PrefixCaptionerForConditionalGeneration

@@ -107,7 +107,7 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         self._step: ContrastedStep | None = None
         self._states: list[RandomState] = []
         self._to_replay: DualEncoderOutput | None = None
-        self._is_replay_checked = False
+        self._replayed_stage: int | None = None
         self._counts = torch.zeros(4)
         super().__init__(recipe=recipe, **kwargs)
         self.add_callback(KeepTemperature())
@@ -153,14 +153,19 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         output = model(**batches[0])
         self._step = contrast_outputs([output, *others], batches, self._dual_encoder.contrast)
         self._judge(self._step)
-        self._to_replay = others[0] if others and not self._is_replay_checked else None
+        position = self.plan.locate(self.state.global_step)
+        if others and position is not None and position.index != self._replayed_stage:
+            self._to_replay, self._replayed_stage = others[0], position.index
         return output
 
     def _check_replay(self, output: DualEncoderOutput) -> None:
-        """Once a run, compare the two passes of a micro-batch: gradients of other embeddings would mean nothing."""
+        """Once a stage, compare the two passes of a micro-batch: gradients of other embeddings would mean nothing.
+
+        What a stage thaws begins to drop out, and may draw random numbers that nobody replays.
+        """
         if self._to_replay is not None:
             check_replay(self._to_replay, output)
-            self._to_replay, self._is_replay_checked = None, True
+            self._to_replay = None
 
     @property
     def _dual_encoder(self) -> DualEncoderModel:

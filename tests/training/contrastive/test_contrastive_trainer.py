@@ -198,6 +198,26 @@ def test_two_passes_that_differ_are_reported(tiny_model: Make, rows_of, trainer_
         trainer_of(model, rows_of(8), tmp_path, batch_size=8).train()
 
 
+def test_two_passes_of_what_a_later_stage_thaws_are_compared_too(
+    tiny_model: Make, rows_of, trainer_of, tmp_path: Path
+) -> None:
+    model = tiny_model()
+    calls = iter(range(1000))
+
+    def drop_its_own_way(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return output.roll(next(calls), dims=2) if module.training else output
+
+    model.text.embeddings.register_forward_hook(drop_its_own_way)
+    stages = [
+        Stage(name="projections", epochs=1.0, train=["projections", "temperature"], learning_rate=0.5),
+        Stage(name="all", epochs=1.0, learning_rate=0.5),
+    ]
+    trainer = trainer_of(model, rows_of(16), tmp_path, batch_size=8, stages=stages)
+    with pytest.raises(RuntimeError, match="the two passes of gradient caching differ by"):
+        trainer.train()
+    assert trainer.state.global_step == 2
+
+
 def test_batches_that_do_not_come_out_even_are_refused(tiny_model: Make, rows_of, trainer_of, tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"contrastive\.batch_size: 8 is no multiple of 16 pairs a batch × 1 processes"

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from mmhf.data.feature_cache import AskedRows, DatasetFeatures, Row, digest_images, digest_texts
 from mmhf.data.feature_store import Digests
+from mmhf.data.read_ahead import ReadAhead, reads_ahead
 from mmhf.data.samplers import EpochSampler, SampleKey
 
 
@@ -36,6 +37,7 @@ class RowDataset(Dataset[Row]):
         """Features of the samples, set by a trainer that stores them."""
         self._sampler: EpochSampler | None = None
         self._values: dict[str, NDArray[Any]] = {}
+        self._ahead = ReadAhead(table, self._image_order) if reads_ahead(table) else None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -60,7 +62,14 @@ class RowDataset(Dataset[Row]):
         for row, key in zip(rows, keys, strict=True):
             row["index"], row["epoch"], row["draw"] = key
             row["stage"] = self.stage
+        if self._ahead is not None:
+            self._ahead.after(keys[0].epoch, self.places("image", np.array(keys, dtype=np.int64)).tolist())
         return rows
+
+    def _image_order(self, epoch: int) -> NDArray[np.int64]:
+        """The places of images in the order of an epoch, or of an evaluation."""
+        indices = np.arange(len(self)) if self._sampler is None else self._sampler.epoch_rows(epoch)[0]
+        return self.places("image", np.stack([indices, np.full_like(indices, epoch), np.zeros_like(indices)], axis=1))
 
     def places(self, content: Literal["image", "text"], keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of the data set's images, or texts, each sample has.

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mmhf.data.feature_store import DIGEST_BYTES, Digests, digests_of
+from mmhf.data.images import BadImageError
 from mmhf.data.samplers import SampleKey, derive_seed
 
 PART_INPUTS = "part_inputs"
@@ -255,11 +256,12 @@ def digest_texts(texts: Iterator[str | None] | Sequence[str | None]) -> Digests:
 
 def _image_digest(image: dict[str, Any] | None) -> bytes:
     image = image or {"path": None, "bytes": None}
-    if image["bytes"] is not None:
-        return _digest(image["bytes"])
     try:
+        content = image["bytes"]
+        if content is not None:
+            return _digest(content)
         return _digest(Path(image["path"]).read_bytes()) if image["path"] is not None else _digest(b"no image")
-    except OSError:  # it will not be decoded either, and so nothing is ever stored for it
+    except (OSError, BadImageError):  # it will not be decoded either, and so nothing is ever stored for it
         return _digest(f"unreadable: {image['path']}".encode())
 
 

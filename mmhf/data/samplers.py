@@ -76,14 +76,16 @@ class EpochSampler(Sampler[SampleKey]):
     def __len__(self) -> int:
         return self.num_rows
 
+    def epoch_rows(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Two arrays of shape (num_rows,): the rows of an epoch, and how often each has been drawn before in it."""
+        if self._cumulative is not None:
+            return draw_rows(self._cumulative, self.num_rows, derive_seed(_WEIGHTED, self.seed, epoch))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+        return torch.randperm(self.num_rows, generator=generator).numpy(), np.zeros(self.num_rows, dtype=np.int64)
+
     def __iter__(self) -> Iterator[SampleKey]:
         epoch = self.epoch
-        if self._cumulative is None:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-            for index in torch.randperm(self.num_rows, generator=generator).tolist():
-                yield SampleKey(index, epoch)
-            return
-        rows, draws = draw_rows(self._cumulative, self.num_rows, derive_seed(_WEIGHTED, self.seed, epoch))
+        rows, draws = self.epoch_rows(epoch)
         for index, draw in zip(rows.tolist(), draws.tolist(), strict=True):
             yield SampleKey(index, epoch, draw)
 

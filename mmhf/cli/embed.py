@@ -2,6 +2,11 @@
 
 mmhf embed releases/flickr30k@v1.0 --input photos/ --output photos.parquet
 
+Or embed texts with any text encoder, for fusion models that are trained on the table (`model.text.embeddings`); with a
+recipe as input, all texts of its data:
+
+mmhf embed pubmedbert --text --input recipes/dermatology/fusion.yaml --max-length 256 --output pubmedbert.parquet
+
 Start it as often as there are processors, or with `accelerate launch` for one process a GPU; killed and started again,
 it goes on where it was.
 """
@@ -14,18 +19,31 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import torch
 import transformers
 
 from mmhf.cli.predict import parse_columns
+from mmhf.errors import InputError
 from mmhf.hub import resolve_model
-from mmhf.inference.embedding import EmbeddingSettings, embed_table
+from mmhf.inference.embedding import EmbeddingSettings, EmbeddingSummary, embed_table
+from mmhf.inference.inputs import PredictionRows
+from mmhf.inference.text_embedding import KNOWN_ENCODERS, TextEncoding, embed_texts, rows_of_texts
+from mmhf.recipe import load_recipe
+from mmhf.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
+_OF_TEXT_ENCODERS = ("pooling", "prefix", "max_length")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a run folder, a release, or REPO@vX.Y of a dual encoder")
+    names = ", ".join(KNOWN_ENCODERS)
+    parser.add_argument(
+        "model",
+        help="a run folder, a release, or REPO@vX.Y of a dual encoder; with --text a text encoder: "
+        f"{names}, a Hub repository, a folder or pypi/NAME",
+    )
     parser.add_argument("--input", type=Path, required=True, help="CSV, TSV, JSONL or parquet table, or a folder")
     parser.add_argument("--output", type=Path, required=True, help="parquet file")
     parser.add_argument("--images", action="store_true", help="embed images; absent with --texts: what the input has")
@@ -39,10 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images, for each process")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; absent: the accelerator that is there")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that was made from other inputs")
+    texts = parser.add_argument_group("texts with a text encoder, whose output the table holds as it is")
+    texts.add_argument("--text", action="store_true", help="MODEL is a text encoder; --input may be a recipe")
+    texts.add_argument("--pooling", help="mean, cls, last_token, max or pooler; absent: the encoder's usual one")
+    texts.add_argument("--prefix", help="what stands before each text, such as an instruction")
+    texts.add_argument("--max-length", type=int, help="tokens after which a text is cut; absent: 512")
 
 
 def run(options: argparse.Namespace) -> None:
     transformers.logging.disable_progress_bar()
+    _check_kind(options)
     settings = EmbeddingSettings(
         modalities=[name for name, chosen in (("image", options.images), ("text", options.texts)) if chosen],
         columns=parse_columns(options.column),
@@ -53,7 +77,42 @@ def run(options: argparse.Namespace) -> None:
         device=options.device or _own_device(),
         overwrite=options.overwrite,
     )
-    summary = embed_table(resolve_model(options.model).path, options.input, options.output, settings)
+    if options.text:
+        given = {name: vars(options)[name] for name in _OF_TEXT_ENCODERS if vars(options)[name] is not None}
+        rows = _rows_of_recipe(options) if options.input.suffix in (".yaml", ".yml") else options.input
+        summary = embed_texts(options.model, rows, options.output, encoding=TextEncoding(**given), settings=settings)
+    else:
+        summary = embed_table(resolve_model(options.model).path, options.input, options.output, settings)
+    _tell(summary)
+
+
+def _check_kind(options: argparse.Namespace) -> None:
+    if not options.text:
+        for name in _OF_TEXT_ENCODERS:
+            if vars(options)[name] is not None:
+                raise InputError(f"--{name.replace('_', '-')} belongs to text encoders: add --text")
+    elif options.images or options.texts or options.image_root is not None:
+        raise InputError("--text embeds texts alone; leave --images, --texts and --image-root away")
+
+
+def _rows_of_recipe(options: argparse.Namespace) -> PredictionRows:
+    """The texts of all splits of a recipe's data, as training will see them; empty ones need no embedding."""
+    if options.column:
+        raise InputError("--column: the recipe says which column has the texts")
+    # The table that the recipe names may be the one that is being made.
+    resolved = load_recipe(options.input, ["model.text.embeddings=null"])
+    data = task_of(resolved.recipe).load_data(check_images=False)
+    columns: dict[str, list[object]] = {name: [] for name in ("split", "row", "id", "text")}
+    for split, rows in data.splits.items():
+        if not isinstance(rows, datasets.Dataset) or "text" not in rows.column_names:
+            raise InputError(f"{options.input}: its data is streamed, or has no texts; give a table of texts")
+        columns["split"] += [split] * len(rows)
+        for name in ("row", "id", "text"):
+            columns[name] += rows[name][:]
+    return rows_of_texts(str(options.input), columns, limit=options.limit)
+
+
+def _tell(summary: EmbeddingSummary) -> None:
     embedded = ", ".join(f"{count:,} {modality}s" for modality, count in summary.embedded.items())
     logger.info(
         "%s: %d rows (%s), %d of them here in %.1f s",

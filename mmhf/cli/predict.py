@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--generation", action="append", default=[], metavar="KEY=VALUE", help="captions: such as num_beams=4"
     )
+    parser.add_argument(
+        "--text-embeddings",
+        type=Path,
+        help="models trained on such a table: one with these texts, by mmhf embed --text",
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; absent: the accelerator that is there")
@@ -48,6 +53,7 @@ def run(options: argparse.Namespace) -> None:
         limit=options.limit,
         threshold=options.threshold,
         generation=_generation(options.generation),
+        text_embeddings=options.text_embeddings,
         batch_size=options.batch_size,
         workers=options.workers,
         device=options.device,

@@ -19,15 +19,19 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature, PreTrainedModel
 
 from mmhf.data.images import BadImageError, decode_image
+from mmhf.data.text_embeddings import TextEmbeddingTable, TextTableProcessor
 from mmhf.errors import InputError
 from mmhf.inference.captioning import CaptionPredictor
-from mmhf.inference.hashing import model_hash
+from mmhf.inference.hashing import files_hash, model_hash
 from mmhf.inference.inputs import PredictionRows, read_rows
 from mmhf.inference.loading import choose_device, load_predictable, takes_text
 from mmhf.inference.outputs import check_output, join_columns, write_table
 from mmhf.inference.probabilities import class_names, class_probabilities
 from mmhf.inference.shards import ShardFolder
 from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
+from mmhf.models.fusion import FusionForImageTextClassification
+from mmhf.models.fusion.building import check_same_table
+from mmhf.models.text_tables import TableEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +53,8 @@ class PredictionSettings:
         threshold (`float`, *optional*): Two classes only: the second label is predicted from this probability on;
             absent: the more probable label.
         generation (`Mapping[str, Any]`): Captioners only: what differs from the model's own way, such as `num_beams`.
+        text_embeddings (`str` or `Path`, *optional*): Only models that were trained on a table of text embeddings: one
+            with these rows' texts; absent: the encoder that made the model's reads them.
         batch_size (`int`, defaults to 32): Rows per forward pass.
         workers (`int`, defaults to 0): Processes that decode images.
         device (`str`, *optional*): Absent: the accelerator, or the CPU.
@@ -62,6 +68,7 @@ class PredictionSettings:
     limit: int | None = None
     threshold: float | None = None
     generation: Mapping[str, Any] = field(default_factory=dict)
+    text_embeddings: str | Path | None = None
     batch_size: int = 32
     workers: int = 0
     device: str | None = None
@@ -178,6 +185,8 @@ def predict_table(
         limit=settings.limit,
         with_text=takes_text(model),
     )
+    if settings.text_embeddings is not None:
+        processor = _with_table(model, processor, rows, Path(settings.text_embeddings))
     shards = ShardFolder(output, _identity(rows, Path(model_dir), device, settings))
     with shards.opened(discard_other=settings.overwrite):
         plan = _plan(len(rows), settings, shards.finished())
@@ -189,6 +198,26 @@ def predict_table(
         write_table(join_columns(rows.table.columns, predictions), output, shards.path / output.name)
         shards.remove()
     return _summary(output, predictions, resumed_rows=len(rows) - todo, seconds=time.monotonic() - started)
+
+
+def _with_table(model: PreTrainedModel, processor: Any, rows: PredictionRows, path: Path) -> TextTableProcessor:
+    """The processor with a table of text embeddings that holds every text of these rows."""
+    if not isinstance(model, FusionForImageTextClassification):
+        raise InputError("text_embeddings: only a model of images and texts reads a table of them")
+    table = TextEmbeddingTable.open(path)
+    config: Any = model.config
+    check_same_table(config, TableEncoder.from_dict(table.encoder), "the model")
+    texts = rows.texts or []
+    may_lack = "text" in config.missing_modalities
+    absent = [
+        number for number, place in enumerate(table.positions(texts)) if place < 0 and (texts[number] or not may_lack)
+    ]
+    if absent:
+        raise InputError(
+            f"{path}: has no embedding for {len(absent)} of {len(rows)} texts, such as that of row "
+            f"{rows.table.rows[absent[0]]}; embed this table with mmhf embed --text, or go without text_embeddings"
+        )
+    return TextTableProcessor(processor, table)
 
 
 Predictor = ClassificationPredictor | CaptionPredictor
@@ -335,6 +364,7 @@ def _identity(
         "limit": str(settings.limit),
         "threshold": str(settings.threshold),
         "generation": str(dict(settings.generation)),
+        "text embeddings": "" if settings.text_embeddings is None else files_hash([Path(settings.text_embeddings)]),
         "batch size": str(settings.batch_size),
         "shard size": str(settings.shard_rows),
     }

@@ -114,12 +114,48 @@ def embed_table(
     Raises:
         InputError: The model, input or a column is absent, or the output exists and was made from other inputs.
     """
-    settings, output, started = settings or EmbeddingSettings(), Path(output_path), time.monotonic()
-    _check_output(output)
+    settings, output = settings or EmbeddingSettings(), Path(output_path)
+    check_parquet_name(output)
     device = choose_device(settings.device)
     embedder = load_embedder(model_dir, device=device)
     rows, modalities = _read(input_path, model_dir, embedder, settings)
     identity = _identity(rows, modalities, Path(model_dir), device, settings)
+    source = {
+        "model": str(Path(model_dir).resolve()),
+        "images": str(Path(rows.folder.path).resolve()),
+        "image column": rows.image_column,
+        "text column": rows.text_column,
+    }
+    metadata = {SOURCE_KEY: json.dumps(source)}
+    return embed_rows(embedder, rows, modalities, output, identity=identity, metadata=metadata, settings=settings)
+
+
+def embed_rows(
+    embedder: Embedder,
+    rows: PredictionRows,
+    modalities: Sequence[str],
+    output: Path,
+    *,
+    identity: Mapping[str, str],
+    metadata: Mapping[bytes, str],
+    settings: EmbeddingSettings,
+) -> EmbeddingSummary:
+    """Write rows with their embeddings; see `embed_table`.
+
+    Args:
+        embedder ([`Embedder`]): What embeds them.
+        rows ([`PredictionRows`]): What is embedded, with the columns that are written beside the embeddings.
+        modalities (`Sequence[str]`): `image`, `text` or both.
+        output (`Path`): `.parquet`.
+        identity (`Mapping[str, str]`): What decides the result; work on another one is not gone on with.
+        metadata (`Mapping[bytes, str]`): What the file is to say of itself beside it.
+        settings ([`EmbeddingSettings`]): Batch size and the like.
+
+    Raises:
+        InputError: The output exists and was made from other inputs.
+    """
+    started = time.monotonic()
+    check_parquet_name(output)
     if output.exists() and not settings.overwrite and written_identity(output) != identity:
         raise InputError(f"{output}: exists and was made from other inputs; choose another name, or overwrite it")
     shards = SharedShardFolder(output, identity)
@@ -131,14 +167,8 @@ def embed_table(
             rows_here = _fill(shards, rows, modalities, embedder, settings)
             with shards.assembling():
                 if not _is_complete(output, identity):
-                    source = {
-                        "model": str(Path(model_dir).resolve()),
-                        "images": str(Path(rows.folder.path).resolve()),
-                        "image column": rows.image_column,
-                        "text column": rows.text_column,
-                    }
-                    metadata = {IDENTITY_KEY: json.dumps(identity), SOURCE_KEY: json.dumps(source)}
-                    _assemble(shards, rows, settings.shard_rows, metadata)
+                    written = {IDENTITY_KEY: json.dumps(identity), **metadata}
+                    _assemble(shards, rows, settings.shard_rows, written)
     return _summary(output, modalities, rows_here, time.monotonic() - started)
 
 
@@ -155,7 +185,8 @@ def _is_complete(output: Path, identity: Mapping[str, str]) -> bool:
     return output.exists() and written_identity(output) == identity
 
 
-def _check_output(path: Path) -> None:
+def check_parquet_name(path: Path) -> None:
+    """Refuse an output that is no `.parquet` file, before anything is loaded for it."""
     if path.suffix.lower() != ".parquet":
         raise InputError(f"{path}: embeddings are written as parquet; name it .parquet")
     if path.is_dir():

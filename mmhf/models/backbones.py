@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     TimmWrapperConfig,
 )
-
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 

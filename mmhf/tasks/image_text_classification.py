@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,16 @@ from numpy.typing import NDArray
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, Trainer
 
-from mmhf.data.collators import IGNORED_LABEL, ImageTextCollator
+from mmhf.data.collators import IGNORED_LABEL, ImageCollator, ImageTextCollator
 from mmhf.data.loading import LoadedData
 from mmhf.data.modalities import ModalityMasking
+from mmhf.data.text_embeddings import (
+    TextEmbeddingTable,
+    TextTableProcessor,
+    look_up_texts,
+    read_table_encoder,
+)
+from mmhf.errors import InputError
 from mmhf.evaluation.modality_views import ModalityEvaluation, evaluate_modalities, other_rows
 from mmhf.models.backbones import Modality
 from mmhf.models.classification_loss import LossSettings
@@ -26,7 +34,9 @@ from mmhf.models.fusion import (
     build_fusion_processor,
     load_fusion_model,
 )
-from mmhf.recipe.schema import FusionRecipe, TextEncoderSection, VisionEncoderSection
+from mmhf.models.fusion.building import check_same_table
+from mmhf.models.text_tables import TableEncoder
+from mmhf.recipe.schema import FilteredDataSection, FusionRecipe, TextEncoderSection, VisionEncoderSection
 from mmhf.tasks.classification import ClassificationTask, Predicted
 
 _ROWS_AT_ONCE = 1024
@@ -40,16 +50,69 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> FusionProcessor:
         if parent is not None:
             return FusionProcessor.from_pretrained(parent)
-        processor = build_fusion_processor(self.recipe.model, self.recipe.data)
+        processor = build_fusion_processor(self.recipe.model, self.recipe.data, text_table=self.text_encoder)
         processor.image_processor = self.normalised_by_data(processor.image_processor, data)
         return processor
+
+    @property
+    def embeddings_path(self) -> Path | None:
+        """The table of text embeddings, with the data's version in its name."""
+        name, data = self.recipe.model.text.embeddings, self.recipe.data
+        if name is None:
+            return None
+        return Path(data.versioned(name) if isinstance(data, FilteredDataSection) else name)
+
+    @functools.cached_property
+    def text_table(self) -> TextEmbeddingTable | None:
+        """The table of text embeddings that stands for a text encoder."""
+        return None if self.embeddings_path is None else TextEmbeddingTable.open(self.embeddings_path)
+
+    @functools.cached_property
+    def text_encoder(self) -> TableEncoder | None:
+        """What made that table.
+
+        Raises:
+            InputError: Not what the recipe says.
+        """
+        path, section = self.embeddings_path, self.recipe.model.text
+        if path is None:
+            return None
+        table = TableEncoder.from_dict(read_table_encoder(path))
+        if section.backbone not in (table.backbone, table.source):
+            raise InputError(f"model.text.backbone: {section.backbone}, but {path} was made with {table.backbone}")
+        if section.pooling != table.pooling:
+            raise InputError(f"model.text.pooling: {section.pooling}, but {path} was made with {table.pooling}")
+        return table
+
+    def load_data(
+        self,
+        *,
+        splits: Collection[str] | None = None,
+        model: PreTrainedModel | None = None,
+        check_images: bool = True,
+    ) -> LoadedData:
+        if model is not None and self.text_encoder is not None:
+            config: Any = model.config
+            check_same_table(config, self.text_encoder, "the model")
+        data = super().load_data(splits=splits, model=model, check_images=check_images)
+        if self.text_table is None or self.recipe.model.modalities.mask == "text":
+            return data
+        return look_up_texts(data, self.text_table, may_lack=self.recipe.data.on_empty_text == "mask")
+
+    def collator(self, processor: Any, **options: Any) -> ImageCollator:
+        if self.text_table is not None:
+            processor = TextTableProcessor(processor, self.text_table)
+        return super().collator(processor, **options)
 
     def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
         return {"vision": self.recipe.model.vision, "text": self.recipe.model.text}
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
+        images = super().example_inputs(batch_size, device)
+        if self.text_encoder is not None:
+            return {**images, "text_features": torch.zeros(batch_size, self.text_encoder.width, device=device)}
         tokens = torch.ones(batch_size, self.recipe.data.max_length, dtype=torch.long, device=device)
-        return {**super().example_inputs(batch_size, device), "input_ids": tokens, "attention_mask": tokens}
+        return {**images, "input_ids": tokens, "attention_mask": tokens}
 
     def measure_modalities(
         self, model: PreTrainedModel, predicted: Predicted, label_names: list[str]
@@ -108,10 +171,16 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
         return replace(super().loss_settings(data), auxiliary_weights=self.recipe.loss.auxiliary_weights())
 
     def _fresh_model(self, **options: Any) -> FusionForImageTextClassification:
-        return build_fusion_model(self.recipe.model, missing_modalities=self.missing_modalities(), **options)
+        missing = self.missing_modalities()
+        return build_fusion_model(
+            self.recipe.model, missing_modalities=missing, text_table=self.text_encoder, **options
+        )
 
     def _released_model(self, parent: Path, **options: Any) -> FusionForImageTextClassification:
-        return load_fusion_model(parent, self.recipe.model, missing_modalities=self.missing_modalities(), **options)
+        missing = self.missing_modalities()
+        return load_fusion_model(
+            parent, self.recipe.model, missing_modalities=missing, text_table=self.text_encoder, **options
+        )
 
 
 @torch.no_grad()

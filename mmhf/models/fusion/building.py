@@ -201,7 +201,7 @@ def check_same_table(config: FusionConfig, table: TableEncoder | None, who: str)
         `InputError`: the model has a text encoder and there is a table, the other way round, or the tables differ.
     """
     if config.text_table is None and table is not None:
-        raise InputError(f"{who}: has a text encoder of its own and reads no table; remove model.text.embeddings")
+        raise InputError(f"{who}: has a text encoder of its own and reads no table of text embeddings; leave it away")
     if config.text_table is None:
         return
     expected = TableEncoder.from_dict(config.text_table)

@@ -14,7 +14,7 @@ from PIL import Image
 from mmhf.data.augmentation import Augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.datasets import Row
-from mmhf.data.feature_cache import PART_INPUTS, STORED_IMAGE, AskedRows
+from mmhf.data.feature_cache import PART_INPUTS, STORED_IMAGE, AskedRows, Content
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.mixing import BatchMixer
 from mmhf.data.modalities import ModalityMasking, names_no_image
@@ -150,13 +150,13 @@ class ImageCollator:
 
     def _asked_samples(self, rows: AskedRows, augmentation: Augmentation | None) -> dict[int, _Sample]:
         """The samples that inputs are made of, by number of their row."""
-        wanted = rows.read(rows.rows_without("image_features"))
+        wanted = rows.read(rows.rows_without("image"))
         return {number: self._sample(row, augmentation) for number, row in wanted.items()}
 
     def _encode_asked(self, samples: Mapping[int, _Sample], rows: AskedRows) -> dict[str, torch.Tensor]:
         """Inputs of the rows that need them."""
-        chosen = [samples[number] for number in rows.rows_without("image_features").tolist()]
-        rows.set_sound("image_features", [sample.is_own_image for sample in chosen])
+        chosen = [samples[number] for number in rows.rows_without("image").tolist()]
+        rows.set_sound("image", [sample.is_own_image for sample in chosen])
         return self._encode_images(chosen) if chosen else {}
 
     def changes_in(self, stage: int) -> RandomChanges:
@@ -240,7 +240,7 @@ class ImageTextCollator(ImageCollator):
         self.masking = masking
 
     def _asked_samples(self, rows: AskedRows, augmentation: Augmentation | None) -> dict[int, _Sample]:
-        numbers = np.union1d(rows.rows_without("image_features"), rows.rows_without("text_features"))
+        numbers = np.union1d(rows.rows_without("image"), rows.rows_without("text"))
         return {number: self._sample(row, augmentation) for number, row in rows.read(numbers).items()}
 
     def _sample(self, row: Row, augmentation: Augmentation | None) -> _Sample:
@@ -272,15 +272,16 @@ class ImageTextCollator(ImageCollator):
     def _encode_asked(self, samples: Mapping[int, _Sample], rows: AskedRows) -> dict[str, torch.Tensor]:
         batch: dict[str, torch.Tensor] = {}
         hidden = None if self.masking is None else self.masking.mask
-        for modality, feature in (("image", "image_features"), ("text", "text_features")):
-            numbers = rows.rows_without(feature)
+        modalities: tuple[Content, ...] = ("image", "text")
+        for modality in modalities:
+            numbers = rows.rows_without(modality)
             chosen = [samples[number] for number in numbers.tolist()]
             if modality == "image":
                 values: list[Any] = [sample.image for sample in chosen]
-                rows.set_sound(feature, [sample.is_own_image for sample in chosen])
+                rows.set_sound(modality, [sample.is_own_image for sample in chosen])
             else:
                 values = [sample.text for sample in chosen]
-                rows.set_sound(feature, [value is not None for value in values])
+                rows.set_sound(modality, [value is not None for value in values])
             if hidden == modality:
                 continue
             if values:
@@ -314,7 +315,7 @@ class CaptionCollator(ImageCollator):
         # The losses need all captions, also those whose features are stored.
         captions = dict(self.processor(text=rows.values("caption")))
         rows.inputs.kept = tuple(captions)
-        rows.set_sound("text_features", [True] * len(rows.rows_without("text_features")))
+        rows.set_sound("text", [True] * len(rows.rows_without("text")))
         return {**super()._encode_asked(samples, rows), **captions}
 
 

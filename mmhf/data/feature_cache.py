@@ -39,6 +39,8 @@ _ROWS_AT_ONCE = 512
 _THREADS = 4
 
 Row = dict[str, Any]
+Content = Literal["image", "text"]
+"""What of a sample features are made of."""
 
 
 @dataclass
@@ -54,7 +56,7 @@ class FeatureColumn:
         mode (`Tensor`): (1,) int64 in shared memory, `OFF`, `PLAIN` or the number of views that are used now.
     """
 
-    content: Literal["image", "text"]
+    content: Content
     digests: Digests
     num_views: int = 1
     seed: int = 0
@@ -107,16 +109,16 @@ def _view_digests(digests: Digests, views: NDArray[np.int64], salt: int) -> Dige
 
 @dataclass
 class PartInputs:
-    """Which samples of a batch it holds inputs of, for each kind of features of its data set.
+    """Which samples of a batch it holds inputs of, for what features of its data set are made of: images, texts.
 
     Attributes:
         dataset (`int`): Number of the data set.
         keys (`NDArray`): (B, 3) index, epoch and draw of each sample.
         stage (`int`): Stage of training that the batch was made for.
-        modes (`dict[str, int]`): Feature → mode in which its inputs were made.
-        rows (`dict[str, NDArray]`): Feature → (M,) rows of the batch that it holds inputs of, in order.
-        sound (`dict[str, NDArray]`): Feature → (M,) whether these inputs are the sample's own, and not a white image
-            or an empty text in their place.
+        modes (`dict[str, int]`): `image`, `text` → mode in which its inputs were made.
+        rows (`dict[str, NDArray]`): `image`, `text` → (M,) rows of the batch that it holds inputs of, in order.
+        sound (`dict[str, NDArray]`): `image`, `text` → (M,) whether these inputs are the sample's own, and not a white
+            image or an empty text in their place.
         kept (`tuple[str, ...]`): Inputs that a loss needs, too: they are there for all rows, and stay.
     """
 
@@ -136,7 +138,7 @@ class CachedDataset(Protocol):
         """Rows as a collator takes them."""
         ...
 
-    def places(self, content: Literal["image", "text"], keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    def places(self, content: Content, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of the data set's images, or texts, each sample has."""
         ...
 
@@ -147,7 +149,7 @@ class CachedDataset(Protocol):
 
 @dataclass
 class DatasetFeatures:
-    """The features of a data set's samples, by the argument of `forward` that takes them."""
+    """The features of a data set's samples, by what they are made of: `image`, `text`."""
 
     number: int
     columns: dict[str, FeatureColumn]
@@ -195,9 +197,9 @@ class AskedRows:
         """Stage of training that they are read for."""
         return self.inputs.stage
 
-    def rows_without(self, feature: str) -> NDArray[np.int64]:
-        """(M,) rows of which a feature's inputs are needed; all, where the data set has no such feature."""
-        return self.inputs.rows.get(feature, np.arange(len(self)))
+    def rows_without(self, content: Content) -> NDArray[np.int64]:
+        """(M,) rows whose image, or text, is to be looked at."""
+        return self.inputs.rows.get(content, np.arange(len(self)))
 
     def read(self, wanted: NDArray[np.int64]) -> dict[int, Row]:
         """Read some rows: number in the batch → row, with `STORED_IMAGE` in it where that will do."""
@@ -205,7 +207,7 @@ class AskedRows:
             return {}
         rows = self.dataset.read_rows([self.sample_keys[at] for at in wanted])
         found = dict(zip(wanted.tolist(), rows, strict=True))
-        needed = set(self.rows_without("image_features").tolist())
+        needed = set(self.rows_without("image").tolist())
         for at, row in found.items():
             row["stage"] = self.stage
             if at not in needed:
@@ -217,14 +219,14 @@ class AskedRows:
         """One value a row, such as its label; None where rows have none."""
         return self.dataset.values(name, self.keys)
 
-    def set_sound(self, feature: str, sound: Sequence[bool]) -> None:
-        """Say which of `rows_without(feature)` the batch holds the sample's own input of."""
-        if feature in self.inputs.rows:
-            self.inputs.sound[feature] = np.array(sound, dtype=bool)
+    def set_sound(self, content: Content, sound: Sequence[bool]) -> None:
+        """Say for which of `rows_without(content)` the batch holds the sample's own image, or text."""
+        if content in self.inputs.rows:
+            self.inputs.sound[content] = np.array(sound, dtype=bool)
 
     def _choose_views(self, rows: dict[int, Row]) -> None:
-        column = self._features.columns.get("image_features")
-        mode = self.inputs.modes.get("image_features", OFF)
+        column = self._features.columns.get("image")
+        mode = self.inputs.modes.get("image", OFF)
         if column is None or mode <= 0:
             return
         numbers = list(rows)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import datasets
 from transformers import TrainingArguments
 
 from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset
+from mmhf.data.feature_cache import Content
 from mmhf.data.loading import LoadedData
 from mmhf.recipe.cache_section import cache_section
 from mmhf.recipe.schema import AugmentSection
-from mmhf.training.cache_choice import CacheSetting
+from mmhf.training.cache_choice import CacheSetting, PartChoice, choose_parts, measure_shapes
 from mmhf.training.stage_cache import StageCache
 from mmhf.training.stages import StagePlan
 
 if TYPE_CHECKING:
     from mmhf.tasks.base import Task
 
-_CONTENTS: tuple[Literal["image", "text"], ...] = ("image", "text")
+_CONTENTS: tuple[Content, ...] = ("image", "text")
 
 
 def cache_setting(task: Task[Any, Any], data: LoadedData, args: TrainingArguments) -> CacheSetting:
@@ -43,6 +44,7 @@ def cache_setting(task: Task[Any, Any], data: LoadedData, args: TrainingArgument
         samples_per_epoch=None if train is None else len(train),
         places={} if train is None else {content: train.num_places(content) for content in _CONTENTS},
         evaluated={} if validation is None else {content: validation.num_places(content) for content in _CONTENTS},
+        image_size=task.recipe.data.image_size,
         device_type=args.device.type,
     )
 
@@ -52,6 +54,14 @@ def augment_of(task: Task[Any, Any], stage: int) -> AugmentSection | None:
     stages = task.recipe.stages or []
     own = stages[stage].augment if stage < len(stages) else None
     return task.recipe.data.augment if own is None else own
+
+
+def planned_caching(
+    task: Task[Any, Any], data: LoadedData, *, plan: StagePlan, args: TrainingArguments
+) -> list[list[PartChoice]]:
+    """For each stage of a plan over a model on the meta device: its frozen parts, and whether they are stored."""
+    example = task.example_inputs(1, "meta")
+    return choose_parts(plan, cache_setting(task, data, args), lambda part: measure_shapes(plan.model, part, example))
 
 
 def stage_cache(

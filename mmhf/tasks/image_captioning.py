@@ -44,7 +44,7 @@ from mmhf.models.partition import Partition
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.schema import CaptioningRecipe
 from mmhf.tasks.base import EncoderSection, Task
-from mmhf.training.captioning import CaptioningTrainer, run_captioner
+from mmhf.training.captioning import CaptioningTrainer, image_features_of, run_captioner
 
 logger = logging.getLogger(__name__)
 
@@ -267,9 +267,7 @@ def _image_vectors(trainer: Trainer, dataset: CaptionDataset) -> np.ndarray:
     model.eval()
     vectors = []
     for batch in trainer.get_test_dataloader(dataset):
-        inputs = trainer._prepare_inputs(batch)
-        features = inputs.get("image_features")
-        features = model.image_features(inputs["pixel_values"]) if features is None else features
+        features = image_features_of(model, trainer._prepare_inputs(batch))
         pooled = features.float().mean(dim=1) if features.dim() == 3 else features.float()
         vectors.append(trainer.accelerator.gather_for_metrics(pooled).cpu().numpy())
     return np.concatenate(vectors)

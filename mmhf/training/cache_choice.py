@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from mmhf.data.collators import RandomChanges
+from mmhf.data.feature_cache import Content
 from mmhf.models.feature_parts import FeaturePart, HasFeatureParts
 from mmhf.recipe.cache_section import CacheSection
 from mmhf.training.stages import StagePlan
 
-CONTENT: Mapping[str, Literal["image", "text"]] = {"vision": "image", "text": "text"}
+CONTENT: Mapping[str, Content] = {"vision": "image", "text": "text"}
 """Part of a model → what of a sample it looks at."""
 
 _FLOPS_PER_SECOND = {"cpu": 3e10}
@@ -70,6 +71,18 @@ class PartChoice:
         """Bytes of all features."""
         return self.num_rows * _row_bytes(self.shape, self.dtype)
 
+    def describe(self) -> str:
+        """What `mmhf plan` says of it."""
+        part = self.part.name if self.part.boundary is None else f"vision up to {self.part.boundary}"
+        if not self.is_used:
+            return f"{part} is not: {self.why}"
+        shape = " × ".join(map(str, self.shape))
+        size = (
+            f"{self.num_rows:,} × {shape} {str(self.dtype).removeprefix('torch.')}, {self.num_bytes / 2**20:.1f} MiB"
+        )
+        gain = f"its {self.passes:.3g} passes about {self.gain:.2g} times as fast"
+        return f"{part} ({size}; {gain})" if self.for_training else f"{part} in evaluation ({size}); {self.why}"
+
 
 @dataclass(frozen=True)
 class CacheSetting:
@@ -82,6 +95,7 @@ class CacheSetting:
         samples_per_epoch (`int`, *optional*): Training samples of an epoch; None for a stream, which is not cached.
         places (`Mapping[str, int]`): `image`, `text` → how many of them the training split has.
         evaluated (`Mapping[str, int]`): Likewise, of the split that is evaluated while training.
+        image_size (`int`): Side in pixels of the images.
         device_type (`str`): Where the parts run.
     """
 
@@ -91,7 +105,15 @@ class CacheSetting:
     samples_per_epoch: int | None
     places: Mapping[str, int]
     evaluated: Mapping[str, int]
+    image_size: int
     device_type: str = "cpu"
+
+
+def measure_shapes(model: PreTrainedModel, part: FeaturePart, inputs: Mapping[str, Tensor]) -> PartMeasure | None:
+    """As `measure_part`, of a model on the meta device."""
+    # Fake tensors rather than meta ones: encoders look at the values of an attention mask unless they see a fake.
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        return measure_part(model, part, {name: mode.from_tensor(value) for name, value in inputs.items()})
 
 
 @torch.no_grad()
@@ -124,7 +146,8 @@ def choose_parts(
 ) -> list[list[PartChoice]]:
     """Choose, for each stage, the parts whose features are stored.
 
-    A part may be where the stage trains none of its groups. Under `mode: auto` it is where that takes less time: by
+    A part may be where the stage trains none of its groups: an encoder, or what lies below the first group that
+    trains. Under `mode: auto` it is where that takes less time: by
     the operations of the part, by rough constants for decoding, reading and writing, and by how often training meets
     each sample.
 
@@ -137,12 +160,12 @@ def choose_parts(
         `list[list[PartChoice]]`: for each stage its frozen parts.
     """
     model = plan.model
-    if not isinstance(model, HasFeatureParts):
-        return [[] for _ in plan.stages]
     chosen: list[list[PartChoice]] = [[] for _ in plan.stages]
-    for part in model.feature_parts():
-        for run in _frozen_runs(plan, part):
-            measured = None if setting.section.mode == "off" else measure(part)
+    if setting.section.mode == "off" or not isinstance(model, HasFeatureParts):
+        return chosen
+    for encoder in model.feature_parts():
+        for part, run in _frozen_runs(plan, model, encoder, setting.image_size):
+            measured = measure(part)
             for index in run:
                 chosen[index].append(_choose(plan, part, index, run, setting, measured))
     return chosen
@@ -157,8 +180,6 @@ def _choose(
     measured: PartMeasure | None,
 ) -> PartChoice:
     nothing = PartChoice(part, False, False, "", (), torch.float32, 0, 0.0, 1.0)
-    if setting.section.mode == "off":
-        return _refused(nothing, "cache: off")
     if measured is None:
         return _refused(nothing, "its features have no fixed shape")
     content = CONTENT[part.name]
@@ -211,16 +232,20 @@ def _is_augmented(setting: CacheSetting, stage: int) -> bool:
     return setting.changes_in(stage).augmentation is not None
 
 
-def _frozen_runs(plan: StagePlan, part: FeaturePart) -> list[list[int]]:
-    """Stretches of stages in which none of a part's groups trains, so that its weights stay what they are."""
-    prefix = f"{part.name}."
-    runs: list[list[int]] = [[]]
+def _frozen_runs(
+    plan: StagePlan, model: HasFeatureParts, encoder: FeaturePart, image_size: int
+) -> list[tuple[FeaturePart, list[int]]]:
+    """The largest frozen part of an encoder, and the stretch of stages in which that is so and its weights stay."""
+    runs: list[tuple[FeaturePart, list[int]]] = []
     for index, stage in enumerate(plan.stages):
-        if any(group.startswith(prefix) for group in stage.curves):
-            runs.append([])
+        part = model.part_below(encoder, stage.curves, image_size=image_size)
+        if part is None:
+            continue
+        if runs and runs[-1][0] == part and runs[-1][1][-1] == index - 1:
+            runs[-1][1].append(index)
         else:
-            runs[-1].append(index)
-    return [run for run in runs if run]
+            runs.append((part, [index]))
+    return runs
 
 
 def _epochs(plan: StagePlan, index: int) -> float:

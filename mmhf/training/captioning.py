@@ -62,9 +62,7 @@ def run_captioner(
         inputs = trainer._prepare_inputs(batch)
         labels = inputs["labels"]
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-            features = inputs.get("image_features")
-            if features is None:
-                features = model.image_features(inputs["pixel_values"])
+            features = image_features_of(model, inputs)
             if with_loss:
                 loss = model(
                     image_features=features, input_ids=inputs["input_ids"], labels=labels, num_items_in_batch=1
@@ -80,6 +78,15 @@ def run_captioner(
     written.loss = total / max(count, 1.0)
     model.train(was_training)
     return written
+
+
+def image_features_of(model: PrefixCaptionerForConditionalGeneration, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """What the projector reads, of a batch that may hold features of the image encoder, or of its lower part."""
+    if "image_features" in inputs:
+        return inputs["image_features"]
+    if "image_hidden" in inputs:
+        return model.resumed_image_features(inputs["image_hidden"])
+    return model.image_features(inputs["pixel_values"])
 
 
 def _gather(trainer: Trainer, tokens: torch.Tensor, pad_token_id: int) -> torch.Tensor:

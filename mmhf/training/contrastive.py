@@ -62,7 +62,7 @@ class ContrastiveEvaluator(Trainer):
             0, places, torch.arange(len(index)).to(index), "amin"
         )
         seen: dict[str, Any] = {
-            name: inputs[name][first] for name in ("pixel_values", "image_features") if name in inputs
+            name: inputs[name][first] for name in ("pixel_values", "image_features", "image_hidden") if name in inputs
         }
         output = model(**{**inputs, **seen, "image_index": None})
         captions = caption_ids(inputs["input_ids"], inputs.get("attention_mask"))

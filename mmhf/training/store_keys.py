@@ -14,7 +14,8 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mmhf.models.feature_parts import FeaturePart
+from mmhf.models.feature_parts import FeaturePart, HasFeatureParts
+from mmhf.models.partition import Partition
 
 _FORMAT = 1
 # Names of where something came from; the weights themselves are hashed.
@@ -22,10 +23,19 @@ _NAMES_ONLY = ("_name_or_path", "name_or_path", "transformers_version")
 
 
 def part_tensors(model: PreTrainedModel, part: FeaturePart) -> Iterator[tuple[str, Tensor]]:
-    """Names, parameters and buffers of a part."""
-    prefix = f"{part.name}."
-    for named in (model.named_parameters(), model.named_buffers()):
-        yield from ((name, tensor) for name, tensor in named if name.startswith(prefix))
+    """Names, parameters and buffers of a part; below a boundary, the buffers of modules that hold its parameters."""
+    assert isinstance(model, HasFeatureParts)
+    partition = Partition.of(model)
+    trained = [group for group in partition if group not in model.part_groups(part)]
+    modules = partition.frozen_modules(model, trained)
+    prefixes = tuple(f"{name}." for name, _ in modules if f"{name}.".startswith(f"{part.name}."))
+    inside = set(partition.parameters_of(model.part_groups(part)))
+    for name, parameter in model.named_parameters():
+        if name in inside:
+            yield name, parameter
+    for name, buffer in model.named_buffers():
+        if name.startswith(prefixes):
+            yield name, buffer
 
 
 def part_state(model: PreTrainedModel, part: FeaturePart) -> tuple[tuple[int, int], ...]:
@@ -38,7 +48,7 @@ def weights_digest(model: PreTrainedModel, part: FeaturePart) -> str:
     digest = hashlib.blake2b(digest_size=20)
     for name, tensor in sorted(part_tensors(model, part)):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

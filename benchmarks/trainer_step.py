@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from mmhf.data.datasets import RowDataset
 from mmhf.models.fusion import build_fusion_model
-from mmhf.recipe.schema import FusionModelSection, TextEncoderSection, VisionEncoderSection
+from mmhf.recipe.schema import FusionModelSection, FusionTextSection, VisionEncoderSection
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.trainer import MMTrainer
 
@@ -31,7 +31,7 @@ def make_model():
     torch.manual_seed(0)
     section = FusionModelSection(
         vision=VisionEncoderSection(backbone="timm/efficientnet_b0", pretrained=False),
-        text=TextEncoderSection(backbone="pypi/all-minilm-l6-v2", pretrained=False, pooling="mean"),
+        text=FusionTextSection(backbone="pypi/all-minilm-l6-v2", pretrained=False, pooling="mean"),
     )
     return build_fusion_model(section, label_names=["no", "yes"])
 

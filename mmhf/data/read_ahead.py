@@ -30,7 +30,7 @@ class ReadAhead:
         self._order_of = order_of
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
-        self._last = 0
+        self._last = self._step = self._reached = 0
 
     def after(self, epoch: int, positions: Sequence[int]) -> None:
         """Fetch what comes after a batch.
@@ -48,12 +48,13 @@ class ReadAhead:
         if place is None:
             return
         step = len(positions) if is_first or place <= self._last else place - self._last
-        self._last = place
-        ahead = [
-            self._order[start : start + len(positions)]
-            for start in range(place + step, place + step * self._feature.prefetch + 1, step)
-        ]
-        self._fetch(np.concatenate(ahead) if ahead else np.empty(0, dtype=np.int64))
+        if is_first or step != self._step:
+            self._reached = place
+        self._last, self._step = place, step
+        starts = range(place + step, place + step * self._feature.prefetch + 1, step)
+        ahead = [self._order[start : start + len(positions)] for start in starts if start > self._reached]
+        self._reached = max(self._reached, starts[-1])
+        self._fetch(np.concatenate([*ahead, np.empty(0, dtype=np.int64)]))
 
     def _fetch(self, positions: NDArray[np.int64]) -> None:
         files = self._feature.files()

@@ -43,7 +43,7 @@ RECIPE = {
         "modalities": {"mask": "image"},
         "fusion": {"dropout": 0.0},
     },
-    "data": {"source": "sample", "image_size": 32},
+    "data": {"source": "sample", "image_size": 32, "max_length": 128},
 }
 
 

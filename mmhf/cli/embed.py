@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     texts.add_argument("--text", action="store_true", help="MODEL is a text encoder; --input may be a recipe")
     texts.add_argument("--pooling", help="mean, cls, last_token, max or pooler; absent: the encoder's usual one")
     texts.add_argument("--prefix", help="what stands before each text, such as an instruction")
-    texts.add_argument("--max-length", type=int, help="tokens after which a text is cut; absent: 512")
+    texts.add_argument("--max-length", type=int, help="tokens after which a text is cut; absent: the recipe's, or 512")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -79,7 +79,10 @@ def run(options: argparse.Namespace) -> None:
     )
     if options.text:
         given = {name: vars(options)[name] for name in _OF_TEXT_ENCODERS if vars(options)[name] is not None}
-        rows = _rows_of_recipe(options) if options.input.suffix in (".yaml", ".yml") else options.input
+        rows: Path | PredictionRows = options.input
+        if options.input.suffix in (".yaml", ".yml"):
+            rows, max_length = _rows_of_recipe(options)
+            given = {"max_length": max_length, **given}
         summary = embed_texts(options.model, rows, options.output, encoding=TextEncoding(**given), settings=settings)
     else:
         summary = embed_table(resolve_model(options.model).path, options.input, options.output, settings)
@@ -95,13 +98,13 @@ def _check_kind(options: argparse.Namespace) -> None:
         raise InputError("--text embeds texts alone; leave --images, --texts and --image-root away")
 
 
-def _rows_of_recipe(options: argparse.Namespace) -> PredictionRows:
-    """The texts of all splits of a recipe's data, as training will see them; empty ones need no embedding."""
+def _rows_of_recipe(options: argparse.Namespace) -> tuple[PredictionRows, int]:
+    """The texts of all splits of a recipe's data, as training will see them, and how many tokens of them it keeps."""
     if options.column:
         raise InputError("--column: the recipe says which column has the texts")
     # The table that the recipe names may be the one that is being made.
-    resolved = load_recipe(options.input, ["model.text.embeddings=null"])
-    data = task_of(resolved.recipe).load_data(check_images=False)
+    recipe = load_recipe(options.input, ["model.text.embeddings=null"]).recipe
+    data = task_of(recipe).load_data(check_images=False)
     columns: dict[str, list[object]] = {name: [] for name in ("split", "row", "id", "text")}
     for split, rows in data.splits.items():
         if not isinstance(rows, datasets.Dataset) or "text" not in rows.column_names:
@@ -109,7 +112,7 @@ def _rows_of_recipe(options: argparse.Namespace) -> PredictionRows:
         columns["split"] += [split] * len(rows)
         for name in ("row", "id", "text"):
             columns[name] += rows[name][:]
-    return rows_of_texts(str(options.input), columns, limit=options.limit)
+    return rows_of_texts(str(options.input), columns, limit=options.limit), recipe.data.max_length
 
 
 def _tell(summary: EmbeddingSummary) -> None:

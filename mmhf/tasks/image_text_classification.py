@@ -27,6 +27,7 @@ from mmhf.errors import InputError
 from mmhf.evaluation.modality_views import ModalityEvaluation, evaluate_modalities, other_rows
 from mmhf.models.backbones import Modality
 from mmhf.models.classification_loss import LossSettings
+from mmhf.models.classifier_building import text_values
 from mmhf.models.fusion import (
     FusionForImageTextClassification,
     FusionProcessor,
@@ -82,6 +83,11 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
             raise InputError(f"model.text.backbone: {section.backbone}, but {path} was made with {table.backbone}")
         if section.pooling != table.pooling:
             raise InputError(f"model.text.pooling: {section.pooling}, but {path} was made with {table.pooling}")
+        if self.recipe.data.max_length != table.max_length:
+            raise InputError(
+                f"data.max_length: {self.recipe.data.max_length}, but {path} was made with texts of at most "
+                f"{table.max_length} tokens; set it so, or make the table anew with mmhf embed --text --max-length"
+            )
         return table
 
     def load_data(
@@ -109,8 +115,9 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         images = super().example_inputs(batch_size, device)
-        if self.text_encoder is not None:
-            return {**images, "text_features": torch.zeros(batch_size, self.text_encoder.width, device=device)}
+        table = self._encoder_of_table(device)
+        if table is not None:
+            return {**images, "text_features": torch.zeros(batch_size, table.width, device=device)}
         tokens = torch.ones(batch_size, self.recipe.data.max_length, dtype=torch.long, device=device)
         return {**images, "input_ids": tokens, "attention_mask": tokens}
 
@@ -173,13 +180,29 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
     def _fresh_model(self, **options: Any) -> FusionForImageTextClassification:
         missing = self.missing_modalities()
         return build_fusion_model(
-            self.recipe.model, missing_modalities=missing, text_table=self.text_encoder, **options
+            self.recipe.model,
+            missing_modalities=missing,
+            text_table=self._encoder_of_table(options["device"]),
+            **options,
         )
+
+    def _encoder_of_table(self, device: str | None) -> TableEncoder | None:
+        """`text_encoder`; while shapes alone are planned, what the recipe says of a table that is yet to be made."""
+        path, section = self.embeddings_path, self.recipe.model.text
+        if path is None or path.is_file() or device != "meta":
+            return self.text_encoder
+        width = text_values(section)["text_output"]["width"]
+        max_length = self.recipe.data.max_length
+        return TableEncoder(section.backbone, section.backbone, "", section.pooling, "", max_length, width)
 
     def _released_model(self, parent: Path, **options: Any) -> FusionForImageTextClassification:
         missing = self.missing_modalities()
         return load_fusion_model(
-            parent, self.recipe.model, missing_modalities=missing, text_table=self.text_encoder, **options
+            parent,
+            self.recipe.model,
+            missing_modalities=missing,
+            text_table=self._encoder_of_table(options["device"]),
+            **options,
         )
 
 

@@ -41,7 +41,7 @@ def place(write_tiny_recipe: Write, text_encoder_dir: Path, tmp_path_factory: py
     """A table, a run on it and its release."""
     folder = tmp_path_factory.mktemp("text_table")
     live = write_tiny_recipe(folder / "live.yaml", {"training": {"output_dir": str(folder / "live")}})
-    arguments = ["--input", live, "--output", folder / "t.parquet", "--pooling", "mean", "--max-length", "16"]
+    arguments = ["--input", live, "--output", folder / "t.parquet", "--pooling", "mean"]
     assert main(["embed", str(text_encoder_dir), "--text", *map(str, arguments)]) == 0
     changes = {
         "model": {"text": {"embeddings": str(folder / "t.parquet")}},
@@ -224,10 +224,13 @@ def test_the_plan_and_the_recipe_s_own_errors(
 ) -> None:
     assert main(["plan", str(place / "table.yaml")]) == 0
     assert "text.layers" not in capsys.readouterr().out
+    assert main(["plan", str(place / "table.yaml"), f"model.text.embeddings={tmp_path / 'no.parquet'}"]) == 0
+    planned = " ".join(capsys.readouterr().out.split())
+    assert "no such table of text embeddings; make it" in planned and "Stage head:" in planned
     for override, problem in {
         "model.text.pooling=cls": "model.text.pooling: cls, but",
         "model.text.backbone=pypi/all-minilm-l6-v2": "model.text.backbone: pypi/all-minilm-l6-v2, but",
-        f"model.text.embeddings={tmp_path / 'no.parquet'}": "no such table of text embeddings",
+        "data.max_length=32": "data.max_length: 32, but",
         "model.text.pretrained=false": "those of pretrained weights; remove one",
         "stages.0.train=[text]": "'text' matches no parameter group",
     }.items():

@@ -26,6 +26,7 @@ _VERBS = {
     "lineage": "draw which version was trained from which, and what changed",
     "diff": "compare the settings, numbers and sizes of two versions",
     "verify": "check a release's files, and its numbers by measuring them again",
+    "cache": "compute what frozen encoders make of each sample ahead of training",
     "plan": "show what a recipe would do, without weights or GPU",
     "find-lr": "try all learning rates of a stage in one short run",
     "sweep": "search for the values of recipe keys that train best",

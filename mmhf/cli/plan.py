@@ -24,9 +24,12 @@ from mmhf.errors import InputError
 from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import ResolvedRecipe, json_schema, load_recipe
+from mmhf.recipe.cache_section import cache_section
 from mmhf.tasks import AnyTask, task_of
+from mmhf.tasks.feature_caching import planned_caching
 from mmhf.training.arguments import build_stage_plan, recipe_stages, steps_per_epoch, training_arguments
 from mmhf.training.plan import StageReport, describe_stages
+from mmhf.training.stages import StagePlan
 
 _WAIT_FOR_HUB = 2.0
 _MISSING_DATA = "unknown: the data is not here"
@@ -64,8 +67,10 @@ def run(options: argparse.Namespace) -> None:
         console.print(_stages_as_written(resolved, args))
         return
     parent = _find_parent_if_here(task, console)
-    for report in _describe(task, args, data, num_rows, parent):
-        console.print(_stage_table(report))
+    plan = _plan(task, args, data, num_rows, parent)
+    caching = _describe_caching(task, args, data, plan)
+    for report, cached in zip(_describe(task, args, plan, length_known=num_rows is not None), caching, strict=True):
+        console.print(_stage_table(report, cached))
 
 
 def _load_data_if_here(task: AnyTask, console: Console) -> LoadedData | None:
@@ -88,20 +93,33 @@ def _find_parent_if_here(task: AnyTask, console: Console) -> Path | None:
         return None
 
 
-def _describe(
+def _plan(
     task: AnyTask, args: TrainingArguments, data: LoadedData | None, num_rows: int | None, parent: Path | None
-) -> list[StageReport]:
-    recipe = task.recipe
+) -> StagePlan:
     model = task.build_model(data, parent=parent, device="meta")
     # Without data an epoch has no length: shapes and rates are still planned, as if it had one step.
-    plan = build_stage_plan(model, recipe, args, num_rows or args.per_device_train_batch_size)
+    return build_stage_plan(model, task.recipe, args, num_rows or args.per_device_train_batch_size)
+
+
+def _describe(task: AnyTask, args: TrainingArguments, plan: StagePlan, *, length_known: bool) -> list[StageReport]:
+    recipe = task.recipe
     is_sgd = (recipe.optimizer.name if recipe.optimizer else str(args.optim)) == "sgd"
     return describe_stages(
         plan,
         task.example_inputs(args.per_device_train_batch_size, "meta"),
         state_values_per_parameter=1 if is_sgd else 2,
-        length_known=num_rows is not None,
+        length_known=length_known,
     )
+
+
+def _describe_caching(task: AnyTask, args: TrainingArguments, data: LoadedData | None, plan: StagePlan) -> list[str]:
+    """For each stage, which frozen parts are computed once."""
+    if cache_section(task.recipe.cache).mode == "off":
+        return ["off"] * len(plan.stages)
+    if data is None:
+        return [_MISSING_DATA] * len(plan.stages)
+    choices = planned_caching(task, data, plan=plan, args=args)
+    return ["; ".join(choice.describe() for choice in stage) or "nothing, no encoder is frozen" for stage in choices]
 
 
 def _values_table(resolved: ResolvedRecipe) -> Table:
@@ -146,13 +164,13 @@ def _stages_as_written(resolved: ResolvedRecipe, args: TrainingArguments) -> Tab
     return table
 
 
-def _stage_table(report: StageReport) -> Table:
+def _stage_table(report: StageReport, cached: str) -> Table:
     memory = report.memory
     mib = 2**20
     table = Table(
         title=f"Stage {report.name}: {report.length}, schedule {report.schedule}",
         caption=(
-            f"batch norm: {report.batch_norm}; cached: nothing; memory about {memory.total_gib:.2f} GiB a device "
+            f"batch norm: {report.batch_norm}; cached: {cached}; memory about {memory.total_gib:.2f} GiB a device "
             f"(weights {memory.weights / mib:.0f} MiB, gradients {memory.gradients / mib:.0f}, optimizer "
             f"{memory.optimizer / mib:.0f}, activations {memory.activations / mib:.0f})"
         ),

@@ -52,6 +52,7 @@ class FeatureColumn:
         digests (`Digests`): (N,) what each image, or text, of the data set contains.
         num_views (`int`): Changed views of each image that there may be.
         seed (`int`): What the views are drawn from.
+        is_storable (`NDArray`): (N,) False for an image whose content could not be read.
         positions (`Tensor`): (N, num_views) int64 in shared memory, where features are stored; -1 where they are not.
         mode (`Tensor`): (1,) int64 in shared memory, `OFF`, `PLAIN` or the number of views that are used now.
     """
@@ -60,10 +61,12 @@ class FeatureColumn:
     digests: Digests
     num_views: int = 1
     seed: int = 0
+    is_storable: NDArray[np.bool_] = field(init=False)
     positions: torch.Tensor = field(init=False)
     mode: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        self.is_storable = self.digests != np.zeros((), dtype=self.digests.dtype)
         shape = (len(self.digests), self.num_views)
         self.positions = torch.full(shape, -1, dtype=torch.int64).share_memory_()
         self.mode = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -238,6 +241,8 @@ class AskedRows:
 
 def digest_images(table: datasets.Dataset, positions: Sequence[int]) -> Digests:
     """Digests of the encoded images of some rows; files are read whole, several at a time.
+
+    One that cannot be read has the digest of zeros.
 
     Args:
         table (`datasets.Dataset`): Rows with `image`.

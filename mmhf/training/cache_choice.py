@@ -111,6 +111,8 @@ class CacheSetting:
 
 def measure_shapes(model: PreTrainedModel, part: FeaturePart, inputs: Mapping[str, Tensor]) -> PartMeasure | None:
     """As `measure_part`, of a model on the meta device."""
+    if CONTENT[part.name] == "image":
+        return measure_part(model, part, inputs)
     # Fake tensors rather than meta ones: encoders look at the values of an attention mask unless they see a fake.
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         return measure_part(model, part, {name: mode.from_tensor(value) for name, value in inputs.items()})
@@ -164,7 +166,12 @@ def choose_parts(
     if setting.section.mode == "off" or not isinstance(model, HasFeatureParts):
         return chosen
     for encoder in model.feature_parts():
-        for part, run in _frozen_runs(plan, model, encoder, setting.image_size):
+        for part, run in _frozen_runs(plan, model, encoder, setting):
+            most = sum(_epochs(plan, index) for index in run) * _repeats(encoder, setting)
+            if setting.section.mode == "auto" and most < _LEAST_GAIN:
+                for index in run:
+                    chosen[index].append(_refused(_nothing(part), f"training meets each sample {most:.2g} times"))
+                continue
             measured = measure(part)
             for index in run:
                 chosen[index].append(_choose(plan, part, index, run, setting, measured))
@@ -179,9 +186,8 @@ def _choose(
     setting: CacheSetting,
     measured: PartMeasure | None,
 ) -> PartChoice:
-    nothing = PartChoice(part, False, False, "", (), torch.float32, 0, 0.0, 1.0)
     if measured is None:
-        return _refused(nothing, "its features have no fixed shape")
+        return _refused(_nothing(part), "its features have no fixed shape")
     content = CONTENT[part.name]
     obstacles = {stage: _obstacle(part, stage, setting) for stage in run}
     views = setting.section.views if content == "image" and _is_augmented(setting, index) else None
@@ -203,8 +209,13 @@ def _choose(
     if limit is not None and choice.num_bytes > limit:
         return _refused(choice, f"{choice.num_bytes:,} bytes are more than cache.max_bytes")
     if setting.section.mode == "auto" and gain < _LEAST_GAIN:
-        return _refused(choice, f"it would save too little ({passes:.2g} passes, {gain:.2g} times as fast)")
+        why = f"{passes:.3g} passes would be only {gain:.2g} times as fast"
+        return _refused(choice, why)
     return choice
+
+
+def _nothing(part: FeaturePart) -> PartChoice:
+    return PartChoice(part, False, False, "", (), torch.float32, 0, 0.0, 1.0)
 
 
 def _refused(choice: PartChoice, why: str) -> PartChoice:
@@ -233,12 +244,14 @@ def _is_augmented(setting: CacheSetting, stage: int) -> bool:
 
 
 def _frozen_runs(
-    plan: StagePlan, model: HasFeatureParts, encoder: FeaturePart, image_size: int
+    plan: StagePlan, model: HasFeatureParts, encoder: FeaturePart, setting: CacheSetting
 ) -> list[tuple[FeaturePart, list[int]]]:
     """The largest frozen part of an encoder, and the stretch of stages in which that is so and its weights stay."""
     runs: list[tuple[FeaturePart, list[int]]] = []
     for index, stage in enumerate(plan.stages):
-        part = model.part_below(encoder, stage.curves, image_size=image_size)
+        few = setting.section.mode == "auto" and _epochs(plan, index) * _repeats(encoder, setting) < _LEAST_GAIN
+        # To find where an encoder can be cut takes some passes, which one epoch of a stage would not pay for.
+        part = model.part_below(encoder, stage.curves, image_size=None if few else setting.image_size)
         if part is None:
             continue
         if runs and runs[-1][0] == part and runs[-1][1][-1] == index - 1:
@@ -251,6 +264,12 @@ def _frozen_runs(
 def _epochs(plan: StagePlan, index: int) -> float:
     stage = plan.stages[index]
     return stage.num_steps / stage.steps_per_epoch if stage.steps_per_epoch else 0.0
+
+
+def _repeats(encoder: FeaturePart, setting: CacheSetting) -> float:
+    """How often an epoch meets each image, or text."""
+    places = setting.places.get(CONTENT[encoder.name], 0)
+    return (setting.samples_per_epoch or 0) / places if places else 1.0
 
 
 def _row_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:

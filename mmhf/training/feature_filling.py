@@ -57,6 +57,8 @@ class OpenPart:
     salt: int
     is_trusted: bool = True
     """Whether the part's weights are those of the store."""
+    num_bound: int = 0
+    """Rows of the store when the samples of all data sets were last looked for in it."""
 
 
 @dataclass
@@ -195,7 +197,7 @@ class BatchFiller:
         begun = time.perf_counter()
         given = self._select(opened.choice.part, batch, at, chosen)
         computed = self._run(opened.choice.part, given).to(opened.store.layout.dtype)
-        sound = inputs.sound[column.content][at]
+        sound = inputs.sound[column.content][at] & column.is_storable[wanted.places[chosen]]
         if sound.any():
             self._store(opened, column, wanted, chosen[sound], computed[torch.from_numpy(sound)])
         counts.seconds += time.perf_counter() - begun

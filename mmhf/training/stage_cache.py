@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ import torch
 from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmhf.data.datasets import RowDataset
 from mmhf.data.feature_cache import OFF, PLAIN, DatasetFeatures, FeatureColumn
 from mmhf.data.feature_store import Digests, FeatureLayout, FeatureStore, make_room
+from mmhf.data.samplers import SampleKey
 from mmhf.errors import InputError
 from mmhf.models.feature_parts import FeaturePart, HasFeatureParts
 from mmhf.recipe.cache_section import CacheSection
@@ -108,7 +111,8 @@ class StageCache:
         table = CachedTable(dataset, collator, DatasetFeatures(len(self._filler.tables), columns), is_training)
         dataset.features = table.features
         self._filler.tables.append(table)
-        for content in self._filler.open:
+        for content, opened in self._filler.open.items():
+            opened.store.refresh()  # what this process has stored since can be found, too
             self._bind(content, table)
 
     def complete(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,6 +142,64 @@ class StageCache:
                 self._bind(content, table)
             self._make_room(content)
 
+    def store_ahead(self, *, batch_size: int, num_workers: int) -> int:
+        """Compute and store what is absent of the attached data sets, of parts that no earlier stage trains.
+
+        Args:
+            batch_size (`int`): Samples that are computed at once, by each process.
+            num_workers (`int`): Processes that read them.
+
+        Returns:
+            `int`: features that this process computed.
+        """
+        self.plan.model.eval()
+        trained: set[str] = set()
+        for index, stage in enumerate(self.plan.stages):
+            groups = {group for choice in self.choices[index] for group in self._groups_of(choice.part)}
+            if trained.isdisjoint(groups):
+                self.enter(index)
+                for table in self._filler.tables:
+                    for keys in self._absent_keys(table, index):
+                        self._store(table, keys, batch_size, num_workers)
+                    self.refresh()
+            trained |= set(stage.curves)
+        return sum(counts.computed for counts in self._filler.counts.values())
+
+    def _groups_of(self, part: FeaturePart) -> tuple[str, ...]:
+        model = self.plan.model
+        assert isinstance(model, HasFeatureParts)
+        return model.part_groups(part)
+
+    def _absent_keys(self, table: CachedTable, index: int) -> Iterator[list[SampleKey]]:
+        """For each epoch that a stage trains, or for one evaluation, the samples that have a feature to be stored."""
+        epochs = self._epochs(index) if table.is_training else range(1)
+        for epoch in epochs:
+            keys = np.zeros((len(table.dataset), 3), dtype=np.int64)
+            keys[:, 0], keys[:, 1] = np.arange(len(keys)), epoch
+            is_absent = np.zeros(len(keys), dtype=bool)
+            for column in table.features.columns.values():
+                if column.is_active:
+                    places = table.dataset.places(column.content, keys)
+                    views = column.views_of(keys, int(column.mode))
+                    lacks = (column.find(places, views) < 0) & column.is_storable[places]
+                    first = np.unique(places * column.num_views + views, return_index=True)[1]
+                    is_absent[first[lacks[first]]] = True
+            yield [SampleKey(*key) for key in keys[is_absent][_rank() :: _world_size()].tolist()]
+
+    def _epochs(self, index: int) -> range:
+        started_at, ends_at = self.plan.spans()[index]
+        if self.plan.has_own_batches:
+            return range(self.plan.epoch_of(started_at)[0], self.plan.epoch_of(ends_at - 1)[0] + 1)
+        steps = self.plan.stages[index].steps_per_epoch or 1
+        return range(started_at // steps, (ends_at - 1) // steps + 1)
+
+    def _store(self, table: CachedTable, keys: list[SampleKey], batch_size: int, num_workers: int) -> None:
+        batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+        sampler: Any = batches
+        loader = DataLoader(table.dataset, batch_sampler=sampler, collate_fn=table.collator, num_workers=num_workers)
+        for batch in tqdm(loader, total=len(batches), unit="batch", disable=not batches or _rank() > 0):
+            self.complete(batch)
+
     def check(self, global_step: int) -> None:
         """Look, before an evaluation, whether the parts still hold the weights that their stores were made with.
 
@@ -160,11 +222,11 @@ class StageCache:
     def refresh(self) -> None:
         """See what other processes have stored since."""
         for content, opened in self._filler.open.items():
-            known = len(opened.store)
             opened.store.refresh()
-            if len(opened.store) != known:
+            if len(opened.store) != opened.num_bound:
                 for table in self._filler.tables:
                     self._bind(content, table)
+                opened.num_bound = len(opened.store)
 
     def facts(self) -> dict[str, str]:
         """What the cache did in this run, by part, in words."""
@@ -245,7 +307,8 @@ class StageCache:
         places = np.arange(len(column.digests))
         for view in range(column.num_views if is_changed else 1):
             views = np.full(len(places), view)
-            column.positions.numpy()[:, view] = opened.store.find(column.stored_digests(places, views, opened.salt))
+            found = opened.store.find(column.stored_digests(places, views, opened.salt))
+            column.positions.numpy()[:, view] = np.where(column.is_storable, found, -1)
 
     def _make_room(self, content: str) -> None:
         """Look, before anything is computed, whether what is absent has room."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,26 @@ class MMTrainer(StageBatches):
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor | Any]) -> dict[str, torch.Tensor | Any]:
         return super()._prepare_inputs(inputs if self.cache is None else self.cache.complete(inputs))
 
+    def store_features(self, more: Sequence[Dataset] = ()) -> int:
+        """Compute and store, before training, what the stages will read of frozen parts.
+
+        Args:
+            more (`Sequence[Dataset]`): Data sets to look at beside those of training and evaluation.
+
+        Returns:
+            `int`: features that this process computed.
+        """
+        assert self.cache is not None
+        self.get_train_dataloader()
+        if self.eval_dataset is not None:
+            self.get_eval_dataloader()
+        for dataset in more:
+            self.get_test_dataloader(dataset)
+        args = self.args
+        return self.cache.store_ahead(
+            batch_size=args.per_device_train_batch_size, num_workers=args.dataloader_num_workers
+        )
+
     def _get_dataloader(self, dataset: Dataset, *args: Any, **kwargs: Any) -> DataLoader:
         train_collator = self.data_collator
         is_training = kwargs.get("is_training", False)
@@ -143,12 +164,16 @@ class MMTrainer(StageBatches):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         # Trainer counts labels; a loss with class weights or soft labels has its own measure of a batch.
-        losses = [module for module in self.plan.model.modules() if isinstance(module, ClassificationLoss)]
+        losses = self._losses
         if len(losses) != 1 or not batch_samples or "labels" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         weight_device = self.plan.model.device
         count = torch.stack([losses[0].count(batch["labels"].to(weight_device)) for batch in batch_samples]).sum()
         return self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count.to(device)
+
+    @functools.cached_property
+    def _losses(self) -> list[ClassificationLoss]:
+        return [module for module in self.plan.model.modules() if isinstance(module, ClassificationLoss)]
 
     def _get_learning_rate(self) -> float:
         return max(self.plan.learning_rates(self.state.global_step).values())

@@ -43,10 +43,9 @@ class RandomState:
     @contextlib.contextmanager
     def replayed(self) -> Iterator[None]:
         """Go back to it for a while."""
-        device_type = self.device_type if self.devices else "cuda"
-        with torch.random.fork_rng(self.devices, device_type=device_type):
+        with torch.random.fork_rng(self.devices, device_type=self.device_type):
             torch.set_rng_state(self.cpu)
-            set_device_states(self.devices, self.device_states, device_type=device_type)
+            set_device_states(self.devices, self.device_states, device_type=self.device_type)
             yield
 
 

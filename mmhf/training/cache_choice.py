@@ -269,7 +269,7 @@ def _epochs(plan: StagePlan, index: int) -> float:
 def _repeats(encoder: FeaturePart, setting: CacheSetting) -> float:
     """How often an epoch meets each image, or text."""
     places = setting.places.get(CONTENT[encoder.name], 0)
-    return (setting.samples_per_epoch or 0) / places if places else 1.0
+    return setting.samples_per_epoch / places if places and setting.samples_per_epoch is not None else 1.0
 
 
 def _row_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:

@@ -160,3 +160,13 @@ def test_two_runs_build_the_same_store(tiny, succeed, tmp_path):
     assert set(computed(tmp_path / "run").values()) == {0}
     succeed("train", tiny.write("plain", "off"))
     check_equal(tmp_path / "run", tmp_path / "plain", tolerance=1e-4)
+
+
+def test_the_plan_says_what_is_stored_and_why_not(tiny, succeed):
+    def plan(*arguments: object) -> str:
+        return " ".join(succeed("plan", *arguments).split())
+
+    assert "cached: vision (48 × 256 float32, 0.0 MiB; its 3 passes" in plan(tiny.write("plan"))
+    augmented = plan(tiny.write("plan", augment={"horizontal_flip": 0.5}))
+    assert "cached: vision in evaluation (16 × 256 float32" in augmented and "change at random" in augmented
+    assert "cached: off;" in plan(tiny.write("off", "off"))

@@ -21,7 +21,7 @@ from tests.cli.test_processes import launch
 from tests.tasks.test_contrastive import RECIPE as DUAL_ENCODER
 
 _VISION = {"backbone": "timm/test_efficientnet", "pretrained": False}
-_SAVED = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "epoch"}
+_SAVED = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
 _TRAINING = {**_SAVED, "max_steps": None, "per_device_train_batch_size": 8, "optim": "sgd", "learning_rate": 0.05}
 
 FUSION: dict[str, Any] = {

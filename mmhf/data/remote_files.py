@@ -129,6 +129,12 @@ class RemoteFiles:
             self._client = self._connect()
         return self._client
 
+    def _fresh(self) -> Any:
+        """The file system, which looks anew: that of `hf://` keeps listings although it was told not to."""
+        fs = self._here().fs
+        fs.invalidate_cache()
+        return fs
+
     def _path(self, name: str) -> str:
         root = self._here().root
         return f"{root}/{name}" if name else root
@@ -152,7 +158,7 @@ class RemoteFiles:
         """
         path = self._path(folder)
         try:
-            found = self._try(folder, lambda: self._here().fs.find(path, detail=True))
+            found = self._try(folder, lambda: self._fresh().find(path, detail=True))
         except FileNotFoundError:
             return {}
         below = {posixpath.join(folder, name.removeprefix(path).lstrip("/")): info for name, info in found.items()}
@@ -165,7 +171,7 @@ class RemoteFiles:
             UnreachableError: it cannot be looked at.
         """
         try:
-            info = self._try(name, lambda: self._here().fs.info(self._path(name)))
+            info = self._try(name, lambda: self._fresh().info(self._path(name)))
         except FileNotFoundError:
             return None
         return _file(name, info) if info["type"] == "file" else None
@@ -240,7 +246,7 @@ class RemoteFiles:
         content: bytes = fs.cat_file(path)
         if _has_digest(content, file.version):
             return content
-        if not _may_be_equal(file.version, _version(fs.info(path))):
+        if not _may_be_equal(file.version, _version(self._fresh().info(path))):
             raise RemoteFileError("it has changed since the data was loaded")
         kind = file.version.partition(":")[0]
         if kind in ("md5", "sha256", "git") or (file.size is not None and len(content) != file.size):

@@ -324,6 +324,12 @@ class _Answer:
     def tree(self, name: str, revision: str) -> Any:
         return [_entry(path, blob) for path, blob in self.readable(name).find(revision).tree.items()]
 
+    def tree_below(self, name: str, revision: str, folder: str) -> Any:
+        entries = [entry for entry in self.tree(name, revision) if entry["path"].startswith(f"{folder}/")]
+        if not entries:
+            raise HubError(404, f"{folder} does not exist on {revision}", "EntryNotFound")
+        return entries
+
     def paths_info(self, name: str, revision: str) -> Any:
         paths = self.json["paths"]
         return [entry for entry in self.tree(name, revision) if entry["path"] in paths]
@@ -365,6 +371,7 @@ _ROUTES = [
     (rf"GET /api/models/{_NAME}/refs", "refs"),
     (rf"GET /api/models/{_NAME}/commits/([^/]+)", "commits"),
     (rf"GET /api/models/{_NAME}/tree/([^/]+)", "tree"),
+    (rf"GET /api/models/{_NAME}/tree/([^/]+)/(.+)", "tree_below"),
     (rf"POST /api/models/{_NAME}/paths-info/([^/]+)", "paths_info"),
     (rf"GET /api/models/{_NAME}/revision/([^/]+)", "info"),
     (rf"GET /api/models/{_NAME}", "info"),

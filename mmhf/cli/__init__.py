@@ -7,6 +7,7 @@ import difflib
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -32,6 +33,7 @@ _VERBS = {
     "sweep": "search for the values of recipe keys that train best",
 }
 _BROKEN_PIPE = 141
+_FROM_WORKER = re.compile(r"Caught \w+ in (DataLoader worker|pin memory thread)")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
-        return _refuse(str(error))
+        return _refuse(_without_traceback(str(error)))
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
@@ -101,6 +103,13 @@ def _run_verb(verb: str, arguments: Sequence[str]) -> None:
 def _refuse(message: str) -> int:
     sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
     return 2
+
+
+def _without_traceback(message: str) -> str:
+    """What a worker of a DataLoader refused: PyTorch hands it on inside its traceback, which ends with it."""
+    if not _FROM_WORKER.match(message):
+        return message
+    return message.rstrip().rpartition("\n")[2].partition(": ")[2]
 
 
 def _describe(error: OSError) -> str:

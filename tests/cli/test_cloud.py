@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,23 @@ def test_local_gs_and_s3_end_with_identical_weights(
         assert found.keys() == weights.keys()
         assert all((found[name] == value).all() for name, value in weights.items())
         assert (found_metrics, found_bad) == (metrics, bad)
+
+
+@pytest.mark.slow
+def test_what_a_worker_cannot_read_ends_the_run_in_one_line(
+    mmhf_cli: Callable[..., Any], tiny_recipe: Callable[..., Path], fakeddit_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "fakeddit"
+    shutil.copytree(fakeddit_dir, folder)
+    for image in (folder / "public_image_set").glob("train*.jpg"):
+        image.write_bytes(b"\xff\xd8\xff" + bytes(100) + b"\xff\xd9")  # begins and ends as a JPEG does
+    overrides = [f"data.path={folder}", "data.on_bad_image=raise", "training.dataloader_num_workers=1"]
+    outcome = mmhf_cli("train", tiny_recipe(), *overrides)
+    assert outcome.code == 2
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert re.match(r"error: train row \d+ \(id train\d+\): not an image .*; set data.on_bad_image to skip", errors[0])
+    assert "Traceback" not in outcome.err
 
 
 def test_a_bucket_that_cannot_be_read_is_refused_in_one_line(

@@ -28,7 +28,7 @@ from mmhf.recipe.cache_section import cache_section
 from mmhf.tasks import AnyTask, task_of
 from mmhf.tasks.feature_caching import planned_caching
 from mmhf.training.arguments import build_stage_plan, recipe_stages, steps_per_epoch, training_arguments
-from mmhf.training.plan import StageReport, describe_stages
+from mmhf.training.plan import MemoryEstimate, StageReport, describe_stages
 from mmhf.training.stages import StagePlan
 
 _WAIT_FOR_HUB = 2.0
@@ -70,7 +70,10 @@ def run(options: argparse.Namespace) -> None:
     plan = _plan(task, args, data, num_rows, parent)
     caching = _describe_caching(task, args, data, plan)
     for report, cached in zip(_describe(task, args, plan, length_known=num_rows is not None), caching, strict=True):
-        console.print(_stage_table(report, cached))
+        console.print(_stage_table(report))
+        for line in (f"batch norm: {report.batch_norm}", f"cached: {cached}", _memory(report.memory)):
+            console.print(Text(line), soft_wrap=True)
+        console.print()
 
 
 def _load_data_if_here(task: AnyTask, console: Console) -> LoadedData | None:
@@ -119,7 +122,7 @@ def _describe_caching(task: AnyTask, args: TrainingArguments, data: LoadedData |
     if data is None:
         return [_MISSING_DATA] * len(plan.stages)
     choices = planned_caching(task, data, plan=plan, args=args)
-    return ["; ".join(choice.describe() for choice in stage) or "nothing, no encoder is frozen" for stage in choices]
+    return ["; ".join(choice.describe() for choice in stage) or "nothing is frozen" for stage in choices]
 
 
 def _values_table(resolved: ResolvedRecipe) -> Table:
@@ -164,19 +167,17 @@ def _stages_as_written(resolved: ResolvedRecipe, args: TrainingArguments) -> Tab
     return table
 
 
-def _stage_table(report: StageReport, cached: str) -> Table:
-    memory = report.memory
+def _memory(memory: MemoryEstimate) -> str:
     mib = 2**20
-    table = Table(
-        title=f"Stage {report.name}: {report.length}, schedule {report.schedule}",
-        caption=(
-            f"batch norm: {report.batch_norm}; cached: {cached}; memory about {memory.total_gib:.2f} GiB a device "
-            f"(weights {memory.weights / mib:.0f} MiB, gradients {memory.gradients / mib:.0f}, optimizer "
-            f"{memory.optimizer / mib:.0f}, activations {memory.activations / mib:.0f})"
-        ),
-        title_justify="left",
-        caption_justify="left",
+    return (
+        f"memory: about {memory.total_gib:.2f} GiB a device (weights {memory.weights / mib:.0f} MiB, gradients "
+        f"{memory.gradients / mib:.0f}, optimizer {memory.optimizer / mib:.0f}, activations "
+        f"{memory.activations / mib:.0f})"
     )
+
+
+def _stage_table(report: StageReport) -> Table:
+    table = Table(title=f"Stage {report.name}: {report.length}, schedule {report.schedule}", title_justify="left")
     table.add_column("group")
     table.add_column("parameters", justify="right")
     table.add_column("trains", justify="right")

@@ -122,7 +122,7 @@ def _describe_caching(task: AnyTask, args: TrainingArguments, data: LoadedData |
     if data is None:
         return [_MISSING_DATA] * len(plan.stages)
     choices = planned_caching(task, data, plan=plan, args=args)
-    return ["; ".join(choice.describe() for choice in stage) or "nothing is frozen" for stage in choices]
+    return ["; ".join(choice.describe() for choice in stage) or "nothing" for stage in choices]
 
 
 def _values_table(resolved: ResolvedRecipe) -> Table:

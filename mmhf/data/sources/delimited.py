@@ -89,13 +89,11 @@ def _records(lines: list[str], separator: str, width: int) -> Iterator[list[str]
         if fields is None:
             fields, used = _join_lines(lines, number - 1, separator, width)
             number += used
-        bare = line.split(separator)
         if fields is not None and len(fields) == width:
             yield fields
-        elif len(bare) == width:
-            yield bare
-        else:
-            yield f"{len(fields or bare)} fields instead of {width}"
+            continue
+        bare = line.split(separator)
+        yield bare if len(bare) == width else f"{len(fields or bare)} fields instead of {width}"
 
 
 def _join_lines(lines: list[str], start: int, separator: str, width: int) -> tuple[list[str] | None, int]:

@@ -81,7 +81,7 @@ def main(count=416):
                 for name in list(sides)[:: 1 if turn % 2 else -1]:
                     times[name].append(seconds(sides[name], use, batches))
             local, cache = (np.median(times[name]) / count * 1e6 for name in sides)
-            print(f"{what}: local {local:.0f} µs, cache {cache:.0f} µs an image; {local / cache:.3f} of the local speed")
+            print(f"{what}: local {local:.0f} µs, cache {cache:.0f} µs an image: ratio {local / cache:.3f}")
 
 
 if __name__ == "__main__":

@@ -171,6 +171,21 @@ class MMTrainer(StageBatches):
         count = torch.stack([losses[0].count(batch["labels"].to(weight_device)) for batch in batch_samples]).sum()
         return self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count.to(device)
 
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        # Trainer goes through all modules of the model, frozen ones included, three times a step: without an encoder's
+        # pass, most of a step.
+        position = self.plan.locate(self.state.global_step)
+        if position is None or is_sharded():
+            return super()._clip_grad_norm(model)
+        if position.index not in self._trained:
+            self._trained[position.index] = [each for each in self.plan.model.parameters() if each.requires_grad]
+        return self.accelerator.clip_grad_norm_(self._trained[position.index], self.args.max_grad_norm)
+
+    @functools.cached_property
+    def _trained(self) -> dict[int, list[torch.nn.Parameter]]:
+        """Index of a stage → what it trains, once it has begun."""
+        return {}
+
     @functools.cached_property
     def _losses(self) -> list[ClassificationLoss]:
         return [module for module in self.plan.model.modules() if isinstance(module, ClassificationLoss)]

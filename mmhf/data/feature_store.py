@@ -234,9 +234,7 @@ class FeatureStore:
 
     def _index(self) -> None:
         digests = [segment.records["digest"] for segment in self._segments]
-        rows = [
-            (index << _SEGMENT_BITS) + np.arange(segment.num_rows) for index, segment in enumerate(self._segments)
-        ]
+        rows = [(index << _SEGMENT_BITS) + np.arange(segment.num_rows) for index, segment in enumerate(self._segments)]
         keys = _keys_of(np.concatenate(digests)) if digests else np.empty(0, dtype=np.uint64)
         order = np.argsort(keys, kind="stable")
         self._keys = keys[order]
@@ -259,9 +257,7 @@ class FeatureStore:
         return found
 
     @staticmethod
-    def _wrong(
-        segment: _Segment, rows: NDArray[np.int64], contents: NDArray[np.unsignedinteger]
-    ) -> NDArray[np.bool_]:
+    def _wrong(segment: _Segment, rows: NDArray[np.int64], contents: NDArray[np.unsignedinteger]) -> NDArray[np.bool_]:
         return _checksums(contents.view(np.uint8)) != segment.records["checksum"][rows]
 
     def _features(self, segment: _Segment) -> NDArray[np.unsignedinteger]:

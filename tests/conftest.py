@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 import yaml
@@ -159,4 +160,6 @@ def cloud_folders(cloud_environment: dict[str, str], monkeypatch: pytest.MonkeyP
     """A folder of one's own in each of the two, and credentials for them in the environment."""
     for name, value in cloud_environment.items():
         monkeypatch.setenv(name, value)
+    for protocol in ("gs", "s3"):
+        fsspec.get_filesystem_class(protocol).clear_instance_cache()  # a test may have made one that cannot connect
     return [f"{protocol}://{BUCKET}/{tmp_path.name}" for protocol in ("gs", "s3")]

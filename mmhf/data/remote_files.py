@@ -8,23 +8,20 @@ import logging
 import os
 import posixpath
 import random
-import re
 import threading
 import time
-from base64 import b64decode
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import parse_qsl, urlencode
 
 import aiohttp
 import datasets
 import fsspec
 
 from mmhf.data.file_cache import FileCache
+from mmhf.data.remote_versions import has_digest, may_be_equal, version_in
 from mmhf.errors import InputError, UnreachableError
 from mmhf.recipe.cloud_section import CloudSection, hide_secrets, require_no_secret
 
@@ -32,19 +29,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-VERSION_KEYS = (
-    "mtime",
-    "etag",
-    "created",
-    "updated",
-    "lastmodified",
-    "last_modified",
-    "generation",
-    "md5hash",
-)
-"""What file systems call that which changes when a file does, in small letters."""
 _CLOUD_PROTOCOLS = ("gs", "gcs", "s3", "s3a")
-_MD5 = re.compile(r'"?([0-9a-f]{32})(-\d+)?"?')
 _LONGEST_DELAY = 30.0
 
 
@@ -244,9 +229,9 @@ class RemoteFiles:
     def _download(self, file: RemoteFile) -> bytes:
         fs, path = self._here().fs, self._path(file.name)
         content: bytes = fs.cat_file(path)
-        if _has_digest(content, file.version):
+        if has_digest(content, file.version):
             return content
-        if not _may_be_equal(file.version, _version(self._fresh().info(path))):
+        if not may_be_equal(file.version, version_in(self._fresh().info(path))):
             raise RemoteFileError("it has changed since the data was loaded")
         kind = file.version.partition(":")[0]
         if kind in ("md5", "sha256", "git") or (file.size is not None and len(content) != file.size):
@@ -322,53 +307,17 @@ def open_filesystem(url: str) -> tuple[Any, str]:
     return fs, path
 
 
-def version_of(info: dict[str, Any]) -> list[list[str]]:
-    """What fsspec tells of a file that changes when the file does."""
-    return sorted([name, str(value)] for name, value in info.items() if name.lower() in (*VERSION_KEYS, "size"))
-
-
 def _file(name: str, info: dict[str, Any]) -> RemoteFile:
     size = info.get("size")
-    return RemoteFile(name, None if size is None else int(size), _version(info))
+    return RemoteFile(name, None if size is None else int(size), version_in(info))
 
 
-def _version(info: dict[str, Any]) -> str:
-    if (large := info.get("lfs")) is not None:
-        return f"sha256:{large['sha256']}"
-    if info.get("blob_id"):
-        return f"git:{info['blob_id']}"
-    if info.get("md5Hash"):
-        return f"md5:{b64decode(info['md5Hash']).hex()}"
-    told = {key.lower(): value for key, value in info.items() if key.lower() in VERSION_KEYS and value is not None}
-    if etag := _MD5.fullmatch(str(told.get("etag", ""))):
-        return f"etag:{etag[1]}{etag[2] or ''}"
-    # A time can be a number in a listing, and a datetime in a closer look.
-    texts = {key: value.timestamp() if isinstance(value, datetime) else value for key, value in told.items()}
-    return f"seen:{urlencode(sorted(texts.items()))}" if told else ""
+def failures_of(url: str) -> tuple[type[Exception], ...]:
+    """What reading from a path or URL raises when it fails."""
+    return _errors_of(url.partition("://")[0] if "://" in url else "").failures
 
 
-def _may_be_equal(version: str, other: str) -> bool:
-    """Whether two versions are of the same file, as far as they tell: a listing may tell less than a closer look."""
-    kinds = {version.partition(":")[0], other.partition(":")[0]}
-    if kinds != {"seen"}:
-        return version == other or "" in kinds
-    told, others = (dict(parse_qsl(text.partition(":")[2])) for text in (version, other))
-    return all(others[key] == value for key, value in told.items() if key in others)
-
-
-def _has_digest(content: bytes, version: str) -> bool:
-    """Whether a version is the digest of a content: that of an S3 object often is, but not always."""
-    kind, _, value = version.partition(":")
-    if kind in ("md5", "etag"):
-        return hashlib.md5(content, usedforsecurity=False).hexdigest() == value
-    if kind == "sha256":
-        return hashlib.sha256(content).hexdigest() == value
-    if kind == "git":
-        header = b"blob %d\0" % len(content)
-        return hashlib.sha1(header + content, usedforsecurity=False).hexdigest() == value
-    return False
-
-
+@lru_cache
 def _errors_of(protocol: str) -> _Errors:
     failures: tuple[type[Exception], ...] = (OSError, aiohttp.ClientError, asyncio.TimeoutError)
     refusals: tuple[type[Exception], ...] = (PermissionError,)

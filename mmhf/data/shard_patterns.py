@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import fsspec
+from mmhf.data.remote_files import open_filesystem
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -70,6 +70,6 @@ def list_files(patterns: str | Sequence[str]) -> list[str]:
             if not any(character in name for character in "*?["):
                 files.append(name)
                 continue
-            fs, path = fsspec.core.url_to_fs(name)
+            fs, path = open_filesystem(name)
             files += [fs.unstrip_protocol(found) if "://" in name else found for found in sorted(fs.glob(path))]
     return files

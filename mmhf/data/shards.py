@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmhf.data.images import MAX_IMAGE_BYTES
-from mmhf.data.remote_files import version_of
+from mmhf.data.remote_files import failures_of
+from mmhf.data.remote_versions import version_of
 from mmhf.data.rows import Caption
 from mmhf.data.screening import clean_captions
 from mmhf.data.sources.captioned_images import captions_in
@@ -87,7 +88,7 @@ def _version(url: str, *how: object) -> str:
     try:
         fs, path = fsspec.core.url_to_fs(url)
         return json.dumps([url, version_of(fs.info(path)), *how])
-    except UNREADABLE:
+    except (*UNREADABLE, *failures_of(url)):
         return ""
 
 
@@ -133,7 +134,7 @@ class TarShard:
                     members[ending] = read()
             if members:
                 yield self._sample(number, members)
-        except UNREADABLE as error:
+        except (*UNREADABLE, *failures_of(self.url)) as error:
             yield _fault(self.url, max(number, 1), error)
 
     def _is_chosen(self, ending: str, members: dict[str, Any]) -> bool:
@@ -251,7 +252,7 @@ class ParquetShard:
                     for row in batch.to_pylist():
                         number += 1
                         yield self._sample(number, row, with_images)
-        except UNREADABLE as error:
+        except (*UNREADABLE, *failures_of(self.url)) as error:
             yield _fault(self.url, number + 1, error)
 
     def _sample(self, number: int, row: dict[str, Any], with_images: bool) -> ShardImage | ShardFault:

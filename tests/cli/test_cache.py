@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from mmhf.data import feature_store
-from tests.cli.test_feature_cache import FUSION, check_equal, facts, with_cache
+from tests.cli.test_feature_cache import FUSION, IMAGE, check_equal, facts, with_cache
+from tests.cli.test_interruptions import fingerprint
 
 
 class Tiny(NamedTuple):
@@ -170,3 +171,41 @@ def test_the_plan_says_what_is_stored_and_why_not(tiny, succeed):
     augmented = plan(tiny.write("plan", augment={"horizontal_flip": 0.5}))
     assert "cached: vision in evaluation (16 × 256 float32" in augmented and "change at random" in augmented
     assert "cached: off memory" in plan(tiny.write("off", "off"))
+
+
+def _image_classifier(tiny_recipe: Callable[..., Path], folder: Path, name: str, choice: Any, **changes: Any) -> Path:
+    training = {
+        **IMAGE["training"],
+        "output_dir": str(folder / name),
+        "save_strategy": "no",
+        **changes.pop("training", {}),
+    }
+    return with_cache(tiny_recipe({**IMAGE, "training": training, **changes}, name=name), choice)
+
+
+def test_the_lower_part_of_an_encoder_and_workers(tiny_recipe, succeed, tmp_path):
+    stages = [
+        {"name": "head", "epochs": 2, "train": "head"},
+        {"name": "top", "epochs": 3, "train": ["head", "vision:last 2"], "batch_norm": "frozen"},
+    ]
+    on = {"mode": "on", "folder": str(tmp_path / "features")}
+    workers = {"dataloader_num_workers": 2}
+    succeed("train", _image_classifier(tiny_recipe, tmp_path, "plain", "off", stages=stages))
+    succeed("train", _image_classifier(tiny_recipe, tmp_path, "run", on, stages=stages, training=workers))
+    check_equal(tmp_path / "run", tmp_path / "plain", tolerance=1e-4)
+    assert set(facts(tmp_path / "run")) == {"image features", "image hidden"}
+    assert len(list((tmp_path / "features").glob("vision-*"))) == 2
+
+
+def test_views_are_drawn_once(tiny_recipe, succeed, tmp_path):
+    views = {"mode": "on", "folder": str(tmp_path / "features"), "views": 2}
+    changes = {
+        "data": {**IMAGE["data"], "augment": {"rotation": 30, "horizontal_flip": 0.5}},
+        "stages": [{"name": "head", "epochs": 5, "train": "head"}],
+    }
+    succeed("train", _image_classifier(tiny_recipe, tmp_path, "run", views, **changes))
+    found = computed(tmp_path / "run")["image features"]
+    assert 24 + 48 < found <= 48 + 48, "two views of 24 images, of which five epochs meet most; and what is evaluated"
+    succeed("train", _image_classifier(tiny_recipe, tmp_path, "again", views, **changes))
+    assert computed(tmp_path / "again") == {"image features": 0}
+    assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "run")

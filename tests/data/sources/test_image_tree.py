@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from mmhf.data.sources.image_tree import Listing, arrange
 from mmhf.errors import InputError
 
-# Anything but the separator and what hides a file or is not stored as it is.
-names = (
-    st.text(st.characters(blacklist_categories=["Cs", "Cc"], blacklist_characters="/"), min_size=1, max_size=12)
-    .filter(lambda name: not name.startswith("."))
-    .filter(lambda name: name != "__MACOSX")
-)
+
+def text_of(**kinds: str) -> st.SearchStrategy[str]:
+    """Names of anything but the separator and what hides a file or is not stored as it is."""
+    characters = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="/", **kinds)
+    return st.text(characters, min_size=1, max_size=12).filter(lambda name: name[0] != "." and name != "__MACOSX")
+
+
+names = text_of()
 class_names = st.lists(
-    names.filter(lambda name: name.isascii())
-    | st.sampled_from(["train", "Test images", "Tomato, (late) blight", "葉"]),
+    text_of(codec="ascii") | st.sampled_from(["train", "Test images", "Tomato, (late) blight", "葉"]),
     min_size=2,
     max_size=5,
     unique=True,

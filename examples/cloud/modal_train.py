@@ -15,7 +15,7 @@ from pathlib import Path
 
 import modal
 
-PROJECT = "/root/mmhf"
+PROJECT = "/opt/mmhf"
 BUCKET = "my-bucket"
 TRAIN = [
     "accelerate",

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import datasets
 import transformers
@@ -100,23 +101,37 @@ def run(options: argparse.Namespace, callbacks: Sequence[TrainerCallback] = ()) 
             trainer.save_state()
             if is_first:
                 bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
-                if data.duplicates:
-                    write_duplicates(folder.path / DUPLICATES_FILE, data.duplicates)
-                task.write_report(
-                    folder.path,
-                    resolved,
-                    measured,
-                    facts=_facts(trainer, data),
-                    stages=plan.summary(),
-                    log_history=trainer.state.log_history,
-                    bad_examples=bad_examples.read(),
-                    duplicates=data.duplicates,
-                )
+                _report(trainer, task, data, resolved=resolved, measured=measured, bad_examples=bad_examples)
         if is_first:
             print_metrics(resolved.name, measured)
             logger.info("Run folder: %s", folder.path)
             logger.info("Report: %s", folder.path / REPORT_FILE)
             _release(resolved, args, folder)
+
+
+def _report(
+    trainer: MMTrainer,
+    task: AnyTask,
+    data: LoadedData,
+    *,
+    resolved: ResolvedRecipe,
+    measured: dict[str, Measured],
+    bad_examples: BadExampleLog,
+) -> None:
+    """Write the list of duplicates, the report and, last, the metrics, which mark a finished run."""
+    run_dir = Path(str(trainer.args.output_dir))
+    if data.duplicates:
+        write_duplicates(run_dir / DUPLICATES_FILE, data.duplicates)
+    task.write_report(
+        run_dir,
+        resolved,
+        measured,
+        facts=_facts(trainer, data),
+        stages=trainer.plan.summary(),
+        log_history=trainer.state.log_history,
+        bad_examples=bad_examples.read(),
+        duplicates=data.duplicates,
+    )
 
 
 def _load_data(task: AnyTask) -> LoadedData:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,17 +90,11 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
             )
         return table
 
-    def load_data(
-        self,
-        *,
-        splits: Collection[str] | None = None,
-        model: PreTrainedModel | None = None,
-        check_images: bool = True,
-    ) -> LoadedData:
+    def load_data(self, *, model: PreTrainedModel | None = None, **options: Any) -> LoadedData:
         if model is not None and self.text_encoder is not None:
             config: Any = model.config
             check_same_table(config, self.text_encoder, "the model")
-        data = super().load_data(splits=splits, model=model, check_images=check_images)
+        data = super().load_data(model=model, **options)
         if self.text_table is None or self.recipe.model.modalities.mask == "text":
             return data
         return look_up_texts(data, self.text_table, may_lack=self.recipe.data.on_empty_text == "mask")

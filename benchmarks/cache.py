@@ -29,10 +29,10 @@ import mmhf  # noqa: F401  (before timm)
 from mmhf.data.collators import ImageCollator, RandomChanges
 from mmhf.data.datasets import RowDataset
 from mmhf.data.rows import IMAGE_FEATURE
+from mmhf.features.choice import CacheSetting
 from mmhf.models.backbones import load_encoder, load_encoder_config
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
 from mmhf.recipe.cache_section import CacheSection
-from mmhf.training.cache_choice import CacheSetting
 from mmhf.training.stage_cache import StageCache
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.trainer import MMTrainer

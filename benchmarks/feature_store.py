@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmhf.data.feature_store import FeatureLayout, FeatureStore
+from mmhf.features.store import FeatureLayout, FeatureStore
 
 WIDTH = 1280
 BATCH = 32

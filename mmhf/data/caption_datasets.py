@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.datasets import Row, RowDataset
-from mmhf.data.feature_cache import Content, digest_texts
-from mmhf.data.feature_store import Digests
+from mmhf.data.digests import Digests, digest_texts
+from mmhf.data.feature_cache import Content
 from mmhf.data.samplers import SampleKey, derive_seed
 
 _SALT = 0x636170

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, IterableDataset
 
-from mmhf.data.feature_cache import AskedRows, Content, DatasetFeatures, Row, digest_images, digest_texts
-from mmhf.data.feature_store import Digests
+from mmhf.data.digests import Digests, digest_images, digest_texts
+from mmhf.data.feature_cache import AskedRows, Content, DatasetFeatures, Row
 from mmhf.data.read_ahead import ReadAhead, reads_ahead
 from mmhf.data.samplers import EpochSampler, SampleKey
 

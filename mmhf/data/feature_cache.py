@@ -7,20 +7,15 @@ all that matters is that a batch says which of its samples it holds inputs of.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mmhf.data.feature_store import DIGEST_BYTES, Digests, digests_of
-from mmhf.data.images import BadImageError
+from mmhf.data.digests import Digests
 from mmhf.data.samplers import SampleKey, derive_seed
 
 PART_INPUTS = "part_inputs"
@@ -35,8 +30,6 @@ STORED_IMAGE: dict[str, Any] = {"path": "its features are stored", "bytes": None
 _VIEW = 0x766965
 """Sets the choice of views apart from other random choices."""
 _VIEW_STEP = 0x9E3779B97F4A7C15
-_ROWS_AT_ONCE = 512
-_THREADS = 4
 
 Row = dict[str, Any]
 Content = Literal["image", "text"]
@@ -237,40 +230,3 @@ class AskedRows:
         views = column.views_of(self.keys[numbers], mode).tolist()
         for number, place, view in zip(numbers, places, views, strict=True):
             rows[number]["view_seed"] = column.view_seed(place, view)
-
-
-def digest_images(table: datasets.Dataset, positions: Sequence[int]) -> Digests:
-    """Digests of the encoded images of some rows; files are read whole, several at a time.
-
-    One that cannot be read has the digest of zeros.
-
-    Args:
-        table (`datasets.Dataset`): Rows with `image`.
-        positions (`Sequence[int]`): Which rows.
-    """
-    images = table.select_columns(["image"])
-    found: list[bytes] = []
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for start in range(0, len(positions), _ROWS_AT_ONCE):
-            found += pool.map(_image_digest, images[positions[start : start + _ROWS_AT_ONCE]]["image"])
-    return digests_of(found)
-
-
-def digest_texts(texts: Iterator[str | None] | Sequence[str | None]) -> Digests:
-    """Digests of texts; a missing text has that of the empty one."""
-    return digests_of([_digest((text or "").encode()) for text in texts])
-
-
-def _image_digest(image: dict[str, Any] | None) -> bytes:
-    image = image or {"path": None, "bytes": None}
-    try:
-        content = image["bytes"]
-        if content is not None:
-            return _digest(content)
-        return _digest(Path(image["path"]).read_bytes()) if image["path"] is not None else _digest(b"no image")
-    except (OSError, BadImageError):  # it will not be decoded either, and so nothing is ever stored for it
-        return _digest(f"unreadable: {image['path']}".encode())
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from mmhf.data.bad_examples import BadExample
-from mmhf.data.feature_cache import digest_texts
+from mmhf.data.digests import digest_texts
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
 

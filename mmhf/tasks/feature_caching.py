@@ -11,9 +11,9 @@ from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset
 from mmhf.data.feature_cache import Content
 from mmhf.data.loading import LoadedData
+from mmhf.features.choice import CacheSetting, PartChoice, choose_parts, measure_shapes
 from mmhf.recipe.cache_section import cache_section
 from mmhf.recipe.schema import AugmentSection
-from mmhf.training.cache_choice import CacheSetting, PartChoice, choose_parts, measure_shapes
 from mmhf.training.stage_cache import StageCache
 from mmhf.training.stages import StagePlan
 

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 
 from mmhf.data.datasets import RowDataset
 from mmhf.data.feature_cache import PART_INPUTS, AskedRows, DatasetFeatures, FeatureColumn, PartInputs
-from mmhf.data.feature_store import DamagedStoreError, FeatureStore
 from mmhf.data.samplers import SampleKey
 from mmhf.errors import InputError
-from mmhf.models.feature_parts import FeaturePart, HasFeatureParts
-from mmhf.training.cache_choice import PartChoice
+from mmhf.features.choice import PartChoice
+from mmhf.features.parts import FeaturePart, HasFeatureParts
+from mmhf.features.store import DamagedStoreError, FeatureStore
 
 logger = logging.getLogger(__name__)
 

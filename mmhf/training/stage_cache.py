@@ -22,17 +22,18 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmhf.data.datasets import RowDataset
+from mmhf.data.digests import Digests
 from mmhf.data.feature_cache import OFF, PLAIN, DatasetFeatures, FeatureColumn
-from mmhf.data.feature_store import Digests, FeatureLayout, FeatureStore, make_room
 from mmhf.data.samplers import SampleKey
 from mmhf.errors import InputError
-from mmhf.models.feature_parts import FeaturePart, HasFeatureParts
+from mmhf.features.choice import CONTENT, CacheSetting, PartChoice, choose_parts, measure_part
+from mmhf.features.keys import part_state, store_name
+from mmhf.features.parts import FeaturePart, HasFeatureParts
+from mmhf.features.store import FeatureLayout, FeatureStore, make_room
 from mmhf.recipe.cache_section import CacheSection
 from mmhf.training.boundary_checks import is_sharded
-from mmhf.training.cache_choice import CONTENT, CacheSetting, PartChoice, choose_parts, measure_part
 from mmhf.training.feature_filling import Autocast, BatchFiller, CachedTable, Collate, OpenPart
 from mmhf.training.stages import StagePlan
-from mmhf.training.store_keys import part_state, store_name
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
-from mmhf.data import feature_store
+from mmhf.features import store as feature_store
 from tests.cli.test_feature_cache import FUSION, IMAGE, check_equal, facts, with_cache
 from tests.cli.test_interruptions import fingerprint
 

@@ -14,6 +14,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
+from mmhf.features.parts import VISION, FeaturePart, HasFeatureParts
 from mmhf.models.captioner.caption_loss import caption_loss
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.lora import add_lora, is_lora
@@ -21,7 +22,6 @@ from mmhf.models.captioner.projectors import TransformerProjector, build_project
 from mmhf.models.captioner.references import load_reference
 from mmhf.models.captioner.vision_features import describe_features, fresh_vision, num_patches, read_features
 from mmhf.models.encoders import EncoderOutput, drop_unused, native_image_size
-from mmhf.models.feature_parts import VISION, FeaturePart, HasFeatureParts
 from mmhf.models.layer_groups import layer_groups
 
 _DEFAULT_PREFIX_LENGTH = 10

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
+from mmhf.features.parts import TEXT, VISION, FeaturePart, HasFeatureParts
 from mmhf.models.contrastive_loss import Contrast, EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfig
 from mmhf.models.dual_encoder.pooling import AttentionPooling, described_as, grid_tokens, pool_caption
@@ -25,7 +26,6 @@ from mmhf.models.encoders import (
     pool_vision,
     run_vision,
 )
-from mmhf.models.feature_parts import TEXT, VISION, FeaturePart, HasFeatureParts
 from mmhf.models.layer_groups import layer_groups
 
 MAX_LOGIT_SCALE = 100.0

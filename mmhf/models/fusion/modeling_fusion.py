@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
+from mmhf.features.parts import TEXT, VISION, FeaturePart, HasFeatureParts
 from mmhf.models.classification_loss import IGNORED_LABEL, ClassificationLoss, calibrated
 from mmhf.models.encoders import (
     EncoderOutput,
@@ -24,7 +25,6 @@ from mmhf.models.encoders import (
     pool_vision,
     run_vision,
 )
-from mmhf.models.feature_parts import TEXT, VISION, FeaturePart, HasFeatureParts
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.fusion_layers import Fusion, projection
 from mmhf.models.layer_groups import layer_groups

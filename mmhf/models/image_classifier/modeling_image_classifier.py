@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from mmhf.features.parts import VISION, FeaturePart, HasFeatureParts
 from mmhf.models.classification_loss import ClassificationLoss, calibrated
 from mmhf.models.encoders import (
     EncoderOutput,
@@ -19,7 +20,6 @@ from mmhf.models.encoders import (
     pool_vision,
     run_vision,
 )
-from mmhf.models.feature_parts import VISION, FeaturePart, HasFeatureParts
 from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
 from mmhf.models.layer_groups import layer_groups
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +15,11 @@ from transformers import PreTrainedModel
 
 from mmhf.data.collators import RandomChanges
 from mmhf.data.feature_cache import Content
-from mmhf.models.feature_parts import FeaturePart, HasFeatureParts
+from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.recipe.cache_section import CacheSection
-from mmhf.training.stages import StagePlan
+
+if TYPE_CHECKING:
+    from mmhf.training.stages import StagePlan
 
 CONTENT: Mapping[str, Content] = {"vision": "image", "text": "text"}
 """Part of a model → what of a sample it looks at."""

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mmhf.models.feature_parts import FeaturePart, HasFeatureParts
+from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.models.partition import Partition
 
 _FORMAT = 1

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,20 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mmhf.data.digests import DIGEST_BYTES, Digests
 from mmhf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-DIGEST_BYTES = 16
 _DESCRIPTION = "store.json"
 _RECORD = np.dtype([("digest", f"V{DIGEST_BYTES}"), ("checksum", "<u8")])
 _MIX = 0x9E3779B97F4A7C15
 _SEGMENT_BITS = 40
 _ROW_MASK = (1 << _SEGMENT_BITS) - 1
 _INTEGERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-
-Digests = NDArray[np.void]
-"""(N,) contents of samples, `DIGEST_BYTES` each."""
 
 
 class DamagedStoreError(InputError):
@@ -326,11 +322,6 @@ def make_room(root: Path, needed: int, *, max_bytes: int | None, keep: Path) -> 
         oldest = others.pop(0)
         logger.warning("%s: removed to make room for new features", oldest)
         shutil.rmtree(oldest)
-
-
-def digests_of(contents: Sequence[bytes]) -> Digests:
-    """Digests as an array, from their bytes."""
-    return np.frombuffer(b"".join(contents), dtype=_RECORD["digest"]).copy()
 
 
 def _lack(root: Path, needed: int, max_bytes: int | None) -> int:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from mmhf.data.collators import RandomChanges
+from mmhf.features.choice import CacheSetting, PartChoice, PartMeasure, choose_parts
+from mmhf.features.parts import VISION
 from mmhf.models.backbones import load_encoder, load_encoder_config
-from mmhf.models.feature_parts import VISION
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
 from mmhf.recipe.cache_section import CacheSection
-from mmhf.training.cache_choice import CacheSetting, PartChoice, PartMeasure, choose_parts
 from mmhf.training.stages import Stage, StagePlan
 
 STAGES = [

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mmhf.models.boundaries import Boundary, find_boundary, is_exact, is_traced_for, run_above, run_below
+from mmhf.features.boundaries import Boundary, find_boundary, is_exact, is_traced_for, run_above, run_below
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmhf.data.feature_store import (
-    DIGEST_BYTES,
+from mmhf.data.digests import DIGEST_BYTES, digests_of
+from mmhf.errors import InputError
+from mmhf.features.store import (
     DamagedStoreError,
     FeatureLayout,
     FeatureStore,
-    digests_of,
     make_room,
 )
-from mmhf.errors import InputError
 
 LAYOUT = FeatureLayout((3,), torch.float32)
 

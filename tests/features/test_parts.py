@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPVisionConfig, PreTrainedModel, Qwen3Config, ViTConfig
 
+from mmhf.features.parts import TEXT, VISION, FeaturePart, HasFeatureParts
 from mmhf.models.captioner import PrefixCaptionerConfig, PrefixCaptionerForConditionalGeneration
 from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel
-from mmhf.models.feature_parts import TEXT, VISION, FeaturePart, HasFeatureParts
 from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
 from mmhf.models.partition import Partition

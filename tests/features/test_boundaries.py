@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from mmhf.features.boundaries import Run, find_boundary, is_exact, is_traced_for, run_above, run_below
 from mmhf.models.backbones import load_encoder_config
-from mmhf.models.boundaries import Run, find_boundary, is_exact, is_traced_for, run_above, run_below
 from mmhf.models.encoders import describe_vision, drop_unused, fresh_encoder, pool_vision, run_vision, timm_config
 from mmhf.models.layer_groups import layer_groups
 

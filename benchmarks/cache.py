@@ -28,7 +28,7 @@ from transformers import CLIPImageProcessor, TrainerCallback, TrainingArguments
 import mmhf  # noqa: F401  (before timm)
 from mmhf.data.collators import ImageCollator, RandomChanges
 from mmhf.data.datasets import RowDataset
-from mmhf.data.rows import IMAGE_FEATURE
+from mmhf.data.table import IMAGE_FEATURE
 from mmhf.features.choice import CacheSetting
 from mmhf.models.backbones import load_encoder, load_encoder_config
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig

@@ -24,7 +24,7 @@ from transformers import TrainingArguments
 from mmhf.data.collators import ImageTextCollator
 from mmhf.data.datasets import RowDataset
 from mmhf.data.modalities import ModalityMasking
-from mmhf.data.rows import NO_IMAGE, ROW_FEATURES
+from mmhf.data.table import NO_IMAGE, ROW_FEATURES
 from mmhf.data.text_embeddings import TextEmbeddingTable, TextTableProcessor
 from mmhf.inference.text_embedding import TextEncoding, embed_texts, rows_of_texts
 from mmhf.models.fusion import build_fusion_model, build_fusion_processor

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmhf.cli._metrics_table import print_metrics
-from mmhf.data.images import BadImageError
-from mmhf.data.local_paths import DataFolder
+from mmhf.data.images import BadImageError, DataFolder
 from mmhf.errors import InputError
 from mmhf.evaluation.captions import (
     CaptionEvaluation,

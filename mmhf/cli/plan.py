@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 from transformers import TrainingArguments
 
+from mmhf.data.filters import describe_steps
 from mmhf.data.loading import LoadedData
-from mmhf.data.table_filters import describe_steps
 from mmhf.errors import InputError
 from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.hub.releases import resolve_model

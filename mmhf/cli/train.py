@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from mmhf.cli._metrics_table import print_metrics
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.duplicates import write_duplicates
+from mmhf.data.filters import describe_steps
 from mmhf.data.loading import LoadedData
-from mmhf.data.table_filters import describe_steps
 from mmhf.errors import InputError
 from mmhf.hub import resolve_model
 from mmhf.hub.lineage import check_release_is_possible, release_run, write_lineage

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from mmhf.data.augmentation import Augmentation
+from mmhf.data.augment import Augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.datasets import Row
 from mmhf.data.feature_cache import PART_INPUTS, STORED_IMAGE, AskedRows, Content

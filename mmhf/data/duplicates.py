@@ -22,7 +22,7 @@ from rich.progress import track
 from scipy.spatial import cKDTree
 
 from mmhf.data.images import BadImageError, decode_image
-from mmhf.data.rows import SPLITS
+from mmhf.data.table import SPLITS
 
 logger = logging.getLogger(__name__)
 

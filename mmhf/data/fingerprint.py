@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import datasets
 
-from mmhf.data.remote_images import parse_reference
+from mmhf.data.remote.images import parse_reference
 
 _BATCH = 1024
 

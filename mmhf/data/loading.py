@@ -10,11 +10,9 @@ from typing import NamedTuple
 import datasets
 
 from mmhf.data.bad_examples import BadExample
-from mmhf.data.caption_streams import StreamedCaptions
 from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplicates
 from mmhf.data.fingerprint import fingerprint_splits
-from mmhf.data.rows import SPLITS, CaptionedSource, FilterStep, SourceData
-from mmhf.data.screening import CaptionScreen, LabelScreen
+from mmhf.data.screen import CaptionScreen, LabelScreen
 from mmhf.data.sources.caption_hub import read_caption_hub
 from mmhf.data.sources.caption_shards import read_sharded
 from mmhf.data.sources.caption_table import read_caption_table
@@ -25,6 +23,8 @@ from mmhf.data.sources.hub import read_hub, read_hub_stream
 from mmhf.data.sources.image_folder import read_image_folder
 from mmhf.data.sources.sample import read_sample_captions, read_sample_groups, read_sample_pairs
 from mmhf.data.sources.table import read_table_source
+from mmhf.data.streams.captions import StreamedCaptions
+from mmhf.data.table import SPLITS, CaptionedSource, FilterStep, SourceData
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import (
     CaptionDataSectionBase,

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
-from mmhf.data.remote_images import RemoteImageFeature, parse_reference
+from mmhf.data.remote.images import RemoteImageFeature, parse_reference
 
 
 class ReadAhead:

@@ -11,11 +11,10 @@ from typing import Any
 
 import yaml
 
-from mmhf.data.images import BadImageError, ImageInput
-from mmhf.data.local_paths import DataFolder
+from mmhf.data.images import BadImageError, DataFolder, ImageInput
+from mmhf.data.readers import TableFile, as_text, read_table, require_column
 from mmhf.data.sources.fakeddit import IMAGE_FOLDERS
 from mmhf.data.sources.image_folder import list_folder
-from mmhf.data.sources.table_files import TableFile, as_text, read_table, require_column
 from mmhf.errors import InputError
 from mmhf.inference.hashing import files_hash
 

@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from mmhf.data.images import BadImageError, decode_image
-from mmhf.data.local_paths import DataFolder
-from mmhf.data.sources.table_files import TableFile
+from mmhf.data.images import BadImageError, DataFolder, decode_image
+from mmhf.data.readers import TableFile
 from mmhf.errors import InputError
 from mmhf.inference.embedders import IMAGE, TEXT
 from mmhf.inference.embedding import SOURCE_KEY, written_identity

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mmhf.data.local_paths import DataFolder
-from mmhf.data.sources.table_files import TableFile
+from mmhf.data.images import DataFolder
+from mmhf.data.readers import TableFile
 from mmhf.data.text_embeddings import EMBEDDING_COLUMN, ENCODER_KEY, HASH_COLUMN, text_hashes
 from mmhf.errors import InputError
 from mmhf.inference.embedders import TEXT, EmbedderInputs

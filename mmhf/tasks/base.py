@@ -11,7 +11,7 @@ import datasets
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from mmhf.data.augmentation import build_augmentation
+from mmhf.data.augment import build_augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.collators import ImageCollator, RandomChanges
 from mmhf.data.datasets import RowDataset, RowStream

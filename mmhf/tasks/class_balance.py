@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmhf.data.loading import LoadedData
-from mmhf.data.rows import extra_column
+from mmhf.data.table import extra_column
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import LossSettings
 from mmhf.recipe.schema import LossSection, SamplingSection

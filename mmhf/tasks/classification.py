@@ -25,7 +25,7 @@ from mmhf.data.duplicates import DuplicatePair
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.mixing import build_mixer
 from mmhf.data.pixel_statistics import PixelSums, sum_pixels
-from mmhf.data.rows import extra_column
+from mmhf.data.table import extra_column
 from mmhf.errors import InputError
 from mmhf.evaluation.calibration import (
     CalibrationEvaluation,

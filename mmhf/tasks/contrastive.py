@@ -16,11 +16,11 @@ from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArgum
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_datasets import CaptionDataset
-from mmhf.data.caption_streams import caption_dataset
 from mmhf.data.collators import ContrastiveCollator
 from mmhf.data.duplicates import DuplicatePair
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.loading import LoadedData, load_data
+from mmhf.data.streams.captions import caption_dataset
 from mmhf.errors import InputError
 from mmhf.evaluation.details_file import write_details
 from mmhf.evaluation.metrics_file import write_metrics

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_datasets import CaptionDataset, find_long_captions
-from mmhf.data.caption_streams import StreamedCaptions, caption_dataset
 from mmhf.data.collators import CaptioningCollator
 from mmhf.data.duplicates import DuplicatePair
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.loading import LoadedData
+from mmhf.data.streams.captions import StreamedCaptions, caption_dataset
 from mmhf.evaluation.captions import CAPTION_PROTOCOLS, CaptionEvaluation, caption_metrics, evaluate_captions
 from mmhf.evaluation.captions.baselines import best_constant_caption, nearest_neighbour_captions
 from mmhf.evaluation.captions.clip_score import ClipScorer

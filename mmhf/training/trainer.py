@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
-from mmhf.data.caption_streams import CaptionStream
 from mmhf.data.datasets import RowDataset
+from mmhf.data.streams.captions import CaptionStream
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.schema import RecipeBase

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmhf.data.augmentation import build_augmentation
+from mmhf.data.augment import build_augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.data.collators import CaptioningCollator, ContrastiveCollator

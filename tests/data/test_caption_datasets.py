@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 
 from mmhf.data.caption_datasets import CaptionDataset, caption_number, find_long_captions
 from mmhf.data.loading import load_data
-from mmhf.data.rows import CAPTION_FEATURES
 from mmhf.data.samplers import SampleKey
+from mmhf.data.table import CAPTION_FEATURES
 from mmhf.errors import InputError
 
 

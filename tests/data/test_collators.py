@@ -11,13 +11,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor
 
-from mmhf.data.augmentation import build_augmentation
+from mmhf.data.augment import build_augmentation
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.collators import ImageCollator, ImageTextCollator
 from mmhf.data.datasets import RowDataset
 from mmhf.data.mixing import BatchMixer
-from mmhf.data.rows import ROW_FEATURES
 from mmhf.data.samplers import SampleKey
+from mmhf.data.table import ROW_FEATURES
 from mmhf.errors import InputError
 from mmhf.recipe.schema import AugmentSection
 

@@ -5,8 +5,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from mmhf.data.datasets import RowDataset, RowStream
-from mmhf.data.rows import ROW_FEATURES
 from mmhf.data.samplers import SampleKey
+from mmhf.data.table import ROW_FEATURES
 
 
 @pytest.fixture

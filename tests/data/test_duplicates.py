@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 from mmhf.data import duplicates
 from mmhf.data.duplicates import DuplicateImage, DuplicatePair, find_duplicates, write_duplicates
 from mmhf.data.loading import load_data
-from mmhf.data.rows import ROW_FEATURES
+from mmhf.data.table import ROW_FEATURES
 from mmhf.errors import InputError
 
 

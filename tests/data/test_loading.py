@@ -6,7 +6,7 @@ import datasets
 import pandas as pd
 import pytest
 
-from mmhf.data import screening
+from mmhf.data import screen
 from mmhf.data.loading import load_data
 from mmhf.errors import InputError
 
@@ -40,9 +40,9 @@ def test_a_limit_is_met_in_spite_of_bad_rows_and_keeps_the_order(section, table)
 
 def test_a_limit_draws_first_and_checks_then(section, table, monkeypatch):
     checked = []
-    original = screening.SplitScreen._row_is_usable
+    original = screen.SplitScreen._row_is_usable
     monkeypatch.setattr(
-        screening.SplitScreen, "_row_is_usable", lambda self, row: checked.append(row) or original(self, row)
+        screen.SplitScreen, "_row_is_usable", lambda self, row: checked.append(row) or original(self, row)
     )
     load(section, table, limit=5)
     assert len(checked) < 15
@@ -74,7 +74,7 @@ def test_paths_are_judged_even_when_images_are_not_looked_into(section, table):
 
 
 def test_progress_is_shown_for_many_images(section, table, monkeypatch, capfd):
-    monkeypatch.setattr(screening, "_PROGRESS_ABOVE", 10)
+    monkeypatch.setattr(screen, "_PROGRESS_ABOVE", 10)
     assert load(section, table).num_rows("train") == 54
 
 

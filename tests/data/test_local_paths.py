@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from mmhf.data.local_paths import DataFolder
+from mmhf.data.images import DataFolder
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.collators import ImageTextCollator
 from mmhf.data.datasets import RowDataset
 from mmhf.data.modalities import ModalityMasking
-from mmhf.data.rows import NO_IMAGE, ROW_FEATURES
 from mmhf.data.samplers import SampleKey
+from mmhf.data.table import NO_IMAGE, ROW_FEATURES
 from mmhf.errors import InputError
 
 

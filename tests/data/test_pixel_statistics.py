@@ -7,7 +7,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from mmhf.data.pixel_statistics import PixelSums, sum_pixels
-from mmhf.data.rows import IMAGE_FEATURE, NO_IMAGE
+from mmhf.data.table import IMAGE_FEATURE, NO_IMAGE
 from mmhf.errors import InputError
 
 SIDE = 8

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from mmhf.data.datasets import RowDataset
 from mmhf.data.read_ahead import ReadAhead, find_run, reads_ahead
-from mmhf.data.remote_files import RemoteFiles
-from mmhf.data.remote_images import RemoteImageFeature
-from mmhf.data.rows import image_table
+from mmhf.data.remote.files import RemoteFiles
+from mmhf.data.remote.images import RemoteImageFeature
+from mmhf.data.table import image_table
 
 _ROWS = 40
 

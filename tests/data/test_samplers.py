@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from torch.utils.data import DataLoader
 
 from mmhf.data.datasets import RowDataset
-from mmhf.data.rows import ROW_FEATURES
 from mmhf.data.samplers import EpochSampler, SampleKey, derive_seed, draw_rows, sample_seed
+from mmhf.data.table import ROW_FEATURES
 
 
 def _rows(count: int, weights: list[float] | None = None) -> RowDataset:

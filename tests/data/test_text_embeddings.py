@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmhf.data.loading import LoadedData
-from mmhf.data.rows import NO_IMAGE, ROW_FEATURES
+from mmhf.data.table import NO_IMAGE, ROW_FEATURES
 from mmhf.data.text_embeddings import (
     ENCODER_KEY,
     TextEmbeddingTable,

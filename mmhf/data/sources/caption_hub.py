@@ -7,10 +7,10 @@ from typing import Any
 
 import datasets
 
-from mmhf.data.rows import CaptionedSource
+from mmhf.data.readers import as_text, require_column
 from mmhf.data.sources.captioned_images import CaptionedImages, captions_in, keep_splits
 from mmhf.data.sources.hub import HubImages, load_hub_splits, match_splits, with_encoded_images
-from mmhf.data.sources.table_files import as_text, require_column
+from mmhf.data.table import CaptionedSource
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionHubSection
 

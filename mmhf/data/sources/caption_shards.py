@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 import datasets
 
 from mmhf.data.bad_examples import BadExample
-from mmhf.data.caption_streams import StreamedCaptions, judge_fault
-from mmhf.data.rows import SPLITS, Caption, CaptionedRows, CaptionedSource
-from mmhf.data.shard_index import ShardCount, count_shards
-from mmhf.data.shard_patterns import list_files
-from mmhf.data.shards import ParquetShard, Shard, ShardFault, TarShard
 from mmhf.data.sources.hub import HubImages, load_hub_files, match_splits
+from mmhf.data.streams.captions import StreamedCaptions, judge_fault
+from mmhf.data.streams.files import ShardCount, count_shards, list_files
+from mmhf.data.streams.shards import ParquetShard, Shard, ShardFault, TarShard
+from mmhf.data.table import SPLITS, Caption, CaptionedRows, CaptionedSource
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionHubSection, StreamSection, WebDatasetSection
 

@@ -6,13 +6,13 @@ import os
 from collections.abc import Collection
 from typing import Any
 
-from mmhf.data.remote_images import image_files
-from mmhf.data.remote_paths import AnyPath, data_path
-from mmhf.data.rows import Caption, CaptionedSource, EmbeddedImages, ImageColumn
+from mmhf.data.readers import TableFile, as_text, read_table
+from mmhf.data.remote.images import image_files
+from mmhf.data.remote.paths import AnyPath, data_path
 from mmhf.data.sources.captioned_images import CaptionedImages, captions_in, image_key, keep_splits
 from mmhf.data.sources.image_folder import list_folder
-from mmhf.data.sources.table_files import TableFile, as_text, read_table
 from mmhf.data.splits import SPLIT_OF_NAME
+from mmhf.data.table import Caption, CaptionedSource, EmbeddedImages, ImageColumn
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionTableSection
 

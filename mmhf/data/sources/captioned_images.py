@@ -9,8 +9,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmhf.data.rows import SPLITS, Caption, CaptionedRows, CaptionedSource, ImageColumn
 from mmhf.data.splits import SPLIT_OF_NAME, split_positions
+from mmhf.data.table import SPLITS, Caption, CaptionedRows, CaptionedSource, ImageColumn
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import ImageSplitSection
 from mmhf.recipe.schema import SplitSection

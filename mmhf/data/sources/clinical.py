@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmhf.data.remote_paths import AnyPath, data_path
-from mmhf.data.rows import SourceData
+from mmhf.data.readers import TableFile, as_text, read_table
+from mmhf.data.remote.paths import AnyPath, data_path
 from mmhf.data.sources.table import UNCUT, TableLayout, cut_tables
-from mmhf.data.sources.table_files import TableFile, as_text, read_table
+from mmhf.data.table import SourceData
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import ClinicalDataSection, ClinicalTableSection, ColumnsSection

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from mmhf.data.remote_images import image_files
-from mmhf.data.remote_paths import AnyPath, data_path
-from mmhf.data.rows import SPLITS, LabelledRows, SourceData
-from mmhf.data.sources.table_files import TableFile, as_text, read_table
+from mmhf.data.readers import TableFile, as_text, read_table
+from mmhf.data.remote.images import image_files
+from mmhf.data.remote.paths import AnyPath, data_path
+from mmhf.data.table import SPLITS, LabelledRows, SourceData
 from mmhf.errors import InputError
 from mmhf.recipe.schema import FakedditDataSection
 

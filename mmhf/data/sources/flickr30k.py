@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from mmhf.data.remote_images import image_files
-from mmhf.data.remote_paths import AnyPath, RemotePath, data_path
-from mmhf.data.rows import Caption, CaptionedSource
+from mmhf.data.delimited import read_lines
+from mmhf.data.readers import require_column
+from mmhf.data.remote.images import image_files
+from mmhf.data.remote.paths import AnyPath, RemotePath, data_path
 from mmhf.data.sources.caption_hub import read_dataset
 from mmhf.data.sources.captioned_images import CaptionedImages, keep_splits
-from mmhf.data.sources.delimited import read_lines
 from mmhf.data.sources.hub import load_hub_splits
 from mmhf.data.sources.image_folder import list_folder
 from mmhf.data.sources.image_tree import is_hidden
-from mmhf.data.sources.table_files import require_column
 from mmhf.data.splits import SPLIT_OF_NAME
+from mmhf.data.table import Caption, CaptionedSource
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import Flickr30kSection, ImageSplitSection
 

@@ -10,10 +10,10 @@ from typing import Any
 import datasets
 
 from mmhf.data.images import find_image_problem
-from mmhf.data.rows import SPLITS, ImageProblem, LabelledRows, SourceData, column_features
+from mmhf.data.readers import as_text, require_column
 from mmhf.data.sources.table import sort_labels
-from mmhf.data.sources.table_files import as_text, require_column
 from mmhf.data.splits import split_positions
+from mmhf.data.table import SPLITS, ImageProblem, LabelledRows, SourceData, column_features
 from mmhf.errors import InputError, UnreachableError
 from mmhf.recipe.schema import HubDataSection
 

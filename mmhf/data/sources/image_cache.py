@@ -28,7 +28,7 @@ from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
 from mmhf.data.images import MAX_IMAGE_BYTES
-from mmhf.data.remote_paths import RemotePath
+from mmhf.data.remote.paths import RemotePath
 from mmhf.data.sources.image_tree import Listing
 from mmhf.errors import InputError
 

@@ -9,10 +9,9 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePath
 
-from mmhf.data.local_paths import DataFolder, find_name_escape
-from mmhf.data.remote_images import RemoteImages
-from mmhf.data.remote_paths import RemotePath, data_path
-from mmhf.data.rows import SPLITS, ImageColumn, ImageFiles, LabelledRows, SourceData
+from mmhf.data.images import DataFolder, find_name_escape
+from mmhf.data.remote.images import RemoteImages
+from mmhf.data.remote.paths import RemotePath, data_path
 from mmhf.data.sources.hub import HubImages
 from mmhf.data.sources.image_cache import (
     ARCHIVE_SUFFIXES,
@@ -23,6 +22,7 @@ from mmhf.data.sources.image_cache import (
 )
 from mmhf.data.sources.image_tree import HIDDEN, OUTSIDE, ImageTree, LabelledImage, Listing, arrange, is_hidden
 from mmhf.data.splits import split_positions
+from mmhf.data.table import SPLITS, ImageColumn, ImageFiles, LabelledRows, SourceData
 from mmhf.errors import InputError
 from mmhf.recipe.schema import ImageFolderDataSection, SplitSection
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 
-from mmhf.data.rows import (
+from mmhf.data.table import (
     SPLITS,
     Caption,
     CaptionedRows,

@@ -6,13 +6,12 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from mmhf.data.remote_images import image_files
-from mmhf.data.remote_paths import AnyPath, data_path
-from mmhf.data.rows import SPLITS, EmbeddedImages, ImageColumn, LabelledRows, SourceData
-from mmhf.data.sources.table_files import TableFile, as_text, read_table
-from mmhf.data.split_checks import require_groups_apart, require_samples
-from mmhf.data.splits import SPLIT_OF_NAME, split_positions
-from mmhf.data.table_filters import RowColumns, blank_placeholders, filter_tables
+from mmhf.data.filters import RowColumns, blank_placeholders, filter_tables
+from mmhf.data.readers import TableFile, as_text, read_table
+from mmhf.data.remote.images import image_files
+from mmhf.data.remote.paths import AnyPath, data_path
+from mmhf.data.splits import SPLIT_OF_NAME, require_groups_apart, require_samples, split_positions
+from mmhf.data.table import SPLITS, EmbeddedImages, ImageColumn, LabelledRows, SourceData
 from mmhf.errors import InputError
 from mmhf.recipe.schema import ColumnsSection, FilteredDataSection, SplitSection, TableDataSection
 

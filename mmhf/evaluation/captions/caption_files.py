@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmhf.data.sources.table_files import TableFile, as_text, read_table
+from mmhf.data.readers import TableFile, as_text, read_table
 from mmhf.errors import InputError
 
 _ID_COLUMNS = ("image_id", "id", "file_name", "filename", "image_name", "image")

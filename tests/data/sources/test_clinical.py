@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mmhf.data.loading import load_data
-from mmhf.data.rows import extra_column
+from mmhf.data.table import extra_column
 from mmhf.errors import InputError
 
 COUNT = 12

@@ -15,8 +15,8 @@ from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_datasets import CaptionDataset, caption_number
 from mmhf.data.datasets import Row, RowDataset
 from mmhf.data.samplers import EpochSampler, SampleKey
-from mmhf.data.shard_order import StreamOrder, StreamSampler
-from mmhf.data.shards import Shard, ShardFault, ShardImage
+from mmhf.data.streams.order import StreamOrder, StreamSampler
+from mmhf.data.streams.shards import Shard, ShardFault, ShardImage
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionDataSectionBase, StreamSection
 

@@ -5,7 +5,7 @@ from itertools import islice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmhf.data.shard_order import StreamOrder, StreamSampler
+from mmhf.data.streams.order import StreamOrder, StreamSampler
 
 
 def order(sizes=(5, 0, 3, 7), **values) -> StreamOrder:

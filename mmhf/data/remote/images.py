@@ -14,11 +14,10 @@ import pyarrow as pa
 from datasets.features.features import register_feature
 from datasets.table import array_cast
 
-from mmhf.data.images import MAX_IMAGE_BYTES, BadImageError
-from mmhf.data.local_paths import find_name_escape
-from mmhf.data.remote_files import Access, RemoteFile, RemoteFileError, RemoteFiles, remote_files
-from mmhf.data.remote_paths import AnyPath, RemotePath
-from mmhf.data.rows import NO_IMAGE, ImageColumn, ImageFiles, ImageProblem, image_table
+from mmhf.data.images import MAX_IMAGE_BYTES, BadImageError, find_name_escape
+from mmhf.data.remote.files import Access, RemoteFile, RemoteFileError, RemoteFiles, remote_files
+from mmhf.data.remote.paths import AnyPath, RemotePath
+from mmhf.data.table import NO_IMAGE, ImageColumn, ImageFiles, ImageProblem, image_table
 
 _MISSING = "missing"
 

@@ -11,8 +11,8 @@ from accelerate.data_loader import BatchSamplerShard, skip_first_batches
 from torch.utils.data import BatchSampler, DataLoader
 
 from mmhf.data.caption_datasets import CaptionDataset
-from mmhf.data.caption_streams import CaptionStream, StreamedCaptions, caption_dataset
-from mmhf.data.shards import TarShard
+from mmhf.data.streams.captions import CaptionStream, StreamedCaptions, caption_dataset
+from mmhf.data.streams.shards import TarShard
 from mmhf.errors import InputError
 
 SIZES = (9, 14, 1, 11, 6, 10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 
-from mmhf.data.remote_paths import AnyPath
+from mmhf.data.remote.paths import AnyPath
 from mmhf.errors import InputError
 
 _LONGEST_RECORD = 200

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmhf.data.sources.delimited import read_delimited
+from mmhf.data.delimited import read_delimited
 from mmhf.errors import InputError
 
 

@@ -9,8 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import datasets
 
-from mmhf.data.images import find_image_problem
-from mmhf.data.local_paths import DataFolder
+from mmhf.data.images import DataFolder, find_image_problem
 
 IMAGE_FEATURE = {"path": datasets.Value("string"), "bytes": datasets.Value("binary")}
 _FEATURES: dict[str, Any] = {

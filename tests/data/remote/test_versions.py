@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mmhf.data.remote_versions import has_digest, may_be_equal, version_in
+from mmhf.data.remote.cache import has_digest, may_be_equal, version_in
 
 _CONTENT = b"an image"
 _MD5 = hashlib.md5(_CONTENT).hexdigest()

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mmhf.data.sources.table_files import TableFile
-from mmhf.data.table_filters import RowColumns, blank_placeholders, filter_tables
+from mmhf.data.filters import RowColumns, blank_placeholders, filter_tables
+from mmhf.data.readers import TableFile
 from mmhf.errors import InputError
 from mmhf.recipe.filter_sections import FiltersSection
 

@@ -20,8 +20,7 @@ import aiohttp
 import datasets
 import fsspec
 
-from mmhf.data.file_cache import FileCache
-from mmhf.data.remote_versions import has_digest, may_be_equal, version_in
+from mmhf.data.remote.cache import FileCache, has_digest, may_be_equal, version_in
 from mmhf.errors import InputError, UnreachableError
 from mmhf.recipe.cloud_section import CloudSection, hide_secrets, require_no_secret
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmhf.data.bad_examples import BadExample
-from mmhf.data.rows import CaptionedRows, ImageProblem, LabelledRows, SourceRows, extra_column
+from mmhf.data.table import CaptionedRows, ImageProblem, LabelledRows, SourceRows, extra_column
 from mmhf.errors import InputError
 from mmhf.recipe.schema import DataSectionBase
 

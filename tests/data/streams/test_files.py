@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmhf.data.shard_patterns import expand_braces, list_files
+from mmhf.data.streams.files import expand_braces, list_files
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import fsspec
 import pytest
 from cloud_emulators import upload
 
-from mmhf.data.caption_streams import StreamedCaptions
 from mmhf.data.loading import LoadedData
+from mmhf.data.streams.captions import StreamedCaptions
 from mmhf.errors import InputError
 
 

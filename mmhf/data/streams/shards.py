@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmhf.data.images import MAX_IMAGE_BYTES
-from mmhf.data.remote_files import failures_of
-from mmhf.data.remote_versions import version_of
-from mmhf.data.rows import Caption
-from mmhf.data.screening import clean_captions
+from mmhf.data.readers import as_text
+from mmhf.data.remote.cache import version_of
+from mmhf.data.remote.files import failures_of
+from mmhf.data.screen import clean_captions
 from mmhf.data.sources.captioned_images import captions_in
-from mmhf.data.sources.table_files import as_text
+from mmhf.data.table import Caption
 
 UNREADABLE = (
     OSError,

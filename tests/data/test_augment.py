@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmhf.data.augmentation import build_augmentation
+from mmhf.data.augment import build_augmentation
 from mmhf.recipe.schema import AugmentSection
 
 EVERYTHING = {

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mmhf.data import file_cache
-from mmhf.data.file_cache import FileCache
+from mmhf.data.remote import cache as cache_module
+from mmhf.data.remote.cache import FileCache
 from mmhf.errors import InputError
 
 
@@ -128,7 +128,7 @@ def test_unfinished_files_of_killed_processes_go_in_the_end(tmp_path: Path) -> N
 
 
 def _full_disk(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
-    write = file_cache._write_file
+    write = cache_module._write_file
     calls = iter(range(1000))
 
     def fail(path: str, content: bytes) -> None:
@@ -137,7 +137,7 @@ def _full_disk(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         write(path, content)
 
-    monkeypatch.setattr(file_cache, "_write_file", fail)
+    monkeypatch.setattr(cache_module, "_write_file", fail)
 
 
 def test_on_a_full_disk_older_copies_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmhf.data.remote_files import Access, RemoteFile, RemoteFileError, RemoteFiles, remote_files
+from mmhf.data.remote.files import Access, RemoteFile, RemoteFileError, RemoteFiles, remote_files
 from mmhf.errors import InputError
 from mmhf.recipe.cloud_section import CloudSection
 

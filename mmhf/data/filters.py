@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mmhf.data.rows import FilterStep
-from mmhf.data.sources.table_files import TableFile, as_text
+from mmhf.data.readers import TableFile, as_text
+from mmhf.data.table import FilterStep
 from mmhf.errors import InputError
 from mmhf.recipe.filter_sections import ConditionSection, FiltersSection, Scalar
 from mmhf.recipe.nearest import did_you_mean, nearest_names

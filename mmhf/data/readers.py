@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmhf.data.remote_paths import AnyPath
-from mmhf.data.sources.delimited import read_delimited, read_lines
+from mmhf.data.delimited import read_delimited, read_lines
+from mmhf.data.remote.paths import AnyPath
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 

@@ -245,7 +245,7 @@ def _failing(monkeypatch: pytest.MonkeyPatch, error: Exception, times: int = 1 <
         return content
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", cat_file)
-    monkeypatch.setattr("mmhf.data.remote_files.time.sleep", slept.append)
+    monkeypatch.setattr("mmhf.data.remote.files.time.sleep", slept.append)
     return asked, slept
 
 
@@ -320,6 +320,6 @@ def test_a_cache_on_a_full_disk_stops_the_run(
 ) -> None:
     table = load(memory).splits["train"]
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr("mmhf.data.file_cache._write_file", Mock(side_effect=full))
+    monkeypatch.setattr("mmhf.data.remote.cache._write_file", Mock(side_effect=full))
     with pytest.raises(InputError, match=f"data.cloud.cache_dir: the disk of {tmp_path}/copies is full; free some"):
         decode_image(table[0]["image"])

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from mmhf.data.sources.table_files import as_text, read_table
+from mmhf.data.readers import as_text, read_table
 from mmhf.errors import InputError
 
 

@@ -8,8 +8,8 @@ import datasets
 import fsspec
 import pytest
 
-from mmhf.data.shard_index import count_shards
-from mmhf.data.shards import ParquetShard, ShardFault, ShardImage, TarShard
+from mmhf.data.streams.files import count_shards
+from mmhf.data.streams.shards import ParquetShard, ShardFault, ShardImage, TarShard
 
 ENDINGS = ("jpg", "png")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
@@ -93,7 +93,7 @@ class PrefixCaptionerForConditionalGeneration(HasFeatureParts, PreTrainedModel, 
         """
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
         config = kwargs.pop("config", None)
-        if not isinstance(config, PrefixCaptionerConfig):
+        if not isinstance(config, PreTrainedConfig):  # a release's own code may be there twice
             config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
         with_info = kwargs.pop("output_loading_info", False)
         # By position, because what has a name goes into the generation config, too.

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPModel
 
-from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration, build_captioner_model
+from mmhf.models.captioner import (
+    CaptionerProcessor,
+    PrefixCaptionerConfig,
+    PrefixCaptionerForConditionalGeneration,
+    build_captioner_model,
+)
 from mmhf.models.partition import Partition
 from mmhf.recipe.captioner_sections import CaptionerModelSection
 from mmhf.training.freezing import apply_freezing
@@ -198,3 +206,18 @@ def test_accumulated_batches_weigh_each_token_alike(model: Model, batch: Batch) 
     parts = [{name: tensor[start : start + 1] for name, tensor in batch.items()} for start in range(4)]
     summed = sum(torch.autograd.grad(model(**part, num_items_in_batch=count).loss, weight)[0] for part in parts)
     torch.testing.assert_close(summed, whole)
+
+
+def test_a_config_of_a_second_copy_of_its_class_is_taken_as_it_is(model: Model, folder: Path) -> None:
+    """transformers may import a release's own code twice, for the config and for the model."""
+    source = sys.modules[PrefixCaptionerConfig.__module__].__file__
+    assert source is not None
+    spec = importlib.util.spec_from_file_location("mmhf.models.captioner.second_copy", source)
+    assert spec is not None and spec.loader is not None
+    second = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(second)
+    model.save_pretrained(folder)
+    config = second.PrefixCaptionerConfig.from_pretrained(folder)
+    assert not isinstance(config, PrefixCaptionerConfig)
+    loaded = PrefixCaptionerForConditionalGeneration.from_pretrained(folder, config=config)
+    assert type(loaded.config) is second.PrefixCaptionerConfig

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from clean_environment import make_clean_environment
 from PIL import Image
 from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor
 
@@ -19,7 +20,6 @@ from mmhf.models.backbones import load_encoder_config
 from mmhf.models.fusion import FusionForImageTextClassification, FusionProcessor
 from mmhf.models.fusion.building import check_same_table
 from mmhf.models.text_tables import TableEncoder, load_table_encoder, weights_digest
-from tests.hub.clean_environment import make_clean_environment
 
 _SERVE = """
 import json, sys

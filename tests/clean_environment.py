@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import sysconfig
 from importlib import metadata
 from pathlib import Path
 
@@ -52,14 +51,13 @@ def _with_requirements(names: tuple[str, ...]) -> dict[str, metadata.Distributio
 
 
 def _files_of(distributions: dict[str, metadata.Distribution]) -> set[Path]:
-    site_packages = Path(sysconfig.get_path("purelib"))
-    tops = set()
+    found = set()
     for distribution in distributions.values():
-        for file in distribution.files or ():
-            top = file.parts[0]
-            if top not in ("..", "__pycache__") and (site_packages / top).exists():
-                tops.add(site_packages / top)
-    return tops
+        for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            path = Path(str(distribution.locate_file(name)))
+            if path.exists():
+                found.add(path)
+    return found
 
 
 def _normal(name: str) -> str:

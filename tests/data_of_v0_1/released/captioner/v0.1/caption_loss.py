@@ -1,0 +1,120 @@
+"""From mmhf.models.captioner.caption_loss of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+import torch
+from contextlib import nullcontext
+from importlib.util import find_spec
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
+from typing import Any
+
+IGNORED_LABEL = -100
+
+
+_LOGITS_AT_ONCE = 10_000_000
+
+
+def caption_loss(
+    hidden: Tensor,
+    labels: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor | None = None,
+    *,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor:
+    """Mean cross-entropy of the labelled positions; positions labelled -100 cost nothing.
+
+    Logits exist for a chunk of positions at a time, and each chunk's gradient is made while its logits are there, as
+    in Liger's fused linear cross-entropy (https://arxiv.org/abs/2410.10989), whose kernel runs where it is installed
+    and the tensors are on a GPU.
+
+    Args:
+        hidden (`Tensor`): (B, T, D), the state that each position is predicted from.
+        labels (`Tensor`): (B, T) token ids, -100 where nothing is predicted. They are not shifted.
+        head_weight (`Tensor`): (V, D).
+        head_bias (`Tensor`, *optional*): (V,).
+        num_items_in_batch (`Tensor` or `int`, *optional*): What the sum is divided by; absent, the number of labelled
+            positions. With that of all batches of an optimizer step, each token weighs alike.
+
+    Returns:
+        `Tensor`: scalar, fp32; 0 when nothing is labelled.
+    """
+    # Memory is planned with tensors without values: then every position counts as labelled.
+    kept = slice(None) if isinstance(labels, FakeTensor) else (labels != IGNORED_LABEL).flatten()
+    hidden, targets = hidden.flatten(0, 1)[kept], labels.flatten()[kept]
+    device = hidden.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        hidden, head_weight = hidden.to(dtype), head_weight.to(dtype)
+    if hidden.is_cuda and len(targets) and find_spec("liger_kernel") is not None:
+        total = _liger_sum(hidden, targets, head_weight, head_bias)
+    else:
+        total = _ChunkedCrossEntropy.apply(hidden, head_weight, head_bias, targets)
+    if num_items_in_batch is None:
+        return total / max(len(targets), 1)
+    divisor = torch.as_tensor(num_items_in_batch, dtype=total.dtype, device=total.device)
+    return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+
+
+def _liger_sum(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    finally:
+        pass
+
+    return LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, hidden, targets, bias).float()
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of (N, D) states, (V, D) weights, (V,) biases and (N,) targets."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if needs_bias and bias is not None else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        # Autocast would convert the weight once more for each chunk.
+        device = hidden.device.type
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            chunk = max(_LOGITS_AT_ONCE // len(weight), 1)
+            for start in range(0, len(targets), chunk):
+                rows = slice(start, start + chunk)
+                exponentials, sums, loss = _exponentials_and_loss(hidden[rows], weight, bias, targets[rows])
+                total += loss
+                if not any(ctx.needs_input_grad):
+                    continue
+                # The gradient with respect to the logits, the probabilities less 1 at the target, times the sums: to
+                # divide what comes of it costs a pass over the logits less.
+                exponentials[torch.arange(len(sums)), targets[rows]] -= sums
+                scaled = exponentials.to(hidden.dtype)
+                if grad_hidden is not None:
+                    torch.mm(scaled, weight, out=grad_hidden[rows]).div_(sums[:, None])
+                if grad_weight is not None:
+                    grad_weight.addmm_(scaled.T, hidden[rows] / sums[:, None].to(hidden.dtype))
+                if grad_bias is not None:
+                    grad_bias += sums.reciprocal() @ exponentials
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors), None)
+
+
+def _exponentials_and_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, V) exponentials in fp32, 1 at each highest logit and made in the memory of the logits, their sums (n,), and
+    the summed loss."""
+    logits = (hidden @ weight.T).float()
+    if bias is not None:
+        logits += bias
+    highest = logits.amax(dim=-1, keepdim=True)
+    of_target = logits.gather(1, targets[:, None])
+    sums = logits.sub_(highest).exp_().sum(dim=-1)
+    return logits, sums, (sums.log() + (highest - of_target)[:, 0]).sum()

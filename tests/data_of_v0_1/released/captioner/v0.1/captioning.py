@@ -1,0 +1,116 @@
+"""From mmhf.inference.captioning of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+from .errors import InputError
+from .images import decode_image
+from .modeling_captioner import PrefixCaptionerForConditionalGeneration
+from .nearest import did_you_mean, nearest_names
+from PIL.Image import Image
+from collections.abc import Iterable, Mapping, Sequence
+from torch import Tensor
+from transformers import Pipeline
+from typing import Any
+
+# The keys of a recipe's section `generation`, not read from it: releases carry this file, and no recipes.
+GENERATION_OPTIONS = (
+    "max_new_tokens",
+    "num_beams",
+    "length_penalty",
+    "do_sample",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)
+
+
+ImageLike = Image | str | bytes | dict[str, Any]
+
+
+def check_generation(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Refuse what a recipe's section `generation` does not know, such as `num_beam=4`.
+
+    Raises:
+        InputError: An option is unknown.
+    """
+    for name in options:
+        if name not in GENERATION_OPTIONS:
+            hint = did_you_mean(nearest_names(name, GENERATION_OPTIONS))
+            raise InputError(f"{name}: generation does not know it{hint}")
+    return dict(options)
+
+
+class ImageCaptioningPipeline(Pipeline):
+    """Write captions for images.
+
+    Example:
+
+    ```python
+    >>> from mmhf import pipeline
+
+    >>> captioner = pipeline("image-captioning", model="releases/flickr30k/v1.0")
+    >>> captioner("photo.jpg")
+    [{'caption': 'A dog runs across the grass.'}]
+    >>> captioner(["a.jpg", "b.jpg"], batch_size=2, num_beams=4)
+    [[{'caption': 'A man on a bicycle.'}], [{'caption': 'Two children play in the snow.'}]]
+    ```
+    """
+
+    _load_processor = True  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise InputError("a model that is already loaded needs its processor too: pass processor=")
+        self.check_model_type([PrefixCaptionerForConditionalGeneration.__name__])
+        self.model.eval()
+
+    def __call__(self, inputs: ImageLike | Iterable[ImageLike], **kwargs: Any) -> Any:  # type: ignore[override]
+        """Caption one image or many.
+
+        Args:
+            inputs (an image, or a list, generator or data set of images): Each a PIL image, a path, the bytes of a
+                file, or `{"image": one of these}`. A generator is consumed as results are asked for.
+            batch_size (`int`, defaults to 1): Images per forward pass.
+            num_workers (`int`, defaults to 0): Processes that decode images.
+            num_beams, max_new_tokens, do_sample, temperature, top_p, top_k, ... (*optional*): As in a recipe's section
+                `generation`; absent, the model's own way.
+
+        Returns:
+            `list[dict]` for one image: `[{"caption": str}]`; for a list, a list of those, and for a generator or data
+            set an iterator.
+
+        Raises:
+            InputError: A keyword is unknown.
+            BadImageError: An image cannot be read.
+        """
+        if isinstance(inputs, (list, tuple)) and not inputs:
+            return []
+        return super().__call__(list(inputs) if isinstance(inputs, tuple) else inputs, **kwargs)
+
+    def _sanitize_parameters(self, **generation: Any) -> tuple[dict, dict, dict]:
+        return {}, check_generation(generation), {}
+
+    def preprocess(self, input_: ImageLike) -> dict[str, Any]:  # type: ignore[override]
+        image = input_["image"] if isinstance(input_, dict) and "image" in input_ else input_
+        assert self.processor is not None
+        encoding = self.processor(images=[decode_image(image)])
+        return {"pixel_values": encoding["pixel_values"].to(self.dtype)}
+
+    def _forward(  # type: ignore[override]
+        self, input_tensors: Mapping[str, Tensor], **generation: Any
+    ) -> dict[str, Tensor]:
+        model: Any = self.model
+        return {"tokens": model.generate(input_tensors["pixel_values"], **generation)}
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Mapping[str, Any]
+    ) -> list[dict[str, str]]:
+        processor: Any = self.processor
+        tokens: Tensor | Sequence[Any] = model_outputs["tokens"]
+        return [{"caption": caption} for caption in processor.captions(tokens)]

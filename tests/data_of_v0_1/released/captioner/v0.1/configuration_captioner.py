@@ -1,0 +1,91 @@
+"""From mmhf.models.captioner.configuration_captioner of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, CONFIG_MAPPING, PreTrainedConfig
+from typing import Any
+
+PROJECTORS = ("mlp", "transformer")
+
+
+class PrefixCaptionerConfig(PreTrainedConfig):
+    """Configuration of [`PrefixCaptionerForConditionalGeneration`].
+
+    Args:
+        vision_config (`PreTrainedConfig` or `dict`, *optional*): Image encoder; a timm encoder is a `timm_wrapper`.
+        language_config (`PreTrainedConfig` or `dict`, *optional*): Causal language model.
+        vision_backbone, language_backbone (`str`, *optional*): Their names as a recipe gives them.
+        vision_features (`str`): `projected`, `patches`, `avg`, `max`, `concat`, `cls` or `pooler`.
+        vision_output (`dict`, *optional*): [`EncoderOutput`] of the image encoder; found when absent.
+        projector (`str`): `mlp` or `transformer`.
+        prefix_length (`int`, *optional*): Tokens that stand for an image; absent, 10, or one a patch.
+        projector_hidden_dims (`list[int]`, *optional*): Widths of the hidden layers of an `mlp`; default `[1024]`.
+        projector_activation (`str`): Name of an activation that transformers knows.
+        projector_dropout (`float`): Behind each hidden layer.
+        projector_layers, projector_heads, projector_width (`int`): Of a `transformer`.
+        lora (`dict`, *optional*): `rank`, `alpha`, `dropout` and `target_modules`; absent, no LoRA.
+        prompt_ids (`list[int]`, *optional*): Tokens between the image and its caption.
+        references (`dict[str, str]`, *optional*): `vision`, `language` → where the weights come from that
+            `model.safetensors` leaves out, such as `openai/clip-vit-base-patch32@3d74acf`.
+        initializer_range (`float`): Standard deviation of new weights.
+    """
+
+    model_type = "mmhf_prefix_captioner"
+    sub_configs = {"vision_config": AutoConfig, "language_config": AutoConfig}
+    # Trainer gathers the other outputs over the whole split.
+    keys_to_ignore_at_inference = ["logits"]
+
+    def __init__(
+        self,
+        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
+        language_config: PreTrainedConfig | dict[str, Any] | None = None,
+        *,
+        vision_backbone: str | None = None,
+        language_backbone: str | None = None,
+        vision_features: str = "projected",
+        vision_output: dict[str, Any] | None = None,
+        projector: str = "mlp",
+        prefix_length: int | None = None,
+        projector_hidden_dims: list[int] | None = None,
+        projector_activation: str = "gelu",
+        projector_dropout: float = 0.0,
+        projector_layers: int = 4,
+        projector_heads: int = 8,
+        projector_width: int = 512,
+        lora: dict[str, Any] | None = None,
+        prompt_ids: list[int] | None = None,
+        references: dict[str, str] | None = None,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        if projector not in PROJECTORS:
+            raise ValueError(f"unknown projector {projector!r}; choose from {', '.join(PROJECTORS)}")
+        self.vision_config = _sub_config(vision_config, default="clip_vision_model")
+        self.language_config = _sub_config(language_config, default="qwen3")
+        self.vision_backbone = vision_backbone
+        self.language_backbone = language_backbone
+        self.vision_features = vision_features
+        self.vision_output = vision_output
+        self.projector = projector
+        self.prefix_length = prefix_length
+        self.projector_hidden_dims = [1024] if projector_hidden_dims is None else list(projector_hidden_dims)
+        self.projector_activation = projector_activation
+        self.projector_dropout = projector_dropout
+        self.projector_layers = projector_layers
+        self.projector_heads = projector_heads
+        self.projector_width = projector_width
+        self.lora = lora
+        self.prompt_ids = list(prompt_ids or [])
+        self.references = dict(references or {})
+        self.initializer_range = initializer_range
+        super().__init__(**kwargs)
+
+
+def _sub_config(config: PreTrainedConfig | dict[str, Any] | None, *, default: str) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    values = config or {"model_type": default}
+    return CONFIG_MAPPING[values["model_type"]].from_dict(values)
+
+
+PrefixCaptionerConfig.custom_pipelines = property(lambda config: {'image-captioning': {'impl': 'captioning.ImageCaptioningPipeline', 'pt': ['AutoModel'], 'type': 'image'}})

@@ -1,0 +1,79 @@
+"""From mmhf.models.captioner.vision_features of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+import torch
+from .encoders import EncoderOutput, describe_vision, fresh_encoder, pool_vision, run_vision
+from torch import Tensor
+from transformers import AutoModel, CLIPVisionModelWithProjection, PreTrainedConfig, PreTrainedModel
+from transformers.models.metaclip_2 import MetaClip2VisionModelWithProjection
+from typing import Any
+
+# Image towers whose projection into the space of texts belongs to a class of its own.
+_WITH_PROJECTION: dict[str, type[PreTrainedModel]] = {
+    "clip_vision_model": CLIPVisionModelWithProjection,
+    "metaclip_2_vision_model": MetaClip2VisionModelWithProjection,
+}
+
+
+def vision_class(config: PreTrainedConfig, features: str) -> Any:
+    """Class that the image encoder is built with and loaded by.
+
+    Raises:
+        `ValueError`: `projected` features of an encoder without a projection.
+    """
+    if features != "projected":
+        return AutoModel
+    if config.model_type not in _WITH_PROJECTION:
+        raise ValueError("only CLIP's image encoders have projected features; use 'patches', 'avg' or 'pooler'")
+    return _WITH_PROJECTION[config.model_type]
+
+
+def fresh_vision(config: PreTrainedConfig, features: str) -> PreTrainedModel:
+    """Image encoder without pretrained weights."""
+    encoder_class = vision_class(config, features)
+    return fresh_encoder(config) if encoder_class is AutoModel else encoder_class(config)
+
+
+def describe_features(config: PreTrainedConfig, features: str, *, image_size: int | None = None) -> EncoderOutput:
+    """Read what the projector will get from the encoder's config alone; no weights are made.
+
+    Raises:
+        `ValueError`: the encoder does not have these features, or cannot take images of this size.
+    """
+    if features == "patches":
+        return describe_vision(config, "avg", image_size=image_size)
+    if features != "projected":
+        return describe_vision(config, features, image_size=image_size)
+    with torch.device("meta"):
+        encoder = vision_class(config, features)(config)
+    if image_size is not None:
+        describe_vision(config, "pooler", image_size=image_size)
+    return EncoderOutput(encoder.config.projection_dim)
+
+
+def num_patches(config: PreTrainedConfig, shape: EncoderOutput, image_size: int) -> int:
+    """Patch or grid features of a square image, found by a pass on the meta device."""
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(config).eval()
+        output = run_vision(encoder, torch.zeros(1, 3, image_size, image_size), "avg")
+    return patch_tokens(output.last_hidden_state, shape).shape[1]
+
+
+def read_features(encoder: PreTrainedModel, pixel_values: Tensor, features: str, shape: EncoderOutput) -> Tensor:
+    """(B, 3, H, W) → (B, width), or (B, patches, width) for `patches`."""
+    output = run_vision(encoder, pixel_values, features)
+    if features == "projected":
+        return output.image_embeds
+    if features == "patches":
+        return patch_tokens(output.last_hidden_state, shape)
+    return pool_vision(output, features, shape)
+
+
+def patch_tokens(hidden: Tensor, shape: EncoderOutput) -> Tensor:
+    """An encoder's `last_hidden_state` as (B, patches, width), without class and register tokens."""
+    if shape.layout == "channels_first":
+        return hidden.flatten(2).transpose(1, 2)
+    if shape.layout == "channels_last":
+        return hidden.flatten(1, 2)
+    return hidden[:, shape.prefix_tokens :]

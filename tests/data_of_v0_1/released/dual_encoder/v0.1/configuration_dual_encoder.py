@@ -1,0 +1,85 @@
+"""From mmhf.models.dual_encoder.configuration_dual_encoder of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, CONFIG_MAPPING, PreTrainedConfig
+from typing import Any
+
+class DualEncoderConfig(PreTrainedConfig):
+    """Configuration of [`DualEncoderModel`].
+
+    Args:
+        vision_config (`PreTrainedConfig` or `dict`, *optional*): Image encoder; a timm encoder is a `timm_wrapper`.
+        text_config (`PreTrainedConfig` or `dict`, *optional*): Text encoder.
+        vision_backbone, text_backbone (`str`, *optional*): Names of the encoders as a recipe gives them; None = made
+            from scratch.
+        vision_pooling (`str`): `cls`, `avg`, `max`, `concat`, `attention` or `pooler`.
+        text_pooling (`str`): `eot`, `cls`, `mean`, `max`, `last_token`, `attention` or `pooler`.
+        vision_output, text_output (`dict`, *optional*): [`EncoderOutput`] of each encoder; found when absent.
+        eot_token_id (`int`, *optional*): The token that `eot` reads; absent, or not in a text = its last token.
+        embedding_dim (`int`): Width of the space that both encoders are projected to.
+        initial_temperature (`float`): What similarities are divided by at first, or always.
+        learn_temperature (`bool`): Whether it trains.
+        logit_bias (`float`, *optional*): What is added to the logits at first, for the sigmoid loss; it trains.
+        loss (`str`): `softmax` or `sigmoid`, see [`Contrast`] for this and what follows.
+        label_smoothing (`float`): Of the loss.
+        same_image, same_caption (`str`): `negative`, `ignore` or `positive`.
+        initializer_range (`float`): Standard deviation of new weights.
+    """
+
+    model_type = "mmhf_dual_encoder"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    # Trainer gathers the other outputs over the whole split.
+    keys_to_ignore_at_inference = ["logits_per_image", "logits_per_text", "logit_scale", "logit_bias", "pooler_output"]
+
+    def __init__(
+        self,
+        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        *,
+        vision_backbone: str | None = None,
+        text_backbone: str | None = None,
+        vision_pooling: str = "cls",
+        text_pooling: str = "eot",
+        vision_output: dict[str, Any] | None = None,
+        text_output: dict[str, Any] | None = None,
+        eot_token_id: int | None = None,
+        embedding_dim: int = 512,
+        initial_temperature: float = 0.07,
+        learn_temperature: bool = True,
+        logit_bias: float | None = None,
+        loss: str = "softmax",
+        label_smoothing: float = 0.0,
+        same_image: str = "ignore",
+        same_caption: str = "ignore",
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        if loss not in ("softmax", "sigmoid"):
+            raise ValueError(f"unknown loss {loss!r}; choose softmax or sigmoid")
+        self.vision_config = _sub_config(vision_config, default="vit")
+        self.text_config = _sub_config(text_config, default="clip_text_model")
+        self.vision_backbone = vision_backbone
+        self.text_backbone = text_backbone
+        self.vision_pooling = vision_pooling
+        self.text_pooling = text_pooling
+        self.vision_output = vision_output
+        self.text_output = text_output
+        self.eot_token_id = eot_token_id
+        self.embedding_dim = embedding_dim
+        self.initial_temperature = initial_temperature
+        self.learn_temperature = learn_temperature
+        self.logit_bias = logit_bias
+        self.loss = loss
+        self.label_smoothing = label_smoothing
+        self.same_image = same_image
+        self.same_caption = same_caption
+        self.initializer_range = initializer_range
+        super().__init__(**kwargs)
+
+
+def _sub_config(config: PreTrainedConfig | dict[str, Any] | None, *, default: str) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    values = config or {"model_type": default}
+    return CONFIG_MAPPING[values["model_type"]].from_dict(values)

@@ -1,0 +1,181 @@
+"""From mmhf.models.contrastive_loss of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+import torch
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+NO_PAIR = -1
+
+
+_BLOCK_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What is contrasted with what, and by which loss.
+
+    Args:
+        loss (`str`): `softmax`, the mean of the cross-entropies over all texts for an image and over all images for a
+            text (Radford et al., "CLIP", https://arxiv.org/abs/2103.00020), or `sigmoid`, the binary cross-entropy of
+            each image with each text, summed and divided by the number of pairs (Zhai et al., "SigLIP",
+            https://arxiv.org/abs/2303.15343).
+        label_smoothing (`float`): softmax: share of the target spread evenly over all that is compared; sigmoid:
+            targets move by half of it towards 1/2.
+        same_image (`str`): What two rows of one image are to each other: `negative`, `ignore` or `positive`. Several
+            positives share the target of the softmax evenly (Yang et al., "UniCL", https://arxiv.org/abs/2204.03610).
+        same_caption (`str`): The same for two rows with one caption. Of both, `positive` goes before `ignore`, and
+            that before `negative`.
+    """
+
+    loss: str = "softmax"
+    label_smoothing: float = 0.0
+    same_image: str = "ignore"
+    same_caption: str = "ignore"
+
+
+@dataclass(frozen=True)
+class EmbeddedPairs:
+    """N images and the N texts that belong to them.
+
+    Args:
+        image_embeds (`Tensor`): (N, D), of length 1.
+        text_embeds (`Tensor`): (N, D), of length 1.
+        image_index (`Tensor`): (N,), equal where the image is; -1 = the row takes part in nothing.
+        caption_id (`Tensor`): (N,), equal where the text is.
+    """
+
+    image_embeds: Tensor
+    text_embeds: Tensor
+    image_index: Tensor
+    caption_id: Tensor
+    count: Tensor = field(init=False)
+    """Scalar: the rows that take part."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "count", (self.image_index != NO_PAIR).sum())
+
+    def __len__(self) -> int:
+        return len(self.image_index)
+
+
+def caption_ids(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """One number for each text: equal for equal texts, and for others only by a coincidence in 64 bits.
+
+    Args:
+        input_ids (`Tensor`): (B, T).
+        attention_mask (`Tensor`, *optional*): (B, T); what it leaves out does not count.
+
+    Returns:
+        `Tensor` of shape (B,), int64.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
+    # A polynomial in an odd number, modulo 2**64, over the tokens that are no padding.
+    powers = torch.full_like(input_ids, 0x5851F42D4C957F2D).cumprod(dim=1)
+    places = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    return ((input_ids + 0x14057B7EF767814F) * powers.gather(1, places) * mask).sum(dim=1)
+
+
+def block_losses(
+    pairs: EmbeddedPairs,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+    contrast: Contrast,
+    *,
+    rows: range | None = None,
+    rows_per_block: int | None = None,
+) -> Iterator[Tensor]:
+    """The loss as a sum of parts, each of which needs (rows_per_block, N) of the (N, N) similarities.
+
+    Args:
+        pairs ([`EmbeddedPairs`]): All that are contrasted.
+        logit_scale, logit_bias (`Tensor`): What similarities are multiplied with, and what is added.
+        contrast ([`Contrast`]): The loss.
+        rows (`range`, *optional*): Only these rows' share; the shares of all rows add up to the loss. Absent: all.
+        rows_per_block (`int`, *optional*): Absent: as many as give blocks of 16 MiB.
+
+    Yields:
+        `Tensor`: scalars in fp32.
+    """
+    rows = range(len(pairs)) if rows is None else rows
+    size = rows_per_block or max(_BLOCK_ELEMENTS // max(len(pairs), 1), 1)
+    part = _sigmoid_part if contrast.loss == "sigmoid" else _softmax_part
+    for start in range(rows.start, rows.stop, size):
+        block = slice(start, min(start + size, rows.stop))
+        with torch.autocast(pairs.image_embeds.device.type, enabled=False):
+            loss = part(pairs, logit_scale, logit_bias, contrast, block) / pairs.count.clamp(min=1)
+        yield loss
+
+
+def contrastive_loss(
+    pairs: EmbeddedPairs,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
+    contrast: Contrast,
+    *,
+    rows_per_block: int | None = None,
+) -> Tensor:
+    """The loss of all pairs, scalar, fp32; where it takes several blocks, the backward pass computes them again."""
+    size = rows_per_block or max(_BLOCK_ELEMENTS // max(len(pairs), 1), 1)
+
+    def share(start: int) -> Tensor:
+        rows = range(start, min(start + size, len(pairs)))
+        return next(block_losses(pairs, logit_scale, logit_bias, contrast, rows=rows, rows_per_block=size))
+
+    starts = range(0, len(pairs), size)
+    parts = [
+        checkpoint(share, start, use_reentrant=False, preserve_rng_state=False) if len(starts) > 1 else share(start)
+        for start in starts
+    ]
+    return torch.stack(parts).sum()
+
+
+def _softmax_part(
+    pairs: EmbeddedPairs, logit_scale: Tensor, logit_bias: Tensor | None, contrast: Contrast, block: slice
+) -> Tensor:
+    positive, compared = _relations(pairs, contrast, block)
+    takes_part = pairs.image_index[block] != NO_PAIR
+    total = pairs.image_embeds.new_zeros((), dtype=torch.float32)
+    for rows, columns in ((pairs.image_embeds, pairs.text_embeds), (pairs.text_embeds, pairs.image_embeds)):
+        logits = _logits(rows[block], columns, logit_scale, logit_bias)
+        normaliser = logits.masked_fill(~compared, -torch.inf).logsumexp(dim=1)
+        target = (logits * positive).sum(dim=1) / positive.sum(dim=1)
+        if contrast.label_smoothing:
+            everything = (logits * compared).sum(dim=1) / compared.sum(dim=1)
+            target = target.lerp(everything, contrast.label_smoothing)
+        total = total + ((normaliser - target) * takes_part).sum()
+    return total / 2
+
+
+def _sigmoid_part(
+    pairs: EmbeddedPairs, logit_scale: Tensor, logit_bias: Tensor | None, contrast: Contrast, block: slice
+) -> Tensor:
+    positive, compared = _relations(pairs, contrast, block)
+    logits = _logits(pairs.image_embeds[block], pairs.text_embeds, logit_scale, logit_bias)
+    targets = positive.to(logits.dtype).lerp(torch.full_like(logits, 0.5), contrast.label_smoothing)
+    losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    takes_part = (pairs.image_index[block] != NO_PAIR).unsqueeze(1)
+    return (losses * (compared & takes_part)).sum()
+
+
+def _relations(pairs: EmbeddedPairs, contrast: Contrast, block: slice) -> tuple[Tensor, Tensor]:
+    """Which columns are a row's positives, and which it is compared with at all; both (rows, N), of bools."""
+    positions = torch.arange(len(pairs), device=pairs.image_index.device)
+    own = positions[block].unsqueeze(1) == positions
+    present = pairs.image_index != NO_PAIR
+    positive, compared = own, present.expand_as(own)
+    for relation, ids in ((contrast.same_image, pairs.image_index), (contrast.same_caption, pairs.caption_id)):
+        if relation == "positive":
+            positive = positive | (ids[block].unsqueeze(1) == ids) & present
+        elif relation == "ignore":
+            compared = compared & (ids[block].unsqueeze(1) != ids)
+    return positive, positive | compared
+
+
+def _logits(rows: Tensor, columns: Tensor, logit_scale: Tensor, logit_bias: Tensor | None) -> Tensor:
+    logits = logit_scale.float() * (rows.float() @ columns.float().T)
+    return logits if logit_bias is None else logits + logit_bias.float()

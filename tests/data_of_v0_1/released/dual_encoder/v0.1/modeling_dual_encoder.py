@@ -1,0 +1,290 @@
+"""From mmhf.models.dual_encoder.modeling_dual_encoder of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+import math
+import torch
+from .configuration_dual_encoder import DualEncoderConfig
+from .contrastive_loss import Contrast, EmbeddedPairs, caption_ids, contrastive_loss
+from .encoders import EncoderOutput, describe_text, describe_vision, drop_unused, fresh_encoder, pool_vision, run_vision
+from .feature_parts import FeaturePart, HasFeatureParts, TEXT, VISION
+from .layer_groups import layer_groups
+from .pooling import AttentionPooling, described_as, grid_tokens, pool_caption
+from dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from typing import Any
+
+MAX_LOGIT_SCALE = 100.0
+
+
+@dataclass
+class DualEncoderOutput(ModelOutput):
+    """Output of [`DualEncoderModel`].
+
+    Attributes:
+        loss (`Tensor`, *optional*): Scalar, with `return_loss`.
+        logits_per_image (`Tensor`, *optional*): (images, texts), when there are both.
+        logits_per_text (`Tensor`, *optional*): (texts, images).
+        text_embeds (`Tensor`, *optional*): (texts, embedding_dim), of length 1.
+        image_embeds (`Tensor`, *optional*): (images, embedding_dim), of length 1.
+        logit_scale (`Tensor`, *optional*): (1,), what similarities are multiplied with; when there are both.
+        logit_bias (`Tensor`, *optional*): (1,), what is then added.
+        pooler_output (`Tensor`, *optional*): The embeddings again, when there are only images or only texts.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    logit_scale: Tensor | None = None
+    logit_bias: Tensor | None = None
+    pooler_output: Tensor | None = None
+
+
+class DualEncoderModel(HasFeatureParts, PreTrainedModel):
+    """Embed images and texts into one space, where those that belong together are near.
+
+    Args:
+        config ([`DualEncoderConfig`]): Shapes, temperature and loss.
+        vision (`PreTrainedModel`, *optional*): Image encoder with weights; absent = fresh from `config.vision_config`.
+        text (`PreTrainedModel`, *optional*): Text encoder with weights; absent = fresh from `config.text_config`.
+    """
+
+    config_class = DualEncoderConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ["image", "text"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # The loss is over a whole step's pairs already: Trainer must not divide it by a count of its own.
+    accepts_loss_kwargs = False
+
+    def __init__(
+        self, config: DualEncoderConfig, vision: PreTrainedModel | None = None, text: PreTrainedModel | None = None
+    ) -> None:
+        super().__init__(config)
+        if config.vision_output is None:
+            pooling = described_as("vision", config.vision_pooling)
+            config.vision_output = describe_vision(config.vision_config, pooling).to_dict()
+        if config.text_output is None:
+            pooling = described_as("text", config.text_pooling)
+            config.text_output = describe_text(config.text_config, pooling).to_dict()
+        self.vision_output = EncoderOutput.from_dict(config.vision_output)
+        self.text_output = EncoderOutput.from_dict(config.text_output)
+        self.vision = fresh_encoder(config.vision_config) if vision is None else vision
+        self.text = fresh_encoder(config.text_config) if text is None else text
+        drop_unused(self.vision, self.vision_output.unused)
+        drop_unused(self.text, self.text_output.unused)
+        self.vision_pooling = _learnt_pooling(config.vision_pooling, self.vision_output.width)
+        self.text_pooling = _learnt_pooling(config.text_pooling, self.text_output.width)
+        self.vision_projection = nn.Linear(self.vision_output.width, config.embedding_dim, bias=False)
+        self.text_projection = nn.Linear(self.text_output.width, config.embedding_dim, bias=False)
+        self.logit_scale: Tensor
+        # One value and not a scalar, which FSDP cannot shard.
+        if config.learn_temperature:
+            self.logit_scale = nn.Parameter(torch.empty(1))
+        else:
+            self.register_buffer("logit_scale", torch.empty(1))
+        self.logit_bias = None if config.logit_bias is None else nn.Parameter(torch.empty(1))
+        self.post_init()
+
+    @classmethod
+    def from_encoders(
+        cls, config: DualEncoderConfig, *, vision: PreTrainedModel, text: PreTrainedModel
+    ) -> DualEncoderModel:
+        """Put fresh projections on two encoders; they are used, not copied, and keep their weights."""
+        return cls(config, vision=vision, text=text)
+
+    @property
+    def contrast(self) -> Contrast:
+        """The loss that the config describes."""
+        config = self.config
+        return Contrast(config.loss, config.label_smoothing, config.same_image, config.same_caption)
+
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """Run the image tower, as `CLIPModel.get_image_features` does.
+
+        Args:
+            pixel_values (`Tensor`): (B, 3, H, W), normalised as the image encoder expects.
+
+        Returns:
+            `BaseModelOutputWithPooling`: the encoder's `last_hidden_state` and, as `pooler_output`, the embeddings
+            (B, embedding_dim), whose length is not 1 yet.
+        """
+        output = run_vision(self.vision, pixel_values, self.config.vision_pooling)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state, pooler_output=self._project_image(self._read_image(output))
+        )
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+        """Run the text tower, as `CLIPModel.get_text_features` does.
+
+        Args:
+            input_ids (`Tensor`): (B, T).
+            attention_mask (`Tensor`, *optional*): (B, T); absent = no padding.
+
+        Returns:
+            `BaseModelOutputWithPooling`: as of `get_image_features`.
+        """
+        output, pooled = self._pooled_text(input_ids, attention_mask)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state, pooler_output=self.text_projection(pooled)
+        )
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """What the image tower's new layers read: (B, 3, H, W) → (B, width), or the grid where they learn to pool."""
+        return self._read_image(run_vision(self.vision, pixel_values, self.config.vision_pooling))
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Pooled output of the text encoder: (B, T) → (B, width)."""
+        return self._pooled_text(input_ids, attention_mask)[1]
+
+    def feature_parts(self) -> tuple[FeaturePart, ...]:
+        """The image encoder, and the text encoder if its pooling is not learnt, which would need the tokens' mask."""
+        return (VISION, TEXT) if self.text_pooling is None else (VISION,)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
+        return_loss: bool | None = None,
+        image_features: Tensor | None = None,
+        text_features: Tensor | None = None,
+        image_hidden: Tensor | None = None,
+    ) -> DualEncoderOutput:
+        """Embed images, texts or both, and compare them.
+
+        Args:
+            pixel_values (`Tensor`, *optional*): (images, 3, H, W), normalised as the image encoder expects.
+            input_ids (`Tensor`, *optional*): (texts, T).
+            attention_mask (`Tensor`, *optional*): (texts, T); absent = no padding.
+            image_index (`Tensor`, *optional*): (B,), equal for rows of one image, -1 for rows that take part in
+                nothing; absent = each row has an image of its own.
+            return_loss (`bool`, *optional*): Also the loss of this batch, whose rows must be pairs. It needs
+                `input_ids`, which tell equal captions, also where there are `text_features`.
+            image_features, text_features (`Tensor`, *optional*): Of images, of texts, instead of running an encoder:
+                what `image_features`, `text_features` made of them.
+            image_hidden (`Tensor`, *optional*): (images, ...), instead of `pixel_values`: the image encoder's features
+                at the boundary that [`HasFeatureParts`]'s `use_part` was told.
+
+        Raises:
+            `ValueError`: neither images nor texts were given, nor features of either; text features where pooling is
+                learnt; a loss without `input_ids`.
+        """
+        if text_features is not None and self.text_pooling is not None:
+            raise ValueError("text_features cannot stand for texts whose pooling is learnt")
+        if image_hidden is not None:
+            image_features = self.resumed_image_features(image_hidden)
+        elif image_features is None and pixel_values is not None:
+            image_features = self.image_features(pixel_values)
+        if text_features is None and input_ids is not None:
+            text_features = self.text_features(input_ids, attention_mask)
+        if image_features is None and text_features is None:
+            raise ValueError("DualEncoderModel needs pixel_values, input_ids or both, or their features")
+        image_embeds = None if image_features is None else _normalised(self._project_image(image_features))
+        text_embeds = None if text_features is None else _normalised(self.text_projection(text_features))
+        if image_embeds is None or text_embeds is None:
+            either = text_embeds if image_embeds is None else image_embeds
+            return DualEncoderOutput(text_embeds=text_embeds, image_embeds=image_embeds, pooler_output=either)
+        scale = self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+        logits_per_text = scale * (text_embeds @ image_embeds.T)
+        if self.logit_bias is not None:
+            logits_per_text = logits_per_text + self.logit_bias
+        loss = None
+        if return_loss:
+            if input_ids is None:
+                raise ValueError("return_loss needs input_ids, by which equal captions are found")
+            if image_index is None:
+                image_index = torch.arange(len(image_embeds), device=image_embeds.device)
+            pairs = EmbeddedPairs(image_embeds, text_embeds, image_index, caption_ids(input_ids, attention_mask))
+            loss = contrastive_loss(pairs, scale, self.logit_bias, self.contrast)
+        return DualEncoderOutput(
+            loss=loss,
+            logits_per_image=logits_per_text.T,
+            logits_per_text=logits_per_text,
+            text_embeds=text_embeds,
+            image_embeds=image_embeds,
+            logit_scale=scale,
+            logit_bias=None if self.logit_bias is None else self.logit_bias.clone(),
+        )
+
+    def _read_image(self, output: Any) -> Tensor:
+        if self.vision_pooling is not None:
+            return output.last_hidden_state
+        return pool_vision(output, self.config.vision_pooling, self.vision_output)
+
+    def _project_image(self, features: Tensor) -> Tensor:
+        if self.vision_pooling is not None:
+            features = self.vision_pooling(grid_tokens(features, self.vision_output))
+        return self.vision_projection(features)
+
+    def _pooled_text(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Any, Tensor]:
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        output = self.text(input_ids=input_ids, attention_mask=attention_mask)
+        pooled = pool_caption(
+            output,
+            input_ids,
+            attention_mask,
+            self.config.text_pooling,
+            eot_token_id=self.config.eot_token_id,
+            attention=self.text_pooling,
+        )
+        return output, pooled
+
+    def parameter_groups(self) -> dict[str, list[str]]:
+        """`vision.*` and `text.*` by layer, `projections` (with poolings that are learnt) and `temperature`."""
+        groups = {
+            f"{tower}.{group}": [f"{tower}.{name}" for name in names]
+            for tower, encoder in (("vision", self.vision), ("text", self.text))
+            for group, names in layer_groups(encoder).items()
+        }
+        projected = ("vision_pooling.", "text_pooling.", "vision_projection.", "text_projection.")
+        names = [name for name, _ in self.named_parameters()]
+        groups["projections"] = [name for name in names if name.startswith(projected)]
+        groups["temperature"] = [name for name in names if name in ("logit_scale", "logit_bias")]
+        return {group: members for group, members in groups.items() if members}
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Bring a temperature that has left its bounds back: similarities are multiplied with 1 to 100."""
+        self.logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        # transformers would set its own layers only, and leave timm's encoder as it is.
+        for encoder in (self.vision, self.text):
+            if encoder.supports_gradient_checkpointing:
+                encoder._set_gradient_checkpointing(enable, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """New layers as transformers starts them; the encoders start their own."""
+        super()._init_weights(module)
+        if isinstance(module, DualEncoderModel):
+            init.constant_(module.logit_scale, -math.log(self.config.initial_temperature))
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias)
+        elif isinstance(module, AttentionPooling):
+            init.normal_(module.query, std=self.config.initializer_range)
+        elif module in (self.vision_projection, self.text_projection):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+
+
+def _learnt_pooling(pooling: str, width: int) -> AttentionPooling | None:
+    return AttentionPooling(width) if pooling == "attention" else None
+
+
+def _normalised(embeds: Tensor) -> Tensor:
+    return functional.normalize(embeds, dim=-1)
+
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES  # noqa: E402
+
+MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES['mmhf_dual_encoder'] = 'DualEncoderModel'

@@ -1,0 +1,72 @@
+"""From mmhf.models.dual_encoder.pooling of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+import torch
+from .encoders import EncoderOutput, pool_text_output
+from torch import Tensor, nn
+from typing import Any
+
+_HEAD_WIDTH = 64
+
+
+# A pooling that reads the same features in the same layout, by which an encoder is described.
+_DESCRIBED_AS = {("vision", "attention"): "avg", ("text", "attention"): "mean", ("text", "eot"): "last_token"}
+
+
+def described_as(tower: str, pooling: str) -> str:
+    """The pooling of `mmhf.models.encoders` that leaves the same parameters of an encoder unused."""
+    return _DESCRIBED_AS.get((tower, pooling), pooling)
+
+
+class AttentionPooling(nn.Module):
+    """One learnt query looks at all tokens, as in CoCa (Yu et al., https://arxiv.org/abs/2205.01917).
+
+    Args:
+        width (`int`): Of the tokens and of the result. Heads are as near to 64 wide as divides it.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        heads = max(width // _HEAD_WIDTH, 1)
+        while width % heads:
+            heads -= 1
+        self.query = nn.Parameter(torch.zeros(1, 1, width))
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """(B, T, C) → (B, C); what `attention_mask` (B, T) leaves out is not looked at."""
+        tokens = self.norm(tokens)
+        ignored = None if attention_mask is None else attention_mask == 0
+        query = self.query.to(tokens.dtype).expand(len(tokens), -1, -1)
+        pooled, _ = self.attention(query, tokens, tokens, key_padding_mask=ignored, need_weights=False)
+        return pooled.squeeze(1)
+
+
+def grid_tokens(hidden: Tensor, shape: EncoderOutput) -> Tensor:
+    """An image encoder's `last_hidden_state` as (B, T, width), class and register tokens included."""
+    if shape.layout == "channels_first":
+        return hidden.flatten(2).transpose(1, 2)
+    return hidden.flatten(1, 2) if shape.layout == "channels_last" else hidden
+
+
+def pool_caption(
+    output: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    pooling: str,
+    *,
+    eot_token_id: int | None,
+    attention: AttentionPooling | None,
+) -> Tensor:
+    """One vector (B, width) of a text encoder's output."""
+    if attention is not None:
+        return attention(output.last_hidden_state, attention_mask)
+    if pooling != "eot":
+        return pool_text_output(output, attention_mask, pooling)
+    if eot_token_id is not None:
+        # Whatever follows the first end-of-text token is padding, also where no mask says so.
+        ends = input_ids == eot_token_id
+        attention_mask = attention_mask * ((ends.cumsum(dim=1) - ends.to(torch.long)) == 0)
+    return pool_text_output(output, attention_mask, "last_token")

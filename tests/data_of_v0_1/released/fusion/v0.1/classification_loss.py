@@ -1,0 +1,124 @@
+"""From mmhf.models.classification_loss of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+import torch
+from collections.abc import Sequence
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import initialization as init
+
+IGNORED_LABEL = -100
+
+
+_LEAST_DOUBT = 1e-7
+
+
+class ClassificationLoss(nn.Module):
+    """Cross-entropy over class indices or probabilities, weighted and smoothed as in `torch.nn.CrossEntropyLoss`.
+
+    Rows labelled -100, or with the probability 0 for all classes, do not count, and a batch of only such rows has loss
+    0, where torch gives NaN. Probabilities of 0 and 1 have the same loss as indices, with class weights, too, where
+    torch divides by another number.
+
+    Args:
+        class_weights (`Sequence[float]`, *optional*): Weight of each class.
+        label_smoothing (`float`): Share of the target spread evenly over the classes.
+        focal_gamma (`float`): Each class's term is multiplied with (1 - p)^gamma, p being its probability. Source: Lin
+            et al., "Focal Loss for Dense Object Detection", https://arxiv.org/abs/1708.02002.
+        logit_adjustment (`Sequence[float]`, *optional*): Added to the logits inside the loss alone: tau · log prior of
+            each class. Source: Menon et al., "Long-tail learning via logit adjustment",
+            https://arxiv.org/abs/2007.07314, equation 10.
+    """
+
+    def __init__(
+        self,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        *,
+        focal_gamma: float = 0.0,
+        logit_adjustment: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
+        self.focal_gamma = focal_gamma
+        self.logit_adjustment = logit_adjustment
+        # In the config already, so not in the weights: a recipe that changes them must not meet the old ones.
+        self.weight: Tensor | None
+        self.adjustment: Tensor | None
+        self.register_buffer("weight", _as_tensor(class_weights), persistent=False)
+        self.register_buffer("adjustment", _as_tensor(logit_adjustment), persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Mean loss of (B, C) logits and labels: (B,) class ids or (B, C) probabilities; scalar, fp32.
+
+        `num_items_in_batch`, the `count` of all batches that one optimizer step accumulates on all processes, is what
+        the sum is divided by; absent, it is this batch's. So a step is the same however its rows are cut into batches.
+        """
+        logits = logits.float()
+        if self.adjustment is not None:
+            logits = logits + self.adjustment.float()
+        total = self._focal_sum(logits, labels) if self.focal_gamma else self._sum(logits, labels)
+        divisor = self.count(labels) if num_items_in_batch is None else num_items_in_batch
+        divisor = torch.as_tensor(divisor, dtype=total.dtype, device=total.device)
+        return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+
+    def count(self, labels: Tensor) -> Tensor:
+        """What the mean is over: the rows that have a label, or the sum of their class weights; scalar."""
+        if labels.is_floating_point():
+            return (labels.sum(dim=-1) > 0).sum() if self.weight is None else (labels.float() @ self._weight()).sum()
+        counted = labels != IGNORED_LABEL
+        return counted.sum() if self.weight is None else (self._weight()[labels.clamp(min=0)] * counted).sum()
+
+    def _sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weight = None if self.weight is None else self._weight()
+        if not labels.is_floating_point():
+            return functional.cross_entropy(
+                logits,
+                labels,
+                weight=weight,
+                ignore_index=IGNORED_LABEL,
+                reduction="sum",
+                label_smoothing=self.label_smoothing,
+            )
+        probabilities = labels.float()
+        losses = functional.cross_entropy(
+            logits, probabilities, weight=weight, reduction="none", label_smoothing=self.label_smoothing
+        )
+        return (losses * (probabilities.sum(dim=-1) > 0)).sum()  # smoothing gives a loss to rows without a label
+
+    def _focal_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels.is_floating_point():
+            targets = labels.float()
+        else:
+            targets = functional.one_hot(labels.clamp(min=0), logits.shape[-1]) * (labels != IGNORED_LABEL)[:, None]
+        counted = targets.sum(dim=-1) > 0
+        targets = (1 - self.label_smoothing) * targets + self.label_smoothing / logits.shape[-1]
+        log_probabilities = logits.log_softmax(dim=-1)
+        # Below 1, an exponent has an infinite slope at 0.
+        factors = (-log_probabilities.expm1()).clamp_min(_LEAST_DOUBT) ** self.focal_gamma
+        terms = -targets * factors * log_probabilities
+        if self.weight is not None:
+            terms = terms * self._weight()
+        return (terms.sum(dim=-1) * counted).sum()
+
+    def _weight(self) -> Tensor:
+        assert self.weight is not None
+        return self.weight.float()  # a model in half precision has halved its buffers too
+
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        """Fill the buffers again, which `from_pretrained` leaves unset."""
+        for buffer, values in ((self.weight, self.class_weights), (self.adjustment, self.logit_adjustment)):
+            if buffer is not None:
+                init.copy_(buffer, torch.tensor(values))
+
+
+def _as_tensor(values: Sequence[float] | None) -> Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=torch.float32)
+
+
+def calibrated(logits: Tensor, temperature: float) -> Tensor:
+    """Logits divided by a temperature. Source: Guo et al., 2017, https://arxiv.org/abs/1706.04599."""
+    return logits if temperature == 1.0 else logits / temperature

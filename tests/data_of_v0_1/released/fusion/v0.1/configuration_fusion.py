@@ -1,0 +1,150 @@
+"""From mmhf.models.fusion.configuration_fusion of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from transformers import AutoConfig, CONFIG_MAPPING, PreTrainedConfig
+from typing import Any
+
+STRATEGIES = ("concat_mlp", "weighted_sum", "product_difference", "gated")
+
+
+MODALITIES = ("image", "text")
+
+
+STAND_INS = ("zero", "learnt")
+
+
+class FusionConfig(PreTrainedConfig):
+    """Configuration of [`FusionForImageTextClassification`].
+
+    Args:
+        vision_config (`PreTrainedConfig` or `dict`, *optional*): Image encoder; a timm encoder is a `timm_wrapper`.
+        text_config (`PreTrainedConfig` or `dict`, *optional*): Text encoder.
+        vision_backbone (`str`, *optional*): Name of the image encoder as a recipe gives it.
+        text_backbone (`str`, *optional*): Name of the text encoder as a recipe gives it.
+        vision_pooling (`str`): `avg`, `max`, `concat`, `cls` or `pooler`.
+        text_pooling (`str`): `cls`, `mean`, `max`, `last_token` or `pooler`.
+        vision_output, text_output (`dict`, *optional*): [`EncoderOutput`] of each encoder; found when absent.
+        text_table (`dict`, *optional*): [`TableEncoder`] of a table of text embeddings that stands for the text
+            encoder, which the model then does not hold.
+        embedding_dim (`int`): Width of the space that both encoders are projected to.
+        image_hidden_dims, text_hidden_dims (`list[int]`, *optional*): Widths of the hidden layers of each projection
+            into that space; default none.
+        image_activation, text_activation (`str` or `list[str]`): Names of activations that transformers knows, one
+            for all hidden layers of the projection or one each.
+        image_dropout, text_dropout (`float` or `list[float]`): Dropout behind each hidden layer of the projection.
+        strategy (`str`): `concat_mlp`, `weighted_sum`, `product_difference` or `gated`.
+        hidden_dims (`list[int]`, *optional*): Widths of the hidden layers; default `[256]`, may be empty.
+        dropout (`float` or `list[float]`): Dropout behind each hidden layer (behind the fused embedding when there is
+            none).
+        activation (`str` or `list[str]`): Names of activations that transformers knows.
+        normalize (`bool`): L2-normalise both embeddings before they are fused.
+        stand_in (`str`): What takes the place of a missing modality's embedding: `zero`, or `learnt`, a vector of its
+            own.
+        mask (`str`, *optional*): `image` or `text`: this modality is never looked at.
+        missing_modalities (`list[str]`, *optional*): Those that rows may lack, because training met such rows.
+        auxiliary_weights (`dict[str, float]`, *optional*): `image`, `text` → weight of the loss of a classifier that
+            sees the embedding of this modality alone, while training.
+        label_smoothing (`float`): Share of the target spread evenly over the classes.
+        class_weights (`list[float]`, *optional*): Weight of each class in the loss.
+        focal_gamma (`float`): Exponent of the loss's focal factor; 0 = cross-entropy.
+        logit_adjustment (`list[float]`, *optional*): What the loss adds to the logits of each class.
+        calibration_temperature (`float`): What the logits are divided by, fitted on the validation split.
+        abstain_below (`float`, *optional*): Probability of the predicted class below which the answer is to be left
+            to a person.
+        initializer_range (`float`): Standard deviation of new weights.
+    """
+
+    model_type = "mmhf_fusion"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    # Trainer gathers the other outputs over the whole split.
+    keys_to_ignore_at_inference = ["image_embeds", "text_embeds", "modalities"]
+
+    def __init__(
+        self,
+        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        *,
+        vision_backbone: str | None = None,
+        text_backbone: str | None = None,
+        vision_pooling: str = "avg",
+        text_pooling: str = "cls",
+        vision_output: dict[str, Any] | None = None,
+        text_output: dict[str, Any] | None = None,
+        text_table: dict[str, Any] | None = None,
+        embedding_dim: int = 512,
+        image_hidden_dims: list[int] | None = None,
+        image_activation: str | Sequence[str] = "relu",
+        image_dropout: float | list[float] = 0.0,
+        text_hidden_dims: list[int] | None = None,
+        text_activation: str | Sequence[str] = "relu",
+        text_dropout: float | list[float] = 0.0,
+        strategy: str = "concat_mlp",
+        hidden_dims: list[int] | None = None,
+        dropout: float | list[float] = 0.5,
+        activation: str | Sequence[str] = "relu",
+        normalize: bool = False,
+        stand_in: str = "zero",
+        mask: str | None = None,
+        missing_modalities: list[str] | None = None,
+        auxiliary_weights: dict[str, float] | None = None,
+        label_smoothing: float = 0.0,
+        class_weights: list[float] | None = None,
+        focal_gamma: float = 0.0,
+        logit_adjustment: list[float] | None = None,
+        calibration_temperature: float = 1.0,
+        abstain_below: float | None = None,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        if strategy not in STRATEGIES:
+            raise ValueError(f"unknown fusion strategy {strategy!r}; choose from {', '.join(STRATEGIES)}")
+        if stand_in not in STAND_INS or mask not in (None, *MODALITIES):
+            raise ValueError(f"stand_in is one of {STAND_INS}, got {stand_in!r}; mask of {MODALITIES}, got {mask!r}")
+        self.vision_config = _sub_config(vision_config, default="timm_wrapper")
+        self.text_config = _sub_config(text_config, default="distilbert")
+        self.vision_backbone = vision_backbone
+        self.text_backbone = text_backbone
+        self.vision_pooling = vision_pooling
+        self.text_pooling = text_pooling
+        self.vision_output = vision_output
+        self.text_output = text_output
+        self.text_table = text_table
+        self.embedding_dim = embedding_dim
+        self.image_hidden_dims = list(image_hidden_dims or [])
+        self.image_activation = image_activation
+        self.image_dropout = image_dropout
+        self.text_hidden_dims = list(text_hidden_dims or [])
+        self.text_activation = text_activation
+        self.text_dropout = text_dropout
+        self.strategy = strategy
+        self.hidden_dims = [256] if hidden_dims is None else list(hidden_dims)
+        self.dropout = dropout
+        self.activation = activation
+        self.normalize = normalize
+        self.stand_in = stand_in
+        self.mask = mask
+        self.missing_modalities = list(missing_modalities or [])
+        self.auxiliary_weights = dict(auxiliary_weights or {})
+        self.label_smoothing = label_smoothing
+        self.class_weights = None if class_weights is None else list(class_weights)
+        self.focal_gamma = focal_gamma
+        self.logit_adjustment = None if logit_adjustment is None else list(logit_adjustment)
+        self.calibration_temperature = calibration_temperature
+        self.abstain_below = abstain_below
+        self.initializer_range = initializer_range
+        super().__init__(**kwargs)
+        for what, numbers in (("class weights", self.class_weights), ("logit adjustments", self.logit_adjustment)):
+            if numbers is not None and len(numbers) != self.num_labels:
+                raise ValueError(f"{len(numbers)} {what} for {self.num_labels} labels")
+
+
+def _sub_config(config: PreTrainedConfig | dict[str, Any] | None, *, default: str) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    values = config or {"model_type": default}
+    return CONFIG_MAPPING[values["model_type"]].from_dict(values)
+
+
+FusionConfig.custom_pipelines = property(lambda config: {'image-text-classification': {'impl': 'pipelines.ImageTextClassificationPipeline', 'pt': ['AutoModel'], 'type': 'multimodal'}})

@@ -1,0 +1,276 @@
+"""From mmhf.models.encoders of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+import inspect
+import timm
+import torch
+from .layer_groups import layer_groups
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
+from typing import Any, Literal, get_args
+
+VisionPooling = Literal["avg", "max", "concat", "cls", "pooler"]
+
+
+TextPooling = Literal["cls", "mean", "max", "last_token", "pooler"]
+
+
+VISION_POOLINGS: tuple[str, ...] = get_args(VisionPooling)
+
+
+TEXT_POOLINGS: tuple[str, ...] = get_args(TextPooling)
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """How an encoder's output is read, found once by a pass on the meta device and kept in the model's config.
+
+    Attributes:
+        width (`int`): Length of the pooled vector.
+        layout (`"tokens" | "channels_first" | "channels_last"`): Axes of `last_hidden_state`: (B, T, C), (B, C, H, W)
+            or (B, H, W, C).
+        prefix_tokens (`int`): Class and register tokens in front of the patches.
+        unused (`tuple[str, ...]`): Modules, or lone parameters, that the pooled vector does not depend on.
+    """
+
+    width: int
+    layout: Literal["tokens", "channels_first", "channels_last"] = "tokens"
+    prefix_tokens: int = 0
+    unused: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EncoderOutput:
+        return cls(**{**values, "unused": tuple(values["unused"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "unused": list(self.unused)}
+
+
+def fresh_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """Encoder without pretrained weights, in the config's dtype; on the meta device inside its context."""
+    encoder = AutoModel.from_config(config)
+    if isinstance(encoder, TimmWrapperModel) and encoder.device.type != "meta":
+        # transformers 5.23 overwrites timm's initialisation with a generic one, which kills the signal of deep nets.
+        fresh = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
+        encoder.timm_model.load_state_dict(fresh.state_dict())
+    return encoder
+
+
+def native_image_size(config: PreTrainedConfig) -> int:
+    """Side in pixels of the square images that an encoder was made for (224 where its config does not say)."""
+    values = config.to_dict()
+    if config.model_type == "timm_wrapper":
+        return int((values.get("pretrained_cfg") or {}).get("input_size", (3, 224, 224))[-1])
+    size = values.get("image_size") or 224
+    return int(size if isinstance(size, int) else size[0])
+
+
+def describe_vision(config: PreTrainedConfig, pooling: str, *, image_size: int | None = None) -> EncoderOutput:
+    """Read an image encoder's output from its config alone; no weights are made.
+
+    Args:
+        config (`PreTrainedConfig`): The encoder's config.
+        pooling (`str`): As in [`pool_vision`].
+        image_size (`int`, *optional*): Side in pixels of the images to come; absent = what the encoder was made for.
+
+    Raises:
+        `ValueError`: the encoder has no such pooling, no layer groups, or cannot take images of this size.
+    """
+    size = image_size or native_image_size(config)
+    encoder = _skeleton(config)
+    layer_groups(encoder)
+    with torch.device("meta"):
+        pixel_values = torch.zeros(2, 3, size, size)
+    try:
+        output = run_vision(encoder, pixel_values, pooling)
+    except AssertionError as error:
+        # How timm refuses a size.
+        raise ValueError(f"images of {size} px do not fit: {error}") from error
+    if not isinstance(output.last_hidden_state, Tensor):
+        raise ValueError("the encoder gives several feature maps; choose one that gives a single one")
+    shape = _vision_shape(encoder, output.last_hidden_state, size)
+    pooled = pool_vision(output, pooling, shape)
+    return replace(shape, width=pooled.shape[-1], unused=_unused(encoder, pooled))
+
+
+def describe_text(config: PreTrainedConfig, pooling: str) -> EncoderOutput:
+    """Read a text encoder's output from its config alone; no weights are made.
+
+    Raises:
+        `ValueError`: the encoder has no such pooling.
+    """
+    try:
+        encoder, pooled = _pooled_text(config, pooling, device="meta")
+    except RuntimeError:
+        # DeBERTa reads values out of tensors, which the meta device does not have.
+        encoder, pooled = _pooled_text(config, pooling, device="cpu")
+    return EncoderOutput(pooled.shape[-1], unused=_unused(encoder, pooled))
+
+
+def run_vision(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str) -> Any:
+    """Run an image encoder and no more of its head than `pooling` needs."""
+    if isinstance(encoder, TimmWrapperModel):
+        return encoder(pixel_values=pixel_values, do_pooling=pooling == "pooler")
+    if pixel_values.shape[-1] != native_image_size(encoder.config) and _interpolates(type(encoder)):
+        return encoder(pixel_values=pixel_values, interpolate_pos_encoding=True)
+    return encoder(pixel_values=pixel_values)
+
+
+def pool_vision(output: Any, pooling: str, shape: EncoderOutput) -> Tensor:
+    """Make one vector of a grid of features or of patch tokens.
+
+    Args:
+        output: An encoder's output with `last_hidden_state`, and `pooler_output` for `pooling="pooler"`.
+        pooling (`str`): `avg` or `max` over the patches (class and register tokens left out), `concat` of the two,
+            `cls` (the first token) or `pooler` (the encoder's own).
+        shape (`EncoderOutput`): Layout of `last_hidden_state` and its number of prefix tokens.
+
+    Returns:
+        `Tensor` of shape (B, width).
+
+    Raises:
+        `ValueError`: the encoder has no such pooling.
+    """
+    if pooling == "pooler":
+        return _own_pooler(output)
+    hidden = output.last_hidden_state
+    if pooling == "cls":
+        if shape.layout != "tokens" or shape.prefix_tokens == 0:
+            raise ValueError("pooling 'cls' needs an encoder with a class token; use 'avg'")
+        return hidden[:, 0]
+    if shape.layout == "channels_first":
+        patches = hidden.flatten(2).transpose(1, 2)
+    elif shape.layout == "channels_last":
+        patches = hidden.flatten(1, 2)
+    else:
+        patches = hidden[:, shape.prefix_tokens :]
+    if pooling == "avg":
+        return patches.mean(dim=1)
+    if pooling == "max":
+        return patches.amax(dim=1)
+    if pooling == "concat":
+        return torch.cat([patches.mean(dim=1), patches.amax(dim=1)], dim=-1)
+    raise ValueError(f"unknown pooling {pooling!r}; choose from {', '.join(VISION_POOLINGS)}")
+
+
+def pool_text_output(output: Any, attention_mask: Tensor, pooling: str) -> Tensor:
+    """Make one vector (B, width) of a text encoder's output; `pooler` is the encoder's own."""
+    if pooling == "pooler":
+        return _own_pooler(output)
+    return pool_text(output.last_hidden_state, attention_mask, pooling)
+
+
+def pool_text(last_hidden_state: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
+    """Make one vector of token features; padding never counts.
+
+    Args:
+        last_hidden_state (`Tensor`): (B, T, C).
+        attention_mask (`Tensor`): (B, T), 1 at tokens and 0 at padding, on either side.
+        pooling (`str`): `cls` (the first token), `mean`, `max` or `last_token`.
+
+    Returns:
+        `Tensor` of shape (B, C).
+
+    Raises:
+        `ValueError`: unknown pooling.
+    """
+    mask = attention_mask.to(torch.bool)
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    rows = torch.arange(mask.shape[0], device=mask.device)
+    if pooling == "cls":
+        return last_hidden_state[rows, positions.masked_fill(~mask, mask.shape[1] - 1).amin(dim=1)]
+    if pooling == "last_token":
+        return last_hidden_state[rows, positions.masked_fill(~mask, 0).amax(dim=1)]
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(last_hidden_state.dtype)
+        return (last_hidden_state * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    if pooling == "max":
+        lowest = torch.finfo(last_hidden_state.dtype).min
+        return last_hidden_state.masked_fill(~mask.unsqueeze(-1), lowest).amax(dim=1)
+    raise ValueError(f"unknown pooling {pooling!r}; choose from {', '.join(TEXT_POOLINGS)}")
+
+
+def drop_unused(encoder: PreTrainedModel, unused: tuple[str, ...]) -> None:
+    """Take out of `encoder` what its pooled vector does not depend on.
+
+    A parameter that never receives a gradient breaks DistributedDataParallel and costs memory. Modules become
+    `nn.Identity`; a lone parameter (a mask token) becomes a buffer, so that its owner still finds it.
+    """
+    modules = dict(encoder.named_modules())
+    for name in unused:
+        owner_name, _, leaf = name.rpartition(".")
+        owner = modules[owner_name]
+        if name in modules:
+            owner.register_module(leaf, nn.Identity())
+        elif leaf in dict(owner.named_parameters(recurse=False)):
+            value = owner.get_parameter(leaf).detach()
+            delattr(owner, leaf)
+            owner.register_buffer(leaf, value)
+
+
+def _skeleton(config: PreTrainedConfig, device: str = "meta") -> PreTrainedModel:
+    with torch.device(device):
+        encoder = AutoModel.from_config(config, dtype=torch.float32)
+    return encoder.eval()
+
+
+def _pooled_text(config: PreTrainedConfig, pooling: str, *, device: str) -> tuple[PreTrainedModel, Tensor]:
+    encoder = _skeleton(config, device)
+    with torch.device(device):
+        mask = torch.ones(2, 4, dtype=torch.long)
+        # Without a mask on the meta device, where transformers would have to read its values.
+        output = encoder(input_ids=torch.zeros_like(mask), attention_mask=None if device == "meta" else mask)
+        return encoder, pool_text_output(output, mask, pooling)
+
+
+def _interpolates(encoder_class: type[PreTrainedModel]) -> bool:
+    return "interpolate_pos_encoding" in inspect.signature(encoder_class.forward).parameters
+
+
+def _vision_shape(encoder: PreTrainedModel, hidden: Tensor, size: int) -> EncoderOutput:
+    """Layout and prefix tokens; the width is found by pooling."""
+    if hidden.dim() == 4:
+        # transformers keeps channels first; a few of timm's models keep them last.
+        first = not isinstance(encoder, TimmWrapperModel) or hidden.shape[1] == encoder.timm_model.num_features
+        return EncoderOutput(width=0, layout="channels_first" if first else "channels_last")
+    if isinstance(encoder, TimmWrapperModel):
+        return EncoderOutput(width=0, prefix_tokens=vars(encoder.timm_model).get("num_prefix_tokens", 0))
+    patch = encoder.config.to_dict().get("patch_size")
+    patches = (size // patch) ** 2 if isinstance(patch, int) else hidden.shape[1]
+    return EncoderOutput(width=0, prefix_tokens=max(hidden.shape[1] - patches, 0))
+
+
+def _own_pooler(output: Any) -> Tensor:
+    pooled = output.get("pooler_output")
+    if pooled is None:
+        raise ValueError("the encoder has no pooler of its own; use another pooling")
+    return pooled.flatten(1)
+
+
+def _unused(encoder: PreTrainedModel, pooled: Tensor) -> tuple[str, ...]:
+    """Largest modules, and lone parameters, that `pooled` does not depend on."""
+    reached = {id(leaf) for leaf in _graph_leaves(pooled)}
+    unused = {name for name, parameter in encoder.named_parameters() if id(parameter) not in reached}
+    found: list[str] = []
+    for name, module in encoder.named_modules():
+        inside = [f"{name}.{leaf}" for leaf, _ in module.named_parameters()] if name else []
+        if inside and unused.issuperset(inside):
+            found.append(name)
+            unused.difference_update(inside)
+    return (*found, *sorted(unused))
+
+
+def _graph_leaves(tensor: Tensor) -> Iterator[Tensor]:
+    nodes, seen = [tensor.grad_fn], {tensor.grad_fn}
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, torch.autograd.graph.Node) and node.name().endswith("AccumulateGrad"):
+            yield node.variable  # type: ignore[attr-defined]
+        for parent, _ in node.next_functions if node is not None else ():
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                nodes.append(parent)

@@ -1,0 +1,342 @@
+"""From mmhf.models.fusion.modeling_fusion of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+import torch
+from .classification_loss import ClassificationLoss, IGNORED_LABEL, calibrated
+from .configuration_fusion import FusionConfig
+from .encoders import EncoderOutput, describe_text, describe_vision, drop_unused, fresh_encoder, pool_text_output, pool_vision, run_vision
+from .feature_parts import FeaturePart, HasFeatureParts, TEXT, VISION
+from .fusion_layers import Fusion, projection
+from .layer_groups import layer_groups
+from .text_tables import TableEncoder, embed_tokens, load_table_encoder
+from collections.abc import Callable
+from dataclasses import dataclass
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, initialization as init
+from transformers.modeling_outputs import ModelOutput
+from typing import Any
+
+@dataclass
+class FusionOutput(ModelOutput):
+    """Output of [`FusionForImageTextClassification`].
+
+    Attributes:
+        loss (`Tensor`, *optional*): Scalar, when labels were given.
+        logits (`Tensor`): (B, num_labels), divided by the config's temperature.
+        image_embeds (`Tensor`): (B, embedding_dim), as they were fused.
+        text_embeds (`Tensor`): (B, embedding_dim), as they were fused.
+        modalities (`Tensor`): (B, 2), whether the row's image and text were looked at.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    modalities: Tensor | None = None
+
+
+class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
+    """Classify pairs of an image and a text.
+
+    Args:
+        config ([`FusionConfig`]): Shapes and loss.
+        vision (`PreTrainedModel`, *optional*): Image encoder with weights; absent = fresh from `config.vision_config`.
+        text (`PreTrainedModel`, *optional*): Text encoder with weights; absent = fresh from `config.text_config`. With
+            `config.text_table` there is none: `forward` is given `text_features` from the table, and where it is given
+            `input_ids`, the encoder that made the table is loaded, used, and not saved.
+    """
+
+    config_class = FusionConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    input_modalities = ["image", "text"]
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # Trainer passes `num_items_in_batch`, so that accumulated batches weigh each row alike.
+    accepts_loss_kwargs = True
+
+    def __init__(
+        self, config: FusionConfig, vision: PreTrainedModel | None = None, text: PreTrainedModel | None = None
+    ) -> None:
+        super().__init__(config)
+        if config.vision_output is None:
+            config.vision_output = describe_vision(config.vision_config, config.vision_pooling).to_dict()
+        if config.text_output is None:
+            config.text_output = describe_text(config.text_config, config.text_pooling).to_dict()
+        self.vision_output = EncoderOutput.from_dict(config.vision_output)
+        self.text_output = EncoderOutput.from_dict(config.text_output)
+        self.vision = fresh_encoder(config.vision_config) if vision is None else vision
+        drop_unused(self.vision, self.vision_output.unused)
+        self.text: Any = None
+        if config.text_table is None:
+            self.text = fresh_encoder(config.text_config) if text is None else text
+            drop_unused(self.text, self.text_output.unused)
+        # In a list, so that it is no part of the model.
+        self._table_encoder: list[PreTrainedModel] = []
+        self.vision_projection = projection(
+            self.vision_output.width,
+            config.embedding_dim,
+            hidden_dims=config.image_hidden_dims,
+            activation=config.image_activation,
+            dropout=config.image_dropout,
+        )
+        self.text_projection = projection(
+            self.text_output.width,
+            config.embedding_dim,
+            hidden_dims=config.text_hidden_dims,
+            activation=config.text_activation,
+            dropout=config.text_dropout,
+        )
+        self.fusion = Fusion(config)
+        num_labels = len(config.id2label or {})
+        self.head = nn.Linear(self.fusion.output_width, num_labels)
+        self.auxiliary_heads = nn.ModuleDict(
+            {modality: nn.Linear(config.embedding_dim, num_labels) for modality in sorted(config.auxiliary_weights)}
+        )
+        self.loss = ClassificationLoss(
+            config.class_weights,
+            config.label_smoothing,
+            focal_gamma=config.focal_gamma,
+            logit_adjustment=config.logit_adjustment,
+        )
+        self.post_init()
+
+    @classmethod
+    def from_encoders(
+        cls, config: FusionConfig, *, vision: PreTrainedModel, text: PreTrainedModel | None
+    ) -> FusionForImageTextClassification:
+        """Put a fresh head on two encoders; they are used, not copied, and keep their weights."""
+        return cls(config, vision=vision, text=text)
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """Pooled output of the image encoder: (B, 3, H, W) → (B, vision width)."""
+        output = run_vision(self.vision, pixel_values, self.config.vision_pooling)
+        return pool_vision(output, self.config.vision_pooling, self.vision_output)
+
+    def text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Pooled output of the text encoder: (B, T) → (B, text width)."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if self.text is None:
+            encoder: Any = self._encoder_of_table()
+            features = embed_tokens(encoder.to(input_ids.device), input_ids, attention_mask, self.config.text_pooling)
+            return features.to(self.dtype)
+        output = self.text(input_ids=input_ids, attention_mask=attention_mask)
+        return pool_text_output(output, attention_mask, self.config.text_pooling)
+
+    def feature_parts(self) -> tuple[FeaturePart, ...]:
+        """The image encoder and the text encoder, each with its pooling, where there is one that is not masked."""
+        masked = {"image": VISION, "text": TEXT}.get(self.config.mask or "")
+        own = (VISION, TEXT) if self.config.text_table is None else (VISION,)
+        return tuple(part for part in own if part is not masked)
+
+    def classify(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        image_mask: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> FusionOutput:
+        """From the encoders' pooled outputs to logits and loss; the arguments are those of `forward`."""
+        image_embeds = self.vision_projection(image_features)
+        text_embeds = self.text_projection(text_features)
+        if self.config.normalize:
+            image_embeds = functional.normalize(image_embeds, dim=-1)
+            text_embeds = functional.normalize(text_embeds, dim=-1)
+        modalities = torch.stack(
+            [self._present("image", image_mask, image_embeds), self._present("text", text_mask, text_embeds)], dim=1
+        )
+        if self._can_lack(image_mask, text_mask):
+            image_embeds = self.fusion.fill(image_embeds, modalities[:, 0], modality=0)
+            text_embeds = self.fusion.fill(text_embeds, modalities[:, 1], modality=1)
+        logits = self.head(self.fusion(image_embeds, text_embeds))
+        loss = None
+        if labels is not None:
+            loss = self.loss(logits, labels, num_items_in_batch)
+            loss = loss + self._auxiliary_loss(image_embeds, text_embeds, modalities, labels, num_items_in_batch)
+        return FusionOutput(
+            loss=loss,
+            logits=calibrated(logits, self.config.calibration_temperature),
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            modalities=modalities,
+        )
+
+    def classify_embeds(self, image_embeds: Tensor, text_embeds: Tensor, modalities: Tensor) -> Tensor:
+        """Logits (B, num_labels) of embeddings as `FusionOutput` holds them, with some taken away.
+
+        Args:
+            image_embeds, text_embeds (`Tensor`): (B, embedding_dim).
+            modalities (`Tensor`): (B, 2), True where the image and the text may be seen.
+        """
+        image_embeds = self.fusion.fill(image_embeds, modalities[:, 0], modality=0)
+        text_embeds = self.fusion.fill(text_embeds, modalities[:, 1], modality=1)
+        return calibrated(self.head(self.fusion(image_embeds, text_embeds)), self.config.calibration_temperature)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        image_mask: Tensor | None = None,
+        text_mask: Tensor | None = None,
+        image_features: Tensor | None = None,
+        text_features: Tensor | None = None,
+        image_hidden: Tensor | None = None,
+    ) -> FusionOutput:
+        """Classify a batch.
+
+        Args:
+            pixel_values (`Tensor`, *optional*): (B, 3, H, W), normalised as the image encoder expects; absent = no row
+                has an image.
+            input_ids (`Tensor`, *optional*): (B, T); absent = no row has a text.
+            attention_mask (`Tensor`, *optional*): (B, T); absent = no padding.
+            labels (`Tensor`, *optional*): (B,), class ids; -100 = no loss for this row.
+            num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
+            image_mask, text_mask (`Tensor`, *optional*): (B,), 1 where the row has an image, a text, and 0 where it is
+                missing: its place is taken by the stand-in of the config. Absent = no row lacks it.
+            image_features, text_features (`Tensor`, *optional*): (B, width of the encoder's pooled output), instead
+                of `pixel_values`, of `input_ids`: what `image_features`, `text_features` made of them. Those of rows
+                that lack the modality are not looked at.
+            image_hidden (`Tensor`, *optional*): (B, ...), instead of `pixel_values`: the image encoder's features at
+                the boundary that [`HasFeatureParts`]'s `use_part` was told.
+
+        Raises:
+            `ValueError`: neither images nor texts, nor features of either.
+        """
+        given = _first(pixel_values, image_features, image_hidden, input_ids, text_features)
+        if given is None:
+            raise ValueError("the model needs pixel_values, input_ids or both, or their features")
+        if self.config.mask == "image" or _first(pixel_values, image_features, image_hidden) is None:
+            image_features = self._no_features(self.vision_output.width, given)
+            image_mask = self._nowhere(given)
+        elif image_hidden is not None:
+            image_hidden = _features_of_rows(image_hidden, image_mask)
+            image_features = _of_rows(self.resumed_image_features, image_mask, image_hidden)
+        elif image_features is not None:
+            image_features = _features_of_rows(image_features, image_mask)
+        elif pixel_values is not None:
+            image_features = _of_rows(self.image_features, image_mask, pixel_values)
+        if self.config.mask == "text" or (input_ids is None and text_features is None):
+            text_features = self._no_features(self.text_output.width, given)
+            text_mask = self._nowhere(given)
+        elif text_features is not None:
+            text_features = _features_of_rows(text_features, text_mask)
+        elif input_ids is not None:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(input_ids)
+            text_features = _of_rows(self.text_features, text_mask, input_ids, attention_mask)
+        assert image_features is not None
+        assert text_features is not None
+        return self.classify(image_features, text_features, labels, num_items_in_batch, image_mask, text_mask)
+
+    def _encoders(self) -> dict[str, PreTrainedModel]:
+        return {"vision": self.vision} if self.text is None else {"vision": self.vision, "text": self.text}
+
+    def _encoder_of_table(self) -> PreTrainedModel:
+        if not self._table_encoder:
+            table = TableEncoder.from_dict(self.config.text_table or {})
+            self._table_encoder.append(load_table_encoder(table, self.config.text_config))
+        return self._table_encoder[0]
+
+    def _can_lack(self, image_mask: Tensor | None, text_mask: Tensor | None) -> bool:
+        """Whether stand-ins are part of this batch's graph; learnt ones are, so that they always have a gradient."""
+        config = self.config
+        masked = image_mask is not None or text_mask is not None or config.mask is not None
+        return masked or config.stand_in == "learnt"
+
+    def _present(self, modality: str, mask: Tensor | None, embeds: Tensor) -> Tensor:
+        if self.config.mask == modality:
+            return self._nowhere(embeds)
+        return torch.ones(len(embeds), dtype=torch.bool, device=embeds.device) if mask is None else mask.bool()
+
+    def _no_features(self, width: int, like: Tensor) -> Tensor:
+        return torch.zeros(len(like), width, dtype=self.dtype, device=like.device)
+
+    def _nowhere(self, like: Tensor) -> Tensor:
+        return torch.zeros(len(like), dtype=torch.bool, device=like.device)
+
+    def _auxiliary_loss(
+        self,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        modalities: Tensor,
+        labels: Tensor,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Tensor | float:
+        """Weighted sum of the losses of each modality's own classifier.
+
+        Rows that lack the modality add nothing. The sum is divided by what the main loss is divided by, so that this
+        loss, too, is the same however a step's rows are cut into batches.
+        """
+        divisor = self.loss.count(labels) if num_items_in_batch is None else num_items_in_batch
+        total: Tensor | float = 0.0
+        for column, (modality, embeds) in enumerate((("image", image_embeds), ("text", text_embeds))):
+            if modality in self.auxiliary_heads:
+                present = modalities[:, column]
+                own = labels * present[:, None] if labels.is_floating_point() else labels.where(present, IGNORED_LABEL)
+                loss = self.loss(self.auxiliary_heads[modality](embeds), own, divisor)
+                total = total + self.config.auxiliary_weights[modality] * loss
+        return total
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+        # transformers would set its own layers only, and leave timm's encoder as it is.
+        for encoder in self._encoders().values():
+            if encoder.supports_gradient_checkpointing:
+                encoder._set_gradient_checkpointing(enable, *args, **kwargs)
+
+    def parameter_groups(self) -> dict[str, list[str]]:
+        """`vision.*` and `text.*` by layer, `fusion` (projections, stand-ins, strategy, hidden layers) and `head`."""
+        groups = {
+            f"{tower}.{group}": [f"{tower}.{name}" for name in names]
+            for tower, encoder in self._encoders().items()
+            for group, names in layer_groups(encoder).items()
+        }
+        fused = ("vision_projection.", "text_projection.", "fusion.")
+        names = [name for name, _ in self.named_parameters()]
+        groups["fusion"] = [name for name in names if name.startswith(fused)]
+        groups["head"] = [name for name in names if name.startswith(("head.", "auxiliary_heads."))]
+        return groups
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """New layers as transformers starts them; the encoders start their own."""
+        super()._init_weights(module)
+        if isinstance(module, Fusion):
+            if module.strategy == "weighted_sum":
+                init.zeros_(module.modality_weights)
+            if module.stand_ins is not None:
+                init.zeros_(module.stand_ins)
+        elif isinstance(module, ClassificationLoss):
+            module.restore_buffers()
+
+
+def _of_rows(encode: Callable[..., Tensor], present: Tensor | None, *inputs: Tensor) -> Tensor:
+    """Run an encoder on the rows that have its modality, so that the others cost nothing and leave batch-norm alone.
+
+    Where fewer than two rows have it, all are run: batch-norm cannot learn from one, and processes that train together
+    need a gradient from each.
+    """
+    if present is None or present.all() or present.sum() < 2:
+        return encode(*inputs)
+    rows = present.nonzero()[:, 0]
+    features = encode(*(each[rows] for each in inputs))
+    return features.new_zeros(len(present), features.shape[-1]).index_copy(0, rows, features)
+
+
+def _features_of_rows(features: Tensor, present: Tensor | None) -> Tensor:
+    """Features as `_of_rows` gives them: zeros in the rows that lack the modality, whatever was there."""
+    if present is None:
+        return features
+    return features.masked_fill(present.view(-1, *[1] * (features.dim() - 1)) == 0, 0.0)
+
+
+def _first(*tensors: Tensor | None) -> Tensor | None:
+    return next((tensor for tensor in tensors if tensor is not None), None)

@@ -1,0 +1,126 @@
+"""From mmhf.inference.pipelines of mmhf 0.1.0, made by `mmhf release`; with mmhf installed this file is not used."""
+
+from __future__ import annotations
+
+from .errors import InputError
+from .images import decode_image
+from .modeling_fusion import FusionForImageTextClassification
+from .probabilities import class_names, class_probabilities
+from PIL.Image import Image
+from collections.abc import Iterable, Mapping, Sequence
+from torch import Tensor
+from transformers import Pipeline
+from typing import Any
+
+Example = Mapping[str, Any]
+
+
+class ImageTextClassificationPipeline(Pipeline):
+    """Classify pairs of an image and a text.
+
+    Example:
+
+    ```python
+    >>> from mmhf import pipeline
+
+    >>> classifier = pipeline("image-text-classification", model="releases/fakeddit/v1.8")
+    >>> classifier({"image": "photo.jpg", "text": "a frog on a lamp"})
+    [{'label': 'true', 'score': 0.91}, {'label': 'fake', 'score': 0.09}]
+    >>> classifier(image=["a.jpg", "b.jpg"], text=["a frog", "a lamp"], batch_size=2, top_k=1)
+    [[{'label': 'true', 'score': 0.88}], [{'label': 'fake', 'score': 0.67}]]
+    ```
+    """
+
+    _load_processor = True  # type: ignore[assignment]
+    _load_image_processor = False  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.processor is None:
+            raise InputError("a model that is already loaded needs its processor too: pass processor=")
+        self.check_model_type([FusionForImageTextClassification.__name__])
+        self.model.eval()
+
+    def __call__(  # type: ignore[override]
+        self,
+        inputs: Example | Iterable[Example] | None = None,
+        *,
+        image: Image | str | bytes | Sequence[Image | str | bytes] | None = None,
+        text: str | Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Classify one pair or many.
+
+        Args:
+            inputs (`dict`, or a list, generator or data set of `dict`): `{"image": ..., "text": ...}` each; an image
+                is a PIL image, a path or the bytes of a file. A generator is consumed as results are asked for.
+            image, text: Instead of `inputs`: one of each, or two lists of equal length.
+                A model that was trained on rows without an image, or without a text, takes None for it.
+            top_k (`int`, *optional*): How many labels to return; absent = all.
+            batch_size (`int`, defaults to 1): Pairs per forward pass.
+            num_workers (`int`, defaults to 0): Processes that decode images.
+
+        Returns:
+            `list[dict]` for one pair: `label` and `score` (its probability), the most probable first; for a list, a
+            list of those, and for a generator or data set an iterator. With a model that has an abstention threshold,
+            each also has `abstain`: whether the highest probability is below it.
+
+        Raises:
+            InputError: An input lacks its image or text, or the lists differ in length.
+            BadImageError: An image cannot be read.
+        """
+        if inputs is None:
+            inputs = _pairs(image, text)
+        elif image is not None or text is not None:
+            raise InputError("give either inputs or image= and text=, not both")
+        if isinstance(inputs, (list, tuple)):
+            return super().__call__(list(inputs), **kwargs) if inputs else []
+        return super().__call__(inputs, **kwargs)
+
+    def _sanitize_parameters(self, top_k: int | None = None) -> tuple[dict, dict, dict]:  # type: ignore[override]
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k={top_k}: expected 1 or more")
+        return {}, {}, {} if top_k is None else {"top_k": top_k}
+
+    def preprocess(self, input_: Example) -> dict[str, Any]:  # type: ignore[override]
+        optional = self.model.config.missing_modalities
+        missing = [key for key in ("image", "text") if input_.get(key) is None]
+        if len(missing) == 2 or any(key not in input_ or key not in optional for key in missing):
+            raise InputError(f"an input needs image and text; {', '.join(missing)} is missing from {sorted(input_)}")
+        text = input_["text"]
+        if not isinstance(text, str | None):
+            raise InputError(f"text: expected a string, got {text!r}")
+        assert self.processor is not None
+        image = None if input_["image"] is None else decode_image(input_["image"])
+        if text is not None:
+            text = text.strip() or (None if "text" in optional else "")
+        encoding = self.processor(images=[image], text=[text], masks=bool(optional))
+        return {**encoding, "pixel_values": encoding["pixel_values"].to(self.dtype)}
+
+    def _forward(self, input_tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
+        return {"logits": self.model(**input_tensors).logits}
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Mapping[str, Tensor], top_k: int | None = None
+    ) -> list[dict[str, Any]]:
+        scores = class_probabilities(model_outputs["logits"][0]).tolist()
+        names = class_names(self.model)
+        ranked = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+        threshold = self.model.config.abstain_below
+        abstain = {} if threshold is None else {"abstain": scores[ranked[0]] < threshold}
+        return [{"label": names[index], "score": scores[index], **abstain} for index in ranked[:top_k]]
+
+
+def _pairs(image: Any, text: str | Sequence[str] | None) -> Example | list[Example]:
+    if image is None or text is None:
+        raise InputError("give inputs, or both image= and text=")
+    several = isinstance(image, (list, tuple))
+    if several != (not isinstance(text, str)):
+        raise InputError("image= and text= must both be single or both be lists")
+    if not several:
+        return {"image": image, "text": text}
+    if len(image) != len(text):
+        raise InputError(f"{len(image)} images for {len(text)} texts")
+    return [{"image": one, "text": other} for one, other in zip(image, text, strict=True)]

@@ -60,7 +60,7 @@ def make_rows():
 
 def make_model():
     torch.manual_seed(0)
-    config = load_encoder_config(BACKBONE, pretrained=False, modality="vision")
+    config = load_encoder_config(BACKBONE, pretrained=False, modality="image")
     names = {number: str(number) for number in range(4)}
     return BackboneForImageClassification(
         BackboneForImageClassificationConfig(vision_config=config, id2label=names, head_dropout=[0.0, 0.0]),

@@ -6,8 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from mmhf import _torchvision
-
-__version__ = "0.1.0"
+from mmhf._version import __version__
 
 _torchvision.install()
 

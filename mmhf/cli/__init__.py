@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import mmhf
+from mmhf._version import __version__
 from mmhf.errors import InputError
 
 _VERBS = {
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> None:
     parser = _Parser(prog="mmhf", description=mmhf.__doc__, epilog="mmhf VERB --help tells more.")
-    parser.add_argument("--version", action="version", version=f"mmhf {mmhf.__version__}")
+    parser.add_argument("--version", action="version", version=f"mmhf {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, summary in _VERBS.items():
         verbs.add_parser(verb, help=summary, add_help=False)

@@ -25,6 +25,7 @@ from mmhf.evaluation.captions import (
 )
 from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.report import write_report
+from mmhf.files import METRICS_FILE, REPORT_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,6 @@ def _write(
     title, subtitle = f"Captions of {options.predictions.name}", f"image-captioning · {options.predictions}"
     write_caption_gallery(options.output / "captions.html", examples, title=title, subtitle=subtitle)
     write_report(
-        options.output / "report.html", caption_report_sections({_SPLIT: evaluation}, facts=facts), title, subtitle
+        options.output / REPORT_FILE, caption_report_sections({_SPLIT: evaluation}, facts=facts), title, subtitle
     )
-    write_metrics(options.output / "metrics.json", {_SPLIT: evaluation.metrics})
+    write_metrics(options.output / METRICS_FILE, {_SPLIT: evaluation.metrics})

@@ -16,6 +16,7 @@ import yaml
 
 from mmhf.errors import InputError
 from mmhf.evaluation.metrics_file import write_metrics
+from mmhf.files import METRICS_FILE, RECIPE_FILE
 from mmhf.models.captioner.conversion import SeedCheckpoint, convert_seed_checkpoint, read_seed_checkpoint
 from mmhf.recipe.captioner_sections import CaptionerModelSection
 
@@ -44,8 +45,8 @@ def run(options: argparse.Namespace) -> None:
     processor.save_pretrained(options.output)
     prompt = processor.tokenizer.decode(model.config.prompt_ids)
     recipe = yaml.safe_dump(_recipe(options, checkpoint, prompt), sort_keys=False, allow_unicode=True)
-    (options.output / "recipe.yaml").write_text(recipe, encoding="utf-8")
-    write_metrics(options.output / "metrics.json", checkpoint.numbers)
+    (options.output / RECIPE_FILE).write_text(recipe, encoding="utf-8")
+    write_metrics(options.output / METRICS_FILE, checkpoint.numbers)
     logger.info("Converted %s into %s", options.checkpoint, options.output)
 
 

@@ -21,10 +21,10 @@ from mmhf.cli._caption_files import evaluate_caption_files
 from mmhf.cli._metrics_table import print_metrics
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.errors import InputError
+from mmhf.files import BAD_EXAMPLES_FILE, RECIPE_FILE
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import load_recipe
 from mmhf.tasks import task_of
-from mmhf.training.run_folder import BAD_EXAMPLES_FILE, RECIPE_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from transformers import TrainingArguments
 from mmhf.data.filters import describe_steps
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
+from mmhf.files import CONFIG_FILE
 from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import ResolvedRecipe, json_schema, load_recipe
@@ -88,7 +89,7 @@ def _find_parent_if_here(task: AnyTask, console: Console) -> Path | None:
     if task.recipe.init_from is None:
         return None
     try:
-        return resolve_model(task.recipe.init_from, verify=False, only=["config.json"]).path
+        return resolve_model(task.recipe.init_from, verify=False, only=[CONFIG_FILE]).path
     except InputError as error:
         console.print(
             Text(f"missing: init_from {error}; planned from the backbones instead", style="yellow"), soft_wrap=True

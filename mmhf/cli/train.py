@@ -22,21 +22,14 @@ from mmhf.data.duplicates import write_duplicates
 from mmhf.data.filters import describe_steps
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
+from mmhf.files import BAD_EXAMPLES_FILE, BAD_EXAMPLES_LOG, DUPLICATES_FILE, REPORT_FILE
 from mmhf.hub import resolve_model
 from mmhf.hub.lineage import check_release_is_possible, release_run, write_lineage
 from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.recipe import ResolvedRecipe, load_recipe
 from mmhf.tasks import AnyTask, Measured, task_of
 from mmhf.training.arguments import build_stage_plan, training_arguments
-from mmhf.training.run_folder import (
-    BAD_EXAMPLES_FILE,
-    BAD_EXAMPLES_LOG,
-    DUPLICATES_FILE,
-    REPORT_FILE,
-    RunFolder,
-    choose_run_dir,
-    find_run_folder,
-)
+from mmhf.training.run_folder import RunFolder, choose_run_dir, find_run_folder
 from mmhf.training.tracking import tracked_run
 from mmhf.training.trainer import MMTrainer
 

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard
 
 from mmhf.cli import evaluate
 from mmhf.errors import InputError
+from mmhf.files import METRICS_FILE, RECIPE_FILE
 from mmhf.hub.manifest import read_release
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import load_recipe
@@ -77,7 +78,7 @@ def _measure_again(options: argparse.Namespace, path: Path) -> dict[str, float]:
         arguments = [str(path), *options.overrides, "--output", scratch, "--batch-size", str(options.batch_size)]
         arguments += [part for split in options.split or [] for part in ("--split", split)]
         evaluate.run(parser.parse_intermixed_args(arguments))
-        return json.loads((Path(scratch) / "metrics.json").read_text(encoding="utf-8"))
+        return json.loads((Path(scratch) / METRICS_FILE).read_text(encoding="utf-8"))
 
 
 def _is_close(said: float, found: float | None, tolerance: float) -> bool:
@@ -86,7 +87,7 @@ def _is_close(said: float, found: float | None, tolerance: float) -> bool:
 
 def _why(path: Path, options: argparse.Namespace, released: dict[str, str]) -> str:
     """Whether the data is still the same, which explains most differences."""
-    recipe = load_recipe(path / "recipe.yaml", options.overrides).recipe
+    recipe = load_recipe(path / RECIPE_FILE, options.overrides).recipe
     splits = options.split or recipe.evaluation.splits
     found = task_of(recipe).load_data(splits=splits, check_images=False).fingerprint()
     changed = [split for split, value in found.items() if released.get(split) not in (None, value)]

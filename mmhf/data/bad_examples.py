@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+from mmhf.files import write_csv
 
 _SPLIT_ORDER = ("train", "validation", "test")
 
@@ -73,10 +74,4 @@ class BadExampleLog:
             path (`str` or `Path`):
                 The file; it appears complete or not at all.
         """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(BadExample._fields)
-            writer.writerows(self.read())
-        os.replace(temporary, path)
+        write_csv(path, BadExample._fields, self.read())

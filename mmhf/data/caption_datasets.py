@@ -11,10 +11,10 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from mmhf.conventions import Modality
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.datasets import Row, RowDataset
 from mmhf.data.digests import Digests, digest_texts
-from mmhf.data.feature_cache import Content
 from mmhf.data.samplers import SampleKey, derive_seed
 
 _SALT = 0x636170
@@ -57,18 +57,18 @@ class CaptionDataset(RowDataset):
             row["caption"], row["image_index"] = row["captions"][number], image
         return rows
 
-    def places(self, content: Content, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    def places(self, content: Modality, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `RowDataset`; texts are all captions, in the order of the table."""
         if content == "image":
             return self._images(keys[:, 0])
         images, numbers = self._locate([SampleKey(*key) for key in keys.tolist()])
         return self._first_item[images] + np.array(numbers, dtype=np.int64)
 
-    def num_places(self, content: Content) -> int:
+    def num_places(self, content: Modality) -> int:
         """See `RowDataset`."""
         return len(self.table) if content == "image" else int(self._first_item[-1])
 
-    def digests(self, content: Content, *, shard: int = 0, num_shards: int = 1) -> Digests:
+    def digests(self, content: Modality, *, shard: int = 0, num_shards: int = 1) -> Digests:
         """See `RowDataset`."""
         if content == "text":
             return digest_texts(list(islice(self._texts, shard, None, num_shards)))

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from mmhf.conventions import IGNORED_IMAGE, IGNORED_LABEL, Modality
 from mmhf.data.augment import Augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.datasets import Row
-from mmhf.data.feature_cache import PART_INPUTS, STORED_IMAGE, AskedRows, Content
+from mmhf.data.feature_cache import PART_INPUTS, STORED_IMAGE, AskedRows
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.mixing import BatchMixer
 from mmhf.data.modalities import ModalityMasking, names_no_image
@@ -23,10 +24,6 @@ from mmhf.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-IGNORED_LABEL = -100
-"""A row with this label counts in no loss and no metric."""
-IGNORED_IMAGE = -1
-"""A row with this `image_index` takes part in no contrastive loss."""
 _BLANK_SIDE = 32
 
 Processor = Callable[..., Any]
@@ -272,7 +269,7 @@ class ImageTextCollator(ImageCollator):
     def _encode_asked(self, samples: Mapping[int, _Sample], rows: AskedRows) -> dict[str, torch.Tensor]:
         batch: dict[str, torch.Tensor] = {}
         hidden = None if self.masking is None else self.masking.mask
-        modalities: tuple[Content, ...] = ("image", "text")
+        modalities: tuple[Modality, ...] = ("image", "text")
         for modality in modalities:
             numbers = rows.rows_without(modality)
             chosen = [samples[number] for number in numbers.tolist()]

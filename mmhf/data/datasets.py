@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Dataset, IterableDataset
 
+from mmhf.conventions import Modality
 from mmhf.data.digests import Digests, digest_images, digest_texts
-from mmhf.data.feature_cache import AskedRows, Content, DatasetFeatures, Row
+from mmhf.data.feature_cache import AskedRows, DatasetFeatures, Row
 from mmhf.data.read_ahead import ReadAhead, reads_ahead
 from mmhf.data.samplers import EpochSampler, SampleKey
 
@@ -71,7 +72,7 @@ class RowDataset(Dataset[Row]):
         indices = np.arange(len(self)) if self._sampler is None else self._sampler.epoch_rows(epoch)[0]
         return self.places("image", np.stack([indices, np.full_like(indices, epoch), np.zeros_like(indices)], axis=1))
 
-    def places(self, content: Content, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    def places(self, content: Modality, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of the data set's images, or texts, each sample has.
 
         Args:
@@ -82,11 +83,11 @@ class RowDataset(Dataset[Row]):
         """
         return keys[:, 0]
 
-    def num_places(self, content: Content) -> int:
+    def num_places(self, content: Modality) -> int:
         """How many images, or texts, the data set has."""
         return len(self.table)
 
-    def digests(self, content: Content, *, shard: int = 0, num_shards: int = 1) -> Digests:
+    def digests(self, content: Modality, *, shard: int = 0, num_shards: int = 1) -> Digests:
         """Digests of every image, or text, of the data set, or of each `num_shards`-th from `shard` on."""
         if content == "text":
             return digest_texts(self.table["text"][:][shard::num_shards])

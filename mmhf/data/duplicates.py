@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from pathlib import Path
@@ -17,12 +13,12 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import datasets
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from scipy.spatial import cKDTree
 
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.table import SPLITS
+from mmhf.files import whole_file, write_csv
+from mmhf.parallel import map_in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -78,12 +74,12 @@ def write_duplicates(path: str | Path, pairs: Sequence[DuplicatePair]) -> None:
         path (`str` or `Path`): The file.
         pairs (`Sequence[DuplicatePair]`): What `LoadedData.duplicates` holds.
     """
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["kind", "split", "id", "other_split", "other_id", "same_label", "distance"])
-        for pair in pairs:
-            images = (pair.first.split, pair.first.id, pair.second.split, pair.second.id)
-            writer.writerow([pair.kind, *images, pair.same_label, f"{pair.distance:.3f}"])
+    rows = [
+        [pair.kind, pair.first.split, pair.first.id, pair.second.split, pair.second.id]
+        + [pair.same_label, f"{pair.distance:.3f}"]
+        for pair in pairs
+    ]
+    write_csv(path, ["kind", "split", "id", "other_split", "other_id", "same_label", "distance"], rows)
 
 
 @dataclass
@@ -200,12 +196,8 @@ class _Rows:
             split, positions = chunk
             return [function(image) for image in self.images[split][positions]["image"]]
 
-        with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-            results: Any = pool.map(apply, chunks)
-            if len(numbers) > _PROGRESS_ABOVE:
-                console = Console(stderr=True)
-                results = track(results, label, total=len(chunks), console=console, transient=True)
-            return [value for values in results for value in values]
+        results = map_in_threads(apply, chunks, label=label if len(numbers) > _PROGRESS_ABOVE else None)
+        return [value for values in results for value in values]
 
     def _chunks(self, numbers: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
         """Neighbours of one split."""
@@ -252,10 +244,8 @@ def _thumbnails(rows: _Rows, numbers: list[int], contents: bytes) -> np.ndarray:
         present = np.array([thumbnail is not None for thumbnail in found])
         blank = np.zeros((_SIDE, _SIDE, 3), dtype=np.uint8)
         pixels = np.stack([blank if thumbnail is None else thumbnail for thumbnail in found])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
+        with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, pixels=pixels, present=present)
-        os.replace(file.name, path)
     flat = pixels.reshape(len(pixels), -1).astype(np.float32)
     flat[~present] = np.nan
     return flat

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmhf.conventions import Modality
 from mmhf.data.digests import Digests
 from mmhf.data.samplers import SampleKey, derive_seed
 
@@ -32,7 +33,6 @@ _VIEW = 0x766965
 _VIEW_STEP = 0x9E3779B97F4A7C15
 
 Row = dict[str, Any]
-Content = Literal["image", "text"]
 """What of a sample features are made of."""
 
 
@@ -50,7 +50,7 @@ class FeatureColumn:
         mode (`Tensor`): (1,) int64 in shared memory, `OFF`, `PLAIN` or the number of views that are used now.
     """
 
-    content: Content
+    content: Modality
     digests: Digests
     num_views: int = 1
     seed: int = 0
@@ -134,7 +134,7 @@ class CachedDataset(Protocol):
         """Rows as a collator takes them."""
         ...
 
-    def places(self, content: Content, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    def places(self, content: Modality, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of the data set's images, or texts, each sample has."""
         ...
 
@@ -193,7 +193,7 @@ class AskedRows:
         """Stage of training that they are read for."""
         return self.inputs.stage
 
-    def rows_without(self, content: Content) -> NDArray[np.int64]:
+    def rows_without(self, content: Modality) -> NDArray[np.int64]:
         """(M,) rows whose image, or text, is to be looked at."""
         return self.inputs.rows.get(content, np.arange(len(self)))
 
@@ -215,7 +215,7 @@ class AskedRows:
         """One value a row, such as its label; None where rows have none."""
         return self.dataset.values(name, self.keys)
 
-    def set_sound(self, content: Content, sound: Sequence[bool]) -> None:
+    def set_sound(self, content: Modality, sound: Sequence[bool]) -> None:
         """Say for which of `rows_without(content)` the batch holds the sample's own image, or text."""
         if content in self.inputs.rows:
             self.inputs.sound[content] = np.array(sound, dtype=bool)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from mmhf.conventions import Modality
 from mmhf.data.samplers import SampleKey, derive_seed
-
-Modality = Literal["image", "text"]
 
 _SALT = 0x6D6F64
 """Sets the seeds here apart from those of the images' changes."""

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import datasets
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.table import CaptionedRows, ImageProblem, LabelledRows, SourceRows, extra_column
 from mmhf.errors import InputError
+from mmhf.parallel import map_in_threads
 from mmhf.recipe.schema import DataSectionBase
 
 logger = logging.getLogger(__name__)
@@ -123,13 +120,8 @@ class SplitScreen(ABC, Generic[RowsT]):
         def check_chunk(chunk: Sequence[int]) -> list[ImageProblem | None]:
             return list(self.source.images.problems(chunk, read=read))
 
-        with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-            results = pool.map(check_chunk, chunks)
-            if len(positions) > _PROGRESS_ABOVE:
-                console = Console(stderr=True)
-                label = f"checking {self.split} images"
-                results = iter(track(results, label, total=len(chunks), console=console, transient=True))
-            yield from chain.from_iterable(results)
+        label = f"checking {self.split} images" if len(positions) > _PROGRESS_ABOVE else None
+        yield from chain.from_iterable(map_in_threads(check_chunk, chunks, label=label))
 
     def _image_is_usable(self, position: int, problem: ImageProblem) -> bool:
         if problem.kind == "row":

@@ -16,10 +16,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from mmhf.conventions import IGNORED_LABEL
 from mmhf.errors import InputError
-
-IGNORE_INDEX = -100
-"""Label of a row that no loss and no metric may see."""
 
 _MEAN = "Classes that occur in neither the labels nor the predictions are left out, as scikit-learn does by default"
 
@@ -127,7 +125,7 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, num_labels: int) -> NDA
         `NDArray[np.int64]` of shape `(C, C)`: rows are labels, columns are predictions.
     """
     targets, predicted = np.asarray(labels), np.asarray(predictions)
-    labelled = targets != IGNORE_INDEX
+    labelled = targets != IGNORED_LABEL
     # Not scikit-learn's confusion_matrix: that refuses no rows and warns when there is one class.
     pairs = targets[labelled].astype(np.int64) * num_labels + predicted[labelled].astype(np.int64)
     return np.bincount(pairs, minlength=num_labels**2).reshape(num_labels, num_labels).astype(np.int64)
@@ -148,7 +146,7 @@ def select_labelled(
     scores, targets = np.asarray(logits), np.asarray(labels)
     if scores.ndim != 2 or scores.shape[1] != num_labels or targets.shape != scores.shape[:1]:
         raise ValueError(f"expected logits (N, {num_labels}) and labels (N,), got {scores.shape} and {targets.shape}")
-    labelled = targets != IGNORE_INDEX
+    labelled = targets != IGNORED_LABEL
     scores, targets = scores[labelled].astype(np.float64), targets[labelled].astype(np.int64)
     outside = (targets < 0) | (targets >= num_labels)
     if outside.any():

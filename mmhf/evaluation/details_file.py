@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmhf.evaluation._atomic import write_text_atomically
+from mmhf.files import write_json
 
 if TYPE_CHECKING:
     from mmhf.evaluation.classification import ClassificationEvaluation
@@ -46,4 +45,4 @@ def write_details(path: str | Path, protocols: Mapping[str, str], tables: Tables
     """
     kept = {split: _not_empty(titled) for split, titled in (tables or {}).items()}
     content = {"protocols": dict(protocols), "tables": kept}
-    write_text_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_json(path, content)

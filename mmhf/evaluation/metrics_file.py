@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmhf.evaluation._atomic import write_text_atomically
+from mmhf.files import write_json
 
 
 def write_metrics(path: str | Path, by_split: Mapping[str, Mapping[str, float]]) -> None:
@@ -23,7 +22,7 @@ def write_metrics(path: str | Path, by_split: Mapping[str, Mapping[str, float]])
         for split, metrics in by_split.items()
         for name, value in _plain(metrics).items()
     }
-    write_text_atomically(path, json.dumps(flat, indent=2) + "\n")
+    write_json(path, flat)
 
 
 def _plain(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from scipy.special import softmax
 
+from mmhf.conventions import IGNORED_LABEL
 from mmhf.data.images import BadImageError, decode_image
-from mmhf.evaluation.classification import IGNORE_INDEX, select_labelled
+from mmhf.evaluation.classification import select_labelled
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def most_confident_mistakes(
         num_labels (`int`): number of classes C.
         count (`int`, *optional*, defaults to 24): how many to return at most.
     """
-    rows = np.flatnonzero(np.asarray(labels) != IGNORE_INDEX)
+    rows = np.flatnonzero(np.asarray(labels) != IGNORED_LABEL)
     scores, targets = select_labelled(logits, labels, num_labels)
     if not len(targets):
         return []

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mmhf.evaluation.classification import IGNORE_INDEX, classification_metrics
+from mmhf.conventions import IGNORED_LABEL
+from mmhf.evaluation.classification import classification_metrics
 
 VIEWS = ("both", "image_only", "text_only", "mismatched")
 MODALITY_PROTOCOLS: dict[str, str] = {
@@ -88,7 +89,7 @@ def evaluate_modalities(
     metrics = {
         name: classification_metrics(logits[view], targets, label_names) for name, (view, targets) in judged.items()
     }
-    labelled = own != IGNORE_INDEX
+    labelled = own != IGNORED_LABEL
     predicted = {view: np.asarray(logits[view]).argmax(axis=1)[labelled] for view in ("both", "mismatched")}
     return ModalityEvaluation(
         metrics=metrics,

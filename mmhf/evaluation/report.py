@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmhf.evaluation._atomic import write_text_atomically
 from mmhf.evaluation.classification import PROTOCOLS, ClassificationEvaluation
 from mmhf.evaluation.markup import (
     GalleryCard,
@@ -26,6 +25,7 @@ from mmhf.evaluation.markup import (
 )
 from mmhf.evaluation.mistakes import MistakeExample
 from mmhf.evaluation.report_style import REPORT_CSS
+from mmhf.files import write_text
 
 if TYPE_CHECKING:
     from mmhf.data.bad_examples import BadExample
@@ -82,7 +82,7 @@ def write_report(path: str | Path, sections: Sequence[ReportSection], title: str
 </body>
 </html>
 """
-    write_text_atomically(path, page)
+    write_text(path, page)
 
 
 def classification_report_sections(

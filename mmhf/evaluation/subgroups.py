@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mmhf.evaluation.classification import IGNORE_INDEX, select_labelled
+from mmhf.conventions import IGNORED_LABEL
+from mmhf.evaluation.classification import select_labelled
 
 MISSING = "(missing)"
 """What rows without a value of the column are called; they are neither the best nor the worst group."""
@@ -90,7 +91,7 @@ def evaluate_subgroups(
     """
     scores, targets = select_labelled(logits, labels, num_labels)
     predictions = scores.argmax(axis=1)
-    labelled = np.asarray(labels) != IGNORE_INDEX
+    labelled = np.asarray(labels) != IGNORED_LABEL
     evaluated = []
     for column, given in columns.items():
         values = np.array([MISSING if value is None else value for value in given], dtype=object)[labelled]

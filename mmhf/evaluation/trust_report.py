@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmhf.evaluation._atomic import write_text_atomically
 from mmhf.evaluation.calibration import CALIBRATION_PROTOCOLS, CalibrationEvaluation
 from mmhf.evaluation.calibration_plots import plot_reliability, plot_selective
 from mmhf.evaluation.markup import figure, paragraph, subheading, table
 from mmhf.evaluation.modality_views import MODALITY_PROTOCOLS, ModalityEvaluation
 from mmhf.evaluation.report import ReportSection
 from mmhf.evaluation.subgroups import INTERVAL, METRICS, ColumnSubgroups, Interval
+from mmhf.files import write_csv
 
 _VIEW_NAMES = {"both": "image and text", "image_only": "image alone", "text_only": "text alone"}
 _VIEW_METRICS = ("accuracy", "f1_macro", "roc_auc")
@@ -94,16 +92,15 @@ def save_calibration_plots(folder: str | Path, evaluations: Mapping[str, Calibra
 
 def write_subgroups(path: str | Path, by_split: Mapping[str, Sequence[ColumnSubgroups]]) -> None:
     """Write every subgroup's metrics as CSV: split, column, value, rows, metric, value, low, high; atomically."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["split", "column", "group", "rows", "metric", "value", "low", "high"])
-    for split, columns in by_split.items():
-        for each in columns:
-            for group in each.groups:
-                for metric, interval in group.metrics.items():
-                    numbers = [f"{number:.6f}" for number in (interval.value, interval.low, interval.high)]
-                    writer.writerow([split, each.column, group.value, group.num_rows, metric, *numbers])
-    write_text_atomically(path, text.getvalue())
+    rows = [
+        [split, each.column, group.value, group.num_rows, metric]
+        + [f"{number:.6f}" for number in (interval.value, interval.low, interval.high)]
+        for split, columns in by_split.items()
+        for each in columns
+        for group in each.groups
+        for metric, interval in group.metrics.items()
+    ]
+    write_csv(path, ["split", "column", "group", "rows", "metric", "value", "low", "high"], rows)
 
 
 def _shown(interval: Interval) -> str:

@@ -13,15 +13,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from mmhf.conventions import Modality
 from mmhf.data.collators import RandomChanges
-from mmhf.data.feature_cache import Content
 from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.recipe.cache_section import CacheSection
 
 if TYPE_CHECKING:
     from mmhf.training.stages import StagePlan
 
-CONTENT: Mapping[str, Content] = {"vision": "image", "text": "text"}
+CONTENT: Mapping[str, Modality] = {"vision": "image", "text": "text"}
 """Part of a model → what of a sample it looks at."""
 
 _FLOPS_PER_SECOND = {"cpu": 3e10}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mmhf.data.digests import DIGEST_BYTES, Digests
 from mmhf.errors import InputError
+from mmhf.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -281,9 +282,7 @@ class FeatureStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not path.exists():
-                scratch = path.with_suffix(f".{uuid.uuid4().hex}")
-                scratch.write_text(json.dumps(own))
-                scratch.replace(path)
+                write_json(path, own)
             os.utime(path)  # when it was last used, for `make_room`
         except OSError as error:
             if not path.is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -13,9 +12,18 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from mmhf.errors import InputError
+from mmhf.files import (
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    METRICS_FILE,
+    PLOTS_FOLDER,
+    RECIPE_FILE,
+    RELEASE_FILE,
+    WEIGHTS_FILE,
+    read_json_object,
+)
 from mmhf.hub.environment import code_version, environment
 from mmhf.hub.manifest import (
-    RELEASE_FILE,
     Release,
     ReleaseNotes,
     content_commit,
@@ -26,9 +34,8 @@ from mmhf.hub.model_card import CURVE_FILE, CardFacts, model_card
 from mmhf.hub.remote_code import add_remote_code
 from mmhf.hub.secret_scan import refuse_secrets
 
-_REQUIRED = ("config.json", "recipe.yaml", "metrics.json")
+_REQUIRED = (CONFIG_FILE, RECIPE_FILE, METRICS_FILE)
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
-_EVALUATION_FILE = "evaluation.json"
 
 
 def check_run(run_dir: Path) -> None:
@@ -38,7 +45,7 @@ def check_run(run_dir: Path) -> None:
     missing = [name for name in _REQUIRED if not (run_dir / name).is_file()]
     weights = sorted(run_dir.glob("*.safetensors"))
     if not weights:
-        missing.append("model.safetensors")
+        missing.append(WEIGHTS_FILE)
     if not any((run_dir / name).is_file() for name in _PROCESSOR_FILES):
         missing.append(_PROCESSOR_FILES[0])
     if missing:
@@ -78,15 +85,15 @@ def assemble(
     """
     for source in released_files(run_dir):
         place(source.resolve(), staging / source.name)
-    curve = run_dir / "plots" / CURVE_FILE
+    curve = run_dir / PLOTS_FOLDER / CURVE_FILE
     if curve.is_file():
         place(curve.resolve(), staging / CURVE_FILE)
-    recipe, metrics = _read_recipe(staging / "recipe.yaml"), _read_object(staging / "metrics.json")
+    recipe, metrics = _read_recipe(staging / RECIPE_FILE), _read_object(staging / METRICS_FILE)
     has_remote_code = add_remote_code(staging)
     facts = CardFacts(
         recipe=recipe,
         metrics=metrics,
-        evaluation=_read_object(staging / _EVALUATION_FILE) if (staging / _EVALUATION_FILE).is_file() else {},
+        evaluation=_read_object(staging / EVALUATION_FILE) if (staging / EVALUATION_FILE).is_file() else {},
         has_curve=curve.is_file(),
         has_remote_code=has_remote_code,
         environment=environment(),
@@ -125,9 +132,6 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path.name}: not JSON ({error}); cannot be released") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path.name}: expected one object; cannot be released")
-    return values
+        return read_json_object(path)
+    except InputError as error:
+        raise InputError(f"{error}; cannot be released") from error

@@ -10,8 +10,9 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
 
 from mmhf.errors import InputError
+from mmhf.files import CONFIG_FILE, RELEASE_FILE
 from mmhf.hub.hub_errors import named_hub_errors, with_retries
-from mmhf.hub.manifest import RELEASE_FILE, Release, read_release, verify_release
+from mmhf.hub.manifest import Release, read_release, verify_release
 from mmhf.hub.versions import Version
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def _existing_tag(repo: str, revision: str | None) -> str | None:
         return revision
     with named_hub_errors(f"{repo}@{revision}"):
         try:
-            with_retries(lambda: hf_hub_download(repo, "config.json", revision=revision))
+            with_retries(lambda: hf_hub_download(repo, CONFIG_FILE, revision=revision))
         except RevisionNotFoundError:
             return str(Version.parse(revision))
         except EntryNotFoundError:

@@ -7,7 +7,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
-import mmhf
+from mmhf._version import __version__
 
 _PACKAGES = (
     "torch",
@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
 
 def code_version() -> dict[str, str | None]:
     """`version` of mmhf and, when it runs from a checkout, `git_commit`; `+changes` marks uncommitted edits."""
-    return {"version": mmhf.__version__, "git_commit": _git_commit(Path(mmhf.__file__).resolve().parent)}
+    return {"version": __version__, "git_commit": _git_commit(Path(__file__).resolve().parents[1])}
 
 
 def _git_commit(package_dir: Path) -> str | None:

@@ -10,14 +10,14 @@ from typing import Any
 import yaml
 
 from mmhf.errors import InputError
+from mmhf.files import RECIPE_FILE, RELEASE_FILE
 from mmhf.hub.downloads import download_file
 from mmhf.hub.hub_errors import named_hub_errors
 from mmhf.hub.hub_repo import HubRepo
-from mmhf.hub.manifest import RELEASE_FILE, Release, ReleaseReference, read_release
+from mmhf.hub.manifest import Release, ReleaseReference, read_release
 from mmhf.hub.releases import list_versions, resolve_model
 from mmhf.hub.versions import Version
 
-_RECIPE_FILE = "recipe.yaml"
 # Where a run was put and what it was called are no settings of the model.
 _NOT_SETTINGS = ("release", "init_from", "training.output_dir", "tracking")
 
@@ -81,9 +81,9 @@ def read_history(repo: str) -> list[VersionRecord]:
 
 def read_version(reference: str) -> VersionRecord:
     """One version by its name, such as `ORG/NAME@v1.7` or `releases/fakeddit@1.8`; weights are not fetched."""
-    resolved = resolve_model(reference, verify=False, only=[RELEASE_FILE, _RECIPE_FILE])
+    resolved = resolve_model(reference, verify=False, only=[RELEASE_FILE, RECIPE_FILE])
     return VersionRecord(
-        resolved.repo, resolved.commit, read_release(resolved.path), _read_recipe(resolved.path / _RECIPE_FILE)
+        resolved.repo, resolved.commit, read_release(resolved.path), _read_recipe(resolved.path / RECIPE_FILE)
     )
 
 
@@ -131,7 +131,7 @@ def _folder_history(repo: str) -> list[VersionRecord]:
     records = []
     for version in list_versions(repo):
         release = read_release(Path(repo) / version)
-        recipe = _read_recipe(Path(repo) / version / _RECIPE_FILE)
+        recipe = _read_recipe(Path(repo) / version / RECIPE_FILE)
         records.append(VersionRecord(repo, release.commit, release, recipe))
     return records
 
@@ -144,7 +144,7 @@ def _hub_history(repo: str) -> list[VersionRecord]:
             raise InputError(f"{repo}: no such folder, and no such repository on the Hub that this login may see")
         for version in sorted(refs.versions(), key=Version.parse):
             commit = refs.tags[version]
-            release, recipe = hub_repo.release_at(commit), download_file(repo, _RECIPE_FILE, commit)
+            release, recipe = hub_repo.release_at(commit), download_file(repo, RECIPE_FILE, commit)
             if release is not None:  # somebody's own tag may be called like a version
                 records.append(VersionRecord(repo, commit, release, {} if recipe is None else _read_recipe(recipe)))
     return records

@@ -16,9 +16,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Re
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from mmhf.errors import InputError
+from mmhf.files import RELEASE_FILE
 from mmhf.hub.downloads import download_release_file
 from mmhf.hub.hub_errors import HUB_ERRORS, status_of, with_retries
-from mmhf.hub.manifest import RELEASE_FILE, Release, file_sha256
+from mmhf.hub.manifest import Release, file_sha256
 from mmhf.hub.versions import Version
 
 _CONFLICT = 409

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,12 +9,11 @@ import yaml
 from pydantic import ValidationError
 
 from mmhf.errors import InputError
+from mmhf.files import LINEAGE_FILE, RECIPE_FILE, read_json_object, write_json
 from mmhf.hub.manifest import ReleaseNotes, ReleaseReference
 from mmhf.hub.pushing import check_push_is_possible, push_release
 from mmhf.hub.releases import check_version_is_free, write_release
 from mmhf.recipe.schema import ReleaseSection
-
-LINEAGE_FILE = "lineage.json"
 
 
 def write_lineage(run_dir: Path, parent: ReleaseReference | None, data_fingerprint: dict[str, str]) -> None:
@@ -27,7 +25,7 @@ def write_lineage(run_dir: Path, parent: ReleaseReference | None, data_fingerpri
         data_fingerprint (`dict[str, str]`): Split → content hash of its rows.
     """
     lineage = {"parent": asdict(parent) if parent else None, "data_fingerprint": data_fingerprint}
-    (run_dir / LINEAGE_FILE).write_text(json.dumps(lineage, indent=2) + "\n", encoding="utf-8")
+    write_json(run_dir / LINEAGE_FILE, lineage)
 
 
 def check_release_is_possible(settings: ReleaseSection) -> None:
@@ -54,7 +52,7 @@ def release_run(run_dir: Path, settings: ReleaseSection) -> str:
     file = run_dir / LINEAGE_FILE
     if not file.is_file():
         raise InputError(f"{run_dir}: no {LINEAGE_FILE}; name the folder of a run that has finished")
-    lineage = json.loads(file.read_text(encoding="utf-8"))
+    lineage = read_json_object(file)
     parent = ReleaseReference(**lineage["parent"]) if lineage["parent"] else None
     extra = {"data_fingerprint": lineage["data_fingerprint"]}
     notes = ReleaseNotes(parent=parent, extra=extra, card=settings.card)
@@ -65,9 +63,9 @@ def release_run(run_dir: Path, settings: ReleaseSection) -> str:
 
 def recipe_settings(run_dir: Path) -> dict[str, object]:
     """What the run's own recipe says under `release:`, to be completed on the command line; empty when nothing."""
-    path = run_dir / "recipe.yaml"
+    path = run_dir / RECIPE_FILE
     if not path.is_file():
-        raise InputError(f"{run_dir}: no recipe.yaml; name the folder of a run that has finished")
+        raise InputError(f"{run_dir}: no {RECIPE_FILE}; name the folder of a run that has finished")
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     return dict(values.get("release") or {})
 

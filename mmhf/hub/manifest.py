@@ -11,12 +11,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmhf.errors import InputError
+from mmhf.files import LINEAGE_FILE, RECIPE_FILE, RELEASE_FILE, TRAINER_STATE_FILE
 from mmhf.recipe.schema import CardSection
 
-RELEASE_FILE = "release.json"
 # A release remembers its lineage in its own file.
-_NEVER_RELEASED = {RELEASE_FILE, "trainer_state.json", "lineage.json"}
-_RELEASED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", "recipe.yaml")
+_NEVER_RELEASED = {RELEASE_FILE, TRAINER_STATE_FILE, LINEAGE_FILE}
+_RELEASED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", RECIPE_FILE)
 _HASH_CHUNK_BYTES = 1 << 20
 
 

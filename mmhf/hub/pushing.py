@@ -25,11 +25,12 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from mmhf.errors import InputError
+from mmhf.files import RELEASE_FILE
 from mmhf.hub.assembling import assemble, check_run
 from mmhf.hub.downloads import download_file
 from mmhf.hub.hub_errors import HUB_ERRORS, is_hub_error, named_hub_errors, with_retries
 from mmhf.hub.hub_repo import HubRepo, Refs
-from mmhf.hub.manifest import RELEASE_FILE, Release, ReleaseNotes
+from mmhf.hub.manifest import Release, ReleaseNotes
 from mmhf.hub.versions import Version
 from mmhf.recipe.metric_direction import greater_is_better
 from mmhf.recipe.nearest import did_you_mean, nearest_names

@@ -13,10 +13,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from mmhf.errors import InputError, UnreachableError
+from mmhf.files import CONFIG_FILE, RELEASE_FILE
 from mmhf.hub.assembling import assemble, check_run
 from mmhf.hub.downloads import download_model
 from mmhf.hub.manifest import (
-    RELEASE_FILE,
     ReleaseNotes,
     ReleaseReference,
     content_commit,
@@ -147,7 +147,7 @@ def resolve_model(reference: str | Path, *, verify: bool = True, only: Sequence[
 def _check_repo(repo: Path) -> None:
     if repo.exists() and not repo.is_dir():
         raise InputError(f"{repo}: is a file; a repository is a folder of versions")
-    if (repo / "config.json").is_file():
+    if (repo / CONFIG_FILE).is_file():
         raise InputError(
             f"{repo}: is itself a model folder; a repository is a folder of versions, such as {repo}-releases"
         )
@@ -179,7 +179,7 @@ def _from_folder(folder: str, *, verify: bool) -> ResolvedModel:
     path = Path(folder)
     if (path / RELEASE_FILE).is_file():
         return _from_release(str(path.parent), path.name, verify=verify)
-    if (path / "config.json").is_file():
+    if (path / CONFIG_FILE).is_file():
         hashes = {file.name: file_sha256(file) for file in released_files(path)}
         return ResolvedModel(path, repo=folder, revision=None, commit=content_commit(hashes))
     versions = list_versions(path)

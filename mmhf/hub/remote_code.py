@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mmhf
+from mmhf._version import __version__
+from mmhf.files import CONFIG_FILE
 
 _PACKAGE = "mmhf"
 # What a clean environment has: transformers with all it needs, torch, torchvision, timm and pillow.
@@ -92,7 +93,7 @@ def add_remote_code(folder: Path) -> bool:
     Returns:
         `bool`: Whether the model is one of mmhf's, and needs code at all.
     """
-    config_file = folder / "config.json"
+    config_file = folder / CONFIG_FILE
     config = json.loads(config_file.read_text(encoding="utf-8"))
     model_type = config.get("model_type")
     family = FAMILIES.get(model_type)
@@ -186,7 +187,7 @@ class _Module:
 
     @classmethod
     def read(cls, name: str) -> _Module:
-        path = Path(mmhf.__file__).parent.joinpath(*name.split(".")[1:])
+        path = Path(__file__).parents[1].joinpath(*name.split(".")[1:])
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         text = path.read_text(encoding="utf-8")
         module = cls(name, text)
@@ -260,7 +261,7 @@ class _Collector:
         kept = sorted([*statements.values(), *module.side_effects], key=lambda statement: statement.lineno)
         used = {name for statement in kept for name in _names_in(statement)}
         imports = _import_block(self._import_of(module, name) for name in used & module.imports.keys())
-        parts = [_HEADER.format(module=module_name, version=mmhf.__version__), "from __future__ import annotations\n"]
+        parts = [_HEADER.format(module=module_name, version=__version__), "from __future__ import annotations\n"]
         parts += [imports, *("\n" + module.segment(statement) + "\n" for statement in kept)]
         return "\n".join(parts)
 

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mmhf.errors import InputError
+from mmhf.files import CONFIG_FILE
 from mmhf.inference.loading import choose_device
 from mmhf.models.dual_encoder import DualEncoderModel
 
@@ -98,7 +99,7 @@ def load_embedder(model_dir: str | Path, *, device: torch.device | None = None) 
         InputError: The folder is absent, holds another kind of model, or its files are damaged or incomplete.
     """
     path = Path(model_dir)
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG_FILE).is_file():
         raise InputError(f"{path}: no model in it, config.json is missing")
     try:
         model_type = AutoConfig.from_pretrained(path, local_files_only=True).model_type

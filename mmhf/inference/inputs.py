@@ -16,6 +16,7 @@ from mmhf.data.readers import TableFile, as_text, read_table, require_column
 from mmhf.data.sources.fakeddit import IMAGE_FOLDERS
 from mmhf.data.sources.image_folder import list_folder
 from mmhf.errors import InputError
+from mmhf.files import RECIPE_FILE
 from mmhf.inference.hashing import files_hash
 
 _METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -172,7 +173,7 @@ def _names_hash(table: TableFile) -> str:
 
 def _trained_columns(model_dir: str | Path | None) -> dict[str, Any]:
     """The columns that the model's recipe reads: `image`, `text`, and for Fakeddit the places of its images."""
-    recipe_file = None if model_dir is None else Path(model_dir) / "recipe.yaml"
+    recipe_file = None if model_dir is None else Path(model_dir) / RECIPE_FILE
     if recipe_file is None or not recipe_file.is_file():
         return {}
     data = (yaml.safe_load(recipe_file.read_text(encoding="utf-8")) or {}).get("data") or {}

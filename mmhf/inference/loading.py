@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from mmhf.errors import InputError
+from mmhf.files import CONFIG_FILE
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerConfig, PrefixCaptionerForConditionalGeneration
 from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel, DualEncoderProcessor
 from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification, FusionProcessor
@@ -81,7 +82,7 @@ def _load(
 ) -> tuple[PreTrainedModel, Any]:
     if not path.is_dir():
         raise InputError(f"{path}: no such model folder")
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG_FILE).is_file():
         raise InputError(f"{path}: no model in it, config.json is missing")
     try:
         model_class, processor_class = families[_model_type(path, families)]

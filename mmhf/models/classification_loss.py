@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import initialization as init
 
-IGNORED_LABEL = -100
+from mmhf.conventions import IGNORED_LABEL
+
 _LEAST_DOUBT = 1e-7
 
 

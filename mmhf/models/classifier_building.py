@@ -33,7 +33,7 @@ def vision_values(section: VisionEncoderSection, *, image_size: int | None) -> d
         `InputError`: the backbone is unknown, its config cannot be fetched, it lacks the pooling, or images of this
             size in pixels do not fit it.
     """
-    config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="vision")
+    config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
     with _names_encoder("vision", section):
         output = describe_vision(config, section.pooling, image_size=image_size)
     return {

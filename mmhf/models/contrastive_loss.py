@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-NO_PAIR = -1
-"""The image index of a row that takes part in nothing."""
+from mmhf.conventions import IGNORED_IMAGE
+
 _BLOCK_ELEMENTS = 2**22
 
 
@@ -57,7 +57,7 @@ class EmbeddedPairs:
     """Scalar: the rows that take part."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "count", (self.image_index != NO_PAIR).sum())
+        object.__setattr__(self, "count", (self.image_index != IGNORED_IMAGE).sum())
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -138,7 +138,7 @@ def _softmax_part(
     pairs: EmbeddedPairs, logit_scale: Tensor, logit_bias: Tensor | None, contrast: Contrast, block: slice
 ) -> Tensor:
     positive, compared = _relations(pairs, contrast, block)
-    takes_part = pairs.image_index[block] != NO_PAIR
+    takes_part = pairs.image_index[block] != IGNORED_IMAGE
     total = pairs.image_embeds.new_zeros((), dtype=torch.float32)
     for rows, columns in ((pairs.image_embeds, pairs.text_embeds), (pairs.text_embeds, pairs.image_embeds)):
         logits = _logits(rows[block], columns, logit_scale, logit_bias)
@@ -158,7 +158,7 @@ def _sigmoid_part(
     logits = _logits(pairs.image_embeds[block], pairs.text_embeds, logit_scale, logit_bias)
     targets = positive.to(logits.dtype).lerp(torch.full_like(logits, 0.5), contrast.label_smoothing)
     losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    takes_part = (pairs.image_index[block] != NO_PAIR).unsqueeze(1)
+    takes_part = (pairs.image_index[block] != IGNORED_IMAGE).unsqueeze(1)
     return (losses * (compared & takes_part)).sum()
 
 
@@ -166,7 +166,7 @@ def _relations(pairs: EmbeddedPairs, contrast: Contrast, block: slice) -> tuple[
     """Which columns are a row's positives, and which it is compared with at all; both (rows, N), of bools."""
     positions = torch.arange(len(pairs), device=pairs.image_index.device)
     own = positions[block].unsqueeze(1) == positions
-    present = pairs.image_index != NO_PAIR
+    present = pairs.image_index != IGNORED_IMAGE
     positive, compared = own, present.expand_as(own)
     for relation, ids in ((contrast.same_image, pairs.image_index), (contrast.same_caption, pairs.caption_id)):
         if relation == "positive":

@@ -33,6 +33,6 @@ def image_processor_of(section: VisionEncoderSection, data_section: DataSectionB
     Raises:
         `InputError`: a file of the backbone cannot be fetched.
     """
-    config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="vision")
+    config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
     statistics = image_statistics(section.backbone, config, pretrained=section.pretrained)
     return build_image_processor(statistics, image_size=data_section.image_size, resize=data_section.resize)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mmhf.conventions import Modality
 from mmhf.recipe.sections import Fraction, PositiveInt, Section
 
 
@@ -25,7 +26,6 @@ class TextEncoderSection(Section):
 
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
-Modality = Literal["image", "text"]
 
 
 class HiddenLayersSection(Section):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as optuna_plots
 
+from mmhf.files import PLOTS_FOLDER, whole_file, write_text
 from mmhf.recipe import load_recipe
 from mmhf.sweep.space import as_overrides
 from mmhf.sweep.study import SharedStudy
@@ -49,7 +49,7 @@ def write_outcome(study: SharedStudy, folder: Path, recipe: str, overrides: Sequ
         `FrozenTrial`: The best one; None if none ran to its end.
     """
     trials = study.trials()
-    _write(folder / TRIALS_FILE, _as_csv(study, trials).encode())
+    write_text(folder / TRIALS_FILE, _as_csv(study, trials))
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if not complete:
         return None
@@ -60,9 +60,10 @@ def write_outcome(study: SharedStudy, folder: Path, recipe: str, overrides: Sequ
         f"# Trial {study.ordinal(best.number)} of sweep {study.name}: validation {section.metric} {best.value:.6g}.\n"
     )
     resolved = load_recipe(recipe, [*overrides, *as_overrides(best.params)])
-    _write(folder / BEST_RECIPE_FILE, (found + resolved.to_yaml()).encode())
+    write_text(folder / BEST_RECIPE_FILE, found + resolved.to_yaml())
     for name, picture in _draw(complete, trials, is_maximized=study.space.is_maximized).items():
-        _write(folder / "plots" / f"{name}.png", picture)
+        with whole_file(folder / PLOTS_FOLDER / f"{name}.png") as temporary:
+            temporary.write_bytes(picture)
     return best
 
 
@@ -99,10 +100,3 @@ def _draw(complete: Sequence[FrozenTrial], trials: Sequence[FrozenTrial], *, is_
         pyplot.close(figure)
         pictures[name] = buffer.getvalue()
     return pictures
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)

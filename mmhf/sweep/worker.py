@@ -15,6 +15,7 @@ from pathlib import Path
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
+from mmhf.files import METRICS_FILE, read_json_object
 from mmhf.sweep.space import as_overrides
 from mmhf.sweep.study import HEARTBEAT, SharedStudy
 from mmhf.sweep.trial_process import Train, TrialOrder, TrialOutcome, run_trial
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 ERROR = "error"
 """Why a trial failed by itself."""
 OBJECTIVE_SPLIT = "validation"
-_METRICS_FILE = "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ class Worker:
 
     def _train_or_read(self, trial: Trial, run_dir: Path) -> tuple[TrialOutcome, float | None]:
         """Train, unless a worker that was killed afterwards has done so."""
-        if not (run_dir / _METRICS_FILE).is_file():
+        if not (run_dir / METRICS_FILE).is_file():
             outcome = self._train(trial, run_dir)
             if outcome.is_pruned or outcome.error:
                 return outcome, None
         name = f"{OBJECTIVE_SPLIT}_{self.study.space.section.metric}"
-        value = json.loads((run_dir / _METRICS_FILE).read_text(encoding="utf-8")).get(name)
+        value = read_json_object(run_dir / METRICS_FILE).get(name)
         if value is None:
-            return TrialOutcome(error=f"{run_dir / _METRICS_FILE} has no number for {name}"), None
+            return TrialOutcome(error=f"{run_dir / METRICS_FILE} has no number for {name}"), None
         return TrialOutcome(), float(value)
 
     def _train(self, trial: Trial, run_dir: Path) -> TrialOutcome:

@@ -11,6 +11,7 @@ import datasets
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from mmhf.conventions import Modality
 from mmhf.data.augment import build_augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.collators import ImageCollator, RandomChanges
@@ -18,7 +19,7 @@ from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.duplicates import DuplicatePair
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.errors import InputError, UnreachableError
-from mmhf.models.backbones import Modality, is_on_hub, load_encoder_config
+from mmhf.models.backbones import is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.caption_data_sections import Flickr30kSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names

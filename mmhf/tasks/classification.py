@@ -13,8 +13,6 @@ from typing import Any, NamedTuple, TypeVar
 import datasets
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
@@ -53,9 +51,11 @@ from mmhf.evaluation.trust_report import (
     subgroup_section,
     write_subgroups,
 )
+from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER, REPORT_FILE, SUBGROUPS_FILE
 from mmhf.inference.loading import load_classifier
 from mmhf.inference.probabilities import class_names
 from mmhf.models.classification_loss import LossSettings
+from mmhf.parallel import gather, rank, world_size
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.schema import AugmentSection, ClassificationRecipe
 from mmhf.tasks.base import Task
@@ -154,11 +154,10 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
     def normalised_by_data(self, image_processor: Any, data: LoadedData) -> Any:
         """An image processor with the training images' own mean and deviation, where the recipe asks for them."""
         if self.recipe.data.mean_std == "computed":
-            state = PartialState()
             rows = data.splits["train"]
             assert isinstance(rows, datasets.Dataset | datasets.IterableDataset)
-            own = sum_pixels(rows, image_processor, shard=state.process_index, num_shards=state.num_processes)
-            total = sum(gather_object([own]), PixelSums())
+            own = sum_pixels(rows, image_processor, shard=rank(), num_shards=world_size())
+            total = sum(gather(own), PixelSums())
             image_processor.image_mean, image_processor.image_std = total.mean_std()
             shown = [[round(value, 4) for value in each] for each in total.mean_std()]
             logger.info("Of %d training images: mean %s, standard deviation %s", total.num_images, *shown)
@@ -265,7 +264,7 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
     ) -> None:
         evaluations = {split: each.evaluation for split, each in measured.items()}
         calibrations = {split: each.calibration for split, each in measured.items()}
-        calibration_plots = save_calibration_plots(run_dir / "plots", calibrations)
+        calibration_plots = save_calibration_plots(run_dir / PLOTS_FOLDER, calibrations)
         further = []
         for split, each in measured.items():
             if each.modalities is not None and each.modalities.num_rows:
@@ -281,18 +280,18 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
             recipe_yaml=resolved.to_yaml(),
             facts=facts,
             stages=stages,
-            plots=save_classification_plots(run_dir / "plots", evaluations, log_history=log_history),
+            plots=save_classification_plots(run_dir / PLOTS_FOLDER, evaluations, log_history=log_history),
             mistakes={split: each.mistakes for split, each in measured.items()},
             bad_examples=bad_examples,
             duplicates=duplicates,
             further=further,
         )
         if self.recipe.evaluation.subgroups:
-            write_subgroups(run_dir / "subgroups.csv", {split: each.subgroups for split, each in measured.items()})
-        write_report(run_dir / "report.html", sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
+            write_subgroups(run_dir / SUBGROUPS_FILE, {split: each.subgroups for split, each in measured.items()})
+        write_report(run_dir / REPORT_FILE, sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
         tables = {split: classification_tables(each.evaluation, each.subgroups) for split, each in measured.items()}
-        write_details(run_dir / "evaluation.json", self.protocols, tables)
-        write_metrics(run_dir / "metrics.json", {split: each.metrics for split, each in measured.items()})
+        write_details(run_dir / EVALUATION_FILE, self.protocols, tables)
+        write_metrics(run_dir / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         labels = torch.zeros(batch_size, dtype=torch.long, device=device)

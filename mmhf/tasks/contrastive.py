@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
+from mmhf.conventions import IGNORED_IMAGE, Modality
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.data.collators import ContrastiveCollator
@@ -36,8 +37,8 @@ from mmhf.evaluation.retrieval import (
     save_retrieval_plots,
     worst_captions,
 )
+from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER, REPORT_FILE
 from mmhf.inference.loading import load_dual_encoder_folder
-from mmhf.models.backbones import Modality
 from mmhf.models.dual_encoder import (
     DualEncoderModel,
     DualEncoderProcessor,
@@ -95,7 +96,7 @@ class SplitEmbeddings:
         """From what a trainer predicts: the embeddings of the text and of the image of each pair."""
         texts, images = (np.asarray(each, dtype=np.float32) for each in predictions)
         index = np.asarray(image_index)
-        owners = np.full(len(index), -1, dtype=np.int64)
+        owners = np.full(len(index), IGNORED_IMAGE, dtype=np.int64)
         readable = np.flatnonzero(index >= 0)
         rows, first, owners[readable] = np.unique(index[readable], return_index=True, return_inverse=True)
         return cls(images[readable[first]], texts, owners, rows)
@@ -112,7 +113,7 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         vision, text = self.recipe.model.vision, self.recipe.model.text
         sections: dict[Modality, EncoderSection] = {}
         if vision.backbone is not None:
-            sections["vision"] = VisionEncoderSection(backbone=vision.backbone, pretrained=vision.pretrained)
+            sections["image"] = VisionEncoderSection(backbone=vision.backbone, pretrained=vision.pretrained)
         if text.backbone is not None or text.tokenizer is not None:
             backbone = text.backbone or text.tokenizer or ""
             is_wanted = text.backbone is not None and text.pretrained
@@ -190,14 +191,14 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
             facts=facts,
             stages=stages,
             more_metrics={split: {"loss": each.loss, **each.zero_shot} for split, each in measured.items()},
-            plots=save_retrieval_plots(run_dir / "plots", evaluations, log_history=log_history),
+            plots=save_retrieval_plots(run_dir / PLOTS_FOLDER, evaluations, log_history=log_history),
             examples={split: each.examples for split, each in measured.items()},
             bad_examples=bad_examples,
             duplicates=duplicates,
         )
-        write_report(run_dir / "report.html", sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
-        write_details(run_dir / "evaluation.json", self.protocols)
-        write_metrics(run_dir / "metrics.json", {split: each.metrics for split, each in measured.items()})
+        write_report(run_dir / REPORT_FILE, sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
+        write_details(run_dir / EVALUATION_FILE, self.protocols)
+        write_metrics(run_dir / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         tokens = torch.ones(batch_size, self.recipe.data.max_length, dtype=torch.long, device=device)

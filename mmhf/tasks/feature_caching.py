@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from transformers import TrainingArguments
 
+from mmhf.conventions import Modality
 from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset
-from mmhf.data.feature_cache import Content
 from mmhf.data.loading import LoadedData
 from mmhf.features.choice import CacheSetting, PartChoice, choose_parts, measure_shapes
 from mmhf.recipe.cache_section import cache_section
@@ -20,7 +20,7 @@ from mmhf.training.stages import StagePlan
 if TYPE_CHECKING:
     from mmhf.tasks.base import Task
 
-_CONTENTS: tuple[Content, ...] = ("image", "text")
+_CONTENTS: tuple[Modality, ...] = ("image", "text")
 
 
 def cache_setting(task: Task[Any, Any], data: LoadedData, args: TrainingArguments) -> CacheSetting:

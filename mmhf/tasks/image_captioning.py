@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from mmhf.conventions import Modality
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_datasets import CaptionDataset, find_long_captions
 from mmhf.data.collators import CaptioningCollator
@@ -30,8 +31,9 @@ from mmhf.evaluation.log_series import has_values
 from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.report import write_report
 from mmhf.evaluation.training_curves import plot_training_curves
+from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER, REPORT_FILE
 from mmhf.inference.loading import load_captioner
-from mmhf.models.backbones import Modality, reference_of
+from mmhf.models.backbones import reference_of
 from mmhf.models.captioner import (
     CaptionerProcessor,
     PrefixCaptionerForConditionalGeneration,
@@ -84,8 +86,8 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
     def encoder_sections(self) -> Mapping[Modality, EncoderSection]:
         model = self.recipe.model
         if model.language.pretrained or model.language.tokenizer is None:
-            return {"vision": model.vision, "text": model.language}
-        return {"vision": model.vision}
+            return {"image": model.vision, "text": model.language}
+        return {"image": model.vision}
 
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> CaptionerProcessor:
         if parent is not None:
@@ -181,7 +183,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
     ) -> None:
         plots = {}
         if has_values(log_history):
-            plots["training_curves"] = run_dir / "plots" / "training_curves.png"
+            plots["training_curves"] = run_dir / PLOTS_FOLDER / "training_curves.png"
             plot_training_curves(log_history, plots["training_curves"])
         decoding = ", ".join(f"{key} {value}" for key, value in self.recipe.generation.model_dump().items())
         sections = caption_report_sections(
@@ -195,9 +197,9 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             bad_examples=bad_examples,
             duplicates=duplicates,
         )
-        write_report(run_dir / "report.html", sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
-        write_details(run_dir / "evaluation.json", self.protocols)
-        write_metrics(run_dir / "metrics.json", {split: each.metrics for split, each in measured.items()})
+        write_report(run_dir / REPORT_FILE, sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
+        write_details(run_dir / EVALUATION_FILE, self.protocols)
+        write_metrics(run_dir / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
 
     def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Any) -> Trainer:
         """A trainer that only evaluates; it writes captions as the recipe says, which may not be the model's way."""

@@ -8,9 +8,9 @@ from typing import Any
 
 from transformers import AutoImageProcessor, BaseImageProcessor
 
+from mmhf.conventions import Modality
 from mmhf.data.collators import ImageCollator
 from mmhf.data.loading import LoadedData
-from mmhf.models.backbones import Modality
 from mmhf.models.image_classifier import (
     BackboneForImageClassification,
     build_image_classifier,
@@ -32,7 +32,7 @@ class ImageClassification(ClassificationTask[ImageClassificationRecipe]):
         return self.normalised_by_data(image_processor_of(self.recipe.model.vision, self.recipe.data), data)
 
     def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
-        return {"vision": self.recipe.model.vision}
+        return {"image": self.recipe.model.vision}
 
     def _fresh_model(self, **options: Any) -> BackboneForImageClassification:
         return build_image_classifier(self.recipe.model, **options)

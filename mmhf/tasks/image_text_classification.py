@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, Trainer
 
-from mmhf.data.collators import IGNORED_LABEL, ImageCollator, ImageTextCollator
+from mmhf.conventions import IGNORED_LABEL, Modality
+from mmhf.data.collators import ImageCollator, ImageTextCollator
 from mmhf.data.loading import LoadedData
 from mmhf.data.modalities import ModalityMasking
 from mmhf.data.text_embeddings import (
@@ -25,7 +26,6 @@ from mmhf.data.text_embeddings import (
 )
 from mmhf.errors import InputError
 from mmhf.evaluation.modality_views import ModalityEvaluation, evaluate_modalities, other_rows
-from mmhf.models.backbones import Modality
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.classifier_building import text_values
 from mmhf.models.fusion import (
@@ -105,7 +105,7 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
         return super().collator(processor, **options)
 
     def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
-        return {"vision": self.recipe.model.vision, "text": self.recipe.model.text}
+        return {"image": self.recipe.model.vision, "text": self.recipe.model.text}
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         images = super().example_inputs(batch_size, device)

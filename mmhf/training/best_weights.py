@@ -7,6 +7,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mmhf.files import whole_file
+
 
 class BestWeights:
     """A file with a model's whole state.
@@ -23,11 +25,10 @@ class BestWeights:
 
     def save(self, model: nn.Module) -> None:
         """Keep the model's parameters and buffers; the file appears whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".partial")
         # Cloned: tied tensors share storage, which safetensors refuses.
-        save_file({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, temporary)
-        temporary.replace(self.path)
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+        with whole_file(self.path) as temporary:
+            save_file(weights, temporary)
 
     def load(self, model: nn.Module) -> None:
         """Put the kept parameters and buffers back, in place."""

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
+
+from mmhf.parallel import gather
 
 
 def is_sharded() -> bool:
@@ -51,7 +53,7 @@ def check_ranks_agree(model: nn.Module, args: TrainingArguments) -> None:
     """
     if args.world_size == 1 or any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return
-    hashes = gather_object([weights_hash(model)])
+    hashes = gather(weights_hash(model))
     if len(set(hashes)) > 1:
         raise RuntimeError(
             f"the {args.world_size} processes hold different weights ({', '.join(each[:8] for each in hashes)}) at a "

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from mmhf.conventions import IGNORED_LABEL
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
-from mmhf.models.captioner.caption_loss import IGNORED_LABEL
 from mmhf.training.boundary_checks import share_buffers
 from mmhf.training.trainer import MMTrainer
 

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from mmhf.conventions import IGNORED_IMAGE
 from mmhf.data.datasets import RowDataset
 from mmhf.errors import InputError
-from mmhf.models.contrastive_loss import NO_PAIR, EmbeddedPairs, caption_ids, contrastive_loss
+from mmhf.files import write_text
+from mmhf.models.contrastive_loss import EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderOutput
 from mmhf.recipe.schema import ContrastiveRecipe
 from mmhf.training.arguments import accumulation_steps
@@ -182,13 +184,12 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
     def _explain_divergence(self, step: ContrastedStep) -> str:
         pairs = step.pairs
         finite = pairs.image_embeds.isfinite().all(dim=1) & pairs.text_embeds.isfinite().all(dim=1)
-        ids = self._ids(pairs.image_index[pairs.image_index != NO_PAIR])
-        broken = self._ids(pairs.image_index[~finite & (pairs.image_index != NO_PAIR)])
+        ids = self._ids(pairs.image_index[pairs.image_index != IGNORED_IMAGE])
+        broken = self._ids(pairs.image_index[~finite & (pairs.image_index != IGNORED_IMAGE)])
         named, what = (broken, "rows whose embeddings are not finite") if broken else (ids, "rows of the batch")
         path = Path(self._run_dir) / _BAD_BATCH_FILE
         if self.args.should_save:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(f"{each}\n" for each in ids), encoding="utf-8")
+            write_text(path, "".join(f"{each}\n" for each in ids))
         good = next((path for path in complete_checkpoints(Path(self._run_dir)) if _is_finite(path)), None)
         return (
             f"step {self.state.global_step + 1}: the loss is {step.loss.item()}; {what}: "
@@ -262,7 +263,7 @@ class KeepTemperature(TrainerCallback):
 
 def _count(pairs: EmbeddedPairs) -> Tensor:
     """Pairs that take part, that do not, whose image was there before, and whose caption was; (4,)."""
-    takes_part = pairs.image_index != NO_PAIR
+    takes_part = pairs.image_index != IGNORED_IMAGE
     others = -2 - torch.arange(len(pairs), device=takes_part.device)  # equal to nothing
     repeats = []
     for ids in (pairs.image_index, pairs.caption_id):

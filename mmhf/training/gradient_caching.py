@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from mmhf.models.contrastive_loss import NO_PAIR, Contrast, EmbeddedPairs, block_losses, caption_ids
+from mmhf.conventions import IGNORED_IMAGE
+from mmhf.models.contrastive_loss import Contrast, EmbeddedPairs, block_losses, caption_ids
 from mmhf.models.dual_encoder import DualEncoderOutput
+from mmhf.parallel import rank, world_size
 
 Batch = dict[str, Tensor]
 
@@ -72,10 +74,10 @@ class ContrastedStep:
 
         Wrappers of a model take the mean of the processes' gradients, hence the factor.
         """
-        world_size, share = _world_size(), 1 / len(self.image_gradients)
+        num_processes, share = world_size(), 1 / len(self.image_gradients)
         terms = [
-            (output.image_embeds, self.image_gradients[number], world_size),
-            (output.text_embeds, self.text_gradients[number], world_size),
+            (output.image_embeds, self.image_gradients[number], num_processes),
+            (output.text_embeds, self.text_gradients[number], num_processes),
             (output.logit_scale, self.scale_gradient, share),
             (output.logit_bias, self.bias_gradient, share),
         ]
@@ -122,7 +124,7 @@ def contrast_outputs(
             loss += part.detach()
     leaves = [pairs.image_embeds, pairs.text_embeds, scale, *([] if bias is None else [bias])]
     gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-    if _world_size() > 1:
+    if world_size() > 1:
         for tensor in (loss, *gradients):
             torch.distributed.all_reduce(tensor)
     sizes = [len(batch["image_index"]) for batch in batches]
@@ -178,11 +180,11 @@ def _gather(own: EmbeddedPairs) -> tuple[EmbeddedPairs, range]:
     """The pairs of all processes, as leaves of a graph, and which of them are this process's."""
     columns = [own.image_embeds, own.text_embeds, own.image_index, own.caption_id]
     start = 0
-    if _world_size() > 1:
+    if world_size() > 1:
         sizes = _all_gather(torch.tensor([len(own)], device=own.image_index.device))
         largest = int(torch.cat(sizes).max())
-        start = torch.distributed.get_rank() * largest
-        fillers = [0, 0, NO_PAIR, 0]
+        start = rank() * largest
+        fillers = [0, 0, IGNORED_IMAGE, 0]
         columns = [
             torch.cat(_all_gather(_lengthened(column, largest, filler)))
             for column, filler in zip(columns, fillers, strict=True)
@@ -198,14 +200,9 @@ def _lengthened(column: Tensor, length: int, filler: int) -> Tensor:
 
 
 def _all_gather(tensor: Tensor) -> list[Tensor]:
-    gathered = [torch.empty_like(tensor) for _ in range(_world_size())]
+    gathered = [torch.empty_like(tensor) for _ in range(world_size())]
     torch.distributed.all_gather(gathered, tensor.contiguous())
     return gathered
-
-
-def _world_size() -> int:
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if is_distributed else 1
 
 
 @contextlib.contextmanager

@@ -13,17 +13,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mmhf.errors import InputError
+from mmhf.files import BAD_EXAMPLES_LOG, METRICS_FILE, RECIPE_FILE, write_text
 from mmhf.recipe import ResolvedRecipe, load_recipe
 from mmhf.training.checkpoints import complete_checkpoints, last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 
-RECIPE_FILE = "recipe.yaml"
-METRICS_FILE = "metrics.json"
-BAD_EXAMPLES_FILE = "bad_examples.csv"
-DUPLICATES_FILE = "duplicates.csv"
-BAD_EXAMPLES_LOG = "bad_examples.log"
-REPORT_FILE = "report.html"
 OUTPUT_ROOT = Path("outputs")
 _LOCK_FILE = ".lock"
 
@@ -72,9 +67,7 @@ class RunFolder:
         with lock:
             if self.checkpoint is None:
                 (self.path / BAD_EXAMPLES_LOG).unlink(missing_ok=True)
-            temporary = self.path / f".{RECIPE_FILE}"
-            temporary.write_text(resolved.to_yaml(), encoding="utf-8")
-            temporary.replace(self.path / RECIPE_FILE)
+            write_text(self.path / RECIPE_FILE, resolved.to_yaml())
             yield
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -30,6 +29,7 @@ from mmhf.features.choice import CONTENT, CacheSetting, PartChoice, choose_parts
 from mmhf.features.keys import part_state, store_name
 from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.features.store import FeatureLayout, FeatureStore, make_room
+from mmhf.parallel import first_error, gather, rank, world_size
 from mmhf.recipe.cache_section import CacheSection
 from mmhf.training.boundary_checks import is_sharded
 from mmhf.training.feature_filling import Autocast, BatchFiller, CachedTable, Collate, OpenPart
@@ -185,7 +185,7 @@ class StageCache:
                     lacks = (column.find(places, views) < 0) & column.is_storable[places]
                     first = np.unique(places * column.num_views + views, return_index=True)[1]
                     is_absent[first[lacks[first]]] = True
-            yield [SampleKey(*key) for key in keys[is_absent][_rank() :: _world_size()].tolist()]
+            yield [SampleKey(*key) for key in keys[is_absent][rank() :: world_size()].tolist()]
 
     def _epochs(self, index: int) -> range:
         started_at, ends_at = self.plan.spans()[index]
@@ -198,7 +198,7 @@ class StageCache:
         batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
         sampler: Any = batches
         loader = DataLoader(table.dataset, batch_sampler=sampler, collate_fn=table.collator, num_workers=num_workers)
-        for batch in tqdm(loader, total=len(batches), unit="batch", disable=not batches or _rank() > 0):
+        for batch in tqdm(loader, total=len(batches), unit="batch", disable=not batches or rank() > 0):
             self.complete(batch)
 
     def check(self, global_step: int) -> None:
@@ -251,11 +251,11 @@ class StageCache:
     def _digests_of(self, dataset: RowDataset, content: Any) -> Digests:
         key = (id(dataset.table), content)
         if key not in self._digests:
-            world, rank = _world_size(), _rank()
+            world = world_size()
             begun = time.perf_counter()
-            digests = dataset.digests(content, shard=rank, num_shards=world)
+            digests = dataset.digests(content, shard=rank(), num_shards=world)
             if world > 1:
-                shards = gather_object([digests])
+                shards = gather(digests)
                 digests = np.empty(sum(map(len, shards)), dtype=digests.dtype)
                 for number, shard in enumerate(shards):
                     digests[number::world] = shard
@@ -281,7 +281,7 @@ class StageCache:
             store = FeatureStore(folder, FeatureLayout(choice.shape, choice.dtype))
         except InputError as found:
             error = found
-        if (error := _first_error(error)) is not None or store is None:
+        if (error := first_error(error)) is not None or store is None:
             self._do_without(part, error)
             return
         measured = self._measure(part)
@@ -327,14 +327,14 @@ class StageCache:
             opened.store.folder,
         )
         error = None
-        if absent and opened.store.is_writable and _rank() == 0:
+        if absent and opened.store.is_writable and rank() == 0:
             try:
                 needed = absent * opened.store.layout.row_bytes
                 root = opened.store.folder.parent
                 make_room(root, needed, max_bytes=self.setting.section.max_bytes, keep=opened.store.folder)
             except InputError as found:
                 error = found
-        if (error := _first_error(error)) is not None:
+        if (error := first_error(error)) is not None:
             self._do_without(opened.choice.part, error)
 
     def _do_without(self, part: FeaturePart, error: InputError | None) -> None:
@@ -371,19 +371,3 @@ class CacheStages(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.cache.refresh()
-
-
-def _world_size() -> int:
-    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if is_distributed else 1
-
-
-def _rank() -> int:
-    return torch.distributed.get_rank() if _world_size() > 1 else 0
-
-
-def _first_error(own: InputError | None) -> InputError | None:
-    """What any process met: all do the same about it."""
-    if _world_size() == 1:
-        return own
-    return next((error for error in gather_object([own]) if error is not None), None)

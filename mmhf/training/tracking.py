@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
+from mmhf.files import PLOTS_FOLDER, RECIPE_FILE, REPORT_FILE
 from mmhf.recipe.schema import TrackingSection
 
 
@@ -55,14 +56,14 @@ def _mlflow_run(run_name: str, uri: str) -> Iterator[None]:
 
 
 def _artifacts(run_dir: Path) -> list[Path]:
-    return [*sorted((run_dir / "plots").glob("*.png")), run_dir / "report.html", run_dir / "recipe.yaml"]
+    return [*sorted((run_dir / PLOTS_FOLDER).glob("*.png")), run_dir / REPORT_FILE, run_dir / RECIPE_FILE]
 
 
 def _log_mlflow_artifacts(run_dir: Path) -> None:
     import mlflow
 
     for path in _artifacts(run_dir):
-        mlflow.log_artifact(str(path), "plots" if path.suffix == ".png" else None)
+        mlflow.log_artifact(str(path), PLOTS_FOLDER if path.suffix == ".png" else None)
 
 
 def _log_wandb_artifacts(run_dir: Path) -> None:
@@ -72,5 +73,5 @@ def _log_wandb_artifacts(run_dir: Path) -> None:
         wandb.log(
             {f"plots/{path.stem}": wandb.Image(str(path)) for path in _artifacts(run_dir) if path.suffix == ".png"}
         )
-        wandb.run.save(str(run_dir / "report.html"), base_path=str(run_dir), policy="now")
+        wandb.run.save(str(run_dir / REPORT_FILE), base_path=str(run_dir), policy="now")
         wandb.finish()

@@ -27,7 +27,7 @@ LARGE = PartMeasure((1280,), torch.float32, flops=800_000_000)
 
 @pytest.fixture(scope="module")
 def model() -> BackboneForImageClassification:
-    config = load_encoder_config("timm/test_efficientnet", pretrained=False, modality="vision")
+    config = load_encoder_config("timm/test_efficientnet", pretrained=False, modality="image")
     encoder = load_encoder("timm/test_efficientnet", config, pretrained=False)
     names = {0: "a", 1: "b"}
     return BackboneForImageClassification(

@@ -84,7 +84,7 @@ def test_a_local_folder_is_loaded_in_fp32(tmp_path, tiny_bert):
 
 def test_one_tower_of_two_and_no_encoder_decoder(tmp_path):
     CLIPConfig().save_pretrained(tmp_path / "clip")
-    assert load_encoder_config(str(tmp_path / "clip"), modality="vision").model_type == "clip_vision_model"
+    assert load_encoder_config(str(tmp_path / "clip"), modality="image").model_type == "clip_vision_model"
     assert load_encoder_config(str(tmp_path / "clip"), modality="text").model_type == "clip_text_model"
     T5Config().save_pretrained(tmp_path / "t5")
     with pytest.raises(InputError, match="encoder-decoder"):

@@ -8,7 +8,8 @@ import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch.nn import functional
 
-from mmhf.models.contrastive_loss import NO_PAIR, Contrast, EmbeddedPairs, block_losses, caption_ids, contrastive_loss
+from mmhf.conventions import IGNORED_IMAGE
+from mmhf.models.contrastive_loss import Contrast, EmbeddedPairs, block_losses, caption_ids, contrastive_loss
 
 ROWS, WIDTH = 12, 16
 
@@ -65,7 +66,7 @@ def test_sigmoid_equals_open_clip_s(rows_per_block: int | None) -> None:
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_shares_of_rows_add_up_to_the_loss(kind: str) -> None:
-    pairs = make_pairs([0, 0, 0, 1, 1, 2, NO_PAIR, 3, 4, 4, 5, 5])
+    pairs = make_pairs([0, 0, 0, 1, 1, 2, IGNORED_IMAGE, 3, 4, 4, 5, 5])
     contrast = Contrast(kind, label_smoothing=0.1)
     scale, bias = torch.tensor([10.0]), torch.tensor([-3.0])
     whole = contrastive_loss(pairs, scale, bias, contrast)
@@ -133,7 +134,7 @@ def test_sigmoid_leaves_ignored_pairs_out_and_takes_positive_ones() -> None:
 
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_rows_that_take_part_in_nothing_change_nothing(kind: str) -> None:
-    pairs = make_pairs([*range(9), NO_PAIR, NO_PAIR, NO_PAIR])
+    pairs = make_pairs([*range(9), IGNORED_IMAGE, IGNORED_IMAGE, IGNORED_IMAGE])
     kept = EmbeddedPairs(pairs.image_embeds[:9], pairs.text_embeds[:9], pairs.image_index[:9], pairs.caption_id[:9])
     ours = with_gradients(pairs, lambda scale, bias: contrastive_loss(pairs, scale, bias, Contrast(kind)))
     theirs = with_gradients(pairs, lambda scale, bias: contrastive_loss(kept, scale, bias, Contrast(kind)))
@@ -141,8 +142,8 @@ def test_rows_that_take_part_in_nothing_change_nothing(kind: str) -> None:
 
 
 def test_one_row_and_none_have_no_negatives() -> None:
-    one = make_pairs([0, *[NO_PAIR] * 11])
-    none = make_pairs([NO_PAIR] * 12)
+    one = make_pairs([0, *[IGNORED_IMAGE] * 11])
+    none = make_pairs([IGNORED_IMAGE] * 12)
     for pairs in (one, none):
         loss, *gradients = with_gradients(
             pairs, lambda scale, bias, pairs=pairs: contrastive_loss(pairs, scale, None, Contrast())

@@ -7,9 +7,7 @@ import hashlib
 import json
 import logging
 import lzma
-import os
 import posixpath
-import shutil
 import stat
 import tarfile
 import tempfile
@@ -31,6 +29,7 @@ from mmhf.data.images import MAX_IMAGE_BYTES
 from mmhf.data.remote.paths import RemotePath
 from mmhf.data.sources.image_tree import Listing
 from mmhf.errors import InputError
+from mmhf.files import whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -158,8 +157,7 @@ def _cached(key: str, origin: str, members: Callable[[], Iterable[_Member]]) -> 
 
 
 def _fill(folder: Path, origin: str, members: Iterable[_Member]) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with whole_folder(folder) as temporary:
         listing = Listing()
         writer = ArrowWriter(path=str(temporary / "images.arrow"), features=_FEATURES, writer_batch_size=100)
         for member in members:
@@ -172,10 +170,7 @@ def _fill(folder: Path, origin: str, members: Iterable[_Member]) -> None:
         num_images, size = writer.finalize()
         facts = {"origin": origin, "folders": sorted(listing.folders), "ignored": listing.ignored}
         (temporary / "listing.json").write_text(json.dumps(facts), encoding="utf-8")
-        os.replace(temporary, folder)
-        logger.info("%s: copied %d images (%.0f MB) to %s", origin, num_images, size / 1e6, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    logger.info("%s: copied %d images (%.0f MB) to %s", origin, num_images, size / 1e6, folder)
 
 
 def _archive_members(path: Path, folder: str | None) -> Iterator[_Member]:

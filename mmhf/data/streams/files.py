@@ -5,20 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import datasets
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import track
 
 from mmhf.data.remote.files import open_filesystem
 from mmhf.data.streams.shards import Shard, ShardFault
+from mmhf.files import write_text
+from mmhf.parallel import map_in_threads
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -120,12 +117,9 @@ def count_shards(shards: Sequence[Shard], label: str = "counting samples") -> li
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "mmhf_shards"
     folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256(json.dumps([shard.url for shard in shards]).encode()).hexdigest()
-    with FileLock(folder / f"{key}.lock"), ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-        counts = pool.map(lambda shard: _cached_count(shard, folder), shards)
-        if len(shards) > _PROGRESS_ABOVE:
-            console = Console(stderr=True)
-            return list(track(counts, label, total=len(shards), console=console, transient=True))
-        return list(counts)
+    with FileLock(folder / f"{key}.lock"):
+        shown = label if len(shards) > _PROGRESS_ABOVE else None
+        return list(map_in_threads(lambda shard: _cached_count(shard, folder), shards, label=shown))
 
 
 def _cached_count(shard: Shard, folder: Path) -> ShardCount:
@@ -137,9 +131,7 @@ def _cached_count(shard: Shard, folder: Path) -> ShardCount:
     counted = _count(shard)
     # What cannot be read now may be there again later.
     if version:
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
-            json.dump(counted, file)
-        os.replace(file.name, path)
+        write_text(path, json.dumps(counted))
     return counted
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from mmhf.conventions import IGNORED_IMAGE
 from mmhf.errors import InputError
 from mmhf.evaluation.retrieval.geometry import MAX_UNIFORMITY_ROWS, alignment, uniformity
 from mmhf.evaluation.retrieval.ranks import RetrievalRanks, retrieval_ranks
 
 RECALL_KS = (1, 5, 10)
-NO_IMAGE = -1
 """Image of a caption that no metric may see."""
 
 _COSINE = "Similarity is the cosine of the embeddings, candidates are all of the split"
@@ -115,7 +115,7 @@ def evaluate_retrieval(
     index = _as_tensor(image_index).numpy()
     images, texts = _normalised(image_embeds, "image"), _normalised(text_embeds, "text")
     _check_shapes(images, texts, index)
-    captions = np.flatnonzero(index != NO_IMAGE)
+    captions = np.flatnonzero(index != IGNORED_IMAGE)
     if not len(captions):
         raise ValueError("no caption has an image")
     if len(captions) < len(index):
@@ -166,7 +166,7 @@ def _check_shapes(images: torch.Tensor, texts: torch.Tensor, index: NDArray[np.i
             "expected image embeddings (I, D), text embeddings (T, D) and image_index (T,), "
             f"got {tuple(images.shape)}, {tuple(texts.shape)} and {index.shape}"
         )
-    outside = (index < NO_IMAGE) | (index >= len(images))
+    outside = (index < IGNORED_IMAGE) | (index >= len(images))
     if outside.any():
         raise ValueError(f"image_index {index[outside][0]} is outside the {len(images)} images")
 

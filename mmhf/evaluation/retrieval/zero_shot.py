@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from mmhf.conventions import IGNORED_LABEL
 from mmhf.errors import InputError
 
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -99,7 +100,7 @@ def zero_shot_metrics(
     """
     images = torch.as_tensor(image_embeds).detach().float().cpu()
     targets = np.asarray(labels)
-    kept = np.flatnonzero(targets != -100)
+    kept = np.flatnonzero(targets != IGNORED_LABEL)
     targets = targets[kept]
     if not len(kept):
         raise InputError("zero-shot classification: no row has a label")

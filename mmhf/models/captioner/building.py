@@ -52,7 +52,7 @@ def build_captioner_processor(
         `InputError`: a file of a backbone cannot be fetched, or the tokenizer has no end-of-text token.
     """
     vision, language = section.vision, section.language
-    config = load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="vision")
+    config = load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="image")
     statistics = image_statistics(vision.backbone, config, pretrained=vision.pretrained)
     images = build_image_processor(statistics, image_size=data_section.image_size, resize=data_section.resize)
     if language.tokenizer is not None:
@@ -85,7 +85,7 @@ def build_captioner_config(
     else:
         prompt_ids = list(section.prompt.encode())
     config = PrefixCaptionerConfig(
-        vision_config=load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="vision"),
+        vision_config=load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="image"),
         language_config=build_language_config(section.language),
         vision_backbone=vision.backbone,
         language_backbone=section.language.backbone,

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-IGNORED_LABEL = -100
+from mmhf.conventions import IGNORED_LABEL
+
 _LOGITS_AT_ONCE = 10_000_000
 """Logits that exist at a time: 65 positions of a vocabulary of 151,936."""
 

@@ -141,7 +141,7 @@ def _loss_values(section: ContrastiveSection) -> dict[str, Any]:
 
 def _vision_config(section: VisionTowerSection, data: DataSectionBase) -> PreTrainedConfig:
     if section.backbone is not None:
-        return load_encoder_config(section.backbone, pretrained=section.pretrained, modality="vision")
+        return load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
     if data.image_size % section.patch_size:
         raise InputError(
             f"model.vision.patch_size: images of {data.image_size} px do not divide into patches of "

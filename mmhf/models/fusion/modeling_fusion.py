@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
+from mmhf.conventions import IGNORED_LABEL
 from mmhf.features.parts import TEXT, VISION, FeaturePart, HasFeatureParts
-from mmhf.models.classification_loss import IGNORED_LABEL, ClassificationLoss, calibrated
+from mmhf.models.classification_loss import ClassificationLoss, calibrated
 from mmhf.models.encoders import (
     EncoderOutput,
     describe_text,

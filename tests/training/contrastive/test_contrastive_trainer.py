@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from mmhf.conventions import IGNORED_IMAGE
 from mmhf.errors import InputError
-from mmhf.models.contrastive_loss import NO_PAIR
 from mmhf.models.dual_encoder import DualEncoderModel
 from mmhf.training.stages import Stage
 
@@ -94,7 +94,7 @@ def test_a_run_with_caching_and_stages_resumes_bit_by_bit(
 
 
 def test_what_was_counted_is_logged(tiny_model: Make, rows_of, trainer_of, tmp_path: Path) -> None:
-    images = [0, 0, 0, 3, 4, 5, NO_PAIR, 7]
+    images = [0, 0, 0, 3, 4, 5, IGNORED_IMAGE, 7]
     trainer = trainer_of(
         tiny_model(),
         rows_of(8, images),

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import BertConfig
 
-from mmhf.models.contrastive_loss import NO_PAIR, EmbeddedPairs, caption_ids, contrastive_loss
+from mmhf.conventions import IGNORED_IMAGE
+from mmhf.models.contrastive_loss import EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel
 from mmhf.models.encoders import timm_config
 from mmhf.training.gradient_caching import RandomState, contrast_outputs, embed_without_graph
@@ -49,7 +50,7 @@ def assert_equal(one: tuple, other: tuple) -> None:
         )
 
 
-IMAGES = [0, 0, 2, 3, 4, 5, 5, 5, 8, 9, NO_PAIR, 11]
+IMAGES = [0, 0, 2, 3, 4, 5, 5, 5, 8, 9, IGNORED_IMAGE, 11]
 
 
 @pytest.mark.parametrize("values", [{}, {"loss": "sigmoid", "logit_bias": -3.0}, {"same_image": "positive"}])

@@ -1,0 +1,120 @@
+"""Files that are either whole or not there, and the names of those in a run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmhf.errors import InputError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+RECIPE_FILE = "recipe.yaml"
+METRICS_FILE = "metrics.json"
+EVALUATION_FILE = "evaluation.json"
+"""Definitions of the metrics, and tables by class and group."""
+REPORT_FILE = "report.html"
+PLOTS_FOLDER = "plots"
+BAD_EXAMPLES_FILE = "bad_examples.csv"
+BAD_EXAMPLES_LOG = "bad_examples.log"
+"""What `bad_examples.csv` is made from when the run ends; all processes append to it."""
+DUPLICATES_FILE = "duplicates.csv"
+SUBGROUPS_FILE = "subgroups.csv"
+TRAINER_STATE_FILE = "trainer_state.json"
+LINEAGE_FILE = "lineage.json"
+"""Where training started from and which rows it saw, until the run is released."""
+RELEASE_FILE = "release.json"
+"""What makes a folder a release."""
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A temporary path to write to; the file moves to `path` when the block ends, and is removed if it raises.
+
+    Readers see the old file or the new one and never half of it, wherever the process is killed. Parent folders are
+    made. Several processes may write the same file: the last one wins.
+
+    Args:
+        path (`str` or `Path`): The file.
+
+    Returns:
+        `Path`: In the same folder, with a name of its own that ends in `.partial`.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(target)
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """Like `whole_file`, for a folder that does not exist yet: an empty one to fill.
+
+    Raises:
+        OSError: `path` is there already when the block ends, and not empty.
+    """
+    target = Path(path)
+    temporary = _temporary(target)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a whole file as UTF-8.
+
+    A lone surrogate, as Python reads a file name that is not UTF-8, is written as `\\udcff`.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write a whole file of indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: str | Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a whole table: the names of the columns, then the rows."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def read_json_object(path: str | Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        InputError: The file cannot be read, is not JSON, or holds something else than an object.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object")
+    return value
+
+
+def _temporary(target: Path) -> Path:
+    # Neither process ids nor fixed names will do: several machines may share the folder.
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")

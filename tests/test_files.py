@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+
+from mmhf.errors import InputError
+from mmhf.files import read_json_object, whole_file, whole_folder, write_csv, write_json, write_text
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    with whole_file(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    with pytest.raises(RuntimeError), whole_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "new"
+    assert [each.name for each in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "file.txt"
+    with whole_file(path) as one, whole_file(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one"
+
+
+def test_what_is_being_written_is_no_file_of_a_run(tmp_path):
+    with whole_file(tmp_path / "model.safetensors") as temporary:
+        temporary.touch()
+        assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "deep" / "folder"
+    with pytest.raises(RuntimeError), whole_folder(folder) as temporary:
+        (temporary / "file").write_text("half")
+        raise RuntimeError
+    assert not list(folder.parent.iterdir())
+    with whole_folder(folder) as temporary:
+        (temporary / "file").write_text("whole")
+        assert not folder.exists()
+    assert (folder / "file").read_text() == "whole"
+    with pytest.raises(OSError), whole_folder(folder) as temporary:
+        (temporary / "file").write_text("other")
+    assert (folder / "file").read_text() == "whole"
+    assert [each.name for each in folder.parent.iterdir()] == ["folder"]
+
+
+def test_text_json_and_csv(tmp_path):
+    write_text(tmp_path / "a.txt", "bad name: \udcff")
+    assert (tmp_path / "a.txt").read_bytes() == rb"bad name: \udcff"
+    value = {"word": "Bär", "name": "\udcff"}
+    write_json(tmp_path / "a.json", value)
+    assert read_json_object(tmp_path / "a.json") == value
+    write_csv(tmp_path / "a.csv", ["id", "reason"], [(1, 'with "quotes"')])
+    assert (tmp_path / "a.csv").read_bytes() == b'id,reason\n1,"with ""quotes"""\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "cannot be read"), (b"{", "not JSON"), (b"\xff", "not JSON"), (b"[1]", "not a JSON object")],
+)
+def test_bad_json_is_one_line(tmp_path, content, reason):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=reason) as caught:
+        read_json_object(path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def test_what_is_no_json_leaves_no_file(tmp_path):
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"x": object()})
+    assert not list(tmp_path.iterdir())

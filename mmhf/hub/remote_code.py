@@ -19,6 +19,7 @@ from mmhf._version import __version__
 from mmhf.files import CONFIG_FILE
 
 _PACKAGE = "mmhf"
+_ROOT = Path(__file__).parents[1]
 # What a clean environment has: transformers with all it needs, torch, torchvision, timm and pillow.
 _AVAILABLE = {
     *("transformers", "torch", "torchvision", "timm", "PIL", "numpy", "safetensors", "tokenizers", "huggingface_hub"),
@@ -187,7 +188,7 @@ class _Module:
 
     @classmethod
     def read(cls, name: str) -> _Module:
-        path = Path(__file__).parents[1].joinpath(*name.split(".")[1:])
+        path = _ROOT.joinpath(*name.split(".")[1:])
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         text = path.read_text(encoding="utf-8")
         module = cls(name, text)

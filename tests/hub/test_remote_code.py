@@ -83,14 +83,14 @@ def test_a_stock_model_needs_no_code(tmp_path: Path):
 )
 def test_code_that_cannot_go_along_is_named(monkeypatch, tmp_path: Path, source: str, message: str):
     (tmp_path / "thing.py").write_text(source)
-    monkeypatch.setattr(remote_code.mmhf, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(remote_code, "_ROOT", tmp_path)
     with pytest.raises(ValueError, match=message):
         bundle(RemoteFamily(config="mmhf.thing:A", model="mmhf.thing:A"), f"test {source}")
 
 
 def test_an_import_of_what_may_be_absent_stays_possible(monkeypatch, tmp_path: Path):
     (tmp_path / "thing.py").write_text("class A:\n    def f(self):\n        import absent\n        return absent\n")
-    monkeypatch.setattr(remote_code.mmhf, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(remote_code, "_ROOT", tmp_path)
     source = bundle(RemoteFamily(config="mmhf.thing:A", model="mmhf.thing:A"), "optional")["thing.py"]
     (tmp_path / "out.py").write_text(source)
     assert check_imports(tmp_path / "out.py") == []

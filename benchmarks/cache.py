@@ -32,7 +32,7 @@ from mmhf.data.table import IMAGE_FEATURE
 from mmhf.features.choice import CacheSetting
 from mmhf.models.backbones import load_encoder, load_encoder_config
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
-from mmhf.recipe.cache_section import CacheSection
+from mmhf.recipe.training_sections import CacheSection
 from mmhf.training.stage_cache import StageCache
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.trainer import MMTrainer

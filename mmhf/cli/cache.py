@@ -20,7 +20,7 @@ from mmhf.errors import InputError
 from mmhf.hub import resolve_model
 from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.recipe import load_recipe
-from mmhf.recipe.cache_section import cache_section
+from mmhf.recipe.training_sections import cache_section
 from mmhf.tasks import task_of
 from mmhf.training.arguments import build_stage_plan, training_arguments
 from mmhf.training.stage_cache import features_folder

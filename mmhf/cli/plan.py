@@ -25,7 +25,7 @@ from mmhf.files import CONFIG_FILE
 from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import ResolvedRecipe, json_schema, load_recipe
-from mmhf.recipe.cache_section import cache_section
+from mmhf.recipe.training_sections import cache_section
 from mmhf.tasks import AnyTask, task_of
 from mmhf.tasks.feature_caching import planned_caching
 from mmhf.training.arguments import build_stage_plan, recipe_stages, steps_per_epoch, training_arguments

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mmhf.data.readers import TableFile, as_text
 from mmhf.data.table import FilterStep
 from mmhf.errors import InputError
-from mmhf.recipe.filter_sections import ConditionSection, FiltersSection, Scalar
+from mmhf.recipe.data_sections import ConditionSection, FiltersSection, Scalar
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import numpy as np
 from mmhf.data.readers import TableFile, as_text
 from mmhf.data.table import SPLITS, LabelledRows
 from mmhf.errors import InputError
-from mmhf.recipe.filter_sections import FiltersSection
+from mmhf.recipe.data_sections import FiltersSection
 from mmhf.recipe.schema import SplitSection
 
 SPLIT_OF_NAME = {

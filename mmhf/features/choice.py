@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from mmhf.conventions import Modality
 from mmhf.data.collators import RandomChanges
 from mmhf.features.parts import FeaturePart, HasFeatureParts
-from mmhf.recipe.cache_section import CacheSection
+from mmhf.recipe.training_sections import CacheSection
 
 if TYPE_CHECKING:
     from mmhf.training.stages import StagePlan

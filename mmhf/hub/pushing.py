@@ -32,9 +32,9 @@ from mmhf.hub.hub_errors import HUB_ERRORS, is_hub_error, named_hub_errors, with
 from mmhf.hub.hub_repo import HubRepo, Refs
 from mmhf.hub.manifest import Release, ReleaseNotes
 from mmhf.hub.versions import Version
-from mmhf.recipe.metric_direction import greater_is_better
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import ReleaseSection
+from mmhf.recipe.training_sections import greater_is_better
 
 logger = logging.getLogger(__name__)
 

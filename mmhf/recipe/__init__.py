@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from mmhf.recipe.resolve import ResolvedRecipe, load_recipe, recipe_from_dict
-from mmhf.recipe.schema_export import json_schema
+from mmhf.recipe.schema_tree import json_schema
 
 __all__ = ["ResolvedRecipe", "json_schema", "load_recipe", "recipe_from_dict"]

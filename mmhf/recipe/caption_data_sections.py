@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mmhf.recipe.cloud_section import CloudSection, DataPath
 from mmhf.recipe.data_sections import DataSectionBase
-from mmhf.recipe.sections import Fraction, PositiveInt, Section, SplitName
+from mmhf.recipe.sections import CloudSection, DataPath, Fraction, PositiveInt, Section, SplitName
 
 
 class ImageSplitSection(Section):
@@ -84,6 +83,9 @@ class Flickr30kSection(CaptionDataSectionBase):
     test."""
     cloud: CloudSection = CloudSection()
 
+    def is_on_hub(self) -> bool:
+        return self.path is None
+
 
 class CaptionTableSection(CaptionDataSectionBase):
     """CSV, TSV, JSONL or parquet files, or folders with a `metadata.jsonl` or `metadata.csv`."""
@@ -153,6 +155,9 @@ class CaptionHubSection(CaptionDataSectionBase):
         if self.streaming and (self.split is not None or self.split_column is not None):
             raise ValueError("a stream is not cut into splits; name those that it has in `splits`")
         return self
+
+    def is_on_hub(self) -> bool:
+        return True
 
 
 class WebDatasetSection(CaptionDataSectionBase):

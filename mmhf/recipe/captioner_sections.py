@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mmhf.conventions import Modality
+from mmhf.recipe.model_sections import EncoderSection, ModelSection
 from mmhf.recipe.sections import Fraction, PositiveFloat, PositiveInt, Section
 from mmhf.recipe.training_sections import EvaluationSection
 
@@ -77,7 +79,7 @@ class LoraSection(Section):
     """Names of the linear layers to change, such as `[q_proj, v_proj]`; `all-linear` is all but the output layer."""
 
 
-class CaptionerModelSection(Section):
+class CaptionerModelSection(ModelSection):
     vision: CaptionVisionSection = CaptionVisionSection()
     language: LanguageModelSection = LanguageModelSection()
     projector: ProjectorSection = ProjectorSection()
@@ -89,8 +91,12 @@ class CaptionerModelSection(Section):
     freeze_language: bool = True
     """Shorthand for one stage that trains everything but the language model; its `lora` trains in any case."""
 
+    def encoders(self) -> dict[Modality, EncoderSection]:
+        if self.language.pretrained or self.language.tokenizer is None:
+            return {"image": self.vision, "text": self.language}
+        return {"image": self.vision}
+
     def frozen_encoders(self) -> list[str]:
-        """Prefixes of the groups that `freeze_*` keeps frozen."""
         frozen = ["vision"] if self.freeze_vision else []
         if self.freeze_language:
             parts = ("embeddings", "layers", "final")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from mmhf.recipe.node import KeyPath, shown
-from mmhf.recipe.problems import Problem
+from mmhf.recipe.node import KeyPath, Problem, shown
 from mmhf.recipe.schema import (
     AugmentSection,
     CaptioningRecipe,

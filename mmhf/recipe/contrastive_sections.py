@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from mmhf.conventions import Modality
 from mmhf.recipe.data_sections import DataSection
+from mmhf.recipe.model_sections import EncoderSection, ModelSection, TextEncoderSection, VisionEncoderSection
 from mmhf.recipe.sections import Fraction, PositiveFloat, PositiveInt, Section
 from mmhf.recipe.training_sections import EvaluationSection
 
@@ -96,7 +98,7 @@ class TemperatureSection(Section):
     learn: bool = True
 
 
-class DualEncoderModelSection(Section):
+class DualEncoderModelSection(ModelSection):
     vision: VisionTowerSection = VisionTowerSection()
     text: TextTowerSection = TextTowerSection()
     embedding_dim: PositiveInt = 512
@@ -107,8 +109,17 @@ class DualEncoderModelSection(Section):
     freeze_text: bool = False
     """Shorthand for one stage that trains everything but the text tower."""
 
+    def encoders(self) -> dict[Modality, EncoderSection]:
+        sections: dict[Modality, EncoderSection] = {}
+        if self.vision.backbone is not None:
+            sections["image"] = VisionEncoderSection(backbone=self.vision.backbone, pretrained=self.vision.pretrained)
+        # A tokenizer comes from where its own backbone does.
+        if (name := self.text.backbone or self.text.tokenizer) is not None:
+            has_weights = self.text.backbone is not None and self.text.pretrained
+            sections["text"] = TextEncoderSection(backbone=name, pretrained=has_weights)
+        return sections
+
     def frozen_encoders(self) -> list[str]:
-        """Prefixes of the groups that `freeze_*` keeps frozen."""
         return [name for name, frozen in (("vision", self.freeze_vision), ("text", self.freeze_text)) if frozen]
 
 

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, model_validator
 
 from mmhf.conventions import Modality
 from mmhf.recipe.sections import Fraction, PositiveInt, Section
+
+
+class EncoderSection(Protocol):
+    """What every section about an encoder says."""
+
+    @property
+    def backbone(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether its weights are wanted."""
+        ...
+
+
+class ModelSection(Section):
+    """Base of the `model:` sections."""
+
+    def encoders(self) -> dict[Modality, EncoderSection]:
+        """The backbones that the model is built from, by what they read; none for a model from scratch."""
+        return {}
+
+    def frozen_encoders(self) -> list[str]:
+        """Selectors of the parameter groups that `freeze_*` keeps frozen."""
+        return []
+
+    def unused_encoders(self) -> list[str]:
+        """Selectors of the parameter groups that have nothing to learn from."""
+        return []
 
 
 class VisionEncoderSection(Section):
@@ -128,7 +158,7 @@ class FusionTextSection(TextEncoderSection):
         return self
 
 
-class FusionModelSection(Section):
+class FusionModelSection(ModelSection):
     vision: VisionEncoderSection = VisionEncoderSection()
     text: FusionTextSection = FusionTextSection()
     embedding_dim: PositiveInt = 512
@@ -144,14 +174,15 @@ class FusionModelSection(Section):
     reset_head: bool = False
     """With `init_from`: start a new head, because the labels differ from those of the release."""
 
+    def encoders(self) -> dict[Modality, EncoderSection]:
+        return {"image": self.vision, "text": self.text}
+
     def frozen_encoders(self) -> list[str]:
-        """Prefixes of the groups that `freeze_*` keeps frozen."""
         has_text = self.text.embeddings is None
         frozen = {"vision": self.freeze_vision, "text": self.freeze_text and has_text}
         return [name for name, is_frozen in frozen.items() if is_frozen]
 
     def unused_encoders(self) -> list[str]:
-        """Prefixes of the groups that `modalities.mask` leaves without anything to learn from."""
         if self.modalities.mask == "image":
             return ["vision"]
         return ["text"] if self.modalities.mask == "text" and self.text.embeddings is None else []
@@ -166,7 +197,7 @@ class ClassifierHeadSection(Section):
     activation: Activation = "relu"
 
 
-class ImageClassifierModelSection(Section):
+class ImageClassifierModelSection(ModelSection):
     vision: VisionEncoderSection = VisionEncoderSection()
     head: ClassifierHeadSection = ClassifierHeadSection()
     freeze_vision: bool = False
@@ -174,6 +205,8 @@ class ImageClassifierModelSection(Section):
     reset_head: bool = False
     """With `init_from`: start a new head, because the labels differ from those of the release."""
 
+    def encoders(self) -> dict[Modality, EncoderSection]:
+        return {"image": self.vision}
+
     def frozen_encoders(self) -> list[str]:
-        """Prefixes of the groups that `freeze_vision` keeps frozen."""
         return ["vision"] if self.freeze_vision else []

@@ -1,11 +1,15 @@
-"""A recipe as it was written: values that remember where they come from."""
+"""A recipe as it was written, values that remember where they come from, and what is wrong with it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+
+from mmhf.errors import InputError
+from mmhf.recipe.nearest import did_you_mean
+from mmhf.recipe.sections import hide_secrets
 
 KeyPath = tuple[str | int, ...]
 
@@ -109,3 +113,36 @@ def shown(value: Any) -> str:
     else:
         text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Args:
+        path: the key, from the recipe's root.
+        what: what is wrong with it, and the way out.
+        got: the value as messages show it; absent when there is none.
+        nearest: valid names that the user may have meant.
+        is_secret: the value must not be repeated, as it was written on the command line neither.
+    """
+
+    path: KeyPath
+    what: str
+    got: str | None = None
+    nearest: tuple[str, ...] = ()
+    is_secret: bool = False
+
+    def line(self, origin: Origin) -> str:
+        """The line that the user reads."""
+        got = "" if self.got is None else f"; got {self.got}"
+        key = f"{dotted(self.path)}: ".replace("\n", "\\n") if self.path else ""
+        place = origin.place.partition("=")[0] if self.is_secret else origin.place
+        return hide_secrets(f"{place}: {key}{self.what}{got}{did_you_mean(self.nearest)}")
+
+
+def as_input_error(problems: Iterable[Problem], tree: Node) -> InputError:
+    """All problems as one error, a line each, in the order in which they were written."""
+    located = [(tree.nearest_origin(problem.path), problem) for problem in problems]
+    located.sort(key=lambda pair: (pair[0].overridden, pair[0].source, pair[0].line or 0))
+    return InputError("\n".join(dict.fromkeys(problem.line(origin) for origin, problem in located)))

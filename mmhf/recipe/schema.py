@@ -2,57 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from mmhf.recipe.augment_sections import (
-    AffineSection,
-    AugmentSection,
-    ColorJitterSection,
-    GaussianBlurSection,
-    PerspectiveSection,
-    RandAugmentSection,
-    RandomErasingSection,
-    RandomResizedCropSection,
-)
-from mmhf.recipe.cache_section import CacheChoice, CacheSection
+from mmhf.recipe.augment_sections import AffineSection as AffineSection
+from mmhf.recipe.augment_sections import AugmentSection as AugmentSection
+from mmhf.recipe.augment_sections import RandomErasingSection as RandomErasingSection
 from mmhf.recipe.caption_data_sections import CaptionDataSection
 from mmhf.recipe.captioner_sections import CaptionerModelSection, CaptionEvaluationSection, GenerationSection
-from mmhf.recipe.contrastive_sections import (
-    ContrastiveEvaluationSection,
-    ContrastiveSection,
-    DualEncoderModelSection,
-    ZeroShotSection,
-)
-from mmhf.recipe.data_sections import (
-    ClinicalDataSection,
-    ClinicalTableSection,
-    ColumnsSection,
-    DataSection,
-    DataSectionBase,
-    FakedditDataSection,
-    FilteredDataSection,
-    HubDataSection,
-    ImageFolderDataSection,
-    PairDataSection,
-    SampleDataSection,
-    SplitSection,
-    TableDataSection,
-)
-from mmhf.recipe.filter_sections import ConditionSection, FiltersSection
-from mmhf.recipe.model_sections import (
-    ClassifierHeadSection,
-    FusionModelSection,
-    FusionSection,
-    FusionTextSection,
-    ImageClassifierModelSection,
-    TextEncoderSection,
-    VisionEncoderSection,
-)
-from mmhf.recipe.release_sections import CardSection, ReleaseSection
-from mmhf.recipe.sections import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Range, Section, SplitName
+from mmhf.recipe.contrastive_sections import ContrastiveEvaluationSection, ContrastiveSection, DualEncoderModelSection
+from mmhf.recipe.contrastive_sections import ZeroShotSection as ZeroShotSection
+from mmhf.recipe.data_sections import ClinicalDataSection as ClinicalDataSection
+from mmhf.recipe.data_sections import ClinicalTableSection as ClinicalTableSection
+from mmhf.recipe.data_sections import ColumnsSection as ColumnsSection
+from mmhf.recipe.data_sections import DataSection, DataSectionBase, PairDataSection
+from mmhf.recipe.data_sections import FakedditDataSection as FakedditDataSection
+from mmhf.recipe.data_sections import FilteredDataSection as FilteredDataSection
+from mmhf.recipe.data_sections import HubDataSection as HubDataSection
+from mmhf.recipe.data_sections import ImageFolderDataSection as ImageFolderDataSection
+from mmhf.recipe.data_sections import SampleDataSection as SampleDataSection
+from mmhf.recipe.data_sections import SplitSection as SplitSection
+from mmhf.recipe.data_sections import TableDataSection as TableDataSection
+from mmhf.recipe.model_sections import FusionModelSection, ImageClassifierModelSection, ModelSection
+from mmhf.recipe.model_sections import FusionTextSection as FusionTextSection
+from mmhf.recipe.model_sections import TextEncoderSection as TextEncoderSection
+from mmhf.recipe.model_sections import VisionEncoderSection as VisionEncoderSection
+from mmhf.recipe.sections import Section
 from mmhf.recipe.training_sections import (
+    CacheChoice,
     CheckpointsSection,
     ClassificationEvaluationSection,
     EmaSection,
@@ -63,82 +42,68 @@ from mmhf.recipe.training_sections import (
     OptimizerSection,
     PlateauSection,
     SamplingSection,
-    ScheduleName,
     StageSection,
     TrackingSection,
 )
 
-__all__ = [
-    "AffineSection",
-    "AugmentSection",
-    "CacheSection",
-    "CaptionDataSection",
-    "CaptionEvaluationSection",
-    "CaptionerModelSection",
-    "CaptioningRecipe",
-    "CardSection",
-    "CheckpointsSection",
-    "ClassificationEvaluationSection",
-    "ClassificationRecipe",
-    "ClassifierHeadSection",
-    "ClinicalDataSection",
-    "ClinicalTableSection",
-    "ColorJitterSection",
-    "ColumnsSection",
-    "ConditionSection",
-    "ContrastiveEvaluationSection",
-    "ContrastiveRecipe",
-    "ContrastiveSection",
-    "DataSection",
-    "DataSectionBase",
-    "DualEncoderModelSection",
-    "EmaSection",
-    "EvaluationSection",
-    "FakedditDataSection",
-    "FilteredDataSection",
-    "FiltersSection",
-    "Fraction",
-    "FusionEvaluationSection",
-    "FusionLossSection",
-    "FusionModelSection",
-    "FusionRecipe",
-    "FusionSection",
-    "FusionTextSection",
-    "GaussianBlurSection",
-    "GenerationSection",
-    "HubDataSection",
-    "ImageClassificationRecipe",
-    "ImageClassifierModelSection",
-    "ImageFolderDataSection",
-    "LossSection",
-    "NonNegativeFloat",
-    "OptimizerSection",
-    "PairDataSection",
-    "PerspectiveSection",
-    "PlateauSection",
-    "PositiveFloat",
-    "PositiveInt",
-    "RECIPE_BY_TASK",
-    "RandAugmentSection",
-    "RandomErasingSection",
-    "RandomResizedCropSection",
-    "Range",
-    "Recipe",
-    "RecipeBase",
-    "ReleaseSection",
-    "SampleDataSection",
-    "SamplingSection",
-    "ScheduleName",
-    "Section",
-    "SplitName",
-    "SplitSection",
-    "StageSection",
-    "TableDataSection",
-    "TextEncoderSection",
-    "TrackingSection",
-    "VisionEncoderSection",
-    "ZeroShotSection",
-]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_TAKEN = re.compile(r"best|main|releasing-.*|v?\d.*")
+
+
+class CardSection(Section):
+    """What a model card says that no program can know."""
+
+    license: str | None = None
+    """The Hub's identifier, such as `apache-2.0`; `other` needs `license_name`."""
+    license_name: str | None = None
+    license_link: str | None = None
+    language: list[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]] = []
+    """ISO 639 codes, such as `en`."""
+    datasets: list[str] = []
+    """Hub names of the data sets, where they are on the Hub."""
+    tags: list[str] = []
+    summary: str | None = None
+    """One or two sentences under the title."""
+    intended_use: str | None = None
+    limits: str | None = None
+    """Where it fails, what it must not be used for, what its data lacks."""
+
+    @model_validator(mode="after")
+    def _names_its_license(self) -> CardSection:
+        if self.license == "other" and self.license_name is None:
+            raise ValueError("`license: other` needs `license_name`, and should have `license_link`")
+        return self
+
+
+class ReleaseSection(Section):
+    repo: str
+    """Folder that holds the versions of one model; with `push`, a repository of the Hub, `ORG/NAME`."""
+    version: Annotated[str, Field(pattern=r"^v?\d+(\.\d+){0,2}([-_.][0-9A-Za-z]+)*$")]
+    """In quotes, as "1.8": YAML reads an unquoted 1.10 as 1.1."""
+    include_frozen: bool = False
+    """Captioners: store the encoders that were never trained, too, and not only where they come from."""
+    push: bool = False
+    """Release to the Hub and not to a folder."""
+    private: bool = False
+    """A repository that the push creates is private."""
+    channel: Annotated[str, Field(pattern=r"^[A-Za-z][\w.-]*$")] | None = None
+    """Branch of the Hub that follows this version; absent: `main`."""
+    best_metric: str | None = None
+    """The tag `best` follows the version that is best by this number of metrics.json, such as `test_f1_macro`."""
+    greater_is_better: bool | None = None
+    """For `best_metric`; absent: known by its name, false for a loss, an error or a rank."""
+    card: CardSection = CardSection()
+
+    @model_validator(mode="after")
+    def _names_a_hub_repository(self) -> ReleaseSection:
+        if self.push and not _HUB_ID.fullmatch(self.repo):
+            raise ValueError(f"`push: true` needs a `repo` of the form ORG/NAME, got {self.repo!r}")
+        for_hub = {"private": self.private, "channel": self.channel, "best_metric": self.best_metric}
+        for key in (key for key, value in for_hub.items() if value and not self.push):
+            raise ValueError(f"`{key}` is for the Hub; set `push: true`")
+        if self.channel is not None and _TAKEN.fullmatch(self.channel):
+            raise ValueError(f"a channel cannot be called {self.channel!r}; choose a name such as `experimental`")
+        return self
 
 
 class RecipeBase(Section):
@@ -147,7 +112,7 @@ class RecipeBase(Section):
     task: str
     init_from: str | None = None
     """A release to start from, `REPO@vX.Y`; absent = start from the backbones."""
-    model: Section
+    model: ModelSection
     data: DataSectionBase
     training: dict[str, Any] = {}
     """Any field of `transformers.TrainingArguments`, by its own name; null takes an inherited one away."""
@@ -220,8 +185,5 @@ Recipe = FusionRecipe | ImageClassificationRecipe | ContrastiveRecipe | Captioni
 """Any recipe: the union of the tasks' recipes."""
 
 RECIPE_BY_TASK: dict[str, type[Recipe]] = {
-    "image-text-classification": FusionRecipe,
-    "image-classification": ImageClassificationRecipe,
-    "image-captioning": CaptioningRecipe,
-    "contrastive": ContrastiveRecipe,
+    get_args(recipe.model_fields["task"].annotation)[0]: recipe for recipe in get_args(Recipe)
 }

@@ -15,8 +15,7 @@ from transformers import TrainingArguments
 from transformers.debug_utils import DebugOption
 from transformers.training_args import trainer_log_levels
 
-from mmhf.recipe.node import KeyPath, Node, shown
-from mmhf.recipe.problems import Problem
+from mmhf.recipe.node import KeyPath, Node, Problem, shown
 from mmhf.recipe.validation import unknown_key, value_problems
 
 # Importing transformers.integrations for its list takes as long as importing torch; a test compares the two.

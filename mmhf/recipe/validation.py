@@ -10,11 +10,10 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from mmhf.recipe import schema_tree
-from mmhf.recipe.cloud_section import SecretValueError
 from mmhf.recipe.nearest import nearest_names
-from mmhf.recipe.node import KeyPath, shown
-from mmhf.recipe.problems import Problem
+from mmhf.recipe.node import KeyPath, Problem, shown
 from mmhf.recipe.schema import Section
+from mmhf.recipe.sections import SecretValueError
 from mmhf.recipe.yaml_loader import parse_scalar
 
 SectionType = TypeVar("SectionType", bound=Section)

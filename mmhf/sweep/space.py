@@ -19,9 +19,9 @@ from optuna.distributions import (
 from pydantic import Field, model_validator
 
 from mmhf.errors import InputError
-from mmhf.recipe.metric_direction import greater_is_better
-from mmhf.recipe.problems import as_input_error
+from mmhf.recipe.node import as_input_error
 from mmhf.recipe.sections import PositiveInt, Section
+from mmhf.recipe.training_sections import greater_is_better
 from mmhf.recipe.validation import check_section
 from mmhf.recipe.yaml_loader import load_yaml, parse_scalar
 

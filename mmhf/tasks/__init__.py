@@ -5,25 +5,21 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from mmhf.recipe.schema import Recipe
+from mmhf.recipe.schema import RecipeBase
 from mmhf.tasks.base import Measured, Task
 
 AnyTask = Task[Any, Any]
 """Any task: one of the classes in this package."""
 
-# Imported on first use, so that a run pays for the libraries of its own task alone.
-_CLASSES = {
-    "image-text-classification": "ImageTextClassification",
-    "image-classification": "ImageClassification",
-    "image-captioning": "ImageCaptioning",
-    "contrastive": "Contrastive",
-}
 
+def task_of(recipe: RecipeBase) -> AnyTask:
+    """The task that a recipe belongs to: of `image-captioning`, the class `ImageCaptioning` in `image_captioning.py`.
 
-def task_of(recipe: Recipe) -> AnyTask:
-    """The task that a recipe belongs to."""
-    module = importlib.import_module(f"mmhf.tasks.{recipe.task.replace('-', '_')}")
-    task: AnyTask = vars(module)[_CLASSES[recipe.task]](recipe)
+    Its module is imported here and not before, so that a run pays for the libraries of its own task alone.
+    """
+    words = recipe.task.split("-")
+    module = importlib.import_module(f"{__name__}.{'_'.join(words)}")
+    task: AnyTask = vars(module)["".join(word.capitalize() for word in words)](recipe)
     return task
 
 

@@ -11,7 +11,6 @@ import datasets
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from mmhf.conventions import Modality
 from mmhf.data.augment import build_augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.collators import ImageCollator, RandomChanges
@@ -21,7 +20,6 @@ from mmhf.data.loading import LoadedData, load_data
 from mmhf.errors import InputError, UnreachableError
 from mmhf.models.backbones import is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
-from mmhf.recipe.caption_data_sections import Flickr30kSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import AugmentSection, RecipeBase
 from mmhf.tasks.feature_caching import stage_cache
@@ -31,20 +29,6 @@ from mmhf.training.trainer import MMTrainer
 RecipeT = TypeVar("RecipeT", bound=RecipeBase)
 
 Collator = Callable[[list[Any]], dict[str, Any]]
-
-
-class EncoderSection(Protocol):
-    """What the verbs ask of a recipe's section about an encoder."""
-
-    @property
-    def backbone(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def pretrained(self) -> bool:
-        """Whether its weights are wanted."""
-        ...
 
 
 class Measured(Protocol):
@@ -82,10 +66,6 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
     def __init__(self, recipe: RecipeT) -> None:
         self.recipe = recipe
         self._check_metric_names()
-
-    @abstractmethod
-    def encoder_sections(self) -> Mapping[Modality, EncoderSection]:
-        """The recipe's encoders."""
 
     @abstractmethod
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> Any:
@@ -260,22 +240,17 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
 
     def uses_hub(self, *, weights: bool) -> bool:
         """Whether data, parent, backbones' configuration files or, if asked for, their weights come from the Hub."""
-        encoders = self.encoder_sections().values()
-        parent = self.recipe.init_from
-        is_parent_remote = (
-            parent is not None and not Path(parent).exists() and not Path(parent.partition("@")[0]).exists()
-        )
+        encoders, parent = self.recipe.model.encoders().values(), self.recipe.init_from
         return (
-            is_parent_remote
-            or self.recipe.data.source == "hub"
-            or (isinstance(self.recipe.data, Flickr30kSection) and self.recipe.data.path is None)
+            (parent is not None and not Path(parent).exists() and not Path(parent.partition("@")[0]).exists())
+            or self.recipe.data.is_on_hub()
             or any(is_on_hub(encoder.backbone, weights=weights and encoder.pretrained) for encoder in encoders)
         )
 
     def unreachable_backbones(self) -> list[str]:
         """What keeps the backbones' configuration files from being read; empty when all are at hand."""
         problems = []
-        for modality, encoder in self.encoder_sections().items():
+        for modality, encoder in self.recipe.model.encoders().items():
             try:
                 load_encoder_config(encoder.backbone, pretrained=encoder.pretrained, modality=modality)
             except UnreachableError as error:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
-from mmhf.conventions import IGNORED_IMAGE, Modality
+from mmhf.conventions import IGNORED_IMAGE
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.data.collators import ContrastiveCollator
@@ -47,8 +47,8 @@ from mmhf.models.dual_encoder import (
     load_dual_encoder,
 )
 from mmhf.recipe import ResolvedRecipe
-from mmhf.recipe.schema import ContrastiveRecipe, TextEncoderSection, VisionEncoderSection
-from mmhf.tasks.base import Collator, EncoderSection, Task
+from mmhf.recipe.schema import ContrastiveRecipe
+from mmhf.tasks.base import Collator, Task
 from mmhf.tasks.zero_shot import ZeroShotProbe
 from mmhf.training.contrastive import ContrastiveEvaluator, ContrastiveTrainer
 
@@ -108,17 +108,6 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
     protocols = {"loss": _LOSS_PROTOCOL, **RETRIEVAL_PROTOCOLS, **ZERO_SHOT_PROTOCOLS}
     collator_class = ContrastiveCollator
     trainer_class = ContrastiveTrainer
-
-    def encoder_sections(self) -> Mapping[Modality, EncoderSection]:
-        vision, text = self.recipe.model.vision, self.recipe.model.text
-        sections: dict[Modality, EncoderSection] = {}
-        if vision.backbone is not None:
-            sections["image"] = VisionEncoderSection(backbone=vision.backbone, pretrained=vision.pretrained)
-        if text.backbone is not None or text.tokenizer is not None:
-            backbone = text.backbone or text.tokenizer or ""
-            is_wanted = text.backbone is not None and text.pretrained
-            sections["text"] = TextEncoderSection(backbone=backbone, pretrained=is_wanted)
-        return sections
 
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> DualEncoderProcessor:
         if parent is not None:

@@ -12,8 +12,8 @@ from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData
 from mmhf.features.choice import CacheSetting, PartChoice, choose_parts, measure_shapes
-from mmhf.recipe.cache_section import cache_section
 from mmhf.recipe.schema import AugmentSection
+from mmhf.recipe.training_sections import cache_section
 from mmhf.training.stage_cache import StageCache
 from mmhf.training.stages import StagePlan
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from mmhf.conventions import Modality
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_datasets import CaptionDataset, find_long_captions
 from mmhf.data.collators import CaptioningCollator
@@ -45,7 +44,7 @@ from mmhf.models.captioner import (
 from mmhf.models.partition import Partition
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.schema import CaptioningRecipe
-from mmhf.tasks.base import EncoderSection, Task
+from mmhf.tasks.base import Task
 from mmhf.training.captioning import CaptioningTrainer, image_features_of, run_captioner
 
 logger = logging.getLogger(__name__)
@@ -82,12 +81,6 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
     def __init__(self, recipe: CaptioningRecipe) -> None:
         super().__init__(recipe)
         self._train_vectors: np.ndarray | None = None
-
-    def encoder_sections(self) -> Mapping[Modality, EncoderSection]:
-        model = self.recipe.model
-        if model.language.pretrained or model.language.tokenizer is None:
-            return {"image": model.vision, "text": model.language}
-        return {"image": model.vision}
 
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> CaptionerProcessor:
         if parent is not None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoImageProcessor, BaseImageProcessor
 
-from mmhf.conventions import Modality
 from mmhf.data.collators import ImageCollator
 from mmhf.data.loading import LoadedData
 from mmhf.models.image_classifier import (
@@ -17,7 +15,7 @@ from mmhf.models.image_classifier import (
     load_image_classifier,
 )
 from mmhf.models.image_processing import image_processor_of
-from mmhf.recipe.schema import ImageClassificationRecipe, TextEncoderSection, VisionEncoderSection
+from mmhf.recipe.schema import ImageClassificationRecipe
 from mmhf.tasks.classification import ClassificationTask
 
 
@@ -30,9 +28,6 @@ class ImageClassification(ClassificationTask[ImageClassificationRecipe]):
         if parent is not None:
             return AutoImageProcessor.from_pretrained(parent)
         return self.normalised_by_data(image_processor_of(self.recipe.model.vision, self.recipe.data), data)
-
-    def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
-        return {"image": self.recipe.model.vision}
 
     def _fresh_model(self, **options: Any) -> BackboneForImageClassification:
         return build_image_classifier(self.recipe.model, **options)

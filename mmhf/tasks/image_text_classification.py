@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, Trainer
 
-from mmhf.conventions import IGNORED_LABEL, Modality
+from mmhf.conventions import IGNORED_LABEL
 from mmhf.data.collators import ImageCollator, ImageTextCollator
 from mmhf.data.loading import LoadedData
 from mmhf.data.modalities import ModalityMasking
@@ -37,7 +37,7 @@ from mmhf.models.fusion import (
 )
 from mmhf.models.fusion.building import check_same_table
 from mmhf.models.text_tables import TableEncoder
-from mmhf.recipe.schema import FilteredDataSection, FusionRecipe, TextEncoderSection, VisionEncoderSection
+from mmhf.recipe.schema import FilteredDataSection, FusionRecipe
 from mmhf.tasks.classification import ClassificationTask, Predicted
 
 _ROWS_AT_ONCE = 1024
@@ -103,9 +103,6 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
         if self.text_table is not None:
             processor = TextTableProcessor(processor, self.text_table)
         return super().collator(processor, **options)
-
-    def encoder_sections(self) -> Mapping[Modality, VisionEncoderSection | TextEncoderSection]:
-        return {"image": self.recipe.model.vision, "text": self.recipe.model.text}
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         images = super().example_inputs(batch_size, device)

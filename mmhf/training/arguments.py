@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.errors import InputError
-from mmhf.recipe.metric_direction import greater_is_better
-from mmhf.recipe.schema import ContrastiveRecipe, FusionRecipe, Recipe, RecipeBase, StageSection
+from mmhf.recipe.schema import ContrastiveRecipe, Recipe, RecipeBase, StageSection
+from mmhf.recipe.training_sections import greater_is_better
 from mmhf.training.stages import StagePlan
 
 # What mmhf sets where a recipe is silent; TrainingArguments' own defaults hold for the rest.
@@ -130,4 +130,4 @@ def build_stage_plan(
         schedule=str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
         warmup=args.warmup_steps or None,
     )
-    return plan.without(recipe.model.unused_encoders()) if isinstance(recipe, FusionRecipe) else plan
+    return plan.without(recipe.model.unused_encoders())

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmhf.errors import InputError
-from mmhf.recipe.metric_direction import greater_is_better
 from mmhf.recipe.schema import PlateauSection
+from mmhf.recipe.training_sections import greater_is_better
 
 
 def stalled(scores: Iterable[float], settings: PlateauSection) -> bool:

@@ -30,7 +30,7 @@ from mmhf.features.keys import part_state, store_name
 from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.features.store import FeatureLayout, FeatureStore, make_room
 from mmhf.parallel import first_error, gather, rank, world_size
-from mmhf.recipe.cache_section import CacheSection
+from mmhf.recipe.training_sections import CacheSection
 from mmhf.training.boundary_checks import is_sharded
 from mmhf.training.feature_filling import Autocast, BatchFiller, CachedTable, Collate, OpenPart
 from mmhf.training.stages import StagePlan

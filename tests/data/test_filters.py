@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from mmhf.data.filters import RowColumns, blank_placeholders, filter_tables
 from mmhf.data.readers import TableFile
 from mmhf.errors import InputError
-from mmhf.recipe.filter_sections import FiltersSection
+from mmhf.recipe.data_sections import FiltersSection
 
 ROWS = [
     # dataset, source, label, text, qc, tone

@@ -13,7 +13,7 @@ from mmhf.features.choice import CacheSetting, PartChoice, PartMeasure, choose_p
 from mmhf.features.parts import VISION
 from mmhf.models.backbones import load_encoder, load_encoder_config
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
-from mmhf.recipe.cache_section import CacheSection
+from mmhf.recipe.training_sections import CacheSection
 from mmhf.training.stages import Stage, StagePlan
 
 STAGES = [

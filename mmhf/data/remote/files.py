@@ -22,7 +22,7 @@ import fsspec
 
 from mmhf.data.remote.cache import FileCache, has_digest, may_be_equal, version_in
 from mmhf.errors import InputError, UnreachableError
-from mmhf.recipe.cloud_section import CloudSection, hide_secrets, require_no_secret
+from mmhf.recipe.sections import CloudSection, hide_secrets, require_no_secret
 
 logger = logging.getLogger(__name__)
 

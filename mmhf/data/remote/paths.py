@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mmhf.data.remote.files import Access, RemoteFile, RemoteFileError, RemoteFiles, remote_files
 from mmhf.errors import InputError
-from mmhf.recipe.cloud_section import CloudSection
+from mmhf.recipe.sections import CloudSection
 
 
 class RemotePath:

@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 
 from mmhf.errors import InputError
 from mmhf.recipe import load_recipe
-from mmhf.recipe.cloud_section import DataPath
+from mmhf.recipe.sections import DataPath
 
 _RECIPE = Path(__file__).parents[2] / "recipes" / "fakeddit" / "v1.6.yaml"
 

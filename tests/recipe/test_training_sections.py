@@ -6,7 +6,7 @@ from mmhf.evaluation.calibration import CALIBRATION_PROTOCOLS
 from mmhf.evaluation.captions import CAPTION_PROTOCOLS
 from mmhf.evaluation.classification import PROTOCOLS
 from mmhf.evaluation.retrieval import RETRIEVAL_PROTOCOLS, ZERO_SHOT_PROTOCOLS
-from mmhf.recipe.metric_direction import greater_is_better
+from mmhf.recipe.training_sections import greater_is_better
 
 LOWER = {
     "loss", "image_to_text_median_rank", "text_to_image_median_rank", "alignment", "image_uniformity",

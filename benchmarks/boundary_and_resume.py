@@ -17,7 +17,7 @@ from trainer_step import BATCH, StepTimes, collate, make_model
 from transformers import TrainerCallback, TrainingArguments
 
 from mmhf.data.datasets import RowDataset
-from mmhf.training.callbacks import StageCallback
+from mmhf.training.boundary import StageCallback
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.trainer import MMTrainer
 
@@ -46,19 +46,19 @@ def time_boundary(model, rows, steps):
     stages = [Stage(name="head", steps=5, train=["fusion", "head"]), Stage(name="all", steps=5)]
     times = StepTimes()
     entered = []
-    original = StageCallback._enter_stage
+    original = StageCallback._begin_stage
 
     def timed(self, *args, **kwargs):
         begun = time.perf_counter()
         original(self, *args, **kwargs)
         entered.append(time.perf_counter() - begun)
 
-    StageCallback._enter_stage = timed
+    StageCallback._begin_stage = timed
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(model, rows, stages, folder, steps, save_at=1000)
         trainer.add_callback(times)
         trainer.train()
-    StageCallback._enter_stage = original
+    StageCallback._begin_stage = original
     return entered[1], min(times.times)
 
 

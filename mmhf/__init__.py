@@ -21,7 +21,7 @@ _EXPORTS = {
     "MMTrainer": "mmhf.training.trainer",
     "PrefixCaptionerConfig": "mmhf.models.captioner",
     "PrefixCaptionerForConditionalGeneration": "mmhf.models.captioner",
-    "StageCallback": "mmhf.training.callbacks",
+    "StageCallback": "mmhf.training.boundary",
     "StagePlan": "mmhf.training.stages",
     "Stage": "mmhf.training.stages",
     "load_recipe": "mmhf.recipe",
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
         BackboneForImageClassificationConfig as BackboneForImageClassificationConfig,
     )
     from mmhf.recipe import load_recipe as load_recipe
-    from mmhf.training.callbacks import StageCallback as StageCallback
+    from mmhf.training.boundary import StageCallback as StageCallback
     from mmhf.training.stages import Stage as Stage
     from mmhf.training.stages import StagePlan as StagePlan
     from mmhf.training.trainer import MMTrainer as MMTrainer

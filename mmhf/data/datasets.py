@@ -129,6 +129,18 @@ class RowDataset(Dataset[Row]):
         self._sampler = EpochSampler(len(self), seed, weights=self.weights)
         return self._sampler
 
+    def start_epoch(self, epoch: int, *, at: int) -> None:
+        """Let the sampler's next iteration begin within an epoch.
+
+        Args:
+            epoch (`int`):
+                The epoch.
+            at (`int`):
+                Samples of it that are passed over, unread.
+        """
+        if self._sampler is not None:
+            self._sampler.start_epoch(epoch, at=at)
+
     def set_epoch(self, epoch: int) -> None:
         """Pass the epoch on to the sampler.
 

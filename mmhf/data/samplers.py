@@ -67,14 +67,26 @@ class EpochSampler(Sampler[SampleKey]):
         self.num_rows = num_rows
         self.seed = seed
         self.epoch = 0
+        self._start = (0, 0)
         self._cumulative = None if weights is None else np.cumsum(np.asarray(weights, dtype=np.float64))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""
         self.epoch = int(epoch)
 
+    def start_epoch(self, epoch: int, *, at: int) -> None:
+        """Choose the epoch that the next iteration yields, and where in it."""
+        self._start = (epoch, at)
+        self.set_epoch(epoch)
+
+    @property
+    def num_passed(self) -> int:
+        """Samples of the present epoch that are passed over."""
+        epoch, at = self._start
+        return at if epoch == self.epoch else 0
+
     def __len__(self) -> int:
-        return self.num_rows
+        return max(self.num_rows - self.num_passed, 0)
 
     def epoch_rows(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Two arrays of shape (num_rows,): the rows of an epoch, and how often each has been drawn before in it."""
@@ -84,9 +96,9 @@ class EpochSampler(Sampler[SampleKey]):
         return torch.randperm(self.num_rows, generator=generator).numpy(), np.zeros(self.num_rows, dtype=np.int64)
 
     def __iter__(self) -> Iterator[SampleKey]:
-        epoch = self.epoch
+        epoch, first = self.epoch, self.num_passed
         rows, draws = self.epoch_rows(epoch)
-        for index, draw in zip(rows.tolist(), draws.tolist(), strict=True):
+        for index, draw in zip(rows[first:].tolist(), draws[first:].tolist(), strict=True):
             yield SampleKey(index, epoch, draw)
 
 

@@ -13,8 +13,8 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from mmhf.conventions import IGNORED_LABEL
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
-from mmhf.training.boundary_checks import share_buffers
 from mmhf.training.trainer import MMTrainer
+from mmhf.training.weights import share_buffers
 
 Measure = Callable[[Sequence[str], Sequence[int]], Mapping[str, float]]
 

@@ -22,7 +22,6 @@ from mmhf.files import write_text
 from mmhf.models.contrastive_loss import EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderOutput
 from mmhf.recipe.schema import ContrastiveRecipe
-from mmhf.training.arguments import accumulation_steps
 from mmhf.training.checkpoints import complete_checkpoints
 from mmhf.training.gradient_caching import (
     Batch,
@@ -32,6 +31,7 @@ from mmhf.training.gradient_caching import (
     contrast_outputs,
     embed_without_graph,
 )
+from mmhf.training.stages import StagePosition
 from mmhf.training.trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
@@ -102,17 +102,21 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
                 f"one process would use {args.n_gpu} GPUs; start one for each with accelerate launch --multi_gpu, or "
                 "set CUDA_VISIBLE_DEVICES to one"
             )
-        self._contrastive_recipe = recipe
         self._more_metrics = more_metrics
         self._batches: list[Batch] = []
         self._done = 0
         self._step: ContrastedStep | None = None
         self._states: list[RandomState] = []
         self._to_replay: DualEncoderOutput | None = None
-        self._replayed_stage: int | None = None
+        self._replay_is_unchecked = True
         self._counts = torch.zeros(4)
         super().__init__(recipe=recipe, **kwargs)
         self.add_callback(KeepTemperature())
+
+    def begin_stage(self, position: StagePosition) -> None:
+        """As of [`MMTrainer`]; the first step compares its two passes."""
+        super().begin_stage(position)
+        self._replay_is_unchecked = True
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -155,9 +159,8 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         output = model(**batches[0])
         self._step = contrast_outputs([output, *others], batches, self._dual_encoder.contrast)
         self._judge(self._step)
-        position = self.plan.locate(self.state.global_step)
-        if others and position is not None and position.index != self._replayed_stage:
-            self._to_replay, self._replayed_stage = others[0], position.index
+        if others and self._replay_is_unchecked:
+            self._to_replay, self._replay_is_unchecked = others[0], False
         return output
 
     def _check_replay(self, output: DualEncoderOutput) -> None:
@@ -187,10 +190,10 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         ids = self._ids(pairs.image_index[pairs.image_index != IGNORED_IMAGE])
         broken = self._ids(pairs.image_index[~finite & (pairs.image_index != IGNORED_IMAGE)])
         named, what = (broken, "rows whose embeddings are not finite") if broken else (ids, "rows of the batch")
-        path = Path(self._run_dir) / _BAD_BATCH_FILE
+        path = self.run_dir / _BAD_BATCH_FILE
         if self.args.should_save:
             write_text(path, "".join(f"{each}\n" for each in ids))
-        good = next((path for path in complete_checkpoints(Path(self._run_dir)) if _is_finite(path)), None)
+        good = next((path for path in complete_checkpoints(self.run_dir) if _is_finite(path)), None)
         return (
             f"step {self.state.global_step + 1}: the loss is {step.loss.item()}; {what}: "
             f"{', '.join(named[:_SHOWN_IDS])}{', ...' if len(named) > _SHOWN_IDS else ''} (all {len(ids)} ids of the "
@@ -224,25 +227,6 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
                 logs["skipped_pairs"] = skipped
             self._counts = torch.zeros(4)
         super().log(logs, start_time)
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        epochs, micro_batches = super()._init_training_state(*args, **kwargs)
-        steps = micro_batches // self.args.gradient_accumulation_steps
-        self._cut_batches()
-        return epochs, steps * self.args.gradient_accumulation_steps
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        self._cut_batches()
-        super()._run_epoch(*args, **kwargs)
-
-    def _cut_batches(self) -> None:
-        """Accumulate as many micro-batches as the stage's own batch size asks for."""
-        position = self.plan.locate(self.state.global_step)
-        if position is not None and self._contrastive_recipe is not None:
-            section = self.plan.stages[position.index].section
-            self.args.gradient_accumulation_steps = accumulation_steps(
-                self._contrastive_recipe, self.args, section.batch_size
-            )
 
 
 class KeepTemperature(TrainerCallback):

@@ -18,8 +18,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from mmhf.errors import InputError
 from mmhf.recipe.schema import EmaSection
-from mmhf.training.boundary_checks import is_sharded
-from mmhf.training.stages import StagePlan
+from mmhf.training.stages import StagePlan, StagePosition
+from mmhf.training.weights import is_sharded
 
 AVERAGES_FILE = "ema.safetensors"
 """In a checkpoint folder, beside the raw weights that training goes on from."""
@@ -58,27 +58,27 @@ class WeightAverage:
         self.plan = plan
         self.section = section
         self._entries: dict[str, _Entry] = {}
-        self._stage: int | None = None
+        self._checkpoint: Path | None = None
         self._is_in_use = False
 
-    def clear(self) -> None:
-        """Forget all averages."""
+    def go_on_from(self, checkpoint: Path | None) -> None:
+        """Forget all averages; those of a checkpoint, if there is one, are loaded when the first stage begins."""
         self._entries = {}
-        self._stage = None
+        self._checkpoint = checkpoint
 
-    def follow(self, global_step: int) -> None:
-        """Begin to average what the step after `global_step` trains, and drop what it does not."""
-        position = self.plan.locate(global_step)
-        if self.section is None or position is None or position.index == self._stage:
+    def begin_stage(self, position: StagePosition) -> None:
+        """Begin to average what a stage trains, and drop what it does not."""
+        if self.section is None:
             return
-        if position.step == 0 and position.index > 0 and self.plan.stages[position.index - 1].section.carry_best:
+        if self._checkpoint is not None:
+            self.load(self._checkpoint)
+        if position.is_start and position.index > 0 and self.plan.stages[position.index - 1].section.carry_best:
             self._entries = {}  # the stage starts from other weights than those that were averaged
         tensors = self.plan.model.state_dict()
         self._entries = {
             name: self._entries.get(name) or _Entry(tensors[name], tensors[name].clone())
             for name in self._names(position.index)
         }
-        self._stage = position.index
 
     def update(self) -> None:
         """Take the model's present weights into the averages; to be called after each optimizer step."""
@@ -109,7 +109,7 @@ class WeightAverage:
         """Leave the averages in the model for good, and forget them."""
         self._share_buffers()
         self._exchange()
-        self.clear()
+        self.go_on_from(None)
 
     def save(self, checkpoint: Path) -> None:
         """Write the averages into a checkpoint folder; nothing when there are none."""
@@ -120,7 +120,7 @@ class WeightAverage:
 
     def load(self, checkpoint: str | Path) -> None:
         """Take over the averages of a checkpoint. One without them was made without `ema`: they begin anew."""
-        self.clear()
+        self.go_on_from(None)
         path = Path(checkpoint) / AVERAGES_FILE
         if self.section is None or not path.is_file():
             return
@@ -161,10 +161,7 @@ class WeightAverage:
 
 
 class AverageWeights(TrainerCallback):
-    """Keeps a `WeightAverage` up to date, and leaves the averages in the model when training ends.
-
-    Belongs behind `StageCallback`, which may load other weights at a boundary.
-    """
+    """Keeps a `WeightAverage` up to date, and leaves the averages in the model when training ends."""
 
     def __init__(self, average: WeightAverage) -> None:
         self.average = average
@@ -174,13 +171,6 @@ class AverageWeights(TrainerCallback):
     ) -> None:
         if self.average.section is not None and is_sharded():
             raise InputError("ema: needs whole weights on each process; FSDP and DeepSpeed keep parts, remove `ema`")
-        if state.global_step == 0:
-            self.average.clear()
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.average.follow(state.global_step)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -190,4 +180,8 @@ class AverageWeights(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            # Its model.safetensors, which Trainer has just loaded, is what training goes on from; what was measured
+            # are its averages.
+            self.average.load(state.best_model_checkpoint)
         self.average.finish()

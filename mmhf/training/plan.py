@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from mmhf.training.freezing import apply_freezing
 from mmhf.training.stages import PlannedStage, StagePlan
+from mmhf.training.weights import apply_freezing
 
 _GIB = 2**30
 

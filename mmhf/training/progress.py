@@ -10,7 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mmhf.training.stages import StagePlan
+from mmhf.training.boundary import StageCallback
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +25,9 @@ RatesByName = Callable[[int], dict[str, float]]
 class StageProgressBar(ProgressCallback):
     """The progress bar of transformers with the stage, loss, learning rates and samples per second on it."""
 
-    def __init__(self, plan: StagePlan, describe_rates: RatesByName) -> None:
+    def __init__(self, stages: StageCallback, describe_rates: RatesByName) -> None:
         super().__init__()
-        self.plan = plan
+        self.stages = stages
         self.describe_rates = describe_rates
 
     def on_train_begin(
@@ -36,7 +36,7 @@ class StageProgressBar(ProgressCallback):
         if state.is_world_process_zero:
             # Begins where a resumed run goes on, so that speed and time left are those of now.
             self.training_bar = tqdm(
-                total=self.plan.last_step,
+                total=self.stages.plan.last_step,
                 initial=state.global_step,
                 dynamic_ncols=True,
                 bar_format=_BAR,
@@ -48,8 +48,8 @@ class StageProgressBar(ProgressCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.training_bar is not None:
-            self.training_bar.total = self.plan.last_step
-            self.training_bar.set_description(_stage_label(self.plan, state.global_step), refresh=False)
+            self.training_bar.total = self.stages.plan.last_step
+            self.training_bar.set_description(_stage_label(self.stages), refresh=False)
 
     def on_log(
         self,
@@ -95,8 +95,8 @@ class StageProgressBar(ProgressCallback):
 class StageLogLines(TrainerCallback):
     """One line for each time that Trainer logs, for output that is not a terminal."""
 
-    def __init__(self, plan: StagePlan, describe_rates: RatesByName) -> None:
-        self.plan = plan
+    def __init__(self, stages: StageCallback, describe_rates: RatesByName) -> None:
+        self.stages = stages
         self.describe_rates = describe_rates
         self._began: tuple[float, int] = (0.0, 0)
 
@@ -117,12 +117,12 @@ class StageLogLines(TrainerCallback):
             return
         began_at, began_with = self._began
         steps_per_second = (state.global_step - began_with) / max(time.monotonic() - began_at, 1e-9)
-        left = (self.plan.last_step - state.global_step) / max(steps_per_second, 1e-9)
+        left = (self.stages.plan.last_step - state.global_step) / max(steps_per_second, 1e-9)
         logger.info(
             "%s: step %d of %d, loss %.4f, lr %s, %.0f samples/s, %s left",
-            _stage_label(self.plan, state.global_step - 1),
+            _stage_label(self.stages),
             state.global_step,
-            self.plan.last_step,
+            self.stages.plan.last_step,
             logs["loss"],
             _rates_text(self.describe_rates(state.global_step - 1)),
             steps_per_second * _samples_per_step(args),
@@ -141,11 +141,10 @@ class StageLogLines(TrainerCallback):
             logger.info(_evaluation_line(state, metrics or {}))
 
 
-def _stage_label(plan: StagePlan, global_step: int) -> str:
-    position = plan.locate(global_step)
-    if position is None:
-        return "done"
-    return f"{plan.stages[position.index].name} ({position.index + 1}/{len(plan.stages)})"
+def _stage_label(stages: StageCallback) -> str:
+    if stages.current is None:
+        return "starting"
+    return f"{stages.current.stage.name} ({stages.current.index + 1}/{len(stages.plan.stages)})"
 
 
 def _rates_text(rates: Mapping[str, float]) -> str:

@@ -18,7 +18,6 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmhf.data.datasets import RowDataset
 from mmhf.data.digests import Digests
@@ -31,9 +30,9 @@ from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.features.store import FeatureLayout, FeatureStore, make_room
 from mmhf.parallel import first_error, gather, rank, world_size
 from mmhf.recipe.training_sections import CacheSection
-from mmhf.training.boundary_checks import is_sharded
 from mmhf.training.feature_filling import Autocast, BatchFiller, CachedTable, Collate, OpenPart
 from mmhf.training.stages import StagePlan
+from mmhf.training.weights import is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -348,26 +347,3 @@ class StageCache:
                 table.features.columns[content].mode.fill_(OFF)
 
 
-class CacheStages(TrainerCallback):
-    """Opens what each stage stores; belongs behind `StageCallback`, which freezes and may load other weights."""
-
-    def __init__(self, cache: StageCache) -> None:
-        self.cache = cache
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.cache.stage = None
-        self.on_step_begin(args, state, control)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        position = self.cache.plan.locate(state.global_step)
-        if position is not None and position.index != self.cache.stage:
-            self.cache.enter(position.index)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.cache.refresh()

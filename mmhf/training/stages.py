@@ -57,11 +57,24 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class StagePosition:
-    """Where a global step lies: the stage's index, the global step at which it began, and the steps done in it."""
+    """Where a run is.
+
+    Attributes:
+        index (`int`): Of the stage.
+        stage (`PlannedStage`): The stage.
+        started_at (`int`): Global step at which it began.
+        step (`int`): Steps done in it.
+    """
 
     index: int
+    stage: PlannedStage
     started_at: int
     step: int
+
+    @property
+    def is_start(self) -> bool:
+        """Whether none of the stage's steps has been done."""
+        return self.step == 0
 
 
 class StagePlan:
@@ -156,8 +169,17 @@ class StagePlan:
         """Find the stage that the step *after* `global_step` finished steps belongs to; None past the end."""
         for index, (started_at, ends_at) in enumerate(self.spans()):
             if global_step < ends_at:
-                return StagePosition(index, started_at, global_step - started_at)
+                return StagePosition(index, self.stages[index], started_at, global_step - started_at)
         return None
+
+    def end(self) -> StagePosition:
+        """The last stage, when all its steps are done."""
+        started_at, ends_at = self.spans()[-1]
+        return StagePosition(len(self.stages) - 1, self.stages[-1], started_at, ends_at - started_at)
+
+    def is_over(self, global_step: int) -> bool:
+        """Whether no step follows `global_step` finished ones."""
+        return global_step >= self.last_step
 
     def spans(self) -> list[tuple[int, int]]:
         """Global step at which each stage begins, and the one at which it has ended."""
@@ -177,7 +199,7 @@ class StagePlan:
         position = self.locate(global_step)
         if position is None:
             return
-        steps = self.stages[position.index].steps_per_epoch
+        steps = position.stage.steps_per_epoch
         if self.has_own_batches and steps is not None:
             global_step = position.started_at + math.ceil(position.step / steps) * steps
         self.early_ends[position.index] = global_step
@@ -212,8 +234,7 @@ class StagePlan:
         position = self.locate(global_step)
         if position is None:
             return dict.fromkeys(self.partition, 0.0)
-        stage = self.stages[position.index]
-        return {group: stage.learning_rate(group, position.step) for group in self.partition}
+        return {group: position.stage.learning_rate(group, position.step) for group in self.partition}
 
     def summary(self) -> list[dict[str, object]]:
         """One row a stage for reports: name, steps, schedule, what trains, and the highest rates."""

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PrinterCallback, ProgressCallback, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
+from torch.utils.data import DataLoader, Dataset
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 
 from mmhf.data.datasets import RowDataset
 from mmhf.data.streams.captions import CaptionStream
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import ClassificationLoss
-from mmhf.recipe.schema import RecipeBase
-from mmhf.training.boundary_checks import is_sharded, share_buffers
-from mmhf.training.callbacks import SaveEveryEpochs, StageCallback, refuse_what_needs_whole_weights
+from mmhf.recipe.schema import RecipeBase, StageSection
+from mmhf.training.arguments import accumulation_steps
+from mmhf.training.boundary import StageCallback, random_state_kept, refuse_what_needs_whole_weights
 from mmhf.training.checkpoints import (
+    checkpoint_path,
     failed_writes_as_os_errors,
     mark_complete,
     removed_if_unwritable,
@@ -29,12 +39,67 @@ from mmhf.training.checkpoints import (
 from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
 from mmhf.training.progress import StageLogLines, StageProgressBar
-from mmhf.training.stage_batches import StageBatches
-from mmhf.training.stage_cache import CacheStages, StageCache
-from mmhf.training.stages import StagePlan
+from mmhf.training.stage_cache import StageCache
+from mmhf.training.stages import StagePlan, StagePosition
+from mmhf.training.weights import is_sharded, share_buffers
 
 
-class MMTrainer(StageBatches):
+class PrivateHook(NamedTuple):
+    """A private method of `transformers.Trainer` that mmhf overrides."""
+
+    parameters: tuple[str, ...]
+    """As of transformers 5.24."""
+    reason: str
+    retired_by: str
+
+
+PRIVATE_HOOKS: Mapping[str, PrivateHook] = {
+    "_init_training_state": PrivateHook(
+        ("max_steps", "num_update_steps_per_epoch", "num_train_epochs", "resume_from_checkpoint", "trial"),
+        "a resumed run goes on at an epoch and a sample, among epochs that may have unlike numbers of steps",
+        "a Trainer that asks a public method where to go on",
+    ),
+    "_run_epoch": PrivateHook(
+        (
+            "model",
+            "epoch",
+            "train_dataloader",
+            "steps_in_epoch",
+            "num_update_steps_per_epoch",
+            "trial",
+            "ignore_keys_for_eval",
+            "start_time",
+            "resume_from_checkpoint",
+            "epochs_trained",
+            "steps_trained_in_current_epoch",
+        ),
+        "each stage has its own data loader; a run that is resumed after its end takes no further step",
+        "a Trainer that asks for a data loader in each epoch and heeds `should_training_stop` of `on_train_begin` "
+        "(docs/upstream/one_step_too_many.py)",
+    ),
+    "_clip_grad_norm": PrivateHook(
+        ("model",),
+        "Trainer goes through all modules, frozen ones included, three times a step: most of one without an encoder",
+        "a Trainer that clips the parameters that have gradients",
+    ),
+    "_prepare_inputs": PrivateHook(
+        ("inputs",),
+        "features of frozen parts are put into a batch in place of what they are computed from",
+        "features that come with the rows",
+    ),
+    "_issue_warnings_after_load": PrivateHook(
+        ("load_result",),
+        "a captioner's checkpoint leaves frozen backbones out, and what is tied, which is no reason for a warning",
+        "a Trainer that knows tied weights and `_keys_to_ignore_on_save` together",
+    ),
+}
+"""All that is overridden of Trainer's private methods; a test compares it with the code and with Trainer."""
+
+PRIVATE_ATTRIBUTES = ("_train_batch_size", "_created_lr_scheduler")
+"""What is set of Trainer's private attributes."""
+
+
+class MMTrainer(Trainer):
     """Trains a model through the stages of a plan, in one run that can be stopped and resumed anywhere.
 
     Args:
@@ -58,38 +123,89 @@ class MMTrainer(StageBatches):
     ) -> None:
         self.plan = plan
         self.cache = cache
+        self._recipe = recipe
         self._eval_collator = eval_collator
-        self._optimizer_section = recipe.optimizer if recipe else None
         self._average = WeightAverage(plan, recipe.ema if recipe else None)
+        self._trained: list[torch.nn.Parameter] = []
+        self._loader: DataLoader | None = None
+        self._epoch = self._steps_in_epoch = self._resume_at = self._epoch_start = self._num_taken = 0
+        self._save_total_limit: int | None = None
+        self._rest_of_epoch: Iterator[Any] | None = None
         _let_processes_freeze(kwargs["args"], plan)
         super().__init__(**kwargs)
-        if recipe is None:
-            self.add_callback(StageCallback(plan))
-        else:
-            self.add_callback(SaveEveryEpochs(plan, recipe.checkpoints.every_epochs))
-            self.add_callback(StageCallback(plan, recipe.early_stopping, recipe.unfreeze_on_plateau))
+        self.stages = StageCallback(
+            plan,
+            recipe.early_stopping if recipe else None,
+            recipe.unfreeze_on_plateau if recipe else None,
+            average=self._average,
+            features=cache,
+            data=self,
+            save_every=recipe.checkpoints.every_epochs if recipe else 1,
+        )
         if cache is not None:
             cache.use_precision(self.accelerator.autocast, _autocast_dtype(self.args))
-            self.add_callback(CacheStages(cache))
-        self.add_callback(AverageWeights(self._average))
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
         show = StageLogLines if self.args.disable_tqdm else StageProgressBar
-        self.add_callback(show(plan, self._rates_by_name))
+        for callback in (
+            self.stages,
+            AverageWeights(self._average),
+            _RunEvents(self),
+            show(self.stages, self._rates_by_name),
+        ):
+            self.add_callback(callback)
 
     @property
-    def _run_dir(self) -> str:
-        return str(self.args.output_dir)
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return Path(str(self.args.output_dir))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as `transformers.Trainer` does.
+
+        Raises:
+            OSError: A checkpoint cannot be written; nothing is left of it.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = get_last_checkpoint(str(self.run_dir))
+        self._average.go_on_from(Path(resume_from_checkpoint) if resume_from_checkpoint else None)
+        # Trainer deletes old checkpoints before the new one is whole, and, with a limit of 1, all but the best when
+        # training ends: a run that is stopped while its splits are evaluated would go back to that one.
+        self._save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            with removed_if_unwritable(lambda: checkpoint_path(self.run_dir, self.state.global_step)):
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.args.save_total_limit = self._save_total_limit
+
+    def begin_stage(self, position: StagePosition) -> None:
+        """Make the batches of a stage that begins, and note what it trains."""
+        section = position.stage.section
+        self._trained = [parameter for parameter in self.plan.model.parameters() if parameter.requires_grad]
+        self._train_batch_size, self.args.gradient_accumulation_steps = self._batch_shape(section)
+        if isinstance(self.train_dataset, RowDataset):
+            self.train_dataset.stage = position.index
+        self._loader = None
+
+    def _batch_shape(self, section: StageSection) -> tuple[int, int]:
+        """Samples of a stage's micro-batch in each process, and how many of these make a step."""
+        size = section.batch_size or self.args.train_batch_size
+        if self._recipe is None:
+            return size, self.args.gradient_accumulation_steps
+        return size, accumulation_steps(self._recipe, self.args, section.batch_size)
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build one optimizer over all groups; what is frozen gets no gradient and is passed over by it."""
+        # DistributedDataParallel, which comes next, never synchronises what is frozen when it wraps a model.
+        self.plan.model.requires_grad_(True)
         if self.optimizer is None:
             if is_sharded():
                 refuse_what_needs_whole_weights(self.plan)
-            if self._optimizer_section is None:
+            section = self._recipe.optimizer if self._recipe else None
+            if section is None:
                 optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.plan.model)
                 choice = OptimizerChoice(optimizer_class, options, self.args.weight_decay)
             else:
-                choice = optimizer_choice(self._optimizer_section, weight_decay=self.args.weight_decay)
+                choice = optimizer_choice(section, weight_decay=self.args.weight_decay)
             self.optimizer = self.plan.create_optimizer(
                 choice.optimizer_class, weight_decay=choice.weight_decay, **choice.options
             )
@@ -105,18 +221,151 @@ class MMTrainer(StageBatches):
             self._created_lr_scheduler = True
         return scheduler
 
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        # DistributedDataParallel never synchronises what is frozen when it wraps a model; StageCallback freezes later.
-        self.plan.model.requires_grad_(True)
-        return super()._prepare_for_training(*args, **kwargs)
+    def get_train_dataloader(self) -> DataLoader:
+        """The batches of the stage under way."""
+        args, dataset = self.args, self.train_dataset
+        if self.cache is not None:
+            self.cache.attach(dataset, self.data_collator, is_training=True)
+        if not self._is_seekable:
+            return super().get_train_dataloader()
+        assert isinstance(dataset, RowDataset)
+        if isinstance(dataset, CaptionStream):
+            dataset.lay_out(self._train_batch_size, args.world_size * max(args.dataloader_num_workers, 1))
+        loader = DataLoader(
+            dataset,
+            batch_size=self._train_batch_size,
+            sampler=dataset.epoch_sampler(args.seed if args.data_seed is None else args.data_seed),
+            collate_fn=self.data_collator,
+            drop_last=args.dataloader_drop_last,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            in_order=args.dataloader_in_order,
+            # An iterator draws its workers' seeds: from the global generator, dropout masks would depend on when.
+            generator=torch.Generator().manual_seed(args.seed + args.process_index),
+        )
+        return self.accelerator.prepare(loader)
+
+    @property
+    def _is_seekable(self) -> bool:
+        """Whether an epoch can begin at any of its samples, without reading those before."""
+        return isinstance(self.train_dataset, RowDataset) and self.args.train_sampling_strategy == "random"
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+        """The batches of a split that is evaluated, without augmentation."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._evaluated(super().get_eval_dataloader, dataset, eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+        """The batches of a split that is predicted, without augmentation."""
+        return self._evaluated(super().get_test_dataloader, test_dataset, test_dataset)
+
+    def _evaluated(self, make: Callable[[Any], DataLoader], dataset: Any, given: Any) -> DataLoader:
+        collator = self.data_collator
+        self.data_collator = self._eval_collator or collator
+        if self.cache is not None:
+            self.cache.attach(dataset, self.data_collator, is_training=False)
+            self.cache.check(self.state.global_step)
+        try:
+            return make(given)
+        finally:
+            self.data_collator = collator
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> Any:
+        epochs, *rest = super().set_initial_training_values(args, dataloader)
+        return (self.plan.num_epochs if self.plan.has_own_batches else epochs, *rest)
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        epochs, _ = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        self._resume_at = 0
+        if resume_from_checkpoint is None:
+            return epochs, 0
+        # The scheduler's state is loaded later, but where an epoch begins depends on the stages that ended early.
+        state = torch.load(Path(resume_from_checkpoint) / SCHEDULER_NAME, weights_only=True)
+        self.plan.early_ends = dict(state["early_ends"])
+        steps = self.state.global_step % num_update_steps_per_epoch
+        if self.plan.has_own_batches:
+            epochs, steps = self.plan.epoch_of(self.state.global_step)
+        if self.args.ignore_data_skip:
+            return epochs, 0
+        position = self.plan.locate(self.state.global_step) or self.plan.end()
+        size, accumulation = self._batch_shape(position.stage.section)
+        if not self._is_seekable:
+            return epochs, steps * accumulation
+        self._resume_at = steps * accumulation * size * self.args.world_size
+        return epochs, 0
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # transformers does one step too many when it resumes from the last checkpoint of a run that had ended.
-        if not self.control.should_training_stop:
-            super()._run_epoch(*args, **kwargs)
+        if self.control.should_training_stop:
+            return
+        self._epoch = kwargs["epoch"]
+        self.stages.begin_due_stage(self.args, self.state)
+        self._epoch_start, self._resume_at = self._resume_at, 0
+        self._num_taken = 0
+        self._rest_of_epoch = None
+        if self._is_seekable or self.plan.has_own_batches:
+            loader = self._seek()
+            steps = len(loader)
+            kwargs["train_dataloader"] = self.callback_handler.train_dataloader = loader
+            kwargs["steps_in_epoch"] = steps
+            kwargs["num_update_steps_per_epoch"] = math.ceil(steps / self.args.gradient_accumulation_steps)
+        self._steps_in_epoch = kwargs["steps_in_epoch"]
+        super()._run_epoch(*args, **kwargs)
+
+    def _seek(self) -> DataLoader:
+        """The stage's data loader, at the sample of the epoch that comes next."""
+        if self._loader is None:
+            self._loader = self.get_train_dataloader()
+        if self._is_seekable:
+            assert isinstance(self.train_dataset, RowDataset)
+            self.train_dataset.start_epoch(self._epoch, at=self._samples_taken)
+        return self._loader
+
+    @property
+    def _samples_taken(self) -> int:
+        """Samples of the present epoch that all processes together have been given."""
+        return self._epoch_start + self._num_taken * self._train_batch_size * self.args.world_size
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """Take the micro-batches of one step; a stage that begins within an epoch begins before they are read."""
+        if self.stages.begin_due_stage(self.args, self.state) and self._is_seekable:
+            loader = self._seek()
+            loader.set_epoch(self._epoch)  # type: ignore[attr-defined]  # of accelerate
+            self._rest_of_epoch = iter(loader)
+        batches, count = super().get_batch_samples(self._rest_of_epoch or epoch_iterator, num_batches, device)
+        self._num_taken += len(batches)
+        # Trainer counts labels; a loss with class weights or soft labels has its own measure of a batch.
+        if len(self._losses) != 1 or not batches or "labels" not in batches[0]:
+            return batches, count
+        weight_device = self.plan.model.device
+        own = torch.stack([self._losses[0].count(batch["labels"].to(weight_device)) for batch in batches]).sum()
+        own = own.to(device)
+        return batches, self.accelerator.gather(own).sum() if self.args.world_size > 1 else own
+
+    @functools.cached_property
+    def _losses(self) -> list[ClassificationLoss]:
+        return [module for module in self.plan.model.modules() if isinstance(module, ClassificationLoss)]
 
     def _prepare_inputs(self, inputs: dict[str, torch.Tensor | Any]) -> dict[str, torch.Tensor | Any]:
         return super()._prepare_inputs(inputs if self.cache is None else self.cache.complete(inputs))
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        if is_sharded():
+            return super()._clip_grad_norm(model)
+        return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def store_features(self, more: Sequence[Dataset] = ()) -> int:
         """Compute and store, before training, what the stages will read of frozen parts.
@@ -138,70 +387,9 @@ class MMTrainer(StageBatches):
             batch_size=args.per_device_train_batch_size, num_workers=args.dataloader_num_workers
         )
 
-    def _get_dataloader(self, dataset: Dataset, *args: Any, **kwargs: Any) -> DataLoader:
-        train_collator = self.data_collator
-        is_training = kwargs.get("is_training", False)
-        if not is_training and self._eval_collator is not None:
-            self.data_collator = self._eval_collator
-        if self.cache is not None:
-            self.cache.attach(dataset, self.data_collator, is_training=is_training)
-            if not is_training:
-                self.cache.check(self.state.global_step)
-        try:
-            return super()._get_dataloader(dataset, *args, **kwargs)
-        finally:
-            self.data_collator = train_collator
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        if isinstance(dataset, RowDataset) and self.args.train_sampling_strategy == "random":
-            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            if isinstance(dataset, CaptionStream):
-                workers = max(self.args.dataloader_num_workers, 1)
-                dataset.lay_out(self._train_batch_size, self.args.world_size * workers)
-            return dataset.epoch_sampler(seed)
-        return super()._get_train_sampler(train_dataset)
-
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
-        # Trainer counts labels; a loss with class weights or soft labels has its own measure of a batch.
-        losses = self._losses
-        if len(losses) != 1 or not batch_samples or "labels" not in batch_samples[0]:
-            return super()._get_num_items_in_batch(batch_samples, device)
-        weight_device = self.plan.model.device
-        count = torch.stack([losses[0].count(batch["labels"].to(weight_device)) for batch in batch_samples]).sum()
-        return self.accelerator.gather(count.to(device)).sum() if self.args.world_size > 1 else count.to(device)
-
-    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        # Trainer goes through all modules of the model, frozen ones included, three times a step: without an encoder's
-        # pass, most of a step.
-        position = self.plan.locate(self.state.global_step)
-        if position is None or is_sharded():
-            return super()._clip_grad_norm(model)
-        if position.index not in self._trained:
-            self._trained[position.index] = [each for each in self.plan.model.parameters() if each.requires_grad]
-        return self.accelerator.clip_grad_norm_(self._trained[position.index], self.args.max_grad_norm)
-
-    @functools.cached_property
-    def _trained(self) -> dict[int, list[torch.nn.Parameter]]:
-        """Index of a stage → what it trains, once it has begun."""
-        return {}
-
-    @functools.cached_property
-    def _losses(self) -> list[ClassificationLoss]:
-        return [module for module in self.plan.model.modules() if isinstance(module, ClassificationLoss)]
-
-    def _get_learning_rate(self) -> float:
-        return max(self.plan.learning_rates(self.state.global_step).values())
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        is_best = super()._determine_best_metric(metrics, trial)
-        if is_best and self.args.load_best_model_at_end:
-            self.control.should_save = True  # also between two epochs that `checkpoints.every_epochs` saves
-        return is_best
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as `transformers.Trainer` does, with the averaged weights where the recipe asks for `ema`."""
-        with self._average.in_model():
+        with self._average.in_model(), random_state_kept():
             return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -211,19 +399,8 @@ class MMTrainer(StageBatches):
             self.cache.check(self.state.global_step)
         return super().evaluation_loop(*args, **kwargs)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self._average.load(checkpoint)
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        # A checkpoint's model.safetensors is what training goes on from; what was measured are its averages, which
-        # AverageWeights puts into the model when training ends.
-        self._average.load(str(self.state.best_model_checkpoint))
-
     def _rates_by_name(self, global_step: int) -> dict[str, float]:
-        """Learning rates as few as tell all: one for `vision` where all its groups that train share one."""
+        """Learning rate of what trains after a step: by prefix where its groups share one, otherwise by group."""
         rates = {name: rate for name, rate in self.plan.learning_rates(global_step).items() if rate > 0}
         by_prefix: dict[str, set[float]] = {}
         for name, rate in rates.items():
@@ -235,54 +412,84 @@ class MMTrainer(StageBatches):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with each group's learning rate as `lr/GROUP`, and the stage in the run's own history."""
-        done = self.state.global_step - 1
         if "loss" in logs:
+            done = self.state.global_step - 1
+            logs["learning_rate"] = max(self.plan.learning_rates(done).values())  # Trainer gives the first group's
             logs.update({f"lr/{name}": rate for name, rate in self._rates_by_name(done).items()})
         super().log(logs, start_time)
-        position = self.plan.locate(done)
-        if position is not None:
+        if self.stages.current is not None:
             entry: dict[str, Any] = self.state.log_history[-1]
-            entry["stage"] = self.plan.stages[position.index].name
+            entry["stage"] = self.stages.current.stage.name
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = output_dir or self._run_dir
-        names = saved_under_own_names(self.plan.model) if folder != self._run_dir else contextlib.nullcontext()
-        with failed_writes_as_os_errors(folder), names:
-            super()._save(output_dir, state_dict)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model, configuration and processor; a checkpoint under the names that Trainer reads it back by.
+
+        Raises:
+            OSError: A file cannot be written.
+        """
+        folder = Path(output_dir or self.run_dir)
+        with failed_writes_as_os_errors(folder), saved_under_own_names(self.plan.model, folder != self.run_dir):
+            super().save_model(output_dir, _internal_call)
         # A pickle of arguments that recipe.yaml states in full; a run folder holds nothing that must be unpickled.
-        (Path(folder) / "training_args.bin").unlink(missing_ok=True)
+        if self.args.should_save:
+            (folder / "training_args.bin").unlink(missing_ok=True)
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        checkpoint = Path(self._run_dir) / f"checkpoint-{self.state.global_step}"
-        with removed_if_unwritable(checkpoint), self._keeping_checkpoints():
-            super()._save_checkpoint(model, trial)
+    def finish_checkpoint(self) -> None:
+        """Add to a checkpoint what Trainer does not know of, say that it is whole, and delete older ones."""
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            with removed_if_unwritable(checkpoint):
-                self._average.save(checkpoint)
-                mark_complete(checkpoint)
-            # Older checkpoints go only now that the new one is whole.
+            checkpoint = checkpoint_path(self.run_dir, self.state.global_step)
+            self._average.save(checkpoint)
+            mark_complete(checkpoint)
             rotate_checkpoints(
-                output_dir=self._run_dir,
-                save_total_limit=self.args.save_total_limit,
+                output_dir=str(self.run_dir),
+                save_total_limit=self._save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
                 use_mtime=False,
             )
 
-    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        # With save_total_limit=1 Trainer deletes all but the best checkpoint here; a run that is stopped while its
-        # splits are evaluated would then go back to it and train anew.
-        with self._keeping_checkpoints():
-            return super()._finalize_training(*args, **kwargs)
+    def count_epochs(self) -> None:
+        """Put right how many passes over the data are done: Trainer counts from where an epoch was resumed."""
+        before = self._epoch_start / (self._train_batch_size * self.args.world_size)
+        if before > 0:
+            self.state.epoch = self._epoch + (before + self._num_taken) / (before + self._steps_in_epoch)
 
-    @contextlib.contextmanager
-    def _keeping_checkpoints(self) -> Iterator[None]:
-        """Let Trainer delete no checkpoint."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            yield
-        finally:
-            self.args.save_total_limit = limit
+
+class _RunEvents(TrainerCallback):
+    """What an `MMTrainer` does at Trainer's own events."""
+
+    def __init__(self, trainer: MMTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.count_epochs()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trainer.cache is not None:
+            self.trainer.cache.refresh()
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save what is best so far, also between two epochs that `checkpoints.every_epochs` saves."""
+        if not (self.trainer.is_in_train and args.load_best_model_at_end and args.metric_for_best_model):
+            return
+        value = (metrics or {}).get(f"eval_{args.metric_for_best_model.removeprefix('eval_')}")
+        best, sign = state.best_metric, 1.0 if args.greater_is_better else -1.0
+        if value is not None and sign * value > (-math.inf if best is None else sign * best):
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.trainer.finish_checkpoint()
 
 
 def _autocast_dtype(args: TrainingArguments) -> torch.dtype | None:

@@ -17,7 +17,7 @@ from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel
 from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
 from mmhf.models.partition import Partition
-from mmhf.training.freezing import apply_freezing
+from mmhf.training.weights import apply_freezing
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37}
 CLIP = CLIPVisionConfig(**SIZES, image_size=32, patch_size=8, projection_dim=24)

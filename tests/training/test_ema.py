@@ -181,7 +181,7 @@ def test_best_weights_carried_over_a_boundary_start_new_averages(tiny_model, tra
 def average(tiny_model):
     plan = StagePlan.build(tiny_model, STAGES, steps_per_epoch=6)
     average = WeightAverage(plan, EmaSection(decay=0.9))
-    average.follow(17)
+    average.begin_stage(plan.locate(17))
     tiny_model.body[0][0].weight.data.add_(1.0)
     average.update()
     return average
@@ -202,7 +202,7 @@ def test_the_models_own_weights_come_back_after_nesting_and_errors(tiny_model, a
 def test_a_checkpoint_without_averages_starts_them_anew(tiny_model, average, tmp_path):
     own = snapshot(tiny_model)
     average.load(tmp_path)
-    average.follow(17)
+    average.begin_stage(average.plan.locate(17))
     with average.in_model():
         assert same_weights(snapshot(tiny_model), own)
 
@@ -211,7 +211,7 @@ def test_a_checkpoint_without_averages_starts_them_anew(tiny_model, average, tmp
 def test_sharded_weights_are_refused(make_trainer, tiny_model, tiny_data, average, tmp_path, monkeypatch, kind):
     trainer = make_trainer(tiny_model, tiny_data, tmp_path)
     state = SimpleNamespace(distributed_type=kind)
-    monkeypatch.setattr("mmhf.training.boundary_checks.AcceleratorState", lambda: state)
+    monkeypatch.setattr("mmhf.training.weights.AcceleratorState", lambda: state)
     with pytest.raises(InputError, match="ema: .* remove `ema`"):
         AverageWeights(average).on_train_begin(trainer.args, trainer.state, trainer.control)
     AverageWeights(WeightAverage(trainer.plan, None)).on_train_begin(trainer.args, trainer.state, trainer.control)

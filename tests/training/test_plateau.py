@@ -5,7 +5,7 @@ import pytest
 from mmhf.recipe import recipe_from_dict
 from mmhf.recipe.schema import PlateauSection
 from mmhf.training.arguments import training_arguments
-from mmhf.training.plateau import scores_since, stalled
+from mmhf.training.boundary import scores_since, stalled
 
 FALLING = [40.0, 30.0, 20.0, 10.0]
 

@@ -11,9 +11,9 @@ from mmhf.data.collators import ImageCollator, RandomChanges
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.schema import AugmentSection, PlateauSection
-from mmhf.training.boundary_checks import weights_hash
-from mmhf.training.callbacks import set_label_smoothing
+from mmhf.training.boundary import set_label_smoothing
 from mmhf.training.stages import Stage, StagePlan
+from mmhf.training.weights import weights_hash
 
 STAGES = [
     Stage(name="small", epochs=1.0, learning_rate=1e-2, batch_size=4),

@@ -9,10 +9,10 @@ from transformers import TrainerCallback
 
 from mmhf.errors import InputError
 from mmhf.recipe.schema import OptimizerSection, PlateauSection
-from mmhf.training.boundary_checks import check_gradients, weights_hash
 from mmhf.training.optimizers import MixedOptimizer
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.trainer import MMTrainer
+from mmhf.training.weights import check_gradients, weights_hash
 
 SGD = OptimizerSection(name="sgd", momentum=0.9)
 ADAMW = OptimizerSection(name="adamw", betas=[0.8, 0.9], weight_decay=0.2)

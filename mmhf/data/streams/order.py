@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -122,6 +122,9 @@ class StreamSampler(EpochSampler):
         self.readers = readers
 
     def __iter__(self) -> Iterator[SampleKey]:
+        return islice(self._keys(), self.num_passed, None)
+
+    def _keys(self) -> Iterator[SampleKey]:
         epoch, size = self.epoch, self.batch_size
         num_batches = -(-self.num_rows // size)
         starts = self._starts(num_batches)

@@ -20,7 +20,7 @@ from mmhf.models.captioner import (
 )
 from mmhf.models.partition import Partition
 from mmhf.recipe.captioner_sections import CaptionerModelSection
-from mmhf.training.freezing import apply_freezing
+from mmhf.training.weights import apply_freezing
 
 Model = PrefixCaptionerForConditionalGeneration
 Batch = dict[str, Tensor]

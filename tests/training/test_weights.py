@@ -4,7 +4,7 @@ import pickle
 import torch
 
 from mmhf.models.partition import Partition
-from mmhf.training.freezing import apply_freezing, release_from_eval
+from mmhf.training.weights import apply_freezing, release_from_eval
 
 
 def test_only_trained_groups_require_gradients(tiny_model):

@@ -8,8 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mmhf.errors import InputError
 from mmhf.recipe.schema import OptimizerSection, PlateauSection
-from mmhf.training.callbacks import StageCallback, refuse_what_needs_whole_weights
-from mmhf.training.plateau import stalled
+from mmhf.training.boundary import StageCallback, refuse_what_needs_whole_weights, stalled
 from mmhf.training.stages import Stage, StagePlan
 
 STAGES = [
@@ -139,6 +138,7 @@ def test_a_stalled_stage_hands_over_to_the_next(tiny_model, tiny_data, tmp_path)
 def test_a_metric_that_is_not_measured_is_refused_by_name(tiny_model, tiny_data, tmp_path):
     plan = StagePlan.build(tiny_model, STAGES, steps_per_epoch=6)
     callback = StageCallback(plan, early_stopping=PlateauSection(metric="f1_marco"))
+    callback.current = plan.locate(0)
     state = type("State", (), {"global_step": 1, "log_history": []})()
     with pytest.raises(InputError, match="f1_marco.*choose f1_macro, loss"):
         callback.on_evaluate(None, state, None, metrics={"eval_loss": 1.0, "eval_f1_macro": 0.5})

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmhf.errors import InputError
-from mmhf.training.schedules import schedule_shape
+from mmhf.training.rates import schedule_shape
 
 NAMES = ["constant", "linear", "cosine", "polynomial", "cosine_with_restarts", "inverse_sqrt", "one_cycle", "step"]
 

@@ -345,5 +345,3 @@ class StageCache:
         for table in self._filler.tables:
             if content in table.features.columns:
                 table.features.columns[content].mode.fill_(OFF)
-
-

@@ -19,9 +19,10 @@ import pyarrow as pa  # isort: skip
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from mmhf.inference.embedders import IMAGE, DualEncoderEmbedder
-from mmhf.inference.embedding_batches import EncodedBatch, embed_batch
-from mmhf.inference.shared_shards import SharedShardFolder
+from mmhf.inference.embedders import DualEncoderEmbedder, RowEmbedder
+from mmhf.inference.inputs import IMAGE
+from mmhf.inference.shards import ShardFolder
+from mmhf.inference.table_job import Batch
 
 BATCH, BATCHES = 16, 6
 
@@ -36,8 +37,8 @@ def ours(embedder, batches, shards, number):
     begun = time.perf_counter()
     tables = []
     for pixels in batches:
-        batch = EncodedBatch({IMAGE: {"pixel_values": pixels}}, {IMAGE: [True] * BATCH}, [None] * BATCH)
-        tables.append(embed_batch(batch, embedder, [IMAGE]))
+        batch = Batch({IMAGE: {"pixel_values": pixels}}, {IMAGE: [1] * BATCH}, [None] * BATCH)
+        tables.append(embedder.make(batch))
     shards.write(number, pa.concat_tables(tables))
     return time.perf_counter() - begun
 
@@ -52,12 +53,12 @@ def bare(model, batches):
 
 def main(rounds=5):
     model = make_model()
-    embedder = DualEncoderEmbedder(model, None)
+    embedder = RowEmbedder(DualEncoderEmbedder(model, None), [IMAGE])
     batches = [torch.randn(BATCH, 3, 224, 224) for _ in range(BATCHES)]
     bare(model, batches[:1] * BATCHES)
     times = {"ours": [], "bare": []}
     with tempfile.TemporaryDirectory() as folder:
-        shards = SharedShardFolder(Path(folder) / "out.parquet", {})
+        shards = ShardFolder(Path(folder) / "out.parquet", {})
         with shards.joined(discard_other=False):
             for number in range(rounds):
                 times["ours"].append(ours(embedder, batches, shards, number))

@@ -13,3 +13,10 @@ class InputError(ValueError):
 
 class UnreachableError(InputError):
     """Something the user named may well exist, but cannot be fetched now: there is no network, or no permission."""
+
+
+class NothingMadeError(ValueError):
+    """What the user asked for was done, and nothing came of it, such as predictions of which each row failed.
+
+    The message is one line. The command line prints it without a traceback and exits with status 1.
+    """

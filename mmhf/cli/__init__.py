@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import mmhf
 from mmhf._version import __version__
-from mmhf.errors import InputError
+from mmhf.errors import InputError, NothingMadeError
 
 _VERBS = {
     "train": "train a recipe, evaluate, and release if it says so",
@@ -48,12 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        `int`: 0 when it worked, 2 when what the user gave cannot be used, 130 when interrupted.
+        `int`: 0 when it worked, 1 when nothing came of it, 2 when what the user gave cannot be used, 130 when
+        interrupted.
     """
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         return _refuse(_without_traceback(str(error)))
+    except NothingMadeError as error:
+        return _refuse(str(error), 1)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
@@ -101,9 +104,9 @@ def _run_verb(verb: str, arguments: Sequence[str]) -> None:
     module.run(parser.parse_intermixed_args(arguments))
 
 
-def _refuse(message: str) -> int:
+def _refuse(message: str, code: int = 2) -> int:
     sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
-    return 2
+    return code
 
 
 def _without_traceback(message: str) -> str:

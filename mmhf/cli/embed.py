@@ -14,25 +14,19 @@ it goes on where it was.
 from __future__ import annotations
 
 import argparse
-import logging
-import os
-from collections import Counter
 from pathlib import Path
 
 import datasets
-import torch
 import transformers
 
-from mmhf.cli.predict import parse_columns
+from mmhf.cli._table_job import add_job_arguments, job_settings, tell
 from mmhf.errors import InputError
 from mmhf.hub import resolve_model
-from mmhf.inference.embedding import EmbeddingSettings, EmbeddingSummary, embed_table
-from mmhf.inference.inputs import PredictionRows
-from mmhf.inference.text_embedding import KNOWN_ENCODERS, TextEncoding, embed_texts, rows_of_texts
+from mmhf.inference.embedders import embed_table
+from mmhf.inference.inputs import TableRows
+from mmhf.inference.text_embedders import KNOWN_ENCODERS, TextEncoding, embed_texts, rows_of_texts
 from mmhf.recipe import load_recipe
 from mmhf.tasks import task_of
-
-logger = logging.getLogger(__name__)
 
 _OF_TEXT_ENCODERS = ("pooling", "prefix", "max_length")
 
@@ -44,19 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a run folder, a release, or REPO@vX.Y of a dual encoder; with --text a text encoder: "
         f"{names}, a Hub repository, a folder or pypi/NAME",
     )
-    parser.add_argument("--input", type=Path, required=True, help="CSV, TSV, JSONL or parquet table, or a folder")
-    parser.add_argument("--output", type=Path, required=True, help="parquet file")
+    add_job_arguments(parser, output="parquet file")
     parser.add_argument("--images", action="store_true", help="embed images; absent with --texts: what the input has")
     parser.add_argument("--texts", action="store_true", help="embed texts")
-    parser.add_argument(
-        "--column", action="append", default=[], metavar="NAME=COLUMN", help="column of image or text, or {id}.jpg"
-    )
-    parser.add_argument("--image-root", type=Path, help="folder of the images; absent: the table's own")
-    parser.add_argument("--limit", type=int, help="embed the first rows only")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=0, help="processes that decode images, for each process")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; absent: the accelerator that is there")
-    parser.add_argument("--overwrite", action="store_true", help="replace an output that was made from other inputs")
     texts = parser.add_argument_group("texts with a text encoder, whose output the table holds as it is")
     texts.add_argument("--text", action="store_true", help="MODEL is a text encoder; --input may be a recipe")
     texts.add_argument("--pooling", help="mean, cls, last_token, max or pooler; absent: the encoder's usual one")
@@ -67,26 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     transformers.logging.disable_progress_bar()
     _check_kind(options)
-    settings = EmbeddingSettings(
-        modalities=[name for name, chosen in (("image", options.images), ("text", options.texts)) if chosen],
-        columns=parse_columns(options.column),
-        image_root=options.image_root,
-        limit=options.limit,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        device=options.device or _own_device(),
-        overwrite=options.overwrite,
-    )
+    settings = job_settings(options)
     if options.text:
         given = {name: vars(options)[name] for name in _OF_TEXT_ENCODERS if vars(options)[name] is not None}
-        rows: Path | PredictionRows = options.input
+        rows: Path | TableRows = options.input
         if options.input.suffix in (".yaml", ".yml"):
             rows, max_length = _rows_of_recipe(options)
             given = {"max_length": max_length, **given}
-        summary = embed_texts(options.model, rows, options.output, encoding=TextEncoding(**given), settings=settings)
+        summary = embed_texts(options.model, rows, options.output, settings, encoding=TextEncoding(**given))
     else:
-        summary = embed_table(resolve_model(options.model).path, options.input, options.output, settings)
-    _tell(summary)
+        modalities = [name for name, chosen in (("image", options.images), ("text", options.texts)) if chosen]
+        model_dir = resolve_model(options.model).path
+        summary = embed_table(model_dir, options.input, options.output, settings, modalities=modalities)
+    tell(summary, ", ".join(f"{count:,} {modality}s" for modality, count in summary.embedded.items()))
 
 
 def _check_kind(options: argparse.Namespace) -> None:
@@ -98,7 +75,7 @@ def _check_kind(options: argparse.Namespace) -> None:
         raise InputError("--text embeds texts alone; leave --images, --texts and --image-root away")
 
 
-def _rows_of_recipe(options: argparse.Namespace) -> tuple[PredictionRows, int]:
+def _rows_of_recipe(options: argparse.Namespace) -> tuple[TableRows, int]:
     """The texts of all splits of a recipe's data, as training will see them, and how many tokens of them it keeps."""
     if options.column:
         raise InputError("--column: the recipe says which column has the texts")
@@ -113,25 +90,3 @@ def _rows_of_recipe(options: argparse.Namespace) -> tuple[PredictionRows, int]:
         for name in ("row", "id", "text"):
             columns[name] += rows[name][:]
     return rows_of_texts(str(options.input), columns, limit=options.limit), recipe.data.max_length
-
-
-def _tell(summary: EmbeddingSummary) -> None:
-    embedded = ", ".join(f"{count:,} {modality}s" for modality, count in summary.embedded.items())
-    logger.info(
-        "%s: %d rows (%s), %d of them here in %.1f s",
-        summary.output_path,
-        summary.rows,
-        embedded,
-        summary.rows_here,
-        summary.seconds,
-    )
-    for reason, count in Counter(summary.errors).most_common():
-        logger.info("  %d rows: %s", count, reason)
-
-
-def _own_device() -> str | None:
-    """The GPU that a launcher meant this process to have."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is None or "LOCAL_RANK" not in os.environ:
-        return None
-    return f"{accelerator.type}:{int(os.environ['LOCAL_RANK']) % torch.accelerator.device_count()}"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from mmhf.inference.batch import PredictionSettings, PredictionSummary, predict_table
 from mmhf.inference.captioning import ImageCaptioningPipeline
 from mmhf.inference.pipelines import ImageTextClassificationPipeline, pipeline
+from mmhf.inference.predictors import predict_table
+from mmhf.inference.table_job import JobSettings, JobSummary
 
 __all__ = [
     "ImageCaptioningPipeline",
     "ImageTextClassificationPipeline",
-    "PredictionSettings",
-    "PredictionSummary",
+    "JobSettings",
+    "JobSummary",
     "pipeline",
     "predict_table",
 ]

@@ -1,12 +1,10 @@
-"""`pipeline("image-captioning")`, and captions of whole tables."""
+"""`pipeline("image-captioning")`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import pyarrow as pa
-import torch
 from PIL.Image import Image
 from torch import Tensor
 from transformers import Pipeline
@@ -14,7 +12,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from mmhf.data.images import decode_image
 from mmhf.errors import InputError
-from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
+from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 
 TASK = "image-captioning"
@@ -45,35 +43,6 @@ def check_generation(options: Mapping[str, Any]) -> dict[str, Any]:
             hint = did_you_mean(nearest_names(name, GENERATION_OPTIONS))
             raise InputError(f"{name}: generation does not know it{hint}")
     return dict(options)
-
-
-class CaptionPredictor:
-    """Turns encoded batches into the column `caption`.
-
-    Args:
-        model (`PrefixCaptionerForConditionalGeneration`): In eval mode, on its device.
-        processor ([`CaptionerProcessor`]): Reads captions out of tokens.
-        generation (`Mapping[str, Any]`, *optional*): What differs from the model's own way, such as `num_beams`.
-    """
-
-    schema = pa.schema([("caption", pa.string())])
-
-    def __init__(
-        self,
-        model: PrefixCaptionerForConditionalGeneration,
-        processor: CaptionerProcessor,
-        generation: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.model = model
-        self.processor = processor
-        self.generation = check_generation(generation or {})
-
-    @torch.inference_mode()
-    def predict(self, encoding: Mapping[str, Tensor]) -> pa.Table:
-        """One row of `schema` for each row of the batch."""
-        pixel_values = encoding["pixel_values"].to(self.model.device, self.model.dtype)
-        captions = self.processor.captions(self.model.generate(pixel_values, **self.generation))
-        return pa.table([pa.array(captions, pa.string())], schema=self.schema)
 
 
 class ImageCaptioningPipeline(Pipeline):

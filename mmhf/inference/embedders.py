@@ -1,11 +1,14 @@
-"""Models that turn images and texts into embeddings, behind one face."""
+"""Embeddings of a table's images and texts, by a dual encoder."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
+import pyarrow as pa
 import torch
 from PIL import Image
 from safetensors import SafetensorError
@@ -22,15 +25,47 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mmhf.errors import InputError
 from mmhf.files import CONFIG_FILE
+from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, model_hash, read_rows
 from mmhf.inference.loading import choose_device
+from mmhf.inference.outputs import check_output
+from mmhf.inference.table_job import (
+    EMBEDDING_SUFFIX,
+    Batch,
+    JobSettings,
+    JobSummary,
+    TableJob,
+    place_rows,
+    refuse_existing,
+)
 from mmhf.models.dual_encoder import DualEncoderModel
 
-IMAGE, TEXT = "image", "text"
+SOURCE_KEY = b"mmhf.source"
+"""Key of a parquet file's metadata with what a search needs to know: the model's folder, the images' folder, and the
+columns."""
+EMPTY_TEXT = "the text is empty"
 _MODEL_TYPES = frozenset(
     model_class.config_class.model_type
     for model_class in (DualEncoderModel, CLIPModel, SiglipModel, VisionTextDualEncoderModel)
     if model_class.config_class is not None
 )
+
+
+class Embedder(Protocol):
+    """A model that embeds one or more modalities, each row for itself."""
+
+    @property
+    def modalities(self) -> Sequence[str]:
+        """What it can embed: `image`, `text` or both."""
+        ...
+
+    @property
+    def inputs(self) -> EmbedderInputs:
+        """Makes its tensors."""
+        ...
+
+    def embed(self, modality: str, encoding: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Embeddings `(N, D)` in float32 on the CPU."""
+        ...
 
 
 class EmbedderInputs:
@@ -116,3 +151,145 @@ def load_embedder(model_dir: str | Path, *, device: torch.device | None = None) 
     if missing:
         raise InputError(f"{path}: the weights lack {len(missing)} tensors, such as {missing[0]}; restore the file")
     return DualEncoderEmbedder(model.to(device or choose_device()).eval(), processor)
+
+
+class EmbeddingCollator:
+    """Encodes the images and texts that rows have; a row's captions are all encoded.
+
+    Args:
+        inputs ([`EmbedderInputs`]): Makes tensors.
+        modalities (`Sequence[str]`): `image`, `text` or both.
+    """
+
+    def __init__(self, inputs: EmbedderInputs, modalities: Sequence[str]) -> None:
+        self.inputs = inputs
+        self.modalities = modalities
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        values: dict[str, list[Any]] = {name: [] for name in self.modalities}
+        counts: dict[str, list[int]] = {name: [] for name in self.modalities}
+        errors: list[str | None] = []
+        for each in examples:
+            reasons = []
+            if IMAGE in values:
+                values[IMAGE] += [] if each.image is None else [each.image]
+                counts[IMAGE].append(int(each.image is not None))
+                reasons += [] if each.image_error is None else [each.image_error]
+            if TEXT in values:
+                values[TEXT] += each.texts
+                counts[TEXT].append(len(each.texts))
+                reasons += [] if each.texts else [EMPTY_TEXT]
+            errors.append("; ".join(reasons) or None)
+        encodings = {name: self.inputs.encode(name, given) for name, given in values.items() if given}
+        return Batch(encodings, counts, errors)
+
+
+class RowEmbedder:
+    """Makes the columns `image_embedding` and `text_embedding`; a row's captions have one, their mean direction.
+
+    Args:
+        embedder ([`Embedder`]): The model.
+        modalities (`Sequence[str]`): `image`, `text` or both.
+    """
+
+    verb = "embedding"
+
+    def __init__(self, embedder: Embedder, modalities: Sequence[str]) -> None:
+        self.embedder = embedder
+        self.reads = tuple(modalities)
+        self.columns = [f"{name}{EMBEDDING_SUFFIX}" for name in modalities]
+        self.collator = EmbeddingCollator(embedder.inputs, modalities)
+
+    def make(self, batch: Batch) -> pa.Table:
+        """One row for each row of the batch: a list of fixed size, or null where there is nothing to embed."""
+        columns: list[pa.Array | pa.ChunkedArray] = []
+        for name in self.reads:
+            counts = batch.counts[name]
+            if name not in batch.encodings:
+                columns.append(pa.nulls(len(counts)))
+                continue
+            embeds = _mean_directions(self.embedder.embed(name, batch.encodings[name]), counts).numpy()
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(embeds)), embeds.shape[1])
+            columns.append(place_rows(pa.table({name: lists}), counts).column(0))
+        return pa.table(columns, names=self.columns)
+
+
+def _mean_directions(embeds: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """Of N embeddings, `counts` of them a row, one for each row that has some."""
+    if max(counts) <= 1:
+        return embeds
+    groups = embeds.split([count for count in counts if count])
+    means = [each[0] if len(each) == 1 else torch.nn.functional.normalize(each.mean(0), dim=0) for each in groups]
+    return torch.stack(means)
+
+
+def embed_table(
+    model_dir: str | Path,
+    input_path: str | Path,
+    output_path: str | Path,
+    settings: JobSettings | None = None,
+    *,
+    modalities: Sequence[str] = (),
+) -> JobSummary:
+    """Write a table's rows with their embeddings, `image_embedding` and `text_embedding`, of length 1.
+
+    Any number of processes may be started with the same arguments: they share the work. A row whose image or text
+    cannot be embedded keeps its place, with null and the reason in `error`. The captions of a row have one embedding:
+    the mean of theirs, of length 1 again. Killed at any moment and started again, the work goes on; started again when
+    it is done, nothing happens. Work in progress lies in `OUTPUT.partial/`.
+
+    Args:
+        model_dir (`str` or `Path`): Folder of a dual encoder: a run, a release, or one that transformers saved.
+        input_path (`str` or `Path`): CSV, TSV, JSONL or parquet file, or a folder of images.
+        output_path (`str` or `Path`): `.parquet`.
+        settings ([`JobSettings`], *optional*): Columns, batch size, device and the like.
+        modalities (`Sequence[str]`): `image`, `text` or both; empty: what the input has.
+
+    Raises:
+        InputError: The model, input or a column is absent, or the output exists and was made from other inputs.
+    """
+    settings, output = settings or JobSettings(), Path(output_path)
+    check_output(output, (".parquet",))
+    if not settings.overwrite:
+        refuse_existing(output)
+    device = settings.choose_device()
+    embedder = load_embedder(model_dir, device=device)
+    rows, chosen = _read(input_path, model_dir, embedder, settings, modalities)
+    digest = model_hash(Path(model_dir))
+    source = {
+        "model": str(Path(model_dir).resolve()),
+        "model hash": digest,
+        "images": str(Path(rows.folder.path).resolve()),
+        "image column": rows.image_column,
+        "text column": rows.text_columns[0] if rows.text_columns else None,
+    }
+    identity = {**settings.facts(rows, device), "model": digest, "modalities": ", ".join(chosen)}
+    metadata = {SOURCE_KEY: json.dumps(source)}
+    model = RowEmbedder(embedder, chosen)
+    return TableJob(model, rows, output, identity=identity, settings=settings, metadata=metadata).run()
+
+
+def _read(
+    input_path: str | Path,
+    model_dir: str | Path,
+    embedder: Embedder,
+    settings: JobSettings,
+    modalities: Sequence[str],
+) -> tuple[TableRows, list[str]]:
+    unknown = [name for name in modalities if name not in embedder.modalities]
+    if unknown:
+        raise InputError(f"modalities: the model does not embed {unknown[0]}, but {' and '.join(embedder.modalities)}")
+    rows = read_rows(
+        input_path,
+        model_dir=model_dir,
+        columns=settings.columns,
+        image_root=settings.image_root,
+        limit=settings.limit,
+        reads={
+            name: name in modalities if modalities else (None if name in embedder.modalities else False)
+            for name in (IMAGE, TEXT)
+        },
+        captions=True,
+    )
+    found = {IMAGE: rows.image_column is not None, TEXT: bool(rows.text_columns)}
+    return rows, [name for name, is_there in found.items() if is_there]

@@ -1,54 +1,78 @@
-"""What is to be predicted: rows with an image, and maybe a text, from a table or a folder."""
+"""What a job reads: rows with images, texts or captions from a table or a folder, and how it knows them again."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
+from torch.utils.data import Dataset
 
-from mmhf.data.images import BadImageError, DataFolder, ImageInput
+from mmhf.data.images import BadImageError, DataFolder, decode_image
 from mmhf.data.readers import TableFile, as_text, read_table, require_column
+from mmhf.data.sources.captioned_images import captions_in
 from mmhf.data.sources.fakeddit import IMAGE_FOLDERS
 from mmhf.data.sources.image_folder import list_folder
 from mmhf.errors import InputError
 from mmhf.files import RECIPE_FILE
-from mmhf.inference.hashing import files_hash
 
 _METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _USUAL_COLUMNS = {"image": ("image", "file_name"), "text": ("text",)}
+_CAPTION_COLUMNS = ("caption", "captions")
 _TEMPLATE_FIELD = re.compile(r"\{([^{}]+)\}")
+_CHUNK_BYTES = 1 << 20
+# What decides a prediction besides the input; reports and metrics of the folder do not.
+_MODEL_FILES = ("*.safetensors", "*config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")
+IMAGE, TEXT = "image", "text"
+
+
+def files_hash(paths: Iterable[Path]) -> str:
+    """sha256 over the names and contents of files, in their order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        with path.open("rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def model_hash(folder: Path) -> str:
+    """sha256 over the weights, configuration and tokenizer of a model's folder."""
+    return files_hash(sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)}))
 
 
 @dataclass(frozen=True)
-class PredictionRows:
-    """The rows of a table, of which each may have an image.
+class TableRows:
+    """The rows of a table, of which each may have an image and texts.
 
     Args:
         table (`TableFile`): The table's own columns, and which rows are malformed.
-        texts (`list[str]`, *optional*): One a row, an absent text is empty; None when the model takes no text.
+        texts (`list[list[str]]`, *optional*): A row's texts: one, its captions, or none where it has none; None when
+            no texts are read.
         image_column (`str`, *optional*): A column, or a template such as `{id}.jpg`; None when there are no images.
-        text_column (`str`, *optional*): A column.
+        text_columns (`tuple[str, ...]`): Where the texts are from.
         folder (`DataFolder`): Holds the images; no path may leave it.
         table_hash (`str`): sha256 of the table's file, or of the names of a folder's images.
     """
 
     table: TableFile
-    texts: list[str] | None
+    texts: list[list[str]] | None
     image_column: str | None
-    text_column: str | None
+    text_columns: tuple[str, ...]
     folder: DataFolder
     table_hash: str
 
     def __len__(self) -> int:
         return len(self.table.rows)
 
-    def image(self, index: int) -> ImageInput:
-        """What `decode_image` takes for this row.
+    def image(self, index: int) -> Path | bytes:
+        """The file of a row's image, or its content.
 
         Raises:
             BadImageError: The row is malformed, names no image, or one that it may not name.
@@ -68,18 +92,45 @@ class PredictionRows:
             raise BadImageError(reason)
         return Path(self.folder.path_of(name))
 
-    def images_hash(self) -> str:
-        """sha256 over the path and size of every image file, so that a changed folder is noticed."""
-        digest = hashlib.sha256()
-        for index in range(len(self) if self.image_column is not None else 0):
-            try:
-                image = self.image(index)
-                size = image.stat().st_size if isinstance(image, Path) else 0
-            except (BadImageError, OSError):
-                continue
-            if isinstance(image, Path):
-                digest.update(f"{index} {image.relative_to(self.folder.path)} {size}\n".encode(errors="replace"))
-        return digest.hexdigest()
+    def example(self, index: int, *, with_image: bool = True) -> Example:
+        """A row with its image decoded."""
+        texts = tuple(self.texts[index]) if self.texts is not None else ()
+        if not with_image:
+            return Example(texts=texts)
+        state, digest = self.image_state(index), ""
+        try:
+            image = self.image(index)
+            if isinstance(image, Path) and state.startswith("file"):
+                image = image.read_bytes()
+                digest = _digest(image)
+            return Example(decode_image(image), texts, state=state, digest=digest)
+        except BadImageError as error:
+            return Example(None, texts, str(error), state, digest)
+        except OSError as error:
+            return Example(None, texts, f"the image file cannot be read: {error.strerror}", state, digest)
+
+    def image_state(self, index: int) -> str:
+        """What changes with the content of a row's image file, and at times without it: its size and its times."""
+        if self.image_column is None:
+            return "none"
+        try:
+            image = self.image(index)
+            if isinstance(image, bytes):
+                return "in the table"
+            stat = image.stat()
+            return f"file {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+        except BadImageError:
+            return "none"
+        except (OSError, ValueError):
+            return "absent"
+
+    def image_digest(self, index: int) -> str:
+        """What tells apart contents of a row's image file; empty where there is none to read."""
+        try:
+            image = self.image(index)
+            return _digest(image.read_bytes()) if isinstance(image, Path) else ""
+        except (BadImageError, OSError, ValueError):
+            return ""
 
     def _image_value(self, index: int) -> Any:
         if self.image_column is None:
@@ -94,6 +145,47 @@ class PredictionRows:
         return _TEMPLATE_FIELD.sub(lambda match: str(fields[match[1]]), self.image_column)
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as a model is to see it.
+
+    Args:
+        image (`PIL.Image.Image`, *optional*): None where there is none that can be used.
+        texts (`tuple[str, ...]`): A text, captions, or nothing.
+        image_error (`str`, *optional*): Why there is no image.
+        state, digest (`str`): See `TableRows.image_state` and `TableRows.image_digest`.
+    """
+
+    image: Image.Image | None = None
+    texts: tuple[str, ...] = ()
+    image_error: str | None = None
+    state: str = "none"
+    digest: str = ""
+
+
+class RowExamples(Dataset[Example]):
+    """Decoded rows.
+
+    Args:
+        rows ([`TableRows`]): The rows.
+        with_image (`bool`): Whether images are read.
+    """
+
+    def __init__(self, rows: TableRows, *, with_image: bool) -> None:
+        self.rows = rows
+        self.with_image = with_image
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.rows.example(index, with_image=self.with_image)
+
+
 def read_rows(
     input_path: str | Path,
     *,
@@ -101,10 +193,10 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     image_root: str | Path | None = None,
     limit: int | None = None,
-    with_text: bool | None = True,
-    with_image: bool | None = True,
-) -> PredictionRows:
-    """Read the rows to predict.
+    reads: Mapping[str, bool | None] | None = None,
+    captions: bool = False,
+) -> TableRows:
+    """Read the rows to predict or embed.
 
     Args:
         input_path (`str` or `Path`): A CSV, TSV, JSONL or parquet file, or a folder with one of `metadata.csv`,
@@ -114,40 +206,78 @@ def read_rows(
         columns (`Mapping[str, str]`, *optional*): Names of the columns `image` and `text`; these win.
         image_root (`str` or `Path`, *optional*): Folder of the images; absent: the table's own.
         limit (`int`, *optional*): Keep the first rows only.
-        with_text (`bool`, *optional*, defaults to `True`): Whether texts are read; None: if there is a column of them.
-        with_image (`bool`, *optional*, defaults to `True`): The same of images.
+        reads (`Mapping[str, bool | None]`, *optional*): Whether `image` and `text` are read; None: if there is a
+            column of them. Absent: both.
+        captions (`bool`, defaults to `False`): Texts may be captions: several a row, in columns of those names.
 
     Raises:
         InputError: The input, a column or the image folder is absent; the nearest name is given.
     """
-    columns = dict(columns or {})
-    for role in columns.keys() - _USUAL_COLUMNS.keys():
+    given, reads = dict(columns or {}), {IMAGE: True, TEXT: True, **(reads or {})}
+    for role in given.keys() - _USUAL_COLUMNS.keys():
         raise InputError(f"columns.{role}: unknown, name the columns of image and text")
-    if "text" in columns and with_text is False:
+    if TEXT in given and reads[TEXT] is False:
         raise InputError("columns.text: the model takes images alone")
-    if "image" in columns and with_image is False:
+    if IMAGE in given and reads[IMAGE] is False:
         raise InputError("columns.image: texts alone are read")
-    path = _table_file(Path(input_path), needs_table=with_text is True)
+    path = _table_file(Path(input_path), needs_table=reads[TEXT] is True)
     table = _list_images(path) if path.is_dir() else read_table(path)
     if not table.rows:
         raise InputError(f"{path}: has no {'images' if path.is_dir() else 'rows'}")
     if limit is not None:
         table = table.select(list(range(min(limit, len(table.rows)))))
     trained_on = {} if path.is_dir() else _trained_columns(model_dir)
-    text_column = _choose_optional(table, "text", columns, trained_on, wanted=with_text)
-    image_column = _choose_optional(table, "image", columns, trained_on, wanted=with_image)
-    if text_column is None and image_column is None:
+    candidates = {
+        role: [given[role]] if role in given else [*trained_on.get(role, ()), *usual]
+        for role, usual in _USUAL_COLUMNS.items()
+    }
+    trained_captions = tuple(trained_on.get("captions", ()))
+    if captions and TEXT not in given:
+        candidates[TEXT] += [*trained_captions, *_CAPTION_COLUMNS]
+    chosen = {
+        role: _choose(table, role, names, required=reads[role] is True or role in given)
+        for role, names in candidates.items()
+        if reads[role] is not False
+    }
+    text_columns: tuple[str, ...] = () if chosen.get(TEXT) is None else (str(chosen[TEXT]),)
+    if captions and TEXT not in given and text_columns[:1] == trained_captions[:1]:
+        text_columns = tuple(name for name in trained_captions if name in table.columns)
+    if not text_columns and chosen.get(IMAGE) is None:
         raise InputError(f"{path}: has neither a column of images nor one of texts; name one with --column")
-    return PredictionRows(
+    table, texts = _with_texts(table, text_columns, {*trained_captions, *_CAPTION_COLUMNS} if captions else set())
+    beside = path if path.is_dir() else path.parent
+    return TableRows(
         table=table,
-        texts=None if text_column is None else [as_text(value) or "" for value in table.columns[text_column]],
-        image_column=image_column,
-        text_column=text_column,
-        folder=DataFolder(
-            _image_root(path if path.is_dir() else path.parent, image_root, trained_on.get("image_dirs", ()))
-        ),
+        texts=texts,
+        image_column=chosen.get(IMAGE),
+        text_columns=text_columns,
+        folder=DataFolder(_image_root(beside, image_root, trained_on.get("image_dirs", ()))),
         table_hash=_names_hash(table) if path.is_dir() else files_hash([path]),
     )
+
+
+def _with_texts(
+    table: TableFile, columns: Sequence[str], of_captions: Collection[str]
+) -> tuple[TableFile, list[list[str]] | None]:
+    """Each row's texts, and the table with the rows whose texts are none marked as malformed."""
+    if not columns:
+        return table, None
+    malformed, texts = dict(table.malformed), []
+    for position in range(len(table.rows)):
+        found: list[str | None] = []
+        for column in columns:
+            value = table.columns[column][position]
+            try:
+                if column in of_captions or (of_captions and isinstance(value, list | tuple)):
+                    found += [as_text(each.text) for each in captions_in(value, table.rows[position])]
+                elif isinstance(value, list | dict):
+                    raise ValueError(f"{column} is a {type(value).__name__}, not a text")
+                else:
+                    found.append(as_text(value))
+            except ValueError as error:
+                malformed.setdefault(position, str(error))
+        texts.append([text for text in found if text])
+    return replace(table, malformed=malformed), texts
 
 
 def _table_file(path: Path, *, needs_table: bool) -> Path:
@@ -171,43 +301,30 @@ def _names_hash(table: TableFile) -> str:
     return hashlib.sha256("\n".join(table.columns["file_name"]).encode()).hexdigest()
 
 
-def _trained_columns(model_dir: str | Path | None) -> dict[str, Any]:
-    """The columns that the model's recipe reads: `image`, `text`, and for Fakeddit the places of its images."""
+def _trained_columns(model_dir: str | Path | None) -> dict[str, Sequence[str]]:
+    """The columns that the model's recipe reads, by role, and for Fakeddit the places of its images."""
     recipe_file = None if model_dir is None else Path(model_dir) / RECIPE_FILE
     if recipe_file is None or not recipe_file.is_file():
         return {}
     data = (yaml.safe_load(recipe_file.read_text(encoding="utf-8")) or {}).get("data") or {}
     if data.get("source") == "fakeddit":
         image_dirs = (data["image_dir"],) if data.get("image_dir") else IMAGE_FOLDERS
-        return {"image": "{id}.jpg", "text": data.get("text") or "clean_title", "image_dirs": image_dirs}
-    return data.get("columns") or {}
+        return {IMAGE: ("{id}.jpg",), TEXT: (data.get("text") or "clean_title",), "image_dirs": image_dirs}
+    columns = data.get("columns") or {}
+    # A resolved recipe has null for what the source chooses by itself.
+    return {role: [names] if isinstance(names, str) else names for role, names in columns.items() if names}
 
 
-def _choose_optional(
-    table: TableFile, role: str, given: Mapping[str, str], trained_on: Mapping[str, Any], *, wanted: bool | None
-) -> str | None:
-    """`_choose` where a column is wanted; where it is optional (None), the one that there is."""
-    if wanted or (wanted is None and role in given):
-        return _choose(table, role, given, trained_on)
-    usual = [trained_on[role]] if role in trained_on else []
-    there = [name for name in (*usual, *_USUAL_COLUMNS[role]) if name in table.columns]
-    return there[0] if wanted is None and there else None
-
-
-def _choose(table: TableFile, role: str, given: Mapping[str, str], trained_on: Mapping[str, Any]) -> str:
-    """The column that was given; else the first there is of the recipe's, the usual ones and the recipe's template."""
-    if role in given:
-        candidates = [given[role]]
-    else:
-        trained = [trained_on[role]] if role in trained_on else []
-        candidates = sorted([*trained, *_USUAL_COLUMNS[role]], key=lambda name: "{" in name)
-    for name in candidates:
-        needed = [name] if name in table.columns or role != "image" else _TEMPLATE_FIELD.findall(name) or [name]
+def _choose(table: TableFile, role: str, candidates: Sequence[str], *, required: bool) -> str | None:
+    """The first of these columns that there is, templates last; None where there is none and none is required."""
+    ordered = sorted(candidates, key=lambda name: "{" in name)
+    for name in ordered:
+        needed = [name] if name in table.columns or role != IMAGE else _TEMPLATE_FIELD.findall(name) or [name]
         if all(column in table.columns for column in needed):
             return name
-    for column in _TEMPLATE_FIELD.findall(candidates[0]) or candidates[:1]:
+    for column in (_TEMPLATE_FIELD.findall(ordered[0]) or ordered[:1]) if required else ():
         require_column(table.origin, column, table.columns)
-    raise AssertionError(f"{candidates[0]} is there and was not chosen")
+    return None
 
 
 def _image_root(beside: Path, image_root: str | Path | None, usual: Iterable[str]) -> Path:

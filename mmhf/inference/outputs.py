@@ -1,83 +1,158 @@
-"""Write the table of predictions: the input's columns, then the model's."""
+"""Write a job's table: the input's columns as they came, then those that were made, so that every reader agrees."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmhf.errors import InputError
 
-OUTPUT_SUFFIXES = (".csv", ".parquet")
+# What some reader may take for a separator, the end of a line, or blanks to strip, if it is not in quotes.
+_NEEDS_QUOTES = re.compile(r'[",;|\t\r\n\0]|^\s|\s$|^\ufeff|^$')
+_FORMULA = re.compile(r"^\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|^[\t\r\n]")
+_NUMBER = re.compile(r"^\s*[-+]?(\d+([.,]\d+)*|[.,]\d+)([eE][-+]?\d+)?\s*$")
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Raise `InputError` if predictions cannot be written to this path, before any work is done."""
-    if path.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise InputError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; name it .csv or .parquet")
+def check_output(path: Path, suffixes: Sequence[str]) -> None:
+    """Raise `InputError` if a table cannot be written to this path, before any work is done."""
+    names = " or ".join(suffixes)
+    if path.suffix.lower() not in suffixes:
+        raise InputError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; name it {names}")
     if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a .csv or .parquet file")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: exists already; choose another name, or overwrite it")
+        raise InputError(f"{path}: is a folder; name a {names} file")
 
 
-def join_columns(inputs: Mapping[str, list[Any]], predictions: pa.Table) -> pa.Table:
-    """Input columns and predictions side by side.
+def passed_columns(columns: Mapping[str, Sequence[Any]], made: Collection[str], *, nested: bool) -> pa.Table:
+    """The input's columns in the form they are written in.
 
-    An input column that has the name of a prediction, such as `label`, gets `input_` before it. Columns of bytes
-    (images inside the table) are left out.
+    A column that has the name of one that is made, such as `label`, gets `input_` before it. Columns of bytes (images
+    inside the table) are left out. What Arrow cannot hold, such as mixed types or 2**70, becomes JSON throughout its
+    column, and half a surrogate pair its escape, `\\ud83d`.
+
+    Args:
+        columns (`Mapping[str, Sequence]`): Values by column, equally many.
+        made (`Collection[str]`): Names of the columns that come beside them.
+        nested (`bool`): Whether lists and dicts are written as such; if not, they become JSON.
     """
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {}
-    taken = {*predictions.column_names, *inputs}
-    for name, values in inputs.items():
-        if any(_holds_bytes(value) for value in values):
+    passed: dict[str, pa.Array | pa.ChunkedArray] = {}
+    taken = {*made, *columns}
+    for name, values in columns.items():
+        if any(isinstance(each, bytes) or (isinstance(each, dict) and _has_bytes(each)) for each in values):
             continue
-        free = name
-        while free in predictions.column_names or (free != name and free in taken):
+        free = _encodable(name)
+        while free in made or (free != name and free in taken):
             free = f"input_{free}"
         taken.add(free)
-        columns[free] = _to_arrow(values)
-    columns.update({name: predictions.column(name) for name in predictions.column_names})
-    return pa.table(columns)
+        passed[free] = _to_arrow(values, nested=nested)
+    return pa.table(passed)
 
 
-def write_table(table: pa.Table, path: Path, temporary: Path) -> None:
-    """Write CSV or parquet, as the suffix of `path` says, to `temporary` and move it to `path` in one step."""
-    if path.suffix.lower() == ".parquet":
-        pq.write_table(table, temporary)
-    else:
-        _write_csv(table, temporary)
-    temporary.replace(path)
+def _has_bytes(value: Mapping[str, Any]) -> bool:
+    return isinstance(value.get("bytes"), bytes)
 
 
-def _write_csv(table: pa.Table, path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(table.column_names)
-        for batch in table.to_batches():
-            columns = [column.to_pylist() for column in batch.columns]
-            writer.writerows([_cell(value) for value in row] for row in zip(*columns, strict=True))
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
-
-
-def _holds_bytes(value: Any) -> bool:
-    return isinstance(value, bytes) or (isinstance(value, dict) and isinstance(value.get("bytes"), bytes))
-
-
-def _to_arrow(values: list[Any]) -> pa.Array:
+def _to_arrow(values: Sequence[Any], *, nested: bool) -> pa.Array | pa.ChunkedArray:
     try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError):  # JSON lines may mix types in one column
-        return pa.array([None if value is None else _as_string(value) for value in values], pa.string())
+        array = pa.array(values)
+        if nested or not pa.types.is_nested(array.type):
+            # Parquet does not take all that Arrow does: no dicts without keys, and no nesting without end.
+            pq.write_table(pa.table({"": array.slice(0, 0)}), pa.BufferOutputStream())
+            return array
+    except (pa.ArrowException, OverflowError, RecursionError, TypeError, ValueError):
+        pass
+    return pa.array([None if value is None else _as_string(value) for value in values], pa.string())
 
 
 def _as_string(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, str):
+        return _encodable(value)
+    try:
+        return _encodable(json.dumps(value, ensure_ascii=False, default=str))
+    except (RecursionError, ValueError):
+        return f"(a {type(value).__name__} that is too large to write)"
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class TableWriter(Protocol):
+    """Writes a table in parts."""
+
+    def write_table(self, table: pa.Table) -> None:
+        """Append rows."""
+        ...
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+        ...
+
+
+def open_writer(path: Path, schema: pa.Schema, *, suffix: str, defuse_formulas: bool = False) -> TableWriter:
+    """A writer of CSV or parquet.
+
+    Args:
+        path (`Path`): The file.
+        schema (`pa.Schema`): Its columns.
+        suffix (`str`): `.csv` or `.parquet`.
+        defuse_formulas (`bool`, defaults to `False`): CSV only; see [`CsvWriter`].
+    """
+    if suffix == ".csv":
+        return CsvWriter(path, schema.names, defuse_formulas=defuse_formulas)
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    leaves = [column.path for column in pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema]
+    # Random floats neither compress nor repeat: trying costs time, and so does reading them back.
+    embeddings = {f"{each.name}.list.element" for each in schema if isinstance(each.type, pa.FixedSizeListType)}
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression={leaf: "none" if leaf in embeddings else "snappy" for leaf in leaves},
+        use_dictionary=[leaf for leaf in leaves if leaf not in embeddings],
+    )
+
+
+class CsvWriter:
+    """Writes CSV that Python's `csv`, pandas, `datasets` and mmhf split in the same way.
+
+    A text with a separator, a quote, any kind of line break or blanks at its ends is put in quotes; an empty text is
+    `""`, and a missing value nothing. Lists and dicts are written as JSON.
+
+    Args:
+        path (`Path`): The file.
+        names (`Sequence[str]`): Its columns.
+        defuse_formulas (`bool`, defaults to `False`): Put `'` before each text that a spreadsheet would run as a
+            formula (`=cmd|…`, `@SUM(…)`); numbers stay.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str], *, defuse_formulas: bool = False) -> None:
+        self._defuse = defuse_formulas
+        self._stream = path.open("w", encoding="utf-8", newline="")
+        self._stream.write(",".join(map(self._cell, names)) + "\n")
+
+    def write_table(self, table: pa.Table) -> None:
+        """Append rows."""
+        columns = [[self._cell(value) for value in column.to_pylist()] for column in table.columns]
+        self._stream.writelines(",".join(cells) + "\n" for cells in zip(*columns, strict=True))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+    def _cell(self, value: Any) -> str:
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            if not isinstance(value, list | dict):
+                value = str(value)
+            else:
+                value = json.dumps(value, ensure_ascii=False, default=str)
+        elif self._defuse and _FORMULA.match(value) and not _NUMBER.match(value):
+            value = f"'{value}"
+        return '"' + value.replace('"', '""') + '"' if _NEEDS_QUOTES.search(value) else value

@@ -16,11 +16,8 @@ from PIL import Image
 from mmhf.data.images import BadImageError, DataFolder, decode_image
 from mmhf.data.readers import TableFile
 from mmhf.errors import InputError
-from mmhf.inference.embedders import IMAGE, TEXT
-from mmhf.inference.embedding import SOURCE_KEY, written_identity
-from mmhf.inference.embedding_batches import Embedder
-from mmhf.inference.hashing import model_hash
-from mmhf.inference.inputs import PredictionRows
+from mmhf.inference.embedders import SOURCE_KEY, Embedder
+from mmhf.inference.inputs import IMAGE, TEXT, TableRows, model_hash
 
 _SUFFIX = "_embedding"
 
@@ -56,12 +53,11 @@ class EmbeddingIndex:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"{path}: no such file; make it with `mmhf embed`")
-        identity = written_identity(self.path)
-        if identity is None:
-            raise InputError(f"{path}: is no file of embeddings; make one with `mmhf embed`")
-        self.identity = identity
-        self._file = pq.ParquetFile(self.path)
-        self._source: dict[str, Any] = json.loads(self._file.schema_arrow.metadata[SOURCE_KEY])
+        try:
+            self._file = pq.ParquetFile(self.path)
+            self._source: dict[str, Any] = json.loads(self._file.schema_arrow.metadata[SOURCE_KEY])
+        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: is no file of embeddings; make one with `mmhf embed`") from error
         self.modalities = [name for name in (IMAGE, TEXT) if self._width(name) is not None]
 
     def __len__(self) -> int:
@@ -81,7 +77,7 @@ class EmbeddingIndex:
         """Raise `InputError` unless a folder holds the model that this file was made with."""
         if not Path(model_dir).is_dir():
             raise InputError(f"{self.path}: the model it was made with is not at {model_dir}; name it with --model")
-        if model_hash(Path(model_dir)) != self.identity["model"]:
+        if model_hash(Path(model_dir)) != self._source["model hash"]:
             raise InputError(
                 f"{model_dir}: is not the model that {self.path} was made with; embed anew or name that one"
             )
@@ -154,11 +150,11 @@ class EmbeddingIndex:
         if self._source["image column"] is None or not Path(self._source["images"]).is_dir():
             return [None] * len(values)
         columns = {name: [value[name] for value in values] for name in values[0]} if values else {}
-        rows = PredictionRows(
+        rows = TableRows(
             table=TableFile(str(self.path), columns, list(range(1, len(values) + 1))),
             texts=None,
             image_column=self._source["image column"],
-            text_column=None,
+            text_columns=(),
             folder=DataFolder(Path(self._source["images"])),
             table_hash="",
         )
@@ -182,7 +178,7 @@ def embed_query(embedder: Embedder, *, text: str | None = None, image: str | Pat
     return embedder.embed(TEXT, embedder.inputs.encode(TEXT, [text.strip()]))[0]
 
 
-def _image_or_none(rows: PredictionRows, index: int) -> Image.Image | None:
+def _image_or_none(rows: TableRows, index: int) -> Image.Image | None:
     try:
         return decode_image(rows.image(index))
     except (BadImageError, KeyError):

@@ -1,11 +1,13 @@
-"""Work that is done in shards and survives being killed: finished shards stay on disk beside the output."""
+"""Work that is done in shards by any number of processes and survives their being killed: finished shards stay on
+disk beside the output."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,34 +23,76 @@ IDENTITY_FILE = "identity.json"
 class ShardFolder:
     """The folder `OUTPUT.partial/` with one parquet file for each finished shard.
 
+    All processes that see the folder can work in it, on other machines too. Who works on a shard holds a lock on it,
+    which ends with the process: what a killed one had begun is free again.
+
     Args:
         output_path (`Path`): The file that the shards will become.
         identity (`Mapping[str, str]`): What decides the result, by name (`input`, `model`, `batch size`, …). Shards
             made under another identity are never mixed in.
+        is_complete (`Callable`): Whether the output has been written, and the folder can go.
+        find_change (`Callable`): Names what the finished shards were made from that has changed since, where the
+            identity does not tell, such as an image.
     """
 
-    def __init__(self, output_path: Path, identity: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        output_path: Path,
+        identity: Mapping[str, str],
+        *,
+        is_complete: Callable[[], bool] | None = None,
+        find_change: Callable[[ShardFolder], str | None] = lambda shards: None,
+    ) -> None:
         self.output_path = output_path
         self.path = output_path.with_name(f"{output_path.name}.partial")
         self.identity = dict(identity)
+        self.work = ""
+        """A name of the work that the folder is for, once this process takes part: a work begun anew has another."""
+        self._is_complete = is_complete or output_path.exists
+        self._find_change = find_change
 
-    @contextmanager
-    def opened(self, *, discard_other: bool) -> Iterator[ShardFolder]:
-        """Hold the folder for one process.
+    @contextlib.contextmanager
+    def joined(self, *, discard_other: bool) -> Iterator[ShardFolder]:
+        """Take part. The last one to leave removes the folder, if the output is complete.
 
         Args:
             discard_other (`bool`): Throw away shards of another identity instead of refusing them.
 
         Raises:
-            InputError: Another process holds the folder, or it has shards of another identity.
+            InputError: The folder has shards of another identity, or others work on them.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        member = self._join(discard_other)
         try:
-            with FileLock(self.path / ".lock", timeout=0):
-                self._check_identity(discard_other)
-                yield self
-        except Timeout as error:
-            raise InputError(f"{self.output_path}: another process is writing it") from error
+            yield self
+        finally:
+            with FileLock(self.path / ".lock"):
+                member.release()
+                if not self._members() and self._is_complete():
+                    shutil.rmtree(self.path)
+
+    def tidy(self) -> None:
+        """Remove what a process left behind that was killed after it had written the output."""
+        if self.path.exists() and not self._changes():
+            with self.joined(discard_other=False):
+                pass
+
+    def claim(self, number: int) -> FileLock | None:
+        """The lock of a shard that is this process's now; None if another one works on it, or it is done."""
+        lock = FileLock(self.path / f".claim-{number:06d}", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return None
+        if self._shard_path(number).exists():
+            lock.release()
+            return None
+        return lock
+
+    @contextlib.contextmanager
+    def assembling(self) -> Iterator[None]:
+        """Let one process at a time make the output."""
+        with FileLock(self.path / ".assembling"):
+            yield
 
     def finished(self) -> set[int]:
         """Numbers of the shards that are done."""
@@ -59,32 +103,65 @@ class ShardFolder:
         with whole_file(self._shard_path(number)) as temporary:
             pq.write_table(table, temporary)
 
-    def read(self, numbers: range) -> pa.Table:
-        """The shards of these numbers, one below the other."""
-        return pa.concat_tables([pq.read_table(self._shard_path(number)) for number in numbers])
+    def read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """A shard, or some of its columns."""
+        return pq.read_table(self._shard_path(number), columns=columns)
 
     def schema(self, number: int) -> pa.Schema:
-        """The columns of a shard."""
+        """The columns of a shard, and what it says of itself."""
         return pq.read_schema(self._shard_path(number))
-
-    def remove(self) -> None:
-        shutil.rmtree(self.path)
 
     def _shard_path(self, number: int) -> Path:
         return self.path / f"shard-{number:06d}.parquet"
 
-    def _check_identity(self, discard_other: bool) -> None:
-        path = self.path / IDENTITY_FILE
-        # Without an identity file the process before was killed before it did anything.
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else self.identity
-        changed = sorted(
-            name for name in found.keys() | self.identity.keys() if found.get(name) != self.identity.get(name)
-        )
-        if changed and self.finished() and not discard_other:
+    def _join(self, discard_other: bool) -> FileLock:
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.path / ".lock"):
+                if not (self.path / ".lock").exists():  # the last of the others has just removed the folder
+                    continue
+                self._agree(discard_other)
+                member = FileLock(self.path / f".member-{uuid.uuid4().hex}", timeout=0)
+                member.acquire()
+                return member
+
+    def _agree(self, discard_other: bool) -> None:
+        """See that the folder's shards are of this work, or make it so."""
+        changes = self._changes()
+        if not changes and self.finished():
+            change = self._find_change(self)
+            changes = [] if change is None else [change]
+        if changes and self._members():
+            raise InputError(f"{self.output_path}: another process is writing it from other inputs")
+        if changes and self.finished() and not discard_other:
             raise InputError(
-                f"{self.path}: begun with another {', '.join(changed)}; go back to that, or overwrite to start again"
+                f"{self.path}: begun with another {', '.join(changes)}; go back to that, or overwrite to start again"
             )
-        if changed:
+        if changes:
             for shard in self.path.glob("shard-*"):
                 shard.unlink()
-        write_json(path, self.identity)
+        begun = self.path / IDENTITY_FILE
+        if changes or not begun.is_file():
+            write_json(begun, {"work": uuid.uuid4().hex, "identity": self.identity})
+        self.work = json.loads(begun.read_text(encoding="utf-8"))["work"]
+
+    def _changes(self) -> list[str]:
+        """By name, what the folder's work was begun with that is another now."""
+        path = self.path / IDENTITY_FILE
+        # Without an identity file the process before was killed before it did anything.
+        found = json.loads(path.read_text(encoding="utf-8"))["identity"] if path.is_file() else self.identity
+        return sorted(
+            name for name in found.keys() | self.identity.keys() if found.get(name) != self.identity.get(name)
+        )
+
+    def _members(self) -> int:
+        """How many processes take part; the marks of killed ones are removed."""
+        count = 0
+        for path in self.path.glob(".member-*"):
+            lock = FileLock(path, timeout=0)
+            try:
+                with lock:
+                    path.unlink(missing_ok=True)
+            except Timeout:
+                count += 1
+        return count

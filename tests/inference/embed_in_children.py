@@ -16,10 +16,10 @@ import mmhf  # noqa: F401  (first: it makes torchvision importable beside a CPU 
 
 import pyarrow.parquet as pq  # isort: skip
 
-from mmhf.inference import embedding
-from mmhf.inference.embedding import EmbeddingSettings, embed_table
+from mmhf.inference import table_job
+from mmhf.inference.embedders import RowEmbedder, embed_table
 
-SETTINGS = EmbeddingSettings(batch_size=2, shard_rows=2)
+SETTINGS = table_job.JobSettings(batch_size=2, shard_rows=2, progress=False)
 EVERY = 7
 
 
@@ -62,13 +62,13 @@ def kill(model_dir: str, table: str, folder: Path) -> None:
 def share(model_dir: str, table: str, folder: Path) -> None:
     """Three children at once write what one process would; each does a part, and no row is done twice."""
     embed_table(model_dir, table, folder / "alone.parquet", SETTINGS)
-    exact, embedding._WAIT_FOR_OTHERS = embedding.embed_batch, 0.01
+    exact, table_job._WAIT_FOR_OTHERS = RowEmbedder.make, 0.01
 
     def slowly(*arguments: object) -> object:
         time.sleep(0.05)
         return exact(*arguments)
 
-    embedding.embed_batch = slowly
+    RowEmbedder.make = slowly
     output, children = folder / "shared.parquet", []
     for number in range(3):
         child = os.fork()

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from mmhf.errors import InputError
-from mmhf.inference.embedders import load_embedder
-from mmhf.inference.embedding import EmbeddingSettings, embed_table
+from mmhf.inference import JobSettings
+from mmhf.inference.embedders import embed_table, load_embedder
 from mmhf.inference.search import EmbeddingIndex, embed_query
 from tests.inference.embedding_models import COLOURS, save_tiny_clip
 
@@ -27,7 +27,7 @@ def index_path(model_dir, tmp_path_factory):
         lines.append(f"{row}.png,a {list(COLOURS)[row % 3]} picture")
     (folder / "4.png").write_bytes(b"broken")
     (folder / "table.csv").write_text("\n".join(lines) + "\n")
-    embed_table(model_dir, folder / "table.csv", folder / "index.parquet", EmbeddingSettings(shard_rows=8))
+    embed_table(model_dir, folder / "table.csv", folder / "index.parquet", JobSettings(shard_rows=8))
     return folder / "index.parquet"
 
 

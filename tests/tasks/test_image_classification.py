@@ -20,7 +20,7 @@ import mmhf
 from mmhf.cli import main
 from mmhf.data.images import decode_image
 from mmhf.data.loading import LoadedData
-from mmhf.inference import PredictionSettings, predict_table
+from mmhf.inference import JobSettings, predict_table
 from mmhf.models.image_classifier import BackboneForImageClassification
 from mmhf.models.partition import Partition
 from mmhf.recipe import load_recipe
@@ -141,7 +141,7 @@ def test_prediction_of_a_table_needs_no_text(work, pictures, tmp_path):
     files = [path.relative_to(pictures).as_posix() for path in image_files(pictures)][:3]
     table = tmp_path / "input.csv"
     table.write_text("\n".join(["id,photo", *(f"{index},{name}" for index, name in enumerate(files))]) + "\n")
-    settings = PredictionSettings(columns={"image": "photo"}, image_root=pictures, progress=False)
+    settings = JobSettings(columns={"image": "photo"}, image_root=pictures, progress=False)
     summary = predict_table(work / "run", table, tmp_path / "output.csv", settings)
     assert (summary.rows, summary.unpredicted) == (3, int("broken.png" in files))
     assert [row["id"] for row in predictions(tmp_path / "output.csv")] == ["0", "1", "2"]

@@ -17,7 +17,7 @@ from transformers import AutoModel, BertModel
 from mmhf.cli import main
 from mmhf.data.text_embeddings import TextEmbeddingTable
 from mmhf.errors import InputError
-from mmhf.inference import PredictionSettings, predict_table
+from mmhf.inference import JobSettings, predict_table
 from mmhf.inference.loading import load_classifier
 from mmhf.inference.pipelines import ImageTextClassificationPipeline
 from mmhf.models.fusion import FusionForImageTextClassification
@@ -110,11 +110,10 @@ def test_evaluated_with_the_table_and_with_the_encoder_it_is_the_same(place: Pat
 
 def test_batch_prediction_pipeline_and_release_agree(place: Path, fakeddit_dir: Path, tmp_path: Path) -> None:
     source = fakeddit_dir / "multimodal_test_public.tsv"
-    settings: dict[str, Any] = {"progress": False, "image_root": fakeddit_dir / "public_image_set"}
+    settings = JobSettings(progress=False, image_root=fakeddit_dir / "public_image_set")
     release = place / "releases" / "v1.0"
-    with_table = {**settings, "text_embeddings": place / "t.parquet"}
-    predict_table(release, source, tmp_path / "table.csv", PredictionSettings(**with_table))
-    predict_table(release, source, tmp_path / "live.csv", PredictionSettings(**settings))
+    predict_table(release, source, tmp_path / "table.csv", settings, text_embeddings=place / "t.parquet")
+    predict_table(release, source, tmp_path / "live.csv", settings)
     columns = {}
     for name in ("table", "live"):
         with (tmp_path / f"{name}.csv").open() as stream:
@@ -140,7 +139,8 @@ def test_what_prediction_refuses(place: Path, tmp_path: Path) -> None:
             place / "run",
             tmp_path / "x.csv",
             tmp_path / "out.csv",
-            PredictionSettings(text_embeddings=place / "t.parquet", progress=False),
+            JobSettings(progress=False),
+            text_embeddings=place / "t.parquet",
         )
 
 

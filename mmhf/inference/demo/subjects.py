@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
-from mmhf.inference.captioning import CaptionPredictor
 from mmhf.inference.demo.explaining import heat_map, image_relevance, scaled_words, shown_image, word_relevance
 from mmhf.inference.loading import load_servable, takes_text
+from mmhf.inference.predictors import CaptionPredictor
 from mmhf.inference.probabilities import class_names, class_probabilities
 from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.models.dual_encoder import DualEncoderModel

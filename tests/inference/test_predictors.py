@@ -18,9 +18,10 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from mmhf.errors import InputError
-from mmhf.inference.batch import PredictionSettings, predict_table
+from mmhf.inference import JobSettings, JobSummary, outputs, predict_table
 from mmhf.inference.loading import choose_device, load_classifier
 from mmhf.inference.shards import ShardFolder
+from mmhf.inference.table_job import TableJob
 
 
 def write_csv(path: Path, rows: list[dict[str, str]], delimiter: str = ",") -> Path:
@@ -36,8 +37,10 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def settings(images_dir: Path | None = None, **changes) -> PredictionSettings:
-    return PredictionSettings(**{"image_root": images_dir, "progress": False, "batch_size": 3, **changes})
+def predict(model_dir: Path, table: Path, output: Path, images_dir: Path | None = None, **changes) -> JobSummary:
+    own = {name: changes.pop(name) for name in ("threshold", "defuse_formulas") if name in changes}
+    settings = JobSettings(**{"image_root": images_dir, "progress": False, "batch_size": 3, **changes})
+    return predict_table(model_dir, table, output, settings, **own)
 
 
 def probabilities(rows: list[dict]) -> np.ndarray:
@@ -45,7 +48,7 @@ def probabilities(rows: list[dict]) -> np.ndarray:
 
 
 def test_predictions_equal_the_model_and_keep_rows_and_columns(model_dir, table, images_dir, rows, expected, tmp_path):
-    summary = predict_table(model_dir, table, tmp_path / "out.csv", settings(images_dir))
+    summary = predict(model_dir, table, tmp_path / "out.csv", images_dir)
     written = read_csv(tmp_path / "out.csv")
     assert list(written[0]) == [
         "id", "image", "text", "label", "probability_fake", "probability_true", "confidence", "error",
@@ -63,7 +66,7 @@ def test_predictions_equal_the_model_and_keep_rows_and_columns(model_dir, table,
 
 def test_parquet_holds_the_same_numbers_as_csv(model_dir, table, images_dir, tmp_path):
     for name in ("out.csv", "out.parquet"):
-        predict_table(model_dir, table, tmp_path / name, settings(images_dir))
+        predict(model_dir, table, tmp_path / name, images_dir)
     from_csv, from_parquet = read_csv(tmp_path / "out.csv"), pq.read_table(tmp_path / "out.parquet")
     assert from_parquet.schema.field("probability_true").type == pa.float64()
     assert probabilities(from_csv).tolist() == probabilities(from_parquet.to_pylist()).tolist()
@@ -89,7 +92,7 @@ def test_every_kind_of_input_gives_the_same(kind, model_dir, images_dir, rows, e
             structs = [{"bytes": (images_dir / row["image"]).read_bytes(), "path": None} for row in rows]
             table = table.set_column(1, "image", pa.array(structs))
         pq.write_table(table, source)
-    predict_table(model_dir, source, tmp_path / "out.csv", settings(root))
+    predict(model_dir, source, tmp_path / "out.csv", root)
     written = read_csv(tmp_path / "out.csv")
     np.testing.assert_allclose(probabilities(written), expected, rtol=0, atol=1e-6)
     assert ("image" in written[0]) == (kind in ("tsv", "jsonl", "parquet"))
@@ -129,7 +132,7 @@ def wild(tmp_path: Path, images_dir: Path, rows: list[dict[str, str]]) -> tuple[
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_rows_are_named_and_no_row_is_lost(wild, model_dir, expected, tmp_path, workers):
     table, reasons = wild
-    summary = predict_table(model_dir, table, tmp_path / "out.csv", settings(workers=workers))
+    summary = predict(model_dir, table, tmp_path / "out.csv", workers=workers)
     written = read_csv(tmp_path / "out.csv")
     assert [row["id"] for row in written] == [f"{index:03d}" for index in range(20)]
     for index, row in enumerate(written):
@@ -147,7 +150,7 @@ def test_bad_rows_are_named_and_no_row_is_lost(wild, model_dir, expected, tmp_pa
 
 def test_a_table_of_only_bad_rows(model_dir, tmp_path):
     table = write_csv(tmp_path / "input.csv", [{"image": f"{index}.png", "text": "frog"} for index in range(5)])
-    summary = predict_table(model_dir, table, tmp_path / "out.parquet", settings())
+    summary = predict(model_dir, table, tmp_path / "out.parquet")
     assert (summary.rows, summary.unpredicted, summary.labels) == (5, 5, {})
     assert pq.read_table(tmp_path / "out.parquet").column("label").null_count == 5
 
@@ -155,7 +158,7 @@ def test_a_table_of_only_bad_rows(model_dir, tmp_path):
 def test_malformed_lines_and_nan_keep_their_place(model_dir, images_dir, tmp_path):
     lines = ["id,image,text", '1,0.png,"a ""red"" frog,\nsitting"', "2,1.png", "3,2.png,a,b", "4,3.png,lamp"]
     (tmp_path / "input.csv").write_text("\n".join(lines))
-    predict_table(model_dir, tmp_path / "input.csv", tmp_path / "out.csv", settings(images_dir))
+    predict(model_dir, tmp_path / "input.csv", tmp_path / "out.csv", images_dir)
     written = read_csv(tmp_path / "out.csv")
     assert [row["id"] for row in written] == ["1", "", "", "4"]
     assert [bool(row["label"]) for row in written] == [True, False, False, True]
@@ -164,52 +167,52 @@ def test_malformed_lines_and_nan_keep_their_place(model_dir, images_dir, tmp_pat
 
     lines = ['{"image": "0.png", "text": null}', "[1]", '{"image": "1.png"', '{"image": "2.png", "text": 7}']
     (tmp_path / "input.jsonl").write_text("\n".join(lines))
-    predict_table(model_dir, tmp_path / "input.jsonl", tmp_path / "out.parquet", settings(images_dir))
+    predict(model_dir, tmp_path / "input.jsonl", tmp_path / "out.parquet", images_dir)
     result = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["label"] is not None for row in result] == [True, False, False, True]
     assert "text is empty" in result[0]["error"] and "malformed row" in result[2]["error"]
 
     pq.write_table(pa.table({"image": ["0.png"], "text": pa.array([float("nan")])}), tmp_path / "input.parquet")
-    summary = predict_table(model_dir, tmp_path / "input.parquet", tmp_path / "nan.csv", settings(images_dir))
+    summary = predict(model_dir, tmp_path / "input.parquet", tmp_path / "nan.csv", images_dir)
     assert (summary.unpredicted, len(summary.errors)) == (0, 1)
 
 
 def test_workers_and_shards_do_not_change_the_file(model_dir, table, images_dir, tmp_path):
     variants = {"a": {}, "b": {"workers": 2}, "c": {"shard_rows": 6}, "d": {"shard_rows": 9, "workers": 1}}
     for name, changes in variants.items():
-        predict_table(model_dir, table, tmp_path / f"{name}.csv", settings(images_dir, **changes))
+        predict(model_dir, table, tmp_path / f"{name}.csv", images_dir, **changes)
     assert len({(tmp_path / f"{name}.csv").read_bytes() for name in variants}) == 1
 
 
 def test_limit(model_dir, table, images_dir, tmp_path, expected):
-    summary = predict_table(model_dir, table, tmp_path / "out.csv", settings(images_dir, limit=7))
+    summary = predict(model_dir, table, tmp_path / "out.csv", images_dir, limit=7)
     assert summary.rows == 7
     np.testing.assert_allclose(probabilities(read_csv(tmp_path / "out.csv")), expected[:7], rtol=0, atol=1e-6)
-    assert predict_table(model_dir, table, tmp_path / "all.csv", settings(images_dir, limit=700)).rows == 20
+    assert predict(model_dir, table, tmp_path / "all.csv", images_dir, limit=700).rows == 20
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.8, 1.0])
 def test_threshold_decides_for_the_second_label(model_dir, table, images_dir, tmp_path, expected, threshold):
-    predict_table(model_dir, table, tmp_path / "out.csv", settings(images_dir, threshold=threshold))
+    predict(model_dir, table, tmp_path / "out.csv", images_dir, threshold=threshold)
     for row, wanted in zip(read_csv(tmp_path / "out.csv"), expected, strict=True):
         assert row["label"] == ("true" if wanted[1] >= threshold else "fake")
         assert row["confidence"] == row[f"probability_{row['label']}"]
 
 
 def test_three_labels_have_three_probabilities_and_no_threshold(three_way_model_dir, table, images_dir, tmp_path):
-    predict_table(three_way_model_dir, table, tmp_path / "out.csv", settings(images_dir))
+    predict(three_way_model_dir, table, tmp_path / "out.csv", images_dir)
     for row in read_csv(tmp_path / "out.csv"):
         values = {name: float(row[f"probability_{name}"]) for name in ("true", "satire", "fake")}
         assert sum(values.values()) == pytest.approx(1)
         assert row["label"] == max(values, key=values.__getitem__)
     with pytest.raises(InputError, match="3 labels, a threshold needs two"):
-        predict_table(three_way_model_dir, table, tmp_path / "b.csv", settings(images_dir, threshold=0.5))
+        predict(three_way_model_dir, table, tmp_path / "b.csv", images_dir, threshold=0.5)
 
 
 def test_an_input_column_named_as_a_prediction_is_kept_under_another_name(model_dir, rows, images_dir, tmp_path):
     extended = [{**row, "label": "gold", "input_label": "x", "error": "e"} for row in rows]
     table = write_csv(tmp_path / "input.csv", extended)
-    predict_table(model_dir, table, tmp_path / "out.csv", settings(images_dir))
+    predict(model_dir, table, tmp_path / "out.csv", images_dir)
     row = read_csv(tmp_path / "out.csv")[0]
     assert (row["input_input_label"], row["input_label"], row["input_error"]) == ("gold", "x", "e")
     assert row["label"] in ("fake", "true") and row["error"] == ""
@@ -221,14 +224,14 @@ def test_columns_come_from_the_call_or_the_recipe_or_are_the_usual_ones(
     renamed = [{"id": row["image"].removesuffix(".png"), "title": row["text"]} for row in rows]
     table = write_csv(tmp_path / "input.csv", renamed)
     columns = {"image": "{id}.png", "text": "title"}
-    predict_table(model_dir, table, tmp_path / "a.csv", settings(images_dir, columns=columns))
+    predict(model_dir, table, tmp_path / "a.csv", images_dir, columns=columns)
     np.testing.assert_allclose(probabilities(read_csv(tmp_path / "a.csv")), expected, rtol=0, atol=1e-6)
 
     trained = shutil.copytree(model_dir, tmp_path / "trained")
     recipe = "task: image-text-classification\ndata: {source: table, columns: {image: photo, text: title}}\n"
     (trained / "recipe.yaml").write_text(recipe)
     table = write_csv(tmp_path / "b_in.csv", [{"photo": row["image"], "title": row["text"]} for row in rows])
-    predict_table(trained, table, tmp_path / "b.csv", settings(images_dir))
+    predict(trained, table, tmp_path / "b.csv", images_dir)
     assert probabilities(read_csv(tmp_path / "b.csv")).tolist() == probabilities(read_csv(tmp_path / "a.csv")).tolist()
 
 
@@ -240,7 +243,7 @@ def test_a_model_of_fakeddit_reads_fakeddit(model_dir, rows, images_dir, tmp_pat
         Image.open(images_dir / row["image"]).save(tmp_path / "data" / "images" / f"x{row['id']}.jpg", "PNG")
     lines = [{"id": f"x{row['id']}", "clean_title": row["text"], "hasImage": "True"} for row in rows]
     table = write_csv(tmp_path / "data" / "multimodal_test_public.tsv", lines, delimiter="\t")
-    predict_table(trained, table, tmp_path / "out.csv", settings())
+    predict(trained, table, tmp_path / "out.csv")
     np.testing.assert_allclose(probabilities(read_csv(tmp_path / "out.csv")), expected, rtol=0, atol=1e-6)
 
 
@@ -275,7 +278,7 @@ def test_wrong_names_and_places_are_said_in_one_line(model_dir, table, images_di
     ]
     for model, source, output, changes, message in cases:
         with pytest.raises(InputError, match=re.escape(message)) as caught:
-            predict_table(model, source, output, settings(**{"image_root": images_dir, **changes}))
+            predict(model, source, output, **{"images_dir": images_dir, **changes})
         assert "\n" not in str(caught.value)
     assert (tmp_path / "done.csv").read_text() == "precious"
     assert not out.exists() and not list(tmp_path.glob("*.partial"))
@@ -284,14 +287,14 @@ def test_wrong_names_and_places_are_said_in_one_line(model_dir, table, images_di
 @pytest.mark.parametrize(
     "changes", [{"threshold": 1.5}, {"limit": 0}, {"batch_size": 0}, {"workers": -1}, {"shard_rows": 0}]
 )
-def test_impossible_settings_are_refused(changes):
+def test_impossible_settings_are_refused(model_dir, table, tmp_path, changes):
     with pytest.raises(InputError, match=next(iter(changes))):
-        PredictionSettings(**changes)
+        predict(model_dir, table, tmp_path / "out.csv", **changes)
 
 
 def test_overwrite_replaces(model_dir, table, images_dir, tmp_path):
     (tmp_path / "out.csv").write_text("old")
-    predict_table(model_dir, table, tmp_path / "out.csv", settings(images_dir, overwrite=True))
+    predict(model_dir, table, tmp_path / "out.csv", images_dir, overwrite=True)
     assert len(read_csv(tmp_path / "out.csv")) == 20
 
 
@@ -305,7 +308,7 @@ def begun(model_dir, images_dir, rows, tmp_path, monkeypatch):
     own_images = shutil.copytree(images_dir, tmp_path / "images")
     own_model = shutil.copytree(model_dir, tmp_path / "own_model")
     table = write_csv(tmp_path / "input.csv", rows)
-    arguments = settings(own_images, shard_rows=6)
+    arguments = {"images_dir": own_images, "shard_rows": 6}
     written = []
 
     write = ShardFolder.write
@@ -319,16 +322,16 @@ def begun(model_dir, images_dir, rows, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ShardFolder, "write", write_and_stop)
         with pytest.raises(InterruptedJobError):
-            predict_table(own_model, table, tmp_path / "out.csv", arguments)
+            predict(own_model, table, tmp_path / "out.csv", **arguments)
     assert not (tmp_path / "out.csv").exists()
     return own_model, table, own_images, arguments, tmp_path / "out.csv"
 
 
 def test_an_interrupted_job_goes_on(begun):
     model, table, _, arguments, output = begun
-    summary = predict_table(model, table, output, arguments)
+    summary = predict(model, table, output, **arguments)
     assert (summary.rows, summary.resumed_rows) == (20, 12)
-    predict_table(model, table, output.with_name("whole.csv"), arguments)
+    predict(model, table, output.with_name("whole.csv"), **arguments)
     assert output.read_bytes() == output.with_name("whole.csv").read_bytes()
 
 
@@ -348,32 +351,41 @@ def test_an_interrupted_job_refuses_other_inputs(begun, changed):
         changes = {"columns": {"text": "id"}}
     else:
         changes = {changed.replace(" ", "_"): {"threshold": 0.4, "limit": 15, "batch size": 2}[changed]}
-    arguments = PredictionSettings(**{**vars(arguments), **changes})
+    arguments = {**arguments, **changes}
     with pytest.raises(InputError, match=f"begun with another .*{changed}"):
-        predict_table(model, table, output, arguments)
+        predict(model, table, output, **arguments)
     assert not output.exists()
-    summary = predict_table(model, table, output, PredictionSettings(**{**vars(arguments), "overwrite": True}))
+    summary = predict(model, table, output, **arguments, overwrite=True)
     assert summary.resumed_rows == 0
     fresh = output.with_name("fresh.csv")
-    predict_table(model, table, fresh, arguments)
+    predict(model, table, fresh, **arguments)
     assert output.read_bytes() == fresh.read_bytes()
+
+
+class HalfWriter:
+    """Writes half a parquet file, and the power goes."""
+
+    def __init__(self, path: Path, *args, **kwargs) -> None:
+        Path(path).write_bytes(b"PAR1 and then the power went")
+
+    def write_table(self, content: pa.Table) -> None:
+        raise InterruptedJobError
 
 
 @pytest.mark.parametrize("module", ["shards", "outputs"])
 def test_a_file_that_was_half_written_is_not_taken_for_a_whole_one(begun, monkeypatch, module):
     model, table, _, arguments, output = begun
     output = output.with_suffix(".parquet")
-
-    def write_half(content: pa.Table, path: Path) -> None:
-        path.write_bytes(b"PAR1 and then the power went")
-        raise InterruptedJobError
-
     with monkeypatch.context() as patch:
-        patch.setattr(f"mmhf.inference.{module}.pq", SimpleNamespace(write_table=write_half, read_table=pq.read_table))
+        if module == "shards":
+            half = SimpleNamespace(write_table=lambda content, path: HalfWriter(path).write_table(content))
+            patch.setattr("mmhf.inference.shards.pq", half)
+        else:
+            patch.setattr(outputs.pq, "ParquetWriter", HalfWriter)
         with pytest.raises(InterruptedJobError):
-            predict_table(model, table, output, arguments)
+            predict(model, table, output, **arguments)
     assert not output.exists()
-    assert predict_table(model, table, output, arguments).resumed_rows == (0 if module == "shards" else 20)
+    assert predict(model, table, output, **arguments).resumed_rows == (0 if module == "shards" else 20)
     assert len(pq.read_table(output)) == 20
 
 
@@ -381,27 +393,91 @@ def test_a_job_that_had_done_nothing_binds_nobody(begun):
     model, table, _, arguments, output = begun
     for shard in output.with_name("out.csv.partial").glob("shard-*"):
         shard.unlink()
-    arguments = PredictionSettings(**{**vars(arguments), "limit": 9})
-    assert predict_table(model, table, output, arguments).rows == 9
+    arguments = {**arguments, "limit": 9}
+    assert predict(model, table, output, **arguments).rows == 9
 
 
-def test_two_processes_do_not_write_one_output(begun):
+def test_a_process_with_other_inputs_does_not_join_one_at_work(begun):
     model, table, _, arguments, output = begun
-    identity = json.loads((output.parent / "out.csv.partial" / "identity.json").read_text())
-    with ShardFolder(output, identity).opened(discard_other=False), pytest.raises(InputError, match="another process"):
-        predict_table(model, table, output, arguments)
+    identity = json.loads((output.parent / "out.csv.partial" / "identity.json").read_text())["identity"]
+    with ShardFolder(output, identity).joined(discard_other=False):
+        for changes in ({"limit": 5}, {"limit": 5, "overwrite": True}):
+            with pytest.raises(InputError, match="another process"):
+                predict(model, table, output, **arguments, **changes)
+        assert predict(model, table, output, **arguments).resumed_rows == 12, "the same work is shared"
+
+
+def test_processes_share_the_work_and_write_what_one_would(wild, model_dir, tmp_path):
+    table, _ = wild
+    predict(model_dir, table, tmp_path / "alone.csv", shard_rows=2)
+    script = [sys.executable, str(Path(__file__).with_name("predict_in_children.py")), "share"]
+    done = in_a_program([*script, str(model_dir), str(table), str(tmp_path)])
+    counts = {name: int(value) for name, value in (pair.split("=") for pair in done.split())}
+    assert counts["rows"] == 20 and counts["most"] < 20
+    assert (tmp_path / "shared.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+
+
+def in_a_program(command: list[str]) -> str:
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_what_is_done_is_not_done_again(model_dir, table, images_dir, tmp_path):
+    output = tmp_path / "out.csv"
+    first = predict(model_dir, table, output, images_dir)
+    before = output.stat().st_mtime_ns
+    again = predict(model_dir, table, output, images_dir)
+    assert (again.rows_here, again.resumed_rows) == (0, 20) and output.stat().st_mtime_ns == before
+    assert (again.labels, again.errors, again.filled) == (first.labels, first.errors, first.filled)
+    with pytest.raises(InputError, match="exists and was made from other inputs"):
+        predict(model_dir, table, output, images_dir, limit=5)
+    output.write_text(output.read_text() + "a row by hand\n")
+    with pytest.raises(InputError, match="exists already"):
+        predict(model_dir, table, output, images_dir)
+
+
+@pytest.mark.parametrize("output", ["out.csv", "out.parquet"])
+def test_images_are_known_by_their_content(begun, output):
+    model, table, images, arguments, finished = begun
+    predict(model, table, finished.with_name(output), **arguments)
+    picture = images / "2.png"
+    content, stat = picture.read_bytes(), picture.stat()
+    picture.write_bytes(content)
+    assert predict(model, table, finished.with_name(output), **arguments).rows_here == 0, "written anew, and the same"
+    Image.new("RGB", Image.open(picture).size).save(picture)
+    picture.write_bytes(picture.read_bytes().ljust(len(content), b"\0")[: len(content)])
+    os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(InputError, match="made from other inputs"):
+        predict(model, table, finished.with_name(output), **arguments)
+    assert predict(model, table, finished.with_name(output), **arguments, overwrite=True).rows_here == 20
+
+
+def test_an_image_that_nothing_was_made_of_yet_may_change(begun):
+    model, table, images, arguments, output = begun
+    Image.new("RGB", (40, 40)).save(images / "19.png")
+    assert predict(model, table, output, **arguments).resumed_rows == 12
+
+
+def test_overwriting_keeps_its_work_when_it_is_stopped(begun, monkeypatch):
+    model, table, _, arguments, output = begun
+    output.write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(TableJob, "_assemble", lambda job: (_ for _ in ()).throw(InterruptedJobError))
+        with pytest.raises(InterruptedJobError):
+            predict(model, table, output, **arguments, overwrite=True)
+    assert output.read_text() == "old"
+    assert predict(model, table, output, **arguments, overwrite=True).resumed_rows == 20
 
 
 def test_killed_at_any_step_and_started_again_it_writes_the_same_file(model_dir, images_dir, wild, tmp_path):
     table, _ = wild
-    script = Path(__file__).with_name("kill_at_every_step.py")
+    script = Path(__file__).with_name("predict_in_children.py")
     (tmp_path / "outputs").mkdir()
-    command = [sys.executable, str(script), str(model_dir), str(table), str(tmp_path / "outputs")]
-    root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    steps, starts = map(int, re.fullmatch(r"steps=(\d+) starts=(\d+)\n", done.stdout).groups())
+    done = in_a_program([sys.executable, str(script), "kill", str(model_dir), str(table), str(tmp_path / "outputs")])
+    steps, starts = map(int, re.fullmatch(r"steps=(\d+) starts=(\d+)\n", done).groups())
     assert steps > 15 and starts > 2
 
 

@@ -1,5 +1,7 @@
 import csv
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,8 +16,8 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from mmhf.errors import InputError
-from mmhf.inference import embedding
-from mmhf.inference.embedding import EmbeddingSettings, embed_table
+from mmhf.inference.embedders import RowEmbedder, embed_table
+from mmhf.inference.table_job import JobSettings, TableJob
 from mmhf.models.dual_encoder import build_dual_encoder, build_dual_encoder_processor
 from mmhf.recipe import recipe_from_dict
 from tests.inference.embedding_models import COLOURS, save_tiny_clip
@@ -85,7 +87,7 @@ def by_hand(model_dir, table):
 
 
 def small(**options):
-    return EmbeddingSettings(batch_size=3, shard_rows=4, **options)
+    return JobSettings(batch_size=3, shard_rows=4, progress=False, **options)
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("model_dir", 0), ("model_dir", 2), ("dual_encoder_dir", 0)])
@@ -120,7 +122,7 @@ def test_a_folder_of_images_needs_no_table(model_dir, table, tmp_path):
 
 def test_texts_alone_need_no_images(model_dir, table, tmp_path):
     output = tmp_path / "out.parquet"
-    summary = embed_table(model_dir, table, output, small(modalities=["text"], columns={"text": "id"}))
+    summary = embed_table(model_dir, table, output, small(columns={"text": "id"}), modalities=["text"])
     assert summary.embedded == {"text": 12}
     assert "image_embedding" not in pq.read_schema(output).names
 
@@ -168,7 +170,7 @@ def test_another_model_does_not_go_on_with_the_work_of_the_first(model_dir, tabl
 
     output = tmp_path / "out.parquet"
     with monkeypatch.context() as patch:
-        patch.setattr(embedding, "_assemble", stop)
+        patch.setattr(TableJob, "_assemble", stop)
         with pytest.raises(KeyboardInterrupt):
             embed_table(model_dir, table, output, small())
     other = save_tiny_clip(tmp_path / "other", seed=1)
@@ -179,14 +181,14 @@ def test_another_model_does_not_go_on_with_the_work_of_the_first(model_dir, tabl
 
 def test_a_process_with_other_inputs_does_not_join_those_at_work(model_dir, table, tmp_path, monkeypatch):
     output, joined, may_end = tmp_path / "out.parquet", threading.Event(), threading.Event()
-    exact = embedding.embed_batch
+    exact = RowEmbedder.make
 
     def slow(*args):
         joined.set()
         may_end.wait(30)
         return exact(*args)
 
-    monkeypatch.setattr(embedding, "embed_batch", slow)
+    monkeypatch.setattr(RowEmbedder, "make", slow)
     thread = threading.Thread(target=embed_table, args=(model_dir, table, output, small()))
     thread.start()
     assert joined.wait(60)
@@ -211,8 +213,9 @@ def test_a_process_with_other_inputs_does_not_join_those_at_work(model_dir, tabl
 )
 def test_what_cannot_be_embedded_is_refused(model_dir, table, tmp_path, options, message):
     output = tmp_path / options.pop("output", "out.parquet")
+    modalities = options.pop("modalities", ())
     with pytest.raises(InputError, match=message):
-        embed_table(model_dir, table, output, EmbeddingSettings(**options))
+        embed_table(model_dir, table, output, JobSettings(**options), modalities=modalities)
 
 
 def test_a_table_with_neither_images_nor_texts_is_refused(model_dir, tmp_path):
@@ -229,3 +232,38 @@ def test_another_kind_of_model_is_refused(tmp_path, table):
     ).save_pretrained(tmp_path / "bert")
     with pytest.raises(InputError, match="a bert model; embedding needs a dual encoder"):
         embed_table(tmp_path / "bert", table, tmp_path / "out.parquet")
+
+
+def test_captions_are_embedded_each_row_s_as_one(model_dir, table, tmp_path):
+    """A single caption is its own embedding, several have the mean of theirs; lists are read as pandas writes them."""
+    captions = ["a red picture", ["a red picture", "blue"], json.dumps(["green", "a blue picture"]), []]
+    lines = [json.dumps({"image": f"{row}.png", "captions": each}) for row, each in enumerate(captions)]
+    (table.parent / "captions.jsonl").write_text("\n".join(lines))
+    output = tmp_path / "out.parquet"
+    summary = embed_table(model_dir, table.parent / "captions.jsonl", output, small())
+    assert summary.embedded == {"image": 3, "text": 3}
+    written = pq.read_table(output).to_pydict()
+    model, processor = AutoModel.from_pretrained(model_dir).eval(), AutoProcessor.from_pretrained(model_dir)
+
+    def of(text):
+        with torch.no_grad():
+            embeds = model.get_text_features(**processor(text=text, return_tensors="pt")).pooler_output[0]
+        return torch.nn.functional.normalize(embeds, dim=0)
+
+    expected = [of("a red picture"), of("a red picture") + of("blue"), of("green") + of("a blue picture")]
+    for row, wanted in enumerate(expected):
+        found = torch.tensor(written["text_embedding"][row])
+        assert torch.allclose(found, torch.nn.functional.normalize(wanted, dim=0), atol=1e-5)
+    assert written["text_embedding"][3] is None
+    assert "not an image" in written["error"][3] and written["error"][3].endswith("; the text is empty")
+    assert written["captions"][0] == "a red picture"
+
+
+def test_the_columns_of_captions_that_a_model_was_trained_on(dual_encoder_dir, table, tmp_path):
+    trained = shutil.copytree(dual_encoder_dir, tmp_path / "trained")
+    (trained / "recipe.yaml").write_text(
+        "data: {source: table, columns: {image: null, captions: [first, second], id: null}}\n"
+    )
+    (table.parent / "two.csv").write_text("image,first,second\n0.png,red,blue\n1.png,green,\n")
+    summary = embed_table(trained, table.parent / "two.csv", tmp_path / "out.parquet", small())
+    assert summary.embedded == {"image": 2, "text": 2} and not summary.errors

@@ -16,10 +16,11 @@ from mmhf.data.images import DataFolder
 from mmhf.data.readers import TableFile
 from mmhf.data.text_embeddings import EMBEDDING_COLUMN, ENCODER_KEY, HASH_COLUMN, text_hashes
 from mmhf.errors import InputError
-from mmhf.inference.embedders import TEXT, EmbedderInputs
-from mmhf.inference.embedding import EmbeddingSettings, EmbeddingSummary, check_parquet_name, embed_rows
-from mmhf.inference.inputs import PredictionRows, read_rows
+from mmhf.inference.embedders import EmbedderInputs, RowEmbedder
+from mmhf.inference.inputs import IMAGE, TEXT, TableRows, read_rows
 from mmhf.inference.loading import choose_device
+from mmhf.inference.outputs import check_output
+from mmhf.inference.table_job import JobSettings, JobSummary, TableJob, refuse_existing
 from mmhf.models.backbones import load_encoder, load_encoder_config, load_tokenizer, reference_of
 from mmhf.models.encoders import TEXT_POOLINGS
 from mmhf.models.text_tables import TableEncoder, embed_tokens, weights_digest
@@ -154,12 +155,12 @@ def load_text_embedder(
 
 def embed_texts(
     name: str,
-    input_path: str | Path | PredictionRows,
+    input_path: str | Path | TableRows,
     output_path: str | Path,
+    settings: JobSettings | None = None,
     *,
     encoding: TextEncoding | None = None,
-    settings: EmbeddingSettings | None = None,
-) -> EmbeddingSummary:
+) -> JobSummary:
     """Write a table's rows with `text_hash` and `text_embedding`, the encoder's pooled output.
 
     The file says what made it: encoder, commit, weights, pooling, prefix, length. As with `embed_table`, any number of
@@ -167,36 +168,33 @@ def embed_texts(
 
     Args:
         name (`str`): See `load_text_embedder`.
-        input_path (`str`, `Path` or [`PredictionRows`]): A CSV, TSV, JSONL or parquet file with a column of texts, or
+        input_path (`str`, `Path` or [`TableRows`]): A CSV, TSV, JSONL or parquet file with a column of texts, or
             rows that have been read.
         output_path (`str` or `Path`): `.parquet`.
+        settings ([`JobSettings`], *optional*): Column, limit, batch size, device and the like.
         encoding ([`TextEncoding`], *optional*): Pooling, prefix, length.
-        settings ([`EmbeddingSettings`], *optional*): Column, limit, batch size, device and the like.
 
     Raises:
         InputError: The encoder, input or column is absent, or the output exists and was made from other inputs.
     """
-    settings, output = settings or EmbeddingSettings(), Path(output_path)
-    check_parquet_name(output)
-    rows = input_path if isinstance(input_path, PredictionRows) else _read(input_path, settings)
-    device = choose_device(settings.device)
+    settings, output = settings or JobSettings(), Path(output_path)
+    check_output(output, (".parquet",))
+    if not settings.overwrite:
+        refuse_existing(output)
+    rows = input_path
+    if not isinstance(rows, TableRows):
+        rows = read_rows(rows, columns=settings.columns, limit=settings.limit, reads={IMAGE: False})
+    device = settings.choose_device()
     embedder = load_text_embedder(name, encoding, device=device)
-    identity = {
-        "input": rows.table_hash,
-        "columns": str(rows.text_column),
-        **{f"encoder {key}": str(value) for key, value in embedder.facts.to_dict().items()},
-        "device": device.type,
-        "limit": str(settings.limit),
-        "batch size": str(settings.batch_size),
-        "shard size": str(settings.shard_rows),
-    }
-    metadata = {ENCODER_KEY: json.dumps(embedder.facts.to_dict())}
-    return embed_rows(
-        embedder, _with_hashes(rows), [TEXT], output, identity=identity, metadata=metadata, settings=settings
-    )
+    facts = embedder.facts.to_dict()
+    identity = {**settings.facts(rows, device), **{f"encoder {key}": str(value) for key, value in facts.items()}}
+    metadata = {ENCODER_KEY: json.dumps(facts)}
+    rows = _with_hashes(rows)
+    model = RowEmbedder(embedder, [TEXT])
+    return TableJob(model, rows, output, identity=identity, settings=settings, metadata=metadata).run()
 
 
-def rows_of_texts(origin: str, columns: Mapping[str, Sequence[Any]], *, limit: int | None = None) -> PredictionRows:
+def rows_of_texts(origin: str, columns: Mapping[str, Sequence[Any]], *, limit: int | None = None) -> TableRows:
     """Rows that have been read elsewhere, such as those of a recipe.
 
     Args:
@@ -205,19 +203,15 @@ def rows_of_texts(origin: str, columns: Mapping[str, Sequence[Any]], *, limit: i
         limit (`int`, *optional*): The first rows only.
     """
     chosen = {name: list(values)[:limit] for name, values in columns.items()}
-    texts = [text or "" for text in chosen["text"]]
+    texts = [[text] if text else [] for text in chosen["text"]]
     digest = hashlib.sha256(json.dumps(chosen, default=str).encode()).hexdigest()
     table = TableFile(origin, chosen, list(range(1, len(texts) + 1)))
-    return PredictionRows(table, texts, None, "text", DataFolder("."), digest)
+    return TableRows(table, texts, None, ("text",), DataFolder("."), digest)
 
 
-def _read(input_path: str | Path, settings: EmbeddingSettings) -> PredictionRows:
-    return read_rows(input_path, columns=settings.columns, limit=settings.limit, with_image=False, with_text=True)
-
-
-def _with_hashes(rows: PredictionRows) -> PredictionRows:
-    assert rows.texts is not None
+def _with_hashes(rows: TableRows) -> TableRows:
+    """The rows with what each text is looked up by, in the place of what an earlier table says of it."""
     made = (HASH_COLUMN, EMBEDDING_COLUMN, "error")
     columns = {name: values for name, values in rows.table.columns.items() if name not in made}
-    columns[HASH_COLUMN] = text_hashes(rows.texts)
+    columns[HASH_COLUMN] = text_hashes([texts[0] if texts else "" for texts in rows.texts or []])
     return replace(rows, table=replace(rows.table, columns=columns))

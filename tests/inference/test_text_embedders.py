@@ -16,9 +16,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from mmhf.data.text_embeddings import TextEmbeddingTable, text_hashes
 from mmhf.errors import InputError
-from mmhf.inference import text_embedding
-from mmhf.inference.embedding import EmbeddingSettings
-from mmhf.inference.text_embedding import (
+from mmhf.inference import JobSettings, text_embedders
+from mmhf.inference.text_embedders import (
     KNOWN_ENCODERS,
     KnownEncoder,
     TextEncoding,
@@ -27,10 +26,10 @@ from mmhf.inference.text_embedding import (
     rows_of_texts,
 )
 from mmhf.models.encoders import pool_text
-from tests.inference.test_batch import write_csv
+from tests.inference.test_predictors import write_csv
 
 TEXTS = ["grinning face", "a dog", "", "red heart with an arrow", "grinning face", "cat"]
-SMALL = EmbeddingSettings(batch_size=2, shard_rows=2)
+SMALL = JobSettings(batch_size=2, shard_rows=2, progress=False)
 
 
 @pytest.fixture
@@ -103,7 +102,7 @@ def test_work_that_was_killed_is_gone_on_with(
 ) -> None:
     name, output = str(text_encoder_dir), tmp_path / "t.parquet"
     embed_texts(name, table, tmp_path / "whole.parquet", settings=SMALL)
-    embed = text_embedding.TextEncoderEmbedder.embed
+    embed = text_embedders.TextEncoderEmbedder.embed
     batches = []
 
     def stop_at_the_third(self: object, modality: str, encoding: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -112,7 +111,7 @@ def test_work_that_was_killed_is_gone_on_with(
             raise KeyboardInterrupt
         return embed(self, modality, encoding)
 
-    monkeypatch.setattr(text_embedding.TextEncoderEmbedder, "embed", stop_at_the_third)
+    monkeypatch.setattr(text_embedders.TextEncoderEmbedder, "embed", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         embed_texts(name, table, output, settings=SMALL)
     assert not output.exists()

@@ -1,0 +1,269 @@
+"""Labels and captions for every row of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from transformers import BatchFeature, PreTrainedModel
+
+from mmhf.data.text_embeddings import TextEmbeddingTable, TextTableProcessor
+from mmhf.errors import InputError
+from mmhf.inference.captioning import check_generation
+from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, files_hash, model_hash, read_rows
+from mmhf.inference.loading import load_predictable, takes_text
+from mmhf.inference.outputs import check_output
+from mmhf.inference.probabilities import class_names, class_probabilities
+from mmhf.inference.table_job import Batch, JobSettings, JobSummary, TableJob, place_rows, refuse_existing
+from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
+from mmhf.models.fusion import FusionForImageTextClassification
+from mmhf.models.fusion.building import check_same_table
+from mmhf.models.text_tables import TableEncoder
+
+EMPTY_TEXT = "the text is empty; predicted from the image alone"
+FROM_TEXT = "predicted from the text alone"
+_ROW = "row"
+
+Processor = Callable[..., BatchFeature]
+
+
+class PredictionCollator:
+    """Encodes the rows that can be predicted.
+
+    Args:
+        processor (`Callable`): Called with `images` and, where the model takes it, `text`.
+        with_text (`bool`): Whether it does.
+        missing (`Collection[str]`): `image`, `text`: those that a row may lack.
+    """
+
+    def __init__(self, processor: Processor, *, with_text: bool, missing: Collection[str] = ()) -> None:
+        self.processor = processor
+        self.with_text = with_text
+        self.missing = missing
+
+    def __call__(self, examples: Sequence[Example]) -> Batch:
+        texts = [each.texts[0] if each.texts else "" for each in examples]
+        counts = [
+            int(each.image is not None or (IMAGE in self.missing and bool(text)))
+            for each, text in zip(examples, texts, strict=True)
+        ]
+        errors = [each.image_error for each in examples]
+        for place, each in enumerate(examples):
+            if each.image is None and counts[place]:
+                errors[place] = f"{errors[place]}; {FROM_TEXT}"
+            elif each.image is not None and self.with_text and not texts[place]:
+                errors[place] = EMPTY_TEXT
+        used = [place for place, count in enumerate(counts) if count]
+        encodings = {}
+        if used:
+            encodings[_ROW] = self._encode([examples[place].image for place in used], [texts[place] for place in used])
+        return Batch(encodings, {_ROW: counts}, errors)
+
+    def _encode(self, images: list[Any], texts: Sequence[str]) -> BatchFeature:
+        if not self.with_text:
+            return self.processor(images=images, return_tensors="pt")
+        if not self.missing:
+            return self.processor(images=images, text=list(texts))
+        given = [text or None for text in texts] if TEXT in self.missing else list(texts)
+        return self.processor(images=images, text=given, masks=True)
+
+
+class ClassificationPredictor:
+    """Makes the columns `label`, `probability_<label>` and `confidence`.
+
+    A model with an abstention threshold gives the column `abstained`, too: whether the confidence is below it.
+
+    Args:
+        model (`PreTrainedModel`): A classifier in eval mode, on its device.
+        processor (`Callable`): Of the model.
+        threshold (`float`, *optional*): Two classes only: the second label is predicted from this probability on;
+            absent: the more probable label.
+
+    Raises:
+        InputError: The model has other than two labels, and there is a threshold.
+    """
+
+    verb = "predicting"
+
+    def __init__(self, model: PreTrainedModel, processor: Processor, *, threshold: float | None = None) -> None:
+        self.model = model
+        self.threshold = threshold
+        self.label_names = class_names(model)
+        if threshold is not None and len(self.label_names) != 2:
+            raise InputError(f"threshold: the model has {len(self.label_names)} labels, a threshold needs two")
+        both = takes_text(model)
+        self.reads = (IMAGE, TEXT) if both else (IMAGE,)
+        missing = list(model.config.missing_modalities) if both else []
+        self.collator = PredictionCollator(processor, with_text=both, missing=missing)
+
+    @property
+    def schema(self) -> pa.Schema:
+        probabilities = [(f"probability_{name}", pa.float64()) for name in self.label_names]
+        abstained = [] if self.model.config.abstain_below is None else [("abstained", pa.bool_())]
+        return pa.schema([("label", pa.string()), *probabilities, ("confidence", pa.float64()), *abstained])
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        return self.schema.names
+
+    def make(self, batch: Batch) -> pa.Table:
+        """One row of `schema` for each row of the batch, null where it cannot be predicted."""
+        made = self.predict(batch.encodings[_ROW]) if batch.encodings else self.schema.empty_table()
+        return place_rows(made, batch.counts[_ROW])
+
+    @torch.inference_mode()
+    def predict(self, encoding: Mapping[str, torch.Tensor]) -> pa.Table:
+        """One row of `schema` for each encoded row; `confidence` is the probability of the predicted label."""
+        inputs = {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        probabilities = class_probabilities(self.model(**inputs).logits)
+        if self.threshold is None:
+            chosen = probabilities.argmax(dim=-1)
+        else:
+            chosen = (probabilities[:, 1] >= self.threshold).long()
+        confidence = probabilities.gather(1, chosen[:, None])[:, 0]
+        labels = [self.label_names[index] for index in chosen.tolist()]
+        columns = [labels, *probabilities.T.tolist(), confidence.tolist()]
+        if self.model.config.abstain_below is not None:
+            columns.append((confidence < self.model.config.abstain_below).tolist())
+        return pa.table([pa.array(column) for column in columns], schema=self.schema)
+
+
+class CaptionPredictor:
+    """Makes the column `caption`.
+
+    Args:
+        model (`PrefixCaptionerForConditionalGeneration`): In eval mode, on its device.
+        processor ([`CaptionerProcessor`]): Reads captions out of tokens.
+        generation (`Mapping[str, Any]`, *optional*): What differs from the model's own way, such as `num_beams`.
+    """
+
+    verb = "captioning"
+    reads = (IMAGE,)
+    schema = pa.schema([("caption", pa.string())])
+    columns = ("caption",)
+
+    def __init__(
+        self,
+        model: PrefixCaptionerForConditionalGeneration,
+        processor: Any,
+        generation: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.processor = processor
+        self.generation = check_generation(generation or {})
+        self.collator = PredictionCollator(processor, with_text=False)
+
+    def make(self, batch: Batch) -> pa.Table:
+        """One row of `schema` for each row of the batch, null where there is no image."""
+        made = self.predict(batch.encodings[_ROW]) if batch.encodings else self.schema.empty_table()
+        return place_rows(made, batch.counts[_ROW])
+
+    @torch.inference_mode()
+    def predict(self, encoding: Mapping[str, torch.Tensor]) -> pa.Table:
+        """One row of `schema` for each encoded row."""
+        pixel_values = encoding["pixel_values"].to(self.model.device, self.model.dtype)
+        captions = self.processor.captions(self.model.generate(pixel_values, **self.generation))
+        return pa.table([pa.array(captions, pa.string())], schema=self.schema)
+
+
+def predict_table(
+    model_dir: str | Path,
+    input_path: str | Path,
+    output_path: str | Path,
+    settings: JobSettings | None = None,
+    *,
+    threshold: float | None = None,
+    generation: Mapping[str, Any] | None = None,
+    text_embeddings: str | Path | None = None,
+    defuse_formulas: bool = False,
+) -> JobSummary:
+    """Predict every row of a table or folder and write them, in order, with the input's own columns.
+
+    A row that cannot be predicted keeps its place, with the reason in `error`; an empty text is predicted and noted
+    there, and so is a row without a usable image if the model was trained to go by the text alone. Any number of
+    processes may be started with the same arguments: they share the work. Killed at any moment and started again, it
+    writes the file that it would have written; started again when it is done, nothing happens. Work in progress lies
+    in `OUTPUT.partial/`; the output appears when it is complete, a CSV file with `OUTPUT.job.json`, which says what it
+    was made from.
+
+    Args:
+        model_dir (`str` or `Path`): Run or release folder.
+        input_path (`str` or `Path`): CSV, TSV, JSONL or parquet file, or a folder of images: with a metadata file,
+            or, for a model that takes no text, without one.
+        output_path (`str` or `Path`): `.csv` or `.parquet`.
+        settings ([`JobSettings`], *optional*): Columns, limit, batch size, device and the like.
+        threshold (`float`, *optional*): Two classes only: the second label is predicted from this probability on;
+            absent: the more probable label.
+        generation (`Mapping[str, Any]`, *optional*): Captioners only: what differs from the model's own way, such as
+            `num_beams`.
+        text_embeddings (`str` or `Path`, *optional*): Only models that were trained on a table of text embeddings: one
+            with these rows' texts; absent: the encoder that made the model's reads them.
+        defuse_formulas (`bool`, defaults to `False`): CSV only: put `'` before texts that a spreadsheet would run.
+
+    Raises:
+        InputError: The model, input or a column is absent, the output exists, or it was begun from other inputs.
+    """
+    settings, output = settings or JobSettings(), Path(output_path)
+    check_output(output, (".csv", ".parquet"))
+    if defuse_formulas and output.suffix.lower() != ".csv":
+        raise InputError(f"{output}: defuse_formulas is for spreadsheets, which open .csv")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InputError(f"threshold={threshold}: expected a probability between 0 and 1")
+    if not settings.overwrite:
+        refuse_existing(output)
+    device = settings.choose_device()
+    model, processor = load_predictable(model_dir, device=device)
+    rows = read_rows(
+        input_path,
+        model_dir=model_dir,
+        columns=settings.columns,
+        image_root=settings.image_root,
+        limit=settings.limit,
+        reads={TEXT: takes_text(model)},
+    )
+    if text_embeddings is not None:
+        processor = _with_table(model, processor, rows, Path(text_embeddings))
+    predictor: ClassificationPredictor | CaptionPredictor
+    if isinstance(model, PrefixCaptionerForConditionalGeneration):
+        if threshold is not None:
+            raise InputError("threshold: the model writes captions, and no labels")
+        predictor = CaptionPredictor(model, processor, generation)
+    elif generation:
+        raise InputError("generation: the model predicts labels, and writes no captions")
+    else:
+        predictor = ClassificationPredictor(model, processor, threshold=threshold)
+    identity = {
+        **settings.facts(rows, device),
+        "model": model_hash(Path(model_dir)),
+        "threshold": str(threshold),
+        "generation": str(dict(generation or {})),
+        "text embeddings": "" if text_embeddings is None else files_hash([Path(text_embeddings)]),
+        "formulas": "defused" if defuse_formulas else "as they are",
+    }
+    job = TableJob(predictor, rows, output, identity=identity, settings=settings, defuse_formulas=defuse_formulas)
+    return job.run()
+
+
+def _with_table(model: PreTrainedModel, processor: Any, rows: TableRows, path: Path) -> TextTableProcessor:
+    """The processor with a table of text embeddings that holds every text of these rows."""
+    if not isinstance(model, FusionForImageTextClassification):
+        raise InputError("text_embeddings: only a model of images and texts reads a table of them")
+    table = TextEmbeddingTable.open(path)
+    config: Any = model.config
+    check_same_table(config, TableEncoder.from_dict(table.encoder), "the model")
+    texts = [each[0] if each else "" for each in rows.texts or []]
+    may_lack = TEXT in config.missing_modalities
+    absent = [
+        number for number, place in enumerate(table.positions(texts)) if place < 0 and (texts[number] or not may_lack)
+    ]
+    if absent:
+        raise InputError(
+            f"{path}: has no embedding for {len(absent)} of {len(rows)} texts, such as that of row "
+            f"{rows.table.rows[absent[0]]}; embed this table with mmhf embed --text, or go without text_embeddings"
+        )
+    return TextTableProcessor(processor, table)

@@ -124,7 +124,7 @@ def test_batch_prediction_pipeline_and_release_agree(place: Path, fakeddit_dir: 
 
     model, processor = load_classifier(release)
     pipe = ImageTextClassificationPipeline(model=model, processor=processor, task="image-text-classification")
-    image = str(settings["image_root"] / f"{rows[0]['id']}.jpg")
+    image = str(fakeddit_dir / "public_image_set" / f"{rows[0]['id']}.jpg")
     best = pipe({"image": image, "text": rows[0]["clean_title"]})[0]
     assert best["label"] == rows[0]["label"] and best["score"] == pytest.approx(columns["live"][0], abs=1e-6)
     assert len(model._table_encoder) == 1 and "text.embeddings" not in str(list(model.state_dict()))

@@ -1,11 +1,18 @@
-"""What the verbs say while they work."""
+"""What the verbs print: messages while they work, and tables of metrics."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.table import Table
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from mmhf.tasks import Measured
 
 
 class ConsoleHandler(logging.Handler):
@@ -13,3 +20,15 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
+
+
+def print_metrics(title: str, measured: Mapping[str, Measured]) -> None:
+    """Print a table with one row a metric and one column a split to standard output."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    for split, each in measured.items():
+        table.add_column(f"{split} ({each.num_rows} rows)", justify="right")
+    for name in dict.fromkeys(name for each in measured.values() for name in each.metrics):
+        values = (each.metrics.get(name) for each in measured.values())
+        table.add_row(name, *("undefined" if value is None else f"{value:.4f}" for value in values))
+    Console().print(table)

@@ -18,7 +18,7 @@ import transformers
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.errors import InputError
 from mmhf.hub import resolve_model
-from mmhf.hub.reach import use_caches_if_hub_is_silent
+from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.recipe import load_recipe
 from mmhf.recipe.training_sections import cache_section
 from mmhf.tasks import task_of

@@ -19,7 +19,7 @@ import transformers
 from mmhf.errors import InputError
 from mmhf.evaluation.lr_range_plot import plot_lr_range
 from mmhf.hub import resolve_model
-from mmhf.hub.reach import use_caches_if_hub_is_silent
+from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.recipe import ResolvedRecipe, load_recipe
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import Recipe

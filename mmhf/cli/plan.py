@@ -22,7 +22,7 @@ from mmhf.data.filters import describe_steps
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
 from mmhf.files import CONFIG_FILE
-from mmhf.hub.reach import use_caches_if_hub_is_silent
+from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import ResolvedRecipe, json_schema, load_recipe
 from mmhf.recipe.training_sections import cache_section

@@ -18,17 +18,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from pathlib import Path
 
 import optuna
+from transformers import TrainerCallback
 
-from mmhf.cli._sweep_trial import train_trial
+from mmhf.cli import train
+from mmhf.cli._console import ConsoleHandler
 from mmhf.errors import InputError
 from mmhf.recipe import ResolvedRecipe, load_recipe
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.sweep import Patience, SharedStudy, SweepSpace, as_overrides, load_space
 from mmhf.sweep.outcome import BEST_RECIPE_FILE, write_outcome
-from mmhf.sweep.trial_process import preload
+from mmhf.sweep.trial_process import TrialOrder, preload
 from mmhf.sweep.worker import OBJECTIVE_SPLIT, Worker
 from mmhf.tasks import task_of
 from mmhf.training.run_folder import OUTPUT_ROOT
@@ -70,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
         recipe=resolved.to_yaml(),
         patience=Patience(elsewhere=options.stale_after),
     )
-    preload("mmhf.cli.train")
+    preload(__name__)
     num_trials = min(options.trials or space.num_trials, len(space.grid()) if _is_grid(space) else 10**9)
     Worker(study, train_trial, options.recipe, overrides, folder, num_trials).run()
     best = write_outcome(study, folder, options.recipe, options.overrides)
@@ -103,3 +106,17 @@ def _check(resolved: ResolvedRecipe, space: SweepSpace, recipe: str, overrides: 
             load_recipe(recipe, [*overrides, *as_overrides({key: value})])
         except InputError as error:
             raise InputError(f"{space.path}: space.{key}: {str(error).splitlines()[0]}") from error
+
+
+def train_trial(order: TrialOrder, callbacks: list[TrainerCallback]) -> None:
+    """Train as `mmhf train` does; what that prints goes to `RUN_DIR.log`."""
+    log = Path(order.run_dir).with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(stream, descriptor)
+    logger = logging.getLogger("mmhf")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [ConsoleHandler()]
+    options = argparse.Namespace(recipe=order.recipe, overrides=order.overrides, resume=False, allow_changes=False)
+    train.run(options, callbacks)

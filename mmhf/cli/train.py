@@ -16,7 +16,7 @@ import transformers
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from mmhf.cli._metrics_table import print_metrics
+from mmhf.cli._console import print_metrics
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.duplicates import write_duplicates
 from mmhf.data.filters import describe_steps
@@ -24,8 +24,8 @@ from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
 from mmhf.files import BAD_EXAMPLES_FILE, BAD_EXAMPLES_LOG, DUPLICATES_FILE, REPORT_FILE
 from mmhf.hub import resolve_model
+from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.hub.lineage import check_release_is_possible, release_run, write_lineage
-from mmhf.hub.reach import use_caches_if_hub_is_silent
 from mmhf.recipe import ResolvedRecipe, load_recipe
 from mmhf.tasks import AnyTask, Measured, task_of
 from mmhf.training.arguments import build_stage_plan, training_arguments

@@ -22,11 +22,12 @@ from mmhf.files import (
     WEIGHTS_FILE,
     read_json_object,
 )
-from mmhf.hub.environment import code_version, environment
 from mmhf.hub.manifest import (
     Release,
     ReleaseNotes,
+    code_version,
     content_commit,
+    environment,
     file_sha256,
     released_files,
 )

@@ -11,12 +11,10 @@ import yaml
 
 from mmhf.errors import InputError
 from mmhf.files import RECIPE_FILE, RELEASE_FILE
-from mmhf.hub.downloads import download_file
 from mmhf.hub.hub_errors import named_hub_errors
-from mmhf.hub.hub_repo import HubRepo
-from mmhf.hub.manifest import Release, ReleaseReference, read_release
+from mmhf.hub.hub_repo import HubRepo, download_file
+from mmhf.hub.manifest import Release, ReleaseReference, Version, read_release
 from mmhf.hub.releases import list_versions, resolve_model
-from mmhf.hub.versions import Version
 
 # Where a run was put and what it was called are no settings of the model.
 _NOT_SETTINGS = ("release", "init_from", "training.output_dir", "tracking")

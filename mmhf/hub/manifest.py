@@ -1,15 +1,21 @@
-"""`release.json`: what a release is, where it came from, and the hash of each of its files."""
+"""`release.json`: what a release is, its version, where it came from, and the hash of each of its files."""
 
 from __future__ import annotations
 
 import hashlib
+import platform
+import re
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import total_ordering
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mmhf._version import __version__
 from mmhf.errors import InputError
 from mmhf.files import LINEAGE_FILE, RECIPE_FILE, RELEASE_FILE, TRAINER_STATE_FILE
 from mmhf.recipe.schema import CardSection
@@ -18,6 +24,19 @@ from mmhf.recipe.schema import CardSection
 _NEVER_RELEASED = {RELEASE_FILE, TRAINER_STATE_FILE, LINEAGE_FILE}
 _RELEASED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", RECIPE_FILE)
 _HASH_CHUNK_BYTES = 1 << 20
+_VERSION = re.compile(r"v?(?P<numbers>\d+(?:\.\d+)*)(?P<suffix>(?:[-_.][0-9A-Za-z]+)*)")
+_MIN_NUMBERS = 3
+_Identifier = tuple[int, int, str]
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "timm",
+    "safetensors",
+    "huggingface-hub",
+)
 
 
 @dataclass(frozen=True)
@@ -137,3 +156,83 @@ def file_sha256(path: str | Path) -> str:
         while chunk := stream.read(_HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@total_ordering
+@dataclass(frozen=True, eq=False)
+class Version:
+    """A version such as `v1.8`, `v1.10.2` or `v2.0-rc.1`, ordered as semantic versioning orders them.
+
+    Numbers compare as numbers (1.10 > 1.9), absent ones count as 0 (1.8 equals 1.8.0), and a version with a suffix
+    comes before the same version without one (2.0-rc.1 < 2.0).
+
+    Args:
+        numbers (`tuple[int, ...]`): The dotted numbers.
+        suffix (`str`): What follows them, with its separator; may be empty.
+    """
+
+    numbers: tuple[int, ...]
+    suffix: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Version:
+        """Read `1.8` or `v1.8`; raises `InputError` for anything that is not a version."""
+        match = _VERSION.fullmatch(text)
+        if match is None:
+            raise InputError(f"{text!r} is not a version: write it as 1.8, v1.8, 1.8.2 or 1.8-rc.1")
+        return cls(tuple(int(number) for number in match["numbers"].split(".")), match["suffix"])
+
+    @classmethod
+    def is_valid(cls, text: str) -> bool:
+        return _VERSION.fullmatch(text) is not None
+
+    def _key(self) -> tuple[tuple[int, ...], bool, tuple[_Identifier, ...]]:
+        padded = self.numbers + (0,) * (_MIN_NUMBERS - len(self.numbers))
+        identifiers = tuple(
+            (0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split("[-_.]", self.suffix)[1:]
+        )
+        return padded, not self.suffix, identifiers
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Version) and self._key() == other._key()
+
+    def __lt__(self, other: Version) -> bool:
+        return self._key() < other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __str__(self) -> str:
+        return "v" + ".".join(str(number) for number in self.numbers) + self.suffix
+
+
+def environment() -> dict[str, str]:
+    """Versions of Python, the platform and the packages that decide what a model computes."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def code_version() -> dict[str, str | None]:
+    """`version` of mmhf and, when it runs from a checkout, `git_commit`; `+changes` marks uncommitted edits."""
+    return {"version": __version__, "git_commit": _git_commit(Path(__file__).resolve().parents[1])}
+
+
+def _git_commit(package_dir: Path) -> str | None:
+    # `ls-files` tells a checkout of mmhf from a virtual environment that lies inside some other repository.
+    if not _git(package_dir, "ls-files", "__init__.py"):
+        return None
+    commit = _git(package_dir, "rev-parse", "HEAD")
+    return f"{commit}+changes" if commit and _git(package_dir, "status", "--porcelain", ".") else commit
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -27,11 +27,9 @@ from huggingface_hub import ModelCard
 from mmhf.errors import InputError
 from mmhf.files import RELEASE_FILE
 from mmhf.hub.assembling import assemble, check_run
-from mmhf.hub.downloads import download_file
 from mmhf.hub.hub_errors import HUB_ERRORS, is_hub_error, named_hub_errors, with_retries
-from mmhf.hub.hub_repo import HubRepo, Refs
-from mmhf.hub.manifest import Release, ReleaseNotes
-from mmhf.hub.versions import Version
+from mmhf.hub.hub_repo import HubRepo, Refs, download_file
+from mmhf.hub.manifest import Release, ReleaseNotes, Version
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import ReleaseSection
 from mmhf.recipe.training_sections import greater_is_better

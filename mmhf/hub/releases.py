@@ -15,17 +15,17 @@ from filelock import FileLock
 from mmhf.errors import InputError, UnreachableError
 from mmhf.files import CONFIG_FILE, RELEASE_FILE
 from mmhf.hub.assembling import assemble, check_run
-from mmhf.hub.downloads import download_model
+from mmhf.hub.hub_repo import download_model
 from mmhf.hub.manifest import (
     ReleaseNotes,
     ReleaseReference,
+    Version,
     content_commit,
     file_sha256,
     read_release,
     released_files,
     verify_release,
 )
-from mmhf.hub.versions import Version
 
 logger = logging.getLogger(__name__)
 

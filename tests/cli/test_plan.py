@@ -12,7 +12,7 @@ import huggingface_hub.constants
 import pytest
 from transformers import BertConfig, CLIPConfig, DistilBertConfig, Qwen3Config
 
-from mmhf.hub import reach
+from mmhf.hub import hub_errors
 from mmhf.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +75,7 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(reach.datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_errors.datasets.config, "HF_HUB_OFFLINE", False)
 
 
 def _use_hub(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from loopback_hub import READER_TOKEN, TOKEN, LoopbackHub
 from loopback_store import Repo
 
 from mmhf.errors import InputError
-from mmhf.hub.downloads import download_model
+from mmhf.hub.hub_repo import download_model
 from mmhf.hub.lineage import release_settings
 from mmhf.hub.manifest import verify_release
 from mmhf.hub.pushing import push_release

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from mmhf.errors import InputError
-from mmhf.hub import downloads
+from mmhf.hub import hub_repo
 from mmhf.hub.manifest import ReleaseReference, read_release
 from mmhf.hub.releases import resolve_model, write_release
 
@@ -74,7 +74,7 @@ def test_another_name_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_p
             raise LocalEntryNotFoundError("Cannot find the requested files\nin the cache")
         return str(snapshot)
 
-    monkeypatch.setattr(downloads, "snapshot_download", download)
+    monkeypatch.setattr(hub_repo, "snapshot_download", download)
     resolved = resolve_model("org/name@v2")
     assert (resolved.path, resolved.repo, resolved.revision, resolved.commit) == (
         snapshot,

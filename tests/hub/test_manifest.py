@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmhf.errors import InputError
-from mmhf.hub.versions import Version
+from mmhf.hub.manifest import Version
 
 
 def test_numbers_compare_as_numbers_and_suffixes_come_first():

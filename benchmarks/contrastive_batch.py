@@ -15,7 +15,7 @@ import mmhf  # noqa: F401  (first: it makes torchvision importable beside a CPU 
 
 import torch  # isort: skip
 
-from mmhf.models.dual_encoder import build_dual_encoder
+from mmhf.models.dual_encoder.building import build_dual_encoder
 from mmhf.recipe import recipe_from_dict
 from mmhf.training.gradient_caching import contrast_outputs, embed_without_graph
 

@@ -27,7 +27,7 @@ from mmhf.data.modalities import ModalityMasking
 from mmhf.data.table import NO_IMAGE, ROW_FEATURES
 from mmhf.data.text_embeddings import TextEmbeddingTable, TextTableProcessor
 from mmhf.inference.text_embedders import TextEncoding, embed_texts, rows_of_texts
-from mmhf.models.fusion import build_fusion_model, build_fusion_processor
+from mmhf.models.fusion.building import build_fusion_model, build_fusion_processor
 from mmhf.models.text_tables import TableEncoder
 from mmhf.recipe import recipe_from_dict
 from mmhf.sample_data import read_sample

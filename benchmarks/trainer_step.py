@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainingArguments
 
 from mmhf.data.datasets import RowDataset
-from mmhf.models.fusion import build_fusion_model
+from mmhf.models.fusion.building import build_fusion_model
 from mmhf.recipe.schema import FusionModelSection, FusionTextSection, VisionEncoderSection
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.trainer import MMTrainer

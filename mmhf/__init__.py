@@ -6,29 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from mmhf import _torchvision
-from mmhf._version import __version__
+from mmhf._version import __version__ as __version__
 
 _torchvision.install()
 
-# Resolved on first use, so that `import mmhf` loads neither torch nor transformers.
+# Resolved on first use, so that `import mmhf` loads neither torch nor transformers. The families' configs, models and
+# processors come from their own records.
 _EXPORTS = {
-    "BackboneForImageClassification": "mmhf.models.image_classifier",
-    "BackboneForImageClassificationConfig": "mmhf.models.image_classifier",
-    "CaptionerProcessor": "mmhf.models.captioner",
-    "FusionConfig": "mmhf.models.fusion",
-    "FusionForImageTextClassification": "mmhf.models.fusion",
-    "FusionProcessor": "mmhf.models.fusion",
     "MMTrainer": "mmhf.training.trainer",
-    "PrefixCaptionerConfig": "mmhf.models.captioner",
-    "PrefixCaptionerForConditionalGeneration": "mmhf.models.captioner",
     "StageCallback": "mmhf.training.boundary",
     "StagePlan": "mmhf.training.stages",
     "Stage": "mmhf.training.stages",
     "load_recipe": "mmhf.recipe",
     "pipeline": "mmhf.inference",
 }
-
-__all__ = ["__version__", *_EXPORTS]
 
 if TYPE_CHECKING:
     from mmhf.inference import pipeline as pipeline
@@ -37,6 +28,9 @@ if TYPE_CHECKING:
     from mmhf.models.captioner import (
         PrefixCaptionerForConditionalGeneration as PrefixCaptionerForConditionalGeneration,
     )
+    from mmhf.models.dual_encoder import DualEncoderConfig as DualEncoderConfig
+    from mmhf.models.dual_encoder import DualEncoderModel as DualEncoderModel
+    from mmhf.models.dual_encoder import DualEncoderProcessor as DualEncoderProcessor
     from mmhf.models.fusion import FusionConfig as FusionConfig
     from mmhf.models.fusion import FusionForImageTextClassification as FusionForImageTextClassification
     from mmhf.models.fusion import FusionProcessor as FusionProcessor
@@ -52,10 +46,20 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'mmhf' has no attribute {name!r}")
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name == "__all__":
+        return __dir__()
+    # Only classes: import machinery asks for submodules by this way, too.
+    if name[:1].isupper() and name in (owners := _families_by_class()):
+        return owners[name].attribute(name)
+    raise AttributeError(f"module 'mmhf' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(["__version__", *_EXPORTS, *_families_by_class()])
+
+
+def _families_by_class() -> dict[str, Any]:
+    families = importlib.import_module("mmhf.models.family").families()
+    return {name: family for family in families.values() for name in family.classes}

@@ -11,30 +11,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mmhf.hub.manifest import ReleaseNotes
+from mmhf.models.family import family_of_task
 
 CURVE_FILE = "training_curves.png"
 _HUB_BACKBONE_DEPTH = 1
 _MAX_TABLE_ROWS = 200
 _LOCAL_PREFIXES = ("pypi/", "/", ".", "~")
-
-# The Hub's own names of tasks; a fusion classifier's task is not among them, so that it has no `pipeline_tag`.
-_PIPELINE_TAGS = {
-    "image-classification": "image-classification",
-    "image-captioning": "image-to-text",
-    "contrastive": "zero-shot-image-classification",
-}
-_CALLS = {
-    "image-text-classification": (
-        "image-text-classification",
-        'classify({{"image": "photo.jpg", "text": "what is said about the photo"}})',
-    ),
-    "image-classification": ("image-classification", 'classify("photo.jpg")'),
-    "image-captioning": ("image-captioning", 'caption("photo.jpg")'),
-    "contrastive": (
-        "zero-shot-image-classification",
-        'classify("photo.jpg", candidate_labels=["a dog", "a cat"])',
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -95,7 +77,8 @@ def split_metrics(metrics: Mapping[str, Any]) -> Iterator[tuple[str, str, float]
 
 def _front_matter(notes: ReleaseNotes, facts: CardFacts) -> ModelCardData:
     card, task = notes.card, str(facts.recipe["task"])
-    tag = _PIPELINE_TAGS.get(task)
+    family = family_of_task(task)
+    tag = None if family is None else family.pipeline_tag
     return ModelCardData(
         license=card.license,
         license_name=card.license_name,
@@ -155,17 +138,17 @@ def _backbones(section: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _usage(notes: ReleaseNotes, facts: CardFacts) -> str:
-    task, call = _CALLS.get(str(facts.recipe["task"]), (None, ""))
-    if task is None:
+    family = family_of_task(str(facts.recipe["task"]))
+    if family is None:
         return ""
-    verb = call.partition("(")[0]
-    arguments = [f'"{task}"', f'model="{notes.model}"']
+    verb = family.card_call.partition("(")[0]
+    arguments = [f'"{family.pipeline_task}"', f'model="{notes.model}"']
     if notes.revision is not None:
         arguments.append(f'revision="{notes.revision}"')
     if facts.has_remote_code:
         arguments.append("trust_remote_code=True")
     code = ["from transformers import pipeline", "", f"{verb} = pipeline({', '.join(arguments)})"]
-    code.append(f"print({call.replace('{{', '{').replace('}}', '}')})")
+    code.append(f"print({family.card_call})")
     hint = (
         "This runs the code of this repository and needs transformers, torch, torchvision, timm and pillow. With mmhf "
         "installed, `from mmhf import pipeline` serves it without `trust_remote_code`."

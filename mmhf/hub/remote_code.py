@@ -17,6 +17,7 @@ from typing import Any
 
 from mmhf._version import __version__
 from mmhf.files import CONFIG_FILE
+from mmhf.models.family import Family, families
 
 _PACKAGE = "mmhf"
 _ROOT = Path(__file__).parents[1]
@@ -26,63 +27,6 @@ _AVAILABLE = {
     *("yaml", "tqdm", "regex", "packaging", "filelock"),
 }
 _HEADER = '"""From {module} of mmhf {version}, made by `mmhf release`; with mmhf installed this file is not used."""\n'
-
-
-@dataclass(frozen=True)
-class RemoteFamily:
-    """Where the classes of a family are, as `MODULE:CLASS`.
-
-    Args:
-        config, model (`str`): The family's own.
-        auto_classes (`tuple[str, ...]`): Auto classes of transformers that load the model.
-        processor (`str`, *optional*): Absent: a stock one does.
-        pipeline (`str`, *optional*): Absent: a stock one does.
-        task (`str`, *optional*): What `pipeline()` is asked for, where the pipeline is the family's own.
-        inputs (`str`): What that pipeline takes, as transformers names it: `multimodal` or `image`.
-        name_table (`str`, *optional*): Table in transformers' `modeling_auto` by which a stock pipeline knows models.
-    """
-
-    config: str
-    model: str
-    auto_classes: tuple[str, ...] = ("AutoModel",)
-    processor: str | None = None
-    pipeline: str | None = None
-    task: str | None = None
-    inputs: str = "multimodal"
-    name_table: str | None = None
-
-
-FAMILIES: dict[str, RemoteFamily] = {
-    "mmhf_fusion": RemoteFamily(
-        config="mmhf.models.fusion.configuration_fusion:FusionConfig",
-        model="mmhf.models.fusion.modeling_fusion:FusionForImageTextClassification",
-        processor="mmhf.models.fusion.processing_fusion:FusionProcessor",
-        pipeline="mmhf.inference.pipelines:ImageTextClassificationPipeline",
-        task="image-text-classification",
-    ),
-    "mmhf_backbone": RemoteFamily(
-        config="mmhf.models.image_classifier.configuration_image_classifier:BackboneForImageClassificationConfig",
-        model="mmhf.models.image_classifier.modeling_image_classifier:BackboneForImageClassification",
-        auto_classes=("AutoModel", "AutoModelForImageClassification"),
-        name_table="MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-    ),
-    "mmhf_prefix_captioner": RemoteFamily(
-        config="mmhf.models.captioner.configuration_captioner:PrefixCaptionerConfig",
-        model="mmhf.models.captioner.modeling_captioner:PrefixCaptionerForConditionalGeneration",
-        processor="mmhf.models.captioner.processing_captioner:CaptionerProcessor",
-        pipeline="mmhf.inference.captioning:ImageCaptioningPipeline",
-        task="image-captioning",
-        inputs="image",
-    ),
-    "mmhf_dual_encoder": RemoteFamily(
-        config="mmhf.models.dual_encoder.configuration_dual_encoder:DualEncoderConfig",
-        model="mmhf.models.dual_encoder.modeling_dual_encoder:DualEncoderModel",
-        auto_classes=("AutoModel", "AutoModelForZeroShotImageClassification"),
-        processor="mmhf.models.dual_encoder.processing_dual_encoder:DualEncoderProcessor",
-        name_table="MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
-    ),
-}
-"""Model type → what its releases carry."""
 
 
 def add_remote_code(folder: Path) -> bool:
@@ -96,17 +40,16 @@ def add_remote_code(folder: Path) -> bool:
     """
     config_file = folder / CONFIG_FILE
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    model_type = config.get("model_type")
-    family = FAMILIES.get(model_type)
+    family = families().get(config.get("model_type"))
     if family is None:
         return False
-    for name, source in bundle(family, model_type).items():
+    for name, source in bundle(family).items():
         (folder / name).write_text(source, encoding="utf-8")
-    auto_map = {"AutoConfig": _class_reference(family.config)}
-    auto_map.update({auto_class: _class_reference(family.model) for auto_class in family.auto_classes})
+    auto_map = {"AutoConfig": _class_reference(family, "config")}
+    auto_map.update({auto_class: _class_reference(family, "model") for auto_class in family.auto_classes})
     _rewrite(config_file, {**config, "auto_map": auto_map})
     if family.processor is not None:
-        reference = {"auto_map": {"AutoProcessor": _class_reference(family.processor)}}
+        reference = {"auto_map": {"AutoProcessor": _class_reference(family, "processor")}}
         for processor_file in (folder / "processor_config.json", folder / "preprocessor_config.json"):
             if processor_file.is_file():
                 _rewrite(processor_file, {**json.loads(processor_file.read_text(encoding="utf-8")), **reference})
@@ -114,7 +57,7 @@ def add_remote_code(folder: Path) -> bool:
 
 
 @functools.cache
-def bundle(family: RemoteFamily, model_type: str) -> dict[str, str]:
+def bundle(family: Family) -> dict[str, str]:
     """The code of a family as files that import nothing of mmhf.
 
     Returns:
@@ -125,46 +68,41 @@ def bundle(family: RemoteFamily, model_type: str) -> dict[str, str]:
             rewritten. This is a defect of mmhf, found by its tests.
     """
     collector = _Collector()
-    for target in (family.config, family.model, family.processor, family.pipeline):
-        if target is not None:
-            collector.need(*target.split(":"))
+    for name in ("config", "model", "processor", "pipeline"):
+        if (target := family.where(name)) is not None:
+            collector.need(*target)
     files = {f"{_file_stem(module)}.py": collector.source(module) for module in sorted(collector.needed)}
     if len(files) != len(collector.needed):
         raise ValueError(f"two of {', '.join(sorted(collector.needed))} would have one file name")
-    _append(files, family.config, _custom_pipeline(family))
-    _append(files, family.model, _known_to_stock_pipeline(family, model_type))
+    (config_module, config_class), (model_module, model_class) = _found(family, "config"), _found(family, "model")
+    if family.pipeline is not None:
+        # In the code and not in config.json, where it would win over mmhf's own.
+        entry = {
+            "impl": _class_reference(family, "pipeline"),
+            "pt": ["AutoModel"],
+            "type": family.pipeline_inputs,
+        }
+        # A property, because transformers 5.24 changes the dict that it is given.
+        files[f"{_file_stem(config_module)}.py"] += (
+            f"\n\n{config_class}.custom_pipelines = property(lambda config: {{{family.pipeline_task!r}: {entry!r}}})\n"
+        )
+    if family.name_table is not None:
+        files[f"{_file_stem(model_module)}.py"] += (
+            f"\n\nfrom transformers.models.auto.modeling_auto import {family.name_table}  # noqa: E402\n\n"
+            f"{family.name_table}[{family.model_type!r}] = {model_class!r}\n"
+        )
     return files
 
 
-def _custom_pipeline(family: RemoteFamily) -> str:
-    """Tells `pipeline()` of the family's own: in the code and not in config.json, where it would win over mmhf's."""
-    if family.pipeline is None or family.task is None:
-        return ""
-    entry = {family.task: {"impl": _class_reference(family.pipeline), "pt": ["AutoModel"], "type": family.inputs}}
-    # A property, because transformers 5.23 changes the dict that it is given.
-    return f"\n\n{_class_name(family.config)}.custom_pipelines = property(lambda config: {entry!r})\n"
+def _found(family: Family, name: str) -> tuple[str, str]:
+    target = family.where(name)
+    assert target is not None
+    return target
 
 
-def _known_to_stock_pipeline(family: RemoteFamily, model_type: str) -> str:
-    if family.name_table is None:
-        return ""
-    return (
-        f"\n\nfrom transformers.models.auto.modeling_auto import {family.name_table}  # noqa: E402\n\n"
-        f"{family.name_table}[{model_type!r}] = {_class_name(family.model)!r}\n"
-    )
-
-
-def _append(files: dict[str, str], target: str, text: str) -> None:
-    files[f"{_file_stem(target.split(':')[0])}.py"] += text
-
-
-def _class_reference(target: str) -> str:
-    module, name = target.split(":")
-    return f"{_file_stem(module)}.{name}"
-
-
-def _class_name(target: str) -> str:
-    return target.split(":")[1]
+def _class_reference(family: Family, name: str) -> str:
+    module, class_name = _found(family, name)
+    return f"{_file_stem(module)}.{class_name}"
 
 
 def _file_stem(module: str) -> str:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from mmhf.inference.captioning import ImageCaptioningPipeline
-from mmhf.inference.pipelines import ImageTextClassificationPipeline, pipeline
+import transformers
+from transformers.pipelines import PIPELINE_REGISTRY
+
 from mmhf.inference.predictors import predict_table
 from mmhf.inference.table_job import JobSettings, JobSummary
+from mmhf.models.family import families, register_families
 
-__all__ = [
-    "ImageCaptioningPipeline",
-    "ImageTextClassificationPipeline",
-    "JobSettings",
-    "JobSummary",
-    "pipeline",
-    "predict_table",
-]
+__all__ = ["JobSettings", "JobSummary", "pipeline", "predict_table"]
+
+register_families()
+for _family in families().values():
+    if _family.pipeline is not None:
+        PIPELINE_REGISTRY.register_pipeline(
+            _family.pipeline_task,
+            pipeline_class=_family.load("pipeline"),
+            pt_model=_family.load("model"),
+            type=_family.pipeline_inputs,
+        )
+
+pipeline = transformers.pipeline

@@ -8,14 +8,12 @@ from typing import Any
 from PIL.Image import Image
 from torch import Tensor
 from transformers import Pipeline
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from mmhf.data.images import decode_image
 from mmhf.errors import InputError
-from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
+from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 
-TASK = "image-captioning"
 # The keys of a recipe's section `generation`, not read from it: releases carry this file, and no recipes.
 GENERATION_OPTIONS = (
     "max_new_tokens",
@@ -117,11 +115,3 @@ class ImageCaptioningPipeline(Pipeline):
         processor: Any = self.processor
         tokens: Tensor | Sequence[Any] = model_outputs["tokens"]
         return [{"caption": caption} for caption in processor.captions(tokens)]
-
-
-PIPELINE_REGISTRY.register_pipeline(
-    TASK,
-    pipeline_class=ImageCaptioningPipeline,
-    pt_model=PrefixCaptionerForConditionalGeneration,
-    type="image",
-)

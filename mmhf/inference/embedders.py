@@ -11,9 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoProcessor,
     CLIPModel,
@@ -24,9 +22,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mmhf.errors import InputError
-from mmhf.files import CONFIG_FILE
 from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, model_hash, read_rows
-from mmhf.inference.loading import choose_device
+from mmhf.inference.loading import load_model, load_with, model_type_of
 from mmhf.inference.outputs import check_output
 from mmhf.inference.table_job import (
     EMBEDDING_SUFFIX,
@@ -37,15 +34,16 @@ from mmhf.inference.table_job import (
     place_rows,
     refuse_existing,
 )
-from mmhf.models.dual_encoder import DualEncoderModel
+from mmhf.models.family import families
 
 SOURCE_KEY = b"mmhf.source"
 """Key of a parquet file's metadata with what a search needs to know: the model's folder, the images' folder, and the
 columns."""
 EMPTY_TEXT = "the text is empty"
-_MODEL_TYPES = frozenset(
+# Dual encoders of transformers.
+_STOCK_MODEL_TYPES = frozenset(
     model_class.config_class.model_type
-    for model_class in (DualEncoderModel, CLIPModel, SiglipModel, VisionTextDualEncoderModel)
+    for model_class in (CLIPModel, SiglipModel, VisionTextDualEncoderModel)
     if model_class.config_class is not None
 )
 
@@ -134,23 +132,14 @@ def load_embedder(model_dir: str | Path, *, device: torch.device | None = None) 
         InputError: The folder is absent, holds another kind of model, or its files are damaged or incomplete.
     """
     path = Path(model_dir)
-    if not (path / CONFIG_FILE).is_file():
-        raise InputError(f"{path}: no model in it, config.json is missing")
-    try:
-        model_type = AutoConfig.from_pretrained(path, local_files_only=True).model_type
-        if model_type not in _MODEL_TYPES:
-            raise InputError(f"{path}: a {model_type} model; embedding needs a dual encoder")
-        model, loading = AutoModel.from_pretrained(path, output_loading_info=True, local_files_only=True)
-        processor = AutoProcessor.from_pretrained(path, local_files_only=True)
-    except InputError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: the model does not load ({reason}); restore its files") from error
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise InputError(f"{path}: the weights lack {len(missing)} tensors, such as {missing[0]}; restore the file")
-    return DualEncoderEmbedder(model.to(device or choose_device()).eval(), processor)
+    model_type = model_type_of(path)
+    if model_type in _STOCK_MODEL_TYPES:
+        return DualEncoderEmbedder(*load_with(path, AutoModel, AutoProcessor, device=device))
+    family = families().get(model_type)
+    if family is None or family.embedder is None:
+        raise InputError(f"{path}: a {model_type} model; embedding needs a dual encoder")
+    embedder: DualEncoderEmbedder = family.load("embedder")(*load_model(path, device=device))
+    return embedder
 
 
 class EmbeddingCollator:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -12,22 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from mmhf.errors import InputError
 from mmhf.files import CONFIG_FILE
-from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerConfig, PrefixCaptionerForConditionalGeneration
-from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel, DualEncoderProcessor
-from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification, FusionProcessor
-from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
-
-# Model type → model and processor.
-_CLASSIFIERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
-    FusionConfig.model_type: (FusionForImageTextClassification, FusionProcessor),
-    BackboneForImageClassificationConfig.model_type: (BackboneForImageClassification, AutoImageProcessor),
-}
-_CAPTIONERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
-    PrefixCaptionerConfig.model_type: (PrefixCaptionerForConditionalGeneration, CaptionerProcessor),
-}
-_DUAL_ENCODERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
-    DualEncoderConfig.model_type: (DualEncoderModel, DualEncoderProcessor),
-}
+from mmhf.models.family import families, register_families
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -46,67 +30,83 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
-def load_classifier(model_dir: str | Path, *, device: torch.device | None = None) -> tuple[PreTrainedModel, Any]:
-    """Load the classifier of a run or release folder and its processor, in eval mode, in the dtype it was saved in.
+def load_model(
+    model_dir: str | Path,
+    *,
+    task: str | None = None,
+    needs: Literal["predictor", "embedder"] | None = None,
+    device: torch.device | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """Load the model of a run or release folder and its processor, in eval mode, in the dtype it was saved in.
+
+    Parts that the folder only refers to are fetched.
+
+    Args:
+        model_dir (`str` or `Path`): The folder.
+        task (`str`, *optional*): `task` of the recipes whose models are expected; absent = any.
+        needs (`str`, *optional*): What the model's family must have, to predict tables or to embed; absent = nothing.
+        device (`torch.device`, *optional*): Absent = the accelerator of this machine, or the CPU.
 
     Raises:
         InputError: The folder is absent, holds another kind of model, or its files are damaged or incomplete.
     """
-    return _load(Path(model_dir), _CLASSIFIERS, device)
+    path = Path(model_dir)
+    wanted = {
+        model_type: family
+        for model_type, family in families().items()
+        if task in (None, family.task) and (needs is None or vars(family)[needs] is not None)
+    }
+    model_type = model_type_of(path)
+    if model_type not in wanted:
+        raise InputError(f"{path}: a {model_type} model; expected {' or '.join(wanted)}")
+    family = wanted[model_type]
+    processor_class = AutoImageProcessor if family.processor is None else family.load("processor")
+    return load_with(path, family.load("model"), processor_class, device=device)
 
 
-def load_captioner(model_dir: str | Path, *, device: torch.device | None = None) -> tuple[PreTrainedModel, Any]:
-    """As `load_classifier`, for a captioner; parts that the folder refers to are fetched."""
-    return _load(Path(model_dir), _CAPTIONERS, device)
+def model_type_of(path: Path) -> str:
+    """The `model_type` of a model folder.
 
-
-def load_dual_encoder_folder(
-    model_dir: str | Path, *, device: torch.device | None = None
-) -> tuple[PreTrainedModel, Any]:
-    """As `load_classifier`, for a dual encoder."""
-    return _load(Path(model_dir), _DUAL_ENCODERS, device)
-
-
-def load_predictable(model_dir: str | Path, *, device: torch.device | None = None) -> tuple[PreTrainedModel, Any]:
-    """As `load_classifier`, for any model that predicts a table."""
-    return _load(Path(model_dir), {**_CLASSIFIERS, **_CAPTIONERS}, device)
-
-
-def load_servable(model_dir: str | Path, *, device: torch.device | None = None) -> tuple[PreTrainedModel, Any]:
-    """As `load_classifier`, for a model of any family."""
-    return _load(Path(model_dir), {**_CLASSIFIERS, **_CAPTIONERS, **_DUAL_ENCODERS}, device)
-
-
-def _load(
-    path: Path, families: Mapping[str, tuple[type[PreTrainedModel], Any]], device: torch.device | None
-) -> tuple[PreTrainedModel, Any]:
+    Raises:
+        InputError: The folder is absent, holds no model, or its configuration cannot be read.
+    """
     if not path.is_dir():
         raise InputError(f"{path}: no such model folder")
     if not (path / CONFIG_FILE).is_file():
         raise InputError(f"{path}: no model in it, config.json is missing")
+    register_families()
     try:
-        model_class, processor_class = families[_model_type(path, families)]
-        loaded: Any = model_class.from_pretrained(path, output_loading_info=True, local_files_only=True)
+        return str(AutoConfig.from_pretrained(path, local_files_only=True).model_type)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, error) from error
+
+
+def load_with(
+    path: Path, model_class: Any, processor_class: Any, *, device: torch.device | None = None
+) -> tuple[PreTrainedModel, Any]:
+    """Load a folder with given classes, in eval mode.
+
+    Raises:
+        InputError: A file is damaged or incomplete.
+    """
+    try:
+        model, loading = model_class.from_pretrained(path, output_loading_info=True, local_files_only=True)
         processor = processor_class.from_pretrained(path, local_files_only=True)
     except InputError:
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{path}: the model does not load ({reason}); restore its files") from error
-    model, loading = loaded
+        raise _damaged(path, error) from error
     missing = sorted(loading["missing_keys"])
     if missing:
         raise InputError(f"{path}: the weights lack {len(missing)} tensors, such as {missing[0]}; restore the file")
     return model.to(device or choose_device()).eval(), processor
 
 
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return InputError(f"{path}: the model does not load ({reason}); restore its files")
+
+
 def takes_text(model: PreTrainedModel) -> bool:
     """Whether the model classifies pairs of an image and a text, and not images alone."""
     return "text" in model.input_modalities
-
-
-def _model_type(path: Path, families: Collection[str]) -> str:
-    model_type = AutoConfig.from_pretrained(path, local_files_only=True).model_type
-    if model_type not in families:
-        raise InputError(f"{path}: a {model_type} model; expected {' or '.join(families)}")
-    return model_type

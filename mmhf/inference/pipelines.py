@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import transformers
 from PIL.Image import Image
 from torch import Tensor
 from transformers import Pipeline
-from transformers.pipelines import PIPELINE_REGISTRY
 
 from mmhf.data.images import decode_image
 from mmhf.errors import InputError
 from mmhf.inference.probabilities import class_names, class_probabilities
 from mmhf.models.fusion import FusionForImageTextClassification
-
-TASK = "image-text-classification"
 
 Example = Mapping[str, Any]
 
@@ -130,13 +126,3 @@ def _pairs(image: Any, text: str | Sequence[str] | None) -> Example | list[Examp
     if len(image) != len(text):
         raise InputError(f"{len(image)} images for {len(text)} texts")
     return [{"image": one, "text": other} for one, other in zip(image, text, strict=True)]
-
-
-PIPELINE_REGISTRY.register_pipeline(
-    TASK,
-    pipeline_class=ImageTextClassificationPipeline,
-    pt_model=FusionForImageTextClassification,
-    type="multimodal",
-)
-
-pipeline = transformers.pipeline

@@ -14,11 +14,12 @@ from mmhf.data.text_embeddings import TextEmbeddingTable, TextTableProcessor
 from mmhf.errors import InputError
 from mmhf.inference.captioning import check_generation
 from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, files_hash, model_hash, read_rows
-from mmhf.inference.loading import load_predictable, takes_text
+from mmhf.inference.loading import load_model, takes_text
 from mmhf.inference.outputs import check_output
 from mmhf.inference.probabilities import class_names, class_probabilities
 from mmhf.inference.table_job import Batch, JobSettings, JobSummary, TableJob, place_rows, refuse_existing
 from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
+from mmhf.models.family import family_of
 from mmhf.models.fusion import FusionForImageTextClassification
 from mmhf.models.fusion.building import check_same_table
 from mmhf.models.text_tables import TableEncoder
@@ -99,6 +100,19 @@ class ClassificationPredictor:
         missing = list(model.config.missing_modalities) if both else []
         self.collator = PredictionCollator(processor, with_text=both, missing=missing)
 
+    @classmethod
+    def of(
+        cls, model: Any, processor: Any, *, threshold: float | None = None, generation: Mapping[str, Any] | None = None
+    ) -> ClassificationPredictor:
+        """A predictor with what `predict_table` was told.
+
+        Raises:
+            InputError: Options of generation, which belong to captions.
+        """
+        if generation:
+            raise InputError("generation: the model predicts labels, and writes no captions")
+        return cls(model, processor, threshold=threshold)
+
     @property
     def schema(self) -> pa.Schema:
         probabilities = [(f"probability_{name}", pa.float64()) for name in self.label_names]
@@ -157,6 +171,19 @@ class CaptionPredictor:
         self.processor = processor
         self.generation = check_generation(generation or {})
         self.collator = PredictionCollator(processor, with_text=False)
+
+    @classmethod
+    def of(
+        cls, model: Any, processor: Any, *, threshold: float | None = None, generation: Mapping[str, Any] | None = None
+    ) -> CaptionPredictor:
+        """A predictor with what `predict_table` was told.
+
+        Raises:
+            InputError: A threshold, which belongs to labels.
+        """
+        if threshold is not None:
+            raise InputError("threshold: the model writes captions, and no labels")
+        return cls(model, processor, generation)
 
     def make(self, batch: Batch) -> pa.Table:
         """One row of `schema` for each row of the batch, null where there is no image."""
@@ -217,7 +244,7 @@ def predict_table(
     if not settings.overwrite:
         refuse_existing(output)
     device = settings.choose_device()
-    model, processor = load_predictable(model_dir, device=device)
+    model, processor = load_model(model_dir, needs="predictor", device=device)
     rows = read_rows(
         input_path,
         model_dir=model_dir,
@@ -228,15 +255,7 @@ def predict_table(
     )
     if text_embeddings is not None:
         processor = _with_table(model, processor, rows, Path(text_embeddings))
-    predictor: ClassificationPredictor | CaptionPredictor
-    if isinstance(model, PrefixCaptionerForConditionalGeneration):
-        if threshold is not None:
-            raise InputError("threshold: the model writes captions, and no labels")
-        predictor = CaptionPredictor(model, processor, generation)
-    elif generation:
-        raise InputError("generation: the model predicts labels, and writes no captions")
-    else:
-        predictor = ClassificationPredictor(model, processor, threshold=threshold)
+    predictor = family_of(model).load("predictor").of(model, processor, threshold=threshold, generation=generation)
     identity = {
         **settings.facts(rows, device),
         "model": model_hash(Path(model_dir)),

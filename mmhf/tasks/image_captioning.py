@@ -31,11 +31,9 @@ from mmhf.evaluation.metrics_file import write_metrics
 from mmhf.evaluation.report import write_report
 from mmhf.evaluation.training_curves import plot_training_curves
 from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER, REPORT_FILE
-from mmhf.inference.loading import load_captioner
 from mmhf.models.backbones import reference_of
-from mmhf.models.captioner import (
-    CaptionerProcessor,
-    PrefixCaptionerForConditionalGeneration,
+from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
+from mmhf.models.captioner.building import (
     build_captioner_model,
     build_captioner_processor,
     generation_config,
@@ -112,9 +110,6 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         if processor is not None:
             model.generation_config = generation_config(self.recipe.generation, processor)
         return model
-
-    def load_trained(self, path: Path) -> tuple[PreTrainedModel, Any]:
-        return load_captioner(path)
 
     def num_train_rows(self, data: LoadedData) -> int | None:
         rows = data.splits.get("train")

@@ -9,12 +9,9 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 
 from mmhf.data.collators import ImageCollator
 from mmhf.data.loading import LoadedData
-from mmhf.models.image_classifier import (
-    BackboneForImageClassification,
-    build_image_classifier,
-    load_image_classifier,
-)
-from mmhf.models.image_processing import image_processor_of
+from mmhf.models.building import image_processor_of
+from mmhf.models.image_classifier import BackboneForImageClassification
+from mmhf.models.image_classifier.building import build_image_classifier, load_image_classifier
 from mmhf.recipe.schema import ImageClassificationRecipe
 from mmhf.tasks.classification import ClassificationTask
 

@@ -26,16 +26,10 @@ from mmhf.data.text_embeddings import (
 )
 from mmhf.errors import InputError
 from mmhf.evaluation.modality_views import ModalityEvaluation, evaluate_modalities, other_rows
+from mmhf.models.building import text_values
 from mmhf.models.classification_loss import LossSettings
-from mmhf.models.classifier_building import text_values
-from mmhf.models.fusion import (
-    FusionForImageTextClassification,
-    FusionProcessor,
-    build_fusion_model,
-    build_fusion_processor,
-    load_fusion_model,
-)
-from mmhf.models.fusion.building import check_same_table
+from mmhf.models.fusion import FusionForImageTextClassification, FusionProcessor
+from mmhf.models.fusion.building import build_fusion_model, build_fusion_processor, check_same_table, load_fusion_model
 from mmhf.models.text_tables import TableEncoder
 from mmhf.recipe.schema import FilteredDataSection, FusionRecipe
 from mmhf.tasks.classification import ClassificationTask, Predicted

@@ -20,7 +20,8 @@ from mmhf.data.datasets import RowDataset
 from mmhf.errors import InputError
 from mmhf.files import write_text
 from mmhf.models.contrastive_loss import EmbeddedPairs, caption_ids, contrastive_loss
-from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderOutput
+from mmhf.models.dual_encoder import DualEncoderModel
+from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderOutput
 from mmhf.recipe.schema import ContrastiveRecipe
 from mmhf.training.checkpoints import complete_checkpoints
 from mmhf.training.gradient_caching import (

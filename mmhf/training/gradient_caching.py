@@ -18,7 +18,7 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from mmhf.conventions import IGNORED_IMAGE
 from mmhf.models.contrastive_loss import Contrast, EmbeddedPairs, block_losses, caption_ids
-from mmhf.models.dual_encoder import DualEncoderOutput
+from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderOutput
 from mmhf.parallel import rank, world_size
 
 Batch = dict[str, Tensor]

@@ -10,12 +10,27 @@ import pytest
 from transformers.dynamic_module_utils import check_imports
 
 from mmhf.hub import remote_code
-from mmhf.hub.remote_code import FAMILIES, RemoteFamily, add_remote_code, bundle
+from mmhf.hub.remote_code import add_remote_code, bundle
+from mmhf.models.family import Family, families
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+def family_of_thing(model_type: str) -> Family:
+    """A family whose classes are all `A` of a module `mmhf/thing.py`."""
+    return Family(
+        package="mmhf",
+        model_type=model_type,
+        task="thing",
+        config="mmhf.thing:A",
+        model="mmhf.thing:A",
+        pipeline_task="thing",
+        card_call="thing()",
+        subject="mmhf.thing:A",
+    )
+
+
+@pytest.mark.parametrize("model_type", families())
 def test_the_code_of_a_family_imports_nothing_of_mmhf(model_type: str):
-    files = bundle(FAMILIES[model_type], model_type)
+    files = bundle(families()[model_type])
     for name, source in files.items():
         tree = ast.parse(source, name)
         for node in ast.walk(tree):
@@ -28,9 +43,9 @@ def test_the_code_of_a_family_imports_nothing_of_mmhf(model_type: str):
                 assert not any(str(each).startswith(("mmhf", "pydantic", "datasets", "pandas")) for each in names)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", families())
 def test_every_name_in_the_code_is_defined(model_type: str, tmp_path: Path):
-    for name, source in bundle(FAMILIES[model_type], model_type).items():
+    for name, source in bundle(families()[model_type]).items():
         (tmp_path / name).write_text(source, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F", "."],
@@ -43,7 +58,7 @@ def test_every_name_in_the_code_is_defined(model_type: str, tmp_path: Path):
 
 
 def test_only_what_is_needed_goes_along():
-    files = bundle(FAMILIES["mmhf_fusion"], "mmhf_fusion")
+    files = bundle(families()["mmhf_fusion"])
     assert "class FusionProcessor" in files["processing_fusion.py"]
     assert "def build_fusion_processor" not in files["processing_fusion.py"]
     assert "register_pipeline" not in files["pipelines.py"]
@@ -85,13 +100,13 @@ def test_code_that_cannot_go_along_is_named(monkeypatch, tmp_path: Path, source:
     (tmp_path / "thing.py").write_text(source)
     monkeypatch.setattr(remote_code, "_ROOT", tmp_path)
     with pytest.raises(ValueError, match=message):
-        bundle(RemoteFamily(config="mmhf.thing:A", model="mmhf.thing:A"), f"test {source}")
+        bundle(family_of_thing(f"test {source}"))
 
 
 def test_an_import_of_what_may_be_absent_stays_possible(monkeypatch, tmp_path: Path):
     (tmp_path / "thing.py").write_text("class A:\n    def f(self):\n        import absent\n        return absent\n")
     monkeypatch.setattr(remote_code, "_ROOT", tmp_path)
-    source = bundle(RemoteFamily(config="mmhf.thing:A", model="mmhf.thing:A"), "optional")["thing.py"]
+    source = bundle(family_of_thing("optional"))["thing.py"]
     (tmp_path / "out.py").write_text(source)
     assert check_imports(tmp_path / "out.py") == []
     namespace: dict = {}

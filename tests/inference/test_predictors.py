@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from mmhf.errors import InputError
 from mmhf.inference import JobSettings, JobSummary, outputs, predict_table
-from mmhf.inference.loading import choose_device, load_classifier
+from mmhf.inference.loading import choose_device, load_model
 from mmhf.inference.shards import ShardFolder
 from mmhf.inference.table_job import TableJob
 
@@ -499,7 +499,7 @@ def test_damaged_models_do_not_load(model_dir, tmp_path):
     ]
     for folder, message in cases:
         with pytest.raises(InputError, match=message) as caught:
-            load_classifier(folder)
+            load_model(folder, task="image-text-classification")
         assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
@@ -509,7 +509,7 @@ def test_weights_that_lack_tensors_are_not_filled_with_random_ones(model_dir, tm
     del tensors["head.bias"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"lack 1 tensors, such as head\.bias"):
-        load_classifier(folder)
+        load_model(folder)
 
 
 def test_the_device_is_found():

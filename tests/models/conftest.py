@@ -11,6 +11,12 @@ from transformers import BertConfig, PreTrainedConfig
 
 from mmhf.models.encoders import timm_config
 from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification
+from mmhf.sample_data import read_sample
+
+
+@pytest.fixture(scope="session")
+def captions() -> list[str]:
+    return read_sample("train")["caption"].to_pylist()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from PIL.Image import Resampling
 from transformers import AutoModel, CLIPConfig, CLIPImageProcessor, CLIPVisionConfig, T5Config
 
 from mmhf.errors import InputError, UnreachableError
-from mmhf.models import pypi_weights
+from mmhf.models import backbones
 from mmhf.models.backbones import image_statistics, load_encoder, load_encoder_config, load_tokenizer
 from mmhf.models.encoders import describe_text, describe_vision, pool_text
 
@@ -169,7 +169,7 @@ def test_names_of_this_machine_stay_out_of_configs():
 
 
 def test_an_absent_package_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(pypi_weights, "find_spec", lambda package: None)
+    monkeypatch.setattr(backbones, "find_spec", lambda package: None)
     with pytest.raises(InputError, match=r"pip install 'mmhf\[offline\]'"):
         load_encoder_config("pypi/all-minilm-l6-v2")
     config = load_encoder_config("pypi/efficientnet-lite0")

@@ -16,7 +16,7 @@ from mmhf.cli import main
 from mmhf.data.loading import load_data
 from mmhf.errors import InputError
 from mmhf.evaluation.retrieval import evaluate_retrieval
-from mmhf.inference.loading import load_dual_encoder_folder
+from mmhf.inference.loading import load_model
 from mmhf.recipe import recipe_from_dict
 from mmhf.sample_data import read_sample
 from mmhf.tasks import task_of
@@ -75,7 +75,7 @@ def test_the_road_ends_in_a_run_folder_with_retrieval_metrics(run_folder: Path) 
 
 
 def test_metrics_are_those_of_embedding_the_split_by_hand(run_folder: Path) -> None:
-    model, processor = load_dual_encoder_folder(run_folder, device=torch.device("cpu"))
+    model, processor = load_model(run_folder, device=torch.device("cpu"))
     data = task_with().load_data(splits=["test"])
     images, texts, owners = [], [], []
     for number, row in enumerate(data.splits["test"]):
@@ -91,7 +91,7 @@ def test_metrics_are_those_of_embedding_the_split_by_hand(run_folder: Path) -> N
 
 
 def test_zero_shot_accuracy_is_that_of_prompts_by_hand(run_folder: Path) -> None:
-    model, processor = load_dual_encoder_folder(run_folder, device=torch.device("cpu"))
+    model, processor = load_model(run_folder, device=torch.device("cpu"))
     section = recipe_from_dict(RECIPE, name="tiny").recipe.evaluation.zero_shot
     data = load_data(section.data, task="image-classification", splits=["test"])
     classes = []
@@ -128,7 +128,7 @@ def test_going_on_from_a_run_keeps_its_tokenizer_and_weights(run_folder: Path) -
     data = task.load_data()
     processor = task.build_processor(data, parent=run_folder)
     model = task.build_model(data, processor=processor, parent=run_folder)
-    trained, old = load_dual_encoder_folder(run_folder, device=torch.device("cpu"))
+    trained, old = load_model(run_folder, device=torch.device("cpu"))
     assert processor.tokenizer.get_vocab() == old.tokenizer.get_vocab()
     for name, value in model.state_dict().items():
         assert torch.equal(value, trained.state_dict()[name]), name

@@ -18,7 +18,7 @@ from mmhf.cli import main
 from mmhf.data.text_embeddings import TextEmbeddingTable
 from mmhf.errors import InputError
 from mmhf.inference import JobSettings, predict_table
-from mmhf.inference.loading import load_classifier
+from mmhf.inference.loading import load_model
 from mmhf.inference.pipelines import ImageTextClassificationPipeline
 from mmhf.models.fusion import FusionForImageTextClassification
 from mmhf.models.partition import Partition
@@ -90,7 +90,7 @@ def test_the_run_has_no_text_encoder_and_says_which_made_the_table(place: Path, 
     assert {name.partition(".")[0] for name in weights} == {
         *("vision", "vision_projection", "text_projection", "fusion", "head")
     }
-    model, processor = load_classifier(place / "run")
+    model, processor = load_model(place / "run")
     assert model.text is None and "text" not in {group.partition(".")[0] for group in Partition.of(model)}
     facts = model.config.text_table
     assert (facts["source"], facts["pooling"], facts["max_length"]) == (str(text_encoder_dir), "mean", 16)
@@ -122,7 +122,7 @@ def test_batch_prediction_pipeline_and_release_agree(place: Path, fakeddit_dir: 
     np.testing.assert_allclose(columns["table"], columns["live"], rtol=0, atol=1e-6)
     assert columns["table"].std() > 1e-4
 
-    model, processor = load_classifier(release)
+    model, processor = load_model(release)
     pipe = ImageTextClassificationPipeline(model=model, processor=processor, task="image-text-classification")
     image = str(fakeddit_dir / "public_image_set" / f"{rows[0]['id']}.jpg")
     best = pipe({"image": image, "text": rows[0]["clean_title"]})[0]
@@ -173,7 +173,7 @@ def test_a_run_goes_on_from_the_release_with_a_table_of_the_same_encoder(
     with pytest.raises(InputError, match=r"with prefix '', but those of the table are of .* with 'a '"):
         other.build_model(other.load_data(), parent=release)
     with pytest.raises(InputError, match="with prefix ''"):
-        other.load_data(model=load_classifier(release)[0])
+        other.load_data(model=load_model(release)[0])
     plain = FusionForImageTextClassification.from_pretrained(release)
     plain.config.text_table = None
     with pytest.raises(InputError, match="has a text encoder of its own and reads no table"):
@@ -199,7 +199,7 @@ def test_texts_without_an_embedding_are_refused_or_missing(
     data = refused.recipe.data
     all_rows = task_of(load_recipe(place / "live.yaml").recipe).load_data(splits=["train"]).splits["train"]["text"][:]
     assert listed.count("no embedding in") >= (table.positions(all_rows) < 0).sum() > 0 and data.source == "fakeddit"
-    model, _ = load_classifier(tmp_path / "run")
+    model, _ = load_model(tmp_path / "run")
     assert model.config.missing_modalities == ["text"]
 
 
@@ -240,10 +240,10 @@ def test_the_plan_and_the_recipe_s_own_errors(
 
 
 def test_an_encoder_that_is_another_by_now_reads_no_texts(place: Path, text_encoder_dir: Path) -> None:
-    model, processor = load_classifier(place / "run")
+    model, processor = load_model(place / "run")
     tokens = processor(text=["a dog"])
     assert model.text_features(**tokens).shape == (1, 32)
-    other, gone = (load_classifier(place / "run")[0] for _ in range(2))
+    other, gone = (load_model(place / "run")[0] for _ in range(2))
     other.config.text_table = {**other.config.text_table, "weights": "0" * 32}
     with pytest.raises(InputError, match="its weights are others by now"):
         other.text_features(**tokens)

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 
 from mmhf.cli import main
 from mmhf.inference import predict_table
-from mmhf.inference.loading import load_classifier
+from mmhf.inference.loading import load_model
 from mmhf.inference.pipelines import ImageTextClassificationPipeline
 from mmhf.models.fusion import FusionProcessor
 from mmhf.recipe import load_recipe
@@ -99,7 +99,7 @@ def test_metrics_and_report_name_modalities_subgroups_and_calibration(trained):
 
 
 def test_the_temperature_is_kept_and_serves_everywhere(trained, clinic, tmp_path, capsys):
-    model, processor = load_classifier(trained)
+    model, processor = load_model(trained)
     assert model.config.calibration_temperature != 1.0
     served = ImageTextClassificationPipeline(model=model, processor=processor)
     predict_table(trained, clinic / "table.csv", tmp_path / "out.csv")
@@ -136,7 +136,7 @@ def test_a_masked_run_goes_by_the_other_modality_alone(hidden, write_clinic_reci
     recipe = write_clinic_recipe(run_dir, model={"modalities": {"mask": hidden}}, data={"on_bad_image": "skip"})
     before = task_of(load_recipe(recipe).recipe)
     assert main(["train", str(recipe)]) == 0
-    model, processor = load_classifier(run_dir)
+    model, processor = load_model(run_dir)
     served = ImageTextClassificationPipeline(model=model, processor=processor)
     rows = [
         {"image": str(clinic / f"{index}.png"), "text": text} for index in (0, 1) for text in ("a dog", "two cats")

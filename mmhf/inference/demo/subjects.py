@@ -14,11 +14,10 @@ from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
 from mmhf.inference.demo.explaining import heat_map, image_relevance, scaled_words, shown_image, word_relevance
-from mmhf.inference.loading import load_servable, takes_text
+from mmhf.inference.loading import load_model, takes_text
 from mmhf.inference.predictors import CaptionPredictor
 from mmhf.inference.probabilities import class_names, class_probabilities
-from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
-from mmhf.models.dual_encoder import DualEncoderModel
+from mmhf.models.family import family_of
 
 NEAREST = 5
 _PROMPT = "a photo of a {}."
@@ -81,7 +80,7 @@ class ClassifierSubject:
 
     family = "classifier"
 
-    def __init__(self, model: PreTrainedModel, processor: Any) -> None:
+    def __init__(self, model: PreTrainedModel, processor: Any, captions: Sequence[str] = ()) -> None:
         self.model: Any = model
         self.processor = processor
         self.takes_text = takes_text(model)
@@ -136,7 +135,7 @@ class CaptionerSubject:
     family = "captioner"
     takes_text = False
 
-    def __init__(self, model: PrefixCaptionerForConditionalGeneration, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, captions: Sequence[str] = ()) -> None:
         self.processor = processor
         self.predictor = CaptionPredictor(model, processor)
 
@@ -155,12 +154,17 @@ class DualEncoderSubject:
         model (`DualEncoderModel`): In eval mode, on its device.
         processor (`DualEncoderProcessor`): Its processor.
         captions (`Sequence[str]`): The pool.
+
+    Raises:
+        InputError: There is no caption.
     """
 
     family = "dual encoder"
     takes_text = True
 
-    def __init__(self, model: DualEncoderModel, processor: Any, captions: Sequence[str]) -> None:
+    def __init__(self, model: Any, processor: Any, captions: Sequence[str]) -> None:
+        if not captions:
+            raise InputError("captions: there is none to choose from; give a file with one a line")
         self.model = model
         self.processor = processor
         self.captions = list(dict.fromkeys(captions))
@@ -226,14 +230,9 @@ def load_subject(model_dir: Path, *, captions: Sequence[str], device: torch.devi
     Raises:
         InputError: The folder holds no model, or there is no caption.
     """
-    model, processor = load_servable(model_dir, device=device)
-    if isinstance(model, PrefixCaptionerForConditionalGeneration):
-        return CaptionerSubject(model, processor)
-    if isinstance(model, DualEncoderModel):
-        if not captions:
-            raise InputError("captions: there is none to choose from; give a file with one a line")
-        return DualEncoderSubject(model, processor, captions)
-    return ClassifierSubject(model, processor)
+    model, processor = load_model(model_dir, device=device)
+    subject: Subject = family_of(model).load("subject")(model, processor, captions)
+    return subject
 
 
 def _on_device(encoding: Any, model: PreTrainedModel) -> Any:

@@ -1,32 +1,34 @@
-"""The prefix captioner, registered with transformers' Auto classes."""
+"""The prefix captioner."""
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from typing import TYPE_CHECKING, Any
 
-from mmhf.models.captioner.building import (
-    build_captioner_config,
-    build_captioner_model,
-    build_captioner_processor,
-    generation_config,
-    load_captioner_model,
+from mmhf.models.family import Family
+
+if TYPE_CHECKING:
+    from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig as PrefixCaptionerConfig
+    from mmhf.models.captioner.modeling_captioner import (
+        PrefixCaptionerForConditionalGeneration as PrefixCaptionerForConditionalGeneration,
+    )
+    from mmhf.models.captioner.processing_captioner import CaptionerProcessor as CaptionerProcessor
+
+FAMILY = Family(
+    package=__name__,
+    model_type="mmhf_prefix_captioner",
+    task="image-captioning",
+    config="configuration_captioner:PrefixCaptionerConfig",
+    model="modeling_captioner:PrefixCaptionerForConditionalGeneration",
+    processor="processing_captioner:CaptionerProcessor",
+    pipeline_task="image-captioning",
+    pipeline="mmhf.inference.captioning:ImageCaptioningPipeline",
+    pipeline_inputs="image",
+    pipeline_tag="image-to-text",
+    card_call='caption("photo.jpg")',
+    predictor="mmhf.inference.predictors:CaptionPredictor",
+    subject="mmhf.inference.demo.subjects:CaptionerSubject",
 )
-from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
-from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration, PrefixCaptionerOutput
-from mmhf.models.captioner.processing_captioner import CaptionerProcessor
 
-AutoConfig.register(PrefixCaptionerConfig.model_type, PrefixCaptionerConfig)
-AutoModel.register(PrefixCaptionerConfig, PrefixCaptionerForConditionalGeneration)
-AutoProcessor.register(PrefixCaptionerConfig, CaptionerProcessor)
 
-__all__ = [
-    "CaptionerProcessor",
-    "PrefixCaptionerConfig",
-    "PrefixCaptionerForConditionalGeneration",
-    "PrefixCaptionerOutput",
-    "build_captioner_config",
-    "build_captioner_model",
-    "build_captioner_processor",
-    "generation_config",
-    "load_captioner_model",
-]
+def __getattr__(name: str) -> Any:
+    return FAMILY.attribute(name)

@@ -10,14 +10,12 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig,
 
 from mmhf.errors import InputError
 from mmhf.models.backbones import image_statistics, load_encoder_config, load_tokenizer
+from mmhf.models.building import build_image_processor, check_same_model, load_released, released_config
+from mmhf.models.captioner.captioner_parts import fresh_vision, load_part
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration, complete_config
 from mmhf.models.captioner.processing_captioner import CaptionerProcessor
-from mmhf.models.captioner.references import load_part
-from mmhf.models.captioner.tokenizers import END_OF_TEXT_ID, PADDING_ID, train_tokenizer
-from mmhf.models.captioner.vision_features import fresh_vision
-from mmhf.models.classifier_building import check_same_model, load_released, released_config
-from mmhf.models.image_processing import build_image_processor
+from mmhf.models.tokenizers import END_OF_TEXT_ID, PADDING_ID, train_caption_tokenizer
 from mmhf.recipe.captioner_sections import CaptionerModelSection, GenerationSection, LanguageModelSection
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.nearest import did_you_mean, nearest_names
@@ -56,7 +54,7 @@ def build_captioner_processor(
     statistics = image_statistics(vision.backbone, config, pretrained=vision.pretrained)
     images = build_image_processor(statistics, image_size=data_section.image_size, resize=data_section.resize)
     if language.tokenizer is not None:
-        tokenizer: Any = train_tokenizer(captions, language.tokenizer.vocab_size)
+        tokenizer: Any = train_caption_tokenizer(captions, language.tokenizer.vocab_size)
     else:
         tokenizer = load_tokenizer(language.backbone)
     if tokenizer.eos_token_id is None:

@@ -9,20 +9,26 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
-from mmhf.features.parts import VISION, FeaturePart, HasFeatureParts
+from mmhf.features.parts import VISION, FeaturePart
 from mmhf.models.captioner.caption_loss import caption_loss
+from mmhf.models.captioner.captioner_parts import (
+    add_lora,
+    describe_features,
+    fresh_vision,
+    is_lora,
+    load_part,
+    num_patches,
+    read_features,
+)
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
-from mmhf.models.captioner.lora import add_lora, is_lora
 from mmhf.models.captioner.projectors import TransformerProjector, build_projector
-from mmhf.models.captioner.references import load_reference
-from mmhf.models.captioner.vision_features import describe_features, fresh_vision, num_patches, read_features
 from mmhf.models.encoders import EncoderOutput, drop_unused, native_image_size
-from mmhf.models.layer_groups import layer_groups
+from mmhf.models.tower import TOWER, TowerModel
 
 _DEFAULT_PREFIX_LENGTH = 10
 _HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "subfolder", "force_download")
@@ -41,7 +47,7 @@ class PrefixCaptionerOutput(ModelOutput):
     logits: Tensor | None = None
 
 
-class PrefixCaptionerForConditionalGeneration(HasFeatureParts, PreTrainedModel, GenerationMixin):
+class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
     """Write a caption for an image.
 
     What the language model reads is the image as `prefix_length` tokens, the prompt, and the caption so far.
@@ -56,16 +62,9 @@ class PrefixCaptionerForConditionalGeneration(HasFeatureParts, PreTrainedModel, 
 
     config: PrefixCaptionerConfig
     config_class = PrefixCaptionerConfig
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
+    parts = {"vision": TOWER, "projector": ("projector.",), "language": TOWER}
     # Adapters of a language model that is loaded from elsewhere are put in afterwards.
     _keys_to_ignore_on_load_unexpected = [r"^language\..*\.lora_"]
-    # Trainer passes `num_items_in_batch`, so that accumulated batches weigh each token alike.
-    accepts_loss_kwargs = True
 
     def __init__(
         self, config: PrefixCaptionerConfig, vision: nn.Module | None = None, language: nn.Module | None = None
@@ -194,13 +193,10 @@ class PrefixCaptionerForConditionalGeneration(HasFeatureParts, PreTrainedModel, 
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """`vision.*` by layer, `projector`, `language.*` by layer, and `language.lora`."""
-        names = [name for name, _ in self.named_parameters()]
-        groups = {f"vision.{key}": [f"vision.{name}" for name in value] for key, value in _groups(self.vision)}
-        groups["projector"] = [name for name in names if name.startswith("projector.")]
-        for key, value in _groups(self.language):
-            kept = [f"language.{name}" for name in value if not is_lora(name)]
-            groups[f"language.{key}"] = kept
-        if lora := [name for name in names if is_lora(name)]:
+        groups = {
+            group: [name for name in names if not is_lora(name)] for group, names in super().parameter_groups().items()
+        }
+        if lora := [name for name, _ in self.named_parameters() if is_lora(name)]:
             groups["language.lora"] = lora
         return groups
 
@@ -216,7 +212,7 @@ class PrefixCaptionerForConditionalGeneration(HasFeatureParts, PreTrainedModel, 
         return self.language.get_input_embeddings()(token_ids)
 
     def _bring_back(self, part: str) -> None:
-        loaded: Any = load_reference(self.config, part)
+        loaded: Any = load_part(self.config, part, self.config.references[part])
         example = next(self.projector.parameters())
         self.add_module(part, loaded.to(device=example.device, dtype=example.dtype).eval())
         self._prepare(part)
@@ -253,12 +249,6 @@ class PrefixCaptionerForConditionalGeneration(HasFeatureParts, PreTrainedModel, 
             name for name in self.state_dict() if prefixes and name.startswith(prefixes) and not is_lora(name)
         }
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        # transformers would set its own layers only, and leave timm's encoder as it is.
-        for encoder in (self.vision, self.language):
-            if encoder.supports_gradient_checkpointing:
-                encoder._set_gradient_checkpointing(enable, *args, **kwargs)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """New layers as transformers starts them; the encoders start their own."""
@@ -291,8 +281,3 @@ def language_width(config: PrefixCaptionerConfig) -> int:
     """Width of the language model's token embeddings."""
     values = config.language_config.get_text_config()
     return int(values.to_dict().get("word_embed_proj_dim") or values.hidden_size)
-
-
-def _groups(encoder: nn.Module) -> Any:
-    assert isinstance(encoder, PreTrainedModel)
-    return layer_groups(encoder).items()

@@ -1,29 +1,32 @@
-"""The dual encoder, registered with transformers' Auto classes."""
+"""The dual encoder, served by transformers' stock pipelines."""
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
-from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from typing import TYPE_CHECKING, Any
 
-from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_config, load_dual_encoder
-from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfig
-from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderModel, DualEncoderOutput
-from mmhf.models.dual_encoder.processing_dual_encoder import DualEncoderProcessor, build_dual_encoder_processor
+from mmhf.models.family import Family
 
-AutoConfig.register(DualEncoderConfig.model_type, DualEncoderConfig)
-AutoModel.register(DualEncoderConfig, DualEncoderModel)
-AutoModelForZeroShotImageClassification.register(DualEncoderConfig, DualEncoderModel)
-AutoProcessor.register(DualEncoderConfig, DualEncoderProcessor)
-# transformers 5.23: the pipeline looks here, and not at what is registered, before it complains of a foreign model.
-MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES[DualEncoderConfig.model_type] = DualEncoderModel.__name__
+if TYPE_CHECKING:
+    from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfig as DualEncoderConfig
+    from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderModel as DualEncoderModel
+    from mmhf.models.dual_encoder.processing_dual_encoder import DualEncoderProcessor as DualEncoderProcessor
 
-__all__ = [
-    "DualEncoderConfig",
-    "DualEncoderModel",
-    "DualEncoderOutput",
-    "DualEncoderProcessor",
-    "build_dual_encoder",
-    "build_dual_encoder_config",
-    "build_dual_encoder_processor",
-    "load_dual_encoder",
-]
+FAMILY = Family(
+    package=__name__,
+    model_type="mmhf_dual_encoder",
+    task="contrastive",
+    config="configuration_dual_encoder:DualEncoderConfig",
+    model="modeling_dual_encoder:DualEncoderModel",
+    processor="processing_dual_encoder:DualEncoderProcessor",
+    auto_classes=("AutoModel", "AutoModelForZeroShotImageClassification"),
+    name_table="MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    pipeline_task="zero-shot-image-classification",
+    pipeline_tag="zero-shot-image-classification",
+    card_call='classify("photo.jpg", candidate_labels=["a dog", "a cat"])',
+    embedder="mmhf.inference.embedders:DualEncoderEmbedder",
+    subject="mmhf.inference.demo.subjects:DualEncoderSubject",
+)
+
+
+def __getattr__(name: str) -> Any:
+    return FAMILY.attribute(name)

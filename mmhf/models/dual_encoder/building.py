@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Resampling
 from transformers import (
     BertConfig,
     CLIPTextConfig,
@@ -16,16 +18,27 @@ from transformers import (
 )
 
 from mmhf.errors import InputError
-from mmhf.models.backbones import load_encoder, load_encoder_config
-from mmhf.models.classifier_building import check_same_model, load_released, released_config
+from mmhf.models.backbones import ImageStatistics, load_encoder, load_encoder_config, load_tokenizer
+from mmhf.models.building import (
+    build_image_processor,
+    check_same_model,
+    image_processor_of,
+    load_released,
+    released_config,
+)
 from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfig
 from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderModel
 from mmhf.models.dual_encoder.pooling import described_as
-from mmhf.models.dual_encoder.processing_dual_encoder import end_of_text_id
-from mmhf.models.dual_encoder.tokenizer_training import END_ID, PAD_ID, START_ID
+from mmhf.models.dual_encoder.processing_dual_encoder import DualEncoderProcessor
 from mmhf.models.encoders import describe_text, describe_vision, fresh_encoder
-from mmhf.recipe.contrastive_sections import ContrastiveSection, TextTowerSection, VisionTowerSection
-from mmhf.recipe.schema import ContrastiveRecipe, DataSectionBase
+from mmhf.models.tokenizers import TOWER_END_ID, TOWER_PAD_ID, TOWER_START_ID, train_text_tokenizer
+from mmhf.recipe.contrastive_sections import (
+    ContrastiveSection,
+    DualEncoderModelSection,
+    TextTowerSection,
+    VisionTowerSection,
+)
+from mmhf.recipe.schema import ContrastiveRecipe, DataSectionBase, VisionEncoderSection
 
 SIGMOID_BIAS = -10.0
 """Where the bias of the sigmoid loss starts (Zhai et al., "SigLIP"), so that most pairs begin as negatives."""
@@ -37,6 +50,8 @@ _FIXED_BY_RELEASE = {
     "text.pooling": "text_pooling",
     "embedding_dim": "embedding_dim",
 }
+_TEXT_INPUTS = ["input_ids", "attention_mask"]
+_HALF = (0.5, 0.5, 0.5)
 _SIZES = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
 
 
@@ -173,7 +188,7 @@ def _text_config(
         "max_position_embeddings": data.max_length,
         "hidden_act": "gelu",
     }
-    ids: dict[str, Any] = {"pad": PAD_ID, "bos": START_ID, "eos": END_ID}
+    ids: dict[str, Any] = {"pad": TOWER_PAD_ID, "bos": TOWER_START_ID, "eos": TOWER_END_ID}
     if tokenizer is not None:
         ids = {"pad": tokenizer.pad_token_id, "bos": tokenizer.bos_token_id, "eos": end_of_text_id(tokenizer)}
     values.update({f"{name}_token_id": token for name, token in ids.items()})
@@ -204,3 +219,45 @@ def _wrong_tower(name: str, section: VisionTowerSection | TextTowerSection, erro
     problem = str(error).partition("\n")[0]
     what = section.backbone or "the tower from scratch"
     return InputError(f"model.{name}: {what} with pooling {section.pooling}: {problem}")
+
+
+def build_dual_encoder_processor(
+    section: DualEncoderModelSection, data_section: DataSectionBase, captions: Iterable[str]
+) -> DualEncoderProcessor:
+    """Processor for the towers and image size of a recipe.
+
+    Args:
+        section ([`DualEncoderModelSection`]): Section `model` of the recipe.
+        data_section ([`DataSectionBase`]): Section `data` of the recipe.
+        captions (`Iterable[str]`): What a tokenizer is learnt from, where the recipe names none.
+
+    Raises:
+        `InputError`: a file of a backbone cannot be fetched, or the tokenizer has no end-of-text token to pool.
+    """
+    tokenizer = _tokenizer(section.text, captions, data_section.max_length)
+    tokenizer.model_input_names = list(_TEXT_INPUTS)
+    max_length = min(data_section.max_length, tokenizer.model_max_length)
+    if section.text.pooling == "eot" and end_of_text_id(tokenizer) != tokenizer("a")["input_ids"][-1]:
+        raise InputError("model.text.pooling: eot, but the tokenizer ends no text with a token of its own; use mean")
+    return DualEncoderProcessor(_image_processor(section, data_section), tokenizer, max_length=max_length)
+
+
+def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that a tokenizer ends texts with."""
+    return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+
+
+def _tokenizer(section: TextTowerSection, captions: Iterable[str], max_length: int) -> PreTrainedTokenizerBase:
+    name = section.tokenizer or section.backbone
+    if name is not None:
+        return load_tokenizer(name)
+    return train_text_tokenizer(captions, vocab_size=section.vocab_size, max_length=max_length)
+
+
+def _image_processor(section: DualEncoderModelSection, data_section: DataSectionBase) -> Any:
+    vision = section.vision
+    if vision.backbone is not None:
+        encoder = VisionEncoderSection(backbone=vision.backbone, pretrained=vision.pretrained)
+        return image_processor_of(encoder, data_section)
+    centred = ImageStatistics(_HALF, _HALF, Resampling.BICUBIC)
+    return build_image_processor(centred, image_size=data_section.image_size, resize=data_section.resize)

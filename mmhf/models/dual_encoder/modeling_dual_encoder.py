@@ -13,20 +13,12 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-from mmhf.features.parts import TEXT, VISION, FeaturePart, HasFeatureParts
+from mmhf.features.parts import TEXT, VISION, FeaturePart
 from mmhf.models.contrastive_loss import Contrast, EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfig
 from mmhf.models.dual_encoder.pooling import AttentionPooling, described_as, grid_tokens, pool_caption
-from mmhf.models.encoders import (
-    EncoderOutput,
-    describe_text,
-    describe_vision,
-    drop_unused,
-    fresh_encoder,
-    pool_vision,
-    run_vision,
-)
-from mmhf.models.layer_groups import layer_groups
+from mmhf.models.encoders import pool_vision, run_vision
+from mmhf.models.tower import TOWER, TowerModel
 
 MAX_LOGIT_SCALE = 100.0
 """Similarities are never multiplied with more than this (Radford et al., "CLIP")."""
@@ -57,7 +49,7 @@ class DualEncoderOutput(ModelOutput):
     pooler_output: Tensor | None = None
 
 
-class DualEncoderModel(HasFeatureParts, PreTrainedModel):
+class DualEncoderModel(TowerModel):
     """Embed images and texts into one space, where those that belong together are near.
 
     Args:
@@ -67,12 +59,13 @@ class DualEncoderModel(HasFeatureParts, PreTrainedModel):
     """
 
     config_class = DualEncoderConfig
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
     input_modalities = ["image", "text"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
+    parts = {
+        "vision": TOWER,
+        "text": TOWER,
+        "projections": ("vision_pooling.", "text_pooling.", "vision_projection.", "text_projection."),
+        "temperature": ("logit_scale", "logit_bias"),
+    }
     # The loss is over a whole step's pairs already: Trainer must not divide it by a count of its own.
     accepts_loss_kwargs = False
 
@@ -80,18 +73,10 @@ class DualEncoderModel(HasFeatureParts, PreTrainedModel):
         self, config: DualEncoderConfig, vision: PreTrainedModel | None = None, text: PreTrainedModel | None = None
     ) -> None:
         super().__init__(config)
-        if config.vision_output is None:
-            pooling = described_as("vision", config.vision_pooling)
-            config.vision_output = describe_vision(config.vision_config, pooling).to_dict()
-        if config.text_output is None:
-            pooling = described_as("text", config.text_pooling)
-            config.text_output = describe_text(config.text_config, pooling).to_dict()
-        self.vision_output = EncoderOutput.from_dict(config.vision_output)
-        self.text_output = EncoderOutput.from_dict(config.text_output)
-        self.vision = fresh_encoder(config.vision_config) if vision is None else vision
-        self.text = fresh_encoder(config.text_config) if text is None else text
-        drop_unused(self.vision, self.vision_output.unused)
-        drop_unused(self.text, self.text_output.unused)
+        self.vision_output = self._describe_tower("vision", described_as("vision", config.vision_pooling))
+        self.text_output = self._describe_tower("text", described_as("text", config.text_pooling))
+        self.vision = self._tower("vision", vision, self.vision_output)
+        self.text = self._tower("text", text, self.text_output)
         self.vision_pooling = _learnt_pooling(config.vision_pooling, self.vision_output.width)
         self.text_pooling = _learnt_pooling(config.text_pooling, self.text_output.width)
         self.vision_projection = nn.Linear(self.vision_output.width, config.embedding_dim, bias=False)
@@ -251,29 +236,10 @@ class DualEncoderModel(HasFeatureParts, PreTrainedModel):
         )
         return output, pooled
 
-    def parameter_groups(self) -> dict[str, list[str]]:
-        """`vision.*` and `text.*` by layer, `projections` (with poolings that are learnt) and `temperature`."""
-        groups = {
-            f"{tower}.{group}": [f"{tower}.{name}" for name in names]
-            for tower, encoder in (("vision", self.vision), ("text", self.text))
-            for group, names in layer_groups(encoder).items()
-        }
-        projected = ("vision_pooling.", "text_pooling.", "vision_projection.", "text_projection.")
-        names = [name for name, _ in self.named_parameters()]
-        groups["projections"] = [name for name in names if name.startswith(projected)]
-        groups["temperature"] = [name for name in names if name in ("logit_scale", "logit_bias")]
-        return {group: members for group, members in groups.items() if members}
-
     @torch.no_grad()
     def clamp_temperature(self) -> None:
         """Bring a temperature that has left its bounds back: similarities are multiplied with 1 to 100."""
         self.logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
-
-    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        # transformers would set its own layers only, and leave timm's encoder as it is.
-        for encoder in (self.vision, self.text):
-            if encoder.supports_gradient_checkpointing:
-                encoder._set_gradient_checkpointing(enable, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,25 +1,30 @@
-"""The image-text fusion classifier, registered with transformers' Auto classes."""
+"""The image-text fusion classifier."""
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from typing import TYPE_CHECKING, Any
 
-from mmhf.models.fusion.building import build_fusion_config, build_fusion_model, load_fusion_model
-from mmhf.models.fusion.configuration_fusion import FusionConfig
-from mmhf.models.fusion.modeling_fusion import FusionForImageTextClassification, FusionOutput
-from mmhf.models.fusion.processing_fusion import FusionProcessor, build_fusion_processor
+from mmhf.models.family import Family
 
-AutoConfig.register(FusionConfig.model_type, FusionConfig)
-AutoModel.register(FusionConfig, FusionForImageTextClassification)
-AutoProcessor.register(FusionConfig, FusionProcessor)
+if TYPE_CHECKING:
+    from mmhf.models.fusion.configuration_fusion import FusionConfig as FusionConfig
+    from mmhf.models.fusion.modeling_fusion import FusionForImageTextClassification as FusionForImageTextClassification
+    from mmhf.models.fusion.processing_fusion import FusionProcessor as FusionProcessor
 
-__all__ = [
-    "FusionConfig",
-    "FusionForImageTextClassification",
-    "FusionOutput",
-    "FusionProcessor",
-    "build_fusion_config",
-    "build_fusion_model",
-    "build_fusion_processor",
-    "load_fusion_model",
-]
+FAMILY = Family(
+    package=__name__,
+    model_type="mmhf_fusion",
+    task="image-text-classification",
+    config="configuration_fusion:FusionConfig",
+    model="modeling_fusion:FusionForImageTextClassification",
+    processor="processing_fusion:FusionProcessor",
+    pipeline_task="image-text-classification",
+    pipeline="mmhf.inference.pipelines:ImageTextClassificationPipeline",
+    card_call='classify({"image": "photo.jpg", "text": "what is said about the photo"})',
+    predictor="mmhf.inference.predictors:ClassificationPredictor",
+    subject="mmhf.inference.demo.subjects:ClassifierSubject",
+)
+
+
+def __getattr__(name: str) -> Any:
+    return FAMILY.attribute(name)

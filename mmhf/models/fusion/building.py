@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from mmhf.errors import InputError
-from mmhf.models.backbones import load_encoder
-from mmhf.models.classification_loss import PLAIN_LOSS, LossSettings
-from mmhf.models.classifier_building import (
+from mmhf.models.backbones import load_encoder, load_tokenizer
+from mmhf.models.building import (
     config_of_child,
     config_of_parent,
+    image_processor_of,
     label_maps,
     load_released,
     loss_values,
@@ -19,10 +21,12 @@ from mmhf.models.classifier_building import (
     text_values,
     vision_values,
 )
+from mmhf.models.classification_loss import PLAIN_LOSS, LossSettings
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.modeling_fusion import FusionForImageTextClassification
+from mmhf.models.fusion.processing_fusion import FusionProcessor
 from mmhf.models.text_tables import TableEncoder
-from mmhf.recipe.schema import FusionModelSection
+from mmhf.recipe.schema import DataSectionBase, FusionModelSection
 
 # Recipe key → FusionConfig attribute, for what decides the shape or the meaning of the weights.
 _FIXED_BY_RELEASE = {
@@ -223,3 +227,25 @@ def _check_stand_in(config: FusionConfig, section: FusionModelSection, path: str
             f"model.modalities.stand_in: {section.modalities.stand_in}, but init_from {path} has learnt ones; "
             "set it to learnt"
         )
+
+
+def build_fusion_processor(
+    section: FusionModelSection, data_section: DataSectionBase, *, text_table: TableEncoder | None = None
+) -> FusionProcessor:
+    """Processor for the backbones and image size of a recipe.
+
+    Args:
+        section ([`FusionModelSection`]): Section `model` of the recipe.
+        data_section (`DataSectionBase`): Section `data` of the recipe.
+        text_table ([`TableEncoder`], *optional*): What made the table of text embeddings; texts are then prepared as
+            they were for it.
+
+    Raises:
+        `InputError`: a file of a backbone cannot be fetched.
+    """
+    images = image_processor_of(section.vision, data_section)
+    if text_table is not None:
+        tokenizer: PreTrainedTokenizerBase = load_tokenizer(text_table.source)
+        return FusionProcessor(images, tokenizer, max_length=text_table.max_length, text_prefix=text_table.prefix)
+    tokenizer = load_tokenizer(section.text.backbone)
+    return FusionProcessor(images, tokenizer, max_length=min(data_section.max_length, tokenizer.model_max_length))

@@ -14,22 +14,15 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 
 from mmhf.conventions import IGNORED_LABEL
-from mmhf.features.parts import TEXT, VISION, FeaturePart, HasFeatureParts
+from mmhf.features.parts import TEXT, VISION, FeaturePart
 from mmhf.models.classification_loss import ClassificationLoss, calibrated
 from mmhf.models.encoders import (
-    EncoderOutput,
-    describe_text,
-    describe_vision,
-    drop_unused,
-    fresh_encoder,
     pool_text_output,
-    pool_vision,
-    run_vision,
 )
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.fusion_layers import Fusion, projection
-from mmhf.models.layer_groups import layer_groups
 from mmhf.models.text_tables import TableEncoder, embed_tokens, load_table_encoder
+from mmhf.models.tower import TOWER, TowerModel
 
 
 @dataclass
@@ -51,7 +44,7 @@ class FusionOutput(ModelOutput):
     modalities: Tensor | None = None
 
 
-class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
+class FusionForImageTextClassification(TowerModel):
     """Classify pairs of an image and a text.
 
     Args:
@@ -63,31 +56,24 @@ class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
     """
 
     config_class = FusionConfig
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
     input_modalities = ["image", "text"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    # Trainer passes `num_items_in_batch`, so that accumulated batches weigh each row alike.
-    accepts_loss_kwargs = True
+    parts = {
+        "vision": TOWER,
+        "text": TOWER,
+        "fusion": ("vision_projection.", "text_projection.", "fusion."),
+        "head": ("head.", "auxiliary_heads."),
+    }
 
     def __init__(
         self, config: FusionConfig, vision: PreTrainedModel | None = None, text: PreTrainedModel | None = None
     ) -> None:
         super().__init__(config)
-        if config.vision_output is None:
-            config.vision_output = describe_vision(config.vision_config, config.vision_pooling).to_dict()
-        if config.text_output is None:
-            config.text_output = describe_text(config.text_config, config.text_pooling).to_dict()
-        self.vision_output = EncoderOutput.from_dict(config.vision_output)
-        self.text_output = EncoderOutput.from_dict(config.text_output)
-        self.vision = fresh_encoder(config.vision_config) if vision is None else vision
-        drop_unused(self.vision, self.vision_output.unused)
+        self.vision_output = self._describe_tower("vision", config.vision_pooling)
+        self.text_output = self._describe_tower("text", config.text_pooling)
+        self.vision = self._tower("vision", vision, self.vision_output)
         self.text: Any = None
         if config.text_table is None:
-            self.text = fresh_encoder(config.text_config) if text is None else text
-            drop_unused(self.text, self.text_output.unused)
+            self.text = self._tower("text", text, self.text_output)
         # In a list, so that it is no part of the model.
         self._table_encoder: list[PreTrainedModel] = []
         self.vision_projection = projection(
@@ -124,11 +110,6 @@ class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
     ) -> FusionForImageTextClassification:
         """Put a fresh head on two encoders; they are used, not copied, and keep their weights."""
         return cls(config, vision=vision, text=text)
-
-    def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Pooled output of the image encoder: (B, 3, H, W) → (B, vision width)."""
-        output = run_vision(self.vision, pixel_values, self.config.vision_pooling)
-        return pool_vision(output, self.config.vision_pooling, self.vision_output)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Pooled output of the text encoder: (B, T) → (B, text width)."""
@@ -251,9 +232,6 @@ class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
         assert text_features is not None
         return self.classify(image_features, text_features, labels, num_items_in_batch, image_mask, text_mask)
 
-    def _encoders(self) -> dict[str, PreTrainedModel]:
-        return {"vision": self.vision} if self.text is None else {"vision": self.vision, "text": self.text}
-
     def _encoder_of_table(self) -> PreTrainedModel:
         if not self._table_encoder:
             table = TableEncoder.from_dict(self.config.text_table or {})
@@ -300,25 +278,6 @@ class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
                 total = total + self.config.auxiliary_weights[modality] * loss
         return total
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        # transformers would set its own layers only, and leave timm's encoder as it is.
-        for encoder in self._encoders().values():
-            if encoder.supports_gradient_checkpointing:
-                encoder._set_gradient_checkpointing(enable, *args, **kwargs)
-
-    def parameter_groups(self) -> dict[str, list[str]]:
-        """`vision.*` and `text.*` by layer, `fusion` (projections, stand-ins, strategy, hidden layers) and `head`."""
-        groups = {
-            f"{tower}.{group}": [f"{tower}.{name}" for name in names]
-            for tower, encoder in self._encoders().items()
-            for group, names in layer_groups(encoder).items()
-        }
-        fused = ("vision_projection.", "text_projection.", "fusion.")
-        names = [name for name, _ in self.named_parameters()]
-        groups["fusion"] = [name for name in names if name.startswith(fused)]
-        groups["head"] = [name for name in names if name.startswith(("head.", "auxiliary_heads."))]
-        return groups
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """New layers as transformers starts them; the encoders start their own."""
@@ -328,8 +287,6 @@ class FusionForImageTextClassification(HasFeatureParts, PreTrainedModel):
                 init.zeros_(module.modality_weights)
             if module.stand_ins is not None:
                 init.zeros_(module.stand_ins)
-        elif isinstance(module, ClassificationLoss):
-            module.restore_buffers()
 
 
 def _of_rows(encode: Callable[..., Tensor], present: Tensor | None, *inputs: Tensor) -> Tensor:

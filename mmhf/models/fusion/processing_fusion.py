@@ -9,12 +9,7 @@ from typing import Any
 import torch
 from PIL.Image import Image, new
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
-
-from mmhf.models.backbones import load_tokenizer
-from mmhf.models.image_processing import image_processor_of
-from mmhf.models.text_tables import TableEncoder
-from mmhf.recipe.schema import DataSectionBase, FusionModelSection
+from transformers import BatchFeature, ProcessorMixin
 
 _NOTHING_SEEN = new("RGB", (32, 32), "white")
 
@@ -100,25 +95,3 @@ class FusionProcessor(ProcessorMixin):
 def _mask(name: str, values: Sequence[Any], *, always: bool) -> dict[str, Tensor]:
     present = [value is not None for value in values]
     return {} if all(present) and not always else {name: torch.tensor(present, dtype=torch.int64)}
-
-
-def build_fusion_processor(
-    section: FusionModelSection, data_section: DataSectionBase, *, text_table: TableEncoder | None = None
-) -> FusionProcessor:
-    """Processor for the backbones and image size of a recipe.
-
-    Args:
-        section ([`FusionModelSection`]): Section `model` of the recipe.
-        data_section (`DataSectionBase`): Section `data` of the recipe.
-        text_table ([`TableEncoder`], *optional*): What made the table of text embeddings; texts are then prepared as
-            they were for it.
-
-    Raises:
-        `InputError`: a file of a backbone cannot be fetched.
-    """
-    images = image_processor_of(section.vision, data_section)
-    if text_table is not None:
-        tokenizer: PreTrainedTokenizerBase = load_tokenizer(text_table.source)
-        return FusionProcessor(images, tokenizer, max_length=text_table.max_length, text_prefix=text_table.prefix)
-    tokenizer = load_tokenizer(section.text.backbone)
-    return FusionProcessor(images, tokenizer, max_length=min(data_section.max_length, tokenizer.model_max_length))

@@ -1,30 +1,34 @@
-"""The image classifier, registered with transformers' Auto classes and its stock pipeline."""
+"""The image classifier, served by transformers' stock pipeline."""
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from typing import TYPE_CHECKING, Any
 
-from mmhf.models.image_classifier.building import (
-    build_image_classifier,
-    build_image_classifier_config,
-    load_image_classifier,
+from mmhf.models.family import Family
+
+if TYPE_CHECKING:
+    from mmhf.models.image_classifier.configuration_image_classifier import (
+        BackboneForImageClassificationConfig as BackboneForImageClassificationConfig,
+    )
+    from mmhf.models.image_classifier.modeling_image_classifier import (
+        BackboneForImageClassification as BackboneForImageClassification,
+    )
+
+FAMILY = Family(
+    package=__name__,
+    model_type="mmhf_backbone",
+    task="image-classification",
+    config="configuration_image_classifier:BackboneForImageClassificationConfig",
+    model="modeling_image_classifier:BackboneForImageClassification",
+    auto_classes=("AutoModel", "AutoModelForImageClassification"),
+    name_table="MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    pipeline_task="image-classification",
+    pipeline_tag="image-classification",
+    card_call='classify("photo.jpg")',
+    predictor="mmhf.inference.predictors:ClassificationPredictor",
+    subject="mmhf.inference.demo.subjects:ClassifierSubject",
 )
-from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
-from mmhf.models.image_classifier.modeling_image_classifier import BackboneForImageClassification
 
-AutoConfig.register(BackboneForImageClassificationConfig.model_type, BackboneForImageClassificationConfig)
-AutoModel.register(BackboneForImageClassificationConfig, BackboneForImageClassification)
-AutoModelForImageClassification.register(BackboneForImageClassificationConfig, BackboneForImageClassification)
-# Up to transformers 5.23 the stock pipeline knows a registered model by this table of names alone.
-MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[BackboneForImageClassificationConfig.model_type] = (
-    BackboneForImageClassification.__name__
-)
 
-__all__ = [
-    "BackboneForImageClassification",
-    "BackboneForImageClassificationConfig",
-    "build_image_classifier",
-    "build_image_classifier_config",
-    "load_image_classifier",
-]
+def __getattr__(name: str) -> Any:
+    return FAMILY.attribute(name)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmhf.models.backbones import load_encoder
-from mmhf.models.classification_loss import PLAIN_LOSS, LossSettings
-from mmhf.models.classifier_building import (
+from mmhf.models.building import (
     config_of_child,
     config_of_parent,
     label_maps,
@@ -17,6 +16,7 @@ from mmhf.models.classifier_building import (
     shapes_alone,
     vision_values,
 )
+from mmhf.models.classification_loss import PLAIN_LOSS, LossSettings
 from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
 from mmhf.models.image_classifier.modeling_image_classifier import BackboneForImageClassification
 from mmhf.recipe.schema import ImageClassifierModelSection

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from mmhf.features.parts import VISION, FeaturePart, HasFeatureParts
+from mmhf.features.parts import VISION, FeaturePart
 from mmhf.models.classification_loss import ClassificationLoss, calibrated
-from mmhf.models.encoders import (
-    EncoderOutput,
-    describe_vision,
-    drop_unused,
-    fresh_encoder,
-    pool_vision,
-    run_vision,
-)
 from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
-from mmhf.models.layer_groups import layer_groups
+from mmhf.models.tower import TOWER, TowerModel
 
 
 def classifier_head(config: BackboneForImageClassificationConfig, width: int) -> nn.Sequential:
@@ -39,7 +28,7 @@ def classifier_head(config: BackboneForImageClassificationConfig, width: int) ->
     )
 
 
-class BackboneForImageClassification(HasFeatureParts, PreTrainedModel):
+class BackboneForImageClassification(TowerModel):
     """Classify images.
 
     Args:
@@ -49,22 +38,12 @@ class BackboneForImageClassification(HasFeatureParts, PreTrainedModel):
     """
 
     config_class = BackboneForImageClassificationConfig
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    # Trainer passes `num_items_in_batch`, so that accumulated batches weigh each row alike.
-    accepts_loss_kwargs = True
+    parts = {"vision": TOWER, "head": ("head.",)}
 
     def __init__(self, config: BackboneForImageClassificationConfig, vision: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        if config.vision_output is None:
-            config.vision_output = describe_vision(config.vision_config, config.vision_pooling).to_dict()
-        self.vision_output = EncoderOutput.from_dict(config.vision_output)
-        self.vision = fresh_encoder(config.vision_config) if vision is None else vision
-        drop_unused(self.vision, self.vision_output.unused)
+        self.vision_output = self._describe_tower("vision", config.vision_pooling)
+        self.vision = self._tower("vision", vision, self.vision_output)
         self.head = classifier_head(config, self.vision_output.width)
         self.loss = ClassificationLoss(
             config.class_weights,
@@ -73,11 +52,6 @@ class BackboneForImageClassification(HasFeatureParts, PreTrainedModel):
             logit_adjustment=config.logit_adjustment,
         )
         self.post_init()
-
-    def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Pooled output of the image encoder: (B, 3, H, W) → (B, width)."""
-        output = run_vision(self.vision, pixel_values, self.config.vision_pooling)
-        return pool_vision(output, self.config.vision_pooling, self.vision_output)
 
     def classify(
         self,
@@ -128,24 +102,3 @@ class BackboneForImageClassification(HasFeatureParts, PreTrainedModel):
                 raise ValueError("the model needs pixel_values or image_features")
             image_features = self.image_features(pixel_values)
         return self.classify(image_features, labels, num_items_in_batch)
-
-    def parameter_groups(self) -> dict[str, list[str]]:
-        """`vision.*` by layer, and `head`."""
-        groups = {
-            f"vision.{group}": [f"vision.{name}" for name in names]
-            for group, names in layer_groups(self.vision).items()
-        }
-        groups["head"] = [name for name, _ in self.named_parameters() if name.startswith("head.")]
-        return groups
-
-    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
-        # transformers would set its own layers only, and leave timm's encoder as it is.
-        if self.vision.supports_gradient_checkpointing:
-            self.vision._set_gradient_checkpointing(enable, *args, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """New layers as transformers starts them; the encoder starts its own."""
-        super()._init_weights(module)
-        if isinstance(module, ClassificationLoss):
-            module.restore_buffers()

@@ -11,13 +11,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Qwen3Config, Qwen3ForCausalLM
 
-from mmhf.models.captioner import (
-    CaptionerProcessor,
-    PrefixCaptionerForConditionalGeneration,
-    build_captioner_model,
-    generation_config,
-)
-from mmhf.models.captioner.tokenizers import train_tokenizer
+from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
+from mmhf.models.captioner.building import build_captioner_model, generation_config
+from mmhf.models.tokenizers import train_caption_tokenizer
 from mmhf.recipe.captioner_sections import CaptionerModelSection, GenerationSection
 
 CAPTIONS = [
@@ -32,7 +28,7 @@ SIDE = 32
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    return train_tokenizer(CAPTIONS, 320)
+    return train_caption_tokenizer(CAPTIONS, 320)
 
 
 @pytest.fixture(scope="session")

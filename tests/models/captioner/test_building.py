@@ -9,9 +9,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mmhf.errors import InputError
-from mmhf.models.captioner import (
-    CaptionerProcessor,
-    PrefixCaptionerForConditionalGeneration,
+from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
+from mmhf.models.captioner.building import (
     build_captioner_config,
     build_captioner_model,
     build_captioner_processor,

@@ -10,9 +10,9 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor
 
 from mmhf.models.captioner import CaptionerProcessor
-from mmhf.models.captioner.tokenizers import train_tokenizer
+from mmhf.models.tokenizers import train_caption_tokenizer
 
-_PROCESSOR = CaptionerProcessor(CLIPImageProcessor(), train_tokenizer(["a dog runs"], 300), max_length=24)
+_PROCESSOR = CaptionerProcessor(CLIPImageProcessor(), train_caption_tokenizer(["a dog runs"], 300), max_length=24)
 
 
 @given(st.lists(st.text(max_size=12), min_size=1, max_size=4))

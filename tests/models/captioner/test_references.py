@@ -11,12 +11,8 @@ from transformers import AutoModel
 
 from mmhf.errors import InputError
 from mmhf.models.backbones import reference_of
-from mmhf.models.captioner import (
-    CaptionerProcessor,
-    PrefixCaptionerForConditionalGeneration,
-    build_captioner_model,
-    load_captioner_model,
-)
+from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
+from mmhf.models.captioner.building import build_captioner_model, load_captioner_model
 from mmhf.recipe.captioner_sections import CaptionerModelSection
 
 Model = PrefixCaptionerForConditionalGeneration

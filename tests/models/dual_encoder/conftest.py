@@ -8,15 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from mmhf.models.dual_encoder import (
-    DualEncoderModel,
-    DualEncoderProcessor,
-    build_dual_encoder,
-    build_dual_encoder_processor,
-)
+from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
+from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_processor
 from mmhf.recipe import recipe_from_dict
 from mmhf.recipe.schema import ContrastiveRecipe
-from mmhf.sample_data import read_sample
 
 TINY = {
     "task": "contrastive",
@@ -27,11 +22,6 @@ TINY = {
     },
     "data": {"source": "sample", "image_size": 32, "max_length": 16},
 }
-
-
-@pytest.fixture(scope="session")
-def captions() -> list[str]:
-    return read_sample("train")["caption"].to_pylist()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from mmhf.models.fusion import FusionProcessor, build_fusion_processor
+from mmhf.models.fusion import FusionProcessor
+from mmhf.models.fusion.building import build_fusion_processor
 from mmhf.recipe.schema import FusionModelSection, SampleDataSection
 
 SECTION = FusionModelSection.model_validate(

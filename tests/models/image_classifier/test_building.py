@@ -7,7 +7,8 @@ from torch import nn
 
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import LossSettings
-from mmhf.models.image_classifier import BackboneForImageClassification, build_image_classifier, load_image_classifier
+from mmhf.models.image_classifier import BackboneForImageClassification
+from mmhf.models.image_classifier.building import build_image_classifier, load_image_classifier
 from mmhf.models.partition import Partition
 from mmhf.recipe.schema import ImageClassifierModelSection
 

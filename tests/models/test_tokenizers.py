@@ -6,16 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from mmhf.models.dual_encoder.tokenizer_training import train_tokenizer
+from mmhf.models.tokenizers import train_text_tokenizer
 
 
 def test_the_order_of_captions_does_not_matter(captions: list[str]) -> None:
-    one, other = (train_tokenizer(texts, vocab_size=500, max_length=16) for texts in (captions, captions[::-1]))
+    one, other = (train_text_tokenizer(texts, vocab_size=500, max_length=16) for texts in (captions, captions[::-1]))
     assert one.backend_tokenizer.to_str() == other.backend_tokenizer.to_str()
 
 
 def test_special_tokens_and_the_end_of_a_text_that_is_cut(captions: list[str], tmp_path: Path) -> None:
-    train_tokenizer(captions, vocab_size=500, max_length=6).save_pretrained(tmp_path)
+    train_text_tokenizer(captions, vocab_size=500, max_length=6).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert len(tokenizer) == 500
     ids = tokenizer("smiling face with smiling eyes and a hat", truncation=True)["input_ids"]
@@ -25,7 +25,9 @@ def test_special_tokens_and_the_end_of_a_text_that_is_cut(captions: list[str], t
     assert set(tokenizer("a")) == {"input_ids", "attention_mask"}
 
 
-SESSION_TOKENIZER = train_tokenizer(["a red heart", "a dog", "ein Hund läuft"] * 3, vocab_size=300, max_length=512)
+SESSION_TOKENIZER = train_text_tokenizer(
+    ["a red heart", "a dog", "ein Hund läuft"] * 3, vocab_size=300, max_length=512
+)
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,4 +1,4 @@
-"""What building any classifier from a recipe needs: its encoders, its labels, and a release to go on from."""
+"""What building a model from a recipe needs: encoders, image processor, labels, and a release to go on from."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import CLIPImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from mmhf.errors import InputError
-from mmhf.models.backbones import load_encoder_config
+from mmhf.models.backbones import ImageStatistics, image_statistics, load_encoder_config
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.encoders import describe_text, describe_vision
 from mmhf.recipe.schema import (
+    DataSectionBase,
     FusionModelSection,
     ImageClassifierModelSection,
     TextEncoderSection,
@@ -55,6 +56,36 @@ def text_values(section: TextEncoderSection) -> dict[str, Any]:
         "text_pooling": section.pooling,
         "text_output": output.to_dict(),
     }
+
+
+def build_image_processor(statistics: ImageStatistics, *, image_size: int, resize: str) -> CLIPImageProcessor:
+    """Image processor for square images.
+
+    Args:
+        statistics ([`ImageStatistics`]): Mean, standard deviation and resampling of the encoder.
+        image_size (`int`): Side in pixels.
+        resize (`str`): `squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre.
+    """
+    square = {"height": image_size, "width": image_size}
+    return CLIPImageProcessor(
+        size={"shortest_edge": image_size} if resize == "crop" else square,
+        do_center_crop=resize == "crop",
+        crop_size=square,
+        image_mean=list(statistics.mean),
+        image_std=list(statistics.std),
+        resample=statistics.interpolation,
+    )
+
+
+def image_processor_of(section: VisionEncoderSection, data_section: DataSectionBase) -> CLIPImageProcessor:
+    """Image processor for the image encoder and image size of a recipe.
+
+    Raises:
+        `InputError`: a file of the backbone cannot be fetched.
+    """
+    config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
+    statistics = image_statistics(section.backbone, config, pretrained=section.pretrained)
+    return build_image_processor(statistics, image_size=data_section.image_size, resize=data_section.resize)
 
 
 def label_maps(label_names: Sequence[str]) -> dict[str, Any]:

@@ -168,25 +168,28 @@ class _Rows:
     def __init__(self, tables: Mapping[str, datasets.Dataset]) -> None:
         self.images = {split: table.select_columns(["image"]) for split, table in tables.items()}
         self._columns = {
-            split: (table["row"][:], table["id"][:], table[_what_is_said(table)][:]) for split, table in tables.items()
+            split: table.select_columns(["row", "id", _what_is_said(table)]).with_format("arrow")[:]
+            for split, table in tables.items()
         }
-        self._places = [(split, position) for split, table in tables.items() for position in range(len(table))]
+        self._splits = list(tables)
+        self._ends = np.cumsum([len(table) for table in tables.values()])
 
     def __len__(self) -> int:
-        return len(self._places)
+        return int(self._ends[-1]) if self._splits else 0
 
     def place(self, number: int) -> tuple[str, int]:
         """The split and the position in it."""
-        return self._places[number]
+        at = int(np.searchsorted(self._ends, number, side="right"))
+        return self._splits[at], number - int(self._ends[at - 1] if at else 0)
 
     def image_of(self, number: int) -> DuplicateImage:
-        split, position = self._places[number]
-        rows, ids, _ = self._columns[split]
-        return DuplicateImage(split, rows[position], ids[position])
+        split, position = self.place(number)
+        rows, ids, _ = self._columns[split].columns
+        return DuplicateImage(split, rows[position].as_py(), ids[position].as_py())
 
     def pair(self, kind: Literal["exact", "near"], first: int, second: int, distance: float) -> DuplicatePair:
-        labels = [self._columns[split][2][position] for split, position in (self._places[first], self._places[second])]
-        return DuplicatePair(kind, self.image_of(first), self.image_of(second), labels[0] == labels[1], distance)
+        said = [self._columns[split].column(2)[position] for split, position in map(self.place, (first, second))]
+        return DuplicatePair(kind, self.image_of(first), self.image_of(second), said[0].equals(said[1]), distance)
 
     def map(self, function: Callable[[dict[str, Any]], T], numbers: Sequence[int], label: str) -> list[T]:
         """Apply a function to the images of these rows, in threads."""
@@ -204,7 +207,7 @@ class _Rows:
         chunk: list[int] = []
         current = ""
         for number in numbers:
-            split, position = self._places[number]
+            split, position = self.place(number)
             if chunk and (split != current or len(chunk) == _CHUNK):
                 yield current, chunk
                 chunk = []

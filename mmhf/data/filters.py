@@ -1,18 +1,18 @@
-"""Which rows of a table are used: placeholders blanked, filters one after the other, each with the rows it left."""
+"""Which rows of a source are used: placeholders blanked, filters one after the other, each with the rows it left."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmhf.data.readers import TableFile, as_text
-from mmhf.data.table import FilterStep
+from mmhf.data.table import FilterStep, as_text, codes_of, extra_column
 from mmhf.errors import InputError
 from mmhf.recipe.data_sections import ConditionSection, FiltersSection, Scalar
 from mmhf.recipe.nearest import did_you_mean, nearest_names
@@ -22,66 +22,65 @@ logger = logging.getLogger(__name__)
 Mask = NDArray[np.bool_]
 
 
-class RowColumns(NamedTuple):
-    """The columns that filters read by what they are."""
-
-    label: str
-    text: str | None
-    label_of: Mapping[str, str] | None = None
-    """Label value → label name, where the recipe merges or renames labels."""
-
-
-def blank_placeholders(table: TableFile, placeholders: Sequence[str], *, keep: Iterable[str] = ()) -> None:
-    """Read placeholders such as "No age information" as missing, in place.
+def blank_placeholders(table: pa.Table, placeholders: Sequence[str], *, keep: Iterable[str] = ()) -> pa.Table:
+    """Read placeholders such as "No age information" as missing.
 
     Args:
-        table (`TableFile`):
+        table (`pa.Table`):
             The table.
         placeholders (`Sequence[str]`):
             What counts as missing, in any case; `*` stands for anything.
         keep (`Iterable[str]`, *optional*):
-            Columns to leave alone.
-    """
-    if not placeholders:
-        return
-    parts = [".*".join(re.escape(part) for part in text.strip().split("*")) for text in placeholders]
-    pattern = re.compile("|".join(parts), re.IGNORECASE | re.DOTALL)
-    for name in set(table.columns) - set(keep):
-        values = table.columns[name]
-        # Each distinct value is looked at once: most columns have few.
-        strings = {value for value in values if isinstance(value, str)}
-        blank = {value for value in strings if pattern.fullmatch(value.strip())}
-        if blank:
-            table.columns[name] = [None if isinstance(value, str) and value in blank else value for value in values]
-
-
-def filter_tables(
-    tables: Mapping[str, TableFile], filters: FiltersSection, columns: RowColumns
-) -> tuple[dict[str, TableFile], list[FilterStep]]:
-    """Keep the rows that pass all filters; rows that cannot be read stay, to be judged as such.
-
-    Args:
-        tables (`Mapping[str, TableFile]`):
-            A table for each split that is given, or one that is yet to be cut.
-        filters (`FiltersSection`):
-            The recipe's filters.
-        columns (`RowColumns`):
-            Where label and text are.
+            Columns to leave alone, beside those that are no texts.
 
     Returns:
-        `tuple`: the tables with what is left, and how many rows each filter left over all of them; the first step
-        counts those before any. No filters: no steps.
+        `pa.Table`: the table with null in these places.
+    """
+    if not placeholders:
+        return table
+    parts = [".*".join(re.escape(part) for part in text.strip().split("*")) for text in placeholders]
+    pattern = re.compile("|".join(parts), re.IGNORECASE | re.DOTALL)
+    for number, name in enumerate(table.column_names):
+        if name in keep or not pa.types.is_string(table.schema.field(name).type):
+            continue
+        # Each distinct value is looked at once: most columns have few.
+        codes, values = codes_of(table.column(name))
+        blank = np.array([bool(pattern.fullmatch(value.strip())) for value in values], dtype=bool)
+        if blank.any():
+            kept = pa.array(np.where(blank, -1, np.arange(len(values)))[codes], mask=(codes < 0) | blank[codes])
+            table = table.set_column(number, name, pa.array(values, pa.string()).take(kept))
+    return table
+
+
+def filter_rows(
+    table: pa.Table, filters: FiltersSection, *, origin: str, label_of: Mapping[str, str] | None = None
+) -> tuple[NDArray[np.int64], list[FilterStep]]:
+    """Choose the rows that pass all filters; rows that cannot be read stay, to be judged as such.
+
+    Args:
+        table (`pa.Table`):
+            The columns of a source but `image`.
+        filters (`FiltersSection`):
+            The recipe's filters.
+        origin (`str`):
+            The data, for messages.
+        label_of (`Mapping[str, str]`, *optional*):
+            Label value → label name, where the recipe merges or renames labels.
+
+    Returns:
+        `tuple`: the positions of the rows that are left, and how many each filter left; the first step counts those
+        before any. No filters: no steps.
 
     Raises:
-        InputError: a data set or a sub-source is in no row, or a filter leaves no row at all.
+        InputError: a data set or a sub-source is in no row, a column is not there, or a filter leaves no row at all.
     """
-    rows = _Rows(tables, columns)
+    rows = _Rows(table, origin, label_of)
     for name, mask in _masks(rows, filters):
         rows.keep(name, mask)
     if len(rows.steps) == 1:
-        return dict(tables), []
-    logger.info("%s: %s", rows.origin, describe_steps(rows.steps))
-    return rows.tables(), rows.steps
+        return np.arange(len(table)), []
+    logger.info("%s: %s", origin, describe_steps(rows.steps))
+    return np.flatnonzero(rows.left), rows.steps
 
 
 def describe_steps(steps: Sequence[FilterStep]) -> str:
@@ -90,33 +89,35 @@ def describe_steps(steps: Sequence[FilterStep]) -> str:
 
 
 class _Rows:
-    """The rows of all tables in a line, and which of them are left."""
+    """The rows of a table, and which of them are left."""
 
-    def __init__(self, tables: Mapping[str, TableFile], columns: RowColumns) -> None:
-        self._tables = tables
-        self.columns = columns
-        self.origin = ", ".join(dict.fromkeys(table.origin for table in tables.values()))
-        self.left = np.ones(sum(len(table.rows) for table in tables.values()), dtype=bool)
-        self._malformed = np.concatenate(
-            [np.isin(np.arange(len(table.rows)), list(table.malformed)) for table in tables.values()]
-        )
-        self.steps = [FilterStep("all", len(self.left))]
+    def __init__(self, table: pa.Table, origin: str, label_of: Mapping[str, str] | None) -> None:
+        self.table = table
+        self.origin = origin
+        self.label_of = label_of
+        self.left = np.ones(len(table), dtype=bool)
+        self._malformed = table.column("fault").is_valid().to_numpy()
+        self.steps = [FilterStep("all", len(table))]
 
-    def texts(self, name: str) -> pd.Series:
-        """A column as strings, None where a value is missing."""
-        values = [as_text(value) for table in self._tables.values() for value in table.columns[name]]
-        return pd.Series(values, dtype=object)
+    def distinct(self, column: str) -> tuple[NDArray[np.int64], pd.Series]:
+        """The number of each row's value among the distinct ones of a column, the last of which is None."""
+        name = extra_column(column)
+        if name not in self.table.column_names:
+            raise InputError(
+                f"{self.origin}: data.filters ask for the column {column!r}, but the source has no columns"
+            )
+        codes, values = codes_of(self.table.column(name))
+        return np.where(codes < 0, len(values), codes), pd.Series([*values, None], dtype=object)
 
-    def labels(self) -> pd.Series:
-        """Label names; a value that the recipe does not name stays as it is."""
-        values = self.texts(self.columns.label)
-        label_of = self.columns.label_of
-        return (
-            values if label_of is None else pd.Series([label_of.get(value, value) for value in values], dtype=object)
-        )
-
-    def split_numbers(self) -> NDArray[np.int64]:
-        return np.repeat(np.arange(len(self._tables)), [len(table.rows) for table in self._tables.values()])
+    def labels(self) -> NDArray[np.int64]:
+        """Numbers of label names, -1 for none; a value that the recipe does not name stays as it is."""
+        if "label" not in self.table.column_names:
+            return np.full(len(self.table), -1)
+        codes, values = codes_of(self.table.column("label"))
+        if self.label_of is None:
+            return codes
+        merged, _ = codes_of([self.label_of.get(value, value) for value in values])
+        return np.append(merged, -1)[codes]
 
     def keep(self, name: str, mask: Mask) -> None:
         self.left &= mask | self._malformed
@@ -126,43 +127,36 @@ class _Rows:
                 f"{self.origin}: data.filters leave no row; those behind each: {describe_steps(self.steps)}"
             )
 
-    def tables(self) -> dict[str, TableFile]:
-        """The tables with the rows that are left."""
-        ends = np.cumsum([len(table.rows) for table in self._tables.values()])
-        parts = np.split(self.left, ends[:-1])
-        return {
-            split: table.select(np.flatnonzero(part).tolist())
-            for (split, table), part in zip(self._tables.items(), parts, strict=True)
-        }
-
 
 def _masks(rows: _Rows, filters: FiltersSection) -> Iterable[tuple[str, Mask]]:
     """Each filter with its mask, made when those before it have been applied."""
     if filters.datasets is not None:
-        names = rows.texts(filters.dataset_column)
+        codes, names = rows.distinct(filters.dataset_column)
         _require_values("datasets", filters.datasets, names, rows)
-        yield f"datasets: {', '.join(filters.datasets)}", names.isin(filters.datasets).to_numpy()
+        yield f"datasets: {', '.join(filters.datasets)}", names.isin(filters.datasets).to_numpy()[codes]
     for dataset, sources in filters.sub_sources.items():
-        is_other = (rows.texts(filters.dataset_column) != dataset).to_numpy()
-        found = rows.texts(filters.sub_source_column)
-        _require_values(f"sub_sources.{dataset}", sources, found[~is_other], rows)
-        yield f"sub_sources.{dataset}: {', '.join(sources)}", is_other | found.isin(sources).to_numpy()
+        codes, names = rows.distinct(filters.dataset_column)
+        is_other = (names != dataset).to_numpy()[codes]
+        codes, found = rows.distinct(filters.sub_source_column)
+        _require_values(f"sub_sources.{dataset}", sources, found[np.unique(codes[~is_other])], rows)
+        yield f"sub_sources.{dataset}: {', '.join(sources)}", is_other | found.isin(sources).to_numpy()[codes]
     for column, condition in filters.where.items():
-        yield f"where.{column}: {_describe(condition)}", _meets(rows.texts(column), condition)
-    if filters.has_text is not None and rows.columns.text is not None:
-        present = rows.texts(rows.columns.text).notna().to_numpy()
+        codes, values = rows.distinct(column)
+        yield f"where.{column}: {_describe(condition)}", _meets(values, condition)[codes]
+    if filters.has_text is not None and "text" in rows.table.column_names:
+        present = rows.table.column("text").is_valid().to_numpy()
         yield f"has_text: {str(filters.has_text).lower()}", present == filters.has_text
     if filters.fraction is not None:
         yield f"fraction: {filters.fraction:g}", _draw(rows, filters.fraction, filters.seed)
     if filters.min_samples_per_label is not None:
         labels = rows.labels()
-        counts = labels[rows.left].value_counts()
-        rare = counts.index[counts < filters.min_samples_per_label]
-        yield f"min_samples_per_label: {filters.min_samples_per_label}", ~labels.isin(rare).to_numpy()
+        counts = np.bincount(labels[rows.left & (labels >= 0)], minlength=labels.max(initial=0) + 1)
+        rare = (counts > 0) & (counts < filters.min_samples_per_label)
+        yield f"min_samples_per_label: {filters.min_samples_per_label}", ~(rare[labels] & (labels >= 0))
 
 
 def _require_values(key: str, wanted: Sequence[str], values: pd.Series, rows: _Rows) -> None:
-    present = [value for value in values.unique() if value is not None]
+    present = [value for value in values if value is not None]
     for value in wanted:
         if value not in present:
             guess = did_you_mean(nearest_names(value, present))
@@ -206,7 +200,7 @@ def _is_one_of(values: pd.Series, wanted: Sequence[Scalar | None]) -> Mask:
         mask = mask | values.isna().to_numpy()
     bools = [str(value).lower() for value in wanted if isinstance(value, bool)]
     if bools:
-        mask = mask | values.str.lower().isin(bools).to_numpy()
+        mask = mask | values.astype("string").str.lower().isin(bools).to_numpy()
     numbers = [value for value in wanted if isinstance(value, int | float) and not isinstance(value, bool)]
     if numbers:
         mask = mask | np.isin(pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64), numbers)
@@ -217,8 +211,9 @@ def _draw(rows: _Rows, fraction: float, seed: int) -> Mask:
     """Draw a share of each label's rows in each given split, rounded up, so that no label vanishes."""
     order = np.random.default_rng(seed).permutation(len(rows.left))
     order = order[rows.left[order]]
-    drawn = pd.DataFrame({"label": rows.labels().to_numpy()[order], "split": rows.split_numbers()[order]})
-    grouped = drawn.groupby(["label", "split"], dropna=False, sort=False)["split"]
+    splits, _ = codes_of(rows.table.column("split"))
+    drawn = pd.DataFrame({"label": rows.labels()[order], "split": splits[order]})
+    grouped = drawn.groupby(["label", "split"], sort=False)["split"]
     # Less a little: 0.7 · 10 is 7.000000000000001.
     wanted = np.ceil(fraction * grouped.transform("size").to_numpy() - 1e-6)
     chosen = order[grouped.cumcount().to_numpy() < wanted]

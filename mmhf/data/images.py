@@ -8,7 +8,7 @@ import struct
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
@@ -26,6 +26,13 @@ Image.init()
 _FORMATS = [name for name in _WANTED_FORMATS if name in Image.OPEN]
 
 ImageInput = Mapping[str, Any] | str | Path | bytes | Image.Image
+
+
+class ImageFault(NamedTuple):
+    """Why an image cannot be used, and whether the image or the row that names it is at fault."""
+
+    reason: str
+    kind: Literal["image", "row"] = "image"
 
 
 class BadImageError(ValueError):

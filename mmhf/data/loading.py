@@ -2,55 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Collection, Sequence
+import os
+import posixpath
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplicates
-from mmhf.data.fingerprint import fingerprint_splits
-from mmhf.data.screen import CaptionScreen, LabelScreen
-from mmhf.data.sources.caption_hub import read_caption_hub
-from mmhf.data.sources.caption_shards import read_sharded
-from mmhf.data.sources.caption_table import read_caption_table
-from mmhf.data.sources.clinical import read_clinical
-from mmhf.data.sources.fakeddit import read_fakeddit
-from mmhf.data.sources.flickr30k import read_flickr30k
-from mmhf.data.sources.hub import read_hub, read_hub_stream
-from mmhf.data.sources.image_folder import read_image_folder
-from mmhf.data.sources.sample import read_sample_captions, read_sample_groups, read_sample_pairs
-from mmhf.data.sources.table import read_table_source
+from mmhf.data.filters import blank_placeholders, filter_rows
+from mmhf.data.remote.images import parse_reference
+from mmhf.data.screen import SplitScreen
+from mmhf.data.sources import READERS
+from mmhf.data.splits import cut_splits, require_groups_apart, require_samples
 from mmhf.data.streams.captions import StreamedCaptions
-from mmhf.data.table import SPLITS, CaptionedSource, FilterStep, SourceData
+from mmhf.data.table import SPLITS, FilterStep, Reading, SourceTable, as_dataset
 from mmhf.errors import InputError
-from mmhf.recipe.caption_data_sections import (
-    CaptionDataSectionBase,
-    CaptionHubSection,
-    CaptionSampleSection,
-    CaptionTableSection,
-    Flickr30kSection,
-    WebDatasetSection,
-)
+from mmhf.recipe.caption_data_sections import CaptionDataSectionBase
 from mmhf.recipe.nearest import did_you_mean, nearest_names
-from mmhf.recipe.schema import (
-    ClinicalDataSection,
-    DataSectionBase,
-    FakedditDataSection,
-    HubDataSection,
-    ImageFolderDataSection,
-    SampleDataSection,
-    TableDataSection,
-)
+from mmhf.recipe.schema import DataSectionBase, FilteredDataSection, TableDataSection
 
 logger = logging.getLogger(__name__)
 
-_TASKS_WITH_TEXT = ("image-text-classification",)
-_TASKS_WITH_LABELS = (*_TASKS_WITH_TEXT, "image-classification")
-_TASKS_WITH_CAPTIONS = ("image-captioning", "contrastive")
-_TASKS = (*_TASKS_WITH_LABELS, *_TASKS_WITH_CAPTIONS)
+_TASKS = {
+    "image-text-classification": Reading(label=True, text=True),
+    "image-classification": Reading(label=True),
+    "image-captioning": Reading(label=False),
+    "contrastive": Reading(label=False),
+}
+"""Task → what it reads of a source."""
 
 
 @dataclass
@@ -75,8 +63,15 @@ class LoadedData:
         return len(table) if isinstance(table, datasets.Dataset | StreamedCaptions) else None
 
     def fingerprint(self) -> dict[str, str]:
-        """SHA-256 over the ids, texts, labels and images of each split; see `fingerprint_splits`."""
-        return fingerprint_splits(self.splits)
+        """SHA-256 over the rows of each split, or `"streamed"` for a stream, which is not read for this.
+
+        Ids, texts, labels, captions and the bytes of embedded images count; of image files the name and size, so that
+        the same data in another folder has the same hash.
+        """
+        return {
+            split: _fingerprint(table) if isinstance(table, datasets.Dataset) else "streamed"
+            for split, table in self.splits.items()
+        }
 
 
 def load_data(
@@ -112,102 +107,97 @@ def load_data(
         InputError: something is missing, a split is empty, a label is unknown, or a row is bad where the recipe says
             to raise.
     """
-    if isinstance(section, CaptionDataSectionBase) != (task in _TASKS_WITH_CAPTIONS) or task not in _TASKS:
-        raise _wrong_source(section, task)
+    reading = _TASKS.get(task)
+    reads_captions = isinstance(section, CaptionDataSectionBase)
+    if reading is None or reads_captions == reading.label or (reading.text and section.source == "image_folder"):
+        raise InputError(f"task {task!r} cannot be loaded from the source {section.source!r}")
     wanted = splits
-    judge = section if isinstance(section, ImageFolderDataSection | CaptionDataSectionBase) else None
-    if judge is not None and judge.on_duplicate == "skip_across_splits":
+    if section.on_duplicate == "skip_across_splits":
         splits = None  # what is left of the training split depends on the others
-    if isinstance(section, CaptionDataSectionBase):
-        loaded = _load_captions(section, splits, check_images=check_images)
-    else:
-        reading = _Reading(task in _TASKS_WITH_TEXT, tuple(extra_columns))
-        loaded = _load_labelled(section, reading, label_names, splits, check_images=check_images)
-    if judge is not None:
-        _judge_duplicates(loaded, judge, check_images=check_images)
+    reading = Reading(reading.label, reading.text, tuple(extra_columns), None if splits is None else frozenset(splits))
+    if not reading.text and isinstance(section, TableDataSection):
+        section = section.without_text()
+    source = READERS[type(section)](section, reading)
+    loaded = _make_splits(source, section, reading, splits, label_names, check_images=check_images)
+    _judge_duplicates(loaded, section, check_images=check_images)
     if wanted is not None:
         loaded.splits = {split: table for split, table in loaded.splits.items() if split in wanted}
         loaded.bad_examples = [example for example in loaded.bad_examples if example.split in wanted]
     return loaded
 
 
-def _wrong_source(section: DataSectionBase, task: str) -> InputError:
-    return InputError(f"task {task!r} cannot be loaded from the source {section.source!r}")
-
-
-def _load_captions(
-    section: CaptionDataSectionBase, splits: Collection[str] | None, *, check_images: bool
-) -> LoadedData:
-    loaded = LoadedData({}, [])
-    if isinstance(section, WebDatasetSection) or (isinstance(section, CaptionHubSection) and section.streaming):
-        sharded = read_sharded(section, splits)
-        source, loaded.bad_examples = sharded.tables, sharded.bad_examples
-        if sharded.streamed is not None:
-            loaded.splits["train"] = sharded.streamed
-    else:
-        source = _read_captions(section, splits)
-    for split, rows in source.items():
-        screen = CaptionScreen(rows, split, section)
-        loaded.splits[split] = screen.run(check_images=check_images)
-        loaded.bad_examples += screen.bad_examples
-    return loaded
-
-
-def _read_captions(section: CaptionDataSectionBase, splits: Collection[str] | None) -> CaptionedSource:
-    if isinstance(section, CaptionSampleSection):
-        return read_sample_captions(section, splits)
-    if isinstance(section, Flickr30kSection):
-        return read_flickr30k(section, splits)
-    if isinstance(section, CaptionTableSection):
-        return read_caption_table(section, splits)
-    if isinstance(section, CaptionHubSection):
-        return read_caption_hub(section, splits)
-    raise _wrong_source(section, "image-captioning")
-
-
-class _Reading(NamedTuple):
-    """What of a source's rows is read beside image and label."""
-
-    with_text: bool
-    extra_columns: tuple[str, ...]
-
-
-def _load_labelled(
+def _make_splits(
+    source: SourceTable,
     section: DataSectionBase,
-    reading: _Reading,
-    label_names: Sequence[str] | None,
+    reading: Reading,
     splits: Collection[str] | None,
+    label_names: Sequence[str] | None,
     *,
     check_images: bool,
 ) -> LoadedData:
-    with_text = reading.with_text
-    if with_text and isinstance(section, ImageFolderDataSection):
-        raise _wrong_source(section, _TASKS_WITH_TEXT[0])
-    if not with_text:
-        section = _without_text(section)
-    if isinstance(section, HubDataSection) and section.streaming:
-        if reading.extra_columns:
-            raise InputError(f"column {reading.extra_columns[0]!r} is asked for, but a stream keeps no columns")
-        streams, names = read_hub_stream(section, splits, label_names)
-        return LoadedData(dict(streams), names)
-    source = _read(section, splits, reading)
-    files = ", ".join(dict.fromkeys(rows.origin for rows in source.splits.values()))
-    names, label_ids = number_labels(source.label_of, label_names, origin=f"data source {section.source!r} ({files})")
-    loaded = LoadedData({}, names, filter_steps=source.filter_steps)
-    for split in (name for name in SPLITS if name in source.splits):
-        screen = LabelScreen(source.splits[split], split, section, label_ids=label_ids, with_text=with_text)
+    """Filter, cut, number the labels, and judge the rows of each split that is wanted."""
+    positions = np.arange(len(source.rows)) if source.used is None else source.used
+    table = source.rows.remove_columns("image").data.table
+    blanked = blank_placeholders(table, section.missing, keep=["split", "fault", "id"])
+    if blanked is not table:
+        image = source.rows.select_columns("image")
+        source.rows = datasets.concatenate_datasets([image, as_dataset(blanked)], axis=1)
+    if source.used is not None:
+        blanked = blanked.take(pa.array(positions))
+    merged = source.label_of if getattr(section, "labels", None) else None
+    kept, steps = filter_rows(blanked, section.filters, origin=source.origin(), label_of=merged)
+    positions = positions[kept]
+    parts = cut_splits(source, positions)
+    available = [split for split in SPLITS if split in parts or split in source.streams]
+    for split in splits or ():
+        if split not in available:
+            raise InputError(f"{source.origin()}: no split {split!r}; there is {', '.join(available)}")
+    names: list[str] = []
+    label_ids: dict[str, int] = {}
+    if reading.label:
+        label_of = source.label_of or _sorted_labels(source, parts.values())
+        if isinstance(section, FilteredDataSection) and source.cut is None and section.split.group_by is not None:
+            require_groups_apart(source, parts, section.split.group_by)
+        require_samples(source, parts, label_of, section.filters)
+        origin = f"data source {section.source!r} ({source.origin()})"
+        names, label_ids = number_labels(label_of, label_names, origin=origin)
+    loaded = LoadedData({}, names, list(source.bad_examples), filter_steps=steps)
+    for split in available:
+        if splits is not None and split not in splits:
+            continue
+        if split in source.streams:
+            loaded.splits[split] = source.streams[split](label_ids)
+            continue
+        screen = SplitScreen(source, parts[split], split=split, section=section, reading=reading, label_ids=label_ids)
         loaded.splits[split] = screen.run(check_images=check_images)
         loaded.bad_examples += screen.bad_examples
     return loaded
 
 
+def _sorted_labels(source: SourceTable, parts: Iterable[np.ndarray]) -> dict[str, str]:
+    """The labels of the rows that are used: by number when all are numbers, else by letter."""
+    used = np.concatenate(list(parts))
+    values = pc.unique(source.column("label").take(used)).to_pylist()
+    distinct = sorted(value for value in values if value is not None)
+    if all(_is_number(value) for value in distinct):
+        distinct.sort(key=float)
+    return {value: value for value in distinct}
+
+
+def _is_number(value: str) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))
+    except ValueError:
+        return False
+
+
 def number_labels(
-    label_of: dict[str, str], label_names: Sequence[str] | None, *, origin: str
+    label_of: Mapping[str, str], label_names: Sequence[str] | None, *, origin: str
 ) -> tuple[list[str], dict[str, int]]:
     """Give label values their class ids.
 
     Args:
-        label_of (`dict[str, str]`):
+        label_of (`Mapping[str, str]`):
             Label value → label name, in the order of the class ids.
         label_names (`Sequence[str]`, *optional*):
             The names that a model has, in its order.
@@ -231,9 +221,7 @@ def number_labels(
     return names, {value: names.index(name) for value, name in label_of.items()}
 
 
-def _judge_duplicates(
-    loaded: LoadedData, section: ImageFolderDataSection | CaptionDataSectionBase, *, check_images: bool
-) -> None:
+def _judge_duplicates(loaded: LoadedData, section: DataSectionBase, *, check_images: bool) -> None:
     skip = section.on_duplicate == "skip_across_splits"
     if section.find_duplicates == "never" or not (skip or check_images):
         return
@@ -244,42 +232,39 @@ def _judge_duplicates(
         logger.warning("data source %s: %s", section.source, describe_duplicates(found))
     if skip and found.leaks:
         train = tables["train"]
-        rows, ids = train["row"][:], train["id"][:]
+        leaks = sorted(found.leaks)
+        left_out = train.select_columns(["row", "id"])[leaks]
         loaded.bad_examples += [
-            BadExample("train", rows[position], ids[position], f"the image is in {twin.split}, too, as {twin.id}")
-            for position, twin in sorted(found.leaks.items())
+            BadExample("train", row, name, f"the image is in {twin.split}, too, as {twin.id}")
+            for row, name, twin in zip(
+                left_out["row"], left_out["id"], (found.leaks[position] for position in leaks), strict=True
+            )
         ]
-        kept = [position for position in range(len(train)) if position not in found.leaks]
-        if not kept:
+        kept = np.setdiff1d(np.arange(len(train)), leaks)
+        if not len(kept):
             raise InputError(f"data source {section.source!r}: every training image is in validation or test, too")
         loaded.splits["train"] = train.select(kept)
         logger.warning("data source %s: left %d images out of train", section.source, len(found.leaks))
 
 
-def _without_text(section: DataSectionBase) -> DataSectionBase:
-    if isinstance(section, TableDataSection):
-        return section.without_text()
-    if isinstance(section, HubDataSection):
-        return section.model_copy(update={"columns": section.columns.model_copy(update={"text": None})})
-    return section
+def _fingerprint(table: datasets.Dataset) -> str:
+    digest = hashlib.sha256()
+    columns = [name for name in ("text", "label", "captions") if name in table.column_names]
+    stored = table.with_format("arrow")  # images behind URLs would be fetched otherwise
+    for batch in stored.iter(1024):
+        values: dict[str, list[Any]] = batch.to_pydict()
+        for name, image, *said in zip(values["id"], values["image"], *(values[key] for key in columns), strict=True):
+            digest.update(json.dumps([name, *said, _image_key(image)]).encode())
+    return digest.hexdigest()
 
 
-def _read(section: DataSectionBase, splits: Collection[str] | None, reading: _Reading) -> SourceData:
-    if isinstance(section, FakedditDataSection):
-        return read_fakeddit(section, splits, extra_columns=reading.extra_columns)
-    if isinstance(section, TableDataSection):
-        return read_table_source(section, splits, extra_columns=reading.extra_columns)
-    if isinstance(section, ClinicalDataSection):
-        return read_clinical(section, splits, extra_columns=reading.extra_columns)
-    if isinstance(section, HubDataSection):
-        return read_hub(section, splits, extra_columns=reading.extra_columns)
-    if reading.extra_columns:
-        raise InputError(
-            f"column {reading.extra_columns[0]!r} is asked for, but data.source {section.source!r} has no columns; "
-            "fakeddit, table, clinical and hub have"
-        )
-    if isinstance(section, SampleDataSection):
-        return read_sample_pairs(splits) if reading.with_text else read_sample_groups(splits)
-    if isinstance(section, ImageFolderDataSection):
-        return read_image_folder(section, splits)
-    raise InputError(f"data.source {section.source!r} has no class labels")
+def _image_key(image: Mapping[str, str | bytes | None]) -> list[str | int] | None:
+    content, path = image["bytes"], image["path"]
+    if isinstance(content, bytes):
+        return [hashlib.sha256(content).hexdigest()]
+    if path is None:
+        return None
+    if "://" in str(path):
+        url, file = parse_reference(str(path))
+        return [posixpath.basename(url), file.size] if file is not None and file.size is not None else [url]
+    return [os.path.basename(str(path)), os.stat(path).st_size]

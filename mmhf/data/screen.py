@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import chain
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from mmhf.data.bad_examples import BadExample
-from mmhf.data.table import CaptionedRows, ImageProblem, LabelledRows, SourceRows, extra_column
+from mmhf.data.captions import clean_captions, empty_captions, is_empty
+from mmhf.data.images import ImageFault
+from mmhf.data.table import CAPTIONS_TYPE, IMAGE_TYPE, EmbeddedImages, Reading, SourceTable, extra_column
 from mmhf.errors import InputError
 from mmhf.parallel import map_in_threads
 from mmhf.recipe.schema import DataSectionBase
 
 logger = logging.getLogger(__name__)
 
-RowsT = TypeVar("RowsT", bound=SourceRows)
-
 _CHUNK = 256
 _PROGRESS_ABOVE = 20_000
+_COPIED_BELOW = 64 << 20
+"""A smaller column of images is copied for each split; a larger one stays in its file, and rows are chosen in it."""
 _WAYS_OUT = {
     "on_bad_row": "data.on_bad_row=skip",
     "on_bad_image": "data.on_bad_image=skip or blank",
@@ -38,32 +42,45 @@ class Fault(NamedTuple):
     key: Literal["on_bad_row", "on_bad_image", "on_empty_text", "on_empty_caption"]
 
 
-class SplitScreen(ABC, Generic[RowsT]):
+class SplitScreen:
     """Judges the rows of one split by the recipe's choices.
 
     Args:
-        source (`SourceRows`):
+        source (`SourceTable`):
             The rows.
+        positions (`NDArray`):
+            Those of the split.
         split (`str`):
             The split's name, for messages.
         section (`DataSectionBase`):
             `on_bad_row`, `on_empty_text`, `on_bad_image`, `limit` and `limit_seed` are read.
+        reading (`Reading`):
+            What the task reads.
+        label_ids (`Mapping[str, int]`, *optional*):
+            Label value → class id, where rows have labels.
     """
 
-    def __init__(self, source: RowsT, split: str, section: DataSectionBase) -> None:
+    def __init__(
+        self,
+        source: SourceTable,
+        positions: NDArray[np.int64],
+        *,
+        split: str,
+        section: DataSectionBase,
+        reading: Reading,
+        label_ids: Mapping[str, int] | None = None,
+    ) -> None:
         self.source = source
+        self.positions = positions
+        self.part = source.part(split)
         self.split = split
         self.section = section
+        self.reading = reading
+        self.label_ids = label_ids or {}
         self.bad_examples: list[BadExample] = []
-        self._blank_images: set[int] = set()
-
-    @abstractmethod
-    def _find_fault(self, position: int) -> Fault | None:
-        """Judge what a row says of its image."""
-
-    @abstractmethod
-    def _columns(self, positions: Sequence[int]) -> dict[str, list[Any]]:
-        """The columns of these rows beside number, name and image."""
+        self._blank_images: list[int] = []
+        self._table = source.rows.remove_columns("image").data.table
+        self._images = source.rows.select_columns("image")
 
     def run(self, *, check_images: bool = True) -> datasets.Dataset:
         """Judge the rows and make the table of those that are used.
@@ -78,180 +95,186 @@ class SplitScreen(ABC, Generic[RowsT]):
         Raises:
             InputError: a bad row where the recipe says to raise, or no row is left.
         """
-        positions = list(range(len(self.source)))
+        positions = self.positions
         limit = len(positions) if self.section.limit is None else self.section.limit
         if limit < len(positions):
-            positions = np.random.default_rng(self.section.limit_seed).permutation(positions).tolist()
-        chosen: list[int] = []
-        start = 0
+            positions = positions[np.random.default_rng(self.section.limit_seed).permutation(len(positions))]
+        chosen: list[NDArray[np.int64]] = []
+        found = start = 0
         # A row that cannot be used is replaced by the next, so that a limit is met wherever the data allows.
-        while start < len(positions) and len(chosen) < limit:
-            stop = start + limit - len(chosen)
-            usable = [position for position in positions[start:stop] if self._row_is_usable(position)]
-            chosen += self._with_usable_image(usable, check_images)
+        while start < len(positions) and found < limit:
+            stop = start + limit - found
+            usable = self._with_usable_image(self._usable_rows(positions[start:stop]), check_images)
+            chosen.append(usable)
+            found += len(usable)
             start = stop
         self.bad_examples.sort()
-        if not chosen:
+        if not found:
             raise InputError(self._nothing_left())
-        return self._table(sorted(chosen))
+        if self.bad_examples:
+            logger.warning("%s: %d bad rows in %s", self.part.origin, len(self.bad_examples), self.split)
+        return self._make_table(self.positions[np.isin(self.positions, np.concatenate(chosen))])
 
-    def _row_is_usable(self, position: int) -> bool:
-        if position in self.source.malformed:
-            return self._drop(position, Fault(self.source.malformed[position], "on_bad_row"))
-        fault = self._find_fault(position)
-        return fault is None or self._drop(position, fault)
+    def _usable_rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Those of which all but the image can be used."""
+        rows = self._table.take(pa.array(positions))
+        faulty = rows.column("fault").is_valid().to_numpy()
+        if self.reading.label:
+            labels = pc.is_in(rows.column("label"), pa.array(list(self.label_ids), pa.string()))
+            faulty |= ~labels.to_numpy()
+            if self.reading.text:
+                faulty |= rows.column("text").is_null().to_numpy()
+        else:
+            captions = rows.column("captions").combine_chunks()
+            counts = pc.fill_null(pc.list_value_length(captions), 0).to_numpy(zero_copy_only=False)
+            owners = np.repeat(np.arange(len(rows)), counts)
+            faulty |= counts == 0
+            faulty[owners[empty_captions(captions.flatten()).to_numpy(zero_copy_only=False)]] = True
+        if "notes" in rows.column_names:
+            faulty |= rows.column("notes").is_valid().to_numpy()
+        usable = ~faulty
+        for number in np.flatnonzero(faulty).tolist():
+            row = rows.slice(number, 1).to_pylist()[0]
+            fault = self._find_fault(row)
+            usable[number] = fault is None or self._keep(row, fault)
+        return positions[usable]
 
-    def _with_usable_image(self, positions: Sequence[int], check: bool) -> list[int]:
-        return [
-            position
-            for position, problem in zip(positions, self._image_problems(positions, check), strict=True)
-            if problem is None or self._image_is_usable(position, problem)
-        ]
+    def _find_fault(self, row: dict[str, Any]) -> Fault | None:
+        for note in row.get("notes") or ():
+            self.bad_examples.append(BadExample(self.split, note["row"], row["id"], note["note"]))
+        if row["fault"] is not None:
+            return Fault(row["fault"], "on_bad_row")
+        if not self.reading.label:
+            return self._find_caption_fault(row)
+        if row["label"] not in self.label_ids:
+            unknown = "the label is missing" if row["label"] is None else f"unknown label {row['label']!r}"
+            return Fault(unknown, "on_bad_row")
+        return Fault("the text is empty", "on_empty_text") if self.reading.text and row["text"] is None else None
 
-    def _image_problems(self, positions: Sequence[int], check: bool) -> Iterator[ImageProblem | None]:
-        without = self.source.without_image
-        present = [position for position in positions if position not in without]
-        found = self._find_problems(present, check)
-        return (ImageProblem(without[position]) if position in without else next(found) for position in positions)
+    def _find_caption_fault(self, row: dict[str, Any]) -> Fault | None:
+        captions = row["captions"]
+        rows = row.get("caption_rows") or [row["row"]] * len(captions)
+        for number, (text, of_caption) in enumerate(zip(captions, rows, strict=True), start=1):
+            if is_empty(text) and len(captions) > 1:
+                self._keep(row, Fault(f"caption {number} is empty", "on_empty_caption"), of_caption)
+        if all(is_empty(text) for text in captions):
+            return Fault("the image has no caption" if captions else "no caption names the image", "on_empty_caption")
+        return None
 
-    def _find_problems(self, positions: Sequence[int], read: bool) -> Iterator[ImageProblem | None]:
+    def _keep(self, row: Mapping[str, Any], fault: Fault, number: int | None = None) -> bool:
+        """List a bad row; returns whether it is used all the same, with its text or image left blank."""
+        number, name = number or row["row"], row["id"]
+        section = self.section
+        if fault.key in ("on_bad_row", "on_bad_image"):
+            policy = section.on_bad_row if fault.key == "on_bad_row" else section.on_bad_image
+        else:
+            policy = section.on_empty_text
+        if policy == "raise":
+            named = "" if name == str(number) else f" (id {name})"
+            way_out = f"{_WAYS_OUT[fault.key]} goes on without it"
+            raise InputError(f"{self.part.origin}, row {number}{named}: {fault.reason}; {way_out}")
+        self.bad_examples.append(BadExample(self.split, number, name, fault.reason))
+        return policy in ("blank", "mask")
+
+    def _with_usable_image(self, positions: NDArray[np.int64], read: bool) -> NDArray[np.int64]:
+        usable = np.ones(len(positions), dtype=bool)
+        for number, fault in enumerate(self._image_faults(positions, read)):
+            if fault is not None:
+                usable[number] = self._image_is_usable(int(positions[number]), fault)
+        return positions[usable]
+
+    def _image_faults(self, positions: NDArray[np.int64], read: bool) -> Iterator[ImageFault | None]:
         chunks = [positions[start : start + _CHUNK] for start in range(0, len(positions), _CHUNK)]
+        find = self.part.images.find_fault
+        given = self._table.column("image_fault") if "image_fault" in self._table.column_names else None
 
-        def check_chunk(chunk: Sequence[int]) -> list[ImageProblem | None]:
-            return list(self.source.images.problems(chunk, read=read))
+        def check_chunk(chunk: NDArray[np.int64]) -> list[ImageFault | None]:
+            found = [find(image, read=read) for image in self._images[chunk.tolist()]["image"]]
+            if given is not None:
+                reasons = given.take(pa.array(chunk)).to_pylist()
+                found = [ImageFault(reason) if reason else fault for reason, fault in zip(reasons, found, strict=True)]
+            return found
 
         label = f"checking {self.split} images" if len(positions) > _PROGRESS_ABOVE else None
         yield from chain.from_iterable(map_in_threads(check_chunk, chunks, label=label))
 
-    def _image_is_usable(self, position: int, problem: ImageProblem) -> bool:
-        if problem.kind == "row":
-            return self._drop(position, Fault(problem.reason, "on_bad_row"))
-        keep = self._drop(position, Fault(problem.reason, "on_bad_image"))
-        if keep:
-            self._blank_images.add(position)
-        return keep
-
-    def _policy(self, fault: Fault) -> str:
-        section = self.section
-        if fault.key == "on_bad_row":
-            return section.on_bad_row
-        return section.on_bad_image if fault.key == "on_bad_image" else section.on_empty_text
-
-    def _drop(self, position: int, fault: Fault, row: int | None = None) -> bool:
-        """List a bad row; returns whether it is used all the same, with its text or image left blank."""
-        row, name = row or self.source.rows[position], self.source.ids[position]
-        policy = self._policy(fault)
-        if policy == "raise":
-            named = "" if name == str(row) else f" (id {name})"
-            way_out = f"{_WAYS_OUT[fault.key]} goes on without it"
-            raise InputError(f"{self.source.origin}, row {row}{named}: {fault.reason}; {way_out}")
-        self.bad_examples.append(BadExample(self.split, row, name, fault.reason))
-        return policy in ("blank", "mask")
-
-    def _table(self, positions: list[int]) -> datasets.Dataset:
-        source = self.source
-        columns: dict[str, list[Any]] = {
-            "row": [source.rows[position] for position in positions],
-            "id": [source.ids[position] for position in positions],
-            **self._columns(positions),
-        }
-        if self.bad_examples:
-            logger.warning("%s: %d bad rows in %s", source.origin, len(self.bad_examples), self.split)
-        return source.images.to_dataset(positions, self._blank_images, columns)
-
-    def _nothing_left(self) -> str:
-        origin = f"{self.source.origin}: the split {self.split!r}"
-        if not len(self.source):
-            return f"{origin} has no rows"
-        first = self.bad_examples[0]
-        return f"{origin} has {len(self.source)} rows and none can be used; row {first.row}: {first.reason}"
-
-
-class LabelScreen(SplitScreen[LabelledRows]):
-    """Judges rows with a label, and a text where the task has one.
-
-    Args:
-        source, split, section:
-            See [`SplitScreen`].
-        label_ids (`dict[str, int]`):
-            Label value → class id.
-        with_text (`bool`, defaults to `True`):
-            Rows have texts; otherwise these are not judged, and the column is the empty string.
-    """
-
-    def __init__(
-        self,
-        source: LabelledRows,
-        split: str,
-        section: DataSectionBase,
-        *,
-        label_ids: dict[str, int],
-        with_text: bool = True,
-    ) -> None:
-        super().__init__(source, split, section)
-        self.label_ids = label_ids
-        self.with_text = with_text
-
-    def _find_fault(self, position: int) -> Fault | None:
-        label = self.source.labels[position]
-        if label not in self.label_ids:
-            return Fault("the label is missing" if label is None else f"unknown label {label!r}", "on_bad_row")
-        if self.with_text and not (self.source.texts[position] or "").strip():
-            return Fault("the text is empty", "on_empty_text")
-        return None
-
-    def _image_is_usable(self, position: int, problem: ImageProblem) -> bool:
-        if not super()._image_is_usable(position, problem):
+    def _image_is_usable(self, position: int, fault: ImageFault) -> bool:
+        row = self._table.slice(position, 1).to_pylist()[0]
+        if fault.kind == "row":
+            return self._keep(row, Fault(fault.reason, "on_bad_row"))
+        if not self._keep(row, Fault(fault.reason, "on_bad_image")):
             return False
         may_lack_one = "mask" in (self.section.on_bad_image, self.section.on_empty_text)
-        if not (self.with_text and may_lack_one) or (self.source.texts[position] or "").strip():
-            return True
-        row, name = self.source.rows[position], self.source.ids[position]
-        self.bad_examples.append(BadExample(self.split, row, name, "neither image nor text is left"))
-        return False
+        if self.reading.text and may_lack_one and row["text"] is None:
+            self.bad_examples.append(BadExample(self.split, row["row"], row["id"], "neither image nor text is left"))
+            return False
+        self._blank_images.append(position)
+        return True
 
-    def _columns(self, positions: Sequence[int]) -> dict[str, list[Any]]:
-        source = self.source
-        return {
-            "text": [(source.texts[position] or "").strip() if self.with_text else "" for position in positions],
-            "label": [self.label_ids[source.labels[position] or ""] for position in positions],
-            **{
-                extra_column(name): [values[position] for position in positions]
-                for name, values in source.extras.items()
-            },
-        }
+    def _make_table(self, positions: NDArray[np.int64]) -> datasets.Dataset:
+        rows = self._table.take(pa.array(positions))
+        columns: dict[str, Any] = {name: rows.column(name) for name in ("row", "id")}
+        if self.reading.label:
+            count = len(positions)
+            text = pc.fill_null(rows.column("text"), "") if self.reading.text else pa.array([""] * count, pa.string())
+            ids = pa.array(list(self.label_ids.values()), pa.int64())
+            label = ids.take(pc.index_in(rows.column("label"), pa.array(list(self.label_ids), pa.string())))
+            columns.update(text=text, label=label)
+            for name in self.reading.extra_columns:
+                columns[extra_column(name)] = rows.column(extra_column(name))
+        else:
+            columns["captions"] = _clean(rows.column("captions").combine_chunks())
+        feature = self.part.images.feature
+        stored = self._images.data.column("image")
+        if stored.nbytes > _COPIED_BELOW:
+            return self._choose_in_place(columns, positions)
+        images = self.part.images.locate(_structs(stored.take(pa.array(positions))))
+        if self._blank_images:
+            blank = pa.array(np.isin(positions, self._blank_images))
+            none = pa.StructArray.from_arrays(
+                [pa.nulls(len(positions), pa.string()), pa.nulls(len(positions), pa.binary())], fields=list(IMAGE_TYPE)
+            )
+            images = pc.if_else(blank, none, images)
+        columns = {"row": columns.pop("row"), "id": columns.pop("id"), "image": images, **columns}
+        features = datasets.Features.from_arrow_schema(pa.table(columns).schema)
+        features["image"] = feature
+        return datasets.Dataset(pa.table(columns).cast(features.arrow_schema), datasets.DatasetInfo(features=features))
+
+    def _choose_in_place(self, columns: dict[str, Any], positions: NDArray[np.int64]) -> datasets.Dataset:
+        """Choose rows last: to take them out of the images' column would copy every image."""
+        images = self._images
+        if not isinstance(self.part.images, EmbeddedImages):
+            chunks = [self.part.images.locate(_structs(chunk)) for chunk in images.data.column("image").chunks]
+            images = datasets.Dataset(pa.table({"image": pa.chunked_array(chunks, IMAGE_TYPE)}), fingerprint="images")
+        places = np.zeros(len(images), dtype=np.int64)
+        places[positions] = np.arange(len(positions))
+        unused = np.ones(len(images), dtype=bool)
+        unused[positions] = False
+        full = datasets.Dataset(pa.table(columns).take(pa.array(places, mask=unused)))
+        table = datasets.concatenate_datasets([images, full], axis=1)
+        table = table.select_columns(["row", "id", "image", *(name for name in columns if name not in ("row", "id"))])
+        return table.select(positions) if len(positions) < len(images) else table
+
+    def _nothing_left(self) -> str:
+        origin = f"{self.part.origin}: the split {self.split!r}"
+        if not len(self.positions):
+            return f"{origin} has no rows"
+        first = self.bad_examples[0]
+        return f"{origin} has {len(self.positions)} rows and none can be used; row {first.row}: {first.reason}"
 
 
-class CaptionScreen(SplitScreen[CaptionedRows]):
-    """Judges images with captions: an empty caption is left out, and an image without any other, too."""
-
-    def _find_fault(self, position: int) -> Fault | None:
-        name = self.source.ids[position]
-        captions = self.source.captions[position]
-        for number, caption in enumerate(captions, start=1):
-            if caption.note is not None:
-                self.bad_examples.append(BadExample(self.split, caption.row, name, caption.note))
-            if is_empty(caption.text) and len(captions) > 1:
-                self._drop(position, Fault(f"caption {number} is empty", "on_empty_caption"), caption.row)
-        if all(is_empty(caption.text) for caption in captions):
-            return Fault("the image has no caption" if captions else "no caption names the image", "on_empty_caption")
-        return None
-
-    def _columns(self, positions: Sequence[int]) -> dict[str, list[Any]]:
-        captions = self.source.captions
-        return {"captions": [clean_captions(caption.text for caption in captions[place]) for place in positions]}
+def _structs(images: pa.ChunkedArray | pa.StructArray) -> pa.StructArray:
+    """A column of images with its fields in our order."""
+    array = images.combine_chunks() if isinstance(images, pa.ChunkedArray) else images
+    path, content = pc.struct_field(array, "path"), pc.struct_field(array, "bytes")
+    return pa.StructArray.from_arrays([path, content], fields=list(IMAGE_TYPE))
 
 
-def is_empty(text: str | None) -> bool:
-    """Whether a caption says nothing: it is absent, or all white space and invisible characters."""
-    return text is None or not any(character.isprintable() and not character.isspace() for character in text)
-
-
-def clean_captions(texts: Iterable[str | None]) -> list[str]:
-    """Captions as they are used: without the empty ones, stripped, and with `?` for halves of characters.
-
-    JSON can hold half of a UTF-16 pair, which no tokenizer takes.
-    """
-    return [
-        text.strip().encode("utf-8", "replace").decode() for text in texts if text is not None and not is_empty(text)
-    ]
+def _clean(captions: pa.ListArray) -> pa.ListArray:
+    """Captions without empty ones, stripped."""
+    texts = captions.flatten()
+    if not pc.any(empty_captions(texts)).as_py():
+        lengths = pc.list_value_length(captions).to_numpy(zero_copy_only=False)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+        return pa.ListArray.from_arrays(offsets, pc.utf8_trim_whitespace(texts))
+    return pa.array([clean_captions(of_image) for of_image in captions.to_pylist()], CAPTIONS_TYPE)

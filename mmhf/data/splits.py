@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from mmhf.data.readers import TableFile, as_text
-from mmhf.data.table import SPLITS, LabelledRows
+from mmhf.data.table import SPLITS, SourceTable, codes_of, extra_column, number_rows
 from mmhf.errors import InputError
+from mmhf.recipe.caption_data_sections import ImageSplitSection
 from mmhf.recipe.data_sections import FiltersSection
 from mmhf.recipe.schema import SplitSection
 
@@ -24,19 +26,85 @@ SPLIT_OF_NAME = {
     "testing": "test",
 }
 """What data sets call their splits, in small letters → our name."""
+Positions = NDArray[np.int64]
+
+
+def name_splits(
+    values: pa.Array | pa.ChunkedArray,
+    faults: pa.Array | pa.ChunkedArray,
+    what: str,
+    names: Mapping[str, str] = SPLIT_OF_NAME,
+) -> tuple[pa.Array, pa.Array]:
+    """Read a column that says the split.
+
+    Args:
+        values (`pa.Array`):
+            What the source calls the split of each row.
+        faults (`pa.Array`):
+            Why rows cannot be read, else null.
+        what (`str`):
+            The column, for messages.
+        names (`Mapping[str, str]`):
+            What sources call a split, in small letters → our name.
+
+    Returns:
+        `tuple`: splits and faults. A row of no split is listed with the first one, so that it is named somewhere.
+    """
+    codes, given = codes_of(values)
+    found = [names.get(value.lower()) for value in given] + [None]
+    reasons = [f"{what} is {value!r}, not train, validation or test" for value in [*given, None]]
+    split = pa.array([name or "train" for name in found], pa.string()).take(pa.array(codes % len(found)))
+    wrong = np.array([name is None for name in found])[codes]
+    reason = pa.array(reasons, pa.string()).take(pa.array(codes % len(found), mask=~wrong))
+    return split, pa.compute.coalesce(_one(faults), reason)
+
+
+def _one(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+
+
+def cut_splits(source: SourceTable, positions: Positions) -> dict[str, Positions]:
+    """Find the rows of each split: those that the source gives, and the others cut as `source.cut` says.
+
+    Args:
+        source (`SourceTable`):
+            The rows.
+        positions (`NDArray`):
+            Those that are used.
+
+    Returns:
+        `dict[str, NDArray]`: split → positions in ascending order.
+    """
+    codes, names = codes_of(source.column("split").take(pa.array(positions)))
+    # A file without rows is a split without rows.
+    splits = {split: positions[:0] for split in source.parts if split is not None}
+    splits.update({split: positions[codes == names.index(split)] for split in SPLITS if split in names})
+    uncut = positions[codes < 0]
+    if source.cut is not None and (len(uncut) or not names):
+        # Nothing is cut for a split that is given.
+        share = source.cut.model_copy(update={split: 0.0 for split in ("validation", "test") if split in splits})
+        chosen = pa.array(uncut)
+        labels = source.column("label").take(chosen) if "label" in source.rows.column_names else [""] * len(uncut)
+        by = share.group_by if isinstance(share, SplitSection) else None
+        groups = None if by is None else source.column(extra_column(by)).take(chosen)
+        cut = split_positions(share, labels, groups)
+        splits.update({split: uncut[places] for split, places in cut.items()})
+    return {split: splits[split] for split in SPLITS if split in splits}
 
 
 def split_positions(
-    section: SplitSection, labels: Sequence[str | None], groups: Sequence[str | None] | None = None
+    section: SplitSection | ImageSplitSection,
+    labels: Sequence[str | None] | pa.ChunkedArray,
+    groups: Sequence[str | None] | pa.ChunkedArray | None = None,
 ) -> dict[str, list[int]]:
     """Cut rows into splits by the recipe's fractions.
 
     Args:
-        section (`SplitSection`):
+        section (`SplitSection` or `ImageSplitSection`):
             Fractions, seed, and whether to keep the label proportions.
-        labels (`Sequence[str | None]`):
+        labels (`Sequence[str | None]` or `pa.ChunkedArray`):
             The label of each row; read when `section.stratify` is set.
-        groups (`Sequence[str | None]`, *optional*):
+        groups (`Sequence[str | None]` or `pa.ChunkedArray`, *optional*):
             The group of each row; the rows of a group never span two splits, a row without one is its own group.
 
     Returns:
@@ -47,19 +115,16 @@ def split_positions(
     fractions = {"train": 1.0 - section.validation - section.test, **fractions}
     names = [name for name in SPLITS if fractions[name] > 0]
     shares = np.array([fractions[name] for name in names])
-    classes = _codes([label if section.stratify else "" for label in labels])
+    classes = np.zeros(len(labels), dtype=np.int64)
+    if isinstance(section, SplitSection) and section.stratify:
+        codes, values = codes_of(labels)
+        classes = number_rows(np.where(codes < 0, len(values), codes))  # rows without a label are a class, too
     rng = np.random.default_rng(section.seed)
     if groups is None:
         assigned = _assign_rows(classes, shares, rng)
     else:
-        keys = [f"row {row}" if group is None else f"group {group}" for row, group in enumerate(groups)]
-        assigned = _assign_groups(_codes(keys), classes, shares, rng)
+        assigned = _assign_groups(number_rows(codes_of(groups)[0]), classes, shares, rng)
     return {name: np.flatnonzero(assigned == number).tolist() for number, name in enumerate(names)}
-
-
-def _codes(values: Sequence[str | None]) -> np.ndarray:
-    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
-    return np.array([numbers[value] for value in values], dtype=np.int64)
 
 
 def _assign_rows(classes: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -115,46 +180,53 @@ def _assign_groups(
     return split_of[groups]
 
 
-def require_groups_apart(tables: Mapping[str, TableFile], column: str) -> None:
+def require_groups_apart(source: SourceTable, splits: Mapping[str, Positions], column: str) -> None:
     """Check that splits that are given share no group.
 
     Args:
-        tables (`Mapping[str, TableFile]`):
-            The table of each split.
+        source (`SourceTable`):
+            The rows.
+        splits (`Mapping[str, NDArray]`):
+            The positions of each split.
         column (`str`):
             The column of the group (a patient, a lesion); rows without a value are in no group.
 
     Raises:
         InputError: a group is in two splits; the message names it and a row of each.
     """
-    home: dict[str, tuple[str, int]] = {}
-    for split, table in tables.items():
-        for value, row in zip(table.columns[column], table.rows, strict=True):
-            group = as_text(value)
-            if group is None:
-                continue
-            other, first = home.setdefault(group, (split, row))
-            if other != split:
-                raise InputError(
-                    f"{tables[other].origin}, row {first} ({other}) and {table.origin}, row {row} ({split}): {column} "
-                    f"{group!r} is in both splits; move its rows into one, or remove data.split.group_by"
-                )
+    codes, groups = codes_of(source.column(extra_column(column)))
+    home = np.full(len(groups), -1)
+    for number, (split, positions) in enumerate(splits.items()):
+        held = codes[positions]
+        present = held >= 0
+        shared = np.flatnonzero(present & (home[held] >= 0) & (home[held] != number))
+        if len(shared):
+            group = held[shared[0]]
+            other = list(splits)[home[group]]
+            first = splits[other][np.flatnonzero(codes[splits[other]] == group)[0]]
+            rows = source.column("row")
+            raise InputError(
+                f"{source.part(other).origin}, row {rows[int(first)]} ({other}) and {source.part(split).origin}, row "
+                f"{rows[int(positions[shared[0]])]} ({split}): {column} {groups[group]!r} is in both splits; move its "
+                "rows into one, or remove data.split.group_by"
+            )
+        home[held[present]] = number
 
 
 def require_samples(
-    splits: Mapping[str, LabelledRows], label_of: Mapping[str, str], filters: FiltersSection, *, given: bool
+    source: SourceTable, splits: Mapping[str, Positions], label_of: Mapping[str, str], filters: FiltersSection
 ) -> None:
     """Check that each split has rows enough of each label, where the recipe has a `min_samples_per_label`.
 
     Args:
-        splits (`Mapping[str, LabelledRows]`):
-            The rows of each split.
+        source (`SourceTable`):
+            The rows; where they were not cut, `train` needs `min_samples_per_label` of each.
+        splits (`Mapping[str, NDArray]`):
+            The positions of each split.
         label_of (`Mapping[str, str]`):
             Label value → label name.
         filters (`FiltersSection`):
             `min_samples_per_label` and `min_samples_per_split` are read.
-        given (`bool`):
-            The splits are as the user made them: then `train` needs `min_samples_per_label` of each.
 
     Raises:
         InputError: a label is below; the message names it, the split and both counts.
@@ -162,20 +234,24 @@ def require_samples(
     least = filters.min_samples_per_label
     if least is None:
         return
-    counts = {split: _count(rows.labels, label_of) for split, rows in splits.items()}
+    codes, values = codes_of(source.column("label"))
+    counts: dict[str, Counter[str]] = {}
+    for split, positions in splits.items():
+        held = np.bincount(codes[positions][codes[positions] >= 0], minlength=len(values)).tolist()
+        counts[split] = Counter()
+        for value, count in zip(values, held, strict=True):
+            if count and value in label_of:
+                counts[split][label_of[value]] += count
     totals = sum(counts.values(), Counter())
     for split, of_split in counts.items():
-        of_train = given and split == "train"
+        of_train = source.cut is None and split == "train"
         needed = least if of_train else filters.min_samples_per_split
         key = "min_samples_per_label" if of_train else "min_samples_per_split"
         for label, total in totals.items():
             if of_split[label] < needed:
                 way_out = "move rows, or lower it" if of_train else "raise min_samples_per_label, or lower it"
                 raise InputError(
-                    f"{splits[split].origin}: label {label!r} has {of_split[label]} rows in {split} ({total} in all), "
+                    f"{source.part(split).origin}: label {label!r} has {of_split[label]} rows in {split} "
+                    f"({total} in all), "
                     f"fewer than data.filters.{key} = {needed}; {way_out}"
                 )
-
-
-def _count(labels: Sequence[str | None], label_of: Mapping[str, str]) -> Counter[str]:
-    return Counter(label_of[label] for label in labels if label is not None and label in label_of)

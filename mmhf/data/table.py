@@ -1,81 +1,56 @@
-"""What every source gives: the rows of a split as the user wrote them, before any is judged."""
+"""The one table that every source gives: a row is a sample, from its file to the batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from mmhf.data.images import DataFolder, find_image_problem
+from mmhf.data.bad_examples import BadExample
+from mmhf.data.images import DataFolder, ImageFault, find_image_problem
 
+if TYPE_CHECKING:
+    from mmhf.recipe.caption_data_sections import ImageSplitSection
+    from mmhf.recipe.data_sections import SplitSection
+
+SPLITS = ("train", "validation", "test")
 IMAGE_FEATURE = {"path": datasets.Value("string"), "bytes": datasets.Value("binary")}
-_FEATURES: dict[str, Any] = {
-    "row": datasets.Value("int64"),
-    "id": datasets.Value("string"),
-    "image": IMAGE_FEATURE,
-    "text": datasets.Value("string"),
-    "label": datasets.Value("int64"),
-    "captions": datasets.List(datasets.Value("string")),
-}
-ROW_FEATURES = datasets.Features({name: _FEATURES[name] for name in ("row", "id", "image", "text", "label")})
+NO_IMAGE: dict[str, Any] = {"path": None, "bytes": None}
+ROW_FEATURES = datasets.Features(
+    {
+        "row": datasets.Value("int64"),
+        "id": datasets.Value("string"),
+        "image": IMAGE_FEATURE,
+        "text": datasets.Value("string"),
+        "label": datasets.Value("int64"),
+    }
+)
 """The columns of labelled data: row number in the source (from 1), its name, image, text and class id."""
-CAPTION_FEATURES = datasets.Features({name: _FEATURES[name] for name in ("row", "id", "image", "captions")})
+CAPTION_FEATURES = datasets.Features(
+    {
+        **{name: ROW_FEATURES[name] for name in ("row", "id", "image")},
+        "captions": datasets.List(datasets.Value("string")),
+    }
+)
 """The columns of captioned data: row number of the image's first row in the source, its name, image and captions."""
 
-NO_IMAGE: dict[str, Any] = {"path": None, "bytes": None}
-SPLITS = ("train", "validation", "test")
-
-
-class ImageProblem(NamedTuple):
-    """Why an image cannot be used, and whether the image or the row that names it is at fault."""
-
-    reason: str
-    kind: Literal["image", "row"] = "image"
-
-
-class ImageColumn(Protocol):
-    """The images of a split, wherever they are."""
-
-    def problems(self, positions: Sequence[int], *, read: bool) -> Iterable[ImageProblem | None]:
-        """Say what is wrong with each of these images, in order; `read` looks into the files too."""
-        ...
-
-    def to_dataset(
-        self, positions: Sequence[int], blank: set[int], columns: Mapping[str, list[Any]]
-    ) -> datasets.Dataset:
-        """Make the table of these rows; `columns` holds the other columns, one value a position."""
-        ...
-
-
-@dataclass(kw_only=True)
-class SourceRows:
-    """The images of one split; positions count from 0, row numbers are the user's."""
-
-    origin: str
-    """The file or data set, for messages."""
-    rows: list[int]
-    ids: list[str]
-    images: ImageColumn
-    malformed: dict[int, str] = field(default_factory=dict)
-    """Position → why the row cannot be read."""
-    without_image: dict[int, str] = field(default_factory=dict)
-    """Position → why the row has no image."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-@dataclass(kw_only=True)
-class LabelledRows(SourceRows):
-    """Images with a label each, and a text where the task has one."""
-
-    texts: list[str | None]
-    labels: list[str | None]
-    extras: dict[str, list[str | None]] = field(default_factory=dict)
-    """Columns that are kept beside those that models see; a missing value is None."""
+IMAGE_TYPE = pa.struct({"path": pa.string(), "bytes": pa.binary()})
+CAPTIONS_TYPE = pa.list_(pa.string())
+NOTES_TYPE = pa.list_(pa.struct({"row": pa.int64(), "note": pa.string()}))
+_SHOWN = 80
+"""Characters of a value that a message shows."""
+_MAPPED_ABOVE = 16 << 20
+"""A larger table is kept in a file that all processes map; a smaller one costs less in memory."""
 
 
 class FilterStep(NamedTuple):
@@ -85,36 +60,161 @@ class FilterStep(NamedTuple):
     rows: int
 
 
-class Caption(NamedTuple):
-    """A caption as the user wrote it."""
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a source beside row number, id, image and split."""
 
-    text: str | None
-    row: int
-    """Row number of the caption, which an image with several rows does not tell."""
-    note: str | None = None
-    """What had to be repaired to read it."""
+    label: bool = True
+    """The class label; otherwise the captions."""
+    text: bool = False
+    extra_columns: tuple[str, ...] = ()
+    """Columns of the user's own that are kept, each under the name that `extra_column` gives it."""
+    splits: frozenset[str] | None = None
+    """The splits that are wanted; a source may leave others unread. Absent: all."""
+
+    def wants(self, split: str) -> bool:
+        """Whether a split is wanted."""
+        return self.splits is None or split in self.splits
 
 
-@dataclass(kw_only=True)
-class CaptionedRows(SourceRows):
-    """Images with all their captions each."""
+class Images(Protocol):
+    """Where the images are that a source's column `image` names or holds."""
 
-    captions: list[list[Caption]]
+    feature: Any
+    """The type of the column by which `datasets` reads it."""
+
+    def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
+        """Say what is wrong with an image; `read` looks into the file, too."""
+        ...
+
+    def locate(self, images: pa.StructArray) -> pa.StructArray:
+        """The images as they are read later: names become full paths."""
+        ...
 
 
-CaptionedSource = dict[str, CaptionedRows]
-"""The splits of a source of images with captions."""
+class EmbeddedImages:
+    """Images in the table itself, or at paths that `datasets` has made.
+
+    Args:
+        feature (`Any`, *optional*):
+            The type of the column.
+    """
+
+    def __init__(self, feature: Any = None) -> None:
+        self.feature = IMAGE_FEATURE if feature is None else feature
+
+    def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
+        """See `Images`."""
+        content = None if image is None else image["path"] if image["bytes"] is None else image["bytes"]
+        if content is None:
+            return ImageFault("no image")
+        reason = find_image_problem(content) if read else None
+        return ImageFault(reason) if reason else None
+
+    def locate(self, images: pa.StructArray) -> pa.StructArray:
+        """See `Images`."""
+        return images
+
+
+class ImageFiles:
+    """Images that a table names by their paths below a folder, or holds.
+
+    Args:
+        folder (`str` or `Path`):
+            The folder that no path may leave.
+        listed (`bool`, defaults to `False`):
+            The names come from a listing: they may be anything, but links must not lead out.
+    """
+
+    feature: Any = IMAGE_FEATURE
+
+    def __init__(self, folder: str | Path, *, listed: bool = False) -> None:
+        self.folder = DataFolder(folder)
+        self._find_escape = self.folder.find_link_out if listed else self.folder.find_escape
+
+    def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
+        """See `Images`."""
+        content = None if image is None else image["bytes"]
+        if content is not None:
+            reason = find_image_problem(content) if read else None
+            return ImageFault(reason) if reason else None
+        name = None if image is None else image["path"]
+        if not name:
+            return ImageFault("no image is named")
+        if reason := self._find_escape(name):
+            return ImageFault(reason, "row")
+        reason = find_image_problem(self.folder.path_of(name)) if read else None
+        return ImageFault(f"{reason}: {name}") if reason else None
+
+    def locate(self, images: pa.StructArray) -> pa.StructArray:
+        """See `Images`."""
+        path, content = images.field("path"), images.field("bytes")
+        full = pc.binary_join_element_wise(self.folder.path.rstrip("/"), path, "/")
+        return pa.StructArray.from_arrays(
+            [pc.if_else(pc.is_null(content), full, pa.scalar(None, pa.string())), content], fields=list(IMAGE_TYPE)
+        )
+
+
+class Part(NamedTuple):
+    """A file or data set that rows come from."""
+
+    origin: str
+    """Its name, for messages."""
+    images: Images
 
 
 @dataclass
-class SourceData:
-    """All splits of a source and what its label values are called."""
+class SourceTable:
+    """What a source gives.
 
-    splits: dict[str, LabelledRows]
-    label_of: dict[str, str]
-    """Label value → label name, in the order of the class ids."""
-    filter_steps: list[FilterStep] = field(default_factory=list)
-    """The rows before and behind each filter, over all splits; empty when nothing was filtered."""
+    Attributes:
+        rows (`datasets.Dataset`):
+            Memory-mapped when it is large, with the columns
+
+            - `row`: the number that a user looks the row up by, from 1 in its own file or split; an image that several
+              rows name has that of the first;
+            - `id`, `image` (a struct of `path` and `bytes`);
+            - `label` (the value or name in the source) and `text`, or `captions` with, where rows were joined,
+              `caption_rows`, the row of each;
+            - `split`: train, validation, test, or null for a row that is yet to be cut;
+            - `fault`: why the row cannot be used, else null;
+
+            and where the source has them `image_fault` (why the row has no image), `notes` (what had to be repaired,
+            and in which row), and `extra.NAME` for columns that filters, cuts and tasks read.
+        parts (`dict[str | None, Part]`):
+            Split → what its rows come from; None stands for all that are not named.
+        label_of (`dict[str, str]`, *optional*):
+            Label value → label name, in the order of the class ids; absent: the sorted values.
+        cut (`SplitSection` or `ImageSplitSection`, *optional*):
+            How the rows without a split are cut.
+        used (`NDArray`, *optional*):
+            Positions of the rows that count; absent: all. Others hold further captions of another row's image, or
+            could not be read.
+        streams (`dict[str, Callable]`):
+            Splits that are streamed and have no rows here: what opens them, given label value → class id.
+        bad_examples (`list[BadExample]`):
+            What was found while reading and is in no row.
+    """
+
+    rows: datasets.Dataset
+    parts: dict[str | None, Part]
+    label_of: dict[str, str] | None = None
+    cut: SplitSection | ImageSplitSection | None = None
+    used: NDArray[np.int64] | None = None
+    streams: dict[str, Callable[[dict[str, int]], Any]] = field(default_factory=dict)
+    bad_examples: list[BadExample] = field(default_factory=list)
+
+    def part(self, split: str) -> Part:
+        """What the rows of a split come from."""
+        return self.parts[split] if split in self.parts else self.parts[None]
+
+    def origin(self) -> str:
+        """All files, for messages."""
+        return ", ".join(dict.fromkeys(part.origin for part in self.parts.values()))
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column as Arrow has it."""
+        return self.rows.data.column(name)
 
 
 def extra_column(name: str) -> str:
@@ -122,100 +222,169 @@ def extra_column(name: str) -> str:
     return f"extra.{name}"
 
 
-def column_features(names: Iterable[str]) -> datasets.Features:
-    """The features of loaded data's columns, in their usual order; columns of the user's are strings."""
-    wanted = dict.fromkeys(names)
-    known = {name: feature for name, feature in _FEATURES.items() if name in wanted}
-    return datasets.Features({**known, **{name: datasets.Value("string") for name in wanted if name not in _FEATURES}})
-
-
-def image_table(
-    images: list[dict[str, Any]], columns: Mapping[str, list[Any]], image_feature: Any = None
-) -> datasets.Dataset:
-    """Make the table of rows.
+def make_rows(columns: Mapping[str, Any], image_feature: Any = None) -> datasets.Dataset:
+    """Make a source's rows of its columns.
 
     Args:
-        images (`list[dict]`):
-            `path` and `bytes` of each row's image.
-        columns (`Mapping[str, list]`):
-            The other columns.
+        columns (`Mapping[str, Any]`):
+            Arrays or lists by name; `split`, `fault` and `id` may be absent.
         image_feature (`Any`, *optional*):
-            The type of `image` that `datasets` reads it by; absent: as it is.
+            The type of `image`; absent: a struct of path and bytes.
     """
-    values: dict[str, list[Any]] = {"image": images, **columns}
-    features = column_features(values)
-    if image_feature is not None:
-        features["image"] = image_feature
-    return datasets.Dataset.from_dict({name: values[name] for name in features}, features=features)
+    count = len(columns["row"])
+    types = {
+        "row": pa.int64(),
+        "image": IMAGE_TYPE,
+        "captions": CAPTIONS_TYPE,
+        "caption_rows": pa.list_(pa.int64()),
+        "notes": NOTES_TYPE,
+    }
+    arrays = {
+        name: values
+        if isinstance(values, pa.Array | pa.ChunkedArray)
+        else pa.array(values, types.get(name, pa.string()))
+        for name, values in columns.items()
+    }
+    if "id" not in arrays:
+        arrays["id"] = arrays["row"].cast(pa.string())
+    for name in ("split", "fault"):
+        arrays.setdefault(name, pa.nulls(count, pa.string()))
+    return as_dataset(pa.table(arrays), image_feature)
 
 
-class ImageFiles:
-    """Images named by path below one folder.
+def no_rows(*, reads_captions: bool) -> datasets.Dataset:
+    """The rows of a source that only streams."""
+    names = ("captions",) if reads_captions else ("label", "text")
+    return make_rows({name: [] for name in ("row", "image", *names)})
+
+
+def as_dataset(table: pa.Table, image_feature: Any = None) -> datasets.Dataset:
+    """Wrap a table; a large one is written to a file of the data set cache and mapped.
 
     Args:
-        folder (`str` or `Path`):
-            The folder that no path may leave.
-        names (`Sequence[str | None]`):
-            A relative path for each row.
+        table (`pa.Table`):
+            The columns.
+        image_feature (`Any`, *optional*):
+            The type of `image`.
     """
-
-    def __init__(self, folder: str | Path, names: Sequence[str | None]) -> None:
-        self.folder = DataFolder(folder)
-        self.names = names
-
-    def problems(self, positions: Sequence[int], *, read: bool) -> Iterable[ImageProblem | None]:
-        """See `ImageColumn`."""
-        return [self._problem(position, read) for position in positions]
-
-    def _problem(self, position: int, read: bool) -> ImageProblem | None:
-        name = self.names[position]
-        if not name:
-            return ImageProblem("no image is named")
-        if reason := self._find_escape(name):
-            return ImageProblem(reason, "row")
-        reason = find_image_problem(self.folder.path_of(name)) if read else None
-        return ImageProblem(f"{reason}: {name}") if reason else None
-
-    def _find_escape(self, name: str) -> str | None:
-        return self.folder.find_escape(name)
-
-    def to_dataset(
-        self, positions: Sequence[int], blank: set[int], columns: Mapping[str, list[Any]]
-    ) -> datasets.Dataset:
-        """See `ImageColumn`."""
-        images = [
-            NO_IMAGE if position in blank else {"path": self.folder.path_of(self.names[position] or ""), "bytes": None}
-            for position in positions
-        ]
-        return image_table(images, columns)
+    features = datasets.Features.from_arrow_schema(table.schema)
+    if "image" in table.column_names:
+        features["image"] = IMAGE_FEATURE if image_feature is None else image_feature
+    digest = hashlib.sha256()
+    for column in table.itercolumns():
+        for chunk in column.chunks:
+            for buffer in chunk.buffers():
+                digest.update(b"-" if buffer is None else buffer)
+            digest.update(f"{chunk.offset},{len(chunk)};".encode())
+    digest.update(str(table.schema).encode())
+    key = digest.hexdigest()
+    table = table.cast(features.arrow_schema)
+    if table.nbytes <= _MAPPED_ABOVE:
+        return datasets.Dataset(table, fingerprint=key[:32])
+    path = Path(datasets.config.HF_DATASETS_CACHE) / "mmhf_tables" / f"{key}.arrow"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{key}.{os.getpid()}")
+        with pa.ipc.new_stream(str(temporary), table.schema) as writer:
+            writer.write_table(table, max_chunksize=10_000)
+        os.replace(temporary, path)
+    return datasets.Dataset.from_file(str(path), info=datasets.DatasetInfo(features=features))
 
 
-class EmbeddedImages:
-    """Images whose encoded bytes are in the table.
+def as_text(value: Any) -> str | None:
+    """Write a table's value as a string: whole floats as integers, booleans in lower case, missing values as None."""
+    if isinstance(value, str):  # first, since nearly all values are
+        return value.strip() or None
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip() or None
+
+
+def text_array(values: pa.Array | pa.ChunkedArray | Sequence[Any]) -> pa.Array:
+    """`as_text` of a column."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(values, pa.Array):
+        kind = values.type
+        if pa.types.is_dictionary(kind):
+            return text_array(values.dictionary_decode())
+        if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
+            return values.cast(pa.string())
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            trimmed = pc.utf8_trim_whitespace(values.cast(pa.string()))
+            return pc.if_else(pc.equal(trimmed, ""), None, trimmed)
+        values = values.to_pylist()
+    return pa.array([encodable(as_text(value)) for value in values], pa.string())
+
+
+def shorten(value: object) -> str:
+    """A value for a message: quoted, and cut at 80 characters."""
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…"
+
+
+def encodable(text: str | None) -> str | None:
+    """A text with `?` for halves of UTF-16 pairs, which JSON can hold, but neither Arrow nor a tokenizer takes."""
+    return None if text is None else text.encode("utf-8", "replace").decode()
+
+
+def image_array(values: pa.Array | pa.ChunkedArray | Sequence[Any]) -> pa.StructArray:
+    """A column of images as structs of path and bytes.
 
     Args:
-        contents (`Sequence[bytes | None]`):
-            The content of an image file for each row.
+        values (`pa.Array` or `Sequence`):
+            Paths, contents, or structs or dicts of `path` and `bytes`, of which either may be missing.
     """
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(values, pa.Array):
+        kind = values.type
+        if pa.types.is_struct(kind):
+            names = [kind.field(number).name for number in range(kind.num_fields)]
+            empty = pa.nulls(len(values), pa.null())
+            # `field` ignores that a whole struct may be null, `struct_field` does not.
+            path, content = (pc.struct_field(values, name) if name in names else empty for name in ("path", "bytes"))
+            return pa.StructArray.from_arrays([text_array(path), content.cast(pa.binary())], fields=list(IMAGE_TYPE))
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            return pa.StructArray.from_arrays(
+                [pa.nulls(len(values), pa.string()), values.cast(pa.binary())], fields=list(IMAGE_TYPE)
+            )
+        return pa.StructArray.from_arrays(
+            [text_array(values), pa.nulls(len(values), pa.binary())], fields=list(IMAGE_TYPE)
+        )
+    paths, contents = [], []
+    for value in values:
+        named, content = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (value, None)
+        if isinstance(named, bytes):
+            named, content = None, named
+        paths.append(named)
+        contents.append(content if isinstance(content, bytes) else None)
+    return pa.StructArray.from_arrays([text_array(paths), pa.array(contents, pa.binary())], fields=list(IMAGE_TYPE))
 
-    def __init__(self, contents: Sequence[bytes | None]) -> None:
-        self.contents = contents
 
-    def problems(self, positions: Sequence[int], *, read: bool) -> Iterable[ImageProblem | None]:
-        """See `ImageColumn`."""
-        return [self._problem(position, read) for position in positions]
+def codes_of(values: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> tuple[NDArray[np.int64], list[Any]]:
+    """Number the distinct values of a column in the order in which they come.
 
-    def _problem(self, position: int, read: bool) -> ImageProblem | None:
-        content = self.contents[position]
-        reason = "no image" if content is None else find_image_problem(content) if read else None
-        return ImageProblem(reason) if reason else None
+    Returns:
+        `tuple`: the number of each row's value, -1 for none, and the values.
+    """
+    array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values, pa.string())
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    encoded = array.dictionary_encode()
+    return pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(
+        np.int64
+    ), encoded.dictionary.to_pylist()
 
-    def to_dataset(
-        self, positions: Sequence[int], blank: set[int], columns: Mapping[str, list[Any]]
-    ) -> datasets.Dataset:
-        """See `ImageColumn`."""
-        images = [
-            NO_IMAGE if position in blank else {"path": None, "bytes": self.contents[position]}
-            for position in positions
-        ]
-        return image_table(images, columns)
+
+def number_rows(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Give each code a number in the order in which they come; each -1 has one of its own."""
+    own = np.where(codes < 0, codes.max(initial=0) + 1 + np.arange(len(codes)), codes)
+    _, first, inverse = np.unique(own, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]

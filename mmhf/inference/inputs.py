@@ -13,11 +13,12 @@ import yaml
 from PIL import Image
 from torch.utils.data import Dataset
 
+from mmhf.data.captions import captions_in
 from mmhf.data.images import BadImageError, DataFolder, decode_image
-from mmhf.data.readers import TableFile, as_text, read_table, require_column
-from mmhf.data.sources.captioned_images import captions_in
+from mmhf.data.readers import TableFile, read_table, require_column
 from mmhf.data.sources.fakeddit import IMAGE_FOLDERS
 from mmhf.data.sources.image_folder import list_folder
+from mmhf.data.table import as_text
 from mmhf.errors import InputError
 from mmhf.files import RECIPE_FILE
 
@@ -269,7 +270,7 @@ def _with_texts(
             value = table.columns[column][position]
             try:
                 if column in of_captions or (of_captions and isinstance(value, list | tuple)):
-                    found += [as_text(each.text) for each in captions_in(value, table.rows[position])]
+                    found += [as_text(text) for text in captions_in(value)]
                 elif isinstance(value, list | dict):
                     raise ValueError(f"{column} is a {type(value).__name__}, not a text")
                 else:

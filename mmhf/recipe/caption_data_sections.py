@@ -34,6 +34,10 @@ class CaptionColumnsSection(Section):
     id: str | None = None
     """Absent: images are named by their path, or by their number."""
 
+    def caption_columns(self) -> list[str]:
+        """The columns of captions."""
+        return [self.captions] if isinstance(self.captions, str) else self.captions
+
 
 class CaptionDataSectionBase(DataSectionBase):
     captions: Literal["sample", "all"] = "sample"
@@ -41,15 +45,6 @@ class CaptionDataSectionBase(DataSectionBase):
     on_empty_text: Literal["skip", "raise"] = "skip"
     """An empty caption, or an image without one: leave it out, or stop."""
     find_duplicates: Literal["near", "exact", "never"] = "near"
-    """Look for images that are there twice: `exact` compares file contents, `near` also what they show."""
-    on_duplicate: Literal["keep", "skip_across_splits"] = "keep"
-    """Training images that are in validation or test, too: keep them, or leave them out of training."""
-
-    @model_validator(mode="after")
-    def _looks_for_what_it_skips(self) -> CaptionDataSectionBase:
-        if self.on_duplicate != "keep" and self.find_duplicates == "never":
-            raise ValueError(f"on_duplicate = {self.on_duplicate} needs find_duplicates: near or exact")
-        return self
 
 
 class CaptionSampleSection(CaptionDataSectionBase):

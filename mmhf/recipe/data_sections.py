@@ -113,6 +113,10 @@ class DataSectionBase(Section):
     limit: PositiveInt | None = None
     """Keep this many rows of each split, drawn by `seed`; absent = all."""
     limit_seed: int = 42
+    missing: list[str] = []
+    """Placeholders that are read as missing, in any case; `*` stands for anything (`No * information`)."""
+    filters: FiltersSection = FiltersSection()
+    """Which rows are used; applied before data is cut into splits and before `limit`."""
     augment: AugmentSection | None = None
     on_bad_image: Literal["skip", "blank", "mask", "raise"] = "skip"
     """A missing or unreadable image: drop the row, use a white image, let the model go by the text alone (`mask`, for
@@ -121,6 +125,16 @@ class DataSectionBase(Section):
     """An empty text: drop the row, use the empty string, let the model go by the image alone (`mask`), or stop."""
     on_bad_row: Literal["skip", "raise"] = "raise"
     """A malformed row or a label outside the map: drop the row or stop."""
+    find_duplicates: Literal["near", "exact", "never"] = "never"
+    """Look for images that are there twice: `exact` compares file contents, `near` also what they show."""
+    on_duplicate: Literal["keep", "skip_across_splits"] = "keep"
+    """Training images that are in validation or test, too: keep them, or leave them out of training."""
+
+    @model_validator(mode="after")
+    def _looks_for_what_it_skips(self) -> DataSectionBase:
+        if self.on_duplicate != "keep" and self.find_duplicates == "never":
+            raise ValueError(f"on_duplicate = {self.on_duplicate} needs find_duplicates: near or exact")
+        return self
 
     def is_on_hub(self) -> bool:
         """Whether reading the data needs the Hub."""
@@ -142,13 +156,10 @@ _VERSION = "{version}"
 
 
 class FilteredDataSection(DataSectionBase):
-    """What tables have in common: a version in their paths, placeholders, filters, and how they are cut."""
+    """What tables have in common: a version in their paths, names of labels, and how they are cut."""
 
     version: str | None = None
     """What stands for `{version}` in paths, so that changing the data set's version is changing one word."""
-    missing: list[str] = []
-    """Placeholders that are read as missing, in any case; `*` stands for anything (`No * information`)."""
-    filters: FiltersSection = FiltersSection()
     labels: dict[str, str] | None = None
     """Label value in the table → label name, in the order of the class ids; absent: the sorted values themselves."""
     split: SplitSection = SplitSection()
@@ -279,16 +290,11 @@ class ImageFolderDataSection(DataSectionBase):
     labels: dict[str, str] | None = None
     """Class folder → label name, in the order of the class ids; absent: the folders' own names, sorted."""
     find_duplicates: Literal["near", "exact", "never"] = "near"
-    """Look for images that are there twice: `exact` compares file contents, `near` also what they show."""
-    on_duplicate: Literal["keep", "skip_across_splits"] = "keep"
-    """Training images that are in validation or test, too: keep them, or leave them out of training."""
 
     @model_validator(mode="after")
     def _can_be_cut(self) -> ImageFolderDataSection:
         if self.split is not None and self.split.group_by is not None:
             raise ValueError("split.group_by names a column, and image folders have none")
-        if self.on_duplicate != "keep" and self.find_duplicates == "never":
-            raise ValueError(f"on_duplicate = {self.on_duplicate} needs find_duplicates: near or exact")
         return self
 
 

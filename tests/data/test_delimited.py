@@ -14,8 +14,8 @@ from mmhf.errors import InputError
 def read(tmp_path, text: str, separator: str = "\t"):
     path = tmp_path / "table"
     path.write_bytes(text.encode())
-    header, records = read_delimited(path, separator)
-    return header, list(records)
+    header, batches = read_delimited(path, separator, lambda header: list)
+    return header, [record for batch in batches for record in batch]
 
 
 field = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=12)
@@ -71,8 +71,8 @@ def test_ends_of_lines_marks_and_odd_separators(tmp_path):
 def test_what_cannot_be_read_at_all(tmp_path):
     with pytest.raises(InputError, match="header"):
         read(tmp_path, "")
-    (tmp_path / "latin").write_bytes(b"id,text\n1,caf\xe9\n")
-    with pytest.raises(InputError, match=r"latin:2: the file is not UTF-8"):
-        read_delimited(tmp_path / "latin", ",")
+    (tmp_path / "binary").write_bytes(b"id,text\n1,caf\x81\xff\n")
+    with pytest.raises(InputError, match=r"binary:2: the file is not UTF-8"):
+        read_delimited(tmp_path / "binary", ",", lambda header: list)
     with pytest.raises(InputError, match="cannot read"):
-        read_delimited(tmp_path / "absent", ",")
+        read_delimited(tmp_path / "absent", ",", lambda header: list)

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mmhf.data.filters import RowColumns, blank_placeholders, filter_tables
-from mmhf.data.readers import TableFile
+from mmhf.data.filters import blank_placeholders, filter_rows
+from mmhf.data.table import extra_column, text_array
 from mmhf.errors import InputError
 from mmhf.recipe.data_sections import FiltersSection
 
@@ -24,16 +25,18 @@ ROWS = [
 NAMES = ("dataset", "source", "label", "text", "qc", "tone")
 
 
-def table(rows=ROWS, malformed=None) -> TableFile:
-    columns = {name: list(values) for name, values in zip(NAMES, zip(*rows, strict=True), strict=True)}
-    return TableFile("t.csv", columns, list(range(1, len(rows) + 1)), malformed or {})
+def table(rows=ROWS, malformed=None) -> pa.Table:
+    values = {name: text_array(list(column)) for name, column in zip(NAMES, zip(*rows, strict=True), strict=True)}
+    faults = [(malformed or {}).get(position) for position in range(len(rows))]
+    columns = {"label": values["label"], "text": values["text"], "fault": pa.array(faults, pa.string())}
+    extras = {extra_column(name): column for name, column in values.items()}
+    return pa.table({**columns, **extras, "split": pa.nulls(len(rows), pa.string())})
 
 
 def left(filters, source=None, label_of=None):
-    tables, steps = filter_tables(
-        {"all": source or table()}, FiltersSection(**filters), RowColumns("label", "text", label_of)
-    )
-    return tables["all"].rows, steps
+    source = table() if source is None else source
+    positions, steps = filter_rows(source, FiltersSection(**filters), origin="t.csv", label_of=label_of)
+    return (positions + 1).tolist(), steps
 
 
 @pytest.mark.parametrize(
@@ -114,13 +117,13 @@ def test_filters_that_contradict_themselves(values, message):
 
 def test_placeholders_are_read_as_missing():
     source = table([("a", "s", "acne", text, None, "No tone information") for text in ("no caption", "x", " N/A ", 3)])
-    blank_placeholders(source, ["No * information", "No caption", "n/a"], keep=["label"])
-    assert source.columns["text"] == [None, "x", None, 3]
-    assert source.columns["tone"] == [None] * 4
-    blank_placeholders(source, ["ac*"], keep=["label"])
-    assert source.columns["label"] == ["acne"] * 4
-    blank_placeholders(source, ["a.b"])
-    assert source.columns["text"][1] == "x"
+    source = blank_placeholders(source, ["No * information", "No caption", "n/a"], keep=["label"])
+    assert source["text"].to_pylist() == [None, "x", None, "3"]
+    assert source[extra_column("tone")].to_pylist() == [None] * 4
+    source = blank_placeholders(source, ["ac*"], keep=["label"])
+    assert source["label"].to_pylist() == ["acne"] * 4
+    source = blank_placeholders(source, ["a.b"])
+    assert source["text"].to_pylist()[1] == "x"
 
 
 @settings(max_examples=60, deadline=None)

@@ -40,9 +40,9 @@ def test_a_limit_is_met_in_spite_of_bad_rows_and_keeps_the_order(section, table)
 
 def test_a_limit_draws_first_and_checks_then(section, table, monkeypatch):
     checked = []
-    original = screen.SplitScreen._row_is_usable
+    original = screen.SplitScreen._usable_rows
     monkeypatch.setattr(
-        screen.SplitScreen, "_row_is_usable", lambda self, row: checked.append(row) or original(self, row)
+        screen.SplitScreen, "_usable_rows", lambda self, rows: checked.extend(rows) or original(self, rows)
     )
     load(section, table, limit=5)
     assert len(checked) < 15

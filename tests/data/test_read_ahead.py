@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +14,13 @@ from mmhf.data.datasets import RowDataset
 from mmhf.data.read_ahead import ReadAhead, find_run, reads_ahead
 from mmhf.data.remote.files import RemoteFiles
 from mmhf.data.remote.images import RemoteImageFeature
-from mmhf.data.table import image_table
+from mmhf.data.table import as_dataset, image_array
 
 _ROWS = 40
+
+
+def image_table(images: list[dict[str, Any]], rows: list[int], feature: Any = None) -> datasets.Dataset:
+    return as_dataset(pa.table({"row": rows, "image": image_array(images)}), feature)
 
 
 @pytest.fixture
@@ -28,7 +35,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def _table(prefetch: int, weights: Sequence[float] | None = None) -> RowDataset:
     images = [{"path": f"memory://ahead/{number}#1-", "bytes": None} for number in range(_ROWS)]
     feature = RemoteImageFeature("memory://ahead", "/nowhere", 1, 1, 0, prefetch)
-    return RowDataset(image_table(images, {"row": list(range(_ROWS))}, feature), weights=weights)
+    return RowDataset(image_table(images, list(range(_ROWS)), feature), weights=weights)
 
 
 @pytest.mark.parametrize("weights", [None, np.arange(_ROWS) + 1])
@@ -73,7 +80,7 @@ def test_rows_that_do_not_follow_each_other_fetch_nothing(fetched: list[int]) ->
 def test_without_prefetch_or_urls_nothing_is_read_ahead() -> None:
     assert reads_ahead(_table(prefetch=1).table)
     assert not reads_ahead(_table(prefetch=0).table)
-    assert not reads_ahead(image_table([{"path": "a.jpg", "bytes": None}], {"row": [1]}))
+    assert not reads_ahead(image_table([{"path": "a.jpg", "bytes": None}], [1]))
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.data())
@@ -85,7 +92,7 @@ def test_a_run_is_found_at_the_first_place_that_it_is_at(order: list[int], data:
 
 def test_missing_images_are_passed_over(fetched: list[int]) -> None:
     images = [{"path": "memory://ahead/0#missing", "bytes": None}, {"path": None, "bytes": None}]
-    table = image_table([*images, {"path": "memory://ahead/2#1-", "bytes": None}], {"row": [1, 2, 3]})
+    table = image_table([*images, {"path": "memory://ahead/2#1-", "bytes": None}], [1, 2, 3])
     table = table.cast_column("image", RemoteImageFeature("memory://ahead", "/nowhere", 1, 1, 0, 3))
     ReadAhead(table, lambda epoch: np.arange(3)).after(0, [0])
     assert fetched == [2]

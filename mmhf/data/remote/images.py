@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import posixpath
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
-import datasets
 import pyarrow as pa
 from datasets.features.features import register_feature
 from datasets.table import array_cast
 
-from mmhf.data.images import MAX_IMAGE_BYTES, BadImageError, find_name_escape
+from mmhf.data.images import MAX_IMAGE_BYTES, BadImageError, ImageFault, find_image_problem, find_name_escape
 from mmhf.data.remote.files import Access, RemoteFile, RemoteFileError, RemoteFiles, remote_files
-from mmhf.data.remote.paths import AnyPath, RemotePath
-from mmhf.data.table import NO_IMAGE, ImageColumn, ImageFiles, ImageProblem, image_table
+from mmhf.data.remote.paths import RemotePath
+from mmhf.data.table import IMAGE_TYPE, codes_of
 
 _MISSING = "missing"
 
@@ -129,7 +127,7 @@ def parse_reference(reference: str, root: str = "") -> tuple[str, RemoteFile | N
 
 
 class RemoteImages:
-    """Images named by path below a URL; the twin of `ImageFiles`.
+    """Images named by path below a URL; the twin of `ImageFiles`, as `Images` asks for.
 
     They are listed once. What they contain is seen when they are decoded.
 
@@ -160,18 +158,24 @@ class RemoteImages:
         common = posixpath.commonpath(folders) if folders else ""
         return self.folder.listed(common) if folders else {}
 
-    def problems(self, positions: Sequence[int], *, read: bool) -> Iterable[ImageProblem | None]:
-        """See `ImageColumn`; `read` compares with the listing."""
-        return [self._problem(position, read) for position in positions]
+    @property
+    def feature(self) -> RemoteImageFeature:
+        """The type of the column."""
+        return RemoteImageFeature(self.folder.files.url, *self.folder.files.access)
 
-    def _problem(self, position: int, read: bool) -> ImageProblem | None:
-        name = self.names[position]
+    def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
+        """See `Images`; `read` compares with the listing."""
+        content = None if image is None else image["bytes"]
+        if content is not None:
+            reason = find_image_problem(content) if read else None
+            return ImageFault(reason) if reason else None
+        name = None if image is None else image["path"]
         if not name:
-            return ImageProblem("no image is named")
+            return ImageFault("no image is named")
         if name in self._escapes:
-            return ImageProblem(self._escapes[name], "row")
+            return ImageFault(self._escapes[name], "row")
         reason = self._reason(self._files.get(self._place_of[name])) if read else None
-        return ImageProblem(f"{reason}: {name}") if reason else None
+        return ImageFault(f"{reason}: {name}") if reason else None
 
     @staticmethod
     def _reason(file: RemoteFile | None) -> str | None:
@@ -183,24 +187,18 @@ class RemoteImages:
             return f"the image file has {file.size} bytes, more than {MAX_IMAGE_BYTES}"
         return None
 
-    def to_dataset(
-        self, positions: Sequence[int], blank: set[int], columns: Mapping[str, list[Any]]
-    ) -> datasets.Dataset:
-        """See `ImageColumn`."""
-        images = [
-            NO_IMAGE if position in blank else {"path": self._reference(position), "bytes": None}
-            for position in positions
-        ]
-        root, access = self.folder.files.url, self.folder.files.access
-        return image_table(images, columns, RemoteImageFeature(root, *access))
+    def locate(self, images: pa.StructArray) -> pa.StructArray:
+        """See `Images`; what is stored is what `RemoteImageFeature` reads."""
+        path, content = images.field("path"), images.field("bytes")
+        codes, names = codes_of(path)
+        stored = pa.array([self._reference(name) for name in names], pa.string())
+        named = stored.take(pa.array(codes, mask=(codes < 0) | content.is_valid().to_numpy(zero_copy_only=False)))
+        return pa.StructArray.from_arrays([named, content], fields=list(IMAGE_TYPE))
 
-    def _reference(self, position: int) -> str:
-        place = self._place_of[self.names[position] or ""]
+    def _reference(self, name: str) -> str | None:
+        if name not in self._place_of:
+            return None
+        place = self._place_of[name]
         file = self._files.get(place)
         facts = _MISSING if file is None else f"{'' if file.size is None else file.size}-{file.version}"
         return f"{self.folder / place}#{facts}"
-
-
-def image_files(folder: AnyPath, names: Sequence[str | None]) -> ImageColumn:
-    """The images that a table names below a folder, on disk or behind a URL."""
-    return ImageFiles(folder, names) if isinstance(folder, Path) else RemoteImages(folder, names)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from mmhf.data.readers import TableFile, as_text, read_table
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmhf.data.readers import read_batches
 from mmhf.data.remote.paths import AnyPath, data_path
-from mmhf.data.sources.table import UNCUT, TableLayout, cut_tables
-from mmhf.data.table import SourceData
+from mmhf.data.sources.table import Roles, images_below, read_roles
+from mmhf.data.table import Part, Reading, SourceTable, codes_of, extra_column, image_array, make_rows, text_array
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
-from mmhf.recipe.schema import ClinicalDataSection, ClinicalTableSection, ColumnsSection
+from mmhf.recipe.schema import ClinicalDataSection, ClinicalTableSection
 
 HARMONISED = ("id", "image", "text", "label", "group", "dataset", "source", "skin_type", "sex", "age")
 """The columns that every data set gives; a value that it does not have is None."""
 
-_COLUMNS = ColumnsSection(image="image", text="text", label="label", id="id")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _YEARS = re.compile(r"(\d+(?:\.\d+)?)[\s-]*(?:years?|yrs?|y/?o)\b", re.IGNORECASE)
 _HAM10000_LABELS = {
@@ -52,11 +53,6 @@ class Adapter:
     label_names: dict[str, str] = field(default_factory=dict)
     """Abbreviation → label."""
 
-    def columns(self, label: str | None) -> list[str | None]:
-        """The columns to read, with another label if one is given."""
-        own = [self.id, label or self.label, self.image, self.text, self.group, self.source]
-        return [*own, self.skin_type, self.sex, self.age]
-
 
 ADAPTERS = {
     "fitzpatrick17k": Adapter(id="md5hash", suffix=".jpg", label="label", skin_type="fitzpatrick_scale"),
@@ -86,10 +82,8 @@ ADAPTERS = {
 """Data set → where its own table has what."""
 
 
-def read_clinical(
-    section: ClinicalDataSection, splits: Collection[str] | None = None, *, extra_columns: Sequence[str] = ()
-) -> SourceData:
-    """Read data sets, join them, keep the rows that pass the filters, and cut them into splits.
+def read_clinical(section: ClinicalDataSection, reading: Reading) -> SourceTable:
+    """Read data sets, and join them.
 
     Labels are written in small letters with blanks (`basal cell carcinoma`), HAM10000's abbreviations in full; skin
     types are `I-II`, `III-IV` and `V-VI`, as DDI has them; sexes are `female` and `male`; ages are years. Groups are
@@ -97,56 +91,76 @@ def read_clinical(
 
     Args:
         section (`ClinicalDataSection`):
-            Where the data sets are, filters and how to split.
-        splits (`Collection[str]`, *optional*):
-            Splits to keep; absent: all.
-        extra_columns (`Sequence[str]`, *optional*):
-            Further columns to keep: of `HARMONISED`, or of a data set's own table.
+            Where the data sets are, and how to split.
+        reading (`Reading`):
+            What the task reads; columns are of `HARMONISED`, or of a data set's own table.
 
     Returns:
-        `SourceData`: the rows.
+        `SourceTable`: the rows; row numbers are those of each data set's own file.
 
     Raises:
-        InputError: a table or a column is missing, or what `read_table_source` raises.
+        InputError: a table or a column is missing.
     """
     folder = data_path(section.versioned(section.path), section.cloud)
     if not folder.is_dir():
         raise InputError(f"data.path: no such folder: {folder}")
-    wanted = [section.split.group_by, *section.filters.columns(), *extra_columns]
-    own = list(dict.fromkeys(name for name in wanted if name is not None and name not in HARMONISED))
-    parts = [_harmonise(name, place, folder, own) for name, place in section.tables.items()]
+    wanted = [section.split.group_by, *section.filters.columns(), *reading.extra_columns]
+    extra = list(dict.fromkeys(name for name in wanted if name is not None))
     origin = f"{folder} ({', '.join(section.tables)})"
-    _require_own(own, parts, origin)
-    layout = TableLayout(_COLUMNS, folder, extra_columns)
-    return cut_tables({UNCUT: _join(parts, origin)}, section, layout, splits)
+    tables = [_harmonise(name, place, folder, extra) for name, place in section.tables.items()]
+    table = pa.concat_tables(tables)
+    for name in extra:
+        if name not in HARMONISED and table.column(extra_column(name)).null_count == len(table):
+            guess = did_you_mean(nearest_names(name, HARMONISED))
+            raise InputError(
+                f"{origin}: no table has a column {name!r} with any value{guess} (all have {', '.join(HARMONISED)})"
+            )
+    part = Part(origin, images_below(folder, table.column("image")))
+    rows = make_rows({name: table.column(name) for name in table.column_names})
+    return SourceTable(rows, {None: part}, section.labels, section.split)
 
 
-def _harmonise(name: str, place: ClinicalTableSection, folder: AnyPath, own: Sequence[str]) -> TableFile:
+def _harmonise(name: str, place: ClinicalTableSection, folder: AnyPath, extra: Sequence[str]) -> pa.Table:
     adapter = ADAPTERS[name]
-    table = read_table(folder / place.table, adapter.columns(place.label), optional=own)
-    count = len(table.rows)
+    path = folder / place.table
+    own = [column for column in extra if column not in HARMONISED]
+    roles = Roles(adapter.image or adapter.id, place.label or adapter.label, adapter.text, id=adapter.id)
+    named = [*roles.named(), adapter.group, adapter.source, adapter.skin_type, adapter.sex, adapter.age]
+    batches = read_batches(path, named, optional=own)
+    table = read_roles(batches, roles)
+    given = {
+        column: pa.chunked_array([text_array(batch.columns[column]) for batch in batches], pa.string())
+        for column in dict.fromkeys([*(column for column in named if column is not None), *own])
+    }
+    count = len(table)
 
-    def column(key: str | None, change: Callable[[str], str | None] = str) -> list[str | None]:
+    def column(key: str | None, change: Callable[[str], str | None] = str) -> pa.Array:
         if key is None:
-            return [None] * count
-        values = [as_text(value) for value in table.columns[key]]
-        changed = {value: change(value) for value in set(values) if value is not None}
-        return [None if value is None else changed[value] for value in values]
+            return pa.nulls(count, pa.string())
+        codes, values = codes_of(given[key])
+        return pa.array([change(value) for value in values], pa.string()).take(pa.array(codes, mask=codes < 0))
 
-    columns: dict[str, list[Any]] = {
+    always = pa.array([name] * count, pa.string())
+    harmonised = {
         "id": column(adapter.id, lambda value: f"{name}/{value}"),
         "image": column(adapter.image or adapter.id, lambda value: f"{place.images}/{value}{adapter.suffix}"),
         "text": column(adapter.text),
         "label": column(place.label or adapter.label, lambda value: _label(adapter.label_names.get(value, value))),
         "group": column(adapter.group, lambda value: f"{name}/{value}"),
-        "dataset": [name] * count,
-        "source": [name] * count if adapter.source is None else column(adapter.source),
+        "dataset": always,
+        "source": always if adapter.source is None else column(adapter.source),
         "skin_type": column(adapter.skin_type, _skin_type),
         "sex": column(adapter.sex, str.lower),
         "age": column(adapter.age, _age),
-        **{key: table.columns[key] for key in own},
     }
-    return TableFile(table.origin, columns, table.rows, table.malformed)
+    columns = {each: table.column(each) for each in table.column_names}
+    columns["id"] = pc.coalesce(harmonised["id"], columns["id"])
+    columns["image"] = image_array(harmonised["image"])
+    columns["text"], columns["label"] = harmonised["text"], harmonised["label"]
+    columns["fault"] = pc.binary_join_element_wise(f"{path}", columns["fault"], ": ")
+    for key in extra:
+        columns[extra_column(key)] = harmonised[key] if key in HARMONISED else given[key]
+    return pa.table(columns)
 
 
 def _label(value: str) -> str:
@@ -167,21 +181,4 @@ def _age(value: str) -> str:
     return found[1] if found else value
 
 
-def _require_own(own: Sequence[str], parts: Sequence[TableFile], origin: str) -> None:
-    for name in own:
-        if all(value is None for part in parts for value in part.columns[name]):
-            guess = did_you_mean(nearest_names(name, HARMONISED))
-            raise InputError(
-                f"{origin}: no table has a column {name!r} with any value{guess} (all have {', '.join(HARMONISED)})"
-            )
-
-
-def _join(parts: Sequence[TableFile], origin: str) -> TableFile:
-    """One table of all; row numbers stay those of each data set's own file."""
-    columns = {name: [value for part in parts for value in part.columns[name]] for name in parts[0].columns}
-    malformed: dict[int, str] = {}
-    start = 0
-    for part in parts:
-        malformed.update({start + position: f"{part.origin}: {why}" for position, why in part.malformed.items()})
-        start += len(part.rows)
-    return TableFile(origin, columns, [row for part in parts for row in part.rows], malformed)
+READERS = {ClinicalDataSection: read_clinical}

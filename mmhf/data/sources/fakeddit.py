@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from mmhf.data.readers import TableFile, as_text, read_table
-from mmhf.data.remote.images import image_files
+from mmhf.data.readers import read_batches
 from mmhf.data.remote.paths import AnyPath, data_path
-from mmhf.data.table import SPLITS, LabelledRows, SourceData
+from mmhf.data.sources.table import Roles, images_below, read_roles
+from mmhf.data.table import SPLITS, Part, Reading, SourceTable, image_array, make_rows
 from mmhf.errors import InputError
 from mmhf.recipe.schema import FakedditDataSection
 
@@ -30,11 +31,10 @@ LABEL_NAMES = {
         "misleading content",
     ),
 }
+_HAS_IMAGE = "hasImage"
 
 
-def read_fakeddit(
-    section: FakedditDataSection, splits: Collection[str] | None = None, *, extra_columns: Sequence[str] = ()
-) -> SourceData:
+def read_fakeddit(section: FakedditDataSection, reading: Reading) -> SourceTable:
     """Read Fakeddit's tables.
 
     Ids are strings whatever they look like, an index column that pandas left behind is ignored, and `subreddit`, which
@@ -43,13 +43,12 @@ def read_fakeddit(
     Args:
         section (`FakedditDataSection`):
             Where the data is, which label and which text.
-        splits (`Collection[str]`, *optional*):
-            Splits to read; absent: those whose file is there.
-        extra_columns (`Sequence[str]`, *optional*):
-            Further columns to keep.
+        reading (`Reading`):
+            What the task reads.
 
     Returns:
-        `SourceData`: the rows; one whose `hasImage` is False counts as having a bad image.
+        `SourceTable`: the rows of the wanted splits, or of those whose file is there; one whose `hasImage` is False
+        has a bad image.
 
     Raises:
         InputError: the folder, a file or a column is missing.
@@ -57,19 +56,25 @@ def read_fakeddit(
     folder = data_path(section.path, section.cloud)
     if not folder.is_dir():
         raise InputError(f"data.path: no such folder: {folder}")
-    wanted = splits if splits is not None else [split for split in SPLITS if (folder / FILES[split]).exists()]
+    wanted = reading.splits or [split for split in SPLITS if (folder / FILES[split]).exists()]
     if not wanted:
         raise InputError(f"data.path: {folder} has none of {', '.join(FILES.values())}")
-    images = _image_folder(section, folder)
-    columns = ["id", section.text, section.label, *extra_columns]
-    tables = {
-        split: read_table(folder / FILES[split], columns, optional=["hasImage"]) for split in SPLITS if split in wanted
-    }
-    names = LABEL_NAMES[section.label]
-    return SourceData(
-        splits={split: _rows(table, section, images, extra_columns) for split, table in tables.items()},
-        label_of={str(number): name for number, name in enumerate(names)},
-    )
+    root = _image_folder(section, folder)
+    extra = [*section.filters.columns(), *reading.extra_columns]
+    roles = Roles("id", section.label, section.text, id="id", extra=extra)
+    tables, parts = [], {}
+    for split in SPLITS:
+        if split not in wanted:
+            continue
+        path = folder / FILES[split]
+        batches = read_batches(path, roles.named(), optional=[_HAS_IMAGE])
+        table = read_roles(batches, roles, split)
+        has_image = pa.chunked_array([batch.columns[_HAS_IMAGE] for batch in batches], pa.string())
+        tables.append(_with_images(table, has_image))
+        parts[split] = Part(str(path), images_below(root, tables[-1].column("image")))
+    rows = pa.concat_tables(tables)
+    names = {str(number): name for number, name in enumerate(LABEL_NAMES[section.label])}
+    return SourceTable(make_rows({name: rows.column(name) for name in rows.column_names}), parts, names)
 
 
 def _image_folder(section: FakedditDataSection, folder: AnyPath) -> AnyPath:
@@ -80,31 +85,18 @@ def _image_folder(section: FakedditDataSection, folder: AnyPath) -> AnyPath:
     raise InputError(f"{folder}: no image folder {' or '.join(candidates)}; data.image_dir names it")
 
 
-def _rows(
-    table: TableFile, section: FakedditDataSection, images: AnyPath, extra_columns: Sequence[str]
-) -> LabelledRows:
-    ids = table.columns["id"]
-    malformed = dict(table.malformed)
-    for position, name in enumerate(ids):
-        if name is None:
-            malformed.setdefault(position, "the id is missing")
-    return LabelledRows(
-        origin=table.origin,
-        rows=table.rows,
-        ids=[name or str(row) for name, row in zip(ids, table.rows, strict=True)],
-        texts=table.columns[section.text],
-        labels=[_whole_number(label) for label in table.columns[section.label]],
-        images=image_files(images, [name and f"{name}.jpg" for name in ids]),
-        malformed=malformed,
-        extras={name: [as_text(value) for value in table.columns[name]] for name in extra_columns},
-        without_image={
-            position: "hasImage is False"
-            for position, value in enumerate(table.columns["hasImage"])
-            if value is not None and value.strip().lower() == "false"
-        },
-    )
+def _with_images(table: pa.Table, has_image: pa.ChunkedArray) -> pa.Table:
+    """Name the images after the ids, and read `1.0`, which pandas writes into a column that has gaps, as `1`."""
+    ids = pc.struct_field(table.column("image").combine_chunks(), "path")
+    says_no = pc.equal(pc.utf8_lower(pc.utf8_trim_whitespace(has_image)), "false")
+    no_id = pc.if_else(pc.is_null(ids), "the id is missing", None)
+    changed = {
+        "image": image_array(pc.binary_join_element_wise(ids, "", ".jpg")),
+        "label": pc.replace_substring_regex(table.column("label"), r"\.0$", ""),
+        "fault": pc.coalesce(table.column("fault"), no_id),
+        "image_fault": pc.if_else(says_no, "hasImage is False", pa.scalar(None, pa.string())),
+    }
+    return pa.table({**{name: table.column(name) for name in table.column_names}, **changed})
 
 
-def _whole_number(label: str | None) -> str | None:
-    """Read `1.0`, which pandas writes into a column that has gaps, as `1`."""
-    return label if label is None else label.strip().removesuffix(".0")
+READERS = {FakedditDataSection: read_fakeddit}

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from mmhf.data.captions import join_captions
 from mmhf.data.delimited import read_lines
 from mmhf.data.readers import require_column
-from mmhf.data.remote.images import image_files
 from mmhf.data.remote.paths import AnyPath, RemotePath, data_path
-from mmhf.data.sources.caption_hub import read_dataset
-from mmhf.data.sources.captioned_images import CaptionedImages, keep_splits
-from mmhf.data.sources.hub import load_hub_splits
+from mmhf.data.sources.hub import load_hub_splits, read_dataset
 from mmhf.data.sources.image_folder import list_folder
 from mmhf.data.sources.image_tree import is_hidden
-from mmhf.data.splits import SPLIT_OF_NAME
-from mmhf.data.table import Caption, CaptionedSource
+from mmhf.data.sources.table import images_below
+from mmhf.data.splits import SPLIT_OF_NAME, name_splits
+from mmhf.data.table import (
+    CAPTIONS_TYPE,
+    NOTES_TYPE,
+    EmbeddedImages,
+    Part,
+    Reading,
+    SourceTable,
+    as_dataset,
+    encodable,
+    image_array,
+)
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import Flickr30kSection, ImageSplitSection
-
-logger = logging.getLogger(__name__)
 
 PARQUET_REVISIONS = {"nlphuji/flickr30k": "refs/convert/parquet"}
 """Repositories whose main revision is a loading script, which `datasets` no longer runs."""
@@ -36,17 +44,17 @@ _NUMBER_WITHOUT_BAR = re.compile(r"\s*(\d+)\s+(\S.*)")
 _KARPATHY_SPLITS = {**SPLIT_OF_NAME, "restval": "train"}
 
 
-def read_flickr30k(section: Flickr30kSection, splits: Collection[str] | None = None) -> CaptionedSource:
+def read_flickr30k(section: Flickr30kSection, reading: Reading) -> SourceTable:
     """Read Flickr30k from a folder, or from the Hub when none is named.
 
     Args:
         section (`Flickr30kSection`):
             Where it is, in which form, and how to split it.
-        splits (`Collection[str]`, *optional*):
-            Splits to keep; absent: all.
+        reading (`Reading`):
+            What the task reads.
 
     Returns:
-        `dict[str, CaptionedRows]`: images named by their file, with all their captions.
+        `SourceTable`: images named by their file, with all their captions.
 
     Raises:
         InputError: nothing of the kind is there, or a file of it cannot be read.
@@ -54,24 +62,20 @@ def read_flickr30k(section: Flickr30kSection, splits: Collection[str] | None = N
     """
     if section.path is None:
         revision = section.revision or PARQUET_REVISIONS.get(section.repo)
-        found = _read_splits(load_hub_splits(section.repo, revision=revision), f"data set {section.repo}")
+        source = _read_splits(load_hub_splits(section.repo, revision=revision), section, f"data set {section.repo}")
     else:
         folder = data_path(section.path, section.cloud)
         if not folder.is_dir():
             raise InputError(f"data.path: no such folder: {folder}")
         files = _caption_files(folder)
-        found = _FORMATS[_format_of(section, files)].read(folder, files)
-    if section.split is None and any(found.splits):
-        source = found.cut_by_name(_KARPATHY_SPLITS)
-    else:
-        source = found.cut(section.split or ImageSplitSection())
-    return keep_splits(source, splits, origin=found.origin)
-
-
-class _Format(NamedTuple):
-    pattern: re.Pattern[str]
-    """Of the names of its files, in small letters."""
-    read: Callable[[AnyPath, list[AnyPath]], CaptionedImages]
+        kind = _format_of(section, files)
+        if kind == "parquet":
+            paths = [str(path) for path in files if _FORMATS[kind].fullmatch(path.name.lower())]
+            source = _read_splits(load_hub_splits("parquet", data_files=paths), section, str(folder))
+        else:
+            path = next(path for path in files if _FORMATS[kind].fullmatch(path.name.lower()))
+            source = _read_captions(kind, path, folder, section)
+    return source
 
 
 def _caption_files(folder: AnyPath) -> list[AnyPath]:
@@ -90,101 +94,97 @@ def _walk(folder: Path) -> Iterator[str]:
 
 def _format_of(section: Flickr30kSection, files: list[AnyPath]) -> str:
     for name in (section.format,) if section.format else _FORMATS:
-        if any(_FORMATS[name].pattern.fullmatch(path.name.lower()) for path in files):
+        if any(_FORMATS[name].fullmatch(path.name.lower()) for path in files):
             return name
     wanted = section.format or "dataset_flickr30k.json, results_20130124.token, results.csv or *.parquet"
     raise InputError(f"data.path: {section.path} has no captions of Flickr30k ({wanted})")
 
 
-def _first(files: list[AnyPath], name: str) -> AnyPath:
-    return next(path for path in files if _FORMATS[name].pattern.fullmatch(path.name.lower()))
+def _read_captions(kind: str, path: AnyPath, folder: AnyPath, section: Flickr30kSection) -> SourceTable:
+    """Read a file of captions, and find its images."""
+    rows = list({"karpathy": _read_karpathy, "token": _read_token, "csv": _read_csv}[kind](path))
+    path_of: dict[str, str] = {}
+    # The Kaggle archive nests its folder twice; a copy that lies deeper counts less.
+    for found in sorted(list_folder(folder, on_link_out="skip").images, key=lambda name: (name.count("/"), name)):
+        path_of.setdefault(os.path.basename(found), found)
+    if not path_of:
+        raise InputError(f"data.path: {folder} has captions but no images")
+    captioned = {row.name for row in rows}
+    start = len(captioned - {None}) + sum(row.name is None for row in rows)
+    silent = sorted(set(path_of) - captioned)
+    rows += [_CaptionRow(number, name, []) for number, name in enumerate(silent, start=start + 1)]
+    names = pa.array([row.name for row in rows], pa.string())
+    use_splits = kind == "karpathy" and section.split is None
+    splits, faults = (
+        pa.array([row.split for row in rows], pa.string()),
+        pa.array([row.fault for row in rows], pa.string()),
+    )
+    if use_splits:
+        named, wrong = name_splits(splits, faults, "the split", _KARPATHY_SPLITS)
+        # An image that the captions are silent about is in no split; it is listed with the first.
+        is_silent = pa.array([not row.captions for row in rows])
+        splits, faults = named, pc.if_else(is_silent, faults, wrong)
+    else:
+        splits = pa.nulls(len(rows), pa.string())
+    columns = {
+        "row": pa.array([row.number for row in rows], pa.int64()),
+        "id": pc.coalesce(names, pa.array([str(row.number) for row in rows], pa.string())),
+        "image": image_array([path_of.get(row.name, row.name) if row.name else None for row in rows]),
+        "captions": pa.array([row.captions for row in rows], CAPTIONS_TYPE),
+        "split": splits,
+        "fault": faults,
+        "notes": pa.array([[{"row": row.number, "note": row.note}] if row.note else None for row in rows], NOTES_TYPE),
+    }
+    table = join_captions(pa.table(columns), names)
+    part = Part(str(path), images_below(folder, table.column("image")))
+    cut = None if use_splits else section.split or ImageSplitSection()
+    return SourceTable(as_dataset(table), {None: part}, cut=cut)
 
 
-class _Images:
-    """The image files of a folder, however deep, by their bare names."""
+class _CaptionRow(NamedTuple):
+    """A row of a file of captions, as it is read."""
 
-    def __init__(self, folder: AnyPath) -> None:
-        self.folder = folder
-        self.path_of: dict[str, str] = {}
-        # The Kaggle archive nests its folder twice; a copy that lies deeper counts less.
-        for path in sorted(list_folder(folder, on_link_out="skip").images, key=lambda path: (path.count("/"), path)):
-            self.path_of.setdefault(os.path.basename(path), path)
-        if not self.path_of:
-            raise InputError(f"data.path: {folder} has captions but no images")
-
-    def collect(self, origin: AnyPath) -> CaptionedImages:
-        """Captioned images whose names are bare; empty so far."""
-        found = CaptionedImages(
-            str(origin),
-            lambda positions: image_files(self.folder, [self._path(found, position) for position in positions]),
-        )
-        return found
-
-    def _path(self, found: CaptionedImages, position: int) -> str:
-        name = found.ids[position]
-        return self.path_of.get(name, name)
-
-    def add_those_without_caption(self, found: CaptionedImages, captioned: set[str]) -> None:
-        """Name the images that the captions are silent about."""
-        for name in sorted(set(self.path_of) - captioned):
-            found.add(name, [], row=len(found) + 1, name=name)
+    number: int
+    name: str | None
+    captions: list[str]
+    split: str | None = None
+    fault: str | None = None
+    note: str | None = None
 
 
-def _read_csv(folder: AnyPath, files: list[AnyPath]) -> CaptionedImages:
-    path = _first(files, "csv")
+def _read_csv(path: AnyPath) -> Iterator[_CaptionRow]:
     lines = read_lines(path)
     header = [name.strip() for name in lines[0].split("|")] if lines else []
     if len(header) != 3:
         raise InputError(f"{path}: not Kaggle's results.csv (image_name| comment_number| comment); use source: table")
-    return _read_lines(folder, path, lines[1:], _parse_csv)
+    return (_parse_csv(line, row) for row, line in enumerate(lines[1:], start=1) if line.strip())
 
 
-def _read_token(folder: AnyPath, files: list[AnyPath]) -> CaptionedImages:
-    path = _first(files, "token")
-    return _read_lines(folder, path, read_lines(path), _parse_token)
+def _read_token(path: AnyPath) -> Iterator[_CaptionRow]:
+    return (_parse_token(line, row) for row, line in enumerate(read_lines(path), start=1) if line.strip())
 
 
-def _read_lines(
-    folder: AnyPath, path: AnyPath, lines: list[str], parse: Callable[[str, int], tuple[str, Caption] | str]
-) -> CaptionedImages:
-    images = _Images(folder)
-    found = images.collect(path)
-    named = set()
-    for row, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        parsed = parse(line, row)
-        if isinstance(parsed, str):
-            found.add_malformed(row, parsed)
-            continue
-        name, caption = parsed
-        found.add(name, [caption], row=row, name=name)
-        named.add(name)
-    images.add_those_without_caption(found, named)
-    return found
-
-
-def _parse_csv(line: str, row: int) -> tuple[str, Caption] | str:
+def _parse_csv(line: str, row: int) -> _CaptionRow:
     fields = [field.strip() for field in line.split("|", maxsplit=2)]
     if len(fields) == 3 and fields[0]:
-        return fields[0], Caption(fields[2], row)
+        return _CaptionRow(row, fields[0], [fields[2]])
     repaired = _NUMBER_WITHOUT_BAR.fullmatch(fields[1]) if len(fields) == 2 else None
     if repaired is None or not fields[0]:
-        return f"{len(fields)} fields instead of 3" if fields[0] else "no image is named"
+        fault = f"{len(fields)} fields instead of 3" if fields[0] else "no image is named"
+        return _CaptionRow(row, None, [], fault=fault)
     note = f"no bar between number and comment; read as comment {repaired[1]}"
-    return fields[0], Caption(repaired[2], row, note)
+    return _CaptionRow(row, fields[0], [repaired[2]], note=note)
 
 
-def _parse_token(line: str, row: int) -> tuple[str, Caption] | str:
+def _parse_token(line: str, row: int) -> _CaptionRow:
     key, tab, text = line.partition("\t")
     name, _, number = key.strip().rpartition("#")
     if not tab or not name or not number.isdecimal():
-        return f"not IMAGE#NUMBER, a tab and a caption: {line[:40]!r}"
-    return name, Caption(text, row)
+        return _CaptionRow(row, None, [], fault=f"not IMAGE#NUMBER, a tab and a caption: {line[:40]!r}")
+    return _CaptionRow(row, name, [text])
 
 
-def _read_karpathy(folder: AnyPath, files: list[AnyPath]) -> CaptionedImages:
-    path = _first(files, "karpathy")
+def _read_karpathy(path: AnyPath) -> Iterator[_CaptionRow]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -192,56 +192,48 @@ def _read_karpathy(folder: AnyPath, files: list[AnyPath]) -> CaptionedImages:
     entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise InputError(f"{path}: not a file of Karpathy's splits, which has a list `images`")
-    images = _Images(folder)
-    found = images.collect(path)
-    for row, entry in enumerate(entries, start=1):
-        parsed = _parse_entry(entry, row)
-        if isinstance(parsed, str):
-            found.add_malformed(row, parsed)
-        else:
-            name, split, captions = parsed
-            found.add(name, captions, row=row, name=name, split=split)
-    images.add_those_without_caption(found, set(found.ids))
-    return found
+    return (_parse_entry(entry, row) for row, entry in enumerate(entries, start=1))
 
 
-def _parse_entry(entry: Any, row: int) -> tuple[str, str, list[Caption]] | str:
+def _parse_entry(entry: Any, row: int) -> _CaptionRow:
     try:
-        captions = [Caption(sentence["raw"], row) for sentence in entry["sentences"]]
+        captions = [sentence["raw"] for sentence in entry["sentences"]]
         name, split = entry["filename"], entry["split"]
     except (KeyError, TypeError) as error:
-        return f"not an image of Karpathy's splits: {type(error).__name__} {error}"
-    texts = [caption.text for caption in captions]
-    if not all(isinstance(value, str) for value in (name, split, *texts)):
-        return "filename, split or a sentence is not a text"
-    return name, split, captions
+        fault = f"not an image of Karpathy's splits: {type(error).__name__} {error}"
+        return _CaptionRow(row, None, [], fault=fault)
+    if not all(isinstance(value, str) for value in (name, split, *captions)):
+        return _CaptionRow(row, None, [], fault="filename, split or a sentence is not a text")
+    return _CaptionRow(row, name, [encodable(text) or "" for text in captions], split)
 
 
-def _read_parquet(folder: AnyPath, files: list[AnyPath]) -> CaptionedImages:
-    paths = [str(path) for path in files if _FORMATS["parquet"].pattern.fullmatch(path.name.lower())]
-    return _read_splits(load_hub_splits("parquet", data_files=paths), str(folder))
-
-
-def _read_splits(loaded: Any, origin: str) -> CaptionedImages:
+def _read_splits(loaded: Any, section: Flickr30kSection, origin: str) -> SourceTable:
     """Both Hub forms: all rows in one split, whatever its name; the real one in the column `split`, where it is."""
     part = datasets.concatenate_datasets(list(loaded.values()))
     for column in ("image", "caption"):
         require_column(origin, column, part.features)
-    optional = {name: name if name in part.features else None for name in ("filename", "split")}
-    return read_dataset(
+    split_column = "split" if "split" in part.features and section.split is None else None
+    rows, used = read_dataset(
         part,
         origin=origin,
         image="image",
         captions=["caption"],
-        id_column=optional["filename"],
-        split_column=optional["split"],
+        id_column="filename" if "filename" in part.features else None,
+        split_column=split_column,
+        split_names=_KARPATHY_SPLITS,
     )
+    images = EmbeddedImages(datasets.Image(decode=False))
+    cut = None if split_column else section.split or ImageSplitSection()
+    return SourceTable(rows, {None: Part(origin, images)}, cut=cut, used=used)
 
 
 _FORMATS = {
-    "karpathy": _Format(re.compile(r"dataset_flickr30k\.json"), _read_karpathy),
-    "token": _Format(re.compile(r"results(_\d+)?\.token"), _read_token),
-    "csv": _Format(re.compile(r"results\.csv"), _read_csv),
-    "parquet": _Format(re.compile(r".*\.parquet"), _read_parquet),
+    "karpathy": re.compile(r"dataset_flickr30k\.json"),
+    "token": re.compile(r"results(_\d+)?\.token"),
+    "csv": re.compile(r"results\.csv"),
+    "parquet": re.compile(r".*\.parquet"),
 }
-"""In the order in which they are looked for: Karpathy's file has the usual splits, Kaggle's a broken row."""
+"""Names of their files, in small letters, in the order in which they are looked for: Karpathy's file has the usual
+splits, Kaggle's a broken row."""
+
+READERS = {Flickr30kSection: read_flickr30k}

@@ -1,136 +1,240 @@
-"""The source `hub`: whatever `datasets.load_dataset` takes, loaded or streamed."""
+"""The source `hub`: whatever `datasets.load_dataset` takes, with labels or captions, loaded or streamed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
-from mmhf.data.images import find_image_problem
-from mmhf.data.readers import as_text, require_column
-from mmhf.data.sources.table import sort_labels
-from mmhf.data.splits import split_positions
-from mmhf.data.table import SPLITS, ImageProblem, LabelledRows, SourceData, column_features
+from mmhf.data.captions import caption_array, join_captions
+from mmhf.data.readers import require_column
+from mmhf.data.sources.webdataset import read_shards
+from mmhf.data.splits import name_splits
+from mmhf.data.streams.shards import ParquetShard, Shard
+from mmhf.data.table import (
+    SPLITS,
+    EmbeddedImages,
+    Part,
+    Reading,
+    SourceTable,
+    as_dataset,
+    as_text,
+    extra_column,
+    no_rows,
+    text_array,
+)
 from mmhf.errors import InputError, UnreachableError
+from mmhf.recipe.caption_data_sections import CaptionHubSection
+from mmhf.recipe.data_sections import SplitSection
 from mmhf.recipe.schema import HubDataSection
 
 logger = logging.getLogger(__name__)
 
-
-class HubImages:
-    """Images in a column of a memory-mapped data set, which is never copied.
-
-    Args:
-        dataset (`datasets.Dataset`):
-            The data set as it was loaded.
-        column (`str`):
-            Its image column, not decoded.
-        positions (`Sequence[int]`):
-            The data set's row for each row of the split.
-    """
-
-    def __init__(self, dataset: datasets.Dataset, column: str, positions: Sequence[int]) -> None:
-        images = dataset.select_columns([column])
-        self.images = images if column == "image" else images.rename_column(column, "image")
-        self.positions = positions
-
-    def problems(self, positions: Sequence[int], *, read: bool) -> Iterable[ImageProblem | None]:
-        """See `ImageColumn`."""
-        if not read:
-            return [None] * len(positions)
-        images = self.images[[self.positions[position] for position in positions]]["image"]
-        return [_image_problem(image) for image in images]
-
-    def to_dataset(
-        self, positions: Sequence[int], blank: set[int], columns: Mapping[str, list[Any]]
-    ) -> datasets.Dataset:
-        """See `ImageColumn`; a blank image stays as it is, for the collator to replace."""
-        chosen = [self.positions[position] for position in positions]
-        table = self.images
-        features = column_features(columns)
-        # Columns come first and rows are chosen last: adding a column to chosen rows would copy every image.
-        for name, values in columns.items():
-            full: list[Any] = [None] * len(table)
-            for position, value in zip(chosen, values, strict=True):
-                full[position] = value
-            table = table.add_column(name, full, feature=features[name])
-        return table if chosen == list(range(len(table))) else table.select(chosen)
+_ROWS_AT_ONCE = 10_000
 
 
-def read_hub(
-    section: HubDataSection, splits: Collection[str] | None = None, *, extra_columns: Sequence[str] = ()
-) -> SourceData:
-    """Load a data set.
+def read_hub(section: HubDataSection | CaptionHubSection, reading: Reading) -> SourceTable:
+    """Load a data set, or open it as streams.
 
     Args:
-        section (`HubDataSection`):
+        section (`HubDataSection` or `CaptionHubSection`):
             The data set, its columns, splits and labels.
-        splits (`Collection[str]`, *optional*):
-            Splits to keep; absent: all.
-        extra_columns (`Sequence[str]`, *optional*):
-            Further columns to keep.
+        reading (`Reading`):
+            What the task reads.
 
     Returns:
-        `SourceData`: the rows; row numbers count from 1 in the data set's own split.
+        `SourceTable`: a row for each of the data set, or where captions have `columns.id`, for each id.
+        Row numbers count from 1 in the data set's own split. Images stay where they are.
 
     Raises:
         InputError: the data set cannot be loaded, or lacks a column or a split.
+        UnreachableError: the Hub cannot be reached.
     """
-    loaded = _load(section)
-    parts = _parts(section, loaded)
-    for split in splits or ():
-        _require_split(section, split, parts)
-    kept = {split: part for split, part in parts.items() if splits is None or split in splits}
-    label_of = _label_map(section, next(iter(loaded.values())).features)
-    if label_of is None:
-        values = (value for source, _ in parts.values() for value in _values(source, section.columns.label))
-        label_of = {value: value for value in sort_labels(value for value in values if value is not None)}
-    return SourceData(
-        {split: _rows(section, *kept[split], extra_columns) for split in SPLITS if split in kept}, label_of
-    )
+    if isinstance(section, HubDataSection) and not reading.text:
+        section = section.model_copy(update={"columns": section.columns.model_copy(update={"text": None})})
+    if section.streaming:
+        if reading.extra_columns or section.filters.columns():
+            name = [*reading.extra_columns, *section.filters.columns()][0]
+            raise InputError(f"column {name!r} is asked for, but a stream keeps no columns")
+        return (
+            _stream_captions(section, reading) if isinstance(section, CaptionHubSection) else _stream_labelled(section)
+        )
+    origin = f"data set {section.path}"
+    loaded = load_hub_splits(section.path, section.name, revision=section.revision)
+    split_column = section.split_column if isinstance(section, CaptionHubSection) else None
+    if split_column is not None:
+        if len(loaded) > 1:
+            raise InputError(f"data.split_column: {origin} is split already, into {', '.join(loaded)}")
+        names: dict[str | None, str] = {None: next(iter(loaded))}
+    else:
+        names = {**_split_names(section, loaded)}
+        if section.split is not None:
+            if "train" not in names:
+                raise InputError(f"{origin}: no split 'train' for data.split to cut; name it in data.splits")
+            names = {None: names["train"]}
+    columns = section.columns
+    captions: Sequence[str] = ()
+    label = text = None
+    if isinstance(section, CaptionHubSection):
+        captions = section.columns.caption_columns()
+    else:
+        label, text = section.columns.label, section.columns.text
+    extra = [*section.filters.columns(), *reading.extra_columns]
+    if isinstance(section.split, SplitSection) and section.split.group_by is not None:
+        extra.append(section.split.group_by)
+    parts = [
+        read_dataset(
+            loaded[theirs],
+            origin=origin if len(loaded) == 1 else f"{origin}, split {theirs}",
+            image=columns.image or "image",
+            captions=captions,
+            label=label,
+            text=text,
+            id_column=columns.id,
+            split_column=split_column,
+            extra=extra,
+            split=split,
+        )
+        for split, theirs in names.items()
+    ]
+    starts = np.cumsum([0, *(len(rows) for rows, _ in parts)])
+    used = np.concatenate([start + places for start, (_, places) in zip(starts, parts, strict=False)])
+    label_of = None
+    if isinstance(section, HubDataSection):
+        label_of = _label_map(section, next(iter(loaded.values())).features)
+    part = Part(origin, EmbeddedImages(datasets.Image(decode=False)))
+    rows = datasets.concatenate_datasets([rows for rows, _ in parts])
+    return SourceTable(rows, {None: part}, label_of, section.split, used=used)
 
 
-def read_hub_stream(
-    section: HubDataSection, splits: Collection[str] | None = None, label_names: Sequence[str] | None = None
-) -> tuple[dict[str, datasets.IterableDataset], list[str]]:
-    """Open a data set as streams; nothing is read ahead, so bad rows are found as they come by.
+def read_dataset(
+    part: datasets.Dataset,
+    *,
+    origin: str,
+    image: str,
+    captions: Sequence[str] = (),
+    label: str | None = None,
+    text: str | None = None,
+    id_column: str | None = None,
+    split_column: str | None = None,
+    extra: Sequence[str] = (),
+    split: str | None = None,
+    split_names: Mapping[str, str] | None = None,
+) -> tuple[datasets.Dataset, NDArray[np.int64]]:
+    """Read the columns of a data set; its images stay where they are.
 
     Args:
-        section (`HubDataSection`):
-            The data set, its columns, splits and labels; a `limit` takes the first rows.
-        splits (`Collection[str]`, *optional*):
-            Splits to open; absent: all.
-        label_names (`Sequence[str]`, *optional*):
-            The labels of a model; absent: the data set's own, in its order.
+        part (`datasets.Dataset`):
+            A split of it.
+        origin (`str`):
+            The data set, for messages.
+        image (`str`):
+            Column of the images.
+        captions (`Sequence[str]`):
+            Columns of texts or of lists of texts.
+        label, text (`str`, *optional*):
+            Columns of class labels and texts.
+        id_column (`str`, *optional*):
+            Names the rows; with captions, rows of the same id are one image. Absent: each row is one.
+        split_column (`str`, *optional*):
+            What split a row is in.
+        extra (`Sequence[str]`):
+            Further columns.
+        split (`str`, *optional*):
+            The split of all rows.
+        split_names (`Mapping[str, str]`, *optional*):
+            What `split_column` calls a split → our name.
 
     Returns:
-        `tuple`: split → stream of rows, and the label names.
+        `tuple`: the rows, and the positions of those that are not a further caption of another one.
 
     Raises:
-        InputError: the data set cannot be opened, lacks a column or a split, or its labels are not known beforehand.
+        InputError: a column is missing, or holds something else.
     """
+    for name in (image, *captions, label, text, id_column, split_column, *extra):
+        if name is not None:
+            require_column(origin, name, part.features)
+    encoded = with_encoded_images(part, image, origin).select_columns([image])
+    images = encoded if image == "image" else encoded.rename_column(image, "image")
+    count = len(part)
+    numbers = pa.array(range(1, count + 1), pa.int64())
+    ids = None if id_column is None else _texts(part, id_column)
+    reasons = pa.nulls(count, pa.string())
+    columns: dict[str, Any] = {
+        "row": numbers,
+        "id": numbers.cast(pa.string()) if ids is None else pa.compute.coalesce(ids, numbers.cast(pa.string())),
+    }
+    if captions:
+        read = [
+            caption_array([batch[name].combine_chunks() for name in captions])
+            for batch in part.select_columns(list(captions)).with_format("arrow").iter(_ROWS_AT_ONCE)
+        ]
+        faults = {n * _ROWS_AT_ONCE + place: why for n, (_, found) in enumerate(read) for place, why in found.items()}
+        columns["captions"] = pa.chunked_array([array for array, _ in read])
+        reasons = pa.array([faults.get(position) for position in range(count)], pa.string()) if faults else reasons
+    if label is not None:
+        columns["label"] = _texts(part, label)
+        columns["text"] = pa.nulls(count, pa.string()) if text is None else _texts(part, text)
+    for name in dict.fromkeys(extra):
+        columns[extra_column(name)] = _texts(part, name)
+    columns["split"] = pa.array([split] * count, pa.string())
+    if split_column is not None:
+        names = {} if split_names is None else {"names": split_names}
+        columns["split"], reasons = name_splits(_texts(part, split_column), reasons, "the split", **names)
+    columns["fault"] = reasons
+    table = pa.table(columns)
+    used = np.arange(count)
+    if captions and ids is not None:
+        known = pa.compute.if_else(pa.compute.is_null(reasons), ids, pa.scalar(None, pa.string()))
+        table = join_captions(table.append_column("place", pa.array(used)), known)
+        used = table.column("place").to_numpy()
+        # The rows of the data set stay where they are: those that were joined to others are not used.
+        places = np.zeros(count, dtype=np.int64)
+        places[used] = np.arange(len(used))
+        table = table.drop_columns("place").take(pa.array(places, mask=~np.isin(np.arange(count), used)))
+    return datasets.concatenate_datasets([images, as_dataset(table)], axis=1), used
+
+
+def _stream_labelled(section: HubDataSection) -> SourceTable:
+    """Streams that are not read ahead: bad rows are found as they come by."""
     if section.split is not None:
         raise InputError(
             "data.split: a stream cannot be cut; name its splits in data.splits, or set data.streaming=false"
         )
-    loaded = _load(section)
+    loaded = load_hub_splits(section.path, section.name, revision=section.revision, streaming=True)
+    loaded = {name: _prepare(section, str(name), part) for name, part in loaded.items()}
     names = _split_names(section, loaded)
-    for split in splits or ():
-        _require_split(section, split, names)
-    first = next(iter(loaded.values()))
-    label_of = _label_map(section, first.features)
+    label_of = _label_map(section, next(iter(loaded.values())).features)
     if label_of is None:
         raise InputError("data.labels: a stream's labels must be given, since its rows are not read beforehand")
-    own = list(dict.fromkeys(label_of.values()))
-    known = own if label_names is None else list(label_names)
-    if unknown := [name for name in own if name not in known]:
-        raise InputError(f"data set {section.path}: the model has no label {unknown[0]!r} (its labels: {known})")
-    ids = {value: known.index(name) for value, name in label_of.items()}
-    wanted = [split for split in SPLITS if split in names and (splits is None or split in splits)]
-    return {split: _stream(section, loaded[names[split]], ids) for split in wanted}, known
+
+    def opener(part: datasets.IterableDataset) -> Callable[[dict[str, int]], datasets.IterableDataset]:
+        return lambda label_ids: _stream(section, part, label_ids)
+
+    streams = {split: opener(loaded[theirs]) for split, theirs in names.items()}
+    part = Part(f"data set {section.path}", EmbeddedImages())
+    return SourceTable(no_rows(reads_captions=False), {None: part}, label_of, streams=streams)
+
+
+def _stream_captions(section: CaptionHubSection, reading: Reading) -> SourceTable:
+    files = load_hub_files(section.path, section.name, revision=section.revision)
+    columns = section.columns
+    captions = tuple(columns.caption_columns())
+    shards: dict[str, list[Shard]] = {}
+    for split, theirs in _split_names(section, files).items():
+        for url in files[theirs]:
+            if not url.lower().endswith(".parquet"):
+                raise InputError(
+                    f"data set {section.path}: only parquet files stream, not {url}; set streaming: false"
+                )
+        shards[split] = [ParquetShard(url, columns.image or "image", captions, columns.id) for url in files[theirs]]
+    return read_shards(section, reading, shards, kind="parquet")
 
 
 def load_hub_splits(path: str, name: str | None = None, **options: Any) -> Mapping[str, Any]:
@@ -209,11 +313,6 @@ def with_encoded_images(part: Any, column: str, origin: str) -> Any:
     return part.cast_column(column, datasets.Image(decode=False))
 
 
-def _load(section: HubDataSection) -> dict[str, Any]:
-    loaded = load_hub_splits(section.path, section.name, revision=section.revision, streaming=section.streaming)
-    return {name: _prepare(section, str(name), part) for name, part in loaded.items()}
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -230,9 +329,9 @@ def _prepare(section: HubDataSection, name: str, part: Any) -> Any:
     return with_encoded_images(part, columns.image, f"data set {section.path}")
 
 
-def _split_names(section: HubDataSection, loaded: Mapping[str, Any]) -> dict[str, str]:
+def _split_names(section: HubDataSection | CaptionHubSection, available: Collection[str]) -> dict[str, str]:
     given = None if section.splits is None else {str(ours): theirs for ours, theirs in section.splits.items()}
-    return match_splits(given, loaded, section.path)
+    return match_splits(given, available, section.path)
 
 
 def match_splits(given: Mapping[str, str] | None, available: Collection[str], path: str) -> dict[str, str]:
@@ -262,36 +361,19 @@ def match_splits(given: Mapping[str, str] | None, available: Collection[str], pa
     return names
 
 
-def _require_split(section: HubDataSection, split: str, available: Iterable[str]) -> None:
-    if split not in available:
-        raise InputError(f"data set {section.path}: no split {split!r}; there is {', '.join(available)}")
-
-
-def _parts(
-    section: HubDataSection, loaded: Mapping[str, datasets.Dataset]
-) -> dict[str, tuple[datasets.Dataset, list[int]]]:
-    """Our split → the data set it comes from and its rows there."""
-    names = _split_names(section, loaded)
-    if section.split is None:
-        return {split: (loaded[theirs], list(range(len(loaded[theirs])))) for split, theirs in names.items()}
-    _require_split(section, "train", names)
-    source = loaded[names["train"]]
-    group_by = section.split.group_by
-    if group_by is not None:
-        require_column(f"data set {section.path}", group_by, source.features)
-    groups = None if group_by is None else _values(source, group_by)
-    cut = split_positions(section.split, _values(source, section.columns.label), groups)
-    return {split: (source, positions) for split, positions in cut.items()}
-
-
-def _values(source: datasets.Dataset, column: str) -> list[str | None]:
-    values = source.select_columns([column])[:][column]
-    return [_name_of(source.features[column], value) for value in values]
+def _texts(part: datasets.Dataset, column: str) -> pa.Array:
+    """A column as strings; classes by their names."""
+    values = part.select_columns([column]).with_format("arrow")[:][column].combine_chunks()
+    feature = part.features[column]
+    if not isinstance(feature, datasets.ClassLabel):
+        return text_array(values)
+    # -1 marks rows without a label.
+    return pa.array(feature.names, pa.string()).take(pa.compute.if_else(pa.compute.less(values, 0), None, values))
 
 
 def _name_of(feature: Any, value: Any) -> str | None:
     if isinstance(feature, datasets.ClassLabel) and isinstance(value, int):
-        return feature.int2str(value) if value >= 0 else None  # -1 marks rows without a label
+        return feature.int2str(value) if value >= 0 else None
     return as_text(value)
 
 
@@ -300,35 +382,6 @@ def _label_map(section: HubDataSection, features: datasets.Features) -> dict[str
         return dict(section.labels)
     feature = features[section.columns.label]
     return {name: name for name in feature.names} if isinstance(feature, datasets.ClassLabel) else None
-
-
-def _rows(
-    section: HubDataSection, source: datasets.Dataset, positions: list[int], extra_columns: Sequence[str]
-) -> LabelledRows:
-    columns = section.columns
-
-    def read(column: str) -> list[str | None]:
-        require_column(f"data set {section.path}", column, source.features)
-        values = _values(source, column)
-        return [values[position] for position in positions]
-
-    rows = [position + 1 for position in positions]
-    ids: Sequence[str | None] = [None] * len(rows) if columns.id is None else read(columns.id)
-    return LabelledRows(
-        origin=f"data set {section.path}",
-        rows=rows,
-        ids=[name or str(row) for name, row in zip(ids, rows, strict=True)],
-        texts=[None] * len(rows) if columns.text is None else read(columns.text),
-        labels=read(columns.label),
-        images=HubImages(source, columns.image, positions),
-        extras={name: read(name) for name in extra_columns},
-    )
-
-
-def _image_problem(image: dict[str, Any] | None) -> ImageProblem | None:
-    content = None if image is None else image["path"] if image["bytes"] is None else image["bytes"]
-    reason = "no image" if content is None else find_image_problem(content)
-    return ImageProblem(reason) if reason else None
 
 
 def _stream(
@@ -384,3 +437,6 @@ def _usable_row(
         return policy in ("blank", "mask")
 
     return usable
+
+
+READERS = {HubDataSection: read_hub, CaptionHubSection: read_hub}

@@ -6,13 +6,16 @@ import logging
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
 from pathlib import Path, PurePath
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
 
 from mmhf.data.images import DataFolder, find_name_escape
 from mmhf.data.remote.images import RemoteImages
 from mmhf.data.remote.paths import RemotePath, data_path
-from mmhf.data.sources.hub import HubImages
 from mmhf.data.sources.image_cache import (
     ARCHIVE_SUFFIXES,
     CachedImages,
@@ -20,82 +23,104 @@ from mmhf.data.sources.image_cache import (
     cache_remote_archive,
     is_archive,
 )
-from mmhf.data.sources.image_tree import HIDDEN, OUTSIDE, ImageTree, LabelledImage, Listing, arrange, is_hidden
-from mmhf.data.splits import split_positions
-from mmhf.data.table import SPLITS, ImageColumn, ImageFiles, LabelledRows, SourceData
+from mmhf.data.sources.image_tree import HIDDEN, OUTSIDE, ImageTree, Listing, arrange, is_hidden
+from mmhf.data.table import (
+    NO_IMAGE,
+    EmbeddedImages,
+    ImageFiles,
+    Images,
+    Part,
+    Reading,
+    SourceTable,
+    as_dataset,
+    image_array,
+    make_rows,
+)
 from mmhf.errors import InputError
 from mmhf.recipe.schema import ImageFolderDataSection, SplitSection
 
 logger = logging.getLogger(__name__)
 
 
-class FolderImages(ImageFiles):
-    """Images found in a folder: their names may be anything, but links must not lead out of it."""
-
-    def _find_escape(self, name: str) -> str | None:
-        return self.folder.find_link_out(name)
-
-
-def read_image_folder(section: ImageFolderDataSection, splits: Collection[str] | None = None) -> SourceData:
+def read_image_folder(section: ImageFolderDataSection, reading: Reading) -> SourceTable:
     """Read class folders, or split folders of class folders.
 
     Args:
         section (`ImageFolderDataSection`):
             Where they are and how to split them.
-        splits (`Collection[str]`, *optional*):
-            Splits to keep; absent: all. Cuts and labels are those of all splits either way.
+        reading (`Reading`):
+            What the task reads.
 
     Returns:
-        `SourceData`: the rows: the id is the path below `path`, rows are numbered by sorted path over all splits, and
-        texts are absent.
+        `SourceTable`: the rows: the id is the path below `path`, rows are numbered by sorted path over all splits.
 
     Raises:
-        InputError: there are no images, the folders fit no layout, or a class or a wanted split is missing.
+        InputError: there are no images, the folders fit no layout, a class is missing, or a column is asked for.
     """
-    images = _open(section)
+    if reading.extra_columns:
+        raise InputError(
+            f"column {reading.extra_columns[0]!r} is asked for, but data.source 'image_folder' has no columns; "
+            "fakeddit, table, clinical and hub have"
+        )
+    where, listing = _open(section)
     names = None if section.splits is None else {str(split): name for split, name in section.splits.items()}
-    tree = arrange(images.listing, origin=section.path, folder=_start(images.listing, section), splits=names)
-    _report(section, images.listing, tree)
-    parts = _cut(section, tree)
-    for split in splits or ():
-        if split not in parts:
-            raise InputError(f"data.path: {section.path} has no split {split!r}; there is {', '.join(parts)}")
-    numbers = {image.path: number for number, image in enumerate(sorted(sum(parts.values(), [])), start=1)}
-    kept = [split for split in SPLITS if split in parts and (splits is None or split in splits)]
-    return SourceData(
-        {split: _rows(section, parts[split], images, numbers) for split in kept}, _label_map(section, parts)
+    tree = arrange(listing, origin=section.path, folder=_start(listing, section), splits=names)
+    _report(section, listing, tree)
+    is_cut = "train" in tree.splits and (not tree.is_split or section.split is not None)
+    found = sorted(
+        (image.path, image.label, None if is_cut and split == "train" else split)
+        for split, images in tree.splits.items()
+        for image in images
     )
+    paths = [path for path, _, _ in found]
+    columns: dict[str, Any] = {
+        "row": list(range(1, len(found) + 1)),
+        "id": paths,
+        "text": pa.nulls(len(found), pa.string()),
+        "label": [label for _, label, _ in found],
+        "split": [split for _, _, split in found],
+        "fault": pa.nulls(len(found), pa.string()),
+    }
+    used = None
+    if isinstance(where, CachedImages):
+        # The images stay in the cache, in its order.
+        place_of = {path: place for place, path in enumerate(listing.images)}
+        used = np.array([place_of[path] for path in paths], dtype=np.int64)
+        places = np.zeros(len(where.table), dtype=np.int64)
+        places[used] = np.arange(len(used))
+        unused = np.ones(len(places), dtype=bool)
+        unused[used] = False
+        table = make_rows({**columns, "image": [NO_IMAGE] * len(found)}).remove_columns("image").data.table
+        rows = datasets.concatenate_datasets(
+            [where.table, as_dataset(table.take(pa.array(places, mask=unused)))], axis=1
+        )
+        images: Images = EmbeddedImages(datasets.Image(decode=False))
+    else:
+        rows = make_rows({**columns, "image": image_array(paths)})
+        images = ImageFiles(where, listed=True) if isinstance(where, Path) else RemoteImages(where, paths, listed=True)
+    label_of = None
+    if section.labels is not None:
+        label_of = {unicodedata.normalize("NFC", folder): name for folder, name in section.labels.items()}
+    else:
+        label_of = {name: name for name in sorted(set(columns["label"]))}
+    cut = section.split or SplitSection() if is_cut else None
+    return SourceTable(rows, {None: Part(section.path, images)}, label_of, cut, used)
 
 
-class _Images:
-    """The images of a tree on disk, behind a URL, or copied out of an archive."""
-
-    def __init__(self, listing: Listing, where: Path | RemotePath | CachedImages) -> None:
-        self.listing = listing
-        self._where = where
-
-    def column(self, paths: Sequence[str]) -> ImageColumn:
-        if isinstance(self._where, RemotePath):
-            return RemoteImages(self._where, paths, listed=True)
-        if isinstance(self._where, Path):
-            return FolderImages(self._where, paths)
-        positions = {path: position for position, path in enumerate(self.listing.images)}
-        return HubImages(self._where.table, "image", [positions[path] for path in paths])
-
-
-def _open(section: ImageFolderDataSection) -> _Images:
+def _open(section: ImageFolderDataSection) -> tuple[Path | RemotePath | CachedImages, Listing]:
+    """A tree on disk, behind a URL, or copied out of an archive."""
     path = data_path(section.path, section.cloud)
     if isinstance(path, RemotePath) and is_archive(str(path)):
         cached = cache_remote_archive(path, folder=section.folder)
-        return _Images(cached.listing, cached)
+        return cached, cached.listing
     if isinstance(path, RemotePath) or path.is_dir():
-        return _Images(list_folder(path, section.folder, on_link_out=section.on_bad_row), path)
+        return path, list_folder(path, section.folder, on_link_out=section.on_bad_row)
     if not path.exists():
         raise InputError(f"data.path: no such folder or archive: {path}")
     if not is_archive(str(path)):
         raise InputError(f"data.path: {path} is neither a folder nor an archive ({', '.join(ARCHIVE_SUFFIXES)})")
     cached = cache_archive(path, folder=section.folder)
-    return _Images(cached.listing, cached)
+    return cached, cached.listing
 
 
 def list_folder(path: str | Path | RemotePath, start: str | None = None, *, on_link_out: str = "raise") -> Listing:
@@ -202,32 +227,4 @@ def _report(section: ImageFolderDataSection, listing: Listing, tree: ImageTree) 
         logger.warning("%s: %s", section.path, message)
 
 
-def _cut(section: ImageFolderDataSection, tree: ImageTree) -> dict[str, list[LabelledImage]]:
-    """Cut the splits that have no folder out of the training images."""
-    if tree.is_split and (section.split is None or "train" not in tree.splits):
-        return tree.splits
-    wanted = section.split or SplitSection()
-    has_folder: dict[str, float] = {split: 0.0 for split in ("validation", "test") if split in tree.splits}
-    images = tree.splits["train"]
-    cut = split_positions(wanted.model_copy(update=has_folder), [image.label for image in images])
-    return {**tree.splits, **{split: [images[position] for position in cut[split]] for split in cut}}
-
-
-def _label_map(section: ImageFolderDataSection, parts: dict[str, list[LabelledImage]]) -> dict[str, str]:
-    if section.labels is not None:
-        return {unicodedata.normalize("NFC", folder): name for folder, name in section.labels.items()}
-    return {name: name for name in sorted({image.label for images in parts.values() for image in images})}
-
-
-def _rows(
-    section: ImageFolderDataSection, images: Sequence[LabelledImage], source: _Images, numbers: dict[str, int]
-) -> LabelledRows:
-    paths = [image.path for image in images]
-    return LabelledRows(
-        origin=section.path,
-        rows=[numbers[path] for path in paths],
-        ids=paths,
-        texts=[None] * len(paths),
-        labels=[image.label for image in images],
-        images=source.column(paths),
-    )
+READERS = {ImageFolderDataSection: read_image_folder}

@@ -1,73 +1,59 @@
-"""The source `sample`: the embedded drawings, each with its own name and with another's."""
+"""The source `sample`: the embedded drawings, each with its own name and with another's, or with captions."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Iterator
 from typing import Any
 
-from mmhf.data.table import (
-    SPLITS,
-    Caption,
-    CaptionedRows,
-    CaptionedSource,
-    EmbeddedImages,
-    LabelledRows,
-    SourceData,
-)
+from mmhf.data.table import SPLITS, EmbeddedImages, Part, Reading, SourceTable, make_rows
+from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionSampleSection
+from mmhf.recipe.schema import SampleDataSection
 from mmhf.sample_data import SAMPLE_PATH, read_sample
 
 LABELS = ("mismatched", "matched")
 _KEYWORDS_PER_TEXT = 4
 
 
-def read_sample_pairs(splits: Collection[str] | None = None) -> SourceData:
-    """Pair each drawing with its own text (matched) and with that of another drawing of its group (mismatched).
+def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, reading: Reading) -> SourceTable:
+    """Read the drawings: pairs with texts, groups, or captions, whatever the task reads.
 
-    Each drawing and each text appears exactly once with either label, so that neither alone tells anything.
-
-    Args:
-        splits (`Collection[str]`, *optional*):
-            Splits to read; absent: all.
-
-    Returns:
-        `SourceData`: the row number is the drawing's row in the split, counted from 1.
-    """
-    chosen = [split for split in SPLITS if splits is None or split in splits]
-    return SourceData(splits={split: _pairs(split) for split in chosen}, label_of={name: name for name in LABELS})
-
-
-def read_sample_groups(splits: Collection[str] | None = None) -> SourceData:
-    """Label each drawing with its Unicode group, such as `food-drink`.
+    - With texts, each drawing is paired with its own (matched) and with that of another drawing of its group
+      (mismatched); each drawing and each text appears exactly once with either label, so that neither alone tells
+      anything.
+    - With labels alone, each drawing has its Unicode group, such as `food-drink`.
+    - With captions, each drawing has its name and up to four others, and, if the section says so, its keywords.
 
     Args:
-        splits (`Collection[str]`, *optional*):
-            Splits to read; absent: all.
-
-    Returns:
-        `SourceData`: the row number is the drawing's row in the split, counted from 1.
-    """
-    drawings = {split: read_sample(split).to_pylist() for split in SPLITS}
-    names = sorted({drawing["group"] for members in drawings.values() for drawing in members})
-    chosen = [split for split in SPLITS if splits is None or split in splits]
-    return SourceData({split: _groups(drawings[split]) for split in chosen}, {name: name for name in names})
-
-
-def read_sample_captions(section: CaptionSampleSection, splits: Collection[str] | None = None) -> CaptionedSource:
-    """Give each drawing its name and up to four others as captions.
-
-    Args:
-        section (`CaptionSampleSection`):
+        section (`SampleDataSection` or `CaptionSampleSection`):
             Whether a caption with keywords comes on top.
-        splits (`Collection[str]`, *optional*):
-            Splits to read; absent: all.
+        reading (`Reading`):
+            What the task reads.
 
     Returns:
-        `dict[str, CaptionedRows]`: the row number is the drawing's row in the split, counted from 1.
+        `SourceTable`: the row number is the drawing's row in the split, counted from 1.
+
+    Raises:
+        InputError: a column is asked for.
     """
-    return {split: _captioned(split, section.keywords) for split in SPLITS if splits is None or split in splits}
+    if reading.extra_columns:
+        raise InputError(
+            f"column {reading.extra_columns[0]!r} is asked for, but data.source 'sample' has no columns; "
+            "fakeddit, table, clinical and hub have"
+        )
+    keywords = isinstance(section, CaptionSampleSection) and section.keywords
+    rows: list[dict[str, Any]] = []
+    for split in SPLITS:
+        drawings = read_sample(split).to_pylist()
+        of_split = _pairs(drawings, split) if reading.text else _drawings(drawings, keywords)
+        rows += [{**row, "split": split} for row in of_split]
+    unread = ("captions",) if reading.label else ("label", "text")
+    columns = {name: [row[name] for row in rows] for name in rows[0] if name not in unread}
+    names = LABELS if reading.text else sorted({row["label"] for row in rows})
+    label_of = {name: name for name in names} if reading.label else None
+    return SourceTable(make_rows(columns), {None: Part(SAMPLE_PATH.name, EmbeddedImages())}, label_of)
 
 
 def partner_of(drawings: list[dict[str, Any]], seed: str) -> list[int]:
@@ -102,53 +88,25 @@ def _same_kind(kinds: list[str], turn: int) -> int:
     return sum(kind == kinds[(place + turn) % len(kinds)] for place, kind in enumerate(kinds))
 
 
-def _pairs(split: str) -> LabelledRows:
-    drawings = read_sample(split).to_pylist()
+def _pairs(drawings: list[dict[str, Any]], seed: str) -> Iterator[dict[str, Any]]:
     texts = [_text(drawing) for drawing in drawings]
-    pairs = [
-        (number, text_number, label)
-        for number, partner in enumerate(partner_of(drawings, split))
-        for text_number, label in ((number, LABELS[1]), (partner, LABELS[0]))
-        if number != partner
-    ]
-    return LabelledRows(
-        origin=SAMPLE_PATH.name,
-        rows=[number + 1 for number, _, _ in pairs],
-        ids=[f"{drawings[number]['vendor']}-{drawings[number]['hexcode']}-{label}" for number, _, label in pairs],
-        texts=[texts[text_number] for _, text_number, _ in pairs],
-        labels=[label for _, _, label in pairs],
-        images=EmbeddedImages([drawings[number]["image"]["bytes"] for number, _, _ in pairs]),
-    )
+    for number, partner in enumerate(partner_of(drawings, seed)):
+        if number == partner:
+            continue
+        row = _row(number, drawings[number])
+        for text_number, label in ((number, LABELS[1]), (partner, LABELS[0])):
+            yield {**row, "id": f"{row['id']}-{label}", "text": texts[text_number], "label": label}
 
 
-def _captioned(split: str, keywords: bool) -> CaptionedRows:
-    drawings = read_sample(split).to_pylist()
-    captions = []
-    for drawing in drawings:
-        longer = [_text(drawing)] if keywords else []
-        captions.append(list(dict.fromkeys([*drawing["captions"], *longer])))
-    return CaptionedRows(
-        origin=SAMPLE_PATH.name,
-        rows=list(range(1, len(drawings) + 1)),
-        ids=_ids(drawings),
-        captions=[[Caption(text, row) for text in texts] for row, texts in enumerate(captions, start=1)],
-        images=EmbeddedImages([drawing["image"]["bytes"] for drawing in drawings]),
-    )
+def _drawings(drawings: list[dict[str, Any]], keywords: bool) -> Iterator[dict[str, Any]]:
+    for number, drawing in enumerate(drawings):
+        captions = list(dict.fromkeys([*drawing["captions"], *([_text(drawing)] if keywords else [])]))
+        yield {**_row(number, drawing), "text": None, "label": drawing["group"], "captions": captions}
 
 
-def _ids(drawings: list[dict[str, Any]]) -> list[str]:
-    return [f"{drawing['vendor']}-{drawing['hexcode']}" for drawing in drawings]
-
-
-def _groups(drawings: list[dict[str, Any]]) -> LabelledRows:
-    return LabelledRows(
-        origin=SAMPLE_PATH.name,
-        rows=list(range(1, len(drawings) + 1)),
-        ids=_ids(drawings),
-        texts=[None] * len(drawings),
-        labels=[drawing["group"] for drawing in drawings],
-        images=EmbeddedImages([drawing["image"]["bytes"] for drawing in drawings]),
-    )
+def _row(number: int, drawing: dict[str, Any]) -> dict[str, Any]:
+    image = {"path": None, "bytes": drawing["image"]["bytes"]}
+    return {"row": number + 1, "id": f"{drawing['vendor']}-{drawing['hexcode']}", "image": image}
 
 
 def _text(drawing: dict[str, Any]) -> str:
@@ -156,3 +114,6 @@ def _text(drawing: dict[str, Any]) -> str:
     words = set(drawing["caption"].lower().split())
     new = [keyword for keyword in drawing["keywords"] if keyword not in words]
     return " ".join([drawing["caption"], *new[:_KEYWORDS_PER_TEXT]])
+
+
+READERS = {SampleDataSection: read_sample_drawings, CaptionSampleSection: read_sample_drawings}

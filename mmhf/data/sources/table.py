@@ -1,187 +1,259 @@
-"""The source `table`: any CSV, TSV, JSONL or parquet file."""
+"""The source `table`: CSV, TSV, JSONL and parquet files, and folders with metadata, with labels or captions."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-from mmhf.data.filters import RowColumns, blank_placeholders, filter_tables
-from mmhf.data.readers import TableFile, as_text, read_table
-from mmhf.data.remote.images import image_files
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmhf.data.captions import caption_array, content_keys, join_captions
+from mmhf.data.readers import Batch, Values, read_batches
+from mmhf.data.remote.images import RemoteImages
 from mmhf.data.remote.paths import AnyPath, data_path
-from mmhf.data.splits import SPLIT_OF_NAME, require_groups_apart, require_samples, split_positions
-from mmhf.data.table import SPLITS, EmbeddedImages, ImageColumn, LabelledRows, SourceData
+from mmhf.data.sources.image_folder import list_folder
+from mmhf.data.splits import SPLIT_OF_NAME, name_splits
+from mmhf.data.table import (
+    CAPTIONS_TYPE,
+    IMAGE_TYPE,
+    NOTES_TYPE,
+    ImageFiles,
+    Images,
+    Part,
+    Reading,
+    SourceTable,
+    extra_column,
+    image_array,
+    make_rows,
+    text_array,
+)
 from mmhf.errors import InputError
-from mmhf.recipe.schema import ColumnsSection, FilteredDataSection, SplitSection, TableDataSection
+from mmhf.recipe.caption_data_sections import CaptionTableSection
+from mmhf.recipe.data_sections import SplitSection
+from mmhf.recipe.schema import TableDataSection
 
-UNCUT = "all"
-"""Stands for the split of a table that is yet to be cut."""
-
-
-class TableLayout(NamedTuple):
-    """Where a table has what models see."""
-
-    columns: ColumnsSection
-    image_root: AnyPath | None = None
-    """Folder of the images; None: the table's own."""
-    extra_columns: Sequence[str] = ()
-    """Further columns to keep."""
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
-def read_table_source(
-    section: TableDataSection, splits: Collection[str] | None = None, *, extra_columns: Sequence[str] = ()
-) -> SourceData:
-    """Read tables, keep the rows that pass the filters, and cut them into splits.
+class Roles(NamedTuple):
+    """The columns of a table that have a role."""
 
-    Args:
-        section (`TableDataSection`):
-            Files, columns, filters and how to split.
-        splits (`Collection[str]`, *optional*):
-            Splits to keep; absent: all. The labels are those of all splits either way.
-        extra_columns (`Sequence[str]`, *optional*):
-            Further columns to keep.
+    image: str
+    label: str | None = None
+    text: str | None = None
+    captions: Sequence[str] = ()
+    id: str | None = None
+    split: str | None = None
+    extra: Sequence[str] = ()
+    """Columns that filters, cuts and tasks read."""
 
-    Returns:
-        `SourceData`: the rows.
-
-    Raises:
-        InputError: a file or a column is missing, a filter leaves nothing, a group is in two splits that are given, a
-            label has too few rows in a split, or a wanted split is not there.
-    """
-    root = None if section.image_root is None else data_path(section.versioned(section.image_root), section.cloud)
-    layout = TableLayout(section.columns, root, extra_columns)
-    return cut_tables(_read(section, extra_columns), section, layout, splits)
+    def named(self) -> list[str | None]:
+        """All of them."""
+        return [self.image, self.label, self.text, *self.captions, self.id, self.split, *self.extra]
 
 
-def cut_tables(
-    tables: dict[str, TableFile],
-    section: FilteredDataSection,
-    layout: TableLayout,
-    splits: Collection[str] | None = None,
-) -> SourceData:
-    """Keep the rows of tables that pass the filters, and cut the table `UNCUT`.
+def read_table_source(section: TableDataSection | CaptionTableSection, reading: Reading) -> SourceTable:
+    """Read tables, or folders with metadata.
 
     Args:
-        tables (`dict[str, TableFile]`):
-            A table for each split, or the one `UNCUT`.
-        section (`FilteredDataSection`):
-            Placeholders, filters, labels and how to split.
-        layout (`TableLayout`):
-            Where the tables have what models see.
-        splits (`Collection[str]`, *optional*):
-            Splits to keep; absent: all.
+        section (`TableDataSection` or `CaptionTableSection`):
+            Files, columns, and how to split.
+        reading (`Reading`):
+            What the task reads.
 
     Returns:
-        `SourceData`: the rows.
+        `SourceTable`: a row for each of the tables; where captions are read, for each image that the tables name, and
+        for each in a metadata file's folder.
 
     Raises:
-        InputError: as `read_table_source`.
+        InputError: a file, folder or column is missing.
     """
-    columns = layout.columns
-    for table in tables.values():
-        blank_placeholders(table, section.missing, keep=[columns.image])
-    tables, steps = filter_tables(tables, section.filters, RowColumns(columns.label, columns.text, section.labels))
-    given = UNCUT not in tables
-    if not given:
-        tables = _cut(tables[UNCUT], section.split, columns.label)
-    elif section.split.group_by is not None:
-        require_groups_apart(tables, section.split.group_by)
-    # A folder is listed once for all splits.
-    roots = {origin: layout.image_root or data_path(origin, section.cloud).parent for origin in _origins(tables)}
-    rows = {split: _rows(table, layout, roots[table.origin]) for split, table in tables.items()}
-    label_of = section.labels or {value: value for value in sort_labels(_labels(rows.values()))}
-    require_samples(rows, label_of, section.filters, given=given)
-    for split in splits or ():
-        if split not in rows:
-            raise InputError(f"data: no split {split!r}; there is {', '.join(rows)}")
-    chosen = {split: rows[split] for split in SPLITS if split in (splits or rows) and split in rows}
-    return SourceData(chosen, label_of, steps)
+    named = {"train": section.train, "validation": section.validation, "test": section.test}
+    given = {split: _path(section, path) for split, path in named.items() if path is not None}
+    files: dict[str | None, AnyPath] = {**(given or _split_folders(section))}
+    if not files:
+        assert section.path is not None
+        files[None] = _path(section, section.path)
+    tables, parts = [], {}
+    for split, path in files.items():
+        table, parts[split] = _read_file(_table_at(path), section, reading, split)
+        tables.append(table)
+    cut = section.split if None in files and section.split_column is None else None
+    rows = make_rows(_columns_of(pa.concat_tables(tables)))
+    return SourceTable(rows, parts, label_of=getattr(section, "labels", None), cut=cut)
 
 
-def sort_labels(values: Iterable[str]) -> list[str]:
-    """Put label values in the order of their class ids: by number when all are numbers, else by letter."""
-    distinct = sorted(set(values))
-    if all(_is_number(value) for value in distinct):
-        return sorted(distinct, key=float)
-    return distinct
+def _columns_of(table: pa.Table) -> dict[str, pa.ChunkedArray]:
+    return {name: table.column(name) for name in table.column_names}
 
 
-def _is_number(value: str) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except ValueError:
-        return False
+def _path(section: TableDataSection | CaptionTableSection, path: str) -> AnyPath:
+    return data_path(section.versioned(path) if isinstance(section, TableDataSection) else path, section.cloud)
 
 
-def _labels(sources: Iterable[LabelledRows]) -> list[str]:
-    return [label for source in sources for label in source.labels if label is not None]
+def _split_folders(section: TableDataSection | CaptionTableSection) -> dict[str, AnyPath]:
+    """Folders with the names of splits that have metadata, when the folder itself has none."""
+    assert section.path is not None
+    path = _path(section, section.path)
+    if not path.is_dir() or _metadata_in(path) is not None:
+        return {}
+    found: dict[str, AnyPath] = {}
+    folders: list[AnyPath] = sorted(path.iterdir(), key=lambda folder: folder.name)
+    for folder in folders:
+        split = SPLIT_OF_NAME.get(folder.name.lower())
+        if split is None or not folder.is_dir() or _metadata_in(folder) is None:
+            continue
+        if split in found:
+            raise InputError(f"data.path: {found[split]} and {folder} are both {split}; name one as data.{split}")
+        found[split] = folder
+    return found
 
 
-def _read(section: TableDataSection, extra_columns: Sequence[str]) -> dict[str, TableFile]:
-    names = section.columns
-    columns = [names.image, names.text, names.label, names.id, section.split.group_by, section.split_column]
-    columns += [*section.filters.columns(), *extra_columns]
-    paths = {UNCUT: section.path, "train": section.train, "validation": section.validation, "test": section.test}
-    tables = {
-        split: read_table(data_path(section.versioned(path), section.cloud), columns)
-        for split, path in paths.items()
-        if path is not None
-    }
-    return tables if section.split_column is None else _cut_by_column(tables[UNCUT], section.split_column)
+def _metadata_in(folder: AnyPath) -> AnyPath | None:
+    return next((folder / name for name in METADATA_FILES if (folder / name).is_file()), None)
 
 
-def _cut(table: TableFile, section: SplitSection, label: str) -> dict[str, TableFile]:
-    labels = [as_text(value) for value in table.columns[label]]
-    group_by = section.group_by
-    groups = None if group_by is None else [as_text(value) for value in table.columns[group_by]]
-    return {split: table.select(rows) for split, rows in split_positions(section, labels, groups).items()}
+def _table_at(path: AnyPath) -> AnyPath:
+    if not path.is_dir():
+        return path
+    metadata = _metadata_in(path)
+    if metadata is None:
+        raise InputError(f"data.path: the folder {path} has none of {', '.join(METADATA_FILES)}")
+    return metadata
 
 
-def _cut_by_column(table: TableFile, column: str) -> dict[str, TableFile]:
-    positions: dict[str, list[int]] = {}
-    unassigned: dict[int, str] = {}
-    for position, value in enumerate(table.columns[column]):
-        name = SPLIT_OF_NAME.get((as_text(value) or "").lower())
-        if name is None:
-            unassigned[position] = table.malformed.get(
-                position, f"{column} is {value!r}, not train, validation or test"
-            )
-        # A row of no split is listed with the first one, so that it is named somewhere.
-        positions.setdefault(name or "train", []).append(position)
-    table.malformed.update(unassigned)
-    return {split: table.select(positions[split]) for split in SPLITS if split in positions}
-
-
-def _origins(tables: dict[str, TableFile]) -> set[str]:
-    return {table.origin for table in tables.values()}
-
-
-def _rows(table: TableFile, layout: TableLayout, root: AnyPath) -> LabelledRows:
-    columns = layout.columns
-    ids = [None] * len(table.rows) if columns.id is None else [as_text(value) for value in table.columns[columns.id]]
-    texts = [None] * len(table.rows) if columns.text is None else table.columns[columns.text]
-    malformed = dict(table.malformed)
-    for position, text in enumerate(texts):
-        if isinstance(text, list | dict):
-            malformed.setdefault(position, f"{columns.text} is a {type(text).__name__}, not a text")
+def _read_file(
+    path: AnyPath, section: TableDataSection | CaptionTableSection, reading: Reading, split: str | None
+) -> tuple[pa.Table, Part]:
+    is_metadata = path.name in METADATA_FILES
+    columns, cut = section.columns, section.split
+    extra = [*section.filters.columns(), *reading.extra_columns]
+    if isinstance(cut, SplitSection) and cut.group_by is not None:
+        extra.append(cut.group_by)
+    if isinstance(section, CaptionTableSection):
+        captions = section.columns.caption_columns()
+        image = columns.image or ("file_name" if is_metadata else "image")
+        roles = Roles(image, captions=captions, id=columns.id, split=section.split_column, extra=extra)
+    else:
+        own = section.columns
+        roles = Roles(own.image, own.label, own.text, (), own.id, section.split_column, extra)
+    batches = read_batches(path, roles.named())
+    root = path.parent if section.image_root is None else _path(section, section.image_root)
     if not root.is_dir():
         raise InputError(f"data.image_root: no such folder: {root}")
-    return LabelledRows(
-        origin=table.origin,
-        rows=table.rows,
-        ids=[name or str(row) for name, row in zip(ids, table.rows, strict=True)],
-        texts=[as_text(text) for text in texts],
-        labels=[as_text(label) for label in table.columns[columns.label]],
-        images=_image_column(table.columns[columns.image], root),
-        malformed=malformed,
-        extras={name: [as_text(value) for value in table.columns[name]] for name in layout.extra_columns},
-    )
+    table = read_roles(batches, roles, split)
+    if roles.captions:
+        images = table.column("image")
+        keys = content_keys(images)
+        if roles.id is None:
+            paths = pc.if_else(pc.is_null(images.combine_chunks().field("bytes")), keys, pa.scalar(None, pa.string()))
+            ids = pc.coalesce(paths, table.column("id").combine_chunks())
+            table = table.set_column(table.column_names.index("id"), "id", ids)
+        table = join_captions(table, keys)
+        if is_metadata and not table.column("image").combine_chunks().field("bytes").is_valid().to_numpy(False).any():
+            table = _with_images_without_row(table, root, split)
+    return table, Part(str(path), images_below(root, table.column("image")))
 
 
-def _image_column(values: list[Any], root: AnyPath) -> ImageColumn:
-    contents = [value.get("bytes") if isinstance(value, dict) else value for value in values]
-    if any(isinstance(content, bytes) for content in contents):
-        return EmbeddedImages([content if isinstance(content, bytes) else None for content in contents])
-    paths = [value.get("path") if isinstance(value, dict) else as_text(value) for value in values]
-    return image_files(root, paths)
+def images_below(root: AnyPath, images: pa.ChunkedArray) -> Images:
+    """Where the images are that a table names below a folder, on disk or behind a URL."""
+    if isinstance(root, Path):
+        return ImageFiles(root)
+    names = [name for chunk in images.chunks for name in chunk.field("path").to_pylist()]
+    return RemoteImages(root, names)
+
+
+def read_roles(batches: Sequence[Batch], roles: Roles, split: str | None = None) -> pa.Table:
+    """Make a source's columns of a table's.
+
+    Args:
+        batches (`Sequence[Batch]`):
+            The table.
+        roles (`Roles`):
+            Its columns.
+        split (`str`, *optional*):
+            The split of all rows; absent: the column's, or none yet.
+    """
+    return pa.concat_tables([_read_batch(batch, roles, split) for batch in batches])
+
+
+def _read_batch(batch: Batch, roles: Roles, split: str | None) -> pa.Table:
+    count = len(batch)
+    faults = dict(batch.faults)
+    numbers = pa.array(batch.rows, pa.int64())
+    columns: dict[str, pa.Array] = {"row": numbers}
+    ids = pa.nulls(count, pa.string()) if roles.id is None else text_array(batch.columns[roles.id])
+    columns["id"] = pc.coalesce(ids, numbers.cast(pa.string()))
+    columns["image"] = image_array(batch.columns[roles.image])
+    if roles.label is not None:
+        columns["label"] = text_array(batch.columns[roles.label])
+    if roles.text is not None:
+        _name_lists(batch.columns[roles.text], roles.text, "a text", faults)
+        columns["text"] = text_array(batch.columns[roles.text])
+    elif roles.label is not None:
+        columns["text"] = pa.nulls(count, pa.string())
+    if roles.captions:
+        captions, unread = caption_array([batch.columns[name] for name in roles.captions])
+        faults = {**unread, **faults}
+        if faults:
+            usable = pa.array([position not in faults for position in range(count)])
+            captions = pc.if_else(usable, captions, pa.array([[]] * count, CAPTIONS_TYPE))
+            columns["image"] = pc.if_else(usable, columns["image"], _no_images(count))
+        columns["captions"] = captions
+    for name in dict.fromkeys(roles.extra):
+        columns[extra_column(name)] = text_array(batch.columns[name])
+    reasons = pa.array([faults.get(position) for position in range(count)], pa.string())
+    if roles.split is not None:
+        given = text_array(batch.columns[roles.split])
+        what = "the split" if roles.captions else roles.split
+        columns["split"], reasons = name_splits(given, reasons, what)
+    else:
+        columns["split"] = pa.array([split] * count, pa.string())
+    columns["fault"] = reasons
+    notes = [
+        [{"row": row, "note": batch.notes[position]}] if position in batch.notes else None
+        for position, row in enumerate(batch.rows)
+    ]
+    columns["notes"] = pa.array(notes, NOTES_TYPE)
+    return pa.table(columns)
+
+
+def _no_images(count: int) -> pa.StructArray:
+    empty = [pa.nulls(count, field.type) for field in IMAGE_TYPE]
+    return pa.StructArray.from_arrays(empty, fields=list(IMAGE_TYPE))
+
+
+def _name_lists(values: Values, column: str, expected: str, faults: dict[int, str]) -> None:
+    """Name the rows of a column that hold lists or objects."""
+    if isinstance(values, pa.Array):
+        if not pa.types.is_nested(values.type):
+            return
+        values = values.to_pylist()
+    for position, value in enumerate(values):
+        if isinstance(value, list | dict):
+            faults.setdefault(position, f"{column} is a {type(value).__name__}, not {expected}")
+
+
+def _with_images_without_row(table: pa.Table, folder: AnyPath, split: str | None) -> pa.Table:
+    """Add the images of a folder that its metadata is silent about."""
+    paths = pc.struct_field(table.column("image").combine_chunks(), "path").to_pylist()
+    named = {os.path.normpath(path) for path in paths if path}
+    silent = sorted(set(list_folder(folder, on_link_out="skip").images) - named)
+    if not silent:
+        return table
+    count = len(silent)
+    added = {
+        "row": pa.array(range(len(table) + 1, len(table) + count + 1), pa.int64()),
+        "id": pa.array(silent, pa.string()),
+        "image": image_array(silent),
+        "captions": pa.array([[]] * count, CAPTIONS_TYPE),
+        "split": pa.array([split] * count, pa.string()),
+    }
+    columns = [added[field.name] if field.name in added else pa.nulls(count, field.type) for field in table.schema]
+    return pa.concat_tables([table, pa.table(columns, schema=table.schema)])
+
+
+READERS = {TableDataSection: read_table_source, CaptionTableSection: read_table_source}

@@ -19,13 +19,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmhf.data.captions import captions_in, clean_captions
 from mmhf.data.images import MAX_IMAGE_BYTES
-from mmhf.data.readers import as_text
 from mmhf.data.remote.cache import version_of
 from mmhf.data.remote.files import failures_of
-from mmhf.data.screen import clean_captions
-from mmhf.data.sources.captioned_images import captions_in
-from mmhf.data.table import Caption
+from mmhf.data.table import as_text
 
 UNREADABLE = (
     OSError,
@@ -145,7 +143,7 @@ class TarShard:
         if "twice" in members:
             return ShardFault(number, name, f"two members end in .{members['twice']}", "on_bad_row")
         try:
-            captions = clean_captions(caption.text for caption in self._captions(members, number))
+            captions = clean_captions(self._captions(members))
         except ValueError as error:
             return ShardFault(number, name, str(error), "on_bad_row")
         ending = next((ending for ending in self.image if ending in members), None)
@@ -155,7 +153,7 @@ class TarShard:
             return ShardFault(number, name, "the image has no caption", "on_empty_text")
         return ShardImage(number, name, members[ending], captions)
 
-    def _captions(self, members: dict[str, Any], number: int) -> list[Caption]:
+    def _captions(self, members: dict[str, Any]) -> list[str | None]:
         ending, _, key = self.caption.partition(":")
         if ending not in members:
             return []
@@ -164,14 +162,14 @@ class TarShard:
         except UnicodeDecodeError as error:
             raise ValueError(f"the .{ending} member is not UTF-8") from error
         if not key:
-            return [Caption(text, number)]
+            return [text]
         try:
             content = json.loads(text)
         except ValueError as error:
             raise ValueError(f"the .{ending} member is not JSON: {error}") from error
         if not isinstance(content, dict):
             raise ValueError(f"the .{ending} member is not a JSON object")
-        return captions_in(content.get(key), number)
+        return captions_in(content.get(key))
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -259,9 +257,7 @@ class ParquetShard:
         given = None if self.id is None else as_text(row[self.id])
         name = f"{shard_name(self.url)}/{given or number}"
         try:
-            captions = clean_captions(
-                caption.text for column in self.captions for caption in captions_in(row[column], number)
-            )
+            captions = clean_captions(text for column in self.captions for text in captions_in(row[column]))
         except ValueError as error:
             return ShardFault(number, name, str(error), "on_bad_row")
         if not captions:

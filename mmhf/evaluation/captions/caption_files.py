@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmhf.data.readers import TableFile, as_text, read_table
+from mmhf.data.readers import TableFile, read_table
+from mmhf.data.table import as_text
 from mmhf.errors import InputError
 
 _ID_COLUMNS = ("image_id", "id", "file_name", "filename", "image_name", "image")

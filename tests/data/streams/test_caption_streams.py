@@ -141,7 +141,7 @@ def test_each_reader_opens_its_own_part(stream, monkeypatch):
 
 @pytest.mark.parametrize("length", [7, 30, 130])
 def test_the_length_of_an_epoch_can_be_set(stream, length, monkeypatch):
-    monkeypatch.setattr("mmhf.data.sources.caption_shards.count_shards", None)  # nothing is counted
+    monkeypatch.setattr("mmhf.data.sources.webdataset.count_shards", None)  # nothing is counted
     dataset = stream(epoch_samples=length)
     read = flat(batches(dataset, epoch=3))
     assert len(dataset) == len(read) == length

@@ -1,37 +1,70 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+DECLARED := setup.cfg pyproject.toml
+FAMILY ?=
+# All families, or the tests of one: `make test FAMILY=captioner`.
+PYTEST := $(BIN)/python -m pytest -n 2 $(if $(FAMILY),--family $(FAMILY))
 
-.PHONY: install quickstart test test-all style quality clean
+.PHONY: install install-test install-dev quickstart test test-all test-other-cpu wheel-test style quality clean
 
-install: $(INSTALLED)
+# What a user needs; the next two add what tests and development need.
+install: $(VENV)/.installed
+install-test: $(VENV)/.installed-test
+install-dev: $(VENV)/.installed-dev
 
-$(INSTALLED): setup.cfg pyproject.toml setup.py mmhf-torchvision.pth
+$(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	cp mmhf-torchvision.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"  # see setup.py
 	touch $@
 
+# In an environment whose torchvision does not fit its torch, `accelerate launch` fails before it reads a script: there,
+# and only there, each start of Python imports mmhf, which mends it (mmhf/_torchvision.py).
+define install_package
+	$(BIN)/python -m pip install --quiet --editable '.$(1)'
+	$(BIN)/python -c 'import torchvision' 2> /dev/null || echo 'import mmhf' > \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/mmhf-torchvision.pth"
+	touch $@
+endef
+
+$(VENV)/.installed: $(VENV)/.made $(DECLARED)
+	$(call install_package,)
+
+$(VENV)/.installed-offline: $(VENV)/.installed
+	$(call install_package,[offline])
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(call install_package,[test])
+
+$(VENV)/.installed-dev: $(VENV)/.installed-test
+	$(call install_package,[dev])
+
 # Starts afresh each time: what an earlier quickstart left would be refused, because a release is never overwritten.
-quickstart: install
+quickstart: $(VENV)/.installed-offline
 	rm -rf outputs/quickstart releases/quickstart
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml scripts/train.py recipes/quickstart/fusion.yaml
 	$(BIN)/python scripts/evaluate.py releases/quickstart@v0.1
 	$(BIN)/python examples/classify_pair.py releases/quickstart/v0.1
 
-test: install
-	$(BIN)/python -m pytest -m "not slow" -n 2
+test: install-test
+	$(PYTEST) -m "not slow"
 
-test-all: install
-	$(BIN)/python -m pytest -n 2
+test-all: install-test
+	$(PYTEST)
 
-style: install
+# Stands in for other machines: kernels of older processors, and another number of threads, round otherwise.
+test-other-cpu: install-test
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(PYTEST) -m "not slow"
+
+# The package as others get it: built, installed beside its dependencies, used outside this folder.
+wheel-test: install-test
+	$(BIN)/python tests/check_wheel.py
+
+style: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-quality: install
+quality: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

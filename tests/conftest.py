@@ -25,9 +25,31 @@ sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves
 
 from cloud_emulators import BUCKET, started_emulators
 
+# What the tests of a family have in their path or name; a family that is not here has its own name there.
+_FAMILY_WORDS = {
+    "fusion": ("fusion", "image_text_classification"),
+    "image_classifier": ("image_classif",),
+    "captioner": ("caption",),
+    "dual_encoder": ("dual_encoder", "contrastive", "retrieval", "zero_shot"),
+}
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _FAKEDDIT_ROWS = {"multimodal_train.tsv": 32, "multimodal_validate.tsv": 16, "multimodal_test_public.tsv": 12}
 _FAKEDDIT_SPLITS = dict(zip(_FAKEDDIT_ROWS, ("train", "validation", "test"), strict=True))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--family", help="only the tests of one family, such as captioner")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests whose path or name has a word of `--family` in it."""
+    family = config.getoption("--family")
+    if family is None:
+        return
+    words = _FAMILY_WORDS.get(family, (family,))
+    kept = [item for item in items if any(word in item.nodeid.lower() for word in words)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 def _wordpiece_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

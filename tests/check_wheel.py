@@ -1,0 +1,100 @@
+"""Build the wheel, install it in an environment of its own, and use it there; run by `make wheel-test`.
+
+The new environment sees the packages of this one, but not its mmhf, so that nothing but mmhf itself is installed. The
+commands run in an empty folder: what they need must be in the wheel.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RECIPE = {
+    "task": "contrastive",
+    "model": {
+        "vision": {"patch_size": 16, "width": 16, "layers": 1, "heads": 2, "pooling": "avg"},
+        "text": {"width": 16, "layers": 1, "heads": 2, "vocab_size": 300},
+        "embedding_dim": 8,
+    },
+    "data": {"source": "sample", "image_size": 32, "max_length": 12, "limit": 24},
+    "training": {"per_device_train_batch_size": 8, "max_steps": 2, "output_dir": "run"},
+    "evaluation": {"splits": ["test"]},
+    "release": {"repo": "release", "version": "0.1"},
+}
+
+
+def run(*command: object, cwd: Path, **variables: str) -> str:
+    sys.stderr.write(f"$ {' '.join(str(part) for part in command)}\n")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env={**environment, **variables}, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{done.stdout}\n{done.stderr}\nexit code {done.returncode}")
+    return done.stdout
+
+
+def build(folder: Path) -> Path:
+    """Build the wheel from a copy of what git knows: an old `build/` would lend it files that are gone."""
+    names = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
+    source = folder / "source"
+    for name in names:
+        if (name.startswith(("mmhf/", "recipes/")) or (name and "/" not in name)) and (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, source, cwd=folder)
+    return next(folder.glob("*.whl"))
+
+
+def check_content(wheel: Path) -> None:
+    """Every module and the licence are in it, and nothing that acts on other programs of the environment."""
+    names = zipfile.ZipFile(wheel).namelist()
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "mmhf").rglob("*.py")}
+    missing = (modules | {"mmhf/py.typed", "mmhf/sample_data/sample.parquet"}) - set(names)
+    assert not missing, f"not in the wheel: {sorted(missing)}"
+    assert any(name.endswith("/LICENSE") for name in names), "the licence is not in the wheel"
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"mmhf"}, f"beside the package, the wheel holds {sorted(tops - {'mmhf'})}"
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """Make the environment; returns its folder of programs."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    python = folder / "bin" / "python"
+    run(sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet", "--no-deps", wheel, cwd=folder)
+    packages = next((folder / "lib").glob("python*")) / "site-packages"
+    # Such lines do not make Python read the `.pth` files in those folders, one of which leads to this tree's mmhf.
+    others = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "dependencies.pth").write_text("\n".join(others) + "\n", encoding="utf-8")
+    return folder / "bin"
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wheel = build(folder)
+        check_content(wheel)
+        programs = install(wheel, folder / "environment")
+        work = folder / "work"
+        work.mkdir()
+        (work / "tiny.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
+        where = run(programs / "python", "-c", "import mmhf; print(mmhf.__file__)", cwd=work).strip()
+        assert Path(where).is_relative_to(folder), f"mmhf comes from {where}"
+        settings = {"MMHF_FEATURES": str(folder / "features"), "HF_HUB_OFFLINE": "1"}
+        assert "train" in run(programs / "mmhf", "--help", cwd=work, **settings)
+        assert "contrastive" in run(programs / "mmhf", "plan", "tiny.yaml", cwd=work, **settings)
+        run(programs / "mmhf", "train", "tiny.yaml", cwd=work, **settings)
+        run(programs / "mmhf", "evaluate", "release@v0.1", "--split", "test", cwd=work, **settings)
+        assert (work / "run" / "report.html").is_file() and (work / "release" / "v0.1" / "release.json").is_file()
+        sys.stderr.write(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, built, installed and used\n")
+
+
+if __name__ == "__main__":
+    main()

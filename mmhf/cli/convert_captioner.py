@@ -15,7 +15,7 @@ import transformers
 import yaml
 
 from mmhf.errors import InputError
-from mmhf.evaluation.metrics_file import write_metrics
+from mmhf.evaluation.results import write_metrics
 from mmhf.files import METRICS_FILE, RECIPE_FILE
 from mmhf.models.captioner.conversion import SeedCheckpoint, convert_seed_checkpoint, read_seed_checkpoint
 from mmhf.recipe.captioner_sections import CaptionerModelSection

@@ -24,20 +24,21 @@ from mmhf.data.images import BadImageError, DataFolder
 from mmhf.errors import InputError
 from mmhf.evaluation.captions import (
     CaptionEvaluation,
-    CaptionExample,
     CaptionFile,
     ClipScorer,
-    caption_report_sections,
     evaluate_captions,
     read_caption_files,
+)
+from mmhf.evaluation.report.captions import (
+    MeasuredCaptions,
     scores_of_image,
-    small_image,
     spread_rows,
     write_caption_gallery,
+    write_captions_report,
 )
-from mmhf.evaluation.metrics_file import write_metrics
-from mmhf.evaluation.report import write_report
-from mmhf.files import BAD_EXAMPLES_FILE, METRICS_FILE, RECIPE_FILE, REPORT_FILE
+from mmhf.evaluation.report.page import CaptionExample, small_image
+from mmhf.evaluation.report.sections import RunFacts
+from mmhf.files import BAD_EXAMPLES_FILE, RECIPE_FILE
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import load_recipe
 from mmhf.tasks import task_of
@@ -103,7 +104,8 @@ def run(options: argparse.Namespace) -> None:
             options.output.mkdir(parents=True, exist_ok=True)
             bad_examples.write_csv(options.output / BAD_EXAMPLES_FILE)
             facts = {"model": options.model, **{f"rows, {split}": data.num_rows(split) for split in data.splits}}
-            task.write_report(options.output, resolved, measured, facts=facts, bad_examples=bad_examples.read())
+            run = task.run_facts(options.output, resolved, trained=facts, bad_examples=bad_examples.read())
+            task.write_report(run, measured)
             logger.info("Written to %s", options.output)
 
 
@@ -191,10 +193,5 @@ def _write_captions(
     }
     title, subtitle = f"Captions of {options.predictions.name}", f"image-captioning · {options.predictions}"
     write_caption_gallery(options.output / "captions.html", examples, title=title, subtitle=subtitle)
-    write_report(
-        options.output / REPORT_FILE,
-        caption_report_sections({_CAPTIONS_SPLIT: evaluation}, facts=facts),
-        title,
-        subtitle,
-    )
-    write_metrics(options.output / METRICS_FILE, {_CAPTIONS_SPLIT: evaluation.metrics})
+    run = RunFacts(folder=options.output, title=title, subtitle=subtitle, trained=facts)
+    write_captions_report(run, {_CAPTIONS_SPLIT: MeasuredCaptions(evaluation)})

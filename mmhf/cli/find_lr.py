@@ -17,7 +17,7 @@ from pathlib import Path
 import transformers
 
 from mmhf.errors import InputError
-from mmhf.evaluation.lr_range_plot import plot_lr_range
+from mmhf.evaluation.plots import plot_lr_range
 from mmhf.hub import resolve_model
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.recipe import ResolvedRecipe, load_recipe

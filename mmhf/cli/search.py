@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmhf.errors import InputError
-from mmhf.evaluation.retrieval.contact_sheet import write_contact_sheet
+from mmhf.evaluation.report.retrieval import write_contact_sheet
 from mmhf.hub import resolve_model
 from mmhf.inference.embedders import load_embedder
 from mmhf.inference.loading import choose_device

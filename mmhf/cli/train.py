@@ -115,16 +115,16 @@ def _report(
     run_dir = Path(str(trainer.args.output_dir))
     if data.duplicates:
         write_duplicates(run_dir / DUPLICATES_FILE, data.duplicates)
-    task.write_report(
+    facts = task.run_facts(
         run_dir,
         resolved,
-        measured,
-        facts=_facts(trainer, data),
+        trained=_facts(trainer, data),
         stages=trainer.plan.summary(),
         log_history=trainer.state.log_history,
         bad_examples=bad_examples.read(),
         duplicates=data.duplicates,
     )
+    task.write_report(facts, measured)
 
 
 def _load_data(task: AnyTask) -> LoadedData:

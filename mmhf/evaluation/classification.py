@@ -223,3 +223,36 @@ def _over_classes(name: str, per_class: Sequence[dict[str, Any]]) -> float | Non
 def _why_undefined(targets: NDArray[np.int64], per_class: Sequence[dict[str, Any]]) -> str:
     only = per_class[int(targets[0])]["label"]
     return f"every row has the label {only!r}; ranking needs rows of another class too"
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong prediction: row number in the evaluated split (from 0), class ids, probability of the prediction."""
+
+    index: int
+    label: int
+    prediction: int
+    confidence: float
+
+
+def most_confident_mistakes(
+    logits: ArrayLike, labels: ArrayLike, num_labels: int, *, count: int = 24
+) -> list[Mistake]:
+    """Find the wrong predictions with the highest softmax probability, the surest first.
+
+    Args:
+        logits (`ArrayLike` of shape `(N, C)`): unnormalised scores, in the order of the split's rows.
+        labels (`ArrayLike` of shape `(N,)`): class ids; rows with -100 are passed over.
+        num_labels (`int`): number of classes C.
+        count (`int`, *optional*, defaults to 24): how many to return at most.
+    """
+    rows = np.flatnonzero(np.asarray(labels) != IGNORED_LABEL)
+    scores, targets = select_labelled(logits, labels, num_labels)
+    if not len(targets):
+        return []
+    probabilities = softmax(scores, axis=1)
+    predictions = probabilities.argmax(axis=1)
+    confidences = probabilities.max(axis=1)
+    wrong = np.flatnonzero(predictions != targets)
+    surest = wrong[np.argsort(-confidences[wrong], kind="stable")][:count]
+    return [Mistake(int(rows[at]), int(targets[at]), int(predictions[at]), float(confidences[at])) for at in surest]

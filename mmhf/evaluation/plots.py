@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
+from mmhf.evaluation.calibration import CalibrationEvaluation
 from mmhf.evaluation.classification import ClassificationEvaluation
-from mmhf.evaluation.log_series import has_values
-from mmhf.evaluation.training_curves import plot_training_curves
+from mmhf.evaluation.curves import has_values, plot_training_curves, save_figure
+from mmhf.evaluation.retrieval.metrics import RetrievalEvaluation
 
 MAX_NAME = 30
 """Characters of a class name that a plot shows; the middle of a longer one is cut."""
@@ -22,7 +23,7 @@ MAX_BARS = 50
 _MAX_WITH_ZEROS = 15
 _MAX_COUNTS = 45
 _MAX_NAMED = 80
-_PRECISION, _RECALL, _F1 = "#d97706", "#7c3aed", "#2563eb"
+_BLUE, _AMBER, _VIOLET, _RED, _GREEN, _GREY = "#2563eb", "#d97706", "#7c3aed", "#dc2626", "#059669", "#9ca3af"
 
 
 def save_classification_plots(
@@ -30,6 +31,7 @@ def save_classification_plots(
     evaluations: Mapping[str, ClassificationEvaluation],
     *,
     log_history: Sequence[Mapping[str, Any]] = (),
+    best_metric: str | None = None,
 ) -> dict[str, Path]:
     """Draw all figures of a run into its `plots` folder.
 
@@ -37,6 +39,7 @@ def save_classification_plots(
         folder (`str` or `Path`): where the PNGs go; made if absent.
         evaluations (`Mapping[str, ClassificationEvaluation]`): by split.
         log_history (`Sequence[Mapping[str, Any]]`, *optional*): Trainer's; empty = no training curves.
+        best_metric (`str`, *optional*): what checkpoints were chosen by.
 
     Returns:
         `dict[str, Path]`: `training_curves`, `SPLIT_confusion_matrix` and `SPLIT_per_class` -> PNG. A split without
@@ -46,7 +49,7 @@ def save_classification_plots(
     paths = {}
     if has_values(log_history):
         paths["training_curves"] = folder / "training_curves.png"
-        plot_training_curves(log_history, paths["training_curves"])
+        plot_training_curves(log_history, paths["training_curves"], best_metric=best_metric)
     for split, evaluation in evaluations.items():
         if not evaluation.num_rows:
             continue
@@ -54,6 +57,47 @@ def save_classification_plots(
         plot_confusion_matrix(evaluation.confusion, evaluation.label_names, paths[f"{split}_confusion_matrix"])
         paths[f"{split}_per_class"] = folder / f"{split}_per_class.png"
         plot_per_class(evaluation.per_class, paths[f"{split}_per_class"])
+    return paths
+
+
+def save_calibration_plots(folder: str | Path, evaluations: Mapping[str, CalibrationEvaluation]) -> dict[str, Path]:
+    """Draw `SPLIT_reliability.png` and `SPLIT_selective.png` of each split with labelled rows; returns their paths."""
+    paths = {}
+    for split, evaluation in evaluations.items():
+        if evaluation.bins:
+            paths[f"{split}_reliability"] = Path(folder) / f"{split}_reliability.png"
+            plot_reliability(evaluation, paths[f"{split}_reliability"])
+            paths[f"{split}_selective"] = Path(folder) / f"{split}_selective.png"
+            plot_selective(evaluation, paths[f"{split}_selective"])
+    return paths
+
+
+def save_retrieval_plots(
+    folder: str | Path,
+    evaluations: Mapping[str, RetrievalEvaluation],
+    *,
+    log_history: Sequence[Mapping[str, Any]] = (),
+    best_metric: str | None = None,
+) -> dict[str, Path]:
+    """Draw all figures of a run into its `plots` folder.
+
+    Args:
+        folder (`str` or `Path`): where the PNGs go; made if absent.
+        evaluations (`Mapping[str, RetrievalEvaluation]`): by split.
+        log_history (`Sequence[Mapping[str, Any]]`, *optional*): Trainer's; empty = no training curves.
+        best_metric (`str`, *optional*): what checkpoints were chosen by.
+
+    Returns:
+        `dict[str, Path]`: `training_curves` and `SPLIT_recall` -> PNG.
+    """
+    folder = Path(folder)
+    paths = {}
+    if has_values(log_history):
+        paths["training_curves"] = folder / "training_curves.png"
+        plot_training_curves(log_history, paths["training_curves"], best_metric=best_metric)
+    for split, evaluation in evaluations.items():
+        paths[f"{split}_recall"] = folder / f"{split}_recall.png"
+        plot_recall(evaluation, paths[f"{split}_recall"])
     return paths
 
 
@@ -79,7 +123,7 @@ def plot_confusion_matrix(matrix: ArrayLike, label_names: Sequence[str], path: s
         _write_counts(axes, counts, shares)
     axes.set_xlabel("prediction")
     axes.set_ylabel("label")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _name_both_axes(axes: Axes, label_names: Sequence[str]) -> None:
@@ -128,8 +172,8 @@ def plot_per_class(table: Sequence[Mapping[str, Any]], path: str | Path) -> None
     figure = Figure(figsize=(8.0, 1.5 + 0.26 * max(len(shown), 2)), layout="constrained")
     axes = figure.add_subplot()
     places = np.arange(len(shown))
-    axes.barh(places, [row["f1"] for row in shown], color=_F1, alpha=0.3, height=0.72, label="F1")
-    for name, color, marker in (("precision", _PRECISION, "D"), ("recall", _RECALL, "o")):
+    axes.barh(places, [row["f1"] for row in shown], color=_BLUE, alpha=0.3, height=0.72, label="F1")
+    for name, color, marker in (("precision", _AMBER, "D"), ("recall", _VIOLET, "o")):
         axes.scatter([row[name] for row in shown], places, s=20, color=color, marker=marker, label=name, zorder=3)
     names = [f"{shorten(row['label'])}  ({row['support']:,})" for row in shown]
     axes.set_yticks(places, names, fontsize=8, parse_math=False)
@@ -143,7 +187,7 @@ def plot_per_class(table: Sequence[Mapping[str, Any]], path: str | Path) -> None
     which = f"the {len(shown)} of {len(present)} classes with the lowest F1; " if hidden else ""
     axes.set_xlabel(f"{which}in parentheses: rows of the class", fontsize=9)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def shorten(name: str, limit: int = MAX_NAME) -> str:
@@ -155,6 +199,152 @@ def shorten(name: str, limit: int = MAX_NAME) -> str:
     return f"{line[: limit - 1 - tail]}…{line[-tail:]}"
 
 
-def _save(figure: Figure, path: str | Path) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
+def plot_reliability(evaluation: CalibrationEvaluation, path: str | Path) -> None:
+    """Draw accuracy against confidence by bin, the gap between them, and how many rows each bin has.
+
+    Args:
+        evaluation ([`CalibrationEvaluation`]): Of one split, with rows.
+        path (`str` or `Path`): The PNG; parent folders are made.
+    """
+    figure = Figure(figsize=(5.6, 5.8), layout="constrained")
+    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    lows = np.array([each.low for each in evaluation.bins])
+    widths = np.array([each.high - each.low for each in evaluation.bins])
+    accuracies = np.array([each.accuracy for each in evaluation.bins])
+    confidences = np.array([each.confidence for each in evaluation.bins])
+    bars = {"align": "edge", "linewidth": 0.8}
+    axes.bar(lows, accuracies, widths, color=_BLUE, alpha=0.55, edgecolor=_BLUE, label="accuracy", **bars)
+    axes.bar(
+        lows,
+        confidences - accuracies,
+        widths,
+        bottom=accuracies,
+        color=_RED,
+        alpha=0.18,
+        edgecolor=_RED,
+        hatch="//",
+        label="gap to confidence",
+        **bars,
+    )
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="perfect")
+    axes.set_ylabel("accuracy")
+    axes.set_ylim(0, 1.02)
+    note = f"ECE {evaluation.metrics['ece']:.3f}"
+    if "ece_uncalibrated" in evaluation.metrics:
+        note += f"; {evaluation.metrics['ece_uncalibrated']:.3f} before temperature {evaluation.temperature:.3g}"
+    axes.set_title(note, fontsize=10)
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    counts.bar(lows, [each.num_rows for each in evaluation.bins], widths, color=_GREY, align="edge")
+    counts.set_ylabel("rows")
+    counts.set_xlabel("confidence (probability of the prediction)")
+    counts.set_xlim(0, 1)
+    _frame(axes, counts)
+    save_figure(figure, path)
+
+
+def plot_selective(evaluation: CalibrationEvaluation, path: str | Path) -> None:
+    """Draw accuracy against the share of rows that are answered, the surest first.
+
+    Args:
+        evaluation ([`CalibrationEvaluation`]): Of one split, with rows.
+        path (`str` or `Path`): The PNG; parent folders are made.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    axes.step(evaluation.coverages, evaluation.accuracies, where="pre", color=_VIOLET, linewidth=1.6)
+    axes.axhline(float(evaluation.accuracies[-1]), color=_GREY, linewidth=0.8, linestyle="--", label="all answered")
+    if "coverage" in evaluation.metrics:
+        label = f"threshold {evaluation.abstain_below:.3f}"
+        axes.axvline(evaluation.metrics["coverage"], color=_RED, linewidth=1, linestyle=":", label=label)
+    axes.set_xlabel("coverage (share of the rows answered)")
+    axes.set_ylabel("accuracy of the answers")
+    axes.set_xlim(0, 1.01)
+    axes.set_ylim(min(0.95, float(evaluation.accuracies.min())) - 0.02, 1.02)
+    axes.legend(loc="upper right", frameon=False, fontsize=9)
+    _frame(axes)
+    save_figure(figure, path)
+
+
+def plot_recall(evaluation: RetrievalEvaluation, path: str | Path) -> None:
+    """Draw recall over the number of results looked at, from 1 to all, with chance dashed.
+
+    Args:
+        evaluation (`RetrievalEvaluation`): one split's.
+        path (`str` or `Path`): the PNG; parent folders are made.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    captions, images = len(evaluation.captions), evaluation.num_images
+    for name, color, ranks, candidates, right in (
+        ("image to text", _BLUE, evaluation.first_caption_ranks, captions, captions / len(evaluation.queries)),
+        ("text to image", _AMBER, evaluation.image_ranks, images, 1.0),
+    ):
+        looked_at = np.unique(np.geomspace(1, candidates, 200).astype(np.int64))
+        axes.plot(looked_at, _share_within(ranks, looked_at), color=color, label=name)
+        chance = 1 - (1 - looked_at / candidates) ** right
+        axes.plot(looked_at, chance, color=color, linestyle="--", linewidth=0.8)
+    axes.set(xscale="log", ylim=(0, 1.02), xlabel="results looked at (k)", ylabel="recall@k; dashed: by chance")
+    axes.legend(frameon=False, loc="upper left")
+    _frame(axes)
+    save_figure(figure, path)
+
+
+def _share_within(ranks: NDArray[np.int64], limits: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.searchsorted(np.sort(ranks), limits, side="right") / len(ranks)
+
+
+def plot_lr_range(
+    rates: ArrayLike,
+    losses: ArrayLike,
+    smoothed: ArrayLike,
+    suggestions: Mapping[str, float],
+    path: str | Path,
+    *,
+    title: str,
+    exploded: bool = False,
+) -> None:
+    """Draw the loss over the learning rate, with a dashed line at each suggestion.
+
+    Args:
+        rates (`ArrayLike` of shape `(N,)`): learning rates, ascending; drawn on a log axis.
+        losses, smoothed (`ArrayLike` of shape `(N,)`): the loss at each, as measured and smoothed.
+        suggestions (`Mapping[str, float]`): how it was found -> learning rate.
+        path (`str` or `Path`): the PNG; parent folders are made.
+        title (`str`): what was tested.
+        exploded (`bool`, defaults to `False`): whether the loss ended the test.
+    """
+    rates, losses, smoothed = np.asarray(rates), np.asarray(losses), np.asarray(smoothed)
+    figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(rates, losses, color=_GREY, linewidth=0.9, marker=".", markersize=4, label="loss of each step")
+    axes.plot(rates, smoothed, color=_BLUE, linewidth=2.2, label="smoothed")
+    for (name, rate), color in zip(suggestions.items(), (_GREEN, _AMBER, _VIOLET, _RED), strict=False):
+        height = np.interp(np.log(rate), np.log(rates), smoothed)
+        axes.axvline(rate, color=color, linestyle="--", linewidth=1.1, zorder=1)
+        axes.plot(rate, height, "o", color=color, markersize=8, zorder=4, label=f"{name}: {rate:.1e}")
+    axes.set_xscale("log")
+    axes.set_xlim(min(rates[0], *suggestions.values(), rates[-1]), rates[-1])
+    axes.set_ylim(*_limits(losses))
+    axes.set_title(title, loc="left", fontsize=11, parse_math=False)
+    axes.set_xlabel("learning rate" + (" (the loss exploded at the right end)" if exploded else ""), fontsize=9)
+    axes.set_ylabel("training loss", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.legend(frameon=False, fontsize=9)
+    _frame(axes)
+    save_figure(figure, path)
+
+
+def _limits(losses: np.ndarray) -> tuple[float, float]:
+    """The range of most losses, so that an explosion in the last steps does not flatten all before it."""
+    begin = float(losses[: max(len(losses) // 10, 1)].mean())
+    highest = 1.5 * max(begin, float(np.median(losses)))
+    low, high = float(losses.min()), min(float(np.percentile(losses, 85)), highest)
+    height = max(high - low, 1e-3)
+    return low - 0.05 * height, high + 0.4 * height
+
+
+def _frame(*panels: Axes) -> None:
+    for axes in panels:
+        axes.set_axisbelow(True)
+        axes.grid(color="#e5e7eb", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -12,12 +12,12 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mmhf.data.augment import build_augmentation
-from mmhf.data.bad_examples import BadExample, BadExampleLog
+from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.collators import ImageCollator, RandomChanges
 from mmhf.data.datasets import RowDataset, RowStream
-from mmhf.data.duplicates import DuplicatePair
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.errors import InputError, UnreachableError
+from mmhf.evaluation.report.sections import RunFacts
 from mmhf.inference.loading import load_model
 from mmhf.models.backbones import is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
@@ -106,29 +106,25 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         """Evaluate a split: all that the report and `metrics.json` say of it."""
 
     @abstractmethod
-    def write_report(
-        self,
-        run_dir: Path,
-        resolved: ResolvedRecipe,
-        measured: Mapping[str, MeasuredT],
-        *,
-        facts: Mapping[str, object],
-        stages: Sequence[Mapping[str, object]] = (),
-        log_history: Sequence[Mapping[str, Any]] = (),
-        bad_examples: Sequence[BadExample] = (),
-        duplicates: Sequence[DuplicatePair] = (),
-    ) -> None:
+    def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredT]) -> None:
         """Write `plots/*.png`, `report.html` and, last, `metrics.json`, which marks a finished run.
 
         Args:
-            run_dir (`Path`): The folder.
-            resolved (`ResolvedRecipe`): What was asked for.
+            run (`RunFacts`): The run's folder, recipe, stages, curves and data.
             measured (`Mapping[str, Measured]`): By split.
-            facts, stages (`Mapping`, `Sequence[Mapping]`): What was trained, and a row for each stage.
-            log_history (`Sequence[Mapping]`): Trainer's, for the curves.
-            bad_examples (`Sequence[BadExample]`): Rows that were skipped or blanked.
-            duplicates (`Sequence[DuplicatePair]`): Images that are there twice.
         """
+
+    def run_facts(self, folder: Path, resolved: ResolvedRecipe, **facts: Any) -> RunFacts:
+        """What a report says of a run or an evaluation of a recipe; `facts` are further fields of `RunFacts`."""
+        best = resolved.recipe.training.get("metric_for_best_model")
+        return RunFacts(
+            folder=folder,
+            title=str(resolved.name),
+            subtitle=f"{resolved.recipe.task} · {folder}",
+            recipe_yaml=resolved.to_yaml(),
+            best_metric=None if best is None else str(best).removeprefix("eval_"),
+            **facts,
+        )
 
     def finish(self, trainer: Trainer, data: LoadedData) -> None:
         """What a trained model still learns from the validation split before it is measured and saved."""

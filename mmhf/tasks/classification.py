@@ -6,7 +6,7 @@ import functools
 import logging
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,46 +16,31 @@ import torch
 from numpy.typing import NDArray
 from transformers import EvalPrediction, PreTrainedModel, Trainer
 
-from mmhf.data.bad_examples import BadExample
 from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset, RowStream
-from mmhf.data.duplicates import DuplicatePair
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.mixing import build_mixer
 from mmhf.data.pixel_statistics import PixelSums, sum_pixels
 from mmhf.data.table import extra_column
 from mmhf.errors import InputError
-from mmhf.evaluation.calibration import (
-    CalibrationEvaluation,
-    abstention_threshold,
-    evaluate_calibration,
-    fit_temperature,
-)
+from mmhf.evaluation.calibration import abstention_threshold, evaluate_calibration, fit_temperature
 from mmhf.evaluation.classification import (
     PROTOCOLS,
-    ClassificationEvaluation,
     classification_metrics,
     evaluate_classification,
+    most_confident_mistakes,
 )
-from mmhf.evaluation.details_file import classification_tables, write_details
-from mmhf.evaluation.metrics_file import write_metrics
-from mmhf.evaluation.mistakes import MistakeExample, mistake_examples, most_confident_mistakes
-from mmhf.evaluation.modality_views import ModalityEvaluation
-from mmhf.evaluation.plots import save_classification_plots
-from mmhf.evaluation.report import classification_report_sections, write_report
-from mmhf.evaluation.subgroups import ColumnSubgroups, evaluate_subgroups
-from mmhf.evaluation.trust_report import (
-    calibration_section,
-    modality_section,
-    save_calibration_plots,
-    subgroup_section,
-    write_subgroups,
+from mmhf.evaluation.modalities import ModalityEvaluation
+from mmhf.evaluation.report.classification import (
+    MeasuredClassification,
+    mistake_examples,
+    write_classification_report,
 )
-from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER, REPORT_FILE, SUBGROUPS_FILE
+from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.subgroups import evaluate_subgroups
 from mmhf.inference.probabilities import class_names
 from mmhf.models.classification_loss import LossSettings
 from mmhf.parallel import gather, rank, world_size
-from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.schema import AugmentSection, ClassificationRecipe
 from mmhf.tasks.base import Task
 from mmhf.tasks.class_balance import loss_settings, row_weights
@@ -74,30 +59,6 @@ class Predicted(NamedTuple):
     labels: NDArray[np.int64]
     loss: float
     others: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class MeasuredClassification:
-    """What evaluating one split gave: its numbers, and the rows on which the model is sure and wrong."""
-
-    evaluation: ClassificationEvaluation
-    mistakes: list[MistakeExample]
-    calibration: CalibrationEvaluation
-    subgroups: list[ColumnSubgroups] = field(default_factory=list)
-    modalities: ModalityEvaluation | None = None
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The evaluations' flat numbers."""
-        flat = {**self.evaluation.metrics, **self.calibration.metrics}
-        for each in self.subgroups:
-            flat.update(each.flat())
-        return flat if self.modalities is None else {**flat, **self.modalities.flat()}
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that were evaluated."""
-        return self.evaluation.num_rows
 
 
 class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
@@ -204,7 +165,6 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
         config: Any = model.config
         measured = MeasuredClassification(
             evaluate_classification(logits, labels, names, loss=predicted.loss),
-            mistakes=[],
             calibration=evaluate_calibration(
                 logits,
                 labels,
@@ -246,48 +206,9 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
             if wanted and "validation" not in data.splits:
                 raise InputError(f"evaluation.{key}: is fitted on a validation split, which the data lacks")
 
-    def write_report(
-        self,
-        run_dir: Path,
-        resolved: ResolvedRecipe,
-        measured: Mapping[str, MeasuredClassification],
-        *,
-        facts: Mapping[str, object],
-        stages: Sequence[Mapping[str, object]] = (),
-        log_history: Sequence[Mapping[str, Any]] = (),
-        bad_examples: Sequence[BadExample] = (),
-        duplicates: Sequence[DuplicatePair] = (),
-    ) -> None:
-        evaluations = {split: each.evaluation for split, each in measured.items()}
-        calibrations = {split: each.calibration for split, each in measured.items()}
-        calibration_plots = save_calibration_plots(run_dir / PLOTS_FOLDER, calibrations)
-        further = []
-        for split, each in measured.items():
-            if each.modalities is not None and each.modalities.num_rows:
-                further.append(modality_section(split, each.modalities))
-            if each.subgroups:
-                further.append(
-                    subgroup_section(split, each.subgroups, min_rows=self.recipe.evaluation.subgroup_min_rows)
-                )
-            if each.calibration.bins:
-                further.append(calibration_section(split, each.calibration, calibration_plots))
-        sections = classification_report_sections(
-            evaluations,
-            recipe_yaml=resolved.to_yaml(),
-            facts=facts,
-            stages=stages,
-            plots=save_classification_plots(run_dir / PLOTS_FOLDER, evaluations, log_history=log_history),
-            mistakes={split: each.mistakes for split, each in measured.items()},
-            bad_examples=bad_examples,
-            duplicates=duplicates,
-            further=further,
-        )
-        if self.recipe.evaluation.subgroups:
-            write_subgroups(run_dir / SUBGROUPS_FILE, {split: each.subgroups for split, each in measured.items()})
-        write_report(run_dir / REPORT_FILE, sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
-        tables = {split: classification_tables(each.evaluation, each.subgroups) for split, each in measured.items()}
-        write_details(run_dir / EVALUATION_FILE, self.protocols, tables)
-        write_metrics(run_dir / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
+    def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredClassification]) -> None:
+        min_rows = self.recipe.evaluation.subgroup_min_rows
+        write_classification_report(run, measured, protocols=self.protocols, min_rows=min_rows)
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         labels = torch.zeros(batch_size, dtype=torch.long, device=device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,58 +15,34 @@ from numpy.typing import NDArray
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
 from mmhf.conventions import IGNORED_IMAGE
-from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.data.collators import ContrastiveCollator
-from mmhf.data.duplicates import DuplicatePair
-from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.streams.captions import caption_dataset
 from mmhf.errors import InputError
-from mmhf.evaluation.details_file import write_details
-from mmhf.evaluation.metrics_file import write_metrics
-from mmhf.evaluation.report import write_report
+from mmhf.evaluation.report.page import small_image
+from mmhf.evaluation.report.retrieval import (
+    MeasuredRetrieval,
+    RetrievalExample,
+    worst_captions,
+    write_retrieval_report,
+)
+from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.retrieval import (
     RETRIEVAL_PROTOCOLS,
     ZERO_SHOT_PROTOCOLS,
     RetrievalEvaluation,
-    RetrievalExample,
     evaluate_retrieval,
     retrieval_metrics,
-    retrieval_report_sections,
-    save_retrieval_plots,
-    worst_captions,
 )
-from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER, REPORT_FILE
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_processor, load_dual_encoder
-from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.schema import ContrastiveRecipe
 from mmhf.tasks.base import Collator, Task
 from mmhf.tasks.zero_shot import ZeroShotProbe
 from mmhf.training.contrastive import ContrastiveEvaluator, ContrastiveTrainer
 
 _LOSS_PROTOCOL = "Contrastive loss of the recipe among the pairs of each evaluation batch, averaged over batches."
-
-
-@dataclass(frozen=True)
-class MeasuredRetrieval:
-    """What evaluating one split gave: its numbers, and captions whose image is found late."""
-
-    evaluation: RetrievalEvaluation
-    loss: float
-    examples: list[RetrievalExample]
-    zero_shot: dict[str, float]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The evaluation's flat numbers."""
-        return {"loss": self.loss, **self.evaluation.metrics, **self.zero_shot}
-
-    @property
-    def num_rows(self) -> int:
-        """Captions that were evaluated."""
-        return len(self.evaluation.captions)
 
 
 @dataclass(frozen=True)
@@ -146,39 +122,14 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         collator: Any = trainer.data_collator
         probe = self._probe(collator.processor)
         return MeasuredRetrieval(
-            evaluation,
+            evaluation=evaluation,
             loss=output.metrics[f"{split}_loss"],
             examples=_examples(evaluation, found, dataset),
             zero_shot={} if probe is None else probe.measure(trainer, split),
         )
 
-    def write_report(
-        self,
-        run_dir: Path,
-        resolved: ResolvedRecipe,
-        measured: Mapping[str, MeasuredRetrieval],
-        *,
-        facts: Mapping[str, object],
-        stages: Sequence[Mapping[str, object]] = (),
-        log_history: Sequence[Mapping[str, Any]] = (),
-        bad_examples: Sequence[BadExample] = (),
-        duplicates: Sequence[DuplicatePair] = (),
-    ) -> None:
-        evaluations = {split: each.evaluation for split, each in measured.items()}
-        sections = retrieval_report_sections(
-            evaluations,
-            recipe_yaml=resolved.to_yaml(),
-            facts=facts,
-            stages=stages,
-            more_metrics={split: {"loss": each.loss, **each.zero_shot} for split, each in measured.items()},
-            plots=save_retrieval_plots(run_dir / PLOTS_FOLDER, evaluations, log_history=log_history),
-            examples={split: each.examples for split, each in measured.items()},
-            bad_examples=bad_examples,
-            duplicates=duplicates,
-        )
-        write_report(run_dir / REPORT_FILE, sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
-        write_details(run_dir / EVALUATION_FILE, self.protocols)
-        write_metrics(run_dir / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
+    def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredRetrieval]) -> None:
+        write_retrieval_report(run, measured, protocols=self.protocols)
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         tokens = torch.ones(batch_size, self.recipe.data.max_length, dtype=torch.long, device=device)
@@ -227,10 +178,7 @@ def _examples(
     for row, rank in worst_captions(evaluation):
         wanted = dataset[row]
         nearest = int((found.images @ found.texts[row]).argmax())
-        try:
-            image = decode_image(wanted["image"])
-        except BadImageError:
-            image = None
+        image = small_image(wanted["image"])
         instead = dataset.table[int(found.rows[nearest])]["captions"][0]
         examples.append(
             RetrievalExample(id=wanted["id"], image=image, caption=wanted["caption"], rank=rank, found_instead=instead)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +13,16 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_datasets import CaptionDataset, find_long_captions
 from mmhf.data.collators import CaptioningCollator
-from mmhf.data.duplicates import DuplicatePair
-from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.loading import LoadedData
 from mmhf.data.streams.captions import StreamedCaptions, caption_dataset
 from mmhf.evaluation.captions import CAPTION_PROTOCOLS, CaptionEvaluation, caption_metrics, evaluate_captions
 from mmhf.evaluation.captions.baselines import best_constant_caption, nearest_neighbour_captions
 from mmhf.evaluation.captions.clip_score import ClipScorer
-from mmhf.evaluation.captions.gallery import CaptionExample, scores_of_image, spread_rows
-from mmhf.evaluation.captions.report import caption_report_sections
-from mmhf.evaluation.details_file import write_details
-from mmhf.evaluation.log_series import has_values
-from mmhf.evaluation.metrics_file import write_metrics
-from mmhf.evaluation.report import write_report
-from mmhf.evaluation.training_curves import plot_training_curves
-from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER, REPORT_FILE
+from mmhf.evaluation.report.captions import MeasuredCaptions, scores_of_image, spread_rows, write_captions_report
+from mmhf.evaluation.report.page import CaptionExample, small_image
+from mmhf.evaluation.report.sections import RunFacts
 from mmhf.models.backbones import reference_of
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.building import (
@@ -40,7 +32,6 @@ from mmhf.models.captioner.building import (
     load_captioner_model,
 )
 from mmhf.models.partition import Partition
-from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.schema import CaptioningRecipe
 from mmhf.tasks.base import Task
 from mmhf.training.captioning import CaptioningTrainer, image_features_of, run_captioner
@@ -48,25 +39,6 @@ from mmhf.training.captioning import CaptioningTrainer, image_features_of, run_c
 logger = logging.getLogger(__name__)
 
 Baselines = dict[str, dict[str, float]]
-
-
-@dataclass(frozen=True)
-class MeasuredCaptions:
-    """What evaluating one split gave: its numbers, those of captions that need no captioner, and images to look at."""
-
-    evaluation: CaptionEvaluation
-    baselines: Baselines
-    examples: list[CaptionExample]
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The evaluation's flat numbers."""
-        return self.evaluation.metrics
-
-    @property
-    def num_rows(self) -> int:
-        """Images that were captioned."""
-        return self.evaluation.num_images
 
 
 class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
@@ -157,37 +129,9 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             logger.info("%s, %s: rougeL %.4f, cider %.4f", split, name, metrics["rougeL"], metrics["cider"])
         return MeasuredCaptions(evaluation, baselines, _examples(evaluation, of_captions, captions))
 
-    def write_report(
-        self,
-        run_dir: Path,
-        resolved: ResolvedRecipe,
-        measured: Mapping[str, MeasuredCaptions],
-        *,
-        facts: Mapping[str, object],
-        stages: Sequence[Mapping[str, object]] = (),
-        log_history: Sequence[Mapping[str, Any]] = (),
-        bad_examples: Sequence[BadExample] = (),
-        duplicates: Sequence[DuplicatePair] = (),
-    ) -> None:
-        plots = {}
-        if has_values(log_history):
-            plots["training_curves"] = run_dir / PLOTS_FOLDER / "training_curves.png"
-            plot_training_curves(log_history, plots["training_curves"])
+    def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredCaptions]) -> None:
         decoding = ", ".join(f"{key} {value}" for key, value in self.recipe.generation.model_dump().items())
-        sections = caption_report_sections(
-            {split: each.evaluation for split, each in measured.items()},
-            recipe_yaml=resolved.to_yaml(),
-            facts={**facts, "decoding": decoding},
-            stages=stages,
-            baselines={split: each.baselines for split, each in measured.items() if each.baselines},
-            plots=plots,
-            examples={split: each.examples for split, each in measured.items()},
-            bad_examples=bad_examples,
-            duplicates=duplicates,
-        )
-        write_report(run_dir / REPORT_FILE, sections, resolved.name, f"{resolved.recipe.task} · {run_dir}")
-        write_details(run_dir / EVALUATION_FILE, self.protocols)
-        write_metrics(run_dir / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
+        write_captions_report(replace(run, trained={**run.trained, "decoding": decoding}), measured)
 
     def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Any) -> Trainer:
         """A trainer that only evaluates; it writes captions as the recipe says, which may not be the model's way."""
@@ -269,14 +213,10 @@ def _examples(evaluation: CaptionEvaluation, rows: datasets.Dataset, captions: S
     examples = []
     for number in spread_rows(evaluation.per_image["rougeL"]):
         row = rows[number]
-        try:
-            image = decode_image(row["image"])
-        except BadImageError:
-            image = None
         examples.append(
             CaptionExample(
                 id=row["id"],
-                image=image,
+                image=small_image(row["image"]),
                 generated=captions[number],
                 references=row["captions"],
                 scores=scores_of_image(evaluation, number),

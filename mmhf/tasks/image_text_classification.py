@@ -25,7 +25,7 @@ from mmhf.data.text_embeddings import (
     read_table_encoder,
 )
 from mmhf.errors import InputError
-from mmhf.evaluation.modality_views import ModalityEvaluation, evaluate_modalities, other_rows
+from mmhf.evaluation.modalities import ModalityEvaluation, evaluate_modalities, other_rows
 from mmhf.models.building import text_values
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.fusion import FusionForImageTextClassification, FusionProcessor

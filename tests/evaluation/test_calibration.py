@@ -14,7 +14,7 @@ from mmhf.evaluation.calibration import (
     reliability_bins,
     selective_curve,
 )
-from mmhf.evaluation.calibration_plots import plot_reliability, plot_selective
+from mmhf.evaluation.plots import plot_reliability, plot_selective
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from mmhf.evaluation.classification import (
     classification_table,
     confusion,
     evaluate_classification,
+    most_confident_mistakes,
 )
 
 TOLERANCE = 1e-6
@@ -218,3 +219,24 @@ def test_any_predictions_give_finite_numbers_equal_to_scikit_learn(data, num_lab
     if kept.any():
         assert_equals_scikit_learn(evaluation.metrics, logits[kept], labels[kept])
         assert evaluation.metrics["accuracy"] == pytest.approx(np.trace(evaluation.confusion) / kept.sum())
+
+
+def test_the_surest_mistakes_come_first_with_their_row_in_the_split():
+    logits = np.array([[9.0, 0.0], [0.0, 1.0], [0.0, 8.0], [3.0, 0.0], [0.0, 5.0]])
+    labels = [-100, 0, 0, 0, 0]
+    mistakes = most_confident_mistakes(logits, labels, 2)
+    assert [(each.index, each.label, each.prediction) for each in mistakes] == [(2, 0, 1), (4, 0, 1), (1, 0, 1)]
+    assert mistakes[0].confidence > mistakes[1].confidence > mistakes[2].confidence
+    assert mistakes[2].confidence == 1 / (1 + np.exp(-1.0))
+    assert most_confident_mistakes(logits, labels, 2, count=1) == mistakes[:1]
+
+
+def test_equally_sure_mistakes_keep_the_order_of_the_rows():
+    mistakes = most_confident_mistakes(np.tile([0.0, 2.0], (30, 1)), np.zeros(30, dtype=int), 2)
+    assert [each.index for each in mistakes] == list(range(24))
+
+
+def test_no_labelled_row_and_no_mistake_give_none():
+    assert most_confident_mistakes(np.zeros((2, 2)), [-100, -100], 2) == []
+    assert most_confident_mistakes(np.zeros((0, 2)), np.zeros(0, dtype=int), 2) == []
+    assert most_confident_mistakes([[1.0, 0.0]], [0], 2) == []

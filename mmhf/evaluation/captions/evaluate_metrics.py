@@ -14,7 +14,7 @@ from typing import ClassVar
 import datasets
 import evaluate
 
-from mmhf.evaluation.captions.protocols import CAPTION_PROTOCOLS
+from mmhf.evaluation.captions.metrics import CAPTION_PROTOCOLS
 from mmhf.evaluation.captions.rouge import ROUGE_SCORE_TYPES, coco_rouge_l, rouge_scores
 from mmhf.evaluation.captions.tokenization import coco_tokens
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,11 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmhf.conventions import IGNORED_IMAGE
 from mmhf.errors import InputError
-from mmhf.evaluation.retrieval.geometry import MAX_UNIFORMITY_ROWS, alignment, uniformity
+from mmhf.evaluation.intervals import Interval, bootstrap_interval
 from mmhf.evaluation.retrieval.ranks import RetrievalRanks, retrieval_ranks
 
 RECALL_KS = (1, 5, 10)
 """Image of a caption that no metric may see."""
+MAX_UNIFORMITY_ROWS = 4096
+"""Rows beyond which uniformity is that of a fixed random sample of so many."""
+_BLOCK_ROWS = 1024
 
 _COSINE = "Similarity is the cosine of the embeddings, candidates are all of the split"
 _TIES = "Ties: as torch.topk orders them, which is CLIP_benchmark's rule"
@@ -69,6 +73,7 @@ class RetrievalEvaluation:
         first_caption_ranks (`NDArray[np.int64]` of shape `(Q,)`): rank of the first right caption of each.
         captions (`NDArray[np.int64]` of shape `(C,)`): rows of the captions that were evaluated.
         image_ranks (`NDArray[np.int64]` of shape `(C,)`): rank of the right image of each.
+        owners (`NDArray[np.int64]` of shape `(C,)`): row of the right image of each.
         num_images (`int`): images among which captions searched.
         num_ignored (`int`): captions left out because their image is -1.
     """
@@ -79,6 +84,7 @@ class RetrievalEvaluation:
     first_caption_ranks: NDArray[np.int64]
     captions: NDArray[np.int64]
     image_ranks: NDArray[np.int64]
+    owners: NDArray[np.int64]
     num_images: int
     num_ignored: int
 
@@ -137,6 +143,7 @@ def evaluate_retrieval(
         first_caption_ranks=_first_ranks(ranks.caption_ranks, owners, queries),
         captions=captions,
         image_ranks=ranks.image_ranks,
+        owners=owners,
         num_images=len(images),
         num_ignored=len(index) - len(captions),
     )
@@ -217,3 +224,79 @@ def _alignment(images: torch.Tensor, texts: torch.Tensor, owners: NDArray[np.int
         for piece in pieces
     ]
     return float(np.sum(sums)) / len(owners)
+
+
+def chance_recall(evaluation: RetrievalEvaluation) -> float:
+    """`mean_recall` of a random order: k of N for captions, and 1 - (1 - k / M)^m for images with m captions each."""
+    num_captions, num_images = len(evaluation.captions), evaluation.num_images
+    each = num_captions / len(evaluation.queries)
+    recalls = []
+    for k in RECALL_KS:
+        recalls += [min(k / num_images, 1.0), 1 - (1 - min(k / num_captions, 1.0)) ** each]
+    return float(np.mean(recalls))
+
+
+def recall_interval(evaluation: RetrievalEvaluation, *, seed: int = 0) -> Interval:
+    """`mean_recall` with its bootstrap interval: images are drawn, each with its captions."""
+    ks = np.array(RECALL_KS)
+    by_image = np.searchsorted(evaluation.queries, evaluation.owners)
+    num_captions = np.bincount(by_image, minlength=len(evaluation.queries)).astype(np.float64)
+    found = evaluation.image_ranks[:, None] <= ks
+    of_images = (evaluation.first_caption_ranks[:, None] <= ks).astype(np.float64)
+    of_captions = np.stack([np.bincount(by_image, weights=column) for column in found.T], axis=1)
+    statistics = np.column_stack([np.ones(len(of_images)), of_images, num_captions, of_captions])
+
+    def mean_recall(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        images, captions = np.split(sums, 2, axis=1)
+        shares = [part[:, 1:] / part[:, :1] for part in (images, captions)]
+        return np.hstack(shares).mean(axis=1, keepdims=True)
+
+    low, high = bootstrap_interval(statistics, mean_recall, seed=seed)
+    return Interval(evaluation.metrics["mean_recall"], float(low[0]), float(high[0]))
+
+
+def alignment(images: torch.Tensor, texts: torch.Tensor) -> float:
+    """Mean squared distance of right pairs, `E |f(x) - f(y)|²`: 0 when they coincide, 2 when they are orthogonal.
+
+    Wang and Isola, 2020, https://arxiv.org/abs/2005.10242.
+
+    Args:
+        images (`torch.Tensor` of shape `(N, D)`): Of length 1.
+        texts (`torch.Tensor` of shape `(N, D)`): Of length 1; row n belongs to row n of `images`.
+    """
+    total = sum(
+        (left - right).pow(2).sum(dtype=torch.float64).item()
+        for left, right in zip(images.split(_BLOCK_ROWS), texts.split(_BLOCK_ROWS), strict=True)
+    )
+    return total / len(images)
+
+
+def uniformity(embeds: torch.Tensor, *, t: float = 2.0) -> float:
+    """Logarithm of the mean Gaussian potential of pairs, `log E exp(-t |f(x) - f(y)|²)`. Source: as `alignment`.
+
+    0 when all embeddings are the same, about -4 (for t = 2) when they fill a sphere of many dimensions evenly.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(N, D)`): Of length 1, N at least 2. Of more than 4,096 rows so many are
+            drawn, always the same ones.
+        t (`float`, defaults to 2): The paper's.
+
+    Raises:
+        ValueError: There is no pair.
+    """
+    if len(embeds) < 2:
+        raise ValueError(f"uniformity is of pairs, got {len(embeds)} rows")
+    if len(embeds) > MAX_UNIFORMITY_ROWS:
+        chosen = torch.randperm(len(embeds), generator=torch.Generator().manual_seed(0))[:MAX_UNIFORMITY_ROWS]
+        embeds = embeds[chosen]
+    rows = len(embeds)
+    total = sum(_block_potential(embeds, start, t) for start in range(0, rows, _BLOCK_ROWS))
+    return math.log(max(total / (rows * (rows - 1)), torch.finfo(torch.float64).tiny))
+
+
+def _block_potential(embeds: torch.Tensor, start: int, t: float) -> float:
+    """Sum of the potentials of a block's rows with all others; |x - y|² = 2 - 2 x·y on the sphere."""
+    products = embeds[start : start + _BLOCK_ROWS] @ embeds.T
+    potentials = ((products - 1).clamp(max=0) * (2 * t)).exp()
+    potentials.diagonal(offset=start).zero_()
+    return potentials.sum(dtype=torch.float64).item()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmhf.evaluation.captions import CAPTION_PROTOCOLS, caption_metrics, evaluate_captions
-from mmhf.evaluation.captions.bootstrap import bootstrap_interval
+from mmhf.evaluation.intervals import bootstrap_interval
 
 REFERENCES = [
     ["a dog runs in the snow", "the dog is running"],

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmhf.evaluation.captions import (
-    CaptionExample,
-    caption_gallery,
-    caption_report_sections,
-    evaluate_captions,
+from mmhf.evaluation.captions import evaluate_captions
+from mmhf.evaluation.report.captions import (
+    MeasuredCaptions,
+    caption_sections,
     scores_of_image,
     spread_rows,
     write_caption_gallery,
 )
-from mmhf.evaluation.report import write_report
+from mmhf.evaluation.report.page import CaptionExample, Captions, render_blocks
+from mmhf.evaluation.report.sections import RunFacts, write_report
 
 PREDICTIONS = ["a dog", "<b>cat</b>", "", "ball"]
 REFERENCES = [["a dog runs", "the dog"], ["a cat"], ["كلب"], ["a red ball"]]
@@ -52,7 +52,7 @@ def shown_order(html: str, chosen: str) -> list[str]:
 
 
 def test_rows_are_sorted_by_each_score_either_way(evaluation, examples):
-    html = caption_gallery(examples)
+    html = render_blocks([Captions(examples)])
     assert shown_order(html, "captions-data") == [each.id for each in examples]
     for at, name in enumerate(examples[0].scores):
         scores = evaluation.per_image[name]
@@ -62,7 +62,7 @@ def test_rows_are_sorted_by_each_score_either_way(evaluation, examples):
 
 
 def test_each_choice_has_a_radio_button_and_a_rule(examples):
-    html = caption_gallery(examples, name="test")
+    html = render_blocks([Captions(examples, "test")])
     buttons = set(re.findall(r'<input type="radio" name="test" id="([^"]+)"', html))
     assert buttons == set(re.findall(r'<label for="([^"]+)"', html))
     assert buttons - {"test-data"} == set(re.findall(r"#(\S+):checked ~", html))
@@ -90,7 +90,7 @@ def test_images_without_references_are_shown_without_scores(tmp_path):
 
 def test_different_scores_in_one_gallery_are_refused(examples):
     with pytest.raises(ValueError, match="different scores"):
-        caption_gallery([examples[0], CaptionExample(id="x", image=None, generated="a")])
+        Captions([examples[0], CaptionExample(id="x", image=None, generated="a")])
 
 
 def test_spread_rows_go_from_the_best_to_the_worst():
@@ -105,13 +105,17 @@ def test_spread_rows_go_from_the_best_to_the_worst():
 
 def test_report_has_numbers_intervals_baselines_captions_and_reasons(tmp_path, evaluation, examples):
     constant = evaluate_captions(["a dog"] * 4, REFERENCES, resamples=5).metrics
-    sections = caption_report_sections(
-        {"validation": evaluation, "test": evaluation},
+    run = RunFacts(
+        folder=tmp_path,
+        title="Captioner",
         recipe_yaml="task: image-captioning",
-        facts={"decoding": "greedy"},
-        baselines={"test": {"best constant caption": constant}},
-        examples={"validation": examples, "test": examples[:2]},
+        trained={"decoding": "greedy"},
     )
+    measured = {
+        "validation": MeasuredCaptions(evaluation, examples=examples),
+        "test": MeasuredCaptions(evaluation, {"best constant caption": constant}, examples[:2]),
+    }
+    sections = caption_sections(run, measured)
     assert [section.title for section in sections] == [
         "What was trained",
         "Metrics",
@@ -122,7 +126,7 @@ def test_report_has_numbers_intervals_baselines_captions_and_reasons(tmp_path, e
         "Bad rows",
         "Recipe",
     ]
-    write_report(tmp_path / "report.html", sections, "Captioner")
+    write_report(run, sections)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     low, high = evaluation.intervals["rougeL"]
     assert f"{low:.4f} … {high:.4f}" in page

@@ -1,9 +1,10 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmhf.evaluation.metrics_file import write_metrics
+from mmhf.evaluation.results import write_details, write_metrics
 
 
 def test_metrics_are_flat_by_split(tmp_path):
@@ -30,3 +31,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         write_metrics(path, {"test": {"accuracy": 0.9}})
     assert path.read_text() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_definitions_and_tables_are_kept_and_empty_tables_are_not(tmp_path: Path):
+    rows = [{"label": "Äpfel", "f1": 0.5, "roc_auc": None}]
+    write_details(tmp_path / "evaluation.json", {"f1": "What F1 is."}, {"test": {"By class": rows, "By group": []}})
+    assert json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8")) == {
+        "protocols": {"f1": "What F1 is."},
+        "tables": {"test": {"By class": rows}},
+    }

@@ -1,10 +1,18 @@
 import math
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from mmhf.evaluation.log_series import Series, StageSpan, has_values, rate_series, series, stage_spans
-from mmhf.evaluation.training_curves import plot_training_curves
+from mmhf.evaluation.curves import (
+    Series,
+    StageSpan,
+    has_values,
+    plot_training_curves,
+    rate_series,
+    series,
+    stage_spans,
+)
 
 GROUPS = ["vision.stem", "vision.stages.0", "vision.stages.1", "fusion", "head"]
 
@@ -98,3 +106,54 @@ def test_unusual_logs_are_drawn_without_a_warning(log, tmp_path):
     plot_training_curves(log, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as image:
         assert image.width > 1000
+
+
+@pytest.fixture
+def panels(monkeypatch, tmp_path):
+    """Draw, and give the titles of the panels with the number of curves in each."""
+    figures = []
+    original = Figure.savefig
+
+    def savefig(figure, *args, **kwargs):
+        figures.append(figure)
+        return original(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+
+    def draw(log, **options):
+        plot_training_curves(log, tmp_path / "curves.png", **options)
+        return {
+            axes.get_title(loc="left"): [line for line in axes.lines if len(line.get_xdata()) > 1]
+            for axes in figures[-1].axes
+        }
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    ("metrics", "titles"),
+    [
+        (("accuracy", "f1_macro"), ["Accuracy (validation)", "Macro-F1 (validation)"]),
+        (("rougeL", "cider", "rouge1"), ["ROUGE-L (validation)", "CIDEr-D (validation)"]),
+        (
+            [f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)],
+            ["Recall, image to text (validation)", "Recall, text to image (validation)"],
+        ),
+        ((), []),
+    ],
+)
+def test_each_task_draws_its_own_metrics_and_no_panel_is_empty(panels, metrics, titles):
+    log = [{"step": step, "loss": 1.0, "learning_rate": 1e-3} for step in (1, 2, 3)]
+    log += [{"step": step, **{f"eval_{name}": 0.1 * step for name in metrics}} for step in (2, 3)]
+    drawn = panels(log)
+    assert list(drawn) == ["Loss", *titles, "Learning rate"]
+    assert all(drawn.values())
+    if "Recall" in "".join(titles):
+        assert all(len(drawn[title]) == 3 for title in titles)
+
+
+def test_what_checkpoints_are_chosen_by_is_drawn_and_its_best_marked(panels):
+    log = [{"step": step, "eval_ece": value} for step, value in ((1, 0.5), (2, 0.2), (3, 0.3))]
+    drawn = panels(log, best_metric="ece")
+    (line,) = drawn["ece (validation)"]
+    assert line.get_label() == "best 0.2000, step 2"

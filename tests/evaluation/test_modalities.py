@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmhf.evaluation.modality_views import evaluate_modalities, other_rows
+from mmhf.evaluation.modalities import evaluate_modalities, other_rows
 
 
 @pytest.mark.parametrize("size", [2, 3, 50])

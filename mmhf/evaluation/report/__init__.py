@@ -1,0 +1,1 @@
+"""`report.html`, galleries and contact sheets: pages that need neither network nor script."""

@@ -1,0 +1,221 @@
+"""The report of a dual encoder, and the contact sheet of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from mmhf.evaluation.plots import save_retrieval_plots
+from mmhf.evaluation.report.page import Card, Code, Figure, Gallery, Section, Text, write_page
+from mmhf.evaluation.report.sections import (
+    RunFacts,
+    curves_section,
+    data_sections,
+    metrics_section,
+    trained_section,
+    write_report,
+)
+from mmhf.evaluation.report.verdict import judged_split, retrieval_verdict
+from mmhf.evaluation.results import write_details, write_metrics
+from mmhf.evaluation.retrieval.metrics import RETRIEVAL_PROTOCOLS, RetrievalEvaluation
+from mmhf.evaluation.retrieval.zero_shot import ZERO_SHOT_PROTOCOLS
+from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER
+
+_PROTOCOLS = {**RETRIEVAL_PROTOCOLS, **ZERO_SHOT_PROTOCOLS}
+_MAX_FACTS = 6
+_CAPTION_COLUMNS = ("caption", "captions", "text", "title", "references", "comment", "caption_1")
+"""Where a caption stands in a table whose texts were not embedded, the likeliest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalExample:
+    """A caption whose image is found late, as a person looks at it; `image` is None where it cannot be read."""
+
+    id: str
+    image: Image.Image | None
+    caption: str
+    rank: int
+    found_instead: str
+    """The caption, or name, of the image that stands first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRetrieval:
+    """What evaluating one split gave.
+
+    Attributes:
+        evaluation (`RetrievalEvaluation`): The numbers.
+        loss (`float`, *optional*): That of the recipe.
+        examples (`Sequence[RetrievalExample]`, *optional*): See `worst_captions`; None = no gallery.
+        zero_shot (`Mapping[str, float]`): Numbers of zero-shot classification, where it was asked for.
+        baselines (`Mapping[str, Mapping[str, float]]`): Name of a baseline → its metrics.
+    """
+
+    evaluation: RetrievalEvaluation
+    loss: float | None = None
+    examples: Sequence[RetrievalExample] | None = None
+    zero_shot: Mapping[str, float] = field(default_factory=dict)
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The evaluation's flat numbers."""
+        loss = {} if self.loss is None else {"loss": self.loss}
+        return {**loss, **self.evaluation.metrics, **self.zero_shot}
+
+    @property
+    def num_rows(self) -> int:
+        """Captions that were evaluated."""
+        return len(self.evaluation.captions)
+
+
+class Found(Protocol):
+    """A row that a search found."""
+
+    @property
+    def row(self) -> int:
+        """Its number, from 0."""
+        ...
+
+    @property
+    def score(self) -> float:
+        """Its similarity to the query."""
+        ...
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The row."""
+        ...
+
+    @property
+    def image(self) -> Image.Image | None:
+        """Its image, where there is one."""
+        ...
+
+
+def worst_captions(evaluation: RetrievalEvaluation, *, count: int = 24) -> list[tuple[int, int]]:
+    """(row of the caption, rank of its image) of the captions whose image is found last, the worst first.
+
+    Of each rank the earlier caption stands first; captions whose image stands first are never among them.
+    """
+    order = np.argsort(-evaluation.image_ranks, kind="stable")[:count]
+    return [
+        (int(evaluation.captions[at]), int(evaluation.image_ranks[at]))
+        for at in order
+        if evaluation.image_ranks[at] > 1
+    ]
+
+
+def write_retrieval_report(
+    run: RunFacts, measured: Mapping[str, MeasuredRetrieval], *, protocols: Mapping[str, str] = _PROTOCOLS
+) -> None:
+    """Write `plots/*.png`, `report.html`, `evaluation.json` and, last, `metrics.json`.
+
+    Args:
+        run (`RunFacts`): The run.
+        measured (`Mapping[str, MeasuredRetrieval]`): By split.
+        protocols (`Mapping[str, str]`): Each metric's definition.
+    """
+    evaluations = {split: each.evaluation for split, each in measured.items()}
+    folder = run.folder / PLOTS_FOLDER
+    plots = save_retrieval_plots(folder, evaluations, log_history=run.log_history, best_metric=run.best_metric)
+    verdict = None
+    if (judged := judged_split(measured)) is not None:
+        verdict = retrieval_verdict(run, judged[0], judged[1].evaluation, baselines=judged[1].baselines)
+    write_report(run, retrieval_sections(run, measured, plots=plots), verdict)
+    write_details(run.folder / EVALUATION_FILE, protocols)
+    write_metrics(run.folder / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
+
+
+def retrieval_sections(
+    run: RunFacts, measured: Mapping[str, MeasuredRetrieval], *, plots: Mapping[str, Path] | None = None
+) -> list[Section]:
+    """The sections of a dual encoder's report.
+
+    Args:
+        run (`RunFacts`): The run.
+        measured (`Mapping[str, MeasuredRetrieval]`): By split, in the order of the columns.
+        plots (`Mapping[str, Path]`, *optional*): What `save_retrieval_plots` returned.
+    """
+    figures = plots or {}
+    sections = [trained_section(run), _metrics(measured), *curves_section(figures)]
+    for split in measured:
+        if f"{split}_recall" in figures:
+            caption = f"Share of queries answered within the first k results, {split} split; dashed: by chance."
+            sections.append(Section(f"Recall: {split}", [Figure(figures[f"{split}_recall"], caption)]))
+    sections += [_late_finds(split, each.examples) for split, each in measured.items() if each.examples is not None]
+    recipe = [] if run.recipe_yaml is None else [Section("Recipe", [Code(run.recipe_yaml)])]
+    return [*sections, *data_sections(run), *recipe]
+
+
+def _metrics(measured: Mapping[str, MeasuredRetrieval]) -> Section:
+    evaluations = {split: each.evaluation for split, each in measured.items()}
+    counts = {
+        "images": ({split: each.num_images for split, each in evaluations.items()}, "Among which captions search."),
+        "captions": ({split: len(each.captions) for split, each in evaluations.items()}, "Among which images search."),
+    }
+    notes = [
+        f"{split}: {each.num_ignored:,} captions have no readable image and are left out."
+        for split, each in evaluations.items()
+        if each.num_ignored
+    ]
+    return metrics_section(
+        {split: each.metrics for split, each in measured.items()},
+        _PROTOCOLS,
+        counts=counts,
+        undefined={split: each.undefined for split, each in evaluations.items()},
+        notes=notes,
+    )
+
+
+def _late_finds(split: str, examples: Sequence[RetrievalExample]) -> Section:
+    title = f"Captions whose image is found last: {split}"
+    if not examples:
+        return Section(title, [Text("None: every caption finds its image first.", "nothing")])
+    cards = [
+        Card(
+            image=each.image,
+            text=each.caption,
+            facts={"rank": f"{each.rank:,}", "found instead": each.found_instead, "id": each.id},
+            wrong="rank",
+        )
+        for each in examples
+    ]
+    note = "Each image with the caption that should have found it. Many of them can point to captions that do not fit."
+    return Section(title, [Text(note, "note"), Gallery(cards)])
+
+
+def write_contact_sheet(
+    path: str | Path, found: Mapping[str, Sequence[Found]], *, title: str, text_column: str | None = None
+) -> None:
+    """Write what a search found as a self-contained page of small pictures, whole or not at all.
+
+    Args:
+        path (`str` or `Path`): The HTML file.
+        found (`Mapping[str, Sequence[Found]]`): Query → rows, the nearest first.
+        title (`str`): Plain text.
+        text_column (`str`, *optional*): The column to set below each picture; absent: the first that is named as
+            captions usually are, such as `caption` or `text`.
+    """
+    galleries = {
+        query: Gallery([_card(rank, hit, text_column) for rank, hit in enumerate(hits, 1)])
+        for query, hits in found.items()
+    }
+    subtitle = f"{len(found)} {'query' if len(found) == 1 else 'queries'}"
+    write_page(path, "contact_sheet.html", title=title, subtitle=subtitle, found=galleries)
+
+
+def _card(rank: int, hit: Found, text_column: str | None) -> Card:
+    column = text_column or next((name for name in _CAPTION_COLUMNS if hit.values.get(name)), None)
+    text = hit.values.get(column) if column else None
+    if isinstance(text, Sequence) and not isinstance(text, str):
+        text = text[0] if len(text) else None
+    facts = {"rank": str(rank), "similarity": f"{hit.score:.4f}"}
+    shown = [name for name, value in hit.values.items() if name not in (column, "error") and value is not None]
+    facts |= {name: str(hit.values[name]) for name in shown[:_MAX_FACTS]}
+    return Card(image=hit.image, text=None if column is None else str(text or ""), facts=facts)

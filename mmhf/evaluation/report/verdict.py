@@ -1,0 +1,323 @@
+"""The first lines of a report: how good it is, beside what costs nothing, what to doubt, and what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from mmhf.evaluation.calibration import CalibrationEvaluation
+from mmhf.evaluation.captions.metrics import CaptionEvaluation
+from mmhf.evaluation.classification import ClassificationEvaluation
+from mmhf.evaluation.curves import METRIC_TITLES, series
+from mmhf.evaluation.intervals import Interval, confusion_intervals
+from mmhf.evaluation.modalities import ModalityEvaluation
+from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.retrieval.metrics import RetrievalEvaluation, chance_recall, recall_interval
+
+MAX_STEPS = 3
+"""What to try next: the first ones only, in the order of how much they matter."""
+_SHORTCUT = 0.02
+_ECE = 0.05
+_BAD_SHARE = 0.01
+
+SplitT = TypeVar("SplitT")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence about a result: good news, a warning, or neither."""
+
+    text: str
+    kind: Literal["good", "bad", ""] = ""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value beside others: `percent` of the widest bar."""
+
+    name: str
+    value: float
+    percent: float
+    own: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How good a model is, in a few lines.
+
+    Attributes:
+        metric, split (`str`): What is judged, and on which split.
+        result (`Interval`): Its value and 95 % interval.
+        size (`str`): What it was measured on, such as `227 rows`.
+        rivals (`Mapping[str, float]`): What costs nothing, by name: the same metric of a constant answer, of chance.
+        findings (`Sequence[Finding]`): What to know about the result.
+        next_steps (`Sequence[str]`): What to try, the most promising first.
+    """
+
+    metric: str
+    split: str
+    result: Interval
+    size: str
+    rivals: Mapping[str, float] = field(default_factory=dict)
+    findings: Sequence[Finding] = ()
+    next_steps: Sequence[str] = ()
+
+    @property
+    def title(self) -> str:
+        """Metric and split."""
+        return f"{METRIC_TITLES.get(self.metric, self.metric)}, {self.split} split"
+
+    @property
+    def value(self) -> float:
+        """The metric's value."""
+        return self.result.value
+
+    @property
+    def precision(self) -> str:
+        """The interval, where there is one, and on how much it was measured."""
+        if self.result.low == self.result.high:
+            return self.size
+        return f"95 % interval {self.result.low:.4f} to {self.result.high:.4f}, {self.size}"
+
+    @property
+    def bars(self) -> list[Bar]:
+        """This model and its rivals, the best on top."""
+        values = {"this model": self.value, **self.rivals}
+        largest = max(*values.values(), 1e-9)
+        widest = 1.0 if 0.3 < largest <= 1 else largest
+        bars = [
+            Bar(name, value, round(100 * max(value, 0.0) / widest, 1), name == "this model")
+            for name, value in values.items()
+        ]
+        return sorted(bars, key=lambda bar: -bar.value)
+
+
+def judged_split(measured: Mapping[str, SplitT]) -> tuple[str, SplitT] | None:
+    """The split that a verdict is about: test, else validation, else the last one; None where nothing was measured."""
+    split = next((name for name in ("test", "validation", *reversed(measured)) if name in measured), None)
+    return None if split is None else (split, measured[split])
+
+
+def classification_verdict(
+    run: RunFacts,
+    split: str,
+    evaluation: ClassificationEvaluation,
+    *,
+    calibration: CalibrationEvaluation | None = None,
+    modalities: ModalityEvaluation | None = None,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+) -> Verdict | None:
+    """The verdict on a classifier; None when no row has a label.
+
+    Args:
+        run (`RunFacts`): Names the metric that checkpoints were chosen by, which is judged if it is one of accuracy
+            and macro-F1; else accuracy is.
+        split (`str`): The split's name.
+        evaluation (`ClassificationEvaluation`): Its numbers.
+        calibration, modalities (*optional*): What else was measured on it.
+        baselines (`Mapping[str, Mapping[str, float]]`, *optional*): Name → metrics, beside the best constant answer.
+    """
+    intervals = confusion_intervals(evaluation.confusion)
+    if not intervals:
+        return None
+    metric = run.best_metric if run.best_metric in intervals else "accuracy"
+    other = "f1_macro" if metric == "accuracy" else "accuracy"
+    constant, values = _constant_answer(evaluation)
+    rivals = {f"always “{constant}”": values[metric]}
+    rivals |= {name: each[metric] for name, each in (baselines or {}).items() if metric in each}
+    findings = [_against(rivals, intervals[metric])]
+    second = intervals[other]
+    findings.append(Finding(f"{METRIC_TITLES[other]} is {second.value:.4f} ({second.low:.4f} to {second.high:.4f})."))
+    steps = _data_steps(run) + _learning_steps(run, rivals, intervals[metric])
+    accuracy, macro = (evaluation.metrics[name] for name in ("accuracy", "f1_macro"))
+    if accuracy - macro > 0.1:
+        weak = sum(row["f1"] < 0.5 * accuracy for row in evaluation.per_class if row["support"])
+        findings.append(Finding(f"Rare classes are missed: F1 of {weak} classes is below half the accuracy.", "bad"))
+        steps.append("loss.class_weights: balanced, or loss.logit_adjustment: 1, for the rare classes.")
+    if modalities is not None and modalities.num_rows:
+        finding, step = _modality_finding(modalities)
+        findings.append(finding)
+        steps += step
+    if calibration is not None and calibration.bins:
+        finding, step = _calibration_finding(calibration)
+        findings.append(finding)
+        steps += step
+    return Verdict(
+        metric=metric,
+        split=split,
+        result=intervals[metric],
+        size=f"{evaluation.num_rows:,} rows",
+        rivals=rivals,
+        findings=findings,
+        next_steps=(steps + _curve_steps(run, metric))[:MAX_STEPS],
+    )
+
+
+def caption_verdict(
+    run: RunFacts, split: str, evaluation: CaptionEvaluation, baselines: Mapping[str, Mapping[str, float]]
+) -> Verdict | None:
+    """The verdict on generated captions; None when there is no image.
+
+    Args:
+        run (`RunFacts`): Names the metric that checkpoints were chosen by; ROUGE-L is judged if that was the loss.
+        split (`str`): The split's name.
+        evaluation (`CaptionEvaluation`): Its numbers.
+        baselines (`Mapping[str, Mapping[str, float]]`): Name → what `caption_metrics` says of it; may be empty.
+    """
+    if not evaluation.num_images:
+        return None
+    metric = run.best_metric if run.best_metric in evaluation.per_image else "rougeL"
+    value = evaluation.metrics[metric]
+    result = Interval(value, *evaluation.intervals.get(metric, (value, value)))
+    rivals = {name: each[metric] for name, each in baselines.items() if metric in each}
+    findings = [_against(rivals, result)] if rivals else []
+    others = [name for name in ("rougeL", "cider", "bleu4") if name != metric and name in evaluation.metrics]
+    findings.append(
+        Finding(", ".join(f"{METRIC_TITLES[name]} {evaluation.metrics[name]:.4f}" for name in others) + ".")
+    )
+    steps = _data_steps(run) + _learning_steps(run, rivals, result)
+    if evaluation.num_empty:
+        findings.append(Finding(f"{evaluation.num_empty:,} captions are empty.", "bad"))
+    if rivals and value <= max(rivals.values()):
+        steps.append("A pretrained language model (model.language.pretrained) and patches (model.vision.features).")
+    return Verdict(
+        metric=metric,
+        split=split,
+        result=result,
+        size=f"{evaluation.num_images:,} images",
+        rivals=rivals,
+        findings=findings,
+        next_steps=(steps + _curve_steps(run, metric))[:MAX_STEPS],
+    )
+
+
+def retrieval_verdict(
+    run: RunFacts,
+    split: str,
+    evaluation: RetrievalEvaluation,
+    *,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+) -> Verdict:
+    """The verdict on a dual encoder, by the mean of its recalls.
+
+    Args:
+        run (`RunFacts`): The run.
+        split (`str`): The split's name.
+        evaluation (`RetrievalEvaluation`): Its numbers.
+        baselines (`Mapping[str, Mapping[str, float]]`, *optional*): Name → metrics, beside chance.
+    """
+    metric = "mean_recall"
+    result = recall_interval(evaluation)
+    rivals = {"chance": chance_recall(evaluation)}
+    rivals |= {name: each[metric] for name, each in (baselines or {}).items() if metric in each}
+    found = evaluation.metrics
+    ways = [
+        f"{title}: recall@1 {found[f'{way}_recall@1']:.4f}, median rank {found[f'{way}_median_rank']:,.0f} "
+        f"of {candidates:,}."
+        for way, title, candidates in (
+            ("image_to_text", "Image to text", len(evaluation.captions)),
+            ("text_to_image", "Text to image", evaluation.num_images),
+        )
+    ]
+    steps = _data_steps(run) + _learning_steps(run, rivals, result) + _curve_steps(run, metric)
+    return Verdict(
+        metric=metric,
+        split=split,
+        result=result,
+        size=f"{evaluation.num_images:,} images, {len(evaluation.captions):,} captions",
+        rivals=rivals,
+        findings=[_against(rivals, result), *map(Finding, ways)],
+        next_steps=steps[:MAX_STEPS],
+    )
+
+
+def _constant_answer(evaluation: ClassificationEvaluation) -> tuple[str, dict[str, float]]:
+    """The class that is right most often when it is always the answer, and what that scores."""
+    supports = evaluation.confusion.sum(axis=1)
+    share = float(supports.max() / supports.sum())
+    scores = {"accuracy": share, "f1_macro": 2 * share / (1 + share) / int((supports > 0).sum())}
+    return evaluation.label_names[int(supports.argmax())], scores
+
+
+def _against(rivals: Mapping[str, float], result: Interval) -> Finding:
+    name, value = max(rivals.items(), key=lambda rival: rival[1])
+    if result.low > value:
+        return Finding(f"Better than {name} ({value:.4f}); the whole interval lies above it.", "good")
+    if result.value > value:
+        return Finding(f"Hardly better than {name} ({value:.4f}), which lies within the interval.", "bad")
+    return Finding(f"No better than {name} ({value:.4f}).", "bad")
+
+
+def _modality_finding(modalities: ModalityEvaluation) -> tuple[Finding, list[str]]:
+    """Whether one modality alone does as well as both."""
+    both, image, text = (modalities.metrics[view]["accuracy"] for view in ("both", "image_only", "text_only"))
+    numbers = f"accuracy {both:.4f} with both, {image:.4f} by the image alone, {text:.4f} by the text alone"
+    if max(image, text) < both - _SHORTCUT:
+        return Finding(f"It needs image and text: {numbers}.", "good"), []
+    strong, weak = ("image", "text") if image >= text else ("text", "image")
+    step = (
+        f"model.modalities.dropout: {{{strong}: 0.3}} or loss.auxiliary_weight: {{{weak}: 0.3}}, so that the {weak} "
+        "is learnt from too."
+    )
+    return Finding(f"A shortcut: the {strong} alone does as well as both. {numbers.capitalize()}.", "bad"), [step]
+
+
+def _calibration_finding(calibration: CalibrationEvaluation) -> tuple[Finding, list[str]]:
+    """Whether the confidence is that of a model that knows how often it is right."""
+    sizes = np.array([each.num_rows for each in calibration.bins])
+    said, true = (
+        float(np.average([getattr(each, name) for each in calibration.bins], weights=sizes))
+        for name in ("confidence", "accuracy")
+    )
+    numbers = (
+        f"it is {said:.1%} sure on average and {true:.1%} right; calibration error {calibration.metrics['ece']:.4f}"
+    )
+    if calibration.metrics["ece"] <= _ECE:
+        return Finding(f"Its confidence can be trusted: {numbers}.", "good"), []
+    way = "Overconfident" if said > true else "Underconfident"
+    steps = [] if calibration.temperature != 1 else ["evaluation.calibrate: true, for probabilities that hold."]
+    return Finding(f"{way}: {numbers}.", "bad"), steps
+
+
+def _data_steps(run: RunFacts) -> list[str]:
+    steps = []
+    across = sum(pair.crosses_splits for pair in run.duplicates)
+    if across:
+        pairs = "1 pair of images is" if across == 1 else f"{across:,} pairs of images are"
+        steps.append(
+            f"data.on_duplicate: skip_across_splits; {pairs} in two splits, and the numbers here flatter the model."
+        )
+    if run.trained.get("optimizer steps") == 0:
+        steps.append("Train: no optimizer step was taken.")
+    return steps
+
+
+def _learning_steps(run: RunFacts, rivals: Mapping[str, float], result: Interval) -> list[str]:
+    """What to do about a model that a rival comes near to."""
+    if not rivals or result.low > max(rivals.values()):
+        return []
+    return [
+        "Another learning rate (mmhf find-lr) and a look at the labels: so far training has not paid."
+        if run.log_history
+        else "Train on data like this: here the model has little advantage."
+    ]
+
+
+def _curve_steps(run: RunFacts, metric: str) -> list[str]:
+    """What the curves of the validation split say about the length of training."""
+    curve, losses = series(run.log_history, f"eval_{metric}"), series(run.log_history, "eval_loss")
+    if len(curve.steps) < 3 or not np.isfinite(curve.values).any():
+        return []
+    best = int(np.nanargmax(curve.values))
+    if best == len(curve.steps) - 1:
+        return ["Longer training: the validation split was best at the last evaluation."]
+    lowest = min(losses.values, default=0.0)
+    if losses.steps and losses.values[-1] > 1.05 * lowest:
+        return [
+            "More augmentation or weight decay, or early_stopping: the validation loss has risen from "
+            f"{lowest:.4f} to {losses.values[-1]:.4f}."
+        ]
+    return []

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mmhf.recipe.metric_direction import greater_is_better
+from mmhf.recipe.training_sections import greater_is_better
 
 RATE_PREFIX = "lr/"
 """A log entry's `lr/GROUP` is the learning rate of a parameter group."""

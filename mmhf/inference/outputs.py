@@ -62,9 +62,9 @@ def _to_arrow(values: Sequence[Any], *, nested: bool) -> pa.Array | pa.ChunkedAr
         array = pa.array(values)
         if nested or not pa.types.is_nested(array.type):
             # Parquet does not take all that Arrow does: no dicts without keys, and no nesting without end.
-            pq.write_table(pa.table({"": array.slice(0, 0)}), pa.BufferOutputStream())
+            _through_parquet(pa.schema([("", array.type)]))
             return array
-    except (pa.ArrowException, OverflowError, RecursionError, TypeError, ValueError):
+    except (pa.ArrowException, OSError, OverflowError, RecursionError, TypeError, ValueError):
         pass
     return pa.array([None if value is None else _as_string(value) for value in values], pa.string())
 
@@ -80,6 +80,12 @@ def _as_string(value: Any) -> str:
 
 def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _through_parquet(schema: pa.Schema) -> pq.ParquetFile:
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    return pq.ParquetFile(pa.BufferReader(sink.getvalue()))
 
 
 class TableWriter(Protocol):
@@ -105,9 +111,7 @@ def open_writer(path: Path, schema: pa.Schema, *, suffix: str, defuse_formulas: 
     """
     if suffix == ".csv":
         return CsvWriter(path, schema.names, defuse_formulas=defuse_formulas)
-    sink = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), sink)
-    leaves = [column.path for column in pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema]
+    leaves = [column.path for column in _through_parquet(schema).schema]
     # Random floats neither compress nor repeat: trying costs time, and so does reading them back.
     embeddings = {f"{each.name}.list.element" for each in schema if isinstance(each.type, pa.FixedSizeListType)}
     return pq.ParquetWriter(

@@ -515,3 +515,32 @@ def test_weights_that_lack_tensors_are_not_filled_with_random_ones(model_dir, tm
 def test_the_device_is_found():
     assert choose_device("cpu").type == "cpu"
     assert choose_device().type in ("cpu", "cuda", "mps", "xpu")
+
+
+def test_columns_that_are_only_passed_through_cost_no_work(model_dir, images_dir, rows, tmp_path):
+    odd = [2**64, 2**70, "a", None, [1, "b"], {}, True, 0.5]
+    lines = [json.dumps({**row, "odd": odd[at % len(odd)], "half": "\ud83d"}) for at, row in enumerate(rows)]
+    (tmp_path / "input.jsonl").write_text("\n".join(lines))
+    for name in ("out.csv", "out.parquet"):
+        assert predict(model_dir, tmp_path / "input.jsonl", tmp_path / name, images_dir).unpredicted == 0
+    written = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["odd"] for row in written[:8]] == [str(2**64), str(2**70), "a", None, '[1, "b"]', "{}", "true", "0.5"]
+    assert [row["odd"] for row in read_csv(tmp_path / "out.csv")] == [row["odd"] or "" for row in written]
+    assert {row["half"] for row in written} == {"\\ud83d"}
+
+
+def test_columns_are_converted_before_any_work(model_dir, table, images_dir, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise InterruptedJobError
+
+    monkeypatch.setattr("mmhf.inference.table_job.passed_columns", fail)
+    monkeypatch.setattr(TableJob, "_fill", lambda job: pytest.fail("rows were predicted first"))
+    with pytest.raises(InterruptedJobError):
+        predict(model_dir, table, tmp_path / "out.csv", images_dir)
+
+
+def test_a_list_is_no_text(model_dir, images_dir, tmp_path):
+    lines = [{"image": "0.png", "text": ["a", "frog"]}, {"image": "1.png", "text": "frog"}]
+    (tmp_path / "input.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    summary = predict(model_dir, tmp_path / "input.jsonl", tmp_path / "out.csv", images_dir)
+    assert summary.unpredicted == 1 and "text is a list, not a text" in next(iter(summary.errors))

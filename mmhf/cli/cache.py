@@ -17,13 +17,13 @@ import transformers
 
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.errors import InputError
+from mmhf.features.stage import features_folder
 from mmhf.hub import resolve_model
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.recipe import load_recipe
 from mmhf.recipe.training_sections import cache_section
 from mmhf.tasks import task_of
 from mmhf.training.arguments import build_stage_plan, training_arguments
-from mmhf.training.stage_cache import features_folder
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,13 @@ def run(options: argparse.Namespace) -> None:
         args.max_steps = plan.num_steps
         bad_examples = BadExampleLog(f"{scratch}/bad_examples.log")
         trainer = task.make_trainer(data, plan=plan, args=args, processor=processor, bad_examples=bad_examples)
-        stored = trainer.store_features(
-            [task.torch_dataset(data, split) for split in recipe.evaluation.splits if split in data.splits]
-        )
-    for index, stage in enumerate(plan.stages):
-        for choice in trainer.cache.choices[index] if trainer.cache is not None else []:
+        features, collator = trainer.features, task.collator(processor, split="test", seed=args.seed)
+        assert features is not None
+        for split in recipe.evaluation.splits:
+            if split in data.splits:
+                features.attach(task.torch_dataset(data, split), collator, is_training=False)
+        features.store_ahead(plan)
+    for stage, choices in zip(plan.stages, features.choices, strict=True):
+        for choice in choices:
             logger.info("Stage %s: %s", stage.name, choice.describe())
-    logger.info("%d rows computed, %s", stored, features_folder(cache_section(recipe.cache)))
+    logger.info("%d rows computed, %s", features.num_computed, features_folder(cache_section(recipe.cache)))

@@ -173,7 +173,7 @@ def _facts(trainer: MMTrainer, data: LoadedData) -> dict[str, object]:
         "effective batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "device": f"{args.world_size} × {args.device.type}",
         "seed": args.seed,
-        **({} if trainer.cache is None else trainer.cache.facts()),
+        **({} if trainer.features is None else trainer.features.facts()),
     }
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmhf.conventions import Modality
@@ -60,7 +60,7 @@ class CaptionDataset(RowDataset):
     def places(self, content: Modality, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `RowDataset`; texts are all captions, in the order of the table."""
         if content == "image":
-            return self._images(keys[:, 0])
+            return self._images_of(keys[:, 0])
         images, numbers = self._locate([SampleKey(*key) for key in keys.tolist()])
         return self._first_item[images] + np.array(numbers, dtype=np.int64)
 
@@ -71,22 +71,19 @@ class CaptionDataset(RowDataset):
     def digests(self, content: Modality, *, shard: int = 0, num_shards: int = 1) -> Digests:
         """See `RowDataset`."""
         if content == "text":
-            return digest_texts(list(islice(self._texts, shard, None, num_shards)))
+            return digest_texts(self._captions[shard::num_shards].to_pylist())
         return super().digests(content, shard=shard, num_shards=num_shards)
 
-    def values(self, name: str, keys: NDArray[np.int64]) -> Any:
-        """See `RowDataset`; also `caption` and `image_index`."""
-        if name == "image_index":
-            return self.places("image", keys)
-        if name == "caption":
-            return [self._texts[place] for place in self.places("text", keys).tolist()]
-        return super().values(name, keys)
+    def texts(self, places: NDArray[np.int64]) -> list[str | None]:
+        """See `RowDataset`."""
+        return self._captions.take(pa.array(places)).to_pylist()
 
     @functools.cached_property
-    def _texts(self) -> list[str]:
-        return [text for texts in self.table["captions"][:] for text in texts]
+    def _captions(self) -> pa.Array:
+        """All captions, in the order of the table."""
+        return self._light.column("captions").combine_chunks().flatten()
 
-    def _images(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _images_of(self, items: NDArray[np.int64]) -> NDArray[np.int64]:
         """Row of the table that each sample's image is in."""
         items = items % len(self)  # a negative index counts from the end
         return items if self.captions == "sample" else np.searchsorted(self._first_item, items, side="right") - 1
@@ -94,7 +91,7 @@ class CaptionDataset(RowDataset):
     def _locate(self, keys: Sequence[SampleKey]) -> tuple[NDArray[np.int64], list[int]]:
         """Row of the table that each sample's image is in, and the number of its caption there."""
         items = np.array([key.index for key in keys], dtype=np.int64)
-        images = self._images(items)
+        images = self._images_of(items)
         if self.captions == "all":
             return images, (items % len(self) - self._first_item[images]).tolist()
         counts = self._first_item[images + 1] - self._first_item[images]

@@ -6,16 +6,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from mmhf.conventions import IGNORED_IMAGE, IGNORED_LABEL, Modality
+from mmhf.conventions import IGNORED_IMAGE, IGNORED_LABEL
 from mmhf.data.augment import Augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
-from mmhf.data.datasets import Row
-from mmhf.data.feature_cache import PART_INPUTS, STORED_IMAGE, AskedRows
+from mmhf.data.datasets import STORED_IMAGE, Row
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.mixing import BatchMixer
 from mmhf.data.modalities import ModalityMasking, names_no_image
@@ -25,6 +22,8 @@ from mmhf.errors import InputError
 logger = logging.getLogger(__name__)
 
 _BLANK_SIDE = 32
+_IMAGE_FEATURES = {"image_features", "image_hidden"}
+_FEATURES = (*sorted(_IMAGE_FEATURES), "text_features")
 
 Processor = Callable[..., Any]
 
@@ -42,22 +41,14 @@ class _Sample(NamedTuple):
     image: Image.Image | None
     text: str | None
     skipped: bool = False
-    is_own_image: bool = False
-    """Whether the image is the row's, and not a white one in its place."""
-
-
-class _Targets(NamedTuple):
-    """What rows say of what is to be learnt, one a row."""
-
-    keys: Sequence[SampleKey]
-    labels: Sequence[int] | None = None
-    image_index: Sequence[int] | None = None
-    skipped: Sequence[bool] | NDArray[np.bool_] = ()
 
 
 def blank_image() -> Image.Image:
     """Make the white image that stands for one that cannot be used; the processor gives it its size."""
     return Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE), "white")
+
+
+_BLANK = blank_image()
 
 
 def key_of(row: Row) -> SampleKey:
@@ -111,50 +102,54 @@ class ImageCollator:
         self.bad_examples = bad_examples
         self.split = split
 
-    def __call__(self, rows: Sequence[Row] | AskedRows) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Make a batch.
 
         Args:
-            rows (`list[dict]` or `AskedRows`):
+            rows (`list[dict]`):
                 B rows of a `RowDataset`.
 
         Returns:
-            `dict[str, torch.Tensor]`: what the processor gives, such as `pixel_values` (B, 3, H, W), and `labels`
-            when the rows have labels: (B,) class ids, or (B, C) probabilities from a mixer. Of `AskedRows`, the inputs
-            of those rows that need them, and a `PartInputs` under the name `PART_INPUTS`, which says which these are.
+            `dict[str, torch.Tensor]`: what the processor gives, such as `pixel_values` (B, 3, H, W), or in its place
+            the features that the rows have, such as `image_features` (B, ...), and `labels` when the rows have labels:
+            (B,) class ids, or (B, C) probabilities from a mixer.
 
         Raises:
             InputError: an image is broken and `on_bad_image` is `"raise"`.
         """
-        if isinstance(rows, AskedRows):
-            return self._collate_asked(rows)
         changes = self._changes_for(rows[0]["stage"] if self.stage_changes else 0)
         samples = [self._sample(row, changes.augmentation) for row in rows]
-        batch = self._encode(samples)
-        self._add_targets(batch, _targets(rows, samples), changes)
+        batch = {name: torch.stack([row[name] for row in rows]) for name in _FEATURES if name in rows[0]}
+        batch.update(self._encode(samples, batch))
+        self._add_targets(batch, rows, torch.tensor([sample.skipped for sample in samples]), changes)
         return batch
 
-    def _collate_asked(self, rows: AskedRows) -> dict[str, Any]:
-        changes = self._changes_for(rows.stage)
-        samples = self._asked_samples(rows, changes.augmentation)
-        batch = self._encode_asked(samples, rows)
-        skipped = np.zeros(len(rows), dtype=bool)
-        for number, sample in samples.items():
-            skipped[number] = sample.skipped
-        labels, image_index = rows.values("label"), rows.values("image_index")
-        self._add_targets(batch, _Targets(rows.sample_keys, labels, image_index, skipped), changes)
-        return {**batch, PART_INPUTS: rows.inputs}
+    def picture(self, image: Any, stage: int = 0, *, view_seed: int | None = None) -> Image.Image:
+        """One image as the processor gets it.
 
-    def _asked_samples(self, rows: AskedRows, augmentation: Augmentation | None) -> dict[int, _Sample]:
-        """The samples that inputs are made of, by number of their row."""
-        wanted = rows.read(rows.rows_without("image"))
-        return {number: self._sample(row, augmentation) for number, row in wanted.items()}
+        Args:
+            image (`dict`, *optional*):
+                A row's image; none is white.
+            stage (`int`, defaults to 0):
+                Stage of training whose random changes it gets.
+            view_seed (`int`, *optional*):
+                Seed of these changes; absent: it is as it is.
 
-    def _encode_asked(self, samples: Mapping[int, _Sample], rows: AskedRows) -> dict[str, torch.Tensor]:
-        """Inputs of the rows that need them."""
-        chosen = [samples[number] for number in rows.rows_without("image").tolist()]
-        rows.set_sound("image", [sample.is_own_image for sample in chosen])
-        return self._encode_images(chosen) if chosen else {}
+        Raises:
+            BadImageError: it cannot be decoded.
+        """
+        if names_no_image(image):
+            return blank_image()
+        decoded, augmentation = decode_image(image), self._changes_for(stage).augmentation
+        return decoded if view_seed is None or augmentation is None else _augment(decoded, augmentation, view_seed)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """What the processor makes of images: `pixel_values` (B, 3, H, W)."""
+        return dict(self.processor(images=images, return_tensors="pt"))
+
+    def encode_texts(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What the processor makes of texts, such as `input_ids` and `attention_mask` (B, T)."""
+        return dict(self.processor(text=texts))
 
     def changes_in(self, stage: int) -> RandomChanges:
         """What happens to images at random in a stage of training."""
@@ -167,45 +162,41 @@ class ImageCollator:
         image = self._load_image(row, augmentation)
         if image is None:
             return _Sample(blank_image(), _text_of(row), skipped=self.on_bad_image == "skip")
-        return _Sample(image, _text_of(row), is_own_image=not names_no_image(row["image"]))
+        return _Sample(image, _text_of(row))
 
-    def _add_targets(self, batch: dict[str, torch.Tensor], targets: _Targets, changes: RandomChanges) -> None:
+    def _encode(self, samples: Sequence[_Sample], features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The inputs that no features stand for."""
+        if _IMAGE_FEATURES.isdisjoint(features):
+            return self.encode_images([_shown(sample) for sample in samples])
+        return {}
+
+    def _add_targets(
+        self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: torch.Tensor, changes: RandomChanges
+    ) -> None:
         """Add what the model learns from; a skipped row is one that it learns nothing from."""
-        if targets.labels is None:
+        if "label" not in rows[0]:
             return
-        labels = torch.as_tensor(targets.labels, dtype=torch.int64)
-        batch["labels"] = labels.masked_fill(torch.as_tensor(targets.skipped), IGNORED_LABEL)
+        labels = torch.tensor([row["label"] for row in rows], dtype=torch.int64)
+        batch["labels"] = labels.masked_fill(skipped, IGNORED_LABEL)
         if changes.mixer is not None:
-            mixed = changes.mixer(batch["pixel_values"], batch["labels"], targets.keys)
-            batch["pixel_values"], batch["labels"] = mixed
-
-    def _encode(self, samples: Sequence[_Sample]) -> dict[str, torch.Tensor]:
-        return self._encode_images(samples)
-
-    def _encode_images(self, samples: Sequence[_Sample]) -> dict[str, torch.Tensor]:
-        return dict(self.processor(images=[sample.image for sample in samples], return_tensors="pt"))
+            keys = [key_of(row) for row in rows]
+            batch["pixel_values"], batch["labels"] = changes.mixer(batch["pixel_values"], batch["labels"], keys)
 
     def _load_image(self, row: Row, augmentation: Augmentation | None) -> Image.Image | None:
         image = row["image"]
+        if "broken" in row:
+            self._report(row, row["broken"])
+            return None
         if image is STORED_IMAGE or names_no_image(image):  # the latter was listed when the data was loaded
-            return blank_image()
+            return _BLANK
         try:
             decoded = decode_image(image)
         except BadImageError as error:
             self._report(row, str(error))
             return None
-        return decoded if augmentation is None else self._augment(decoded, augmentation, row)
-
-    def _augment(self, image: Image.Image, augmentation: Augmentation, row: Row) -> Image.Image:
-        # The CPU generator itself: torch.manual_seed would also reset the generators of accelerators.
-        generator = torch.default_generator
-        state = generator.get_state()
-        try:
-            seed = row["view_seed"] if "view_seed" in row else sample_seed(self.seed, key_of(row))
-            generator.manual_seed(seed)
-            return augmentation(image)
-        finally:
-            generator.set_state(state)
+        return (
+            decoded if augmentation is None else _augment(decoded, augmentation, sample_seed(self.seed, key_of(row)))
+        )
 
     def _report(self, row: Row, reason: str) -> None:
         if self.on_bad_image == "raise":
@@ -236,10 +227,6 @@ class ImageTextCollator(ImageCollator):
         super().__init__(processor, **options)
         self.masking = masking
 
-    def _asked_samples(self, rows: AskedRows, augmentation: Augmentation | None) -> dict[int, _Sample]:
-        numbers = np.union1d(rows.rows_without("image"), rows.rows_without("text"))
-        return {number: self._sample(row, augmentation) for number, row in rows.read(numbers).items()}
-
     def _sample(self, row: Row, augmentation: Augmentation | None) -> _Sample:
         masking = self.masking or ModalityMasking()
         text = None if masking.lacks_text(row) else row["text"]
@@ -252,43 +239,29 @@ class ImageTextCollator(ImageCollator):
             return _Sample(None, text)
         image = self._load_image(row, augmentation)
         if image is not None:
-            is_own = not names_no_image(row["image"])
-            return _Sample(image, None if dropped == "text" else text, is_own_image=is_own)
+            return _Sample(image, None if dropped == "text" else text)
         if masking.missing_image:
             return _Sample(None, text, skipped=text is None)
         return _Sample(blank_image(), text, skipped=self.on_bad_image == "skip")
 
-    def _encode(self, samples: Sequence[_Sample]) -> dict[str, torch.Tensor]:
-        images, texts = [sample.image for sample in samples], [sample.text for sample in samples]
-        if self.masking is None:
-            return dict(self.processor(images=images, text=texts))
-        hidden = self.masking.mask
-        given = {"images": None if hidden == "image" else images, "text": None if hidden == "text" else texts}
-        return dict(self.processor(**given, masks=True))
+    def encode_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """See [`ImageCollator`]."""
+        return dict(self.processor(images=images))
 
-    def _encode_asked(self, samples: Mapping[int, _Sample], rows: AskedRows) -> dict[str, torch.Tensor]:
-        batch: dict[str, torch.Tensor] = {}
-        hidden = None if self.masking is None else self.masking.mask
-        modalities: tuple[Modality, ...] = ("image", "text")
-        for modality in modalities:
-            numbers = rows.rows_without(modality)
-            chosen = [samples[number] for number in numbers.tolist()]
-            if modality == "image":
-                values: list[Any] = [sample.image for sample in chosen]
-                rows.set_sound(modality, [sample.is_own_image for sample in chosen])
-            else:
-                values = [sample.text for sample in chosen]
-                rows.set_sound(modality, [value is not None for value in values])
+    def _encode(self, samples: Sequence[_Sample], features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        hidden, masks = (None, {}) if self.masking is None else (self.masking.mask, {"masks": True})
+        given, batch = {}, {}
+        images, texts = [sample.image for sample in samples], [sample.text for sample in samples]
+        for modality, name, values in (("image", "images", images), ("text", "text", texts)):
             if hidden == modality:
                 continue
-            if values:
-                name = "images" if modality == "image" else "text"
-                batch.update(self.processor(**{name: values}, masks=self.masking is not None))
-            if self.masking is not None:
-                mask = torch.ones(len(rows), dtype=torch.int64)
-                mask[numbers] = batch.get(f"{modality}_mask", mask[numbers])
-                batch[f"{modality}_mask"] = mask
-        return batch
+            if any(each.startswith(modality) for each in features):
+                present = [value is not None for value in values]
+                if masks or not all(present):
+                    batch[f"{modality}_mask"] = torch.tensor(present, dtype=torch.int64)
+            else:
+                given[name] = values
+        return {**batch, **(self.processor(**given, **masks) if given else {})}
 
 
 class CaptionCollator(ImageCollator):
@@ -298,22 +271,22 @@ class CaptionCollator(ImageCollator):
     (B, T), cut and padded as the processor does. What a stream found on the way to a row is listed, too.
     """
 
-    def __call__(self, rows: Sequence[Row] | AskedRows) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """See [`ImageCollator`]."""
-        if self.bad_examples is not None and not isinstance(rows, AskedRows):
+        if self.bad_examples is not None:
             self.bad_examples.extend(fault for row in rows for fault in row.get("faults", ()))
         return super().__call__(rows)
 
-    def _encode(self, samples: Sequence[_Sample]) -> dict[str, torch.Tensor]:
-        images, texts = [sample.image for sample in samples], [sample.text for sample in samples]
-        return dict(self.processor(images=images, text=texts))
+    def encode_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """See [`ImageCollator`]."""
+        return dict(self.processor(images=images))
 
-    def _encode_asked(self, samples: Mapping[int, _Sample], rows: AskedRows) -> dict[str, torch.Tensor]:
+    def _encode(self, samples: Sequence[_Sample], features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # The losses need all captions, also those whose features are stored.
-        captions = dict(self.processor(text=rows.values("caption")))
-        rows.inputs.kept = tuple(captions)
-        rows.set_sound("text", [True] * len(rows.rows_without("text")))
-        return {**super()._encode_asked(samples, rows), **captions}
+        given: dict[str, Any] = {"text": [sample.text for sample in samples]}
+        if _IMAGE_FEATURES.isdisjoint(features):
+            given["images"] = [sample.image for sample in samples]
+        return dict(self.processor(**given))
 
 
 class CaptioningCollator(CaptionCollator):
@@ -323,9 +296,11 @@ class CaptioningCollator(CaptionCollator):
     to be broken under `on_bad_image: skip`. Whatever ends a caption is learnt if the processor puts it there.
     """
 
-    def _add_targets(self, batch: dict[str, torch.Tensor], targets: _Targets, changes: RandomChanges) -> None:
+    def _add_targets(
+        self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: torch.Tensor, changes: RandomChanges
+    ) -> None:
         # By the mask and not by the padding token, which is that of the end of the text in many tokenizers.
-        unlearnt = (batch["attention_mask"] == 0) | torch.as_tensor(targets.skipped)[:, None]
+        unlearnt = (batch["attention_mask"] == 0) | skipped[:, None]
         batch["labels"] = batch["input_ids"].masked_fill(unlearnt, IGNORED_LABEL)
 
 
@@ -336,17 +311,27 @@ class ContrastiveCollator(CaptionCollator):
     `on_bad_image: skip`, which takes part in nothing.
     """
 
-    def _add_targets(self, batch: dict[str, torch.Tensor], targets: _Targets, changes: RandomChanges) -> None:
-        assert targets.image_index is not None
-        index = torch.as_tensor(targets.image_index, dtype=torch.int64)
-        batch["image_index"] = index.masked_fill(torch.as_tensor(targets.skipped), IGNORED_IMAGE)
+    def _add_targets(
+        self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: torch.Tensor, changes: RandomChanges
+    ) -> None:
+        index = torch.tensor([row["image_index"] for row in rows], dtype=torch.int64)
+        batch["image_index"] = index.masked_fill(skipped, IGNORED_IMAGE)
 
 
 def _text_of(row: Row) -> str | None:
     return row["caption"] if "caption" in row else row.get("text")
 
 
-def _targets(rows: Sequence[Row], samples: Sequence[_Sample]) -> _Targets:
-    labels = [row["label"] for row in rows] if "label" in rows[0] else None
-    image_index = [row["image_index"] for row in rows] if "image_index" in rows[0] else None
-    return _Targets([key_of(row) for row in rows], labels, image_index, [sample.skipped for sample in samples])
+def _shown(sample: _Sample) -> Image.Image:
+    return blank_image() if sample.image is None else sample.image
+
+
+def _augment(image: Image.Image, augmentation: Augmentation, seed: int) -> Image.Image:
+    # The CPU generator itself: torch.manual_seed would also reset the generators of accelerators.
+    generator = torch.default_generator
+    state = generator.get_state()
+    try:
+        generator.manual_seed(seed)
+        return augmentation(image)
+    finally:
+        generator.set_state(state)

@@ -188,7 +188,7 @@ def is_exact(encoder: PreTrainedModel, run: Run, boundary: Boundary) -> bool:
     size = boundary.image_size
     noise = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     pixel_values = noise.to(device=encoder.device, dtype=encoder.dtype)
-    with _in_eval_mode(encoder):
+    with in_eval_mode(encoder):
         try:
             with torch.no_grad():
                 features = run_below(encoder, run, boundary, pixel_values).contiguous()
@@ -226,7 +226,7 @@ def _trace(encoder: PreTrainedModel, run: Run, group: str, pixel_values: Tensor)
     handles = [module.register_forward_pre_hook(enter) for module in encoder.modules()]
     handles += [module.register_forward_hook(leave) for module in encoder.modules()]
     try:
-        with torch.no_grad(), _in_eval_mode(encoder):
+        with torch.no_grad(), in_eval_mode(encoder):
             run(pixel_values)
     except _Reached:
         return calls
@@ -324,8 +324,8 @@ def _checkpointed(encoder: nn.Module) -> tuple[bool, ...]:
 
 
 @contextlib.contextmanager
-def _in_eval_mode(encoder: nn.Module) -> Iterator[None]:
-    """Without `train()`, which frozen modules refuse."""
+def in_eval_mode(encoder: nn.Module) -> Iterator[None]:
+    """Let a module and all in it behave as in evaluation for a while; without `train()`, which frozen ones refuse."""
     before = [(module, module.training) for module in encoder.modules()]
     for module, _ in before:
         module.training = False

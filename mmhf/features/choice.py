@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from mmhf.conventions import Modality
 from mmhf.data.collators import RandomChanges
+from mmhf.features.boundaries import in_eval_mode
 from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.recipe.training_sections import CacheSection
 
@@ -135,14 +136,12 @@ def measure_part(model: PreTrainedModel, part: FeaturePart, inputs: Mapping[str,
     """
     assert isinstance(model, HasFeatureParts)
     given = {name: inputs[name] for name in part.inputs if name in inputs}
-    was_training = model.training
-    model.eval()
-    counter = FlopCounterMode(display=False)
-    with counter:
-        features = model.compute_features(part, **given)
     shorter = {name: value[:, : max(value.shape[1] // 2, 1)] for name, value in given.items() if value.dim() == 2}
-    has_one_shape = not shorter or model.compute_features(part, **shorter).shape == features.shape
-    model.train(was_training)
+    counter = FlopCounterMode(display=False)
+    with in_eval_mode(model):
+        with counter:
+            features = model.compute_features(part, **given)
+        has_one_shape = not shorter or model.compute_features(part, **shorter).shape == features.shape
     return PartMeasure(tuple(features.shape[1:]), features.dtype, counter.get_total_flops()) if has_one_shape else None
 
 
@@ -286,5 +285,4 @@ def _gain(measured: PartMeasure, dtype: torch.dtype, content: str, passes: float
     compute = measured.flops / speed + _SECONDS_TO_DECODE[content]
     read = _SECONDS_TO_FIND + size / _BYTES_READ_PER_SECOND
     write = size / _BYTES_WRITTEN_PER_SECOND
-    first = compute + write
-    return passes * compute / (first + (passes - 1) * read) if passes >= 1 else 1.0
+    return passes * compute / (compute + write + passes * read) if passes >= 1 else 1.0

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.models.partition import Partition
 
-_FORMAT = 1
+_FORMAT = 2
 # Names of where something came from; the weights themselves are hashed.
 _NAMES_ONLY = ("_name_or_path", "name_or_path", "transformers_version")
 
@@ -58,7 +58,7 @@ def store_name(
     processor: Any,
     *,
     dtype: torch.dtype,
-    autocast: torch.dtype | None,
+    precision: str,
     device: torch.device,
 ) -> str:
     """Name of the store for a part's features: the same exactly where samples get the same features.
@@ -71,7 +71,7 @@ def store_name(
         part (`FeaturePart`): One of its parts.
         processor (`Any`): What makes its inputs.
         dtype (`torch.dtype`): In which features are stored.
-        autocast (`torch.dtype`, *optional*): In which the part computes under autocast.
+        precision (`str`): Accelerate's mixed precision that it computes in: `no`, `bf16`, ...
         device (`torch.device`): Where.
     """
     values = {
@@ -82,7 +82,7 @@ def store_name(
         "config": _config_of(model, part),
         "processor": _processing(processor, part),
         "dtype": str(dtype),
-        "autocast": str(autocast),
+        "precision": precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "matmul": torch.get_float32_matmul_precision(),
         "versions": [torch.__version__, transformers.__version__, timm.__version__, PIL.__version__],

@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _DESCRIPTION = "store.json"
 _RECORD = np.dtype([("digest", f"V{DIGEST_BYTES}"), ("checksum", "<u8")])
+_ROWS_AT_ONCE = 1 << 14
 _MIX = 0x9E3779B97F4A7C15
 _SEGMENT_BITS = 40
 _ROW_MASK = (1 << _SEGMENT_BITS) - 1
@@ -53,6 +54,8 @@ class _Segment:
     stem: Path
     num_rows: int = 0
     features: NDArray[np.unsignedinteger] | None = None
+    is_kept: bool = False
+    """Whether it lies in memory alone, because it could not be written."""
     _records: NDArray[np.void] = field(default_factory=lambda: np.empty(0, dtype=_RECORD))
     _verified: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
@@ -114,10 +117,16 @@ class FeatureStore:
         return sum(segment.num_rows for segment in self._segments)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"folder": self.folder, "layout": self.layout}
+        # A worker process maps the files itself; the order of the segments is what positions stand for.
+        segments = [
+            each if each.is_kept else replace(each, features=None, _verified=np.zeros_like(each.verified))
+            for each in self._segments
+        ]
+        return {**vars(self), "is_writable": False, "_writer": None, "_segments": segments}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__init__(**state)  # type: ignore[misc]  # a worker process opens the files itself
+        self.__dict__.update(state)
+        self._index()
 
     @property
     def num_bytes(self) -> int:
@@ -188,8 +197,7 @@ class FeatureStore:
         Raises:
             InputError: The disk is full or the folder cannot be written.
         """
-        rows = features.detach().to("cpu", self.layout.dtype).contiguous().view(torch.uint8).reshape(len(digests), -1)
-        contents = rows.numpy()
+        contents = self._as_bytes(features, len(digests))
         records = np.empty(len(digests), dtype=_RECORD)
         records["digest"], records["checksum"] = digests, _checksums(contents)
         if self._writer is None:
@@ -205,25 +213,54 @@ class FeatureStore:
         segment.extend(records, verified=True)
         return (self._writer << _SEGMENT_BITS) + np.arange(first, first + len(digests))
 
-    def drop_damaged(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Forget the rows whose bytes are not what was written, here and, where the folder can be written, for all.
+    def keep(self, digests: Digests, features: Tensor) -> None:
+        """Hold the features of samples in memory, as long as the store is open.
 
-        Returns:
-            `NDArray[np.bool_]`: (N,), True for those that were.
+        Args:
+            digests (`Digests`): (N,).
+            features (`Tensor`): (N, *layout.shape).
+        """
+        contents = self._as_bytes(features, len(digests))
+        segment = _Segment(Path("memory"), features=contents.view(_INTEGERS[self.layout.dtype.itemsize]), is_kept=True)
+        records = np.empty(len(digests), dtype=_RECORD)
+        records["digest"], records["checksum"] = digests, 0
+        segment.extend(records, verified=True)
+        self._segments.append(segment)
+        self._index()
+
+    def damaged(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows' bytes are not what was written; those that are, are not looked at again.
+
+        Args:
+            positions (`NDArray[np.int64]`): (N,), such as a process's share of those that will be read.
         """
         wrong = np.zeros(len(positions), dtype=bool)
-        for index, members in _by_segment(positions):
-            segment, rows = self._segments[index], positions[members] & _ROW_MASK
-            try:
-                bad = self._wrong(segment, rows, self._features(segment)[rows])
-            except (OSError, ValueError, IndexError):  # the files are gone, or shorter than they were
-                bad = np.ones(len(rows), dtype=bool)
-            wrong[members] = bad
-            for row in rows[bad].tolist():
-                segment.records["digest"][row] = bytes(DIGEST_BYTES)
-                self._erase(segment, row)
-        self._index()
+        for start in range(0, len(positions), _ROWS_AT_ONCE):
+            part = positions[start : start + _ROWS_AT_ONCE]
+            for index, members in _by_segment(part):
+                segment, rows = self._segments[index], part[members] & _ROW_MASK
+                unknown = ~segment.verified[rows]
+                try:
+                    bad = np.zeros(len(rows), dtype=bool)
+                    bad[unknown] = self._wrong(segment, rows[unknown], self._features(segment)[rows[unknown]])
+                except (OSError, ValueError, IndexError):  # the files are gone, or shorter than they were
+                    bad = np.ones(len(rows), dtype=bool)
+                segment.verified[rows[~bad]] = True
+                wrong[start : start + _ROWS_AT_ONCE][members] = bad
         return wrong
+
+    def drop(self, digests: Digests) -> None:
+        """Forget the features of samples, here and, where the folder can be written, for all."""
+        positions = self.find(digests)
+        for position in positions[positions >= 0].tolist():
+            segment, row = self._segments[position >> _SEGMENT_BITS], position & _ROW_MASK
+            segment.records["digest"][row] = bytes(DIGEST_BYTES)
+            self._erase(segment, row)
+        self._index()
+
+    def _as_bytes(self, features: Tensor, num_rows: int) -> NDArray[np.uint8]:
+        rows = features.detach().to("cpu", self.layout.dtype).contiguous()
+        return rows.view(torch.uint8).reshape(num_rows, -1).numpy()
 
     @property
     def _width(self) -> int:

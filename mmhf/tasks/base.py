@@ -23,7 +23,7 @@ from mmhf.models.backbones import is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import AugmentSection, RecipeBase
-from mmhf.tasks.feature_caching import stage_cache
+from mmhf.tasks.feature_caching import stage_features
 from mmhf.training.stages import StagePlan
 from mmhf.training.trainer import MMTrainer
 
@@ -218,7 +218,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             ),
             eval_collator=self.collator(processor, split="validation", seed=args.seed, bad_examples=bad_examples),
             processing_class=processor,
-            cache=stage_cache(self, data, plan=plan, args=args, processor=processor),
+            features=stage_features(self, data, plan=plan, args=args, processor=processor),
             **self.trainer_options(data, processor),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -12,9 +13,9 @@ from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData
 from mmhf.features.choice import CacheSetting, PartChoice, choose_parts, measure_shapes
+from mmhf.features.stage import StageFeatures
 from mmhf.recipe.schema import AugmentSection
 from mmhf.recipe.training_sections import cache_section
-from mmhf.training.stage_cache import StageCache
 from mmhf.training.stages import StagePlan
 
 if TYPE_CHECKING:
@@ -64,17 +65,18 @@ def planned_caching(
     return choose_parts(plan, cache_setting(task, data, args), lambda part: measure_shapes(plan.model, part, example))
 
 
-def stage_cache(
+def stage_features(
     task: Task[Any, Any], data: LoadedData, *, plan: StagePlan, args: TrainingArguments, processor: Any
-) -> StageCache | None:
-    """The feature cache of a run; None where the recipe turns it off."""
+) -> StageFeatures | None:
+    """The stored features of a run; None where the recipe turns them off."""
     setting = cache_setting(task, data, args)
     if setting.section.mode == "off":
         return None
     sections = [augment_of(task, index) for index in range(len(plan.stages))]
     size = task.recipe.data.image_size
-    return StageCache(
-        plan,
+    return StageFeatures(
+        plan.model,
+        functools.partial(choose_parts, plan, setting),
         setting,
         processor=processor,
         example_inputs=task.example_inputs(1, "cpu"),

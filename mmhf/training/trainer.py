@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_
 from mmhf.data.datasets import RowDataset
 from mmhf.data.streams.captions import CaptionStream
 from mmhf.errors import InputError
+from mmhf.features.stage import StageFeatures
 from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.schema import RecipeBase, StageSection
 from mmhf.training.arguments import accumulation_steps
@@ -39,7 +40,6 @@ from mmhf.training.checkpoints import (
 from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
 from mmhf.training.progress import StageLogLines, StageProgressBar
-from mmhf.training.stage_cache import StageCache
 from mmhf.training.stages import StagePlan, StagePosition
 from mmhf.training.weights import is_sharded, share_buffers
 
@@ -82,11 +82,6 @@ PRIVATE_HOOKS: Mapping[str, PrivateHook] = {
         "Trainer goes through all modules, frozen ones included, three times a step: most of one without an encoder",
         "a Trainer that clips the parameters that have gradients",
     ),
-    "_prepare_inputs": PrivateHook(
-        ("inputs",),
-        "features of frozen parts are put into a batch in place of what they are computed from",
-        "features that come with the rows",
-    ),
     "_issue_warnings_after_load": PrivateHook(
         ("load_result",),
         "a captioner's checkpoint leaves frozen backbones out, and what is tied, which is no reason for a warning",
@@ -108,7 +103,7 @@ class MMTrainer(Trainer):
             `unfreeze_on_plateau`, `ema` and `checkpoints` hold.
         eval_collator (`Callable`, *optional*): Makes batches for evaluation and prediction, without augmentation;
             absent, `data_collator` makes these too.
-        cache ([`StageCache`], *optional*): Stores the features of frozen parts; absent, they are always computed.
+        features ([`StageFeatures`], *optional*): Stores features of frozen parts; absent, they are always computed.
         kwargs: As `transformers.Trainer` takes them.
     """
 
@@ -118,11 +113,11 @@ class MMTrainer(Trainer):
         plan: StagePlan,
         recipe: RecipeBase | None = None,
         eval_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
-        cache: StageCache | None = None,
+        features: StageFeatures | None = None,
         **kwargs: Any,
     ) -> None:
         self.plan = plan
-        self.cache = cache
+        self.features = features
         self._recipe = recipe
         self._eval_collator = eval_collator
         self._average = WeightAverage(plan, recipe.ema if recipe else None)
@@ -138,12 +133,15 @@ class MMTrainer(Trainer):
             recipe.early_stopping if recipe else None,
             recipe.unfreeze_on_plateau if recipe else None,
             average=self._average,
-            features=cache,
+            features=features,
             data=self,
             save_every=recipe.checkpoints.every_epochs if recipe else 1,
         )
-        if cache is not None:
-            cache.use_precision(self.accelerator.autocast, _autocast_dtype(self.args))
+        if features is not None:
+            workers = self.args.dataloader_num_workers
+            features.use(self.accelerator, num_workers=workers, with_bar=not self.args.disable_tqdm)
+            features.attach(self.train_dataset, self.data_collator, is_training=True)
+            features.attach(self.eval_dataset, eval_collator or self.data_collator, is_training=False)
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
         show = StageLogLines if self.args.disable_tqdm else StageProgressBar
         for callback in (
@@ -224,8 +222,6 @@ class MMTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """The batches of the stage under way."""
         args, dataset = self.args, self.train_dataset
-        if self.cache is not None:
-            self.cache.attach(dataset, self.data_collator, is_training=True)
         if not self._is_seekable:
             return super().get_train_dataloader()
         assert isinstance(dataset, RowDataset)
@@ -265,13 +261,17 @@ class MMTrainer(Trainer):
     def _evaluated(self, make: Callable[[Any], DataLoader], dataset: Any, given: Any) -> DataLoader:
         collator = self.data_collator
         self.data_collator = self._eval_collator or collator
-        if self.cache is not None:
-            self.cache.attach(dataset, self.data_collator, is_training=False)
-            self.cache.check(self.state.global_step)
+        persistent = self.args.dataloader_persistent_workers
+        if self.features is not None:
+            self.features.attach(dataset, self.data_collator, is_training=False)
+            self.features.check()
+            self.args.dataloader_persistent_workers = (
+                False  # workers of one stage would not see the next one's columns
+            )
         try:
             return make(given)
         finally:
-            self.data_collator = collator
+            self.data_collator, self.args.dataloader_persistent_workers = collator, persistent
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> Any:
         epochs, *rest = super().set_initial_training_values(args, dataloader)
@@ -359,33 +359,10 @@ class MMTrainer(Trainer):
     def _losses(self) -> list[ClassificationLoss]:
         return [module for module in self.plan.model.modules() if isinstance(module, ClassificationLoss)]
 
-    def _prepare_inputs(self, inputs: dict[str, torch.Tensor | Any]) -> dict[str, torch.Tensor | Any]:
-        return super()._prepare_inputs(inputs if self.cache is None else self.cache.complete(inputs))
-
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         if is_sharded():
             return super()._clip_grad_norm(model)
         return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
-
-    def store_features(self, more: Sequence[Dataset] = ()) -> int:
-        """Compute and store, before training, what the stages will read of frozen parts.
-
-        Args:
-            more (`Sequence[Dataset]`): Data sets to look at beside those of training and evaluation.
-
-        Returns:
-            `int`: features that this process computed.
-        """
-        assert self.cache is not None
-        self.get_train_dataloader()
-        if self.eval_dataset is not None:
-            self.get_eval_dataloader()
-        for dataset in more:
-            self.get_test_dataloader(dataset)
-        args = self.args
-        return self.cache.store_ahead(
-            batch_size=args.per_device_train_batch_size, num_workers=args.dataloader_num_workers
-        )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as `transformers.Trainer` does, with the averaged weights where the recipe asks for `ema`."""
@@ -395,8 +372,8 @@ class MMTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate or predict with the same model on all processes."""
         share_buffers(self.plan.model, self.args)
-        if self.cache is not None:
-            self.cache.check(self.state.global_step)
+        if self.features is not None:
+            self.features.check()
         return super().evaluation_loop(*args, **kwargs)
 
     def _rates_by_name(self, global_step: int) -> dict[str, float]:
@@ -466,12 +443,6 @@ class _RunEvents(TrainerCallback):
     ) -> None:
         self.trainer.count_epochs()
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.trainer.cache is not None:
-            self.trainer.cache.refresh()
-
     def on_evaluate(
         self,
         args: TrainingArguments,
@@ -490,10 +461,6 @@ class _RunEvents(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.finish_checkpoint()
-
-
-def _autocast_dtype(args: TrainingArguments) -> torch.dtype | None:
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
 def _let_processes_freeze(args: TrainingArguments, plan: StagePlan) -> None:

@@ -1,0 +1,342 @@
+"""Computes the features that a store lacks, in one pass over distinct images or texts.
+
+A feature has the same bits whatever else is computed with it. Batches have one size, and are filled up; texts of one
+length go together, so that none is padded; and it is proven on the first batch of each shape that the place of a row
+in it makes no difference. Where it does, rows are computed one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from mmhf.data.collators import ImageCollator, blank_image
+from mmhf.data.datasets import RowDataset
+from mmhf.data.digests import NO_IMAGE_DIGEST, Digests
+from mmhf.data.images import BadImageError
+from mmhf.errors import InputError
+from mmhf.features.boundaries import in_eval_mode
+from mmhf.features.column import FeatureColumn
+from mmhf.features.parts import FeaturePart, HasFeatureParts
+from mmhf.features.store import FeatureStore
+from mmhf.parallel import gather, rank, world_size
+
+logger = logging.getLogger(__name__)
+
+_BATCH_SIZES = {"cpu": 8}  # larger ones gain nothing there, and lose the CPU's caches
+_BATCH_SIZE_ELSEWHERE = 128
+_TEXTS_AT_ONCE = 1024
+_MOST_BYTES_IN_MEMORY = 1 << 30
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set whose features are wanted, and the collator of its batches."""
+
+    dataset: RowDataset
+    collator: ImageCollator
+    is_training: bool
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """Distinct images or texts whose features are to be computed.
+
+    Attributes:
+        digests (`Digests`): (M,) what their features are stored under.
+        sources, places, views (`NDArray`): (M,) which source has each, where (-1: a missing image), and which
+            view it is.
+        columns (`Sequence[FeatureColumn]`): One a source.
+    """
+
+    digests: Digests
+    sources: NDArray[np.int64]
+    places: NDArray[np.int64]
+    views: NDArray[np.int64]
+    columns: Sequence[FeatureColumn]
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    @classmethod
+    def of_no_image(cls, columns: Sequence[FeatureColumn]) -> Lacking:
+        """The white image that stands for those that are missing or broken."""
+        first = np.zeros(1, dtype=np.int64)
+        return cls(NO_IMAGE_DIGEST[None], first, first - 1, first, columns)
+
+
+@dataclass
+class Filled:
+    """What a pass did, on all processes together.
+
+    Attributes:
+        num_rows, num_bytes (`int`): Features that were computed, and what they take.
+        seconds (`float`): How long it took.
+        faults (`dict[bytes, str]`): Digest of each image that cannot be decoded, and why.
+    """
+
+    num_rows: int = 0
+    num_bytes: int = 0
+    seconds: float = 0.0
+    faults: dict[bytes, str] = field(default_factory=dict)
+
+
+def find_lacking(columns: Sequence[FeatureColumn]) -> Lacking:
+    """What the store of some columns lacks; damaged features, which are dropped, are among it."""
+    store = columns[0].store
+    digests = [column.stored_digests() for column in columns]
+    sizes = [len(each) for each in digests]
+    numbers = np.concatenate([np.arange(size) for size in sizes])
+    sources = np.repeat(np.arange(len(columns)), sizes)
+    num_views = np.array([max(column.num_views, 1) for column in columns])[sources]
+    wanted = np.concatenate(digests)
+    _, firsts = np.unique(wanted.view("S16"), return_index=True)
+    firsts.sort()
+    positions = store.find(wanted[firsts])
+    lacks, present = positions < 0, np.flatnonzero(positions >= 0)
+    own = present[rank() :: world_size()]
+    damaged = wanted[firsts[own[store.damaged(positions[own])]]]
+    if world_size() > 1:  # all go by what the first process lacks and by what any finds damaged
+        agreed = [lacks]
+        broadcast_object_list(agreed)
+        lacks, damaged = agreed[0], np.concatenate(gather(damaged))
+    if len(damaged):
+        logger.warning("%s: %d stored features are damaged; they are computed anew", store.folder, len(damaged))
+        store.drop(damaged)
+        lacks = lacks | np.isin(wanted[firsts].view("S16"), damaged.view("S16"))
+    chosen = firsts[lacks]
+    places, views = np.divmod(numbers[chosen], num_views[chosen])
+    return Lacking(wanted[chosen], sources[chosen], places, views, columns)
+
+
+@dataclass
+class Filler:
+    """Computes features and stores them.
+
+    Args:
+        model (`PreTrainedModel`): Whose parts they are of.
+        autocast (`Callable`): Context of the model's passes.
+        num_workers (`int`): Processes that decode and tokenise.
+        with_bar (`bool`): Show how far it is.
+    """
+
+    model: PreTrainedModel
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    num_workers: int = 0
+    with_bar: bool = True
+
+    def fill(
+        self, part: FeaturePart, store: FeatureStore, lacking: Lacking, sources: Sequence[Source], *, stage: int = 0
+    ) -> Filled:
+        """Compute what is lacking; each process takes its share of the batches.
+
+        A batch is stored before the next one is computed. What cannot be stored is kept in memory, if it is little.
+
+        Args:
+            part ([`FeaturePart`]): What computes them.
+            store ([`FeatureStore`]): Where they go.
+            lacking ([`Lacking`]): Of what.
+            sources (`Sequence[Source]`): The data sets, one a column of `lacking`.
+            stage (`int`, defaults to 0): Stage of training whose random changes make views.
+
+        Raises:
+            InputError: Too much cannot be stored.
+        """
+        begun = time.perf_counter()
+        size = _BATCH_SIZES.get(self.model.device.type, _BATCH_SIZE_ELSEWHERE)
+        batches = _Batches(lacking, sources, size, stage)
+        faults: dict[bytes, str] = {}
+        own = _Share(batches, range(rank(), len(batches), world_size()))
+        # A generator of its own: base seeds are drawn from the global one otherwise.
+        loader = DataLoader(
+            own, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is, generator=torch.Generator()
+        )
+        compute, kept = _Computed(self.model, part, self.autocast), _Kept(store)
+        bar = tqdm(
+            total=len(lacking), unit=lacking.columns[0].content, desc=part.feature.replace("_", " "), leave=False,
+            disable=not (self.with_bar and rank() == 0 and len(lacking)),
+        )  # fmt: skip
+        with bar, in_eval_mode(self.model):
+            for members, inputs, broken in loader:
+                sound = np.array([member not in broken for member in members.tolist()], dtype=bool)
+                if sound.any():
+                    features = compute(inputs, len(members))
+                    kept.add(lacking.digests[members[sound]], features[torch.from_numpy(sound)])
+                faults.update({lacking.digests[member].tobytes(): reason for member, reason in broken.items()})
+                bar.update(min(len(members) * world_size(), len(lacking) - bar.n))
+        kept.share()
+        store.refresh()
+        faults = {digest: why for share in gather(faults) for digest, why in share.items()}
+        num_rows = len(lacking) - len(faults)
+        return Filled(num_rows, num_rows * store.layout.row_bytes, time.perf_counter() - begun, faults)
+
+
+class _Batches(Dataset[Any]):
+    """Lacking images or texts as the inputs of batches of one size."""
+
+    def __init__(self, lacking: Lacking, sources: Sequence[Source], batch_size: int, stage: int) -> None:
+        self.stage = stage
+        self.lacking = lacking
+        self.sources = sources
+        self.batch_size = batch_size
+        self.content = lacking.columns[0].content
+        every = np.arange(len(lacking))
+        groups = [every] if self.content == "image" else self._by_length(every)
+        self._batches = [
+            group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> tuple[NDArray[np.int64], dict[str, Tensor], dict[int, str]]:
+        """Which are in a batch, the inputs, filled up with copies of the first, and which images are broken."""
+        members = self._batches[number]
+        broken: dict[int, str] = {}
+        values = self._texts(members) if self.content == "text" else self._pictures(members, broken)
+        values += values[:1] * (self.batch_size - len(values))
+        collator = self.sources[0].collator
+        if self.content == "text":
+            return members, _cropped(collator.encode_texts(values)), broken
+        return members, collator.encode_images(values), broken
+
+    def _by_length(self, every: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        lengths = np.zeros(len(every), dtype=np.int64)
+        for start in range(0, len(every), _TEXTS_AT_ONCE):
+            some = every[start : start + _TEXTS_AT_ONCE]
+            mask = self.sources[0].collator.encode_texts(self._texts(some)).get("attention_mask")
+            lengths[some] = 0 if mask is None else mask.sum(dim=1).numpy()
+        return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+
+    def _texts(self, members: NDArray[np.int64]) -> list[str]:
+        found = np.empty(len(members), dtype=object)
+        for number, source in enumerate(self.sources):
+            here = self.lacking.sources[members] == number
+            if here.any():
+                found[here] = source.dataset.texts(self.lacking.places[members[here]])
+        return [text or "" for text in found]
+
+    def _pictures(self, members: NDArray[np.int64], broken: dict[int, str]) -> list[Any]:
+        pictures = []
+        for member in members.tolist():
+            place, source = int(self.lacking.places[member]), self.sources[self.lacking.sources[member]]
+            if place < 0:
+                pictures.append(blank_image())
+                continue
+            column, seed = self.lacking.columns[self.lacking.sources[member]], None
+            if column.num_views:
+                seed = column.view_seed(place, int(self.lacking.views[member]))
+            try:
+                pictures.append(source.collator.picture(source.dataset.image(place), self.stage, view_seed=seed))
+            except BadImageError as error:
+                broken[member] = str(error)
+                pictures.append(blank_image())
+        return pictures
+
+
+class _Share(Dataset[Any]):
+    """Some of the batches."""
+
+    def __init__(self, batches: _Batches, numbers: range) -> None:
+        self.batches = batches
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.batches[self.numbers[index]]
+
+
+@dataclass
+class _Computed:
+    """The features of a batch, by passes of one shape in which no row's place counts."""
+
+    model: PreTrainedModel
+    part: FeaturePart
+    autocast: Callable[[], AbstractContextManager[Any]]
+    _is_placeless: dict[tuple[int, ...], bool] = field(default_factory=dict)
+
+    def __call__(self, inputs: Mapping[str, Tensor], num_rows: int) -> Tensor:
+        given = {name: inputs[name].to(self.model.device) for name in self.part.inputs if name in inputs}
+        features = self._run(given)
+        shape = tuple(size for value in given.values() for size in value.shape)
+        if shape not in self._is_placeless:
+            moved = self._run({name: value.roll(1, dims=0) for name, value in given.items()})
+            self._is_placeless[shape] = torch.equal(moved, features.roll(1, dims=0))
+        if not self._is_placeless[shape]:
+            rows = range(num_rows)
+            features = torch.cat([self._run({n: value[row : row + 1] for n, value in given.items()}) for row in rows])
+        return features[:num_rows]
+
+    @torch.no_grad()
+    def _run(self, given: Mapping[str, Tensor]) -> Tensor:
+        assert isinstance(self.model, HasFeatureParts)
+        with self.autocast():
+            return self.model.compute_features(self.part, **given)
+
+
+@dataclass
+class _Kept:
+    """Stores features, and keeps in memory what cannot be stored."""
+
+    store: FeatureStore
+    digests: list[Digests] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
+    error: InputError | None = None
+
+    def add(self, digests: Digests, features: Tensor) -> None:
+        if not len(digests) or self.error is not None:
+            return
+        if self.store.is_writable:
+            try:
+                self.store.append(digests, features)
+                return
+            except InputError as error:
+                logger.warning("%s; they are kept in memory", error)
+                self.store.is_writable = False
+        self.digests.append(digests)
+        self.features.append(features.to("cpu", self.store.layout.dtype))
+        if sum(map(len, self.digests)) * self.store.layout.row_bytes > _MOST_BYTES_IN_MEMORY:
+            self.error = InputError(
+                f"{self.store.folder}: cannot be written, and the features are too many for memory"
+            )
+
+    def share(self) -> None:
+        """Let all processes have what any one keeps in memory.
+
+        Raises:
+            InputError: One of them keeps too much.
+        """
+        own = (self.error, self.digests, [] if self.error else self.features)
+        for error, digests, features in gather(own):
+            if error is not None:
+                raise error
+            if digests:
+                self.store.keep(np.concatenate(digests), torch.cat(features))
+
+
+def _cropped(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Texts of one length without what a tokenizer fills them up with."""
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return inputs
+    used = mask.any(dim=0)
+    return {name: value[:, used] if value.shape == mask.shape else value for name, value in inputs.items()}
+
+
+def _as_it_is(value: Any) -> Any:
+    return value

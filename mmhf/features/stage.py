@@ -1,0 +1,333 @@
+"""The stored features of a run: which parts are read now, and the columns that data sets get for them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from huggingface_hub.constants import HF_HOME
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mmhf.data.collators import ImageCollator
+from mmhf.data.datasets import RowDataset
+from mmhf.data.digests import Digests
+from mmhf.errors import InputError
+from mmhf.features.choice import CONTENT, CacheSetting, PartChoice, PartMeasure, measure_part
+from mmhf.features.column import FeatureColumn
+from mmhf.features.fill import Filler, Lacking, Source, find_lacking
+from mmhf.features.keys import part_state, store_name
+from mmhf.features.parts import FeaturePart, HasFeatureParts
+from mmhf.features.store import FeatureLayout, FeatureStore, make_room
+from mmhf.parallel import first_error, gather, rank, world_size
+from mmhf.recipe.training_sections import CacheSection
+
+if TYPE_CHECKING:
+    from mmhf.training.stages import StagePlan
+
+logger = logging.getLogger(__name__)
+
+
+Measure = Callable[[FeaturePart], PartMeasure | None]
+
+
+def features_folder(section: CacheSection) -> Path:
+    """Where stores are kept: `cache.folder`, `$MMHF_FEATURES`, or a folder beside Hugging Face's own caches."""
+    given = section.folder or os.environ.get("MMHF_FEATURES")
+    return Path(given).expanduser() if given else Path(HF_HOME) / "mmhf" / "features"
+
+
+@dataclass
+class _OpenPart:
+    """A part whose features are read now."""
+
+    choice: PartChoice
+    store: FeatureStore
+    dtype: torch.dtype
+    """What the part gives, and the model takes."""
+    state: tuple[tuple[int, int], ...]
+    """Of the part's tensors when they were last compared with the store's name."""
+    is_trusted: bool = True
+    """Whether the part's weights are those of the store."""
+
+
+@dataclass
+class _Counts:
+    """What was read and computed for one argument of `forward`."""
+
+    read: int = 0
+    computed: int = 0
+    seconds: float = 0.0
+    num_bytes: int = 0
+
+
+class StageFeatures:
+    """Gives data sets the features of what a stage freezes, as columns in the place of images and texts.
+
+    `attach` names the data sets; `enter` opens what a stage reads and computes what is lacking of it for all of them.
+
+    Args:
+        model (`PreTrainedModel`): The model.
+        choose (`Callable`): Given what measures a part, chooses for each stage its frozen parts, and whether their
+            features are stored; asked once, when it matters.
+        setting ([`CacheSetting`]): What it chooses by.
+        processor (`Any`): What makes the model's inputs.
+        example_inputs (`Mapping[str, Tensor]`): Inputs of one sample of the largest shape.
+        seed (`int`, defaults to 0): What changed views are drawn from.
+        augmentations (`Sequence[str]`, *optional*): For each stage what tells its random changes from others.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        choose: Callable[[Measure], list[list[PartChoice]]],
+        setting: CacheSetting,
+        *,
+        processor: Any,
+        example_inputs: Mapping[str, Tensor],
+        seed: int = 0,
+        augmentations: Sequence[str] = (),
+    ) -> None:
+        self.model = model
+        self._choose = choose
+        self.setting = setting
+        self.processor = processor
+        self.example_inputs = example_inputs
+        self.seed = seed
+        self.augmentations = augmentations
+        self.stage: int | None = None
+        self._filler = Filler(model)
+        self._precision = "no"
+        self._is_sharded = False
+        self._open: dict[str, _OpenPart] = {}
+        self._sources: list[Source] = []
+        self._digests: dict[tuple[int, str], tuple[Any, Digests]] = {}
+        self._counts: dict[str, _Counts] = {}
+
+    def use(self, accelerator: Accelerator, *, num_workers: int = 0, with_bar: bool = True) -> None:
+        """Say how the model computes, and with how many processes samples are read.
+
+        Args:
+            accelerator (`Accelerator`): What prepares the model; its precision is the one that counts, wherever it
+                was set.
+            num_workers (`int`, defaults to 0): Processes that decode.
+            with_bar (`bool`, defaults to `True`): Show a progress bar.
+        """
+        self._precision = str(accelerator.mixed_precision)
+        self._is_sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        self._filler = Filler(self.model, accelerator.autocast, num_workers, with_bar)
+
+    def attach(self, dataset: Any, collator: Any, *, is_training: bool) -> None:
+        """Name a data set that will be read; once a stage has begun, it gets its columns at once.
+
+        Args:
+            dataset (`Any`): Any; those that are no table of rows stay as they are.
+            collator (`Callable`): Makes its batches.
+            is_training (`bool`): Whether it is trained on, so that its images may change at random.
+        """
+        if not isinstance(dataset, RowDataset) or not isinstance(dataset.table, datasets.Dataset):
+            return
+        if not isinstance(collator, ImageCollator) or any(each.dataset is dataset for each in self._sources):
+            return
+        source = Source(dataset, collator, is_training)
+        self._sources.append(source)
+        if self.stage is not None:
+            self._give_columns([source])
+
+    @functools.cached_property
+    def choices(self) -> list[list[PartChoice]]:
+        """For each stage its frozen parts, and whether their features are stored."""
+        return self._choose(self._measure)
+
+    def enter(self, index: int) -> None:
+        """Open what a stage reads, and compute what is lacking; the stage's parts are frozen by now."""
+        self.stage = index
+        self._open = {}
+        if isinstance(self.model, HasFeatureParts):
+            self.model.use_part(None)
+        for choice in self.choices[index]:
+            if choice.is_used and not self._is_sharded:
+                self._open_part(choice)
+        self._give_columns(self._sources)
+
+    def store_ahead(self, plan: StagePlan) -> None:
+        """Compute what the stages of a plan will read of parts that no earlier stage trains."""
+        trained: set[str] = set()
+        for index, stage in enumerate(plan.stages):
+            parts = [choice.part for choice in self.choices[index]]
+            if isinstance(self.model, HasFeatureParts) and all(
+                trained.isdisjoint(self.model.part_groups(part)) for part in parts
+            ):
+                self.enter(index)
+            trained |= set(stage.curves)
+
+    def check(self) -> None:
+        """Before an evaluation, see whether the parts still hold the weights that their features were made with.
+
+        Where they do not, such as under averaged weights, evaluation reads images and texts.
+        """
+        if self.stage is None and self.choices:
+            self.enter(len(self.choices) - 1)
+        for opened in self._open.values():
+            state = part_state(self.model, opened.choice.part)
+            if state == opened.state:
+                continue
+            opened.state = state
+            is_trusted = self._name_of(opened.choice) == opened.store.folder.name
+            if is_trusted != opened.is_trusted:
+                opened.is_trusted = is_trusted
+                self._give_columns([source for source in self._sources if not source.is_training])
+
+    def facts(self) -> dict[str, str]:
+        """What was read and computed in this run, by part, in words."""
+        found = {}
+        for feature, counts in self._counts.items():
+            total = counts.read + counts.computed
+            saved = f", about {counts.read * counts.seconds / counts.computed:.0f} s saved" if counts.computed else ""
+            found[f"cache of {feature.replace('_', ' ')}"] = (
+                f"{counts.read / max(total, 1):.1%} of {total:,} rows read, {counts.computed:,} computed in "
+                f"{counts.seconds:.1f} s, {counts.num_bytes / 2**20:.1f} MiB written{saved}"
+            )
+        return found
+
+    @property
+    def num_computed(self) -> int:
+        """Features that were computed, by all processes together."""
+        return sum(counts.computed for counts in self._counts.values())
+
+    def _name_of(self, choice: PartChoice) -> str:
+        return store_name(
+            self.model,
+            choice.part,
+            self.processor,
+            dtype=choice.dtype,
+            precision=self._precision,
+            device=self.model.device,
+        )
+
+    def _measure(self, part: FeaturePart) -> PartMeasure | None:
+        example = {name: value[:1].to(self.model.device) for name, value in self.example_inputs.items()}
+        with self._filler.autocast():
+            return measure_part(self.model, part, example)
+
+    def _open_part(self, choice: PartChoice) -> None:
+        part = choice.part
+        folder = features_folder(self.setting.section) / self._name_of(choice)
+        store, error = None, None
+        try:
+            store = FeatureStore(folder, FeatureLayout(choice.shape, choice.dtype))
+        except InputError as found:
+            error = found
+        if (error := first_error(error)) is not None or store is None:
+            self._do_without(part, error)
+            return
+        measured = self._measure(part)
+        assert measured is not None
+        assert isinstance(self.model, HasFeatureParts)
+        self.model.use_part(part)
+        self._open[CONTENT[part.name]] = _OpenPart(choice, store, measured.dtype, part_state(self.model, part))
+
+    def _give_columns(self, sources: Sequence[Source]) -> None:
+        """Give data sets the columns of the parts that are open, and take away others."""
+        for source in sources:
+            source.dataset.columns = {}
+        for opened in list(self._open.values()):
+            readers = [each for each in sources if opened.choice.for_training or not each.is_training]
+            if readers and opened.is_trusted:
+                self._give_column(opened, readers)
+
+    def _give_column(self, opened: _OpenPart, sources: Sequence[Source]) -> None:
+        part = opened.choice.part
+        columns = [self._column(opened, source) for source in sources]
+        counts = self._counts.setdefault(part.feature, _Counts())
+        lacking = find_lacking(columns)
+        num_wanted = len(np.unique(np.concatenate([column.stored_digests().view("S16") for column in columns])))
+        logger.info(
+            "%s: %d of %d are stored in %s", part.feature, num_wanted - len(lacking), num_wanted, opened.store.folder
+        )
+        counts.read += num_wanted - len(lacking)
+        try:
+            self._make_room(opened.store, len(lacking))
+            if len(lacking):
+                self._fill(opened, lacking, sources)
+        except InputError as error:
+            self._do_without(part, error)
+            return
+        for source, column in zip(sources, columns, strict=True):
+            column.bind()
+            source.dataset.columns[part.feature] = column
+
+    def _column(self, opened: _OpenPart, source: Source) -> FeatureColumn:
+        part, content = opened.choice.part, CONTENT[opened.choice.part.name]
+        column = FeatureColumn(
+            part.feature, content, opened.store, opened.dtype, self._digests_of(source.dataset, content)
+        )
+        changes = self.setting.changes_in(self.stage or 0)
+        if source.is_training and content == "image" and changes.augmentation is not None:
+            described = f"{self.augmentations[self.stage or 0]} {self.seed}".encode()
+            column.num_views, column.seed = self.setting.section.views or 1, self.seed
+            column.salt = int.from_bytes(hashlib.blake2b(described, digest_size=8).digest(), "little")
+        return column
+
+    def _fill(self, opened: _OpenPart, lacking: Lacking, sources: Sequence[Source]) -> None:
+        part, store = opened.choice.part, opened.store
+        stage = self.stage or 0
+        filled = self._filler.fill(part, store, lacking, sources, stage=stage)
+        counts = self._counts[part.feature]
+        if filled.faults:
+            for column in lacking.columns:
+                column.add_faults(filled.faults)
+            blank = Lacking.of_no_image(lacking.columns)
+            if store.find(blank.digests)[0] < 0:
+                more = self._filler.fill(part, store, blank, sources, stage=stage)
+                filled.num_rows += more.num_rows
+        counts.computed += filled.num_rows
+        counts.seconds += filled.seconds
+        counts.num_bytes += filled.num_rows * store.layout.row_bytes if store.is_writable else 0
+        logger.info("%s: %d computed in %.1f s", part.feature, filled.num_rows, filled.seconds)
+
+    def _make_room(self, store: FeatureStore, num_rows: int) -> None:
+        """Look, before anything is computed, whether what is lacking has room.
+
+        Raises:
+            InputError: It has not.
+        """
+        error = None
+        if num_rows and store.is_writable and rank() == 0:
+            needed, limit = num_rows * store.layout.row_bytes, self.setting.section.max_bytes
+            try:
+                make_room(store.folder.parent, needed, max_bytes=limit, keep=store.folder)
+            except InputError as found:
+                error = found
+        if (error := first_error(error)) is not None:
+            raise error
+
+    def _digests_of(self, dataset: RowDataset, content: Any) -> Digests:
+        key = (id(dataset.table), content)
+        if key not in self._digests:
+            begun = time.perf_counter()
+            shards = gather(dataset.digests(content, shard=rank(), num_shards=world_size()))
+            digests = np.empty(sum(map(len, shards)), dtype=shards[0].dtype)
+            for number, shard in enumerate(shards):
+                digests[number :: len(shards)] = shard
+            logger.info("%d %ss hashed in %.1f s", len(digests), content, time.perf_counter() - begun)
+            self._digests[key] = (dataset.table, digests)  # (held, so that its id stays its own)
+        return self._digests[key][1]
+
+    def _do_without(self, part: FeaturePart, error: InputError | None) -> None:
+        if self.setting.section.mode == "on" and error is not None:
+            raise error
+        logger.warning("%s; the run goes on without stored %s", error, part.feature.replace("_", " "))
+        self._open.pop(CONTENT[part.name], None)

@@ -42,6 +42,7 @@ from mmhf.files import BAD_EXAMPLES_FILE, RECIPE_FILE
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import load_recipe
 from mmhf.tasks import task_of
+from mmhf.tasks.feature_caching import evaluation_features
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,9 @@ def run(options: argparse.Namespace) -> None:
         measured = {}
         for split in data.splits:
             collator = task.collator(processor, split=split, seed=0, bad_examples=bad_examples)
-            measured[split] = task.measure(task.make_evaluator(model, args, collator), data, split)
+            evaluator = task.make_evaluator(model, args, collator)
+            evaluator.read_features(evaluation_features(task, model, args=args, processor=processor))
+            measured[split] = task.measure(evaluator, data, split)
         print_metrics(options.model, measured)
         if options.output is not None:
             options.output.mkdir(parents=True, exist_ok=True)

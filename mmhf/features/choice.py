@@ -180,6 +180,11 @@ def choose_parts(
     return chosen
 
 
+def stored_dtype(section: CacheSection, measured: PartMeasure) -> torch.dtype:
+    """In which a part's features are stored: the recipe's, or the part's own."""
+    return measured.dtype if section.dtype is None else _OWN_DTYPES[section.dtype]
+
+
 def _choose(
     plan: StagePlan,
     part: FeaturePart,
@@ -196,7 +201,7 @@ def _choose(
     places = setting.places.get(content, 0) * (views or 1)
     epochs = sum(_epochs(plan, stage) for stage in run if obstacles[stage] is None)
     passes = epochs * (setting.samples_per_epoch or 0) / max(places, 1)
-    dtype = measured.dtype if setting.section.dtype is None else _OWN_DTYPES[setting.section.dtype]
+    dtype = stored_dtype(setting.section, measured)
     evaluated = setting.evaluated.get(content, 0)
     for_training = obstacles[index] is None
     if not for_training:

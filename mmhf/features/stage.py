@@ -87,6 +87,8 @@ class StageFeatures:
         example_inputs (`Mapping[str, Tensor]`): Inputs of one sample of the largest shape.
         seed (`int`, defaults to 0): What changed views are drawn from.
         augmentations (`Sequence[str]`, *optional*): For each stage what tells its random changes from others.
+        most_lacking (`float`, defaults to 1.0): Share of a data set's samples up to which features that are lacking
+            are computed; where more are, the data set is read as if there were no store. Below 1, no store is made.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class StageFeatures:
         example_inputs: Mapping[str, Tensor],
         seed: int = 0,
         augmentations: Sequence[str] = (),
+        most_lacking: float = 1.0,
     ) -> None:
         self.model = model
         self._choose = choose
@@ -107,6 +110,7 @@ class StageFeatures:
         self.example_inputs = example_inputs
         self.seed = seed
         self.augmentations = augmentations
+        self.most_lacking = most_lacking
         self.stage: int | None = None
         self._filler = Filler(model)
         self._precision = "no"
@@ -225,6 +229,8 @@ class StageFeatures:
     def _open_part(self, choice: PartChoice) -> None:
         part = choice.part
         folder = features_folder(self.setting.section) / self._name_of(choice)
+        if self.most_lacking < 1 and not folder.exists():
+            return
         store, error = None, None
         try:
             store = FeatureStore(folder, FeatureLayout(choice.shape, choice.dtype))

@@ -24,6 +24,7 @@ from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import AugmentSection, RecipeBase
 from mmhf.tasks.feature_caching import stage_features
+from mmhf.training.evaluator import Evaluator, ReadsFeatures
 from mmhf.training.stages import StagePlan
 from mmhf.training.trainer import MMTrainer
 
@@ -226,9 +227,9 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         """Parts of the model whose input training takes away at random: `vision`, `text`."""
         return set()
 
-    def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Collator) -> Trainer:
+    def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Collator) -> ReadsFeatures:
         """A trainer that only evaluates, for `measure`."""
-        return Trainer(model=model, args=args, data_collator=collator)
+        return Evaluator(model=model, args=args, data_collator=collator)
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         """A batch of the largest shape that training can meet, to plan memory with."""

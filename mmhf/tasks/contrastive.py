@@ -41,6 +41,7 @@ from mmhf.recipe.schema import ContrastiveRecipe
 from mmhf.tasks.base import Collator, Task
 from mmhf.tasks.zero_shot import ZeroShotProbe
 from mmhf.training.contrastive import ContrastiveEvaluator, ContrastiveTrainer
+from mmhf.training.evaluator import ReadsFeatures
 
 _LOSS_PROTOCOL = "Contrastive loss of the recipe among the pairs of each evaluation batch, averaged over batches."
 
@@ -110,8 +111,8 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         more = None if probe is None else functools.partial(probe.measure, split="validation")
         return {"compute_metrics": _training_metrics, "more_metrics": more}
 
-    def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Collator) -> Trainer:
-        return ContrastiveEvaluator(model=model, args=args, data_collator=collator)
+    def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Collator) -> ReadsFeatures:
+        return _Evaluator(model=model, args=args, data_collator=collator)
 
     def measure(self, trainer: Trainer, data: LoadedData, split: str) -> MeasuredRetrieval:
         dataset = CaptionDataset(_table(data, split), "all")
@@ -157,6 +158,10 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
                 "model.text.tokenizer: none is named, and one cannot be learnt from a stream; name a tokenizer"
             )
         return [caption for captions in rows["captions"] for caption in captions]
+
+
+class _Evaluator(ReadsFeatures, ContrastiveEvaluator):
+    """Measures what is trained already."""
 
 
 def _table(data: LoadedData, split: str) -> datasets.Dataset:

@@ -6,14 +6,15 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import datasets
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.conventions import Modality
 from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData
-from mmhf.features.choice import CacheSetting, PartChoice, choose_parts, measure_shapes
-from mmhf.features.stage import StageFeatures
+from mmhf.features.choice import CacheSetting, PartChoice, choose_parts, measure_shapes, stored_dtype
+from mmhf.features.parts import HasFeatureParts
+from mmhf.features.stage import Measure, StageFeatures
 from mmhf.recipe.schema import AugmentSection
 from mmhf.recipe.training_sections import cache_section
 from mmhf.training.stages import StagePlan
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from mmhf.tasks.base import Task
 
 _CONTENTS: tuple[Modality, ...] = ("image", "text")
+
+
+_MOST_LACKING = 0.5
+"""An evaluation reads stored features where at least half are there: storing what is read once gains nothing."""
 
 
 def cache_setting(task: Task[Any, Any], data: LoadedData, args: TrainingArguments) -> CacheSetting:
@@ -82,6 +87,32 @@ def stage_features(
         example_inputs=task.example_inputs(1, "cpu"),
         seed=args.seed,
         augmentations=[f"{size} {section.model_dump_json()}" if section is not None else "" for section in sections],
+    )
+
+
+def evaluation_features(
+    task: Task[Any, Any], model: PreTrainedModel, *, args: TrainingArguments, processor: Any
+) -> StageFeatures | None:
+    """What training stored of a trained model's encoders; None where the recipe turns it off."""
+    section = cache_section(task.recipe.cache)
+    if section.mode == "off":
+        return None
+
+    def choose(measure: Measure) -> list[list[PartChoice]]:
+        parts = model.feature_parts() if isinstance(model, HasFeatureParts) else ()
+        measured = {part: found for part in parts if (found := measure(part)) is not None}
+        return [
+            [
+                PartChoice(part, True, False, "", found.shape, stored_dtype(section, found), 0, 0.0, 1.0)
+                for part, found in measured.items()
+            ]
+        ]
+
+    size, nothing = task.recipe.data.image_size, RandomChanges()
+    setting = CacheSetting(section, lambda stage: nothing, (), None, {}, {}, size, args.device.type)
+    example = task.example_inputs(1, "cpu")
+    return StageFeatures(
+        model, choose, setting, processor=processor, example_inputs=example, most_lacking=_MOST_LACKING
     )
 
 

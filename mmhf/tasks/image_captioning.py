@@ -35,6 +35,7 @@ from mmhf.models.partition import Partition
 from mmhf.recipe.schema import CaptioningRecipe
 from mmhf.tasks.base import Task
 from mmhf.training.captioning import CaptioningTrainer, image_features_of, run_captioner
+from mmhf.training.evaluator import ReadsFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         decoding = ", ".join(f"{key} {value}" for key, value in self.recipe.generation.model_dump().items())
         write_captions_report(replace(run, trained={**run.trained, "decoding": decoding}), measured)
 
-    def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Any) -> Trainer:
+    def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Any) -> ReadsFeatures:
         """A trainer that only evaluates; it writes captions as the recipe says, which may not be the model's way."""
         model.generation_config = generation_config(self.recipe.generation, collator.processor)
         return super().make_evaluator(model, args, collator)

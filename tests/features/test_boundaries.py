@@ -305,6 +305,17 @@ def test_what_reads_past_the_boundary_is_refused_even_where_it_counts_for_nothin
     assert boundary is None or not is_exact(encoder, run, boundary)
 
 
+def test_what_is_read_without_a_gradient_is_refused_by_its_bits() -> None:
+    encoder = Skipping(PreTrainedConfig(), 1.0, lambda first: first.detach()).eval()
+
+    def run(images: Tensor) -> Tensor:
+        return encoder(pixel_values=images).last_hidden_state.mean(dim=(2, 3))
+
+    boundary = find_boundary(encoder, run, "layers.1", image_size=8)
+    assert boundary is not None, "the calls look sound, and autograd sees nothing"
+    assert not is_exact(encoder, run, boundary)
+
+
 class Backwards(PreTrainedModel):
     """Calls its layers in the wrong order."""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mmhf.data.collators import RandomChanges
+from mmhf.data.mixing import BatchMixer
 from mmhf.features.choice import CacheSetting, PartChoice, PartMeasure, choose_parts
 from mmhf.features.parts import VISION
 from mmhf.models.backbones import load_encoder, load_encoder_config
@@ -64,6 +65,7 @@ def test_the_whole_encoder_then_its_lower_part_then_nothing(model):
     ("changes", "why"),
     [
         ({"changes_in": lambda stage: RandomChanges(changing)}, "change at random"),
+        ({"changes_in": lambda stage: RandomChanges(None, BatchMixer(2, mixup=0.2))}, "images are mixed"),
         ({"dropped": ("vision",)}, "dropped at random"),
         ({"samples_per_epoch": None}, "a stream"),
     ],

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from mmhf.data.digests import DIGEST_BYTES, digests_of
 from mmhf.errors import InputError
+from mmhf.features import store as store_module
 from mmhf.features.store import (
     DamagedStoreError,
     FeatureLayout,
@@ -153,6 +154,29 @@ def test_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="no store can be kept there"):
         FeatureStore(tmp_path / "file" / "store", LAYOUT)
+
+
+def test_features_are_whole_before_their_records_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append, seen = store_module._append, []
+
+    def watched(path: Path, *args) -> None:
+        append(path, *args)
+        rows, records = (next(iter(tmp_path.glob(f"*.{kind}")), None) for kind in ("features", "records"))
+        seen.append([0 if each is None else each.stat().st_size for each in (rows, records)])
+
+    monkeypatch.setattr(store_module, "_append", watched)
+    FeatureStore(tmp_path, LAYOUT).append(digests(1, 2), features_of(1, 2))
+    assert seen == [[24, 0], [24, 48]], "whoever sees a record finds its features"
+
+
+def test_features_in_memory_are_found_beside_those_on_disk(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path, LAYOUT)
+    store.append(digests(1), features_of(1))
+    store.keep(digests(2, 3), features_of(2, 3))
+    positions = store.find(digests(3, 2))
+    copy = pickle.loads(pickle.dumps(store))
+    assert torch.equal(copy.read(positions), features_of(3, 2)), "positions hold in a worker process"
+    assert len(FeatureStore(tmp_path, LAYOUT)) == 1
 
 
 def test_full_disk_is_named_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import os
 import re
@@ -209,3 +210,26 @@ def test_views_are_drawn_once(tiny_recipe, succeed, tmp_path):
     succeed("train", _image_classifier(tiny_recipe, tmp_path, "again", views, **changes))
     assert computed(tmp_path / "again") == {"image features": 0}
     assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "run")
+
+
+def test_evaluate_reads_what_training_stored(tiny, succeed, caplog, tmp_path):
+    caplog.set_level(logging.INFO, "mmhf")
+    succeed("train", tiny.write("run"))
+    caplog.clear()
+    succeed("evaluate", tmp_path / "run", "--split", "test", "--output", tmp_path / "measured")
+    assert re.findall(r"image_features: (\d+) of (\d+) are stored", caplog.text) == [("12", "12")]
+    one, other = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("run", "measured"))
+    assert other == pytest.approx({name: one[name] for name in other})
+
+
+def test_a_boundary_within_an_epoch_with_workers(tiny_recipe, succeed, tmp_path):
+    stages = [
+        {"name": "head", "steps": 4, "train": "head"},
+        {"name": "top", "steps": 4, "train": ["head", "vision:last 2"], "batch_norm": "frozen"},
+        {"name": "all", "steps": 3, "train": "all", "batch_norm": "frozen"},
+    ]
+    on = {"mode": "on", "folder": str(tmp_path / "features")}
+    workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+    succeed("train", _image_classifier(tiny_recipe, tmp_path, "plain", "off", stages=stages))
+    succeed("train", _image_classifier(tiny_recipe, tmp_path, "run", on, stages=stages, training=workers))
+    check_equal(tmp_path / "run", tmp_path / "plain", tolerance=1e-4)

@@ -161,7 +161,7 @@ def _image_paths(captions: CaptionFile, folder: Path | None) -> list[str | None]
     return [inside.path_of(name) for name in names]
 
 
-def _clip_scores(clip: str, captions: CaptionFile, paths: Sequence[str | None]) -> Sequence[float]:
+def _clip_scores(clip: str, captions: CaptionFile, paths: Sequence[str | None]) -> list[float]:
     images = [path for path in paths if path is not None]
     if len(images) < len(captions.ids):
         raise InputError("--clip needs the images: name their folder with --images")
@@ -169,7 +169,7 @@ def _clip_scores(clip: str, captions: CaptionFile, paths: Sequence[str | None]) 
         scores = ClipScorer.from_pretrained(clip).score(images, captions.predictions)
     except BadImageError as error:
         raise InputError(f"--clip: an image cannot be read: {error}; leave its prediction out") from error
-    return scores.tolist()
+    return [float(score) for score in scores]
 
 
 def _write_captions(

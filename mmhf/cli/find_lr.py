@@ -22,7 +22,7 @@ from mmhf.hub import resolve_model
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.recipe import ResolvedRecipe, load_recipe
 from mmhf.recipe.nearest import did_you_mean, nearest_names
-from mmhf.recipe.schema import Recipe
+from mmhf.recipe.schema import RecipeBase
 from mmhf.tasks import task_of
 from mmhf.training.arguments import build_stage_plan, training_arguments
 from mmhf.training.lr_range import (
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
         _print_suggestions(measured, stage, path)
 
 
-def _with_one_stage(recipe: Recipe, name: str | None) -> Recipe:
+def _with_one_stage(recipe: RecipeBase, name: str | None) -> RecipeBase:
     """The recipe without the stages that are not tried."""
     by_name = {stage.name: stage for stage in recipe.stages or []}
     if name is None and not by_name:

@@ -7,7 +7,6 @@ mmhf verify ORG/NAME@v1.8 data.path=data/fakeddit --tolerance 1e-3
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import tempfile
@@ -17,7 +16,7 @@ from huggingface_hub import ModelCard
 
 from mmhf.cli import evaluate
 from mmhf.errors import InputError
-from mmhf.files import METRICS_FILE, RECIPE_FILE
+from mmhf.files import METRICS_FILE, RECIPE_FILE, read_json_object
 from mmhf.hub.manifest import read_release
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import load_recipe
@@ -78,7 +77,7 @@ def _measure_again(options: argparse.Namespace, path: Path) -> dict[str, float]:
         arguments = [str(path), *options.overrides, "--output", scratch, "--batch-size", str(options.batch_size)]
         arguments += [part for split in options.split or [] for part in ("--split", split)]
         evaluate.run(parser.parse_intermixed_args(arguments))
-        return json.loads((Path(scratch) / METRICS_FILE).read_text(encoding="utf-8"))
+        return read_json_object(Path(scratch) / METRICS_FILE)
 
 
 def _is_close(said: float, found: float | None, tolerance: float) -> bool:

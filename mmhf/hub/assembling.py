@@ -124,7 +124,7 @@ def assemble(
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         str(values["task"])
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(f"{path.name}: not a resolved recipe, it has no `task`; cannot be released") from error

@@ -14,7 +14,7 @@ from mmhf.recipe.schema import (
     FusionRecipe,
     ImageClassificationRecipe,
     OptimizerSection,
-    Recipe,
+    RecipeBase,
     Section,
     StageSection,
 )
@@ -23,7 +23,7 @@ _OPTIMIZER_FIELDS = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_ep
 _LENGTH_FIELDS = ("num_train_epochs", "max_steps")
 
 
-def combination_problems(recipe: Recipe) -> list[Problem]:
+def combination_problems(recipe: RecipeBase) -> list[Problem]:
     """Everything in a recipe of valid values that contradicts something else in it."""
     return [
         *_model_problems(recipe),
@@ -34,7 +34,7 @@ def combination_problems(recipe: Recipe) -> list[Problem]:
     ]
 
 
-def _model_problems(recipe: Recipe) -> Iterator[Problem]:
+def _model_problems(recipe: RecipeBase) -> Iterator[Problem]:
     if isinstance(recipe, ClassificationRecipe) and recipe.model.reset_head and recipe.init_from is None:
         yield Problem(("model", "reset_head"), "a new head replaces that of `init_from`, which is absent", "true")
     for name in ("freeze_vision", "freeze_text", "freeze_language"):
@@ -43,7 +43,7 @@ def _model_problems(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(("model", name), what, shown(_given(recipe.model)[name]))
 
 
-def _stage_problems(recipe: Recipe) -> Iterator[Problem]:
+def _stage_problems(recipe: RecipeBase) -> Iterator[Problem]:
     if recipe.stages is None:
         return
     for name in _LENGTH_FIELDS:
@@ -87,7 +87,7 @@ def _warmup_problems(warmup: float, steps: int | None, path: KeyPath) -> Iterato
         yield Problem(path, f"leaves nothing of a stage of {steps} steps", shown(warmup))
 
 
-def _optimizer_problems(recipe: Recipe) -> Iterator[Problem]:
+def _optimizer_problems(recipe: RecipeBase) -> Iterator[Problem]:
     for index, stage in enumerate(recipe.stages or []):
         for path, optimizer in _by_selector(stage.optimizer, ("stages", index, "optimizer")):
             yield from _option_problems(optimizer, path)
@@ -135,7 +135,7 @@ def _best_model_problems(training: dict[str, Any]) -> Iterator[Problem]:
         yield Problem(path, f"save_strategy ({save}) and eval_strategy ({evaluate}) must be the same", "true")
 
 
-def _between_sections(recipe: Recipe) -> Iterator[Problem]:
+def _between_sections(recipe: RecipeBase) -> Iterator[Problem]:
     smooths = isinstance(recipe, ClassificationRecipe) and recipe.loss.label_smoothing > 0
     if smooths and "label_smoothing_factor" in recipe.training:
         what = "`loss.label_smoothing` is given too, remove one of the two"
@@ -154,7 +154,7 @@ def _between_sections(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(path, "needs evaluations while training, but `training.eval_strategy` is no")
 
 
-def _evaluation_users(recipe: Recipe) -> Iterator[KeyPath]:
+def _evaluation_users(recipe: RecipeBase) -> Iterator[KeyPath]:
     """Keys that are given and read metrics while training."""
     if recipe.early_stopping is not None:
         yield ("early_stopping",)
@@ -166,14 +166,14 @@ def _evaluation_users(recipe: Recipe) -> Iterator[KeyPath]:
                 yield ("stages", index, key)
 
 
-def _text_problems(recipe: Recipe) -> Iterator[Problem]:
+def _text_problems(recipe: RecipeBase) -> Iterator[Problem]:
     if isinstance(recipe, ImageClassificationRecipe):
         for name in ("text", "max_length", "on_empty_text"):
             if (given := _given(recipe.data).get(name)) not in (None, "mask"):
                 yield Problem(("data", name), "an image classifier reads no texts, remove it", shown(given))
 
 
-def _statistics_problems(recipe: Recipe) -> Iterator[Problem]:
+def _statistics_problems(recipe: RecipeBase) -> Iterator[Problem]:
     if recipe.data.mean_std == "computed":
         path = ("data", "mean_std")
         if not isinstance(recipe, ClassificationRecipe):
@@ -182,14 +182,14 @@ def _statistics_problems(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(path, "`init_from` has images normalised as its parent was trained, remove one", "computed")
 
 
-def _masking_problems(recipe: Recipe) -> Iterator[Problem]:
+def _masking_problems(recipe: RecipeBase) -> Iterator[Problem]:
     for name in ("on_bad_image", "on_empty_text"):
         if _given(recipe.data).get(name) == "mask" and not isinstance(recipe, FusionRecipe):
             what = "only a model of images and texts can go by one of them alone (task: image-text-classification)"
             yield Problem(("data", name), what, "mask")
 
 
-def _mixing_problems(recipe: Recipe) -> Iterator[Problem]:
+def _mixing_problems(recipe: RecipeBase) -> Iterator[Problem]:
     if isinstance(recipe, ImageClassificationRecipe):
         return
     sections: list[tuple[KeyPath, AugmentSection | None]] = [(("data", "augment"), recipe.data.augment)]
@@ -201,7 +201,7 @@ def _mixing_problems(recipe: Recipe) -> Iterator[Problem]:
                 yield Problem((*path, name), what, shown(_given(augment)[name]))
 
 
-def _contrastive_problems(recipe: Recipe) -> Iterator[Problem]:
+def _contrastive_problems(recipe: RecipeBase) -> Iterator[Problem]:
     for index, stage in enumerate(recipe.stages or []):
         if stage.label_smoothing is not None and not isinstance(recipe, ClassificationRecipe):
             path = ("stages", index, "label_smoothing")

@@ -57,11 +57,12 @@ class Node:
         return self.value
 
     def child(self, part: str | int) -> Node | None:
+        found: Node | None = None
         if isinstance(self.value, dict):
-            return self.value.get(part)
-        if isinstance(self.value, list) and isinstance(part, int) and part < len(self.value):
-            return self.value[part]
-        return None
+            found = self.value.get(part)
+        elif isinstance(self.value, list) and isinstance(part, int) and part < len(self.value):
+            found = self.value[part]
+        return found
 
     def find(self, path: KeyPath) -> Node | None:
         """The node at `path`, if something was written there."""

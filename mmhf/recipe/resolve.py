@@ -16,7 +16,7 @@ from mmhf.recipe.combinations import combination_problems
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.node import KeyPath, Node, Origin, Problem, as_input_error, dotted, merge, shown
 from mmhf.recipe.overrides import apply_overrides, parse_override
-from mmhf.recipe.schema import RECIPE_BY_TASK, Recipe, RecipeBase
+from mmhf.recipe.schema import RECIPE_BY_TASK, RecipeBase
 from mmhf.recipe.schema_tree import alternatives, annotation_at, is_section, key_paths, sections_for
 from mmhf.recipe.training_arguments import training_fields, training_problems, without_unset_fields
 from mmhf.recipe.validation import check_section, tag_problems
@@ -35,7 +35,7 @@ class ResolvedRecipe:
             value. Fields of `training:` that nobody gave are TrainingArguments' own defaults and are not listed.
     """
 
-    recipe: Recipe
+    recipe: RecipeBase
     name: str
     path: Path | None
     provenance: dict[str, str]

@@ -151,6 +151,7 @@ class RecipeBase(Section):
 class ClassificationRecipe(RecipeBase):
     """What the recipes of all classifiers have in common."""
 
+    model: FusionModelSection | ImageClassifierModelSection
     data: DataSection
     loss: LossSection = LossSection()
     sampling: SamplingSection | None = None
@@ -194,9 +195,6 @@ class ContrastiveRecipe(RecipeBase):
     contrastive: ContrastiveSection = ContrastiveSection()
     evaluation: ContrastiveEvaluationSection = ContrastiveEvaluationSection()
 
-
-Recipe = FusionRecipe | ImageClassificationRecipe | ContrastiveRecipe | CaptioningRecipe
-"""Any recipe: the union of the tasks' recipes."""
 
 for _module in pkgutil.iter_modules(recipe.__path__):
     if _module.name.endswith("_recipe"):

@@ -52,7 +52,8 @@ def row_weights(section: SamplingSection, rows: datasets.Dataset | datasets.Iter
     values = rows.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
     # A missing value is a class of its own.
     classes = values.dictionary_encode(null_encoding="encode").indices.to_numpy()
-    return (np.bincount(classes).astype(np.float64) ** -section.power)[classes]
+    weights: NDArray[np.float64] = (np.bincount(classes).astype(np.float64) ** -section.power)[classes]
+    return weights
 
 
 def _class_weights(weights: str | Sequence[float] | None, data: LoadedData) -> list[float] | None:

@@ -58,8 +58,9 @@ def cache_setting(task: Task[Any, Any], data: LoadedData, args: TrainingArgument
 def augment_of(task: Task[Any, Any], stage: int) -> AugmentSection | None:
     """The random changes of a stage of a task's recipe."""
     stages = task.recipe.stages or []
-    own = stages[stage].augment if stage < len(stages) else None
-    return task.recipe.data.augment if own is None else own
+    own: AugmentSection | None = stages[stage].augment if stage < len(stages) else None
+    everywhere: AugmentSection | None = task.recipe.data.augment
+    return everywhere if own is None else own
 
 
 def planned_caching(

@@ -22,9 +22,13 @@ class ImageClassification(ClassificationTask[ImageClassificationRecipe]):
     collator_class = ImageCollator
 
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> BaseImageProcessor:
+        processor: BaseImageProcessor
         if parent is not None:
-            return AutoImageProcessor.from_pretrained(parent)
-        return self.normalised_by_data(image_processor_of(self.recipe.model.vision, self.recipe.data), data)
+            processor = AutoImageProcessor.from_pretrained(parent)
+        else:
+            own = image_processor_of(self.recipe.model.vision, self.recipe.data)
+            processor = self.normalised_by_data(own, data)
+        return processor
 
     def _fresh_model(self, **options: Any) -> BackboneForImageClassification:
         return build_image_classifier(self.recipe.model, **options)

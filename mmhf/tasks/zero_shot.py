@@ -62,7 +62,8 @@ class ZeroShotProbe:
 
     def _embed_texts(self, trainer: Trainer, texts: Sequence[str]) -> torch.Tensor:
         inputs = self.processor(text=list(texts)).to(trainer.args.device)
-        return _model(trainer)(**inputs).text_embeds
+        embeds: torch.Tensor = _model(trainer)(**inputs).text_embeds
+        return embeds
 
     @torch.no_grad()
     def _embed_images(self, trainer: Trainer, rows: datasets.Dataset, split: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.errors import InputError
-from mmhf.recipe.schema import ContrastiveRecipe, Recipe, RecipeBase, StageSection
+from mmhf.recipe.schema import ContrastiveRecipe, RecipeBase, StageSection
 from mmhf.recipe.training_sections import greater_is_better
 from mmhf.training.stages import StagePlan
 
@@ -18,11 +18,11 @@ from mmhf.training.stages import StagePlan
 _DEFAULTS: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": 2, "logging_steps": 10}
 
 
-def training_arguments(recipe: Recipe, output_dir: str, *, has_validation: bool) -> TrainingArguments:
+def training_arguments(recipe: RecipeBase, output_dir: str, *, has_validation: bool) -> TrainingArguments:
     """Build the arguments of the Trainer.
 
     Args:
-        recipe (`Recipe`): The validated recipe.
+        recipe (`RecipeBase`): The validated recipe.
         output_dir (`str`): The run folder.
         has_validation (`bool`): Whether there is a split to evaluate on during training.
 
@@ -48,11 +48,12 @@ def training_arguments(recipe: Recipe, output_dir: str, *, has_validation: bool)
     return args
 
 
-def _needs_evaluations(recipe: Recipe) -> str | None:
+def _needs_evaluations(recipe: RecipeBase) -> str | None:
     stages = recipe.stages or []
     users = {
         "early_stopping": recipe.early_stopping is not None,
-        "unfreeze_on_plateau": any(each.unfreeze_on_plateau is not None for each in [recipe, *stages]),
+        "unfreeze_on_plateau": recipe.unfreeze_on_plateau is not None
+        or any(stage.unfreeze_on_plateau is not None for stage in stages),
         "carry_best": any(stage.carry_best is not None for stage in stages),
     }
     return next((name for name, used in users.items() if used), None)
@@ -96,7 +97,7 @@ def steps_per_epoch(
     return max(math.ceil(per_process / (accumulation or args.gradient_accumulation_steps)), 1)
 
 
-def recipe_stages(recipe: Recipe, args: TrainingArguments) -> list[StageSection]:
+def recipe_stages(recipe: RecipeBase, args: TrainingArguments) -> list[StageSection]:
     """The recipe's stages; without any, one that trains all that `freeze_*` leaves, for as long as `training` says."""
     if recipe.stages is not None:
         return list(recipe.stages)
@@ -106,13 +107,13 @@ def recipe_stages(recipe: Recipe, args: TrainingArguments) -> list[StageSection]
 
 
 def build_stage_plan(
-    model: PreTrainedModel, recipe: Recipe, args: TrainingArguments, num_rows: int | None
+    model: PreTrainedModel, recipe: RecipeBase, args: TrainingArguments, num_rows: int | None
 ) -> StagePlan:
     """Resolve the recipe's stages against a model.
 
     Args:
         model (`PreTrainedModel`): The model, on any device, the meta device included.
-        recipe (`Recipe`): The validated recipe.
+        recipe (`RecipeBase`): The validated recipe.
         args (`TrainingArguments`): Gives batch size, processes, rate and schedule where a stage is silent.
         num_rows (`int`, *optional*): Rows of the training split; None when it is a stream of unknown length.
     """

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metadata", type=Path, help="training_metadata_*.json; absent: the one beside it")
     parser.add_argument("--vision", default="openai/clip-vit-base-patch32", help="its CLIP: a Hub name or a folder")
     parser.add_argument("--language", default="Qwen/Qwen3-0.6B-Base", help="its Qwen: a Hub name or a folder")
-    parser.add_argument("--include-frozen", action="store_true", help="store CLIP and Qwen, too")
+    parser.add_argument("--include-frozen", action="store_true", help="also store CLIP and Qwen")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _recipe(options: argparse.Namespace, checkpoint: SeedCheckpoint, prompt: str) -> dict[str, object]:
-    """The recipe that goes on from there, with the seed's values."""
+    """A recipe with the seed's values that continues from the converted model."""
     settings = checkpoint.hyperparameters
     stage = {
         "name": "projector",

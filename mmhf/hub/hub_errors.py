@@ -1,4 +1,4 @@
-"""What goes wrong between us and the Hub: silence is noticed soon, failures are tried again where that helps."""
+"""Errors of the Hub and the network: a quick check for an answer, retries where they help, one-line messages."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ _REASONS = {
 
 
 def with_retries(action: Callable[[], T]) -> T:
-    """Do something that may be done twice, again after 1 s and 4 s when the failure may pass (429, 5xx, a cut line).
+    """Retry an idempotent action after 1 s and 4 s if the failure may be temporary (429, 5xx, a lost connection).
 
-    A server that says how long to wait is believed, up to a minute.
+    If the server says how long to wait, that counts, up to a minute.
     """
     for wait in _WAITS:
         try:
@@ -63,7 +63,7 @@ def with_retries(action: Callable[[], T]) -> T:
 
 @contextmanager
 def named_hub_errors(what: str) -> Iterator[None]:
-    """Turn whatever the Hub or the network does into one line that begins with `what`.
+    """Turn errors of the Hub and the network into a one-line message that begins with `what`.
 
     Raises:
         UnreachableError: The Hub does not answer.
@@ -78,7 +78,7 @@ def named_hub_errors(what: str) -> Iterator[None]:
 
 
 def explain(error: Exception, what: str) -> InputError:
-    """One line about a failure: what was done, what the Hub said, and the way out; no token is in it."""
+    """A one-line error: what was attempted, what the Hub said, and what to do. Tokens are removed."""
     status = status_of(error)
     detail = redact(_one_line(error))
     if status in _REASONS:
@@ -93,7 +93,7 @@ def explain(error: Exception, what: str) -> InputError:
 
 
 def is_hub_error(error: BaseException) -> bool:
-    """Whether an exception comes from the Hub or the way there, and not from this machine or our own code."""
+    """Whether an exception comes from the Hub or the network, and not from this machine or our own code."""
     if isinstance(error, InputError):
         return False
     if _cause_of(error, _HTTP_ERROR) is not None or isinstance(error, (HFValidationError, LocalEntryNotFoundError)):
@@ -130,7 +130,7 @@ def _cause_of(error: BaseException, kind: type[BaseException]) -> BaseException 
 
 
 def _one_line(error: BaseException) -> str:
-    """The server's own words where there are some, else the error's first line."""
+    """The server's message if there is one, else the first lines of the error."""
     cause = _cause_of(error, HfHubHTTPError)
     if isinstance(cause, HfHubHTTPError) and cause.server_message:
         error = Exception(cause.server_message)
@@ -141,10 +141,10 @@ def _one_line(error: BaseException) -> str:
 
 
 def use_caches_if_hub_is_silent(seconds: float) -> None:
-    """Switch transformers and datasets to what they have cached unless the Hub answers in time.
+    """Switch transformers and datasets to their caches unless the Hub answers in time.
 
-    They would ask six times for each file, with pauses that add up to 23 s without a network and to minutes behind a
-    firewall that swallows packets.
+    Otherwise they retry five times for each file: 23 s without a network, minutes behind a firewall that drops
+    packets.
 
     Args:
         seconds (`float`): How long to wait, name resolution included.

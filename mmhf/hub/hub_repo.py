@@ -32,7 +32,7 @@ _CONFLICT = 409
 def download_model(repo: str, revision: str | None, *, only: Sequence[str] | None = None, verify: bool = True) -> Path:
     """Download a repository, or take it from the cache.
 
-    A release whose files do not have the hashes recorded in it is downloaded a second time before it is refused.
+    If the files of a release do not match their recorded hashes, it is downloaded once more before it is refused.
 
     Args:
         repo (`str`): `ORG/NAME`.
@@ -133,7 +133,7 @@ class HubRepo:
         return str(with_retries(self._api.whoami)["name"])
 
     def create(self, *, private: bool) -> None:
-        """Make the repository unless it is there; one that is there stays as public or private as it is."""
+        """Create the repository if it does not exist; the visibility of an existing one is not changed."""
         with_retries(lambda: self._api.create_repo(self.name, private=private or None, exist_ok=True))
 
     def refs(self) -> Refs | None:
@@ -163,7 +163,7 @@ class HubRepo:
         return all(name in found and _is_same(found[name], path) for name, path in files.items())
 
     def create_branch(self, branch: str, revision: str) -> None:
-        """Make a branch at a commit, or find it there."""
+        """Create a branch at a commit, unless it is there already."""
 
         def create() -> None:
             try:
@@ -186,7 +186,7 @@ class HubRepo:
         with_retries(delete)
 
     def create_tag(self, tag: str, revision: str) -> None:
-        """Set a tag at a commit, or find it there; whoever set it elsewhere was first, and is not overruled."""
+        """Set a tag at a commit, unless it is there already. One that somebody set elsewhere is an error."""
 
         def create() -> None:
             try:
@@ -209,18 +209,18 @@ class HubRepo:
         with_retries(delete)
 
     def commit(self, branch: str, parent: str, files: Mapping[str, Path], message: str) -> str:
-        """Make one commit that leaves the branch with these files and without those of the release before.
+        """Make one commit that adds these files to the branch and removes those of the previous release.
 
-        What the Hub has already is not sent: large files by their hash, small ones where they stand in the parent.
+        Files that the Hub already has are not sent again.
 
         Args:
             branch (`str`): Branch.
-            parent (`str`): What the branch must be at; anything else means that somebody else has pushed.
+            parent (`str`): The commit that the branch must be at; another one means that somebody else has pushed.
             files (`Mapping[str, Path]`): Name in the repository → file.
             message (`str`): Commit message.
 
         Returns:
-            `str`: The new commit, or the branch's own when it holds these files already.
+            `str`: The new commit, or the branch's current one if it has these files already.
         """
         before = self.release_at(parent)
         gone = [] if before is None else sorted({*before.files, RELEASE_FILE} - files.keys())
@@ -251,5 +251,5 @@ def _is_same(entry: RepoFile, path: Path) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _sha256(path: Path, changed: int) -> str:
-    """Of weights, which are asked for several times in one push."""
+    """Cached, because one push asks for the hash of the weights several times."""
     return file_sha256(path)

@@ -1,4 +1,4 @@
-"""What a run folder remembers of its origin, until it is released."""
+"""The parent and data of a run, kept in its folder until it is released."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmhf.recipe.schema import ReleaseSection
 
 
 def write_lineage(run_dir: Path, parent: ReleaseReference | None, data_fingerprint: dict[str, str]) -> None:
-    """Note in a run folder where its training starts from and which rows it sees.
+    """Record in a run folder which release its training starts from and which rows it sees.
 
     Args:
         run_dir (`Path`): The run folder.
@@ -37,7 +37,7 @@ def check_release_is_possible(settings: ReleaseSection) -> None:
 
 
 def release_run(run_dir: Path, settings: ReleaseSection) -> str:
-    """Keep a finished run as a version, with the parent and data that its folder remembers.
+    """Release a finished run, with the parent and data recorded in its folder.
 
     Args:
         run_dir (`Path`): The run folder.
@@ -62,7 +62,7 @@ def release_run(run_dir: Path, settings: ReleaseSection) -> str:
 
 
 def recipe_settings(run_dir: Path) -> dict[str, object]:
-    """What the run's own recipe says under `release:`, to be completed on the command line; empty when nothing."""
+    """The `release:` section of the run's recipe, to be completed on the command line; empty if there is none."""
     path = run_dir / RECIPE_FILE
     if not path.is_file():
         raise InputError(f"{run_dir}: no {RECIPE_FILE}; name the folder of a run that has finished")
@@ -71,7 +71,7 @@ def recipe_settings(run_dir: Path) -> dict[str, object]:
 
 
 def release_settings(values: dict[str, object]) -> ReleaseSection:
-    """Validate what was gathered for a release; raises `InputError` with the first problem, in one line."""
+    """Validate the settings of a release; raises `InputError` with the first problem, in one line."""
     try:
         return ReleaseSection.model_validate(values)
     except ValidationError as error:

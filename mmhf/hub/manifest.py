@@ -59,7 +59,7 @@ class ReleaseReference:
 
 @dataclass(frozen=True)
 class ReleaseNotes:
-    """What a release says of itself beyond what its run folder holds.
+    """What a release records in addition to its run folder.
 
     Args:
         name (`str`): Name of the model, for the card's title.
@@ -207,7 +207,7 @@ class Version:
 
 
 def environment() -> dict[str, str]:
-    """Versions of Python, the platform and the packages that decide what a model computes."""
+    """Versions of Python, the platform and the packages that affect what a model computes."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
@@ -218,7 +218,7 @@ def environment() -> dict[str, str]:
 
 
 def code_version() -> dict[str, str | None]:
-    """`version` of mmhf and, when it runs from a checkout, `git_commit`; `+changes` marks uncommitted edits."""
+    """`version` of mmhf and, in a git checkout, `git_commit`, with `+changes` if there are uncommitted edits."""
     return {"version": __version__, "git_commit": _git_commit(Path(__file__).resolve().parents[1])}
 
 

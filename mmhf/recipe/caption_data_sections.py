@@ -113,7 +113,7 @@ class StreamSection(Section):
     """How a stream is read."""
 
     shuffle_buffer: PositiveInt = 1000
-    """Samples of the training split that each reader holds and hands out in random order; files are shuffled, too."""
+    """Size of each reader's shuffle buffer, in training samples; the order of files is also shuffled."""
     seed: int = 42
     epoch_samples: PositiveInt | None = None
     """Samples of the training split in an epoch, over all processes; absent: all, counted once. When it is given,

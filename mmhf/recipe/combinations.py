@@ -1,4 +1,4 @@
-"""Values that are right one by one and impossible together."""
+"""Checks of valid values that contradict each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The valid names nearest to one that was mistyped."""
+"""Suggestions for mistyped names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe as it was written, values that remember where they come from, and what is wrong with it."""
+"""A recipe as a tree of values with their origins (file and line, or override), and the problems found in it."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Problem:
         what: what is wrong with it, and the way out.
         got: the value as messages show it; absent when there is none.
         nearest: valid names that the user may have meant.
-        is_secret: the value must not be repeated, as it was written on the command line neither.
+        is_secret: the value must not be shown, nor the override that it came from.
     """
 
     path: KeyPath
@@ -135,7 +135,7 @@ class Problem:
     is_secret: bool = False
 
     def line(self, origin: Origin) -> str:
-        """The line that the user reads."""
+        """The message for the user."""
         got = "" if self.got is None else f"; got {self.got}"
         key = f"{dotted(self.path)}: ".replace("\n", "\\n") if self.path else ""
         place = origin.place.partition("=")[0] if self.is_secret else origin.place

@@ -84,7 +84,7 @@ class ReleaseSection(Section):
     version: Annotated[str, Field(pattern=r"^v?\d+(\.\d+){0,2}([-_.][0-9A-Za-z]+)*$")]
     """In quotes, as "1.8": YAML reads an unquoted 1.10 as 1.1."""
     include_frozen: bool = False
-    """Captioners: store the encoders that were never trained, too, and not only where they come from."""
+    """Captioners: also store the encoders that were never trained, instead of a reference to their origin."""
     push: bool = False
     """Release to the Hub and not to a folder."""
     private: bool = False

@@ -1,4 +1,4 @@
-"""pydantic's errors in the words and places of a recipe."""
+"""Turns pydantic's errors into messages about keys and lines of a recipe."""
 
 from __future__ import annotations
 

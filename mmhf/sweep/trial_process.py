@@ -1,4 +1,4 @@
-"""A trial in a process of its own, so that nothing of it stays behind and its end ends nothing else."""
+"""Runs each trial in a separate process, so that it leaves no state behind and a crash does not stop the sweep."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmhf.errors import InputError
 
 _KILL_AFTER = 30.0
 
-# A forked server that has imported everything starts a trial at once; where there is none, each imports anew.
+# A fork server has imported everything already, so that a trial starts at once; Windows has none.
 if sys.platform == "win32":
     _CONTEXT = multiprocessing.get_context("spawn")
 else:
@@ -28,7 +28,7 @@ Train = Callable[["TrialOrder", list[TrainerCallback]], None]
 
 
 class PrunedTrialError(Exception):
-    """Unwinds a training that its sweep has given up."""
+    """Ends the training of a trial that the sweep has pruned."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ReportEvaluations(TrainerCallback):
 
 
 def run_trial(train: Train, order: TrialOrder, should_prune: Callable[[int, float], bool]) -> TrialOutcome:
-    """Run one trial to its end in a process of its own.
+    """Run one trial in a separate process and wait for it.
 
     Args:
         train (`Callable`): A function at the top of a module, which the process imports.
@@ -105,7 +105,7 @@ def run_trial(train: Train, order: TrialOrder, should_prune: Callable[[int, floa
 
 
 def preload(module: str) -> None:
-    """Let the server that trials are forked from import a module, once."""
+    """Import a module once in the server that trials are forked from."""
     _CONTEXT.set_forkserver_preload([module])
 
 
@@ -135,7 +135,7 @@ def _run(train: Train, order: TrialOrder, connection: Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    """A trial whose sweep was killed stops at once: another worker takes it over, in the same run folder."""
+    """Stop at once when the sweep is killed, because another worker takes the trial over in the same run folder."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

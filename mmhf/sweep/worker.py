@@ -1,4 +1,4 @@
-"""What one process of a sweep does: take a trial, train it, tell the study, until there is none left."""
+"""The loop of one sweep process: take a trial, train it, report it to the study, until there are no more."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmhf.sweep.trial_process import Train, TrialOrder, TrialOutcome, run_trial
 logger = logging.getLogger(__name__)
 
 ERROR = "error"
-"""Why a trial failed by itself."""
+"""User attribute of a trial: why it failed."""
 OBJECTIVE_SPLIT = "validation"
 
 
@@ -49,7 +49,7 @@ class Worker:
     num_trials: int
 
     def run(self) -> None:
-        """Work until all trials are done, those of other workers too: one that dies leaves its trial to this one."""
+        """Work until all trials are done, including those of other workers: if one dies, its trial is run here."""
         is_waiting = False
         while True:
             trial = self.study.next_trial(self.num_trials)
@@ -79,7 +79,7 @@ class Worker:
             shutil.rmtree(checkpoint)
 
     def _train_or_read(self, trial: Trial, run_dir: Path) -> tuple[TrialOutcome, float | None]:
-        """Train, unless a worker that was killed afterwards has done so."""
+        """Train, unless a worker did so and was killed before it could report the result."""
         if not (run_dir / METRICS_FILE).is_file():
             outcome = self._train(trial, run_dir)
             if outcome.is_pruned or outcome.error:
@@ -118,7 +118,7 @@ class Worker:
 
     @contextmanager
     def _heartbeats(self, trial: Trial) -> Iterator[None]:
-        """Say every few seconds that the trial is alive."""
+        """Report every few seconds that the trial is running."""
         ended = threading.Event()
 
         def beat() -> None:

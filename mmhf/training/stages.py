@@ -240,14 +240,17 @@ class StagePlan:
         """One row a stage for reports: name, steps, schedule, what trains, and the highest rates."""
         rows: list[dict[str, object]] = []
         for index, (stage, (started_at, ends_at)) in enumerate(zip(self.stages, self.spans(), strict=True)):
-            rates = sorted(set(stage.peak_rates.values()), reverse=True)
+            groups: dict[float, list[str]] = {}
+            for group, rate in stage.peak_rates.items():
+                groups.setdefault(rate, []).append(group)
+            rates = [f"{rate:g} for {_folded(groups[rate])}" for rate in sorted(groups, reverse=True)]
             rows.append(
                 {
                     "stage": stage.name,
                     "steps": ends_at - started_at,
                     "ended early": "yes" if index in self.early_ends else "",
-                    "trains": ", ".join(stage.curves),
-                    "learning rate": ", ".join(f"{rate:g}" for rate in rates),
+                    "trains": _folded(list(stage.curves)),
+                    "learning rate": "; ".join(rates),
                     "schedule": stage.schedule,
                 }
             )
@@ -350,6 +353,17 @@ class StageScheduler(LRScheduler):
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["_step_count"]
         self.refresh()
+
+
+def _folded(groups: Sequence[str]) -> str:
+    """Names of groups, those of one part as a range: `vision.stages.4 … 6, fusion, head`."""
+    parts: dict[str, list[str]] = {}
+    for group in groups:
+        parts.setdefault(group.split(".")[0], []).append(group)
+    return ", ".join(
+        f"{names[0]} … {names[-1].split('.', 1)[1]}" if len(names) > 2 else ", ".join(names)
+        for names in parts.values()
+    )
 
 
 def _plan_stage(

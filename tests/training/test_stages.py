@@ -29,6 +29,13 @@ def test_only_the_groups_of_a_stage_have_a_rate(plan):
     assert plan.learning_rates(20) == {"body.0": 1e-4, "body.1": 2e-4, "head": 1e-3}
 
 
+def test_a_report_s_rates_name_their_groups(plan):
+    assert [row["learning rate"] for row in plan.summary()] == [
+        "0.01 for head",
+        "0.001 for head; 0.0002 for body.1; 0.0001 for body.0",
+    ]
+
+
 def test_the_schedule_ends_at_min_lr(plan):
     rates = [plan.learning_rates(step)["head"] for step in range(20)]
     assert rates == sorted(rates, reverse=True)

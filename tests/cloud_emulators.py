@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 import fsspec
 
 BUCKET = "derm"
-_LONGEST_START = 60.0
+_LONGEST_START = 300.0
 _AMAZON = """
 import sys, threading
 from moto.server import ThreadedMotoServer
@@ -34,7 +34,7 @@ def _free_port() -> int:
 
 def _answers(url: str) -> bool:
     try:
-        with urlopen(url, timeout=5):
+        with urlopen(url, timeout=60):
             return True
     except (URLError, ConnectionError, TimeoutError):
         return False

@@ -6,11 +6,18 @@ import mmhf  # noqa: F401  (first: it makes torchvision importable beside a CPU 
 
 import copy  # isort: skip
 import csv
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+# What a developer's shell says about the Hub: tests bring their own Hub, or need none. Read once, when the libraries
+# below are imported, and by the programs that tests start.
+os.environ.update(HF_HUB_OFFLINE="0", TRANSFORMERS_OFFLINE="0", HF_DATASETS_OFFLINE="0")
+os.environ.pop("HF_ENDPOINT", None)
+os.environ.pop("HF_TOKEN", None)
 
 import fsspec
 import pytest

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from clean_environment import make_clean_environment
+from closeness import check_alike
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -57,20 +58,6 @@ def check_numbers(given: Mapping[str, float], wanted: Mapping[str, float], toler
         assert given[name] == pytest.approx(value, **tolerance), name
 
 
-def check_answer(given: Any, wanted: Any) -> None:
-    """Equal but for the rounding of numbers, however deep they lie."""
-    if isinstance(wanted, dict):
-        assert given.keys() == wanted.keys()
-        for key, value in wanted.items():
-            check_answer(given[key], value)
-    elif isinstance(wanted, list):
-        assert len(given) == len(wanted)
-        for one, other in zip(given, wanted, strict=True):
-            check_answer(one, other)
-    else:
-        assert given == (pytest.approx(wanted, **FORWARD) if isinstance(wanted, float) else wanted)
-
-
 def as_numbers(row: Mapping[str, str]) -> dict[str, Any]:
     numeric = ("probability_", "confidence")
     return {name: float(value) if name.startswith(numeric) else value for name, value in row.items()}
@@ -91,7 +78,7 @@ def test_a_release_predicts_as_before(folder: Path, family: str) -> None:
     assert main(["predict", release, "--input", "rows.csv", "--output", "predicted.csv", "--limit", "6"]) == 0
     with (folder / "predicted.csv").open(newline="", encoding="utf-8") as stream:
         rows = [as_numbers(row) for row in csv.DictReader(stream)]
-    check_answer(rows, [as_numbers(row) for row in expected(family)["predicted"]])
+    check_alike(rows, [as_numbers(row) for row in expected(family)["predicted"]], **FORWARD)
 
 
 @pytest.mark.usefixtures("folder")
@@ -100,7 +87,7 @@ def test_a_release_predicts_as_before(folder: Path, family: str) -> None:
 def test_a_release_is_served_as_before(family: str, trust_remote_code: bool | None) -> None:
     said = expected(family)["served"]
     served = mmhf.pipeline(said["task"], model=f"released/{family}/v0.1", trust_remote_code=trust_remote_code)
-    check_answer(json.loads(json.dumps(served(*said["arguments"], **said["call"]))), said["answer"])
+    check_alike(json.loads(json.dumps(served(*said["arguments"], **said["call"]))), said["answer"], **FORWARD)
 
 
 @pytest.mark.slow
@@ -128,7 +115,7 @@ def test_releases_are_served_by_their_own_code_where_mmhf_is_not(folder: Path, t
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     assert not answers["has_mmhf"]
-    check_answer(answers["answers"], [each["answer"] for each in said])
+    check_alike(answers["answers"], [each["answer"] for each in said], **FORWARD)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

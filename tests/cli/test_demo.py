@@ -37,6 +37,6 @@ def test_serves_until_interrupted(trained):
             url = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
             assert httpx.get(url, trust_env=False).status_code == 200
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 0
+            assert process.wait(timeout=300) == 0
         finally:
             process.kill()

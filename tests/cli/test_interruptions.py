@@ -127,7 +127,7 @@ def test_ctrl_c_with_workers_is_one_line(tiny_recipe, tmp_path):
         if "step 2 of" in line:
             os.killpg(process.pid, signal.SIGINT)
             break
-    _, rest = process.communicate(timeout=60)
+    _, rest = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in rest and rest.splitlines()[-1] == "interrupted", rest
 

@@ -26,7 +26,7 @@ def launch(recipe: Path, *overrides: str, num_processes: int) -> None:
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
 

@@ -90,7 +90,7 @@ def test_two_processes_draw_what_one_does(tiny_recipe, succeed, text_encoder_dir
         ],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=200,
+        timeout=600,
     )
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert two == pytest.approx(one, abs=1e-4)

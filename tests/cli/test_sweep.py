@@ -59,7 +59,7 @@ def test_two_processes_finish_a_sweep_although_one_is_killed(tiny_recipe, space,
     command = [sys.executable, "-m", "mmhf", "sweep", str(recipe), str(path), "--output", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     workers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 900
     while not list(folder.glob("trials/*.log")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -68,7 +68,7 @@ def test_two_processes_finish_a_sweep_although_one_is_killed(tiny_recipe, space,
     os.kill(victim.pid, signal.SIGKILL)
     victim.wait()
     (survivor,) = [worker for worker in workers if worker is not victim]
-    _, said = survivor.communicate(timeout=400)
+    _, said = survivor.communicate(timeout=900)
     assert survivor.returncode == 0, said
 
     rows = list(csv.DictReader((folder / "trials.csv").open()))

@@ -229,7 +229,7 @@ def test_of_concurrent_releases_one_wins(run_dir: Path, repo: Path):
     children = [_fork.Process(target=_release_and_report, args=(run_dir, repo, barrier, outcomes)) for _ in range(4)]
     for child in children:
         child.start()
-    results = [outcomes.get(timeout=60) for _ in children]
+    results = [outcomes.get(timeout=300) for _ in children]
     for child in children:
         child.join()
     assert results.count("released") == 1

@@ -139,7 +139,7 @@ def in_children(what, model_dir, table, folder):
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     command = [sys.executable, str(Path(__file__).with_name("embed_in_children.py")), what, model_dir, table, folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return {name: int(value) for name, value in (pair.split("=") for pair in done.stdout.split())}
 

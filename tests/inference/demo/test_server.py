@@ -50,7 +50,7 @@ def press(url: str, path: str, text: str = "a red frog") -> dict:
     image = {"path": path, "meta": {"_type": "gradio.FileData"}}
     body = {"data": [image, text], "fn_index": event, "session_hash": "test"}
     httpx.post(f"{url}gradio_api/queue/join", json=body, trust_env=False).raise_for_status()
-    with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=test", timeout=60, trust_env=False) as answer:
+    with httpx.stream("GET", f"{url}gradio_api/queue/data?session_hash=test", timeout=300, trust_env=False) as answer:
         for line in answer.iter_lines():
             message = json.loads(line.removeprefix("data: ")) if line.startswith("data: ") else {}
             if message.get("msg") == "process_completed":

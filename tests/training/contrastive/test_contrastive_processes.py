@@ -23,7 +23,7 @@ def launch(folder: Path, num_processes: int) -> dict[str, Any]:
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(folder / "trained.pt", weights_only=True)

@@ -1,7 +1,7 @@
 """What is computed again from a file, in another process or in another batch is the same but for rounding.
 
-Kernels round by processor, by number of threads and by the address that weights lie at, which is another one for
-weights that are mapped from a file. Tensors are compared by `torch.testing.assert_close`, at its tolerance for their type.
+Kernels round by processor, by number of threads and by the address of weights, which is another one once they are
+mapped from a file. Tensors are compared by `torch.testing.assert_close`, at its tolerance for their type.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def refusal(mmhf_cli: Callable[..., Outcome]) -> Callable[..., str]:
 @pytest.fixture
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that train several times and look at weights and numbers alone: plots take most of a tiny run."""
-    monkeypatch.setattr("mmhf.tasks.classification.save_classification_plots", lambda *args, **kwargs: {})
+    monkeypatch.setattr("mmhf.evaluation.report.classification.save_classification_plots", lambda *args, **kwargs: {})
 
 
 @pytest.fixture(scope="session")

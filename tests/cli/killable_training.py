@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import mmhf.cli.train
-import mmhf.tasks.classification
+import mmhf.evaluation.report.classification
 from mmhf.cli import main
 from mmhf.training.trainer import MMTrainer
 
@@ -48,7 +48,8 @@ def train(recipe: str) -> int:
 
 
 def serve() -> None:
-    mmhf.tasks.classification.save_classification_plots = lambda *args, **kwargs: {}  # most of a tiny run's time
+    # Plots take most of the time of a tiny run.
+    mmhf.evaluation.report.classification.save_classification_plots = lambda *args, **kwargs: {}
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

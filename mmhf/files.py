@@ -31,6 +31,8 @@ SUBGROUPS_FILE = "subgroups.csv"
 TRAINER_STATE_FILE = "trainer_state.json"
 LINEAGE_FILE = "lineage.json"
 """Where training started from and which rows it saw, until the run is released."""
+CHANGES_FILE = "changes.json"
+"""What was changed while a run was going on, and the run that it was continued from."""
 RELEASE_FILE = "release.json"
 """What makes a folder a release."""
 

@@ -118,5 +118,7 @@ def train_trial(order: TrialOrder, callbacks: list[TrainerCallback]) -> None:
     logger = logging.getLogger("mmhf")
     logger.setLevel(logging.INFO)
     logger.handlers = [ConsoleHandler()]
-    options = argparse.Namespace(recipe=order.recipe, overrides=order.overrides, resume=False, allow_changes=False)
+    options = argparse.Namespace(
+        recipe=order.recipe, overrides=order.overrides, resume=False, allow_changes=False, more=None
+    )
     train.run(options, callbacks)

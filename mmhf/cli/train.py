@@ -28,7 +28,8 @@ from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.hub.lineage import check_release_is_possible, release_run, write_lineage
 from mmhf.recipe import ResolvedRecipe, load_recipe
 from mmhf.tasks import AnyTask, Measured, task_of
-from mmhf.training.arguments import build_stage_plan, training_arguments
+from mmhf.training.arguments import build_stage_plan, longer, training_arguments
+from mmhf.training.position import run_conditions
 from mmhf.training.run_folder import RunFolder, choose_run_dir, find_run_folder
 from mmhf.training.tracking import tracked_run
 from mmhf.training.trainer import MMTrainer
@@ -43,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="key=value, such as training.learning_rate=1e-4")
     parser.add_argument("--resume", action="store_true", help="go on with the latest unfinished run of this recipe")
     parser.add_argument("--allow-changes", action="store_true", help="go on although the recipe has changed since")
+    parser.add_argument(
+        "--more",
+        type=float,
+        metavar="EPOCHS",
+        help="train this many epochs longer than the recipe says, in its last stage; goes on with a finished run, too",
+    )
 
 
 def run(options: argparse.Namespace, callbacks: Sequence[TrainerCallback] = ()) -> None:
@@ -53,6 +60,8 @@ def run(options: argparse.Namespace, callbacks: Sequence[TrainerCallback] = ()) 
         callbacks (`Sequence[TrainerCallback]`, *optional*): Of who calls this, such as a sweep.
     """
     resolved = load_recipe(options.recipe, options.overrides)
+    if options.more is not None:
+        resolved = load_recipe(options.recipe, [*options.overrides, longer(resolved.recipe, options.more)])
     recipe, task = resolved.recipe, task_of(resolved.recipe)
     parent = resolve_model(recipe.init_from) if recipe.init_from else None
     if recipe.release is not None:
@@ -184,7 +193,10 @@ def _find_folder_once(resolved: ResolvedRecipe, args: TrainingArguments, options
     if args.process_index == 0:
         try:
             outcome[0] = find_run_folder(
-                choose_run_dir(resolved, resume=options.resume), resolved, allow_changes=options.allow_changes
+                choose_run_dir(resolved, resume=options.resume),
+                resolved,
+                conditions=run_conditions(args),
+                allow_changes=options.allow_changes,
             )
         except ValueError as error:
             outcome[0] = error

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from mmhf.errors import InputError
-from mmhf.files import LINEAGE_FILE, RECIPE_FILE, read_json_object, write_json
+from mmhf.files import CHANGES_FILE, LINEAGE_FILE, RECIPE_FILE, read_json_object, write_json
 from mmhf.hub.manifest import ReleaseNotes, ReleaseReference
 from mmhf.hub.pushing import check_push_is_possible, push_release
 from mmhf.hub.releases import check_version_is_free, write_release
@@ -55,6 +55,8 @@ def release_run(run_dir: Path, settings: ReleaseSection) -> str:
     lineage = read_json_object(file)
     parent = ReleaseReference(**lineage["parent"]) if lineage["parent"] else None
     extra = {"data_fingerprint": lineage["data_fingerprint"]}
+    if (run_dir / CHANGES_FILE).is_file():
+        extra["changes"] = read_json_object(run_dir / CHANGES_FILE)["history"]
     notes = ReleaseNotes(parent=parent, extra=extra, card=settings.card)
     if settings.push:
         return str(push_release(run_dir, settings, notes=notes))

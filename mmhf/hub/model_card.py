@@ -186,6 +186,10 @@ def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
     stages = facts.recipe.get("stages") or []
     if stages:
         lines.append(f"- Stages: {', '.join(str(stage.get('name')) for stage in stages)}.")
+    for entry in notes.extra.get("changes", ()):
+        if "continued_from" in entry:
+            lines.append(f"- Continued after step {entry['step']} from `{entry['continued_from']}`.")
+        lines += [f"- Changed after step {entry['step']}: `{change}`." for change in entry["changes"]]
     if facts.environment:
         versions = ", ".join(f"{name} {facts.environment[name]}" for name in ("torch", "transformers", "timm"))
         lines.append(f"- Made with {versions}.")

@@ -106,6 +106,29 @@ def recipe_stages(recipe: RecipeBase, args: TrainingArguments) -> list[StageSect
     return [StageSection(name="train", train=["all", *(f"!{name}" for name in frozen)], **length)]
 
 
+def longer(recipe: Recipe, epochs: float) -> str:
+    """The override that makes a recipe's last stage longer.
+
+    Args:
+        recipe (`Recipe`): The recipe.
+        epochs (`float`): How much longer, in passes over the data.
+
+    Raises:
+        InputError: The stage counts steps, or `epochs` is not above 0.
+    """
+    if epochs <= 0:
+        raise InputError(f"--more {epochs:g}: give a number of epochs above 0")
+    if recipe.stages is None:
+        if (recipe.training.get("max_steps") or -1) > 0:
+            raise InputError("--more: the recipe counts steps; give a larger training.max_steps instead")
+        return f"training.num_train_epochs={recipe.training.get('num_train_epochs', 3) + epochs:g}"
+    last = len(recipe.stages) - 1
+    planned = recipe.stages[last].epochs
+    if planned is None:
+        raise InputError(f"--more: the last stage counts steps; give a larger stages.{last}.steps instead")
+    return f"stages.{last}.epochs={planned + epochs:g}"
+
+
 def build_stage_plan(
     model: PreTrainedModel, recipe: RecipeBase, args: TrainingArguments, num_rows: int | None
 ) -> StagePlan:

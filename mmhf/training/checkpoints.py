@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
+import xxhash
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from mmhf.errors import InputError
+from mmhf.files import read_json_object, write_json
+
+logger = logging.getLogger(__name__)
 
 # How torch.save reports that a file could not be written.
 _TORCH_WRITE_FAILURES = ("inline_container.cc", "iostream error")
 _MARKER = "complete"
+_BLOCK = 2**24
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -24,8 +33,41 @@ def checkpoint_path(run_dir: Path, global_step: int) -> Path:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Say that every file of a checkpoint has been written, by every process."""
-    (checkpoint / _MARKER).touch()
+    """Say that every file of a checkpoint has been written, by every process, with the size and hash of each."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != _MARKER)
+    write_json(checkpoint / _MARKER, {path.relative_to(checkpoint).as_posix(): _fingerprint(path) for path in files})
+
+
+def _fingerprint(path: Path) -> list[int | str]:
+    """Size and hash; the hash finds damage, it keeps nobody from forging a file."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return [path.stat().st_size, digest.hexdigest()]
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is missing from a checkpoint or is not as it was written, such as `optimizer.pt is missing`; None: nothing.
+
+    Of one by a version that noted no hashes, nothing is known.
+    """
+    marker = checkpoint / _MARKER
+    if marker.stat().st_size == 0:
+        return None
+    try:
+        expected = read_json_object(marker)
+    except InputError:
+        return f"{_MARKER} is damaged"
+    for name, fingerprint in expected.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != fingerprint[0]:
+            return f"{name} has {path.stat().st_size} bytes, it was written with {fingerprint[0]}"
+        if _fingerprint(path) != fingerprint:
+            return f"{name} is damaged"
+    return None
 
 
 @contextlib.contextmanager
@@ -77,8 +119,22 @@ def removed_if_unwritable(checkpoint: Callable[[], Path]) -> Iterator[None]:
 
 
 def last_complete_checkpoint(run_dir: Path) -> Path | None:
-    """The latest checkpoint of a run that was written to its end; None when there is none."""
-    return next(iter(complete_checkpoints(run_dir)), None)
+    """The latest checkpoint of a run that was written to its end and is as it was written; None when there is none.
+
+    Raises:
+        InputError: All that there are have been damaged since.
+    """
+    damages = []
+    for checkpoint in complete_checkpoints(run_dir):
+        if (damage := find_damage(checkpoint)) is None:
+            return checkpoint
+        logger.warning("%s: %s; an earlier checkpoint is taken, if there is one", checkpoint, damage)
+        damages.append(f"{checkpoint.name}: {damage}")
+    if damages:
+        raise InputError(
+            f"{run_dir}: no checkpoint is whole any more ({'; '.join(damages)}); remove the folder to train anew"
+        )
+    return None
 
 
 def complete_checkpoints(run_dir: Path) -> list[Path]:
@@ -89,3 +145,12 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
         if match and (path / _MARKER).is_file():
             found[int(match.group(1))] = path
     return [found[step] for step in sorted(found, reverse=True)]
+
+
+def is_finite(checkpoint: Path) -> bool:
+    """Whether all weights of a checkpoint are numbers; sharded ones, which are not looked at, count as good."""
+    path = checkpoint / SAFE_WEIGHTS_NAME
+    if not path.is_file():
+        return True
+    with safe_open(path, framework="pt") as weights:
+        return all(bool(weights.get_tensor(name).isfinite().all()) for name in weights.keys())  # noqa: SIM118

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 from accelerate.utils import DistributedType
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from mmhf.conventions import IGNORED_IMAGE
 from mmhf.data.datasets import RowDataset
@@ -23,7 +20,6 @@ from mmhf.models.contrastive_loss import EmbeddedPairs, caption_ids, contrastive
 from mmhf.models.dual_encoder import DualEncoderModel
 from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderOutput
 from mmhf.recipe.schema import ContrastiveRecipe
-from mmhf.training.checkpoints import complete_checkpoints
 from mmhf.training.gradient_caching import (
     Batch,
     ContrastedStep,
@@ -182,10 +178,10 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
     def _judge(self, step: ContrastedStep) -> None:
         """Stop at a loss that is not finite; count what the log tells."""
         if not torch.isfinite(step.loss):
-            raise InputError(self._explain_divergence(step))
+            raise InputError(self._explain_bad_step(step))
         self._counts = self._counts.to(step.loss.device) + _count(step.pairs)
 
-    def _explain_divergence(self, step: ContrastedStep) -> str:
+    def _explain_bad_step(self, step: ContrastedStep) -> str:
         pairs = step.pairs
         finite = pairs.image_embeds.isfinite().all(dim=1) & pairs.text_embeds.isfinite().all(dim=1)
         ids = self._ids(pairs.image_index[pairs.image_index != IGNORED_IMAGE])
@@ -194,12 +190,10 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         path = self.run_dir / _BAD_BATCH_FILE
         if self.args.should_save:
             write_text(path, "".join(f"{each}\n" for each in ids))
-        good = next((path for path in complete_checkpoints(self.run_dir) if _is_finite(path)), None)
-        return (
-            f"step {self.state.global_step + 1}: the loss is {step.loss.item()}; {what}: "
+        return self.explain_divergence(
+            f"the loss is {step.loss.item()}; {what}: "
             f"{', '.join(named[:_SHOWN_IDS])}{', ...' if len(named) > _SHOWN_IDS else ''} (all {len(ids)} ids of the "
-            f"batch are in {path}); last good checkpoint: {good or 'none yet'}; go on from it with a lower "
-            "training.learning_rate, a longer warmup or in full precision"
+            f"batch are in {path})"
         )
 
     def _ids(self, image_index: Tensor) -> list[str]:
@@ -255,12 +249,3 @@ def _count(pairs: EmbeddedPairs) -> Tensor:
         ordered = torch.where(takes_part, ids, others).sort().values
         repeats.append((ordered[1:] == ordered[:-1]).sum())
     return torch.stack([takes_part.sum(), (~takes_part).sum(), *repeats]).float()
-
-
-def _is_finite(checkpoint: Path) -> bool:
-    """Whether all weights of a checkpoint are numbers; sharded ones, which are not looked at, count as good."""
-    path = checkpoint / SAFE_WEIGHTS_NAME
-    if not path.is_file():
-        return True
-    with safe_open(path, framework="pt") as weights:
-        return all(bool(weights.get_tensor(name).isfinite().all()) for name in weights.keys())  # noqa: SIM118

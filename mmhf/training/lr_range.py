@@ -153,6 +153,8 @@ class RangeTestTrainer(MMTrainer):
         kwargs: As `MMTrainer` takes them; `plan` and `args` made by `range_test_plan` and `range_test_arguments`.
     """
 
+    stops_at_nan = False  # an explosion is what it looks for
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.losses: list[float] = []

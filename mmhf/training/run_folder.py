@@ -5,17 +5,27 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from mmhf.errors import InputError
-from mmhf.files import BAD_EXAMPLES_LOG, METRICS_FILE, RECIPE_FILE, write_text
+from mmhf.files import (
+    BAD_EXAMPLES_LOG,
+    CHANGES_FILE,
+    METRICS_FILE,
+    RECIPE_FILE,
+    read_json_object,
+    write_json,
+    write_text,
+)
 from mmhf.recipe import ResolvedRecipe, load_recipe
-from mmhf.training.checkpoints import complete_checkpoints, last_complete_checkpoint
+from mmhf.training.checkpoints import complete_checkpoints, find_damage, last_complete_checkpoint
+from mmhf.training.position import condition_changes
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +53,13 @@ class RunFolder:
         path (`Path`): The folder; it need not exist yet.
         checkpoint (`Path`, *optional*): Where an interrupted run goes on; None for a new run.
         is_finished (`bool`): Whether training and evaluation are done, so that only the release is missing.
+        changes (`tuple[str, ...]`): What is otherwise than when the checkpoint was written, as `key: old → new`.
     """
 
     path: Path
     checkpoint: Path | None = None
     is_finished: bool = False
+    changes: tuple[str, ...] = ()
 
     @contextlib.contextmanager
     def claimed(self, resolved: ResolvedRecipe) -> Iterator[None]:
@@ -66,9 +78,48 @@ class RunFolder:
             ) from error
         with lock:
             if self.checkpoint is None:
-                (self.path / BAD_EXAMPLES_LOG).unlink(missing_ok=True)
-            write_text(self.path / RECIPE_FILE, resolved.to_yaml())
+                for name in (BAD_EXAMPLES_LOG, CHANGES_FILE):
+                    (self.path / name).unlink(missing_ok=True)
+            else:
+                self._note_changes(self.checkpoint)
+                (self.path / METRICS_FILE).unlink(missing_ok=True)  # of a finished run that is trained longer
+            note = "".join(f"# changed on the way: {change}\n" for change in changes_of(self.path))
+            write_text(self.path / RECIPE_FILE, note + resolved.to_yaml())
             yield
+
+    def _note_changes(self, checkpoint: Path) -> None:
+        """Write into the run's history what is otherwise from now on, and whose checkpoint this is."""
+        is_foreign = checkpoint.parent.resolve() != self.path.resolve()
+        if not self.changes and not is_foreign:
+            return
+        history = run_history(self.path)
+        if is_foreign:
+            history = run_history(checkpoint.parent)
+        entry: dict[str, object] = {
+            "step": int(checkpoint.name.rpartition("-")[2]),
+            "changes": list(self.changes),
+            "recipe_before": (checkpoint.parent / RECIPE_FILE).read_text(encoding="utf-8"),
+        }
+        if is_foreign:
+            entry["continued_from"] = str(checkpoint)
+        if entry not in history:
+            write_json(self.path / CHANGES_FILE, {"history": [*history, entry]})
+
+
+def run_history(run_dir: Path) -> list[dict[str, Any]]:
+    """What was changed in a run on the way: steps done, changes, the recipe before; empty where nothing was."""
+    path = run_dir / CHANGES_FILE
+    return list(read_json_object(path)["history"]) if path.is_file() else []
+
+
+def changes_of(run_dir: Path) -> list[str]:
+    """The same in words, one a change."""
+    lines = []
+    for entry in run_history(run_dir):
+        if "continued_from" in entry:
+            lines.append(f"after step {entry['step']}, continued from {entry['continued_from']}")
+        lines += [f"after step {entry['step']}, {change}" for change in entry["changes"]]
+    return lines
 
 
 def choose_run_dir(resolved: ResolvedRecipe, *, resume: bool) -> Path:
@@ -95,15 +146,23 @@ def _unused(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def find_run_folder(path: Path, resolved: ResolvedRecipe, *, allow_changes: bool = False) -> RunFolder:
+def find_run_folder(
+    path: Path,
+    resolved: ResolvedRecipe,
+    *,
+    conditions: Mapping[str, str] | None = None,
+    allow_changes: bool = False,
+) -> RunFolder:
     """Look whether a folder may be trained in, and where a run in it stopped. Changes nothing.
 
     A run that was stopped before its first checkpoint has nothing to go on from: it may begin again with any recipe.
-    A run without a checkpoint of its own goes on from `training.resume_from_checkpoint`, one of another run.
+    A run without a checkpoint of its own goes on from `training.resume_from_checkpoint`, one of another run. More
+    epochs or steps of the last stage are no other recipe: a run is trained longer so, also a finished one.
 
     Args:
         path (`Path`): The folder.
         resolved (`ResolvedRecipe`): The recipe about to be trained.
+        conditions (`Mapping[str, str]`, *optional*): Those of now, as `run_conditions` gives them.
         allow_changes (`bool`, defaults to `False`): Go on although the recipe is not the one that the run began with.
 
     Raises:
@@ -121,45 +180,78 @@ def find_run_folder(path: Path, resolved: ResolvedRecipe, *, allow_changes: bool
     if not (path / RECIPE_FILE).exists():
         if path.is_dir() and any(entry.name != _LOCK_FILE for entry in path.iterdir()):
             raise InputError(f"{path} holds files but no run; choose another training.output_dir")
-        return RunFolder(path, _named_checkpoint(path, resolved, allow_changes))
-    changes = recipe_changes(load_recipe(path / RECIPE_FILE), resolved, free=_FREE_TO_CHANGE)
-    if (path / METRICS_FILE).exists():
+        return _named_checkpoint(path, resolved, conditions or {}, allow_changes)
+    old = load_recipe(path / RECIPE_FILE)
+    changes = recipe_changes(old, resolved, free=_FREE_TO_CHANGE)
+    is_longer = _is_longer(old, resolved)
+    if (path / METRICS_FILE).exists() and not is_longer:
         if changes or resolved.recipe.release is None:
             raise InputError(
-                f"{path} holds a finished run; choose another training.output_dir or remove the folder to train again"
+                f"{path} holds a finished run; choose another training.output_dir or remove the folder to train "
+                "again, or add --more EPOCHS to train it longer"
             )
         return RunFolder(path, is_finished=True)
     checkpoint = last_complete_checkpoint(path)
     if checkpoint is None:
-        return RunFolder(path, _named_checkpoint(path, resolved, allow_changes))
-    _refuse_changes(path, changes, allow_changes)
-    return RunFolder(path, checkpoint)
+        if (path / METRICS_FILE).exists():
+            raise InputError(
+                f"{path} holds a finished run without a checkpoint, so it cannot be trained longer; start from its "
+                "weights in another training.output_dir"
+            )
+        return _named_checkpoint(path, resolved, conditions or {}, allow_changes)
+    others = condition_changes(checkpoint, conditions or {})
+    _refuse_changes(path, [*([] if is_longer else changes), *others], allow_changes)
+    return RunFolder(path, checkpoint, changes=(*changes, *others))
 
 
-def _named_checkpoint(path: Path, resolved: ResolvedRecipe, allow_changes: bool) -> Path | None:
-    """The checkpoint `training.resume_from_checkpoint`, which belongs to another run of the same recipe."""
+def _is_longer(old: ResolvedRecipe, new: ResolvedRecipe) -> bool:
+    """Whether all that a recipe changes is that its last stage becomes longer."""
+    before, after = old.leaves(), new.leaves()
+    changed = {key.partition(":")[0] for key in recipe_changes(old, new, free=_FREE_TO_CHANGE)}
+    last = f"stages.{len(new.recipe.stages or []) - 1}"
+    lengths = {f"{last}.epochs", f"{last}.steps", "training.num_train_epochs", "training.max_steps"}
+    unsaid = {"training.num_train_epochs": 3}  # TrainingArguments' own default
+    numbers = [(before.get(key, unsaid.get(key)), after.get(key)) for key in changed]
+    return (
+        bool(changed)
+        and changed <= lengths
+        and all(
+            isinstance(first, int | float) and isinstance(value, int | float) and value > first
+            for first, value in numbers
+        )
+    )
+
+
+def _named_checkpoint(
+    path: Path, resolved: ResolvedRecipe, conditions: Mapping[str, str], allow_changes: bool
+) -> RunFolder:
+    """A new run; it goes on from `training.resume_from_checkpoint`, one of another run of the same recipe."""
     key, recipe = "training.resume_from_checkpoint", resolved.recipe
     given = recipe.training.get("resume_from_checkpoint")
     if given is None:
-        return None
+        return RunFolder(path)
     checkpoint = Path(given)
     run = checkpoint.parent
     if checkpoint not in complete_checkpoints(run) or not (run / RECIPE_FILE).is_file():
         raise InputError(f"{key}: {given} is no whole checkpoint of a run, such as outputs/x/checkpoint-500")
+    if (damage := find_damage(checkpoint)) is not None:
+        raise InputError(f"{key}: {given}: {damage}; name another checkpoint")
     for stage in recipe.stages or []:
         if stage.carry_best is not None:
             raise InputError(
                 f"{key}: stage {stage.name!r} has carry_best, whose weights are kept in {run}; resume there"
             )
-    _refuse_changes(run, recipe_changes(load_recipe(run / RECIPE_FILE), resolved, free=_FREE_TO_CHANGE), allow_changes)
-    return checkpoint
+    old = load_recipe(run / RECIPE_FILE)
+    changes, others = recipe_changes(old, resolved, free=_FREE_TO_CHANGE), condition_changes(checkpoint, conditions)
+    _refuse_changes(run, [*([] if _is_longer(old, resolved) else changes), *others], allow_changes)
+    return RunFolder(path, checkpoint, changes=(*changes, *others))
 
 
 def _refuse_changes(run: Path, changes: Sequence[str], allow_changes: bool) -> None:
     if changes and not allow_changes:
         raise InputError(
             f"{run} holds a run of another recipe ({'; '.join(changes)}); choose another training.output_dir, "
-            "or add --allow-changes to go on with the new recipe"
+            "or add --allow-changes to go on with the new recipe, which the run's history will tell"
         )
     for change in changes:
         logger.warning("The recipe changed since the run began: %s", change)

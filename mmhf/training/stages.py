@@ -63,18 +63,15 @@ class StagePosition:
         index (`int`): Of the stage.
         stage (`PlannedStage`): The stage.
         started_at (`int`): Global step at which it began.
-        step (`int`): Steps done in it.
+        step (`int`): Steps of its schedule that are done.
+        is_start (`bool`): Whether it has just begun.
     """
 
     index: int
     stage: PlannedStage
     started_at: int
     step: int
-
-    @property
-    def is_start(self) -> bool:
-        """Whether none of the stage's steps has been done."""
-        return self.step == 0
+    is_start: bool
 
 
 class StagePlan:
@@ -103,6 +100,8 @@ class StagePlan:
         self.partition = partition
         self.stages = tuple(stages)
         self.early_ends: dict[int, int] = {}
+        self._skipped: dict[int, int] = {}
+        self._is_placed = False
         self._default_choice = OptimizerChoice(torch.optim.AdamW)
 
     @classmethod
@@ -169,13 +168,48 @@ class StagePlan:
         """Find the stage that the step *after* `global_step` finished steps belongs to; None past the end."""
         for index, (started_at, ends_at) in enumerate(self.spans()):
             if global_step < ends_at:
-                return StagePosition(index, self.stages[index], started_at, global_step - started_at)
+                return self._position(index, started_at, global_step)
         return None
+
+    def _position(self, index: int, started_at: int, global_step: int) -> StagePosition:
+        step = global_step - started_at + self._skipped.get(index, 0)
+        return StagePosition(index, self.stages[index], started_at, step, is_start=global_step == started_at)
+
+    def place(self, global_step: int, starts: Sequence[int], steps_left: int, early_ends: Mapping[int, int]) -> bool:
+        """Go on where another plan of the same stages was, whose steps had other numbers of samples.
+
+        Steps that are done stay as many as they were; the stage under way has its schedule's last `steps_left` steps
+        before it, and later stages are whole.
+
+        Args:
+            global_step (`int`): Steps that are done.
+            starts (`Sequence[int]`): Global step at which each stage began, up to the one under way.
+            steps_left (`int`): Steps of that stage.
+            early_ends (`Mapping[int, int]`): Stages that were cut short, and where.
+
+        Returns:
+            `bool`: whether the plan is another than before.
+        """
+        current = len(starts) - 1
+        self.early_ends = dict(early_ends)
+        if self.early_ends.get(current, global_step) > global_step:
+            self.early_ends[current] = global_step + steps_left
+        lengths = [end - start for start, end in zip(starts, starts[1:], strict=False)]
+        lengths.append(global_step - starts[-1] + steps_left)
+        skipped = {index: self.stages[index].num_steps - length for index, length in enumerate(lengths)}
+        self._skipped = {index: number for index, number in skipped.items() if number and index not in self.early_ends}
+        self._is_placed = True
+        return bool(self._skipped)
+
+    def restore(self, early_ends: Mapping[int, int]) -> None:
+        """Take over what a checkpoint's scheduler says, unless the plan was placed."""
+        if not self._is_placed:
+            self.early_ends = dict(early_ends)
 
     def end(self) -> StagePosition:
         """The last stage, when all its steps are done."""
         started_at, ends_at = self.spans()[-1]
-        return StagePosition(len(self.stages) - 1, self.stages[-1], started_at, ends_at - started_at)
+        return self._position(len(self.stages) - 1, started_at, ends_at)
 
     def is_over(self, global_step: int) -> bool:
         """Whether no step follows `global_step` finished ones."""
@@ -186,7 +220,7 @@ class StagePlan:
         spans = []
         started_at = 0
         for index, stage in enumerate(self.stages):
-            ends_at = self.early_ends.get(index, started_at + stage.num_steps)
+            ends_at = self.early_ends.get(index, started_at + stage.num_steps - self._skipped.get(index, 0))
             spans.append((started_at, ends_at))
             started_at = ends_at
         return spans
@@ -349,7 +383,7 @@ class StageScheduler(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.plan.early_ends = dict(state_dict["early_ends"])
+        self.plan.restore(state_dict["early_ends"])
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["_step_count"]
         self.refresh()

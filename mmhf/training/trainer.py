@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -19,7 +19,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 
 from mmhf.data.datasets import RowDataset
@@ -32,13 +32,16 @@ from mmhf.training.arguments import accumulation_steps
 from mmhf.training.boundary import StageCallback, random_state_kept, refuse_what_needs_whole_weights
 from mmhf.training.checkpoints import (
     checkpoint_path,
+    complete_checkpoints,
     failed_writes_as_os_errors,
+    is_finite,
     mark_complete,
     removed_if_unwritable,
     saved_under_own_names,
 )
 from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
+from mmhf.training.position import RunPosition, run_conditions
 from mmhf.training.progress import StageLogLines, StageProgressBar
 from mmhf.training.stages import StagePlan, StagePosition
 from mmhf.training.weights import is_sharded, share_buffers
@@ -90,8 +93,8 @@ PRIVATE_HOOKS: Mapping[str, PrivateHook] = {
 }
 """All that is overridden of Trainer's private methods; a test compares it with the code and with Trainer."""
 
-PRIVATE_ATTRIBUTES = ("_train_batch_size", "_created_lr_scheduler")
-"""What is set of Trainer's private attributes."""
+PRIVATE_ATTRIBUTES = ("_train_batch_size", "_created_lr_scheduler", "_globalstep_last_logged")
+"""What is read or set of Trainer's private attributes."""
 
 
 class MMTrainer(Trainer):
@@ -125,6 +128,10 @@ class MMTrainer(Trainer):
         self._loader: DataLoader | None = None
         self._epoch = self._steps_in_epoch = self._resume_at = self._epoch_start = self._num_taken = 0
         self._save_total_limit: int | None = None
+        self._position: RunPosition | None = None
+        # Trainer would show a loss that is no number as 0.0, and look at each on the way, which waits for the device
+        # (docs/upstream/nan_loss_shown_as_zero.py).
+        kwargs["args"].logging_nan_inf_filter = False
         self._rest_of_epoch: Iterator[Any] | None = None
         _let_processes_freeze(kwargs["args"], plan)
         super().__init__(**kwargs)
@@ -152,6 +159,32 @@ class MMTrainer(Trainer):
         ):
             self.add_callback(callback)
 
+    stops_at_nan: ClassVar[bool] = True
+    """Whether a loss or weights that are no numbers end the run."""
+
+    def explain_divergence(self, what: str) -> str:
+        """Say where a run came to numbers that are none, and how to go on.
+
+        Args:
+            what (`str`): What is no number.
+        """
+        first, last = self._globalstep_last_logged + 1, self.state.global_step
+        steps = f"step {last}" if first >= last else f"steps {first} to {last}"
+        stage = f", stage {self.stages.current.stage.name}" if self.stages.current else ""
+        good = next((path for path in complete_checkpoints(self.run_dir) if is_finite(path)), None)
+        return (
+            f"{steps}{stage}: {what}; last good checkpoint: {good or 'none yet'}; go on from it with a lower "
+            "training.learning_rate, a longer warmup, training.max_grad_norm or in full precision"
+        )
+
+    def _check_weights(self) -> None:
+        """Raise `InputError` where the model's weights are no numbers, so that no checkpoint keeps them."""
+        if not self.stops_at_nan or is_sharded():
+            return
+        tensors = [each for each in self.plan.model.state_dict().values() if each.is_floating_point()]
+        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+            raise InputError(self.explain_divergence("the weights are no numbers any more"))
+
     @property
     def run_dir(self) -> Path:
         """The run folder."""
@@ -165,15 +198,72 @@ class MMTrainer(Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(str(self.run_dir))
-        self._average.go_on_from(Path(resume_from_checkpoint) if resume_from_checkpoint else None)
+        checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+        self._average.go_on_from(checkpoint)
+        self._position = None if checkpoint is None else self._place(checkpoint)
         # Trainer deletes old checkpoints before the new one is whole, and, with a limit of 1, all but the best when
         # training ends: a run that is stopped while its splits are evaluated would go back to that one.
         self._save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with removed_if_unwritable(lambda: checkpoint_path(self.run_dir, self.state.global_step)):
-                return super().train(resume_from_checkpoint, *args, **kwargs)
+                output = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.args.save_total_limit = self._save_total_limit
+        self._check_weights()
+        return output
+
+    def _place(self, checkpoint: Path) -> RunPosition | None:
+        """Let the plan go on where a checkpoint was written, in samples; None where it does not say."""
+        position = RunPosition.load(checkpoint)
+        if position is None or not self._is_seekable:
+            return None
+        position.check_data(self._num_samples, self._order)
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        early_ends = dict(torch.load(checkpoint / SCHEDULER_NAME, weights_only=True)["early_ends"])
+        index = len(position.starts) - 1
+        stage = self.plan.stages[index]
+        size, accumulation = self._batch_shape(stage.section)
+        left = position.steps_left(
+            epochs=stage.section.epochs,
+            num_steps=stage.num_steps,
+            step_samples=size * accumulation * self.args.world_size,
+            cut_short=early_ends.get(index, state.global_step) > state.global_step,
+            drop_last=self.args.dataloader_drop_last,
+        )
+        left = 0 if early_ends.get(index) == state.global_step else max(left, 0)
+        if self.plan.place(state.global_step, position.starts, left, early_ends):
+            self.args.max_steps = self.plan.last_step
+        return position
+
+    @property
+    def _num_samples(self) -> int:
+        assert isinstance(self.train_dataset, RowDataset)
+        return len(self.train_dataset)
+
+    @property
+    def _order(self) -> str:
+        """What the order of samples depends on beside seed and epoch."""
+        if not isinstance(self.train_dataset, CaptionStream):
+            return "table"
+        readers = self.args.world_size * max(self.args.dataloader_num_workers, 1)
+        return f"{readers} readers in batches of {self.args.train_batch_size}"
+
+    def _present_position(self) -> RunPosition:
+        """Where the run is, after a step."""
+        position = self.plan.locate(self.state.global_step) or self.plan.end()
+        starts = [start for start, _ in self.plan.spans()][: position.index + 1]
+        is_epoch_over = self._num_taken >= self._steps_in_epoch
+        size, accumulation = self._batch_shape(position.stage.section)
+        return RunPosition(
+            starts=starts,
+            stage_step=position.step,
+            epoch=self._epoch + is_epoch_over,
+            samples=0 if is_epoch_over else self._samples_taken,
+            num_samples=self._num_samples,
+            step_samples=size * accumulation * self.args.world_size,
+            order=self._order,
+            conditions=run_conditions(self.args),
+        )
 
     def begin_stage(self, position: StagePosition) -> None:
         """Make the batches of a stage that begins, and note what it trains."""
@@ -275,7 +365,11 @@ class MMTrainer(Trainer):
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> Any:
         epochs, *rest = super().set_initial_training_values(args, dataloader)
-        return (self.plan.num_epochs if self.plan.has_own_batches else epochs, *rest)
+        epochs = self.plan.num_epochs if self.plan.has_own_batches else epochs
+        if self._position is not None:
+            # The plan ends the run; what was trained under another batch may make it more epochs than its steps say.
+            epochs += self._position.epoch + 1
+        return (epochs, *rest)
 
     def _init_training_state(
         self,
@@ -291,6 +385,9 @@ class MMTrainer(Trainer):
         self._resume_at = 0
         if resume_from_checkpoint is None:
             return epochs, 0
+        if self._position is not None:
+            self._resume_at = 0 if self.args.ignore_data_skip else self._position.samples
+            return self._position.epoch, 0
         # The scheduler's state is loaded later, but where an epoch begins depends on the stages that ended early.
         state = torch.load(Path(resume_from_checkpoint) / SCHEDULER_NAME, weights_only=True)
         self.plan.early_ends = dict(state["early_ends"])
@@ -390,6 +487,8 @@ class MMTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with each group's learning rate as `lr/GROUP`, and the stage in the run's own history."""
         if "loss" in logs:
+            if self.stops_at_nan and not math.isfinite(logs["loss"]):
+                raise InputError(self.explain_divergence(f"the loss is {logs['loss']}"))
             done = self.state.global_step - 1
             logs["learning_rate"] = max(self.plan.learning_rates(done).values())  # Trainer gives the first group's
             logs.update({f"lr/{name}": rate for name, rate in self._rates_by_name(done).items()})
@@ -413,10 +512,13 @@ class MMTrainer(Trainer):
 
     def finish_checkpoint(self) -> None:
         """Add to a checkpoint what Trainer does not know of, say that it is whole, and delete older ones."""
+        self._check_weights()
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             checkpoint = checkpoint_path(self.run_dir, self.state.global_step)
             self._average.save(checkpoint)
+            if self._is_seekable:
+                self._present_position().save(checkpoint)
             mark_complete(checkpoint)
             rotate_checkpoints(
                 output_dir=str(self.run_dir),

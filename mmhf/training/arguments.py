@@ -106,11 +106,11 @@ def recipe_stages(recipe: RecipeBase, args: TrainingArguments) -> list[StageSect
     return [StageSection(name="train", train=["all", *(f"!{name}" for name in frozen)], **length)]
 
 
-def longer(recipe: Recipe, epochs: float) -> str:
+def longer(recipe: RecipeBase, epochs: float) -> str:
     """The override that makes a recipe's last stage longer.
 
     Args:
-        recipe (`Recipe`): The recipe.
+        recipe (`RecipeBase`): The recipe.
         epochs (`float`): How much longer, in passes over the data.
 
     Raises:

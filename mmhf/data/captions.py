@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmhf.data.images import shorten
 from mmhf.data.readers import Values
-from mmhf.data.table import CAPTIONS_TYPE, codes_of, encodable, number_rows, shorten
+from mmhf.data.table import CAPTIONS_TYPE, codes_of, encodable, number_rows
 
 _ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=[^)]*)?\)", re.DOTALL)
 """How numpy writes an array that is in another one."""

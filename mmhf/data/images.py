@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
@@ -17,6 +18,8 @@ _WANTED_FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "MPO", "A
 # What decoding damaged files was seen to raise in Pillow.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 _TAIL_BYTES = 32
+_SHOWN = 80
+"""Characters of a value that a message shows."""
 MAX_PIXELS = 89_478_485
 """Larger images are refused as decompression bombs (Pillow's own warning level)."""
 MAX_IMAGE_BYTES = 1 << 28
@@ -180,6 +183,16 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return image.convert("I").point(lambda value: value * (1 / 257) + 0).convert("L")
 
 
+def cut(text: str) -> str:
+    """A text for a message, cut at 80 characters."""
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def shorten(value: object) -> str:
+    """A value for a message: quoted, and cut at 80 characters."""
+    return cut(repr(value))
+
+
 @lru_cache(maxsize=4096)
 def _real_folder(folder: str) -> str:
     return os.path.realpath(folder)
@@ -196,28 +209,58 @@ def find_name_escape(name: str) -> str | None:
         `str` or `None`: the reason, or nothing when the path stays inside its folder, links aside.
     """
     if "\0" in name:
-        return f"the image path has a NUL character: {name!r}"
+        return f"the image path has a NUL character: {shorten(name)}"
     if "://" in name:
-        return f"the image is a URL, not a file: {name}"
+        return f"the image is a URL, not a file: {cut(name)}"
     if os.path.isabs(name) or PureWindowsPath(name).anchor:
-        return f"the image path is not relative to the data folder: {name}"
+        return f"the image path is not relative to the data folder: {cut(name)}"
     if ".." in name.replace("\\", "/").split("/"):
-        return f"the image path leaves the data folder: {name}"
+        return f"the image path leaves the data folder: {cut(name)}"
     return None
 
 
 class DataFolder:
     """A folder that the paths in a table must not leave.
 
-    The folder itself may be a symbolic link; what is below it may not lead out of it.
+    The folder itself may be a symbolic link; what is below it may not lead out of it unless links are followed.
 
     Args:
         path (`str` or `Path`):
             The folder.
+        follow_links (`bool`, defaults to `False`):
+            Links may lead out of it: the Hub's own cache, DVC and git-annex are made of such links.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, follow_links: bool = False) -> None:
         self.path = os.path.realpath(path)
+        self.given = os.path.abspath(path)
+        self.follow_links = follow_links
+
+    def find_name(self, name: str) -> str:
+        """The name of a file below the folder, as it is on disk.
+
+        Args:
+            name (`str`):
+                As a table has it: relative, or an absolute path of the folder; with `/` or Windows' backslashes, its
+                accents composed or not.
+
+        Returns:
+            `str`: the relative name of the file that is there, or the name as it was.
+        """
+        for root in (self.path, self.given):
+            if name.startswith(root.rstrip(os.sep) + os.sep):
+                name = os.path.relpath(name, root)
+        if name.isascii() and "\\" not in name:
+            return name
+        slashed = name.replace("\\", "/")
+        forms = [name, slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))]
+        return next((form for form in forms if not find_name_escape(form) and self._has(form)), name)
+
+    def _has(self, name: str) -> bool:
+        try:
+            return os.path.lexists(self.path_of(name))
+        except ValueError:
+            return False
 
     def path_of(self, name: str) -> str:
         """Return the full path of a relative one."""
@@ -245,11 +288,13 @@ class DataFolder:
         Returns:
             `str` or `None`: the reason, or nothing when the path stays inside the folder.
         """
+        if self.follow_links:
+            return None
         full = self.path_of(name)
         parent, last = os.path.split(full)
         real = os.path.join(_real_folder(parent), last)
         if os.path.islink(real):
             real = os.path.realpath(real)
         if real != self.path and not real.startswith(self.path.rstrip(os.sep) + os.sep):
-            return f"the image path is a link out of the data folder: {name}"
+            return f"the image path is a link out of the data folder: {cut(name)}; data.follow_links=true follows it"
         return None

@@ -7,18 +7,19 @@ import json
 import logging
 import os
 import posixpath
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplicates
 from mmhf.data.filters import blank_placeholders, filter_rows
+from mmhf.data.labels import name_rare_labels, number_labels, sorted_labels, with_unified_labels
 from mmhf.data.remote.images import parse_reference
 from mmhf.data.screen import SplitScreen
 from mmhf.data.sources import READERS
@@ -27,7 +28,6 @@ from mmhf.data.streams.captions import StreamedCaptions
 from mmhf.data.table import SPLITS, FilterStep, Reading, SourceTable, as_dataset
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionDataSectionBase
-from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import DataSectionBase, FilteredDataSection, TableDataSection
 
 logger = logging.getLogger(__name__)
@@ -139,6 +139,8 @@ def _make_splits(
     positions = np.arange(len(source.rows)) if source.used is None else source.used
     table = source.rows.remove_columns("image").data.table
     blanked = blank_placeholders(table, section.missing, keep=["split", "fault", "id"])
+    if reading.label:
+        blanked = with_unified_labels(blanked, list(source.label_of or ()), source.origin())
     if blanked is not table:
         image = source.rows.select_columns("image")
         source.rows = datasets.concatenate_datasets([image, as_dataset(blanked)], axis=1)
@@ -155,12 +157,16 @@ def _make_splits(
     names: list[str] = []
     label_ids: dict[str, int] = {}
     if reading.label:
-        label_of = source.label_of or _sorted_labels(source, parts.values())
+        label_of = source.label_of
+        if label_of is None:
+            _require_any_label(source, positions)
+            label_of = sorted_labels(source, positions)
         if isinstance(section, FilteredDataSection) and source.cut is None and section.split.group_by is not None:
             require_groups_apart(source, parts, section.split.group_by)
         require_samples(source, parts, label_of, section.filters)
         origin = f"data source {section.source!r} ({source.origin()})"
         names, label_ids = number_labels(label_of, label_names, origin=origin)
+        name_rare_labels(source, parts, label_of)
     loaded = LoadedData({}, names, list(source.bad_examples), filter_steps=steps)
     for split in available:
         if splits is not None and split not in splits:
@@ -174,51 +180,12 @@ def _make_splits(
     return loaded
 
 
-def _sorted_labels(source: SourceTable, parts: Iterable[np.ndarray]) -> dict[str, str]:
-    """The labels of the rows that are used: by number when all are numbers, else by letter."""
-    used = np.concatenate(list(parts))
-    values = pc.unique(source.column("label").take(used)).to_pylist()
-    distinct = sorted(value for value in values if value is not None)
-    if all(_is_number(value) for value in distinct):
-        distinct.sort(key=float)
-    return {value: value for value in distinct}
-
-
-def _is_number(value: str) -> bool:
-    try:
-        return bool(np.isfinite(float(value)))
-    except ValueError:
-        return False
-
-
-def number_labels(
-    label_of: Mapping[str, str], label_names: Sequence[str] | None, *, origin: str
-) -> tuple[list[str], dict[str, int]]:
-    """Give label values their class ids.
-
-    Args:
-        label_of (`Mapping[str, str]`):
-            Label value → label name, in the order of the class ids.
-        label_names (`Sequence[str]`, *optional*):
-            The names that a model has, in its order.
-        origin (`str`):
-            The data, for messages.
-
-    Returns:
-        `tuple[list[str], dict[str, int]]`: names by class id, and label value → class id.
-
-    Raises:
-        InputError: the model does not have one of the labels, or there are fewer than two.
-    """
-    own = list(dict.fromkeys(label_of.values()))
-    names = own if label_names is None else list(label_names)
-    for name in own:
-        if name not in names:
-            guess = did_you_mean(nearest_names(name, names))
-            raise InputError(f"{origin}: the model has no label {name!r}{guess} (its labels: {', '.join(names)})")
-    if len(names) < 2:
-        raise InputError(f"{origin}: a classifier needs at least two labels, found {', '.join(names) or 'none'}")
-    return names, {value: names.index(name) for value, name in label_of.items()}
+def _require_any_label(source: SourceTable, positions: NDArray[np.int64]) -> None:
+    """Where no row has a label because none can be read, say why of the first."""
+    labels, faults = (source.column(name).take(pa.array(positions)) for name in ("label", "fault"))
+    if len(labels) and labels.null_count == len(labels) and not faults.null_count:
+        row, reason = source.column("row")[int(positions[0])], faults[0]
+        raise InputError(f"{source.origin()}, row {row}: {reason}; no row can be read")
 
 
 def _judge_duplicates(loaded: LoadedData, section: DataSectionBase, *, check_images: bool) -> None:

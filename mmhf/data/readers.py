@@ -180,24 +180,40 @@ def _without_empty(values: Sequence[str]) -> pa.Array:
 
 
 def _read_json_lines(path: AnyPath, wanted: Wanted) -> Iterator[Batch]:
-    lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
-    names: dict[str, None] = {}
-    read: list[tuple[list[dict[str, Any]], list[int], dict[int, str]]] = []
-    for start in range(0, max(len(lines), 1), _ROWS_AT_ONCE):
-        records: list[dict[str, Any]] = []
-        faults: dict[int, str] = {}
-        part = lines[start : start + _ROWS_AT_ONCE]
-        for position, (_, line) in enumerate(part):
-            record = _parse_json(line)
-            if not isinstance(record, dict):
-                faults[position] = record
-                record = {}
-            names.update(dict.fromkeys(record))
-            records.append(record)
-        read.append((records, [number for number, _ in part], faults))
+    lines = read_lines(path)
+    records: list[tuple[int, dict[str, Any] | str]] | None = None
+    if lines and "".join(lines[:2]).lstrip().startswith("["):
+        records = _json_array("\n".join(lines))
+    if records is None:
+        records = [(number, _parse_json(line)) for number, line in enumerate(lines, start=1) if line.strip()]
+    names = dict.fromkeys(name for _, record in records if isinstance(record, dict) for name in record)
+    if records and not names:
+        raise InputError(f"{path}, row {records[0][0]}: {records[0][1]}; no row of the file can be read")
     found = wanted.found_in(str(path), names)
-    for records, rows, faults in read:
-        yield Batch({name: [record.get(name) for record in records] for name in found}, rows, faults, {})
+    for start in range(0, max(len(records), 1), _ROWS_AT_ONCE):
+        part = records[start : start + _ROWS_AT_ONCE]
+        faults = {position: record for position, (_, record) in enumerate(part) if isinstance(record, str)}
+        values = [{} if isinstance(record, str) else record for _, record in part]
+        yield Batch(
+            {name: [record.get(name) for record in values] for name in found},
+            [number for number, _ in part],
+            faults,
+            {},
+        )
+
+
+def _json_array(text: str) -> list[tuple[int, dict[str, Any] | str]] | None:
+    """The records of a file that is one JSON array, numbered from 1; None where it is something else."""
+    try:
+        array = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(array, list) or not any(isinstance(record, dict) for record in array):
+        return None
+    return [
+        (number, record if isinstance(record, dict) else "not a JSON object")
+        for number, record in enumerate(array, start=1)
+    ]
 
 
 def _parse_json(line: str) -> dict[str, Any] | str:

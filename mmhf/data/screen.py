@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.captions import clean_captions, empty_captions, is_empty
-from mmhf.data.images import ImageFault
+from mmhf.data.images import ImageFault, shorten
 from mmhf.data.table import CAPTIONS_TYPE, IMAGE_TYPE, EmbeddedImages, Reading, SourceTable, extra_column
 from mmhf.errors import InputError
 from mmhf.parallel import map_in_threads
@@ -147,7 +147,7 @@ class SplitScreen:
         if not self.reading.label:
             return self._find_caption_fault(row)
         if row["label"] not in self.label_ids:
-            unknown = "the label is missing" if row["label"] is None else f"unknown label {row['label']!r}"
+            unknown = "the label is missing" if row["label"] is None else f"unknown label {shorten(row['label'])}"
             return Fault(unknown, "on_bad_row")
         return Fault("the text is empty", "on_empty_text") if self.reading.text and row["text"] is None else None
 

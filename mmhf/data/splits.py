@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mmhf.data.images import shorten
 from mmhf.data.table import SPLITS, SourceTable, codes_of, extra_column, number_rows
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import ImageSplitSection
@@ -52,7 +53,7 @@ def name_splits(
     """
     codes, given = codes_of(values)
     found = [names.get(value.lower()) for value in given] + [None]
-    reasons = [f"{what} is {value!r}, not train, validation or test" for value in [*given, None]]
+    reasons = [f"{what} is {shorten(value)}, not train, validation or test" for value in [*given, None]]
     split = pa.array([name or "train" for name in found], pa.string()).take(pa.array(codes % len(found)))
     wrong = np.array([name is None for name in found])[codes]
     reason = pa.array(reasons, pa.string()).take(pa.array(codes % len(found), mask=~wrong))
@@ -207,8 +208,8 @@ def require_groups_apart(source: SourceTable, splits: Mapping[str, Positions], c
             rows = source.column("row")
             raise InputError(
                 f"{source.part(other).origin}, row {rows[int(first)]} ({other}) and {source.part(split).origin}, row "
-                f"{rows[int(positions[shared[0]])]} ({split}): {column} {groups[group]!r} is in both splits; move its "
-                "rows into one, or remove data.split.group_by"
+                f"{rows[int(positions[shared[0]])]} ({split}): {column} {shorten(groups[group])} is in both splits; "
+                "move its rows into one, or remove data.split.group_by"
             )
         home[held[present]] = number
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmhf.data.bad_examples import BadExample
-from mmhf.data.images import DataFolder, ImageFault, find_image_problem
+from mmhf.data.images import DataFolder, ImageFault, cut, find_image_problem
 
 if TYPE_CHECKING:
     from mmhf.recipe.caption_data_sections import ImageSplitSection
@@ -47,8 +48,7 @@ CAPTION_FEATURES = datasets.Features(
 IMAGE_TYPE = pa.struct({"path": pa.string(), "bytes": pa.binary()})
 CAPTIONS_TYPE = pa.list_(pa.string())
 NOTES_TYPE = pa.list_(pa.struct({"row": pa.int64(), "note": pa.string()}))
-_SHOWN = 80
-"""Characters of a value that a message shows."""
+_BASE64 = re.compile(r"data:image/|[A-Za-z0-9+/\r\n]{256,}={0,2}\s*$")
 _MAPPED_ABOVE = 16 << 20
 """A larger table is kept in a file that all processes map; a smaller one costs less in memory."""
 
@@ -124,13 +124,15 @@ class ImageFiles:
             The folder that no path may leave.
         listed (`bool`, defaults to `False`):
             The names come from a listing: they may be anything, but links must not lead out.
+        follow_links (`bool`, defaults to `False`):
+            Links may lead out of the folder.
     """
 
     feature: Any = IMAGE_FEATURE
 
-    def __init__(self, folder: str | Path, *, listed: bool = False) -> None:
-        self.folder = DataFolder(folder)
-        self._find_escape = self.folder.find_link_out if listed else self.folder.find_escape
+    def __init__(self, folder: str | Path, *, listed: bool = False, follow_links: bool = False) -> None:
+        self.folder = DataFolder(folder, follow_links=follow_links)
+        self.listed = listed
 
     def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
         """See `Images`."""
@@ -141,14 +143,21 @@ class ImageFiles:
         name = None if image is None else image["path"]
         if not name:
             return ImageFault("no image is named")
-        if reason := self._find_escape(name):
+        if not self.listed and _BASE64.match(name):
+            return ImageFault("the image is base64 text; write it as bytes into a parquet file, or into files", "row")
+        name = name if self.listed else self.folder.find_name(name)
+        if reason := self.folder.find_link_out(name) if self.listed else self.folder.find_escape(name):
             return ImageFault(reason, "row")
         reason = find_image_problem(self.folder.path_of(name)) if read else None
-        return ImageFault(f"{reason}: {name}") if reason else None
+        return ImageFault(f"{reason}: {cut(name)}") if reason else None
 
     def locate(self, images: pa.StructArray) -> pa.StructArray:
         """See `Images`."""
         path, content = images.field("path"), images.field("bytes")
+        odd = pc.match_substring_regex(path, r"^/|\\|[^\x00-\x7f]")
+        if not self.listed and pc.any(odd).as_py():
+            names = [name and self.folder.find_name(name) for name in path.to_pylist()]
+            path = pa.array(names, pa.string())
         full = pc.binary_join_element_wise(self.folder.path.rstrip("/"), path, "/")
         return pa.StructArray.from_arrays(
             [pc.if_else(pc.is_null(content), full, pa.scalar(None, pa.string())), content], fields=list(IMAGE_TYPE)
@@ -321,12 +330,6 @@ def text_array(values: pa.Array | pa.ChunkedArray | Sequence[Any]) -> pa.Array:
     return pa.array([encodable(as_text(value)) for value in values], pa.string())
 
 
-def shorten(value: object) -> str:
-    """A value for a message: quoted, and cut at 80 characters."""
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[: _SHOWN - 1]}…"
-
-
 def encodable(text: str | None) -> str | None:
     """A text with `?` for halves of UTF-16 pairs, which JSON can hold, but neither Arrow nor a tokenizer takes."""
     return None if text is None else text.encode("utf-8", "replace").decode()
@@ -364,6 +367,13 @@ def image_array(values: pa.Array | pa.ChunkedArray | Sequence[Any]) -> pa.Struct
         paths.append(named)
         contents.append(content if isinstance(content, bytes) else None)
     return pa.StructArray.from_arrays([text_array(paths), pa.array(contents, pa.binary())], fields=list(IMAGE_TYPE))
+
+
+def named_images(paths: Sequence[str | None]) -> pa.StructArray:
+    """A column of images of the paths of a listing, which may begin or end with blanks."""
+    return pa.StructArray.from_arrays(
+        [pa.array(paths, pa.string()), pa.nulls(len(paths), pa.binary())], fields=list(IMAGE_TYPE)
+    )
 
 
 def codes_of(values: pa.Array | pa.ChunkedArray | Sequence[str | None]) -> tuple[NDArray[np.int64], list[Any]]:

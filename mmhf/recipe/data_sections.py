@@ -125,6 +125,8 @@ class DataSectionBase(Section):
     """An empty text: drop the row, use the empty string, let the model go by the image alone (`mask`), or stop."""
     on_bad_row: Literal["skip", "raise"] = "raise"
     """A malformed row or a label outside the map: drop the row or stop."""
+    follow_links: bool = False
+    """Let links lead out of the data folder: the Hub's own cache, DVC and git-annex are made of such links."""
     find_duplicates: Literal["near", "exact", "never"] = "never"
     """Look for images that are there twice: `exact` compares file contents, `near` also what they show."""
     on_duplicate: Literal["keep", "skip_across_splits"] = "keep"

@@ -18,6 +18,7 @@ def read(tmp_path, text: str, separator: str = "\t"):
     return header, [record for batch in batches for record in batch]
 
 
+text = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 field = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\r\0"), max_size=12)
 
 
@@ -76,3 +77,52 @@ def test_what_cannot_be_read_at_all(tmp_path):
         read_delimited(tmp_path / "binary", ",", lambda header: list)
     with pytest.raises(InputError, match="cannot read"):
         read_delimited(tmp_path / "absent", ",", lambda header: list)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=2, max_size=2), max_size=8
+    ),
+    st.sampled_from([",", "\t"]),
+    st.sampled_from(["\n", "\r\n", "\r"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_every_file_of_the_standard_is_read_as_the_csv_module_reads_it(
+    tmp_path_factory, rows, separator, line_end, encoding
+):
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, delimiter=separator, lineterminator=line_end, quoting=csv.QUOTE_ALL)
+    writer.writerows([["a", "b"], *rows])
+    path = tmp_path_factory.mktemp("csv") / "table"
+    path.write_bytes(buffer.getvalue().encode(encoding))
+    header, batches = read_delimited(path, separator, lambda header: list)
+    assert [header, *(record for batch in batches for record in batch)] == [["a", "b"], *rows]
+
+
+def test_a_file_of_the_standard_is_not_repaired(tmp_path):
+    _, records = read(tmp_path, 'image,caption\n0.jpg,"a dog in picture 0\nand a cat, too"\n1.jpg,"x\ny, z"\n', ",")
+    assert records == [["0.jpg", "a dog in picture 0\nand a cat, too"], ["1.jpg", "x\ny, z"]]
+    _, records = read(tmp_path, f'a,b\n1,"{"word, " * 30_000}"\n2,x\n', ",")
+    assert [len(record[1]) for record in records] == [180_000, 1]
+
+
+def test_one_bad_line_leaves_quoted_lines_alone_and_is_noted(tmp_path):
+    _, records = read(tmp_path, 'id,text\n1,"two\nlines, here"\n2\n3,"a"\n', ",")
+    assert records == [["1", "two\nlines, here"], "1 fields instead of 2", ["3", "a"]]
+    _, records = read(tmp_path, 'id\ttitle\n1\t"lone\n2\tplain\n')
+    assert records == [["1", '"lone'], ["2", "plain"]]
+    assert "quotes" in records[0].note and not hasattr(records[1], "note")
+
+
+def test_separators_and_encodings_are_found_by_looking(tmp_path):
+    path = tmp_path / "table"
+    for text, encoding in (("id;caf\u00e9\n1;a, b\n", "cp1252"), ("id\tcaf\u00e9\n1\ta, b\n", "utf-16")):
+        path.write_bytes(text.encode(encoding))
+        header, batches = read_delimited(path, None, lambda header: list)
+        assert (header, batches) == (["id", "caf\u00e9"], [[["1", "a, b"]]])
+
+
+def test_a_column_that_is_named_twice(tmp_path):
+    with pytest.raises(InputError, match="two columns are named 'a'; rename one"):
+        read(tmp_path, "a,b,a\n1,2,3\n", ",")

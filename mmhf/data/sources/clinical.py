@@ -115,7 +115,7 @@ def read_clinical(section: ClinicalDataSection, reading: Reading) -> SourceTable
             raise InputError(
                 f"{origin}: no table has a column {name!r} with any value{guess} (all have {', '.join(HARMONISED)})"
             )
-    part = Part(origin, images_below(folder, table.column("image")))
+    part = Part(origin, images_below(folder, table.column("image"), follow_links=section.follow_links))
     rows = make_rows({name: table.column(name) for name in table.column_names})
     return SourceTable(rows, {None: part}, section.labels, section.split)
 

@@ -71,7 +71,9 @@ def read_fakeddit(section: FakedditDataSection, reading: Reading) -> SourceTable
         table = read_roles(batches, roles, split)
         has_image = pa.chunked_array([batch.columns[_HAS_IMAGE] for batch in batches], pa.string())
         tables.append(_with_images(table, has_image))
-        parts[split] = Part(str(path), images_below(root, tables[-1].column("image")))
+        parts[split] = Part(
+            str(path), images_below(root, tables[-1].column("image"), follow_links=section.follow_links)
+        )
     rows = pa.concat_tables(tables)
     names = {str(number): name for number, name in enumerate(LABEL_NAMES[section.label])}
     return SourceTable(make_rows({name: rows.column(name) for name in rows.column_names}), parts, names)

@@ -31,7 +31,7 @@ from mmhf.data.table import (
     SourceTable,
     as_dataset,
     encodable,
-    image_array,
+    named_images,
 )
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import Flickr30kSection, ImageSplitSection
@@ -105,7 +105,10 @@ def _read_captions(kind: str, path: AnyPath, folder: AnyPath, section: Flickr30k
     rows = list({"karpathy": _read_karpathy, "token": _read_token, "csv": _read_csv}[kind](path))
     path_of: dict[str, str] = {}
     # The Kaggle archive nests its folder twice; a copy that lies deeper counts less.
-    for found in sorted(list_folder(folder, on_link_out="skip").images, key=lambda name: (name.count("/"), name)):
+    for found in sorted(
+        list_folder(folder, on_link_out="skip", follow_links=section.follow_links).images,
+        key=lambda name: (name.count("/"), name),
+    ):
         path_of.setdefault(os.path.basename(found), found)
     if not path_of:
         raise InputError(f"data.path: {folder} has captions but no images")
@@ -129,14 +132,14 @@ def _read_captions(kind: str, path: AnyPath, folder: AnyPath, section: Flickr30k
     columns = {
         "row": pa.array([row.number for row in rows], pa.int64()),
         "id": pc.coalesce(names, pa.array([str(row.number) for row in rows], pa.string())),
-        "image": image_array([path_of.get(row.name, row.name) if row.name else None for row in rows]),
+        "image": named_images([path_of.get(row.name, row.name) if row.name else None for row in rows]),
         "captions": pa.array([row.captions for row in rows], CAPTIONS_TYPE),
         "split": splits,
         "fault": faults,
         "notes": pa.array([[{"row": row.number, "note": row.note}] if row.note else None for row in rows], NOTES_TYPE),
     }
     table = join_captions(pa.table(columns), names)
-    part = Part(str(path), images_below(folder, table.column("image")))
+    part = Part(str(path), images_below(folder, table.column("image"), follow_links=section.follow_links))
     cut = None if use_splits else section.split or ImageSplitSection()
     return SourceTable(as_dataset(table), {None: part}, cut=cut)
 

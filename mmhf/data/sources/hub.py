@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -37,6 +38,8 @@ from mmhf.recipe.schema import HubDataSection
 logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 10_000
+_SAVED_TO_DISK = ("dataset_dict.json", "state.json")
+"""Files of a folder that `Dataset.save_to_disk` or that of a `DatasetDict` wrote."""
 
 
 def read_hub(section: HubDataSection | CaptionHubSection, reading: Reading) -> SourceTable:
@@ -242,7 +245,7 @@ def load_hub_splits(path: str, name: str | None = None, **options: Any) -> Mappi
 
     Args:
         path (`str`):
-            A data set repository or folder.
+            A data set repository or folder; also one that `save_to_disk` wrote.
         name (`str`, *optional*):
             Its configuration.
         options (`Any`):
@@ -256,6 +259,12 @@ def load_hub_splits(path: str, name: str | None = None, **options: Any) -> Mappi
         InputError: there is no such data set, or it cannot be read.
     """
     with _loading(path):
+        if any((Path(path) / file).is_file() for file in _SAVED_TO_DISK):
+            saved = datasets.load_from_disk(path)
+            splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+            if options.get("streaming"):
+                return {split: part.to_iterable_dataset() for split, part in splits.items()}
+            return splits
         return datasets.load_dataset(path, name, **options)
 
 

@@ -33,8 +33,8 @@ from mmhf.data.table import (
     Reading,
     SourceTable,
     as_dataset,
-    image_array,
     make_rows,
+    named_images,
 )
 from mmhf.errors import InputError
 from mmhf.recipe.schema import ImageFolderDataSection, SplitSection
@@ -96,8 +96,12 @@ def read_image_folder(section: ImageFolderDataSection, reading: Reading) -> Sour
         )
         images: Images = EmbeddedImages(datasets.Image(decode=False))
     else:
-        rows = make_rows({**columns, "image": image_array(paths)})
-        images = ImageFiles(where, listed=True) if isinstance(where, Path) else RemoteImages(where, paths, listed=True)
+        rows = make_rows({**columns, "image": named_images(paths)})
+        images = (
+            ImageFiles(where, listed=True, follow_links=section.follow_links)
+            if isinstance(where, Path)
+            else RemoteImages(where, paths, listed=True)
+        )
     label_of = None
     if section.labels is not None:
         label_of = {unicodedata.normalize("NFC", folder): name for folder, name in section.labels.items()}
@@ -107,6 +111,10 @@ def read_image_folder(section: ImageFolderDataSection, reading: Reading) -> Sour
     return SourceTable(rows, {None: Part(section.path, images)}, label_of, cut, used)
 
 
+def _files(folder: Path, section: ImageFolderDataSection) -> ImageFiles:
+    return ImageFiles(folder, listed=True, follow_links=section.follow_links)
+
+
 def _open(section: ImageFolderDataSection) -> tuple[Path | RemotePath | CachedImages, Listing]:
     """A tree on disk, behind a URL, or copied out of an archive."""
     path = data_path(section.path, section.cloud)
@@ -114,7 +122,9 @@ def _open(section: ImageFolderDataSection) -> tuple[Path | RemotePath | CachedIm
         cached = cache_remote_archive(path, folder=section.folder)
         return cached, cached.listing
     if isinstance(path, RemotePath) or path.is_dir():
-        return path, list_folder(path, section.folder, on_link_out=section.on_bad_row)
+        return path, list_folder(
+            path, section.folder, on_link_out=section.on_bad_row, follow_links=section.follow_links
+        )
     if not path.exists():
         raise InputError(f"data.path: no such folder or archive: {path}")
     if not is_archive(str(path)):
@@ -123,7 +133,9 @@ def _open(section: ImageFolderDataSection) -> tuple[Path | RemotePath | CachedIm
     return cached, cached.listing
 
 
-def list_folder(path: str | Path | RemotePath, start: str | None = None, *, on_link_out: str = "raise") -> Listing:
+def list_folder(
+    path: str | Path | RemotePath, start: str | None = None, *, on_link_out: str = "raise", follow_links: bool = False
+) -> Listing:
     """List the images of a folder.
 
     Args:
@@ -133,6 +145,8 @@ def list_folder(path: str | Path | RemotePath, start: str | None = None, *, on_l
             The folder in it to begin with.
         on_link_out (`str`, defaults to `"raise"`):
             What to do with a folder that is a link out: `"raise"`, or `"skip"` to count it among what is ignored.
+        follow_links (`bool`, defaults to `False`):
+            Links may lead out of the folder.
 
     Returns:
         `Listing`: paths relative to `path`.
@@ -144,7 +158,7 @@ def list_folder(path: str | Path | RemotePath, start: str | None = None, *, on_l
     """
     if isinstance(path, RemotePath):
         return _list_remote(path, start)
-    root = DataFolder(path)
+    root = DataFolder(path, follow_links=follow_links)
     if start is not None and (reason := root.find_escape(start)):
         raise InputError(f"data.folder: {reason.replace('image path', 'path')}")
     listing = Listing()
@@ -165,7 +179,10 @@ def list_folder(path: str | Path | RemotePath, start: str | None = None, *, on_l
                     listing.ignored[HIDDEN] += 1
                 elif problem := _link_problem(root, entry, name):
                     if on_link_out == "raise":
-                        raise InputError(f"data.path: {problem}; data.on_bad_row=skip goes on without it")
+                        raise InputError(
+                            f"data.path: {problem}; data.on_bad_row=skip goes on without it, data.follow_links=true "
+                            "follows it"
+                        )
                     listing.ignored["links to folders elsewhere"] += 1
                 else:
                     listing.folders.add(name)

@@ -28,6 +28,7 @@ from mmhf.data.table import (
     extra_column,
     image_array,
     make_rows,
+    named_images,
     text_array,
 )
 from mmhf.errors import InputError
@@ -154,14 +155,14 @@ def _read_file(
             table = table.set_column(table.column_names.index("id"), "id", ids)
         table = join_captions(table, keys)
         if is_metadata and not table.column("image").combine_chunks().field("bytes").is_valid().to_numpy(False).any():
-            table = _with_images_without_row(table, root, split)
-    return table, Part(str(path), images_below(root, table.column("image")))
+            table = _with_images_without_row(table, root, split, follow_links=section.follow_links)
+    return table, Part(str(path), images_below(root, table.column("image"), follow_links=section.follow_links))
 
 
-def images_below(root: AnyPath, images: pa.ChunkedArray) -> Images:
+def images_below(root: AnyPath, images: pa.ChunkedArray, *, follow_links: bool) -> Images:
     """Where the images are that a table names below a folder, on disk or behind a URL."""
     if isinstance(root, Path):
-        return ImageFiles(root)
+        return ImageFiles(root, follow_links=follow_links)
     names = [name for chunk in images.chunks for name in chunk.field("path").to_pylist()]
     return RemoteImages(root, names)
 
@@ -237,18 +238,18 @@ def _name_lists(values: Values, column: str, expected: str, faults: dict[int, st
             faults.setdefault(position, f"{column} is a {type(value).__name__}, not {expected}")
 
 
-def _with_images_without_row(table: pa.Table, folder: AnyPath, split: str | None) -> pa.Table:
+def _with_images_without_row(table: pa.Table, folder: AnyPath, split: str | None, *, follow_links: bool) -> pa.Table:
     """Add the images of a folder that its metadata is silent about."""
     paths = pc.struct_field(table.column("image").combine_chunks(), "path").to_pylist()
     named = {os.path.normpath(path) for path in paths if path}
-    silent = sorted(set(list_folder(folder, on_link_out="skip").images) - named)
+    silent = sorted(set(list_folder(folder, on_link_out="skip", follow_links=follow_links).images) - named)
     if not silent:
         return table
     count = len(silent)
     added = {
         "row": pa.array(range(len(table) + 1, len(table) + count + 1), pa.int64()),
         "id": pa.array(silent, pa.string()),
-        "image": image_array(silent),
+        "image": named_images(silent),
         "captions": pa.array([[]] * count, CAPTIONS_TYPE),
         "split": pa.array([split] * count, pa.string()),
     }

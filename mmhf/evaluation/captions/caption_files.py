@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmhf.data.captions import captions_in
 from mmhf.data.readers import TableFile, read_table
 from mmhf.data.table import as_text
 from mmhf.errors import InputError
@@ -180,13 +181,10 @@ def _references(table: TableFile, ids: Sequence[str], exclude: str | None = None
 
 
 def _texts(value: Any) -> list[str]:
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            return [value.strip()]
-    values = value if isinstance(value, list) else [value]
-    return [as_text(each) or "" for each in values]
+    try:
+        return [as_text(text) or "" for text in captions_in(value)]
+    except ValueError:  # a number, or a text that only begins like a list
+        return [as_text(each) or "" for each in (value if isinstance(value, list) else [value])]
 
 
 def _image_names(table: TableFile, ids: Sequence[str]) -> dict[str, str]:

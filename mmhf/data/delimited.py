@@ -13,6 +13,10 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
+
 from mmhf.data.remote.paths import AnyPath
 from mmhf.errors import InputError
 
@@ -23,6 +27,7 @@ T = TypeVar("T")
 _LONGEST_RECORD = 200
 """Lines that one quoted field may span in a file that has to be repaired."""
 _ROWS_AT_ONCE = 8192
+_HEADER, _BLOCK = 1 << 16, 1 << 24
 _BOMS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -93,6 +98,59 @@ def read_delimited(
         except _NotStandardError:
             continue
     raise AssertionError("the last way reads any text")
+
+
+def read_standard(path: AnyPath, separator: str | None) -> pa.Table | None:
+    """Read a file of separated values that keeps to RFC 4180, several times as fast as `read_delimited`.
+
+    Args:
+        path, separator:
+            As `read_delimited` takes them.
+
+    Returns:
+        `pa.Table` or `None`: columns of strings, an empty field is null; None where the file breaks the standard or
+        has fewer than two columns.
+
+    Raises:
+        InputError: as `read_delimited`.
+    """
+    text = read_text(path)
+    separator = separator or _find_separator(text)
+    content = text.encode()
+    with _fields_of_any_length():
+        header = next(csv.reader(io.StringIO(text[:_HEADER], newline=""), delimiter=separator), [])
+    if len(header) < 2 or "\0" in text or not _quotes_are_standard(content, separator):
+        return None
+    _check_header(header, path)
+    try:
+        return arrow_csv.read_csv(
+            pa.BufferReader(content),
+            read_options=arrow_csv.ReadOptions(block_size=_BLOCK),
+            parse_options=arrow_csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(
+                column_types={name: pa.string() for name in header},
+                null_values=[""],
+                strings_can_be_null=True,
+                check_utf8=False,
+            ),
+        )
+    except pa.ArrowInvalid:  # a row of another width, or a field that no block holds
+        return None
+
+
+def _quotes_are_standard(content: bytes, separator: str) -> bool:
+    """Whether every quote opens a field, closes one, or is doubled in one."""
+    characters = np.frombuffer(b"\n" + content + b"\n", np.uint8)
+    quotes = np.flatnonzero(characters == ord('"'))
+    if len(quotes) % 2:
+        return False
+    ends = np.isin(np.arange(256), [ord(character) for character in ("\n", "\r", separator)])
+    # A closing quote with an opening one right behind it is a doubled one.
+    doubled = np.diff(quotes)[1::2] == 1
+    opens, closes = ends[characters[quotes[::2] - 1]], ends[characters[quotes[1::2] + 1]]
+    opens[1:] |= doubled
+    closes[:-1] |= doubled
+    return bool(opens.all() and closes.all())
 
 
 def read_text(path: AnyPath) -> str:

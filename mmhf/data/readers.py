@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmhf.data.delimited import Record, Repaired, read_delimited, read_lines
+from mmhf.data.delimited import Record, Repaired, read_delimited, read_lines, read_standard
 from mmhf.data.remote.paths import AnyPath
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
@@ -153,6 +153,16 @@ def read_table(
 
 
 def _read_separated(path: AnyPath, wanted: Wanted, separator: str | None) -> list[Batch]:
+    table = read_standard(path, separator)
+    if table is not None and len(table):
+        found = wanted.found_in(str(path), table.column_names)
+        batches, count = [], 0
+        for part in table.to_batches():
+            rows = list(range(count + 1, count + len(part) + 1))
+            batches.append(Batch({name: part.column(name) for name in found}, rows, {}, {}))
+            count += len(part)
+        return batches
+
     def start(header: list[str]) -> Callable[[list[Record]], Batch]:
         places = {name: header.index(name) for name in wanted.found_in(str(path), header)}
         blank = [""] * len(header)
@@ -171,8 +181,8 @@ def _read_separated(path: AnyPath, wanted: Wanted, separator: str | None) -> lis
 
         return take
 
-    header, batches = read_delimited(path, separator, start)
-    return batches or [start(header)([])]
+    header, taken = read_delimited(path, separator, start)
+    return taken or [start(header)([])]
 
 
 def _without_empty(values: Sequence[str]) -> pa.Array:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmhf.data.delimited import read_delimited
+from mmhf.data.delimited import read_delimited, read_standard
 from mmhf.errors import InputError
 
 
@@ -98,6 +98,21 @@ def test_every_file_of_the_standard_is_read_as_the_csv_module_reads_it(
     path.write_bytes(buffer.getvalue().encode(encoding))
     header, batches = read_delimited(path, separator, lambda header: list)
     assert [header, *(record for batch in batches for record in batch)] == [["a", "b"], *rows]
+    table = read_standard(path, separator)
+    assert table is not None
+    assert [list(row.values()) for row in table.to_pylist()] == [[value or None for value in row] for row in rows]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(st.sampled_from('ab",\n'), max_size=30))
+def test_what_is_read_fast_is_what_the_csv_module_reads(tmp_path_factory, text):
+    path = tmp_path_factory.mktemp("csv") / "table"
+    path.write_text("a,b\n" + text)
+    table = read_standard(path, ",")
+    if table is not None:
+        strict = csv.reader(io.StringIO("a,b\n" + text, newline=""), strict=True)
+        rows = [[value or None for value in row] for row in strict if row][1:]
+        assert [list(row.values()) for row in table.to_pylist()] == rows
 
 
 def test_a_file_of_the_standard_is_not_repaired(tmp_path):

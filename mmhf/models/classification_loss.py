@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from mmhf.conventions import IGNORED_LABEL
@@ -36,6 +37,19 @@ class LossSettings:
 
 
 PLAIN_LOSS = LossSettings()
+
+
+def check_problem_type(config: PreTrainedConfig) -> None:
+    """Refuse a config that asks for another problem than one label a row.
+
+    Raises:
+        `ValueError`: `problem_type` is regression, or several labels a row.
+    """
+    if config.problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"problem_type {config.problem_type!r}: {config.model_type} learns one label a row, with a softmax; use "
+            "single_label_classification"
+        )
 
 
 class ClassificationLoss(nn.Module):

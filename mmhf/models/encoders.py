@@ -82,6 +82,8 @@ def native_image_size(config: PreTrainedConfig) -> int:
     return int(size if isinstance(size, int) else size[0])
 
 
+# What is used is read off the graph, also where the caller wants none.
+@torch.enable_grad()
 def describe_vision(config: PreTrainedConfig, pooling: str, *, image_size: int | None = None) -> EncoderOutput:
     """Read an image encoder's output from its config alone; no weights are made.
 
@@ -110,6 +112,7 @@ def describe_vision(config: PreTrainedConfig, pooling: str, *, image_size: int |
     return replace(shape, width=pooled.shape[-1], unused=_unused(encoder, pooled))
 
 
+@torch.enable_grad()
 def describe_text(config: PreTrainedConfig, pooling: str) -> EncoderOutput:
     """Read a text encoder's output from its config alone; no weights are made.
 
@@ -124,13 +127,23 @@ def describe_text(config: PreTrainedConfig, pooling: str) -> EncoderOutput:
     return EncoderOutput(pooled.shape[-1], unused=_unused(encoder, pooled))
 
 
-def run_vision(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str) -> Any:
-    """Run an image encoder and no more of its head than `pooling` needs."""
+def run_vision(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, **asked: bool) -> Any:
+    """Run an image encoder and no more of its head than `pooling` needs.
+
+    Args:
+        encoder (`PreTrainedModel`): The encoder.
+        pixel_values (`Tensor`): (B, 3, H, W).
+        pooling (`str`): As in [`pool_vision`].
+        asked (`bool`): `output_hidden_states`, `output_attentions`: what the output shall hold beside.
+
+    Raises:
+        `ValueError`: attentions of a timm encoder, which gives none.
+    """
     if isinstance(encoder, TimmWrapperModel):
-        return encoder(pixel_values=pixel_values, do_pooling=pooling == "pooler")
+        return encoder(pixel_values=pixel_values, do_pooling=pooling == "pooler", return_dict=True, **asked)
     if pixel_values.shape[-1] != native_image_size(encoder.config) and _interpolates(type(encoder)):
-        return encoder(pixel_values=pixel_values, interpolate_pos_encoding=True)
-    return encoder(pixel_values=pixel_values)
+        return encoder(pixel_values=pixel_values, interpolate_pos_encoding=True, return_dict=True, **asked)
+    return encoder(pixel_values=pixel_values, return_dict=True, **asked)
 
 
 def pool_vision(output: Any, pooling: str, shape: EncoderOutput) -> Tensor:

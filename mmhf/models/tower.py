@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from mmhf.features.parts import HasFeatureParts
 from mmhf.models.classification_loss import ClassificationLoss
@@ -31,6 +32,29 @@ _DESCRIBE: dict[str, Callable[[PreTrainedConfig, str], EncoderOutput]] = {
     "vision": describe_vision,
     "text": describe_text,
 }
+
+
+class TowerOutput(ModelOutput):
+    """Base of outputs that hold whole outputs of encoders."""
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """All that is not None; outputs of encoders as tuples, too."""
+        return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
+
+
+def encoder_output(output: Any, pooled: Tensor | None = None) -> BaseModelOutputWithPooling:
+    """An encoder's output of any class as the one that all families give.
+
+    Args:
+        output: Of any encoder.
+        pooled (`Tensor`, *optional*): Stands for its own `pooler_output`.
+    """
+    return BaseModelOutputWithPooling(
+        last_hidden_state=output.last_hidden_state,
+        pooler_output=output.get("pooler_output") if pooled is None else pooled,
+        hidden_states=output.get("hidden_states"),
+        attentions=output.get("attentions"),
+    )
 
 
 class TowerModel(HasFeatureParts, PreTrainedModel):
@@ -76,9 +100,24 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
         return {group: names for group, names in groups.items() if names}
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """Pooled output of the image encoder: (B, 3, H, W) → (B, vision width)."""
-        output = run_vision(self.vision, pixel_values, self.config.vision_pooling)
+        """What the new layers read of the image encoder: (B, 3, H, W) → (B, vision width), or a grid of features."""
+        return self._read_image(self._run_vision(pixel_values))
+
+    def _run_vision(self, pixel_values: Tensor, **asked: bool) -> Any:
+        """The image encoder's own output."""
+        return run_vision(self.vision, pixel_values, self.config.vision_pooling, **asked)
+
+    def _read_image(self, output: Any) -> Tensor:
+        """What the new layers read of that output."""
         return pool_vision(output, self.config.vision_pooling, self.vision_output)
+
+    def _asked(self, output_hidden_states: bool | None, output_attentions: bool | None) -> dict[str, bool]:
+        """What a call, or else the config, asks of the encoders beside their last states; empty = nothing."""
+        config = self.config
+        hidden = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        attentions = config.output_attentions if output_attentions is None else output_attentions
+        wanted = {"output_hidden_states": bool(hidden), "output_attentions": bool(attentions)}
+        return {name: True for name, is_wanted in wanted.items() if is_wanted}
 
     def _describe_tower(self, name: str, pooling: str) -> EncoderOutput:
         """How the output of an encoder is read: from the config, or found and written into it."""

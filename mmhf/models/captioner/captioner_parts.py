@@ -75,9 +75,8 @@ def num_patches(config: PreTrainedConfig, shape: EncoderOutput, image_size: int)
     return patch_tokens(output.last_hidden_state, shape).shape[1]
 
 
-def read_features(encoder: PreTrainedModel, pixel_values: Tensor, features: str, shape: EncoderOutput) -> Tensor:
-    """(B, 3, H, W) → (B, width), or (B, patches, width) for `patches`."""
-    output = run_vision(encoder, pixel_values, features)
+def read_features(output: Any, features: str, shape: EncoderOutput) -> Tensor:
+    """Of an image encoder's output (B, width), or (B, patches, width) for `patches`."""
     if features == "projected":
         return output.image_embeds
     if features == "patches":

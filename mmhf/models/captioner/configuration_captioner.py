@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+
+from mmhf.models.sub_configs import SMALL_CLIP_VISION, SMALL_QWEN, sub_config
 
 PROJECTORS = ("mlp", "transformer")
 
@@ -34,7 +36,7 @@ class PrefixCaptionerConfig(PreTrainedConfig):
     model_type = "mmhf_prefix_captioner"
     sub_configs = {"vision_config": AutoConfig, "language_config": AutoConfig}
     # Trainer gathers the other outputs over the whole split.
-    keys_to_ignore_at_inference = ["logits"]
+    keys_to_ignore_at_inference = ["logits", "hidden_states", "attentions", "image_hidden_states"]
 
     def __init__(
         self,
@@ -61,8 +63,8 @@ class PrefixCaptionerConfig(PreTrainedConfig):
     ) -> None:
         if projector not in PROJECTORS:
             raise ValueError(f"unknown projector {projector!r}; choose from {', '.join(PROJECTORS)}")
-        self.vision_config = _sub_config(vision_config, default="clip_vision_model")
-        self.language_config = _sub_config(language_config, default="qwen3")
+        self.vision_config = sub_config(vision_config, default=SMALL_CLIP_VISION)
+        self.language_config = sub_config(language_config, default=SMALL_QWEN)
         self.vision_backbone = vision_backbone
         self.language_backbone = language_backbone
         self.vision_features = vision_features
@@ -81,9 +83,6 @@ class PrefixCaptionerConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         super().__init__(**kwargs)
 
-
-def _sub_config(config: PreTrainedConfig | dict[str, Any] | None, *, default: str) -> PreTrainedConfig:
-    if isinstance(config, PreTrainedConfig):
-        return config
-    values = config or {"model_type": default}
-    return CONFIG_MAPPING[values["model_type"]].from_dict(values)
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """Config of the language model, whatever is asked for: texts are read and written by it."""
+        return self.language_config.get_text_config(decoder=decoder, encoder=encoder)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, can_return_tuple
 
 from mmhf.features.parts import VISION, FeaturePart
 from mmhf.models.captioner.caption_loss import caption_loss
@@ -27,7 +27,7 @@ from mmhf.models.captioner.captioner_parts import (
 )
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.projectors import TransformerProjector, build_projector
-from mmhf.models.encoders import EncoderOutput, drop_unused, native_image_size
+from mmhf.models.encoders import EncoderOutput, drop_unused, native_image_size, run_vision
 from mmhf.models.tower import TOWER, TowerModel
 
 _DEFAULT_PREFIX_LENGTH = 10
@@ -41,10 +41,18 @@ class PrefixCaptionerOutput(ModelOutput):
     Attributes:
         loss (`Tensor`, *optional*): Scalar, when labels were given.
         logits (`Tensor`, *optional*): (B, T, V), of the tokens of the captions, when no labels were given.
+        hidden_states (`tuple[Tensor]`, *optional*): Of the language model, over prefix, prompt and captions but their
+            last tokens, when asked for.
+        attentions (`tuple[Tensor]`, *optional*): The same of its attentions.
+        image_hidden_states (`Tensor`, *optional*): (B, prefix, D), what stands for the image, when hidden states were
+            asked for.
     """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    image_hidden_states: Tensor | None = None
 
 
 class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
@@ -108,9 +116,34 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             model.load_state_dict({name: tensor for name, tensor in weights.items() if is_lora(name)}, strict=False)
         return (model, info) if with_info else model
 
-    def image_features(self, pixel_values: Tensor) -> Tensor:
-        """What the projector reads: (B, 3, H, W) → (B, width), or (B, patches, width)."""
-        return read_features(self.vision, pixel_values, self.config.vision_features, self.vision_output)
+    def _run_vision(self, pixel_values: Tensor, **asked: bool) -> Any:
+        return run_vision(self.vision, pixel_values, self.config.vision_features, **asked)
+
+    def _read_image(self, output: Any) -> Tensor:
+        return read_features(output, self.config.vision_features, self.vision_output)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's."""
+        return self.language.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Give the language model other ones."""
+        self.language.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
+        return self.language.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Give the language model another head."""
+        self.language.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As `PreTrainedModel.resize_token_embeddings`, of the language model."""
+        embeddings = self.language.resize_token_embeddings(*args, **kwargs)
+        # The language model may have a config of its own, when it was given with its weights.
+        self.config.get_text_config().vocab_size = self.language.config.get_text_config().vocab_size
+        return embeddings
 
     def feature_parts(self) -> tuple[FeaturePart, ...]:
         """The image encoder, up to what the projector reads."""
@@ -122,9 +155,10 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         if not self.config.prompt_ids:
             return prefix
         prompt_ids = torch.tensor(self.config.prompt_ids, device=prefix.device)
-        prompt = self._embed(prompt_ids)[None].expand(len(prefix), -1, -1)
+        prompt = self._embed(prompt_ids)[None].expand(prefix.shape[0], -1, -1)
         return torch.cat([prefix, prompt.to(prefix.dtype)], dim=1)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -134,6 +168,9 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         image_features: Tensor | None = None,
         image_hidden: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> PrefixCaptionerOutput:
         """Loss or logits of captions.
 
@@ -147,49 +184,100 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             image_features (`Tensor`, *optional*): Instead of `pixel_values`, what `image_features` made of them.
             image_hidden (`Tensor`, *optional*): Instead of `pixel_values`, the image encoder's features (B, ...) at
                 the boundary that [`HasFeatureParts`]'s `use_part` was told.
+            inputs_embeds (`Tensor`, *optional*): (B, T, D), instead of `input_ids`.
+            output_hidden_states, output_attentions (`bool`, *optional*): Also the language model's hidden states,
+                attentions; absent = as the config says.
+            return_dict (`bool`, *optional*): False = a tuple; absent = as the config says.
+
+        Raises:
+            `ValueError`: no image, or not one of `input_ids` and `inputs_embeds`.
         """
-        assert input_ids is not None
         if image_hidden is not None:
             image_features = self.resumed_image_features(image_hidden)
         elif image_features is None:
-            assert pixel_values is not None
+            if pixel_values is None:
+                raise ValueError("the model needs pixel_values or image_features")
             image_features = self.image_features(pixel_values)
-        hidden = self._caption_states(self.prefix_embeds(image_features), input_ids)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("the model needs input_ids or inputs_embeds, and not both")
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids)
+        prefix = self.prefix_embeds(image_features)
+        asked = self._asked(output_hidden_states, output_attentions)
+        hidden, language = self._caption_states(prefix, inputs_embeds, **asked)
         head = self.language.get_output_embeddings()
+        output = PrefixCaptionerOutput()
         if labels is None:
-            return PrefixCaptionerOutput(logits=head(hidden))
-        loss = caption_loss(hidden, labels, head.weight, head.bias, num_items_in_batch=num_items_in_batch)
-        return PrefixCaptionerOutput(loss=loss)
+            output.logits = head(hidden)
+        else:
+            output.loss = caption_loss(hidden, labels, head.weight, head.bias, num_items_in_batch=num_items_in_batch)
+        output.hidden_states, output.attentions = language.get("hidden_states"), language.get("attentions")
+        if "output_hidden_states" in asked:
+            output.image_hidden_states = prefix[:, : self.config.prefix_length]
+        return output
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
         self,
         pixel_values: Tensor | None = None,
         *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         image_features: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
-    ) -> Tensor:
-        """Write captions for a batch, with a cache of keys and values.
+    ) -> Any:
+        """Write captions for a batch, with a cache of keys and values, as the language model's own `generate` does.
 
         Args:
             pixel_values (`Tensor`): (B, 3, H, W), normalised as the image encoder expects.
+            input_ids (`Tensor`, *optional*): (B, T), how the captions begin, as the processor gives them: the tokens
+                that end and pad them are left out. Absent = the whole captions are to be written.
+            attention_mask (`Tensor`, *optional*): (B, T), of `input_ids` or `inputs_embeds`; absent = no padding.
+            inputs_embeds (`Tensor`, *optional*): (B, T, D), instead of `input_ids`.
             image_features (`Tensor`, *optional*): Instead of `pixel_values`, what `image_features` made of them.
             generation_config ([`GenerationConfig`], *optional*): Absent, the model's own.
             kwargs: As `GenerationMixin.generate` takes them: `num_beams`, `do_sample`, `max_new_tokens`, ...
 
         Returns:
-            `Tensor`: (B, at most `max_new_tokens`) token ids, without the prefix and the prompt.
+            `Tensor`: (B, T + at most `max_new_tokens`) token ids, without the prefix and the prompt: the beginnings,
+            padded on the left, and what was written. With `return_dict_in_generate` an output of transformers.
+
+        Raises:
+            `ValueError`: no image, or both of `input_ids` and `inputs_embeds`.
         """
         if image_features is None:
-            assert pixel_values is not None
+            if pixel_values is None:
+                raise ValueError("the model needs pixel_values or image_features")
             image_features = self.image_features(pixel_values)
-        prefix = self.prefix_embeds(image_features)
-        prefix = prefix.to(self.language.get_input_embeddings().weight.dtype)
-        mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
+        if input_ids is not None and inputs_embeds is not None:
+            raise ValueError("give input_ids or inputs_embeds, not both")
+        embeds = self.prefix_embeds(image_features)
+        embeds = embeds.to(self.language.get_input_embeddings().weight.dtype)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         config = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
         others = config.update(**kwargs)
-        return self.language.generate(inputs_embeds=prefix, attention_mask=mask, generation_config=config, **others)
+        begun = input_ids if inputs_embeds is None else inputs_embeds
+        if begun is not None:
+            begun_mask = torch.ones(begun.shape[:2], dtype=torch.long, device=begun.device)
+            begun_mask = begun_mask if attention_mask is None else attention_mask.to(torch.long)
+            if input_ids is not None:
+                begun_mask = begun_mask * ~torch.isin(input_ids, _ends(config, input_ids.device))
+                inputs_embeds = self._embed(input_ids)
+                padding = _ends(config, input_ids.device)[0] if config.pad_token_id is None else config.pad_token_id
+                longest = int(begun_mask.sum(dim=1).max())
+                if longest:
+                    last = begun_mask.argsort(dim=1, stable=True)[:, -longest:]
+                    others["input_ids"] = input_ids.masked_fill(begun_mask == 0, padding).gather(1, last)
+            assert inputs_embeds is not None
+            embeds = torch.cat([embeds, inputs_embeds.to(embeds.dtype)], dim=1)
+            mask = torch.cat([mask, begun_mask.to(mask.device)], dim=1)
+            # Padding goes to the left, where generation needs it.
+            order = mask.argsort(dim=1, stable=True)
+            embeds = embeds.gather(1, order[..., None].expand_as(embeds))
+            mask = mask.gather(1, order)
+        return self.language.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config, **others)
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """`vision.*` by layer, `projector`, `language.*` by layer, and `language.lora`."""
@@ -200,13 +288,19 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             groups["language.lora"] = lora
         return groups
 
-    def _caption_states(self, prefix: Tensor, input_ids: Tensor) -> Tensor:
-        """(B, T, D): at t the state that token t is predicted from. The last token predicts none and is not run."""
-        embeds = self._embed(input_ids[:, :-1])
+    def _caption_states(self, prefix: Tensor, embeds: Tensor, **asked: bool) -> tuple[Tensor, Any]:
+        """(B, T, D): at t the state that token t is predicted from; and the language model's whole output.
+
+        The last token predicts none and is not run.
+        """
+        embeds = embeds[:, :-1]
         output = self.language.base_model(
-            inputs_embeds=torch.cat([prefix.to(embeds.dtype), embeds], dim=1), use_cache=False
+            inputs_embeds=torch.cat([prefix.to(embeds.dtype), embeds], dim=1),
+            use_cache=False,
+            return_dict=True,
+            **asked,
         )
-        return output.last_hidden_state[:, prefix.shape[1] - 1 :]
+        return output.last_hidden_state[:, prefix.shape[1] - 1 :], output
 
     def _embed(self, token_ids: Tensor) -> Tensor:
         return self.language.get_input_embeddings()(token_ids)
@@ -281,3 +375,10 @@ def language_width(config: PrefixCaptionerConfig) -> int:
     """Width of the language model's token embeddings."""
     values = config.language_config.get_text_config()
     return int(values.to_dict().get("word_embed_proj_dim") or values.hidden_size)
+
+
+def _ends(config: GenerationConfig, device: torch.device) -> Tensor:
+    """Tokens that end a caption or pad it; -1 where there is none."""
+    ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    known = [token for token in [*ids, config.pad_token_id] if token is not None]
+    return torch.tensor(known or [-1], device=device)

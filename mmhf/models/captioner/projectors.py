@@ -34,7 +34,7 @@ class MlpProjector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, width) → (B, prefix_length, output width); (B, N, width) → (B, N, output width)."""
-        return self.layers(features).view(len(features), -1, self.output_width)
+        return self.layers(features).view(features.shape[0], -1, self.output_width)
 
 
 class TransformerProjector(nn.Module):
@@ -68,7 +68,7 @@ class TransformerProjector(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, width) or (B, N, width) → (B, prefix_length, output width)."""
         tokens = self.input(features if features.dim() == 3 else features[:, None])
-        queries = self.queries.expand(len(tokens), -1, -1)
+        queries = self.queries.expand(tokens.shape[0], -1, -1)
         hidden = self.encoder(torch.cat([tokens, queries.to(tokens.dtype)], dim=1))
         return self.output(hidden[:, tokens.shape[1] :])
 

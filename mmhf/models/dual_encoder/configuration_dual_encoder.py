@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+
+from mmhf.models.sub_configs import SMALL_CLIP_TEXT, SMALL_VIT, sub_config
 
 
 class DualEncoderConfig(PreTrainedConfig):
@@ -32,7 +34,10 @@ class DualEncoderConfig(PreTrainedConfig):
     model_type = "mmhf_dual_encoder"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
     # Trainer gathers the other outputs over the whole split.
-    keys_to_ignore_at_inference = ["logits_per_image", "logits_per_text", "logit_scale", "logit_bias", "pooler_output"]
+    keys_to_ignore_at_inference = [
+        *("logits_per_image", "logits_per_text", "logit_scale", "logit_bias", "pooler_output"),
+        *("text_model_output", "vision_model_output"),
+    ]
 
     def __init__(
         self,
@@ -59,8 +64,8 @@ class DualEncoderConfig(PreTrainedConfig):
     ) -> None:
         if loss not in ("softmax", "sigmoid"):
             raise ValueError(f"unknown loss {loss!r}; choose softmax or sigmoid")
-        self.vision_config = _sub_config(vision_config, default="vit")
-        self.text_config = _sub_config(text_config, default="clip_text_model")
+        self.vision_config = sub_config(vision_config, default=SMALL_VIT)
+        self.text_config = sub_config(text_config, default=SMALL_CLIP_TEXT)
         self.vision_backbone = vision_backbone
         self.text_backbone = text_backbone
         self.vision_pooling = vision_pooling
@@ -78,10 +83,3 @@ class DualEncoderConfig(PreTrainedConfig):
         self.same_caption = same_caption
         self.initializer_range = initializer_range
         super().__init__(**kwargs)
-
-
-def _sub_config(config: PreTrainedConfig | dict[str, Any] | None, *, default: str) -> PreTrainedConfig:
-    if isinstance(config, PreTrainedConfig):
-        return config
-    values = config or {"model_type": default}
-    return CONFIG_MAPPING[values["model_type"]].from_dict(values)

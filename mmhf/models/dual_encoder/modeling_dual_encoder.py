@@ -11,21 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
 
 from mmhf.features.parts import TEXT, VISION, FeaturePart
 from mmhf.models.contrastive_loss import Contrast, EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfig
 from mmhf.models.dual_encoder.pooling import AttentionPooling, described_as, grid_tokens, pool_caption
-from mmhf.models.encoders import pool_vision, run_vision
-from mmhf.models.tower import TOWER, TowerModel
+from mmhf.models.encoders import pool_vision
+from mmhf.models.tower import TOWER, TowerModel, TowerOutput, encoder_output
 
 MAX_LOGIT_SCALE = 100.0
 """Similarities are never multiplied with more than this (Radford et al., "CLIP")."""
 
 
 @dataclass
-class DualEncoderOutput(ModelOutput):
+class DualEncoderOutput(TowerOutput):
     """Output of [`DualEncoderModel`].
 
     Attributes:
@@ -37,6 +38,8 @@ class DualEncoderOutput(ModelOutput):
         logit_scale (`Tensor`, *optional*): (1,), what similarities are multiplied with; when there are both.
         logit_bias (`Tensor`, *optional*): (1,), what is then added.
         pooler_output (`Tensor`, *optional*): The embeddings again, when there are only images or only texts.
+        text_model_output, vision_model_output (`BaseModelOutputWithPooling`, *optional*): As `get_text_features` and
+            `get_image_features` give them, when hidden states or attentions were asked for.
     """
 
     loss: Tensor | None = None
@@ -47,6 +50,8 @@ class DualEncoderOutput(ModelOutput):
     logit_scale: Tensor | None = None
     logit_bias: Tensor | None = None
     pooler_output: Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
 
 
 class DualEncoderModel(TowerModel):
@@ -103,39 +108,49 @@ class DualEncoderModel(TowerModel):
         config = self.config
         return Contrast(config.loss, config.label_smoothing, config.same_image, config.same_caption)
 
-    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
         """Run the image tower, as `CLIPModel.get_image_features` does.
 
         Args:
             pixel_values (`Tensor`): (B, 3, H, W), normalised as the image encoder expects.
+            output_hidden_states, output_attentions (`bool`, *optional*): Also hidden states, attentions; absent = as
+                the config says.
+            return_dict (`bool`, *optional*): False = a tuple; absent = as the config says.
 
         Returns:
             `BaseModelOutputWithPooling`: the encoder's `last_hidden_state` and, as `pooler_output`, the embeddings
             (B, embedding_dim), whose length is not 1 yet.
         """
-        output = run_vision(self.vision, pixel_values, self.config.vision_pooling)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=output.last_hidden_state, pooler_output=self._project_image(self._read_image(output))
-        )
+        output = self._run_vision(pixel_values, **self._asked(output_hidden_states, output_attentions))
+        return encoder_output(output, self._project_image(self._read_image(output)))
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutputWithPooling:
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
         """Run the text tower, as `CLIPModel.get_text_features` does.
 
         Args:
             input_ids (`Tensor`): (B, T).
             attention_mask (`Tensor`, *optional*): (B, T); absent = no padding.
+            output_hidden_states, output_attentions, return_dict (`bool`, *optional*): As of `get_image_features`.
 
         Returns:
             `BaseModelOutputWithPooling`: as of `get_image_features`.
         """
-        output, pooled = self._pooled_text(input_ids, attention_mask)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=output.last_hidden_state, pooler_output=self.text_projection(pooled)
-        )
-
-    def image_features(self, pixel_values: Tensor) -> Tensor:
-        """What the image tower's new layers read: (B, 3, H, W) → (B, width), or the grid where they learn to pool."""
-        return self._read_image(run_vision(self.vision, pixel_values, self.config.vision_pooling))
+        asked = self._asked(output_hidden_states, output_attentions)
+        output, pooled = self._pooled_text(input_ids, attention_mask, **asked)
+        return encoder_output(output, self.text_projection(pooled))
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Pooled output of the text encoder: (B, T) → (B, width)."""
@@ -145,6 +160,7 @@ class DualEncoderModel(TowerModel):
         """The image encoder, and the text encoder if its pooling is not learnt, which would need the tokens' mask."""
         return (VISION, TEXT) if self.text_pooling is None else (VISION,)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -155,6 +171,8 @@ class DualEncoderModel(TowerModel):
         image_features: Tensor | None = None,
         text_features: Tensor | None = None,
         image_hidden: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> DualEncoderOutput:
         """Embed images, texts or both, and compare them.
 
@@ -170,6 +188,9 @@ class DualEncoderModel(TowerModel):
                 what `image_features`, `text_features` made of them.
             image_hidden (`Tensor`, *optional*): (images, ...), instead of `pixel_values`: the image encoder's features
                 at the boundary that [`HasFeatureParts`]'s `use_part` was told.
+            output_hidden_states, output_attentions (`bool`, *optional*): Also the towers' own outputs with hidden
+                states, attentions, where they are run; absent = as the config says.
+            return_dict (`bool`, *optional*): False = a tuple; absent = as the config says.
 
         Raises:
             `ValueError`: neither images nor texts were given, nor features of either; text features where pooling is
@@ -177,19 +198,30 @@ class DualEncoderModel(TowerModel):
         """
         if text_features is not None and self.text_pooling is not None:
             raise ValueError("text_features cannot stand for texts whose pooling is learnt")
+        asked = self._asked(output_hidden_states, output_attentions)
+        vision = text = None
         if image_hidden is not None:
             image_features = self.resumed_image_features(image_hidden)
         elif image_features is None and pixel_values is not None:
-            image_features = self.image_features(pixel_values)
+            vision = self._run_vision(pixel_values, **asked)
+            image_features = self._read_image(vision)
         if text_features is None and input_ids is not None:
-            text_features = self.text_features(input_ids, attention_mask)
+            text, text_features = self._pooled_text(input_ids, attention_mask, **asked)
         if image_features is None and text_features is None:
             raise ValueError("DualEncoderModel needs pixel_values, input_ids or both, or their features")
-        image_embeds = None if image_features is None else _normalised(self._project_image(image_features))
-        text_embeds = None if text_features is None else _normalised(self.text_projection(text_features))
+        projected_image = None if image_features is None else self._project_image(image_features)
+        projected_text = None if text_features is None else self.text_projection(text_features)
+        image_embeds = None if projected_image is None else functional.normalize(projected_image, dim=-1)
+        text_embeds = None if projected_text is None else functional.normalize(projected_text, dim=-1)
+        towers = {
+            "text_model_output": encoder_output(text, projected_text) if asked and text is not None else None,
+            "vision_model_output": encoder_output(vision, projected_image) if asked and vision is not None else None,
+        }
         if image_embeds is None or text_embeds is None:
             either = text_embeds if image_embeds is None else image_embeds
-            return DualEncoderOutput(text_embeds=text_embeds, image_embeds=image_embeds, pooler_output=either)
+            return DualEncoderOutput(
+                text_embeds=text_embeds, image_embeds=image_embeds, pooler_output=either, **towers
+            )
         scale = self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
         logits_per_text = scale * (text_embeds @ image_embeds.T)
         if self.logit_bias is not None:
@@ -210,6 +242,7 @@ class DualEncoderModel(TowerModel):
             image_embeds=image_embeds,
             logit_scale=scale,
             logit_bias=None if self.logit_bias is None else self.logit_bias.clone(),
+            **towers,
         )
 
     def _read_image(self, output: Any) -> Tensor:
@@ -222,10 +255,10 @@ class DualEncoderModel(TowerModel):
             features = self.vision_pooling(grid_tokens(features, self.vision_output))
         return self.vision_projection(features)
 
-    def _pooled_text(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Any, Tensor]:
+    def _pooled_text(self, input_ids: Tensor, attention_mask: Tensor | None, **asked: bool) -> tuple[Any, Tensor]:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        output = self.text(input_ids=input_ids, attention_mask=attention_mask)
+        output = self.text(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **asked)
         pooled = pool_caption(
             output,
             input_ids,
@@ -257,7 +290,3 @@ class DualEncoderModel(TowerModel):
 
 def _learnt_pooling(pooling: str, width: int) -> AttentionPooling | None:
     return AttentionPooling(width) if pooling == "attention" else None
-
-
-def _normalised(embeds: Tensor) -> Tensor:
-    return functional.normalize(embeds, dim=-1)

@@ -39,7 +39,7 @@ class AttentionPooling(nn.Module):
         """(B, T, C) → (B, C); what `attention_mask` (B, T) leaves out is not looked at."""
         tokens = self.norm(tokens)
         ignored = None if attention_mask is None else attention_mask == 0
-        query = self.query.to(tokens.dtype).expand(len(tokens), -1, -1)
+        query = self.query.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         pooled, _ = self.attention(query, tokens, tokens, key_padding_mask=ignored, need_weights=False)
         return pooled.squeeze(1)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+
+from mmhf.models.sub_configs import SMALL_BERT, SMALL_VIT, sub_config
 
 STRATEGIES = ("concat_mlp", "weighted_sum", "product_difference", "gated")
 MODALITIES = ("image", "text")
@@ -56,7 +58,10 @@ class FusionConfig(PreTrainedConfig):
     model_type = "mmhf_fusion"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
     # Trainer gathers the other outputs over the whole split.
-    keys_to_ignore_at_inference = ["image_embeds", "text_embeds", "modalities"]
+    keys_to_ignore_at_inference = [
+        *("image_embeds", "text_embeds", "modalities"),
+        *("text_model_output", "vision_model_output"),
+    ]
 
     def __init__(
         self,
@@ -99,8 +104,8 @@ class FusionConfig(PreTrainedConfig):
             raise ValueError(f"unknown fusion strategy {strategy!r}; choose from {', '.join(STRATEGIES)}")
         if stand_in not in STAND_INS or mask not in (None, *MODALITIES):
             raise ValueError(f"stand_in is one of {STAND_INS}, got {stand_in!r}; mask of {MODALITIES}, got {mask!r}")
-        self.vision_config = _sub_config(vision_config, default="timm_wrapper")
-        self.text_config = _sub_config(text_config, default="distilbert")
+        self.vision_config = sub_config(vision_config, default=SMALL_VIT)
+        self.text_config = sub_config(text_config, default=SMALL_BERT)
         self.vision_backbone = vision_backbone
         self.text_backbone = text_backbone
         self.vision_pooling = vision_pooling
@@ -135,10 +140,3 @@ class FusionConfig(PreTrainedConfig):
         for what, numbers in (("class weights", self.class_weights), ("logit adjustments", self.logit_adjustment)):
             if numbers is not None and len(numbers) != self.num_labels:
                 raise ValueError(f"{len(numbers)} {what} for {self.num_labels} labels")
-
-
-def _sub_config(config: PreTrainedConfig | dict[str, Any] | None, *, default: str) -> PreTrainedConfig:
-    if isinstance(config, PreTrainedConfig):
-        return config
-    values = config or {"model_type": default}
-    return CONFIG_MAPPING[values["model_type"]].from_dict(values)

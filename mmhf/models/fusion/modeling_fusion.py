@@ -11,22 +11,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
 
 from mmhf.conventions import IGNORED_LABEL
 from mmhf.features.parts import TEXT, VISION, FeaturePart
-from mmhf.models.classification_loss import ClassificationLoss, calibrated
+from mmhf.models.classification_loss import ClassificationLoss, calibrated, check_problem_type
 from mmhf.models.encoders import (
     pool_text_output,
 )
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.fusion_layers import Fusion, projection
 from mmhf.models.text_tables import TableEncoder, embed_tokens, load_table_encoder
-from mmhf.models.tower import TOWER, TowerModel
+from mmhf.models.tower import TOWER, TowerModel, TowerOutput, encoder_output
 
 
 @dataclass
-class FusionOutput(ModelOutput):
+class FusionOutput(TowerOutput):
     """Output of [`FusionForImageTextClassification`].
 
     Attributes:
@@ -35,6 +36,8 @@ class FusionOutput(ModelOutput):
         image_embeds (`Tensor`): (B, embedding_dim), as they were fused.
         text_embeds (`Tensor`): (B, embedding_dim), as they were fused.
         modalities (`Tensor`): (B, 2), whether the row's image and text were looked at.
+        text_model_output, vision_model_output (`BaseModelOutputWithPooling`, *optional*): The encoders' own outputs,
+            when hidden states or attentions were asked for and the encoder was run.
     """
 
     loss: Tensor | None = None
@@ -42,6 +45,8 @@ class FusionOutput(ModelOutput):
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
     modalities: Tensor | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
 
 
 class FusionForImageTextClassification(TowerModel):
@@ -68,6 +73,7 @@ class FusionForImageTextClassification(TowerModel):
         self, config: FusionConfig, vision: PreTrainedModel | None = None, text: PreTrainedModel | None = None
     ) -> None:
         super().__init__(config)
+        check_problem_type(config)
         self.vision_output = self._describe_tower("vision", config.vision_pooling)
         self.text_output = self._describe_tower("text", config.text_pooling)
         self.vision = self._tower("vision", vision, self.vision_output)
@@ -119,8 +125,12 @@ class FusionForImageTextClassification(TowerModel):
             encoder: Any = self._encoder_of_table()
             features = embed_tokens(encoder.to(input_ids.device), input_ids, attention_mask, self.config.text_pooling)
             return features.to(self.dtype)
-        output = self.text(input_ids=input_ids, attention_mask=attention_mask)
-        return pool_text_output(output, attention_mask, self.config.text_pooling)
+        return self._read_text(input_ids, attention_mask)[0]
+
+    def _read_text(self, input_ids: Tensor, attention_mask: Tensor, **asked: bool) -> tuple[Tensor, Any]:
+        """Pooled output of the model's own text encoder, and that encoder's whole output."""
+        output = self.text(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **asked)
+        return pool_text_output(output, attention_mask, self.config.text_pooling), output
 
     def feature_parts(self) -> tuple[FeaturePart, ...]:
         """The image encoder and the text encoder, each with its pooling, where there is one that is not masked."""
@@ -173,6 +183,7 @@ class FusionForImageTextClassification(TowerModel):
         text_embeds = self.fusion.fill(text_embeds, modalities[:, 1], modality=1)
         return calibrated(self.head(self.fusion(image_embeds, text_embeds)), self.config.calibration_temperature)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -185,6 +196,8 @@ class FusionForImageTextClassification(TowerModel):
         image_features: Tensor | None = None,
         text_features: Tensor | None = None,
         image_hidden: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> FusionOutput:
         """Classify a batch.
 
@@ -202,10 +215,15 @@ class FusionForImageTextClassification(TowerModel):
                 that lack the modality are not looked at.
             image_hidden (`Tensor`, *optional*): (B, ...), instead of `pixel_values`: the image encoder's features at
                 the boundary that [`HasFeatureParts`]'s `use_part` was told.
+            output_hidden_states, output_attentions (`bool`, *optional*): Also the encoders' own outputs with hidden
+                states, attentions; encoders are then run on all rows. Absent = as the config says.
+            return_dict (`bool`, *optional*): False = a tuple; absent = as the config says.
 
         Raises:
-            `ValueError`: neither images nor texts, nor features of either.
+            `ValueError`: neither images nor texts, nor features of either; attentions of a timm encoder.
         """
+        asked = self._asked(output_hidden_states, output_attentions)
+        vision = text = None
         given = _first(pixel_values, image_features, image_hidden, input_ids, text_features)
         if given is None:
             raise ValueError("the model needs pixel_values, input_ids or both, or their features")
@@ -217,6 +235,9 @@ class FusionForImageTextClassification(TowerModel):
             image_features = _of_rows(self.resumed_image_features, image_mask, image_hidden)
         elif image_features is not None:
             image_features = _features_of_rows(image_features, image_mask)
+        elif pixel_values is not None and asked:
+            vision = self._run_vision(pixel_values, **asked)
+            image_features = _features_of_rows(self._read_image(vision), image_mask)
         elif pixel_values is not None:
             image_features = _of_rows(self.image_features, image_mask, pixel_values)
         if self.config.mask == "text" or (input_ids is None and text_features is None):
@@ -227,10 +248,17 @@ class FusionForImageTextClassification(TowerModel):
         elif input_ids is not None:
             if attention_mask is None:
                 attention_mask = torch.ones_like(input_ids)
-            text_features = _of_rows(self.text_features, text_mask, input_ids, attention_mask)
+            if asked and self.text is not None:
+                text_features, text = self._read_text(input_ids, attention_mask, **asked)
+                text_features = _features_of_rows(text_features, text_mask)
+            else:
+                text_features = _of_rows(self.text_features, text_mask, input_ids, attention_mask)
         assert image_features is not None
         assert text_features is not None
-        return self.classify(image_features, text_features, labels, num_items_in_batch, image_mask, text_mask)
+        output = self.classify(image_features, text_features, labels, num_items_in_batch, image_mask, text_mask)
+        output.text_model_output = None if text is None else encoder_output(text)
+        output.vision_model_output = None if vision is None else encoder_output(vision)
+        return output
 
     def _encoder_of_table(self) -> PreTrainedModel:
         if not self._table_encoder:
@@ -247,13 +275,13 @@ class FusionForImageTextClassification(TowerModel):
     def _present(self, modality: str, mask: Tensor | None, embeds: Tensor) -> Tensor:
         if self.config.mask == modality:
             return self._nowhere(embeds)
-        return torch.ones(len(embeds), dtype=torch.bool, device=embeds.device) if mask is None else mask.bool()
+        return torch.ones(embeds.shape[0], dtype=torch.bool, device=embeds.device) if mask is None else mask.bool()
 
     def _no_features(self, width: int, like: Tensor) -> Tensor:
-        return torch.zeros(len(like), width, dtype=self.dtype, device=like.device)
+        return torch.zeros(like.shape[0], width, dtype=self.dtype, device=like.device)
 
     def _nowhere(self, like: Tensor) -> Tensor:
-        return torch.zeros(len(like), dtype=torch.bool, device=like.device)
+        return torch.zeros(like.shape[0], dtype=torch.bool, device=like.device)
 
     def _auxiliary_loss(
         self,
@@ -299,7 +327,7 @@ def _of_rows(encode: Callable[..., Tensor], present: Tensor | None, *inputs: Ten
         return encode(*inputs)
     rows = present.nonzero()[:, 0]
     features = encode(*(each[rows] for each in inputs))
-    return features.new_zeros(len(present), features.shape[-1]).index_copy(0, rows, features)
+    return features.new_zeros(present.shape[0], features.shape[-1]).index_copy(0, rows, features)
 
 
 def _features_of_rows(features: Tensor, present: Tensor | None) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
+
+from mmhf.models.sub_configs import SMALL_VIT, sub_config
 
 
 class BackboneForImageClassificationConfig(PreTrainedConfig):
@@ -32,6 +34,8 @@ class BackboneForImageClassificationConfig(PreTrainedConfig):
 
     model_type = "mmhf_backbone"
     sub_configs = {"vision_config": AutoConfig}
+    # Trainer gathers the other outputs over the whole split.
+    keys_to_ignore_at_inference = ["hidden_states", "attentions"]
 
     def __init__(
         self,
@@ -54,10 +58,7 @@ class BackboneForImageClassificationConfig(PreTrainedConfig):
     ) -> None:
         if len(head_dropout) != 2:
             raise ValueError(f"head_dropout: expected two numbers, before each layer of the head, got {head_dropout}")
-        if not isinstance(vision_config, PreTrainedConfig):
-            values = vision_config or {"model_type": "timm_wrapper"}
-            vision_config = CONFIG_MAPPING[values["model_type"]].from_dict(values)
-        self.vision_config = vision_config
+        self.vision_config = sub_config(vision_config, default=SMALL_VIT)
         self.vision_backbone = vision_backbone
         self.vision_pooling = vision_pooling
         self.vision_output = vision_output

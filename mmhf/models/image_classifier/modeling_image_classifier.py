@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import can_return_tuple
 
 from mmhf.features.parts import VISION, FeaturePart
-from mmhf.models.classification_loss import ClassificationLoss, calibrated
+from mmhf.models.classification_loss import ClassificationLoss, calibrated, check_problem_type
 from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
 from mmhf.models.tower import TOWER, TowerModel
 
@@ -42,6 +43,7 @@ class BackboneForImageClassification(TowerModel):
 
     def __init__(self, config: BackboneForImageClassificationConfig, vision: PreTrainedModel | None = None) -> None:
         super().__init__(config)
+        check_problem_type(config)
         self.vision_output = self._describe_tower("vision", config.vision_pooling)
         self.vision = self._tower("vision", vision, self.vision_output)
         self.head = classifier_head(config, self.vision_output.width)
@@ -68,6 +70,7 @@ class BackboneForImageClassification(TowerModel):
         """The image encoder with its pooling."""
         return (VISION,)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -75,6 +78,8 @@ class BackboneForImageClassification(TowerModel):
         num_items_in_batch: Tensor | int | None = None,
         image_features: Tensor | None = None,
         image_hidden: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> ImageClassifierOutput:
         """Classify a batch.
 
@@ -88,17 +93,26 @@ class BackboneForImageClassification(TowerModel):
             image_hidden (`Tensor`, *optional*): (B, ...), instead of `pixel_values`: the encoder's features at the
                 boundary that [`HasFeatureParts`]'s `use_part` was told.
 
+            output_hidden_states, output_attentions (`bool`, *optional*): Also the image encoder's hidden states,
+                attentions, where it is run; absent = as the config says.
+            return_dict (`bool`, *optional*): False = a tuple; absent = as the config says.
+
         Raises:
-            `ValueError`: neither images nor their features.
+            `ValueError`: neither images nor their features; attentions of a timm encoder.
 
         Returns:
             `ImageClassifierOutput` with `logits` (B, num_labels), divided by the config's temperature, and `loss`, a
             scalar, of the logits before that, when labels were given.
         """
+        vision = None
         if image_hidden is not None:
             image_features = self.resumed_image_features(image_hidden)
         elif image_features is None:
             if pixel_values is None:
                 raise ValueError("the model needs pixel_values or image_features")
-            image_features = self.image_features(pixel_values)
-        return self.classify(image_features, labels, num_items_in_batch)
+            vision = self._run_vision(pixel_values, **self._asked(output_hidden_states, output_attentions))
+            image_features = self._read_image(vision)
+        output = self.classify(image_features, labels, num_items_in_batch)
+        if vision is not None:
+            output.hidden_states, output.attentions = vision.get("hidden_states"), vision.get("attentions")
+        return output

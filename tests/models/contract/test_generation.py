@@ -1,0 +1,92 @@
+"""A captioner generates as its language model does, and has that model's embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mmhf.models.captioner import CaptionerProcessor
+from tests.models.contract.conftest import ENCODERS, inputs_of, make_image_processor, make_tokenizer, picture
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3},
+        {"num_beams": 4, "num_return_sequences": 2},
+        {"do_sample": True, "top_k": 5},
+        {"do_sample": True, "num_return_sequences": 3},
+        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+    ],
+)
+def test_generation_is_that_of_the_bare_language_model(make_model, encoder: str, options: dict[str, Any]):
+    model = make_model("captioner", encoder)
+    pixel_values = inputs_of("captioner")["pixel_values"]
+    prefix = model.prefix_embeds(model.image_features(pixel_values))
+    torch.manual_seed(0)
+    expected = model.language.generate(
+        inputs_embeds=prefix,
+        attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long),
+        max_new_tokens=6,
+        **options,
+    )
+    torch.manual_seed(0)
+    assert torch.equal(model.generate(pixel_values, max_new_tokens=6, **options), expected)
+
+
+def test_a_caption_goes_on_from_how_it_begins(make_model):
+    """Rows of different lengths, as the processor gives them, are what each would be alone."""
+    model = make_model("captioner")
+    processor = CaptionerProcessor(make_image_processor(), make_tokenizer())
+    texts = ["a red frog on the lamp", "green"]
+    encoding = processor(images=[picture(), picture()], text=texts)
+    together = model.generate(**encoding, max_new_tokens=5)
+    beginnings = [processor.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    for row, begun in zip(together.tolist(), beginnings, strict=True):
+        longest = max(map(len, beginnings))
+        assert row[:longest] == [0] * (longest - len(begun)) + begun
+    for index, text in enumerate(texts):
+        alone = model.generate(**processor(images=[picture()], text=[text]), max_new_tokens=5)
+        count = len(alone[0]) - len(beginnings[index])
+        assert together[index, -5:][:count].tolist() == alone[0, len(beginnings[index]) :].tolist()
+    ids = torch.tensor([beginnings[0]])
+    embeds = model.get_input_embeddings()(ids)
+    pixel_values = encoding["pixel_values"][:1]
+    from_embeds = model.generate(pixel_values, inputs_embeds=embeds, max_new_tokens=5)
+    from_ids = model.generate(pixel_values, input_ids=ids, max_new_tokens=5)
+    assert from_ids[0, len(beginnings[0]) :].tolist() == from_embeds[0].tolist()
+
+
+def test_what_a_caption_begins_with_is_the_same_as_feeding_it_step_by_step(make_model):
+    model = make_model("captioner")
+    pixel_values = inputs_of("captioner", 1)["pixel_values"]
+    written = model.generate(pixel_values, max_new_tokens=6, eos_token_id=None)
+    resumed = model.generate(pixel_values, input_ids=written[:, :3], max_new_tokens=3, eos_token_id=None)
+    assert resumed.tolist() == written.tolist()
+
+
+def test_the_end_is_the_language_models(make_model):
+    model = make_model("captioner")
+    assert model.generation_config.eos_token_id == 3 and model.generation_config.pad_token_id == 0
+
+
+@torch.no_grad()
+def test_embeddings_are_the_language_models_and_can_be_resized(make_model):
+    model, inputs = make_model("captioner"), inputs_of("captioner")
+    before = model(**inputs).logits
+    assert model.get_input_embeddings() is model.language.get_input_embeddings()
+    assert model.get_output_embeddings() is model.language.get_output_embeddings()
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    from_embeds = model(pixel_values=inputs["pixel_values"], inputs_embeds=embeds).logits
+    torch.testing.assert_close(from_embeds, before)
+    model.resize_token_embeddings(40, mean_resizing=False)
+    assert model.config.get_text_config().vocab_size == 40 and model.get_input_embeddings().num_embeddings == 40
+    after = model(**inputs).logits
+    assert after.shape[-1] == 40
+    torch.testing.assert_close(after[..., :32], before)
+    with pytest.raises(ValueError, match="input_ids or inputs_embeds"):
+        model(**inputs, inputs_embeds=embeds)

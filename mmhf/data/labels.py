@@ -187,7 +187,7 @@ def name_rare_labels(source: SourceTable, parts: Mapping[str, NDArray[np.int64]]
     once = [name for name, count in total.items() if count == 1]
     if once:
         logger.warning("%s: labels of a single row: %s", source.origin(), _some(once))
-    if "train" in counts and "train" not in source.streams:
+    if counts.get("train") and "train" not in source.streams:
         absent = [name for name in total if not counts["train"][name]]
         if absent:
             logger.warning("%s: labels without a training row: %s", source.origin(), _some(absent))

@@ -111,6 +111,9 @@ def load_data(
     reads_captions = isinstance(section, CaptionDataSectionBase)
     if reading is None or reads_captions == reading.label or (reading.text and section.source == "image_folder"):
         raise InputError(f"task {task!r} cannot be loaded from the source {section.source!r}")
+    for split in splits or ():
+        if split not in SPLITS:
+            raise InputError(f"no split {split!r}; a split is one of {', '.join(SPLITS)}")
     wanted = splits
     if section.on_duplicate == "skip_across_splits":
         splits = None  # what is left of the training split depends on the others

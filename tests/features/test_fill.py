@@ -6,7 +6,7 @@ import io
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,15 @@ def rows(images: Sequence[dict[str, Any]]) -> RowDataset:
     integer = datasets.Value("int64")
     features = {"row": integer, "id": datasets.Value("string"), "image": image, "label": integer}
     return RowDataset(datasets.Dataset.from_dict(columns, features=datasets.Features(features)))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Kernels round by the number of threads, and a forked process can only use one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -124,7 +133,6 @@ def test_after_a_kill(model, collator, whole, tmp_path):
     source = Source(rows(IMAGES), collator, True)
 
     def die_in_the_second_batch() -> None:
-        torch.set_num_threads(1)
         append, calls = FeatureStore.append, []
 
         def counted(store: FeatureStore, *args: Any) -> Any:

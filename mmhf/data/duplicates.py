@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import datasets
 import numpy as np
@@ -33,6 +33,8 @@ quality 20, halved, doubled or made 5 % brighter nearly all stay within it (medi
 at 9.6."""
 _MAX_DIFFERENCE = 48.0
 """Largest difference of a single value: a small object that moved."""
+_BLANK_CONTRAST = 1.0
+"""Standard deviation over a thumbnail, of 255, up to which an image is of one colour."""
 _DIMENSIONS = 16
 _NEIGHBOURS = 8
 _CHUNK = 64
@@ -40,6 +42,10 @@ _FORMAT = 1
 _SHOWN = 3
 _PAIRS_AT_ONCE = 65_536
 _PROGRESS_ABOVE = 20_000
+
+
+DuplicateKind = Literal["exact", "near", "blank"]
+"""The same file, nearly the same picture, or two images of one colour, which show nothing at all."""
 
 
 class DuplicateImage(NamedTuple):
@@ -53,7 +59,7 @@ class DuplicateImage(NamedTuple):
 class DuplicatePair(NamedTuple):
     """Two images that are the same."""
 
-    kind: Literal["exact", "near"]
+    kind: DuplicateKind
     first: DuplicateImage
     second: DuplicateImage
     same_label: bool
@@ -111,37 +117,46 @@ def find_duplicates(splits: Mapping[str, datasets.Dataset], *, near: bool = True
 
     Returns:
         `Duplicates`: n equal files are n - 1 pairs, the first with each other one; among near duplicates, equal files
-        of a split are represented by their first.
+        of a split are represented by their first. Images of one colour are pairs of kind `blank` where thumbnails are
+        compared; they leak nothing.
     """
     rows = _Rows({split: splits[split] for split in SPLITS if split in splits})
     hashes = rows.map(_content_hash, range(len(rows)), "hashing images")
     numbers = {content: number for number, content in enumerate(dict.fromkeys(filter(None, hashes)))}
     contents = [-1 if content is None else numbers[content] for content in hashes]
-    pairs: list[DuplicatePair] = []
     first_of: dict[int, int] = {}
     for row, content in enumerate(contents):
-        if content >= 0 and (first := first_of.setdefault(content, row)) != row:
-            pairs.append(rows.pair("exact", first, row, 0.0))
+        if content >= 0:
+            first_of.setdefault(content, row)
     places = _places(rows, contents)
     close: list[_ClosePair] = []
+    blank: set[int] = set()
     if near and first_of:
-        close = _close_pairs(_thumbnails(rows, list(first_of.values()), b"".join(numbers)), places)
-        pairs += [
-            rows.pair("near", places[pair.split][pair.content], places[pair.other_split][pair.other], pair.distance)
-            for pair in close
-        ]
+        thumbnails = _thumbnails(rows, list(first_of.values()), b"".join(numbers))
+        blank = set(np.flatnonzero(_contrast(thumbnails) <= _BLANK_CONTRAST).tolist())
+        close = _close_pairs(thumbnails, places)
+    pairs = [
+        rows.pair("blank" if content in blank else "exact", first_of[content], row, 0.0)
+        for row, content in enumerate(contents)
+        if content >= 0 and first_of[content] != row
+    ]
+    for one, content, other, twin, distance in close:
+        kind: DuplicateKind = "blank" if {content, twin} <= blank else "near"
+        pairs.append(rows.pair(kind, places[one][content], places[other][twin], distance))
     pairs.sort(key=lambda pair: (not pair.crosses_splits, pair.kind, pair.first, pair.second))
     captioned = any("captions" in table.column_names for table in splits.values())
-    return Duplicates(pairs, _leaks(rows, contents, places, close), "captions" if captioned else "labels")
+    return Duplicates(pairs, _leaks(rows, contents, places, close, blank), "captions" if captioned else "labels")
 
 
 def describe_duplicates(duplicates: Duplicates) -> str:
     """Count duplicates in a sentence, with the pairs that matter most as examples."""
     counts = []
-    for kind in ("exact", "near"):
+    for kind in get_args(DuplicateKind):
         pairs = [pair for pair in duplicates.pairs if pair.kind == kind]
         across = sum(pair.crosses_splits for pair in pairs)
         differing = sum(not pair.same_label for pair in pairs)
+        if kind == "blank" and not pairs:
+            continue
         counts.append(
             f"{len(pairs)} {kind} ({across} across splits, {differing} with different {duplicates.what_is_said})"
         )
@@ -187,7 +202,7 @@ class _Rows:
         rows, ids, _ = self._columns[split].columns
         return DuplicateImage(split, rows[position].as_py(), ids[position].as_py())
 
-    def pair(self, kind: Literal["exact", "near"], first: int, second: int, distance: float) -> DuplicatePair:
+    def pair(self, kind: DuplicateKind, first: int, second: int, distance: float) -> DuplicatePair:
         said = [self._columns[split].column(2)[position] for split, position in map(self.place, (first, second))]
         return DuplicatePair(kind, self.image_of(first), self.image_of(second), said[0].equals(said[1]), distance)
 
@@ -329,6 +344,7 @@ def _leaks(
     contents: Sequence[int],
     places: Mapping[str, Mapping[int, int]],
     close: Sequence[_ClosePair],
+    blank: Collection[int],
 ) -> dict[int, DuplicateImage]:
     twins: dict[int, int] = {}
     for pair in close:
@@ -339,5 +355,5 @@ def _leaks(
     return {
         rows.place(number)[1]: rows.image_of(twins[content])
         for number, content in enumerate(contents)
-        if rows.place(number)[0] == "train" and content in twins
+        if rows.place(number)[0] == "train" and content in twins and content not in blank
     }

@@ -121,6 +121,17 @@ def test_dark_or_pale_pictures_are_not_all_the_same():
     assert not find_duplicates({"train": table([faint(number) for number in range(30)])}).pairs
 
 
+def test_images_of_one_colour_are_blank_and_leak_nothing():
+    white, grey = (saved(Image.new("RGB", (40, 40), colour)) for colour in ("white", "#fdfdfd"))
+    found = find_duplicates(
+        {"train": table([white, white, saved(picture(0))]), "test": table([grey, saved(picture(0))])}
+    )
+    assert {pair.kind for pair in found.pairs if pair.first.row != 3} == {"blank"}
+    assert [pair.kind for pair in found.pairs if pair.first.row == 3] == ["exact"]
+    assert set(found.leaks) == {2}
+    assert "blank" in duplicates.describe_duplicates(found)
+
+
 def test_broken_and_absent_images_are_passed_over():
     images = [None, None, b"<html>", b"<html>", saved(picture(0))]
     found = find_duplicates({"train": table(images), "test": table([None])})

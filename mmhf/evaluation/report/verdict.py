@@ -284,7 +284,7 @@ def _calibration_finding(calibration: CalibrationEvaluation) -> tuple[Finding, l
 
 def _data_steps(run: RunFacts) -> list[str]:
     steps = []
-    across = sum(pair.crosses_splits for pair in run.duplicates)
+    across = sum(pair.crosses_splits for pair in run.duplicates if pair.kind != "blank")
     if across:
         pairs = "1 pair of images is" if across == 1 else f"{across:,} pairs of images are"
         steps.append(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +16,7 @@ from mmhf.data.remote.paths import AnyPath
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 
-Values = pa.Array | list[Any]
+Values: TypeAlias = pa.Array | list[Any]
 """The values of a column: an array where they have one type, else as they are."""
 
 _ROWS_AT_ONCE = 4096

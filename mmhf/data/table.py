@@ -80,8 +80,10 @@ class Reading:
 class Images(Protocol):
     """Where the images are that a source's column `image` names or holds."""
 
-    feature: Any
-    """The type of the column by which `datasets` reads it."""
+    @property
+    def feature(self) -> Any:
+        """The type of the column by which `datasets` reads it."""
+        ...
 
     def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
         """Say what is wrong with an image; `read` looks into the file, too."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -206,12 +207,12 @@ class _Batches(Dataset[Any]):
         """Which are in a batch, the inputs, filled up with copies of the first, and which images are broken."""
         members = self._batches[number]
         broken: dict[int, str] = {}
-        values = self._texts(members) if self.content == "text" else self._pictures(members, broken)
-        values += values[:1] * (self.batch_size - len(values))
-        collator = self.sources[0].collator
+        collator, filling = self.sources[0].collator, self.batch_size - len(members)
         if self.content == "text":
-            return members, _cropped(collator.encode_texts(values)), broken
-        return members, collator.encode_images(values), broken
+            texts = self._texts(members)
+            return members, _cropped(collator.encode_texts(texts + texts[:1] * filling)), broken
+        pictures = self._pictures(members, broken)
+        return members, collator.encode_images(pictures + pictures[:1] * filling), broken
 
     def _by_length(self, every: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         lengths = np.zeros(len(every), dtype=np.int64)
@@ -229,7 +230,7 @@ class _Batches(Dataset[Any]):
                 found[here] = source.dataset.texts(self.lacking.places[members[here]])
         return [text or "" for text in found]
 
-    def _pictures(self, members: NDArray[np.int64], broken: dict[int, str]) -> list[Any]:
+    def _pictures(self, members: NDArray[np.int64], broken: dict[int, str]) -> list[Image]:
         pictures = []
         for member in members.tolist():
             place, source = int(self.lacking.places[member]), self.sources[self.lacking.sources[member]]

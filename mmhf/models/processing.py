@@ -23,7 +23,7 @@ Texts = str | Sequence[str | None] | None
 class PairProcessorKwargs(ProcessingKwargs, total=False):
     """What is done to images and texts where neither the call, the processor nor its parts say something else."""
 
-    _defaults = {
+    _defaults = {  # type: ignore[misc]  # as `ProcessingKwargs` asks for, and no checker allows
         "text_kwargs": {"padding": True, "truncation": True, "max_length": 128},
         "common_kwargs": {"return_tensors": "pt"},
     }
@@ -75,7 +75,8 @@ class PairProcessor(ProcessorMixin):
             # A fast tokenizer keeps, and saves, the truncation and padding of its last call.
             self.tokenizer.backend_tokenizer.no_truncation()
             self.tokenizer.backend_tokenizer.no_padding()
-        return super().save_pretrained(save_directory, *args, **kwargs)
+        written: list[str] = super().save_pretrained(save_directory, *args, **kwargs)
+        return written
 
     def _arguments(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arguments of the image processor and of the tokenizer for a call with `kwargs`.
@@ -84,7 +85,9 @@ class PairProcessor(ProcessorMixin):
             `ValueError`: one is given twice, by itself and in `images_kwargs` or `text_kwargs`.
         """
         merged = self._merge_kwargs(
-            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+            self.valid_processor_kwargs,  # type: ignore[arg-type]  # the class is meant
+            tokenizer_init_kwargs=self.tokenizer.init_kwargs,
+            **kwargs,
         )
         own = {modality: dict(vars(self).get(modality, {})) for modality in _MODALITIES}
         if self.max_length is not None:

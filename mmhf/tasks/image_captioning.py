@@ -62,6 +62,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             processor = build_captioner_processor(self.recipe.model, self.recipe.data, captions)
         rows = data.splits.get("train")
         if isinstance(rows, datasets.Dataset):
+            assert processor.max_length is not None
             cut = find_long_captions(rows, processor.count_tokens, processor.max_length, split="train")
             data.bad_examples.extend(cut)
             if cut:

@@ -197,8 +197,10 @@ class MMTrainer(Trainer):
             OSError: A checkpoint cannot be written; nothing is left of it.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(str(self.run_dir))
-        checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
+            resumed: str | None = get_last_checkpoint(str(self.run_dir))
+        else:
+            resumed = resume_from_checkpoint or None
+        checkpoint = None if resumed is None else Path(resumed)
         self._average.go_on_from(checkpoint)
         self._position = None if checkpoint is None else self._place(checkpoint)
         # Trainer deletes old checkpoints before the new one is whole, and, with a limit of 1, all but the best when
@@ -206,7 +208,7 @@ class MMTrainer(Trainer):
         self._save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with removed_if_unwritable(lambda: checkpoint_path(self.run_dir, self.state.global_step)):
-                output = super().train(resume_from_checkpoint, *args, **kwargs)
+                output = super().train(resumed, *args, **kwargs)
         finally:
             self.args.save_total_limit = self._save_total_limit
         self._check_weights()

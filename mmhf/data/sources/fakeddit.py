@@ -62,7 +62,8 @@ def read_fakeddit(section: FakedditDataSection, reading: Reading) -> SourceTable
     root = _image_folder(section, folder)
     extra = [*section.filters.columns(), *reading.extra_columns]
     roles = Roles("id", section.label, section.text, id="id", extra=extra)
-    tables, parts = [], {}
+    tables: list[pa.Table] = []
+    parts: dict[str | None, Part] = {}
     for split in SPLITS:
         if split not in wanted:
             continue

@@ -76,7 +76,7 @@ def read_hub(section: HubDataSection | CaptionHubSection, reading: Reading) -> S
             raise InputError(f"data.split_column: {origin} is split already, into {', '.join(loaded)}")
         names: dict[str | None, str] = {None: next(iter(loaded))}
     else:
-        names = {**_split_names(section, loaded)}
+        names = dict(_split_names(section, loaded).items())
         if section.split is not None:
             if "train" not in names:
                 raise InputError(f"{origin}: no split 'train' for data.split to cut; name it in data.splits")

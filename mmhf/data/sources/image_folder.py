@@ -97,11 +97,10 @@ def read_image_folder(section: ImageFolderDataSection, reading: Reading) -> Sour
         images: Images = EmbeddedImages(datasets.Image(decode=False))
     else:
         rows = make_rows({**columns, "image": named_images(paths)})
-        images = (
-            ImageFiles(where, listed=True, follow_links=section.follow_links)
-            if isinstance(where, Path)
-            else RemoteImages(where, paths, listed=True)
-        )
+        if isinstance(where, Path):
+            images = ImageFiles(where, listed=True, follow_links=section.follow_links)
+        else:
+            images = RemoteImages(where, paths, listed=True)
     label_of = None
     if section.labels is not None:
         label_of = {unicodedata.normalize("NFC", folder): name for folder, name in section.labels.items()}

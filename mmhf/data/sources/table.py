@@ -74,7 +74,7 @@ def read_table_source(section: TableDataSection | CaptionTableSection, reading: 
     """
     named = {"train": section.train, "validation": section.validation, "test": section.test}
     given = {split: _path(section, path) for split, path in named.items() if path is not None}
-    files: dict[str | None, AnyPath] = {**(given or _split_folders(section))}
+    files: dict[str | None, AnyPath] = dict((given or _split_folders(section)).items())
     if not files:
         assert section.path is not None
         files[None] = _path(section, section.path)

@@ -87,7 +87,8 @@ def read_shards(
             logger.warning("data source %s: %d bad samples in %s", section.source, len(found), split)
         bad_examples.extend(found)
 
-    tables, parts, used, start = [], {}, [np.zeros(0, dtype=np.int64)], 0
+    parts: dict[str | None, Part] = {}
+    tables, used, start = [], [np.zeros(0, dtype=np.int64)], 0
     for split in SPLITS[1:]:
         if split not in shards or not reading.wants(split):
             continue

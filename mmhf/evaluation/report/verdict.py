@@ -97,7 +97,7 @@ class Verdict:
 
 def judged_split(measured: Mapping[str, SplitT]) -> tuple[str, SplitT] | None:
     """The split that a verdict is about: test, else validation, else the last one; None where nothing was measured."""
-    split = next((name for name in ("test", "validation", *reversed(measured)) if name in measured), None)
+    split = next((name for name in ("test", "validation", *reversed(tuple(measured))) if name in measured), None)
     return None if split is None else (split, measured[split])
 
 

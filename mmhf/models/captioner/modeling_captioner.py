@@ -124,7 +124,8 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's."""
-        return self.language.get_input_embeddings()
+        embeddings: nn.Module = self.language.get_input_embeddings()
+        return embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Give the language model other ones."""
@@ -132,15 +133,20 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
 
     def get_output_embeddings(self) -> nn.Module:
         """The language model's head."""
-        return self.language.get_output_embeddings()
+        head: nn.Module = self.language.get_output_embeddings()
+        return head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Give the language model another head."""
         self.language.set_output_embeddings(new_embeddings)
 
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Module:
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
         """As `PreTrainedModel.resize_token_embeddings`, of the language model."""
-        embeddings = self.language.resize_token_embeddings(*args, **kwargs)
+        embeddings: nn.Embedding = self.language.resize_token_embeddings(
+            new_num_tokens, pad_to_multiple_of, mean_resizing
+        )
         # The language model may have a config of its own, when it was given with its weights.
         self.config.get_text_config().vocab_size = self.language.config.get_text_config().vocab_size
         return embeddings
@@ -151,7 +157,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
 
     def prefix_embeds(self, image_features: Tensor) -> Tensor:
         """What the language model reads before a caption: (B, ..., width) → (B, prefix and prompt, D)."""
-        prefix = self.projector(image_features)
+        prefix: Tensor = self.projector(image_features)
         if not self.config.prompt_ids:
             return prefix
         prompt_ids = torch.tensor(self.config.prompt_ids, device=prefix.device)
@@ -198,10 +204,10 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             if pixel_values is None:
                 raise ValueError("the model needs pixel_values or image_features")
             image_features = self.image_features(pixel_values)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("the model needs input_ids or inputs_embeds, and not both")
-        if inputs_embeds is None:
+        if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self._embed(input_ids)
+        elif inputs_embeds is None or input_ids is not None:
+            raise ValueError("the model needs input_ids or inputs_embeds, and not both")
         prefix = self.prefix_embeds(image_features)
         asked = self._asked(output_hidden_states, output_attentions)
         hidden, language = self._caption_states(prefix, inputs_embeds, **asked)
@@ -217,7 +223,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         return output
 
     @torch.no_grad()
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         pixel_values: Tensor | None = None,
         *,
@@ -303,7 +309,8 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         return output.last_hidden_state[:, prefix.shape[1] - 1 :], output
 
     def _embed(self, token_ids: Tensor) -> Tensor:
-        return self.language.get_input_embeddings()(token_ids)
+        embeddings: Tensor = self.language.get_input_embeddings()(token_ids)
+        return embeddings
 
     def _bring_back(self, part: str) -> None:
         loaded: Any = load_part(self.config, part, self.config.references[part])

@@ -14,7 +14,7 @@ from mmhf.models.processing import TEXT_INPUTS, Images, PairProcessor, PairProce
 class CaptionerProcessorKwargs(PairProcessorKwargs, total=False):
     """As of all families; captions have no special tokens but the one that ends them."""
 
-    _defaults = {
+    _defaults = {  # type: ignore[misc]  # see `PairProcessorKwargs`
         "text_kwargs": {"padding": True, "truncation": True, "max_length": 128, "add_special_tokens": False},
         "common_kwargs": {"return_tensors": "pt"},
     }

@@ -213,14 +213,16 @@ class DualEncoderModel(TowerModel):
         projected_text = None if text_features is None else self.text_projection(text_features)
         image_embeds = None if projected_image is None else functional.normalize(projected_image, dim=-1)
         text_embeds = None if projected_text is None else functional.normalize(projected_text, dim=-1)
-        towers = {
-            "text_model_output": encoder_output(text, projected_text) if asked and text is not None else None,
-            "vision_model_output": encoder_output(vision, projected_image) if asked and vision is not None else None,
-        }
+        text_output = encoder_output(text, projected_text) if asked and text is not None else None
+        vision_output = encoder_output(vision, projected_image) if asked and vision is not None else None
         if image_embeds is None or text_embeds is None:
             either = text_embeds if image_embeds is None else image_embeds
             return DualEncoderOutput(
-                text_embeds=text_embeds, image_embeds=image_embeds, pooler_output=either, **towers
+                text_embeds=text_embeds,
+                image_embeds=image_embeds,
+                pooler_output=either,
+                text_model_output=text_output,
+                vision_model_output=vision_output,
             )
         scale = self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
         logits_per_text = scale * (text_embeds @ image_embeds.T)
@@ -242,18 +244,21 @@ class DualEncoderModel(TowerModel):
             image_embeds=image_embeds,
             logit_scale=scale,
             logit_bias=None if self.logit_bias is None else self.logit_bias.clone(),
-            **towers,
+            text_model_output=text_output,
+            vision_model_output=vision_output,
         )
 
     def _read_image(self, output: Any) -> Tensor:
         if self.vision_pooling is not None:
-            return output.last_hidden_state
+            hidden: Tensor = output.last_hidden_state
+            return hidden
         return pool_vision(output, self.config.vision_pooling, self.vision_output)
 
     def _project_image(self, features: Tensor) -> Tensor:
         if self.vision_pooling is not None:
             features = self.vision_pooling(grid_tokens(features, self.vision_output))
-        return self.vision_projection(features)
+        projected: Tensor = self.vision_projection(features)
+        return projected
 
     def _pooled_text(self, input_ids: Tensor, attention_mask: Tensor | None, **asked: bool) -> tuple[Any, Tensor]:
         if attention_mask is None:

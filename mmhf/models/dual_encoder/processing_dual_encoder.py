@@ -13,7 +13,7 @@ from mmhf.models.processing import TEXT_INPUTS, Images, PairProcessor, PairProce
 class DualEncoderProcessorKwargs(PairProcessorKwargs, total=False):
     """As of all families; texts are as long as CLIP's unless told otherwise."""
 
-    _defaults = {
+    _defaults = {  # type: ignore[misc]  # see `PairProcessorKwargs`
         "text_kwargs": {"padding": True, "truncation": True, "max_length": 77},
         "common_kwargs": {"return_tensors": "pt"},
     }

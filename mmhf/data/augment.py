@@ -36,7 +36,8 @@ class EraseRectangle(torch.nn.Module):
         self.erase = v2.RandomErasing(section.probability, section.scale, section.ratio, value=fill)
 
     def forward(self, image: Image.Image) -> Image.Image:
-        return v2.functional.to_pil_image(self.erase(v2.functional.pil_to_tensor(image)))
+        erased: Image.Image = v2.functional.to_pil_image(self.erase(v2.functional.pil_to_tensor(image)))
+        return erased
 
 
 def build_augmentation(section: AugmentSection | None, image_size: int) -> Augmentation | None:
@@ -96,7 +97,7 @@ def _changes_of_look(section: AugmentSection) -> list[torch.nn.Module]:
 
 
 def _affine(section: AffineSection, fill: int) -> torch.nn.Module:
-    return v2.RandomAffine(
+    change: torch.nn.Module = v2.RandomAffine(
         degrees=0,
         translate=section.translate,
         scale=section.scale,
@@ -104,3 +105,4 @@ def _affine(section: AffineSection, fill: int) -> torch.nn.Module:
         interpolation=v2.InterpolationMode.BILINEAR,
         fill=fill,
     )
+    return change

@@ -76,7 +76,8 @@ class CaptionDataset(RowDataset):
 
     def texts(self, places: NDArray[np.int64]) -> list[str | None]:
         """See `RowDataset`."""
-        return self._captions.take(pa.array(places)).to_pylist()
+        texts: list[str | None] = self._captions.take(pa.array(places)).to_pylist()
+        return texts
 
     @functools.cached_property
     def _captions(self) -> pa.Array:

@@ -117,11 +117,13 @@ class RowDataset(Dataset[Row]):
 
     def image(self, place: int) -> dict[str, Any]:
         """One of the data set's images: its `path` and `bytes`."""
-        return self._images[place]["image"]
+        image: dict[str, Any] = self._images[place]["image"]
+        return image
 
     def texts(self, places: NDArray[np.int64]) -> list[str | None]:
         """Some of the data set's texts."""
-        return self._light.column("text").take(places).to_pylist()
+        texts: list[str | None] = self._light.column("text").take(places).to_pylist()
+        return texts
 
     @functools.cached_property
     def _images(self) -> datasets.Dataset:

@@ -264,7 +264,7 @@ def _thumbnails(rows: _Rows, numbers: list[int], contents: bytes) -> np.ndarray:
         pixels = np.stack([blank if thumbnail is None else thumbnail for thumbnail in found])
         with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, pixels=pixels, present=present)
-    flat = pixels.reshape(len(pixels), -1).astype(np.float32)
+    flat: np.ndarray = pixels.reshape(len(pixels), -1).astype(np.float32)
     flat[~present] = np.nan
     return flat
 
@@ -336,7 +336,8 @@ def _compare(thumbnails: np.ndarray, first: np.ndarray, second: np.ndarray) -> t
 
 def _contrast(thumbnails: np.ndarray) -> np.ndarray:
     pixels = thumbnails.reshape(len(thumbnails), -1, 3)
-    return np.sqrt(pixels.var(axis=1).mean(axis=1))
+    contrast: np.ndarray = np.sqrt(pixels.var(axis=1).mean(axis=1))
+    return contrast
 
 
 def _leaks(

@@ -137,7 +137,8 @@ class SplitScreen:
             row = rows.slice(number, 1).to_pylist()[0]
             fault = self._find_fault(row)
             usable[number] = fault is None or self._keep(row, fault)
-        return positions[usable]
+        kept: NDArray[np.int64] = positions[usable]
+        return kept
 
     def _find_fault(self, row: dict[str, Any]) -> Fault | None:
         for note in row.get("notes") or ():

@@ -178,7 +178,8 @@ def _assign_groups(
         split_of[group] = chosen
         for place in held:
             lacking[chosen][held_classes[place]] -= held_counts[place]
-    return split_of[groups]
+    assigned: np.ndarray = split_of[groups]
+    return assigned
 
 
 def require_groups_apart(source: SourceTable, splits: Mapping[str, Positions], column: str) -> None:

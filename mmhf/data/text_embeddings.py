@@ -46,7 +46,8 @@ def read_table_encoder(path: str | Path) -> dict[str, Any]:
     metadata = _open(Path(path)).schema_arrow.metadata or {}
     if ENCODER_KEY not in metadata:
         raise InputError(f"{path}: is no table of text embeddings; make one with mmhf embed --text")
-    return json.loads(metadata[ENCODER_KEY])
+    encoder: dict[str, Any] = json.loads(metadata[ENCODER_KEY])
+    return encoder
 
 
 @dataclass(frozen=True, eq=False)

@@ -215,7 +215,8 @@ def _overall(
 
 def _over_classes(name: str, per_class: Sequence[dict[str, Any]]) -> float | None:
     if len(per_class) == 2:
-        return per_class[1][name]
+        of_positive: float | None = per_class[1][name]
+        return of_positive
     values = [row[name] for row in per_class if row[name] is not None]
     return float(np.mean(values)) if values else None
 

@@ -58,7 +58,8 @@ class FeatureColumn:
         halves = np.frombuffer(self.digests.tobytes(), dtype="<u8").reshape(-1, 1, 2)
         steps = np.arange(1, self.num_views + 1, dtype=np.uint64) * np.uint64(_VIEW_STEP) + np.uint64(self.salt)
         views = (halves + steps[None, :, None]).view(self.digests.dtype)[..., 0]
-        return np.where((self.digests == NO_IMAGE_DIGEST)[:, None], NO_IMAGE_DIGEST, views).ravel()
+        stored: Digests = np.where((self.digests == NO_IMAGE_DIGEST)[:, None], NO_IMAGE_DIGEST, views).ravel()
+        return stored
 
     def add_faults(self, faults: Mapping[bytes, str]) -> None:
         """Take in what images cannot be decoded: digest that an image, or a view of it, is stored under → why."""

@@ -101,10 +101,12 @@ def _config_of(model: PreTrainedModel, part: FeaturePart) -> dict[str, Any]:
     return _without_names({**chosen, "eot_token_id": config.get("eot_token_id")})
 
 
-def _without_names(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_names(child) for key, child in value.items() if key not in _NAMES_ONLY}
-    return value
+def _without_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_names(child) if isinstance(child, Mapping) else child
+        for key, child in values.items()
+        if key not in _NAMES_ONLY
+    }
 
 
 def _processing(processor: Any, part: FeaturePart) -> dict[str, Any]:

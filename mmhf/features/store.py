@@ -292,7 +292,8 @@ class FeatureStore:
 
     @staticmethod
     def _wrong(segment: _Segment, rows: NDArray[np.int64], contents: NDArray[np.unsignedinteger]) -> NDArray[np.bool_]:
-        return _checksums(contents.view(np.uint8)) != segment.records["checksum"][rows]
+        differ: NDArray[np.bool_] = _checksums(contents.view(np.uint8)) != segment.records["checksum"][rows]
+        return differ
 
     def _features(self, segment: _Segment) -> NDArray[np.unsignedinteger]:
         if segment.features is None or len(segment.features) < segment.num_rows:
@@ -389,7 +390,8 @@ def _by_segment(positions: NDArray[np.int64]) -> list[tuple[int, NDArray[np.bool
 def _keys_of(digests: Digests) -> NDArray[np.uint64]:
     """What digests are sorted by; of two that share a key, which 64 bits make rare, one is never found again."""
     halves = np.frombuffer(np.ascontiguousarray(digests).tobytes(), dtype="<u8").reshape(-1, DIGEST_BYTES // 8)
-    return halves[:, 0] * np.uint64(_MIX) + halves[:, 1]
+    keys: NDArray[np.uint64] = halves[:, 0] * np.uint64(_MIX) + halves[:, 1]
+    return keys
 
 
 def _checksums(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -398,7 +400,8 @@ def _checksums(rows: NDArray[np.uint8]) -> NDArray[np.uint64]:
     word = next(size for size in (8, 4, 2, 1) if num_bytes % size == 0)
     words = np.ascontiguousarray(rows).view(_INTEGERS[word])
     weights = np.arange(1, 2 * words.shape[1], 2, dtype=np.uint64) * np.uint64(_MIX)
-    return (words * weights).sum(axis=1, dtype=np.uint64)
+    sums: NDArray[np.uint64] = (words * weights).sum(axis=1, dtype=np.uint64)
+    return sums
 
 
 def _append(path: Path, content: bytes, expected_size: int) -> None:

@@ -94,7 +94,7 @@ class ImageCaptioningPipeline(Pipeline):
             return []
         return super().__call__(list(inputs) if isinstance(inputs, tuple) else inputs, **kwargs)
 
-    def _sanitize_parameters(self, **generation: Any) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(self, **generation: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         return {}, check_generation(generation), {}
 
     def preprocess(self, input_: ImageLike) -> dict[str, Any]:  # type: ignore[override]

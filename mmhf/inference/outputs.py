@@ -114,12 +114,13 @@ def open_writer(path: Path, schema: pa.Schema, *, suffix: str, defuse_formulas: 
     leaves = [column.path for column in _through_parquet(schema).schema]
     # Random floats neither compress nor repeat: trying costs time, and so does reading them back.
     embeddings = {f"{each.name}.list.element" for each in schema if isinstance(each.type, pa.FixedSizeListType)}
-    return pq.ParquetWriter(
+    writer: TableWriter = pq.ParquetWriter(
         path,
         schema,
         compression={leaf: "none" if leaf in embeddings else "snappy" for leaf in leaves},
         use_dictionary=[leaf for leaf in leaves if leaf not in embeddings],
     )
+    return writer
 
 
 class CsvWriter:
@@ -152,11 +153,11 @@ class CsvWriter:
     def _cell(self, value: Any) -> str:
         if value is None:
             return ""
-        if not isinstance(value, str):
-            if not isinstance(value, list | dict):
-                value = str(value)
-            else:
-                value = json.dumps(value, ensure_ascii=False, default=str)
-        elif self._defuse and _FORMULA.match(value) and not _NUMBER.match(value):
-            value = f"'{value}"
-        return '"' + value.replace('"', '""') + '"' if _NEEDS_QUOTES.search(value) else value
+        if isinstance(value, str):
+            is_formula = self._defuse and _FORMULA.match(value) and not _NUMBER.match(value)
+            text = f"'{value}" if is_formula else value
+        elif isinstance(value, list | dict):
+            text = json.dumps(value, ensure_ascii=False, default=str)
+        else:
+            text = str(value)
+        return '"' + text.replace('"', '""') + '"' if _NEEDS_QUOTES.search(text) else text

@@ -81,7 +81,9 @@ class ImageTextClassificationPipeline(Pipeline):
             return super().__call__(list(inputs), **kwargs) if inputs else []
         return super().__call__(inputs, **kwargs)
 
-    def _sanitize_parameters(self, top_k: int | None = None) -> tuple[dict, dict, dict]:  # type: ignore[override]
+    def _sanitize_parameters(  # type: ignore[override]
+        self, top_k: int | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if top_k is not None and top_k < 1:
             raise InputError(f"top_k={top_k}: expected 1 or more")
         return {}, {}, {} if top_k is None else {"top_k": top_k}

@@ -122,7 +122,8 @@ class ClassificationPredictor:
     @property
     def columns(self) -> list[str]:
         """Names of the columns."""
-        return self.schema.names
+        names: list[str] = self.schema.names
+        return names
 
     def make(self, batch: Batch) -> pa.Table:
         """One row of `schema` for each row of the batch, null where it cannot be predicted."""

@@ -61,7 +61,8 @@ class EmbeddingIndex:
         self.modalities = [name for name in (IMAGE, TEXT) if self._width(name) is not None]
 
     def __len__(self) -> int:
-        return self._file.metadata.num_rows
+        count: int = self._file.metadata.num_rows
+        return count
 
     @property
     def model_dir(self) -> Path:
@@ -71,7 +72,8 @@ class EmbeddingIndex:
     @property
     def text_column(self) -> str | None:
         """The column that texts were embedded from."""
-        return self._source["text column"]
+        column: str | None = self._source["text column"]
+        return column
 
     def check_model(self, model_dir: str | Path) -> None:
         """Raise `InputError` unless a folder holds the model that this file was made with."""

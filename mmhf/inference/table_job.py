@@ -255,9 +255,10 @@ class TableJob:
         if record is None or record["identity"] != self.identity:
             return False
         indices = range(len(self.rows))
-        if record["image states"] == _hash_of(map(self.rows.image_state, indices)):
-            return True
-        return record["image digests"] == _hash_of(map(self.rows.image_digest, indices))
+        is_same: bool = record["image states"] == _hash_of(map(self.rows.image_state, indices)) or (
+            record["image digests"] == _hash_of(map(self.rows.image_digest, indices))
+        )
+        return is_same
 
     def _is_written(self) -> bool:
         """Whether somebody has written the output from the shards."""

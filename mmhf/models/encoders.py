@@ -65,7 +65,7 @@ def timm_config(
 
 def fresh_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     """Encoder without pretrained weights, in the config's dtype; on the meta device inside its context."""
-    encoder = AutoModel.from_config(config)
+    encoder: PreTrainedModel = AutoModel.from_config(config)
     if isinstance(encoder, TimmWrapperModel) and encoder.device.type != "meta":
         # transformers 5.23 overwrites timm's initialisation with a generic one, which kills the signal of deep nets.
         fresh = timm.create_model(config.architecture, num_classes=0, **(config.model_args or {}))
@@ -163,7 +163,7 @@ def pool_vision(output: Any, pooling: str, shape: EncoderOutput) -> Tensor:
     """
     if pooling == "pooler":
         return _own_pooler(output)
-    hidden = output.last_hidden_state
+    hidden: Tensor = output.last_hidden_state
     if pooling == "cls":
         if shape.layout != "tokens" or shape.prefix_tokens == 0:
             raise ValueError("pooling 'cls' needs an encoder with a class token; use 'avg'")
@@ -240,8 +240,9 @@ def drop_unused(encoder: PreTrainedModel, unused: tuple[str, ...]) -> None:
 
 def _skeleton(config: PreTrainedConfig, device: str = "meta") -> PreTrainedModel:
     with torch.device(device):
-        encoder = AutoModel.from_config(config, dtype=torch.float32)
-    return encoder.eval()
+        encoder: PreTrainedModel = AutoModel.from_config(config, dtype=torch.float32)
+    encoder.eval()
+    return encoder
 
 
 def _pooled_text(config: PreTrainedConfig, pooling: str, *, device: str) -> tuple[PreTrainedModel, Tensor]:
@@ -271,7 +272,7 @@ def _vision_shape(encoder: PreTrainedModel, hidden: Tensor, size: int) -> Encode
 
 
 def _own_pooler(output: Any) -> Tensor:
-    pooled = output.get("pooler_output")
+    pooled: Tensor | None = output.get("pooler_output")
     if pooled is None:
         raise ValueError("the encoder has no pooler of its own; use another pooling")
     return pooled.flatten(1)

@@ -72,7 +72,8 @@ def load_table_encoder(table: TableEncoder, config: PreTrainedConfig) -> PreTrai
         raise type(error)(f"{where}; {error}") from error
     if weights_digest(encoder) != table.weights:
         raise InputError(f"{where}; its weights are others by now: bring those back")
-    return encoder.eval().requires_grad_(False)
+    encoder.eval().requires_grad_(False)
+    return encoder
 
 
 @torch.no_grad()

@@ -77,7 +77,8 @@ def accumulation_steps(recipe: RecipeBase, args: TrainingArguments, batch_size: 
         raise InputError(
             f"contrastive.batch_size: {size} is no multiple of {at_once} pairs a batch × {args.world_size} processes"
         )
-    return size // (at_once * args.world_size)
+    steps: int = size // (at_once * args.world_size)
+    return steps
 
 
 def steps_per_epoch(
@@ -94,7 +95,8 @@ def steps_per_epoch(
     batches = num_rows / (batch_size or args.per_device_train_batch_size)
     whole = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
     per_process = whole // args.world_size if args.dataloader_drop_last else math.ceil(whole / args.world_size)
-    return max(math.ceil(per_process / (accumulation or args.gradient_accumulation_steps)), 1)
+    steps: int = max(math.ceil(per_process / (accumulation or args.gradient_accumulation_steps)), 1)
+    return steps
 
 
 def recipe_stages(recipe: RecipeBase, args: TrainingArguments) -> list[StageSection]:

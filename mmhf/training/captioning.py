@@ -37,7 +37,7 @@ class WrittenCaptions:
 @torch.no_grad()
 def run_captioner(
     trainer: Trainer,
-    dataloader: DataLoader,
+    dataloader: DataLoader[Any],
     processor: CaptionerProcessor,
     *,
     with_loss: bool = True,
@@ -83,7 +83,8 @@ def run_captioner(
 def image_features_of(model: PrefixCaptionerForConditionalGeneration, inputs: Mapping[str, Any]) -> torch.Tensor:
     """What the projector reads, of a batch that may hold features of the image encoder, or of its lower part."""
     if "image_features" in inputs:
-        return inputs["image_features"]
+        stored: torch.Tensor = inputs["image_features"]
+        return stored
     if "image_hidden" in inputs:
         return model.resumed_image_features(inputs["image_hidden"])
     return model.image_features(inputs["pixel_values"])
@@ -91,7 +92,8 @@ def image_features_of(model: PrefixCaptionerForConditionalGeneration, inputs: Ma
 
 def _gather(trainer: Trainer, tokens: torch.Tensor, pad_token_id: int) -> torch.Tensor:
     padded = trainer.accelerator.pad_across_processes(tokens, dim=1, pad_index=pad_token_id)
-    return trainer.accelerator.gather_for_metrics(padded)
+    gathered: torch.Tensor = trainer.accelerator.gather_for_metrics(padded)
+    return gathered
 
 
 class CaptioningTrainer(MMTrainer):
@@ -104,7 +106,9 @@ class CaptioningTrainer(MMTrainer):
         kwargs: As [`MMTrainer`] takes them; the model is a `PrefixCaptionerForConditionalGeneration`.
     """
 
-    def __init__(self, *, written_rows: Dataset | None = None, measure: Measure | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, written_rows: Dataset[Any] | None = None, measure: Measure | None = None, **kwargs: Any
+    ) -> None:
         self._written_rows = written_rows
         self._measure = measure
         super().__init__(**kwargs)
@@ -118,7 +122,7 @@ class CaptioningTrainer(MMTrainer):
 
     def evaluation_loop(
         self,
-        dataloader: DataLoader,
+        dataloader: DataLoader[Any],
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,

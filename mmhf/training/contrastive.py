@@ -153,7 +153,7 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         """Contrast all pairs of the step; gives the first micro-batch's output, with its graph."""
         batches: list[Batch] = [self._prepare_inputs(batch) for batch in self._batches]
         others, self._states = embed_without_graph(model, batches[1:])
-        output = model(**batches[0])
+        output: DualEncoderOutput = model(**batches[0])
         self._step = contrast_outputs([output, *others], batches, self._dual_encoder.contrast)
         self._judge(self._step)
         if others and self._replay_is_unchecked:

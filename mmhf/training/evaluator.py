@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer
 
@@ -25,7 +27,7 @@ class ReadsFeatures(Trainer):
             features.use(self.accelerator, num_workers=args.dataloader_num_workers, with_bar=not args.disable_tqdm)
             features.enter(0)
 
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+    def get_test_dataloader(self, test_dataset: Dataset[Any]) -> DataLoader[Any]:
         if self.features is not None:
             self.features.attach(test_dataset, self.data_collator, is_training=False)
         return super().get_test_dataloader(test_dataset)

@@ -55,7 +55,10 @@ class RangeTest:
         """
         steps = np.arange(len(self.losses))
         window = np.exp(-0.5 * ((steps[:, None] - steps[None, :]) / self._width) ** 2)
-        return window @ np.minimum(self.losses, 2 * np.median(self.losses)) / window.sum(axis=1)
+        smoothed: NDArray[np.float64] = (
+            window @ np.minimum(self.losses, 2 * np.median(self.losses)) / window.sum(axis=1)
+        )
+        return smoothed
 
     def suggestions(self) -> dict[str, float]:
         """Learning rates worth training with: `steepest descent` and `a tenth of the minimum`.
@@ -106,7 +109,8 @@ def range_test_plan(plan: StagePlan, *, lowest: float, highest: float, num_steps
         raise InputError(f"stage {stage.name!r}: all its learning rates are 0, so there are no ratios to keep")
 
     def grow(step: int) -> float:
-        return (lowest / highest) ** (1.0 - step / (num_steps - 1))
+        share: float = (lowest / highest) ** (1.0 - step / (num_steps - 1))
+        return share
 
     curves = {group: RateCurve(highest * peak / top, 0.0, grow) for group, peak in stage.peak_rates.items()}
     tried = dataclasses.replace(stage, num_steps=num_steps, curves=curves, schedule="exponential")

@@ -79,7 +79,7 @@ class MixedOptimizer(torch.optim.Optimizer):
         return [group for member in self.members for group in member.param_groups]
 
     @property
-    def state(self) -> ChainMap:  # type: ignore[override]
+    def state(self) -> ChainMap[torch.Tensor, Any]:  # type: ignore[override]
         """The state of all members, by parameter."""
         return ChainMap(*(member.state for member in self.members))
 

@@ -25,6 +25,9 @@ RatesByName = Callable[[int], dict[str, float]]
 class StageProgressBar(ProgressCallback):
     """The progress bar of transformers with the stage, loss, learning rates and samples per second on it."""
 
+    training_bar: tqdm | None
+    prediction_bar: tqdm | None
+
     def __init__(self, stages: StageCallback, describe_rates: RatesByName) -> None:
         super().__init__()
         self.stages = stages
@@ -161,7 +164,8 @@ def _span(lowest: float, highest: float) -> str:
 
 
 def _samples_per_step(args: TrainingArguments) -> int:
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    samples: int = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return samples
 
 
 def _evaluation_line(state: TrainerState, metrics: Mapping[str, float]) -> str:

@@ -178,7 +178,8 @@ def transformers_shape(name: str, num_steps: int, warmup_steps: int) -> Shape:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     specific = {"lr_end": 0.0} if name == "polynomial" else {}
     scheduler = get_scheduler(name, optimizer, warmup_steps, num_steps, scheduler_specific_kwargs=specific)
-    return scheduler.lr_lambdas[0]
+    shape: Shape = scheduler.lr_lambdas[0]
+    return shape
 
 
 def warmup_in_steps(warmup: float, num_steps: int) -> int:

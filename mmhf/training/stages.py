@@ -374,7 +374,7 @@ class StageScheduler(LRScheduler):
         for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = rate
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "last_epoch": self.last_epoch,
             "_step_count": self._step_count,
@@ -382,7 +382,7 @@ class StageScheduler(LRScheduler):
             "early_ends": dict(self.plan.early_ends),
         }
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.plan.restore(state_dict["early_ends"])
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict["_step_count"]

@@ -125,7 +125,7 @@ class MMTrainer(Trainer):
         self._eval_collator = eval_collator
         self._average = WeightAverage(plan, recipe.ema if recipe else None)
         self._trained: list[torch.nn.Parameter] = []
-        self._loader: DataLoader | None = None
+        self._loader: DataLoader[Any] | None = None
         self._epoch = self._steps_in_epoch = self._resume_at = self._epoch_start = self._num_taken = 0
         self._save_total_limit: int | None = None
         self._position: RunPosition | None = None
@@ -304,14 +304,14 @@ class MMTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        scheduler: Any = self.lr_scheduler
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = self.lr_scheduler
         if scheduler is None:
             scheduler = self.plan.create_scheduler(self.create_optimizer() if optimizer is None else optimizer)
-            self.lr_scheduler = scheduler
+            self.lr_scheduler = scheduler  # type: ignore[assignment]  # transformers names one class of many
             self._created_lr_scheduler = True
         return scheduler
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """The batches of the stage under way."""
         args, dataset = self.args, self.train_dataset
         if not self._is_seekable:
@@ -334,23 +334,24 @@ class MMTrainer(Trainer):
             # An iterator draws its workers' seeds: from the global generator, dropout masks would depend on when.
             generator=torch.Generator().manual_seed(args.seed + args.process_index),
         )
-        return self.accelerator.prepare(loader)
+        prepared: DataLoader[Any] = self.accelerator.prepare(loader)
+        return prepared
 
     @property
     def _is_seekable(self) -> bool:
         """Whether an epoch can begin at any of its samples, without reading those before."""
         return isinstance(self.train_dataset, RowDataset) and self.args.train_sampling_strategy == "random"
 
-    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
         """The batches of a split that is evaluated, without augmentation."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         return self._evaluated(super().get_eval_dataloader, dataset, eval_dataset)
 
-    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader:
+    def get_test_dataloader(self, test_dataset: Dataset[Any]) -> DataLoader[Any]:
         """The batches of a split that is predicted, without augmentation."""
         return self._evaluated(super().get_test_dataloader, test_dataset, test_dataset)
 
-    def _evaluated(self, make: Callable[[Any], DataLoader], dataset: Any, given: Any) -> DataLoader:
+    def _evaluated(self, make: Callable[[Any], DataLoader[Any]], dataset: Any, given: Any) -> DataLoader[Any]:
         collator = self.data_collator
         self.data_collator = self._eval_collator or collator
         persistent = self.args.dataloader_persistent_workers
@@ -365,7 +366,7 @@ class MMTrainer(Trainer):
         finally:
             self.data_collator, self.args.dataloader_persistent_workers = collator, persistent
 
-    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> Any:
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> Any:
         epochs, *rest = super().set_initial_training_values(args, dataloader)
         epochs = self.plan.num_epochs if self.plan.has_own_batches else epochs
         if self._position is not None:
@@ -422,7 +423,7 @@ class MMTrainer(Trainer):
         self._steps_in_epoch = kwargs["steps_in_epoch"]
         super()._run_epoch(*args, **kwargs)
 
-    def _seek(self) -> DataLoader:
+    def _seek(self) -> DataLoader[Any]:
         """The stage's data loader, at the sample of the epoch that comes next."""
         if self._loader is None:
             self._loader = self.get_train_dataloader()
@@ -434,7 +435,8 @@ class MMTrainer(Trainer):
     @property
     def _samples_taken(self) -> int:
         """Samples of the present epoch that all processes together have been given."""
-        return self._epoch_start + self._num_taken * self._train_batch_size * self.args.world_size
+        samples: int = self._epoch_start + self._num_taken * self._train_batch_size * self.args.world_size
+        return samples
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device

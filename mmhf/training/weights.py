@@ -80,7 +80,8 @@ def is_sharded() -> bool:
 
 def gradients_are_visible() -> bool:
     """Whether `grad` holds a parameter's gradient; DeepSpeed moves gradients into buffers of its own."""
-    return AcceleratorState().distributed_type != DistributedType.DEEPSPEED
+    visible: bool = AcceleratorState().distributed_type != DistributedType.DEEPSPEED
+    return visible
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -265,7 +265,8 @@ def load_hub_splits(path: str, name: str | None = None, **options: Any) -> Mappi
             if options.get("streaming"):
                 return {split: part.to_iterable_dataset() for split, part in splits.items()}
             return splits
-        return datasets.load_dataset(path, name, **options)
+        loaded: Mapping[str, Any] = datasets.load_dataset(path, name, **options)
+        return loaded
 
 
 def load_hub_files(path: str, name: str | None = None, *, revision: str | None = None) -> dict[str, list[str]]:

@@ -70,7 +70,8 @@ class StreamOrder:
         if self.sizes is not None:
             size = min(size, self.length - window * self.window)
         seed = derive_seed(_WINDOW, self.seed, epoch, track, window)
-        return np.random.default_rng(seed).permutation(size).tolist()
+        order: list[int] = np.random.default_rng(seed).permutation(size).tolist()
+        return order
 
     def segments(self, epoch: int, track: int, start: int) -> Iterator[Segment]:
         """Go through the shards without end.
@@ -97,7 +98,8 @@ class StreamOrder:
         # Tracks keep to the shards that they were dealt: dealt anew in each lap, some would be read twice as often.
         lap = lap if self.sizes is not None else 0
         seed = derive_seed(_SHARDS, self.seed, epoch, lap)
-        return np.random.default_rng(seed).permutation(self.num_shards).tolist()
+        order: list[int] = np.random.default_rng(seed).permutation(self.num_shards).tolist()
+        return order
 
 
 class StreamSampler(EpochSampler):

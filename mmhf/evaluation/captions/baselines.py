@@ -84,7 +84,10 @@ def _unit_rows(features: ArrayLike) -> NDArray[np.float32]:
     rows = np.asarray(features, dtype=np.float32)
     if rows.ndim != 2:
         raise ValueError(f"expected features of shape (rows, D), got {rows.shape}")
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    unit: NDArray[np.float32] = rows / np.maximum(
+        np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny
+    )
+    return unit
 
 
 def _most_shared(words: Mapping[str, Sequence[str]], texts: Sequence[str], count: int) -> list[str]:

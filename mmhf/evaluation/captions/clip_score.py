@@ -30,7 +30,8 @@ def clip_scores(image_embeds: ArrayLike, text_embeds: ArrayLike) -> NDArray[np.f
     images, texts = np.asarray(image_embeds, dtype=np.float64), np.asarray(text_embeds, dtype=np.float64)
     norms = np.linalg.norm(images, axis=1) * np.linalg.norm(texts, axis=1)
     cosines = (images * texts).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
-    return SCALE * np.maximum(0, cosines)
+    scores: NDArray[np.float64] = SCALE * np.maximum(0, cosines)
+    return scores
 
 
 class ClipScorer:

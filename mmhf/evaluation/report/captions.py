@@ -76,9 +76,10 @@ def spread_rows(scores: ArrayLike, *, count: int = 48) -> list[int]:
         count (`int`, *optional*, defaults to 48): how many to return at most.
     """
     ranking = np.argsort(-np.asarray(scores), kind="stable")
-    if len(ranking) <= count:
-        return ranking.tolist()
-    return ranking[np.linspace(0, len(ranking) - 1, count).round().astype(int)].tolist()
+    if len(ranking) > count:
+        ranking = ranking[np.linspace(0, len(ranking) - 1, count).round().astype(int)]
+    spread: list[int] = ranking.tolist()
+    return spread
 
 
 def write_caption_gallery(

@@ -199,7 +199,8 @@ class Section:
 
 def render_blocks(blocks: Sequence[Block]) -> str:
     """HTML of blocks, for a page of one's own or a notebook's cell."""
-    return _environment().get_template("blocks.html").module.blocks(blocks)  # type: ignore[attr-defined]
+    rendered: str = _environment().get_template("blocks.html").module.blocks(blocks)  # type: ignore[attr-defined]
+    return rendered
 
 
 def write_page(path: str | Path, template: str, **values: object) -> None:

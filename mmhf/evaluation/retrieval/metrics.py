@@ -249,7 +249,8 @@ def recall_interval(evaluation: RetrievalEvaluation, *, seed: int = 0) -> Interv
     def mean_recall(sums: NDArray[np.float64]) -> NDArray[np.float64]:
         images, captions = np.split(sums, 2, axis=1)
         shares = [part[:, 1:] / part[:, :1] for part in (images, captions)]
-        return np.hstack(shares).mean(axis=1, keepdims=True)
+        mean: NDArray[np.float64] = np.hstack(shares).mean(axis=1, keepdims=True)
+        return mean
 
     low, high = bootstrap_interval(statistics, mean_recall, seed=seed)
     return Interval(evaluation.metrics["mean_recall"], float(low[0]), float(high[0]))
@@ -264,7 +265,7 @@ def alignment(images: torch.Tensor, texts: torch.Tensor) -> float:
         images (`torch.Tensor` of shape `(N, D)`): Of length 1.
         texts (`torch.Tensor` of shape `(N, D)`): Of length 1; row n belongs to row n of `images`.
     """
-    total = sum(
+    total: float = sum(
         (left - right).pow(2).sum(dtype=torch.float64).item()
         for left, right in zip(images.split(_BLOCK_ROWS), texts.split(_BLOCK_ROWS), strict=True)
     )

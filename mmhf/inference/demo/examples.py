@@ -38,7 +38,8 @@ def write_examples(folder: Path, subject: Subject) -> list[list[str]]:
 
 def sample_captions() -> list[str]:
     """The names of the sample's test drawings."""
-    return read_sample("test")["caption"].to_pylist()
+    captions: list[str] = read_sample("test")["caption"].to_pylist()
+    return captions
 
 
 def read_captions(path: Path) -> list[str]:

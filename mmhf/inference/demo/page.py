@@ -48,9 +48,10 @@ class Page:
 
     def build(self) -> gr.Blocks:
         """Lay the page out; it asks nothing of any other machine."""
-        with gr.Blocks(
+        blocks = gr.Blocks(
             title=self.name, analytics_enabled=False, delete_cache=(_UPLOADS_KEPT_SECONDS, _UPLOADS_KEPT_SECONDS)
-        ) as blocks:
+        )
+        with blocks:
             way = _WAY[self.subject.family].format(and_text=" and a text" if self.subject.takes_text else "")
             # Not as Markdown, which makes a link to an e-mail address of `releases/name@v1.8`.
             gr.HTML(f"<h1>{html.escape(self.name)}</h1><p>{way}</p>", elem_id="title", padding=False)

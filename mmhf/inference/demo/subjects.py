@@ -201,10 +201,12 @@ class DualEncoderSubject:
         return self.model(pixel_values=pixel_values, **_on_device(prompts, self.model))
 
     def _pixels(self, image: Image) -> Tensor:
-        return _on_device(self.processor(images=[image]), self.model)["pixel_values"]
+        pixel_values: Tensor = _on_device(self.processor(images=[image]), self.model)["pixel_values"]
+        return pixel_values
 
     def _embed_images(self, pixel_values: Tensor) -> Tensor:
-        return self.model(pixel_values=pixel_values).image_embeds.float()
+        embeds: Tensor = self.model(pixel_values=pixel_values).image_embeds.float()
+        return embeds
 
     @torch.inference_mode()
     def _embed_texts(self, texts: list[str]) -> Tensor:

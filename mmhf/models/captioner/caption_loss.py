@@ -62,7 +62,8 @@ def caption_loss(
 def _liger_sum(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-    return LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, hidden, targets, bias).float()
+    loss: Tensor = LigerFusedLinearCrossEntropyLoss(reduction="sum")(weight, hidden, targets, bias).float()
+    return loss
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

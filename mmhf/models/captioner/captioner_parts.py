@@ -78,7 +78,8 @@ def num_patches(config: PreTrainedConfig, shape: EncoderOutput, image_size: int)
 def read_features(output: Any, features: str, shape: EncoderOutput) -> Tensor:
     """Of an image encoder's output (B, width), or (B, patches, width) for `patches`."""
     if features == "projected":
-        return output.image_embeds
+        projected: Tensor = output.image_embeds
+        return projected
     if features == "patches":
         return patch_tokens(output.last_hidden_state, shape)
     return pool_vision(output, features, shape)

@@ -34,7 +34,8 @@ class MlpProjector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, width) → (B, prefix_length, output width); (B, N, width) → (B, N, output width)."""
-        return self.layers(features).view(features.shape[0], -1, self.output_width)
+        tokens: Tensor = self.layers(features).view(features.shape[0], -1, self.output_width)
+        return tokens
 
 
 class TransformerProjector(nn.Module):
@@ -70,7 +71,8 @@ class TransformerProjector(nn.Module):
         tokens = self.input(features if features.dim() == 3 else features[:, None])
         queries = self.queries.expand(tokens.shape[0], -1, -1)
         hidden = self.encoder(torch.cat([tokens, queries.to(tokens.dtype)], dim=1))
-        return self.output(hidden[:, tokens.shape[1] :])
+        prefix: Tensor = self.output(hidden[:, tokens.shape[1] :])
+        return prefix
 
 
 def build_projector(config: PrefixCaptionerConfig, input_width: int, output_width: int) -> nn.Module:

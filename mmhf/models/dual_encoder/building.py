@@ -244,7 +244,8 @@ def build_dual_encoder_processor(
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that a tokenizer ends texts with."""
-    return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    token_id: int | None = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    return token_id
 
 
 def _tokenizer(section: TextTowerSection, captions: Iterable[str], max_length: int) -> PreTrainedTokenizerBase:

@@ -40,7 +40,7 @@ class AttentionPooling(nn.Module):
         tokens = self.norm(tokens)
         ignored = None if attention_mask is None else attention_mask == 0
         query = self.query.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
-        pooled, _ = self.attention(query, tokens, tokens, key_padding_mask=ignored, need_weights=False)
+        pooled: Tensor = self.attention(query, tokens, tokens, key_padding_mask=ignored, need_weights=False)[0]
         return pooled.squeeze(1)
 
 
@@ -62,7 +62,8 @@ def pool_caption(
 ) -> Tensor:
     """One vector (B, width) of a text encoder's output."""
     if attention is not None:
-        return attention(output.last_hidden_state, attention_mask)
+        pooled: Tensor = attention(output.last_hidden_state, attention_mask)
+        return pooled
     if pooling != "eot":
         return pool_text_output(output, attention_mask, pooling)
     if eot_token_id is not None:

@@ -79,16 +79,18 @@ class Fusion(nn.Module):
 
     def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """(B, D) and (B, D) → (B, output_width)."""
-        return self.hidden(self.fuse(image_embeds, text_embeds))
+        fused: Tensor = self.hidden(self.fuse(image_embeds, text_embeds))
+        return fused
 
     def fuse(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
         """The strategy alone: (B, D) and (B, D) → (B, D), (B, 2D) or (B, 4D)."""
         if self.strategy == "weighted_sum":
             image_share, text_share = self.modality_weights.softmax(dim=0)
-            return image_share * image_embeds + text_share * text_embeds
+            mixed: Tensor = image_share * image_embeds + text_share * text_embeds
+            return mixed
         both = torch.cat([image_embeds, text_embeds], dim=-1)
         if self.strategy == "gated":
-            gate = self.gate(both).sigmoid()
+            gate: Tensor = self.gate(both).sigmoid()
             return gate * image_embeds + (1 - gate) * text_embeds
         if self.strategy == "product_difference":
             product, difference = image_embeds * text_embeds, (image_embeds - text_embeds).abs()

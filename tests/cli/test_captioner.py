@@ -225,5 +225,7 @@ def test_two_processes_and_accumulation_weigh_each_token_alike(tmp_path: Path) -
     numbers = {name: json.loads((tmp_path / name / "metrics.json").read_text()) for name in ways}
     for name in ("two", "accumulated"):
         for key, value in weights["one"].items():
-            assert torch.allclose(weights[name][key], value, rtol=1e-3, atol=1e-5), key
+            # Adam makes steps of up to 0.01 out of gradients that differ by rounding alone where they are nearly zero;
+            # means of means would move these weights by more than 0.01.
+            assert torch.allclose(weights[name][key], value, rtol=1e-3, atol=2e-4), key
         assert numbers[name] == pytest.approx(numbers["one"], abs=1e-3)

@@ -193,7 +193,8 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         return self.explain_divergence(
             f"the loss is {step.loss.item()}; {what}: "
             f"{', '.join(named[:_SHOWN_IDS])}{', ...' if len(named) > _SHOWN_IDS else ''} (all {len(ids)} ids of the "
-            f"batch are in {path})"
+            f"batch are in {path})",
+            step=self.state.global_step + 1,
         )
 
     def _ids(self, image_index: Tensor) -> list[str]:

@@ -162,13 +162,14 @@ class MMTrainer(Trainer):
     stops_at_nan: ClassVar[bool] = True
     """Whether a loss or weights that are no numbers end the run."""
 
-    def explain_divergence(self, what: str) -> str:
+    def explain_divergence(self, what: str, *, step: int | None = None) -> str:
         """Say where a run came to numbers that are none, and how to go on.
 
         Args:
             what (`str`): What is no number.
+            step (`int`, *optional*): The step where it was found; absent: some step since the last log line.
         """
-        first, last = self._globalstep_last_logged + 1, self.state.global_step
+        first, last = (step, step) if step else (self._globalstep_last_logged + 1, self.state.global_step)
         steps = f"step {last}" if first >= last else f"steps {first} to {last}"
         stage = f", stage {self.stages.current.stage.name}" if self.stages.current else ""
         good = next((path for path in complete_checkpoints(self.run_dir) if is_finite(path)), None)

@@ -81,7 +81,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "image_classifier": {
         "task": "image-classification",
-        "model": {"vision": {"backbone": "encoders/resnet", "pooling": "avg"}},
+        "model": {"vision": {"backbone": "encoders/resnet", "pooling": "avg"}, "head": {"dropout": [0.0, 0.0]}},
         "data": {**DATA, "columns": {"image": "image", "label": "shape"}},
         "stages": STAGES,
         "ema": {"decay": 0.9},

@@ -32,7 +32,7 @@ TRAINED = {"train": ["fusion", "head"], "steps": 3, "learning_rate": 1e-2, "name
 @pytest.fixture(scope="module", autouse=True)
 def _without_plots() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmhf.tasks.classification.save_classification_plots", lambda *args, **kwargs: {})
+        patch.setattr("mmhf.evaluation.report.classification.save_classification_plots", lambda *args, **kwargs: {})
         yield
 
 

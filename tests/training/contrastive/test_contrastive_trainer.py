@@ -148,22 +148,22 @@ def poisoned_after() -> Iterator[Callable[..., TrainerCallback]]:
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
     tiny_model: Make, rows_of, trainer_of, poisoned_after, tmp_path: Path, batch_size: int | None
 ) -> None:
-    """The weights become NaN before checkpoint-2 is written, so that the one before it is the last good one."""
+    """The weights become NaN after checkpoint-2, which is the last good one."""
     trainer = trainer_of(
         tiny_model(),
         rows_of(16),
         tmp_path,
         batch_size=batch_size,
         save_strategy="steps",
-        save_steps=1,
-        callbacks=[poisoned_after(2, "vision_projection.weight")],
+        save_steps=2,
+        callbacks=[poisoned_after(3, "vision_projection.weight")],
     )
     with pytest.raises(
-        InputError, match="step 3: the loss is nan; rows whose embeddings are not finite: pair"
+        InputError, match=r"step 4, stage \w+: the loss is nan; rows whose embeddings are not finite: pair"
     ) as raised:
         trainer.train()
     message = str(raised.value)
-    assert f"last good checkpoint: {tmp_path / 'checkpoint-1'};" in message
+    assert f"last good checkpoint: {tmp_path / 'checkpoint-2'};" in message
     assert "\n" not in message
     ids = (tmp_path / "bad_batch.txt").read_text().split()
     assert len(ids) == (batch_size or 4)

@@ -118,6 +118,7 @@ def test_releases_are_served_by_their_own_code_where_mmhf_is_not(folder: Path, t
     check_alike(answers["answers"], [each["answer"] for each in said], **FORWARD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_stopped_run_goes_on_and_ends_as_before(folder: Path, family: str) -> None:
     """It stopped after step 4 of 6, in the second of two stages for the classifiers."""

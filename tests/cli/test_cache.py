@@ -55,6 +55,7 @@ def computed(run: Path) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 def test_what_was_stored_ahead_is_only_read(tiny, succeed, caplog, tmp_path):
     caplog.set_level(logging.INFO, "mmhf")
     succeed("cache", tiny.write("ahead"))
@@ -74,6 +75,7 @@ def test_cache_off_has_nothing_to_store(tiny, refusal):
     assert "cache is off" in refusal("cache", tiny.write("off", "off"))
 
 
+@pytest.mark.slow
 def test_damaged_and_cut_features_are_computed_anew(tiny, succeed, caplog, tmp_path):
     succeed("cache", tiny.write("ahead"))
     flipped, cut = tiny.segments("features")
@@ -92,6 +94,7 @@ def test_damaged_and_cut_features_are_computed_anew(tiny, succeed, caplog, tmp_p
     assert set(computed(tmp_path / "again").values()) == {0}, "what was damaged has been replaced"
 
 
+@pytest.mark.slow
 def test_a_changed_image_under_the_same_name_and_a_broken_one(tiny, succeed, tmp_path):
     succeed("cache", tiny.write("ahead"))
     images = sorted((tiny.data / "public_image_set").glob("train*.jpg"))
@@ -112,6 +115,7 @@ def test_a_changed_image_under_the_same_name_and_a_broken_one(tiny, succeed, tmp
     assert (tmp_path / "run" / "bad_examples.csv").read_text() == (tmp_path / "plain" / "bad_examples.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_storing_and_nothing_else(tiny, succeed, caplog, monkeypatch, tmp_path):
     def fail(path: Path, *_: Any) -> None:
         raise OSError(28, "No space left on device", str(path))
@@ -123,6 +127,7 @@ def test_a_full_disk_stops_storing_and_nothing_else(tiny, succeed, caplog, monke
     check_equal(tmp_path / "run", tmp_path / "plain", tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_a_folder_that_can_only_be_read_is_read(tiny, succeed, caplog, monkeypatch, tmp_path):
     succeed("cache", tiny.write("ahead"))
     before = {path: path.read_bytes() for path in tiny.features.glob("*/*")}
@@ -184,6 +189,7 @@ def _image_classifier(tiny_recipe: Callable[..., Path], folder: Path, name: str,
     return with_cache(tiny_recipe({**IMAGE, "training": training, **changes}, name=name), choice)
 
 
+@pytest.mark.slow
 def test_the_lower_part_of_an_encoder_and_workers(tiny_recipe, succeed, tmp_path):
     stages = [
         {"name": "head", "epochs": 2, "train": "head"},
@@ -198,6 +204,7 @@ def test_the_lower_part_of_an_encoder_and_workers(tiny_recipe, succeed, tmp_path
     assert len(list((tmp_path / "features").glob("vision-*"))) == 2
 
 
+@pytest.mark.slow
 def test_views_are_drawn_once(tiny_recipe, succeed, tmp_path):
     views = {"mode": "on", "folder": str(tmp_path / "features"), "views": 2}
     changes = {
@@ -212,6 +219,7 @@ def test_views_are_drawn_once(tiny_recipe, succeed, tmp_path):
     assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_evaluate_reads_what_training_stored(tiny, succeed, caplog, tmp_path):
     caplog.set_level(logging.INFO, "mmhf")
     succeed("train", tiny.write("run"))
@@ -222,6 +230,7 @@ def test_evaluate_reads_what_training_stored(tiny, succeed, caplog, tmp_path):
     assert other == pytest.approx({name: one[name] for name in other})
 
 
+@pytest.mark.slow
 def test_a_boundary_within_an_epoch_with_workers(tiny_recipe, succeed, tmp_path):
     stages = [
         {"name": "head", "steps": 4, "train": "head"},

@@ -94,6 +94,7 @@ def _log(run: Path) -> list[dict[str, float]]:
     return json.loads((run / "trainer_state.json").read_text())["log_history"]
 
 
+@pytest.mark.slow
 def test_evaluations_write_captions_and_choose_the_best_checkpoint_by_them(captioner: Path) -> None:
     evaluations = [entry for entry in _log(captioner / "run") if "eval_loss" in entry]
     assert [entry["step"] for entry in evaluations] == [3, 6]
@@ -104,18 +105,21 @@ def test_evaluations_write_captions_and_choose_the_best_checkpoint_by_them(capti
     assert {"validation_loss", "validation_rougeL", "validation_rougeL_coco", "validation_cider"} <= metrics.keys()
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_count_the_same_tokens(captioner: Path) -> None:
     """A fresh model is as wrong as guessing: log(400) = 5.99 nats a token, whichever of the two says so."""
     losses = [entry["loss"] for entry in _log(captioner / "run") if "loss" in entry]
     assert 5.5 < losses[0] < 6.8
 
 
+@pytest.mark.slow
 def test_the_report_shows_baselines_and_images_with_their_captions(captioner: Path) -> None:
     report = (captioner / "run" / "report.html").read_text(encoding="utf-8")
     assert "best constant caption" in report and "nearest neighbour" in report
     assert "Captions: validation" in report and "data:image" in report
 
 
+@pytest.mark.slow
 def test_captions_that_were_cut_are_listed_one_by_one(captioner: Path) -> None:
     processor = CaptionerProcessor.from_pretrained(captioner / "run")
     resolved = load_recipe(captioner / "run" / "recipe.yaml")
@@ -131,6 +135,7 @@ def test_captions_that_were_cut_are_listed_one_by_one(captioner: Path) -> None:
         assert [row["reason"] for row in csv.DictReader(file)] == expected != []
 
 
+@pytest.mark.slow
 def test_a_release_leaves_the_frozen_encoder_out_and_says_where_it_comes_from(captioner: Path) -> None:
     release = captioner / "releases" / "v1.0"
     config = json.loads((release / "config.json").read_text())
@@ -140,6 +145,7 @@ def test_a_release_leaves_the_frozen_encoder_out_and_says_where_it_comes_from(ca
     assert (release / "model.safetensors").stat().st_size < 1_000_000
 
 
+@pytest.mark.slow
 def test_pipeline_and_prediction_of_a_release_give_the_same_captions(
     captioner: Path, succeed: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -158,6 +164,7 @@ def test_pipeline_and_prediction_of_a_release_give_the_same_captions(
     assert captioning([]) == [] and captioning({"image": paths[0]}) == alone[0]
 
 
+@pytest.mark.slow
 def test_how_captions_are_written_can_be_chosen_at_prediction(
     captioner: Path, succeed: Callable[..., str], refusal: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -170,6 +177,7 @@ def test_how_captions_are_written_can_be_chosen_at_prediction(
     assert "threshold" in refusal(*common, "--output", tmp_path / "three.csv", "--threshold", "0.4")
 
 
+@pytest.mark.slow
 def test_evaluating_a_release_gives_the_numbers_of_its_run(
     captioner: Path, succeed: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -178,6 +186,7 @@ def test_evaluating_a_release_gives_the_numbers_of_its_run(
     assert metrics == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_as_if_never_stopped(
     captioner: Path, succeed: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -112,6 +112,7 @@ def facts(run: Path) -> dict[str, str]:
     return dict(re.findall(r"cache of (\w+ \w+)\W.*?(\d[^<]*)<", page, flags=re.DOTALL))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_stored_features_give_the_same_run(write, succeed, tmp_path):
     succeed("train", write("plain"), "cache=off")

@@ -59,6 +59,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, error: BaseExceptio
     monkeypatch.setattr(MMTrainer, "training_step", training_step)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_interrupted_run_goes_on_as_if_it_never_stopped(tiny_recipe, two_stages, mmhf_cli, succeed, tmp_path):
     succeed("train", tiny_recipe(staged(two_stages, tmp_path / "whole")))
@@ -74,6 +75,7 @@ def test_interrupted_run_goes_on_as_if_it_never_stopped(tiny_recipe, two_stages,
     assert fingerprint(tmp_path / "run") == fingerprint(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("early_stopping", [None, {"metric": "loss", "patience": 1, "min_delta": 1.0}])
 def test_run_stopped_while_it_was_evaluated_trains_no_further(
@@ -88,6 +90,7 @@ def test_run_stopped_while_it_was_evaluated_trains_no_further(
     assert fingerprint(tmp_path / "run") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
 def test_full_disk_leaves_no_half_checkpoint(name, tiny_recipe, two_stages, mmhf_cli, succeed, tmp_path, monkeypatch):

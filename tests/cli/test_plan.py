@@ -107,6 +107,7 @@ def test_there_are_recipes():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
 def test_recipe_plans(path, hub, succeed):
     out = succeed("plan", path)

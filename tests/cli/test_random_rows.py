@@ -48,6 +48,7 @@ def steps(output_dir: Path, **training: Any) -> dict[str, Any]:
     return {"training": {"max_steps": 9, "output_dir": str(output_dir), "save_strategy": "steps", **training}}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_an_interrupted_run_draws_what_it_would_have_drawn(tiny_recipe, mmhf_cli, succeed, tmp_path):
     succeed("train", tiny_recipe({**DRAWN, **steps(tmp_path / "whole", save_steps=2)}, name="whole"))
@@ -61,6 +62,7 @@ def test_an_interrupted_run_draws_what_it_would_have_drawn(tiny_recipe, mmhf_cli
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_accumulated_batches_equal_whole_ones(tiny_recipe, succeed, tmp_path):
     """With class weights, dropped modalities and auxiliary losses, which are not alike in any two micro-batches."""

@@ -31,6 +31,7 @@ def read_rows(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
         return list(csv.DictReader(stream, delimiter=delimiter))
 
 
+@pytest.mark.slow
 def test_every_verb_gives_the_same_numbers(tiny_recipe, release_as, succeed, fakeddit_dir, tmp_path):
     succeed("train", tiny_recipe(release_as("0.1")))
     release = tmp_path / "releases" / "v0.1"
@@ -60,6 +61,7 @@ def test_every_verb_gives_the_same_numbers(tiny_recipe, release_as, succeed, fak
         assert {name: float(row[f"probability_{name}"]) for name in scores} == pytest.approx(scores, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_versions_build_on_each_other(tiny_recipe, release_as, succeed, refusal, tmp_path):
     succeed("train", tiny_recipe(release_as("1.6", model={"freeze_vision": True, "freeze_text": True})))
     repo = tmp_path / "releases"
@@ -82,6 +84,7 @@ def test_versions_build_on_each_other(tiny_recipe, release_as, succeed, refusal,
     assert {path.name: path.read_bytes() for path in (repo / "v1.6").iterdir()} == first
 
 
+@pytest.mark.slow
 def test_child_starts_from_the_parents_head(tiny_recipe, release_as, succeed, tmp_path):
     succeed("train", tiny_recipe(release_as("1.6")))
     still = release_as("1.7", init_from=f"{tmp_path}/releases@v1.6")
@@ -94,6 +97,7 @@ def test_child_starts_from_the_parents_head(tiny_recipe, release_as, succeed, tm
     assert child == pytest.approx(parent, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_other_labels_need_a_new_head(tiny_recipe, release_as, succeed, refusal, tmp_path):
     succeed("train", tiny_recipe(release_as("1.6")))
     recipe = tiny_recipe(

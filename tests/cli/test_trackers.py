@@ -20,6 +20,7 @@ def _own_environment(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
 
 
+@pytest.mark.slow
 def test_tensorboard(tiny_recipe, two_stages, succeed, tmp_path):
     two_stages["training"]["report_to"] = ["tensorboard"]
     succeed("train", tiny_recipe(two_stages))
@@ -34,6 +35,7 @@ def test_tensorboard(tiny_recipe, two_stages, succeed, tmp_path):
     assert accuracy == pytest.approx(json.loads((tmp_path / "run" / "metrics.json").read_text())["test_accuracy"])
 
 
+@pytest.mark.slow
 def test_wandb(tiny_recipe, succeed, tmp_path):
     succeed("train", tiny_recipe({"training": {"report_to": ["wandb"], "project": "tiny", "run_name": "one"}}))
 

@@ -38,6 +38,7 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_run_folder_holds_what_it_should(tiny_recipe, two_stages, succeed, tmp_path):
     two_stages["training"]["save_steps"], two_stages["training"]["save_strategy"] = 3, "steps"
     out = succeed("train", tiny_recipe(two_stages))
@@ -55,6 +56,7 @@ def test_run_folder_holds_what_it_should(tiny_recipe, two_stages, succeed, tmp_p
     assert "accuracy" in out and f"{metrics['test_accuracy']:.4f}" in out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_resolved_recipe_reruns_to_the_same_weights(tiny_recipe, two_stages, succeed, tmp_path):
     succeed("train", tiny_recipe(two_stages), "model.fusion.dropout=0.3", "data.augment={horizontal_flip: 0.5}")
@@ -67,6 +69,7 @@ def test_resolved_recipe_reruns_to_the_same_weights(tiny_recipe, two_stages, suc
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (tmp_path / "again" / "metrics.json").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("freezing", FREEZING, ids=lambda freezing: "+".join(freezing) or "nothing frozen")
 def test_freeze_shorthands_train_exactly_the_rest(freezing, tiny_recipe, succeed, tmp_path):
@@ -87,6 +90,7 @@ def test_freeze_shorthands_train_exactly_the_rest(freezing, tiny_recipe, succeed
         assert fresh and all(not value.any() for value in fresh.values())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_any_checkpoint_of_a_run_can_be_gone_on_from_in_another_folder(
     tiny_recipe, two_stages, succeed, refusal, tmp_path
@@ -109,6 +113,7 @@ def test_any_checkpoint_of_a_run_can_be_gone_on_from_in_another_folder(
     assert (tmp_path / "run" / "metrics.json").read_bytes() == (tmp_path / "again" / "metrics.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_runs_without_output_dir_go_to_outputs(tiny_recipe, succeed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     succeed("train", tiny_recipe(name="mine"), "training.output_dir=null")
@@ -125,6 +130,7 @@ def test_finished_run_is_refused(tiny_recipe, succeed, refusal, tmp_path):
     assert sha256(tmp_path / "run" / "model.safetensors") == weights
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_changed_recipe_is_refused_with_the_difference(tiny_recipe, succeed, refusal, tmp_path, caplog):
     recipe = tiny_recipe()
@@ -147,6 +153,7 @@ def test_run_stopped_before_its_first_checkpoint_may_begin_again_with_another_re
     succeed("train", recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_release_that_a_stopped_run_missed_is_made(tiny_recipe, succeed, refusal, tmp_path):
     recipe = tiny_recipe({"release": {"repo": str(tmp_path / "releases"), "version": "0.1"}})
@@ -167,6 +174,7 @@ def test_folder_that_holds_something_else_is_refused(tiny_recipe, refusal, tmp_p
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_plots")
 def test_resume_finds_the_unfinished_run(tiny_recipe, succeed, refusal, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

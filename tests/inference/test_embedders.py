@@ -144,10 +144,12 @@ def in_children(what, model_dir, table, folder):
     return {name: int(value) for name, value in (pair.split("=") for pair in done.stdout.split())}
 
 
+@pytest.mark.slow
 def test_the_output_does_not_depend_on_where_it_was_killed(model_dir, table, tmp_path):
     assert in_children("kill", model_dir, table, tmp_path)["steps"] > 30
 
 
+@pytest.mark.slow
 def test_processes_share_the_shards_and_write_what_one_would(model_dir, table, tmp_path):
     counts = in_children("share", model_dir, table, tmp_path)
     assert counts["rows"] == 12 and counts["most"] < 12

@@ -407,6 +407,7 @@ def test_a_process_with_other_inputs_does_not_join_one_at_work(begun):
         assert predict(model, table, output, **arguments).resumed_rows == 12, "the same work is shared"
 
 
+@pytest.mark.slow
 def test_processes_share_the_work_and_write_what_one_would(wild, model_dir, tmp_path):
     table, _ = wild
     predict(model_dir, table, tmp_path / "alone.csv", shard_rows=2)
@@ -472,6 +473,7 @@ def test_overwriting_keeps_its_work_when_it_is_stopped(begun, monkeypatch):
     assert predict(model, table, output, **arguments, overwrite=True).resumed_rows == 20
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_and_started_again_it_writes_the_same_file(model_dir, images_dir, wild, tmp_path):
     table, _ = wild
     script = Path(__file__).with_name("predict_in_children.py")

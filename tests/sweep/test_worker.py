@@ -31,6 +31,8 @@ def train_by_formula(train, order, should_prune):
     score = a + LETTERS.index(b) / 10
     Path(order.run_dir).parent.mkdir(parents=True, exist_ok=True)
     Path(order.run_dir).with_suffix(f".{os.getpid()}").touch()
+    if "HELD_IN_SECOND" in os.environ and len(list(Path(order.run_dir).parent.glob(f"*.{os.getpid()}"))) == 2:
+        time.sleep(300)  # until it is killed
     for epoch in (1, 2):
         time.sleep(0.02)
         if should_prune(epoch, score):
@@ -68,8 +70,10 @@ def test_processes_share_a_grid_and_a_killed_one_loses_nothing(make_worker, open
     place = f"sqlite:///{tmp_path / 'study.db'}" if storage == "sqlite" else str(tmp_path / storage)
     num_trials, more = (8, "trials: 8\n") if storage == "sqlite" else (24, "")
     study = open_study(place, more=more)
-    processes = [start(make_worker, storage=place, more=more) for _ in range(3)]
-    victim = processes[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HELD_IN_SECOND", "1")
+        victim = start(make_worker, storage=place, more=more)
+    processes = [victim, *(start(make_worker, storage=place, more=more) for _ in range(2))]
     deadline = time.monotonic() + 300
     while len(list(tmp_path.glob(f"sweep/trials/*.{victim.pid}"))) < 2:
         assert time.monotonic() < deadline

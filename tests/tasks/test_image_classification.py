@@ -87,6 +87,7 @@ def probabilities(row: dict[str, str], names: list[str]) -> list[float]:
     return [float(row[f"probability_{name}"]) for name in names]
 
 
+@pytest.mark.slow
 def test_training_leaves_a_run_folder(work):
     folder = work / "run"
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml", "report.html"} <= {
@@ -101,6 +102,7 @@ def test_training_leaves_a_run_folder(work):
     assert list(labels.values()) == sorted(set(read_sample("train")["group"].to_pylist()))
 
 
+@pytest.mark.slow
 def test_head_stage_moves_the_head_alone(tmp_path):
     stages = [{"name": "head", "steps": 2, "train": ["head"], "learning_rate": 1e-2}]
     for name, steps in (("two", 2), ("four", 4)):
@@ -110,6 +112,7 @@ def test_head_stage_moves_the_head_alone(tmp_path):
     assert moved == {name for name in two if name.startswith("head.")} != set()
 
 
+@pytest.mark.slow
 def test_model_pipeline_and_prediction_of_a_folder_agree(work, pictures, tmp_path):
     model = BackboneForImageClassification.from_pretrained(work / "run").eval()
     processor = AutoImageProcessor.from_pretrained(work / "run")
@@ -137,6 +140,7 @@ def test_model_pipeline_and_prediction_of_a_folder_agree(work, pictures, tmp_pat
         np.testing.assert_allclose([scores[name] for name in names], row, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_prediction_of_a_table_needs_no_text(work, pictures, tmp_path):
     files = [path.relative_to(pictures).as_posix() for path in image_files(pictures)][:3]
     table = tmp_path / "input.csv"
@@ -147,6 +151,7 @@ def test_prediction_of_a_table_needs_no_text(work, pictures, tmp_path):
     assert [row["id"] for row in predictions(tmp_path / "output.csv")] == ["0", "1", "2"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--column", "text=caption"], "the model takes images alone"), (["--input", "EMPTY"], "has no images")],
@@ -160,6 +165,7 @@ def test_what_cannot_be_predicted_is_named(arguments, message, work, pictures, t
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluation_gives_the_numbers_of_the_run(work, tmp_path):
     run("evaluate", work / "releases", "--split", "test", "--output", tmp_path / "check", "--batch-size", 8)
     again = json.loads((tmp_path / "check" / "metrics.json").read_text())
@@ -167,6 +173,7 @@ def test_evaluation_gives_the_numbers_of_the_run(work, tmp_path):
     assert again and all(abs(again[name] - trained[name]) < 1e-5 for name in again)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_release(work, tmp_path):
     stages = [{"name": "head", "steps": 1, "train": ["head"], "learning_rate": 1e-3}]
     release = f"{work / 'releases'}@v0.1"
@@ -177,6 +184,7 @@ def test_training_goes_on_from_a_release(work, tmp_path):
     assert torch.allclose(old["head.4.weight"], new["head.4.weight"], atol=0.01)
 
 
+@pytest.mark.slow
 def test_a_folder_of_classes_trains(pictures, tmp_path):
     root = tmp_path / "classes"
     for split in ("train", "validation"):

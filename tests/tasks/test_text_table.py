@@ -29,6 +29,9 @@ Write = Callable[[Path, dict[str, Any]], Path]
 TRAINED = {"train": ["fusion", "head"], "steps": 3, "learning_rate": 1e-2, "name": "head"}
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _without_plots() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:

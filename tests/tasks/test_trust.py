@@ -73,6 +73,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, write_clinic_recipe: Calla
     return run_dir
 
 
+@pytest.mark.slow
 def test_rows_with_one_modality_train_and_rows_with_neither_are_named(trained):
     bad = list(csv.DictReader((trained / "bad_examples.csv").open(encoding="utf-8")))
     train = [row for row in bad if row["split"] == "train"]
@@ -84,6 +85,7 @@ def test_rows_with_one_modality_train_and_rows_with_neither_are_named(trained):
     assert {"auxiliary_heads.image.weight", "auxiliary_heads.text.weight"} <= weights.keys()
 
 
+@pytest.mark.slow
 def test_metrics_and_report_name_modalities_subgroups_and_calibration(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
     for name in ("ece", "image_only_accuracy", "text_only_accuracy", "mismatched_changed", "site_accuracy_gap"):
@@ -98,6 +100,7 @@ def test_metrics_and_report_name_modalities_subgroups_and_calibration(trained):
     assert all(float(row["low"]) <= float(row["value"]) <= float(row["high"]) for row in test.values())
 
 
+@pytest.mark.slow
 def test_the_temperature_is_kept_and_serves_everywhere(trained, clinic, tmp_path, capsys):
     model, processor = load_model(trained)
     assert model.config.calibration_temperature != 1.0
@@ -120,6 +123,7 @@ def test_the_temperature_is_kept_and_serves_everywhere(trained, clinic, tmp_path
     assert {name for name in again if first[name] != pytest.approx(again[name], abs=1e-5)} == set()
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_calibrated_model_without_its_temperature(trained, write_clinic_recipe, tmp_path):
     recipe = write_clinic_recipe(tmp_path / "next", **{**TRUST, "evaluation": {}}, init_from=str(trained))
     task = task_of(load_recipe(recipe).recipe)
@@ -130,6 +134,7 @@ def test_training_goes_on_from_a_calibrated_model_without_its_temperature(traine
     assert main(["train", str(recipe)]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", ["image", "text"])
 def test_a_masked_run_goes_by_the_other_modality_alone(hidden, write_clinic_recipe, tmp_path, clinic):
     run_dir = tmp_path / hidden
@@ -181,12 +186,14 @@ def test_images_are_normalised_by_their_own_statistics(write_clinic_recipe, tmp_
     assert list(loaded.image_mean) == processor.image_processor.image_mean
 
 
+@pytest.mark.slow
 def test_computed_statistics_do_not_go_with_a_parents(write_clinic_recipe, tmp_path, trained, capsys):
     recipe = write_clinic_recipe(tmp_path / "run", data={"mean_std": "computed"}, init_from=str(trained))
     assert main(["train", str(recipe)]) == 2
     assert "data.mean_std: `init_from` has images normalised" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_either_modality_alone_is_a_coin_toss_on_the_sample(tiny_recipe, tmp_path):
     """Each drawing and each name of the sample's test split is there once as a true pair and once as a false one."""
     model_section = {"fusion": {"hidden_dims": [], "strategy": "concat_mlp"}}

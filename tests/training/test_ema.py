@@ -112,6 +112,7 @@ def test_training_goes_the_same_way_with_and_without(tiny_model, train, tmp_path
     assert same_weights(tiny_model.state_dict(), on.evaluated[18])
 
 
+@pytest.mark.slow
 def test_resuming_from_any_step_ends_bit_identical(tiny_model, train, tmp_path):
     start = snapshot(tiny_model)
     ema = EmaSection(decay=0.9)
@@ -130,6 +131,7 @@ def test_resuming_from_any_step_ends_bit_identical(tiny_model, train, tmp_path):
         assert same_weights(*stored)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_raw_weights_and_is_complete_only_with_its_averages(
     tiny_model, train, tmp_path, monkeypatch
 ):

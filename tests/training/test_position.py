@@ -63,6 +63,7 @@ def train(make_trainer, tiny_model, tiny_data, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_another_batch_goes_on_at_the_sample_that_comes_next(train):
     """48 rows: 6 steps of 8 an epoch, or 3 of 16."""
     whole, _, _ = train("whole", batch=8)
@@ -89,6 +90,7 @@ def test_there_and_back_again_sees_each_row_once_an_epoch(train):
     assert [round(start) for start, _ in trainer.plan.spans()] == [0, 5]  # 4 steps of 8, one of 16
 
 
+@pytest.mark.slow
 def test_accumulation_is_a_batch_like_any_other(train):
     train("run", batch=8, until=8)
     rows, _, trainer = train("run", batch=8, accumulation=2)
@@ -96,6 +98,7 @@ def test_accumulation_is_a_batch_like_any_other(train):
     assert trainer.state.global_step == 8 + 2 + 3
 
 
+@pytest.mark.slow
 def test_another_batch_at_a_boundary_and_at_the_end(train):
     train("run", batch=8, until=7, save_steps=6)
     rows, _, trainer = train("run", batch=24, save_steps=1)
@@ -104,6 +107,7 @@ def test_another_batch_at_a_boundary_and_at_the_end(train):
     assert rows == {} and trainer.state.global_step == 10
 
 
+@pytest.mark.slow
 def test_more_epochs_of_the_last_stage_go_on_with_a_finished_run(train, tiny_model):
     train("run", batch=8)
     longer = [STAGES[0], STAGES[1].model_copy(update={"epochs": 4.0})]
@@ -111,6 +115,7 @@ def test_more_epochs_of_the_last_stage_go_on_with_a_finished_run(train, tiny_mod
     assert set(rows) == {3, 4} and trainer.state.global_step == 30 and trainer.state.epoch == 5.0
 
 
+@pytest.mark.slow
 def test_unchanged_runs_are_bit_identical_and_their_plan_is_the_same(train, tiny_model):
     train("whole", batch=8)
     expected = weights_hash(tiny_model)
@@ -128,6 +133,7 @@ def test_other_data_is_refused():
         position.check_data(48, "4 readers")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

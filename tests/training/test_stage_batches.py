@@ -49,6 +49,7 @@ def test_each_stage_has_its_batch_size_and_sees_all_rows(counting, tiny_model, t
     assert trainer.state.epoch == 4.0
 
 
+@pytest.mark.slow
 def test_resuming_finds_its_place_among_epochs_of_different_length(make_trainer, tiny_model, tiny_data, tmp_path):
     start = copy.deepcopy(tiny_model.state_dict())
     make_trainer(tiny_model, tiny_data, tmp_path, stages=STAGES).train()

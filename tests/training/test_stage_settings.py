@@ -57,6 +57,7 @@ def test_two_kinds_of_optimizer_step_their_groups_as_each_would_alone(tiny_model
         assert torch.equal(tensor, tiny_model.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_a_group_can_change_its_optimizer_between_stages_and_still_resume_exactly(
     make_trainer, tiny_model, tiny_data, tmp_path
 ):

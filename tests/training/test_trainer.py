@@ -15,6 +15,7 @@ def same_weights(one, other):
     return all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
 
 
+@pytest.mark.slow
 def test_resuming_from_any_step_of_any_stage_ends_bit_identical(make_trainer, tiny_model, tiny_data, tmp_path):
     start = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
     whole = make_trainer(tiny_model, tiny_data, tmp_path / "whole")

@@ -100,6 +100,7 @@ def _size_on_disk_now(folder: Path) -> int:
     return total
 
 
+@pytest.mark.slow
 def test_processes_share_it_within_its_bound(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert pool.starmap(_hammer, [(tmp_path, seed) for seed in range(3)]) == [0, 0, 0]

@@ -25,6 +25,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], **
         torch.testing.assert_close(value, other[name], **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [{}, {"loss": "sigmoid", "logit_bias": -3.0}])
 def test_micro_batches_train_what_one_batch_trains(
     tiny_model: Make, rows_of, trainer_of, tmp_path: Path, values: dict

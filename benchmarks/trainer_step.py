@@ -20,7 +20,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from mmhf.data.datasets import RowDataset
 from mmhf.models.fusion.building import build_fusion_model
-from mmhf.recipe.schema import FusionModelSection, FusionTextSection, VisionEncoderSection
+from mmhf.recipe.fusion_recipe import FusionModelSection, FusionTextSection
+from mmhf.recipe.model_sections import VisionEncoderSection
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.trainer import MMTrainer
 

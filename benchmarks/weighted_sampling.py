@@ -16,7 +16,7 @@ import numpy as np
 from torch.utils.data import WeightedRandomSampler
 
 from mmhf.data.datasets import RowDataset
-from mmhf.recipe.schema import SamplingSection
+from mmhf.recipe.classification import SamplingSection
 from mmhf.tasks.class_balance import row_weights
 
 ROWS, CLASSES = 1_000_000, 100

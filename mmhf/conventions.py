@@ -1,8 +1,12 @@
-"""What all parts of mmhf agree on: how a row without label or image is marked, and what a sample consists of."""
+"""What all parts of mmhf agree on: how a row without label or image is marked, what a sample consists of, and
+what makes a model's inputs."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature
 
 IGNORED_LABEL = -100
 """A label that counts neither in a loss nor in a metric; torch's own `ignore_index`."""
@@ -12,3 +16,9 @@ IGNORED_IMAGE = -1
 
 Modality = Literal["image", "text"]
 """What a sample has: an image, a text, or both."""
+
+
+class Processor(Protocol):
+    """Makes a model's inputs of images, texts or both: a processor or image processor, or something that wraps one."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature: ...

@@ -18,7 +18,7 @@ from mmhf.errors import InputError
 from mmhf.evaluation.results import write_metrics
 from mmhf.files import METRICS_FILE, RECIPE_FILE
 from mmhf.models.captioner.conversion import SeedCheckpoint, convert_seed_checkpoint, read_seed_checkpoint
-from mmhf.recipe.captioner_sections import CaptionerModelSection
+from mmhf.recipe.captioner_recipe import CaptionerModelSection
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from mmhf.recipe.schema import AffineSection, AugmentSection, RandomErasingSection
+from mmhf.recipe.augment_sections import AffineSection, AugmentSection, RandomErasingSection
 
 Augmentation = Callable[[Image.Image], Image.Image]
 

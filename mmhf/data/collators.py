@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
 
-from mmhf.conventions import IGNORED_IMAGE, IGNORED_LABEL
+from mmhf.conventions import IGNORED_IMAGE, IGNORED_LABEL, Processor
 from mmhf.data.augment import Augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.datasets import STORED_IMAGE, Row
-from mmhf.data.images import BadImageError, decode_image
+from mmhf.data.images import BadImageError, ImageInput, decode_image
 from mmhf.data.mixing import BatchMixer
 from mmhf.data.modalities import ModalityMasking, names_no_image
 from mmhf.data.samplers import SampleKey, sample_seed
@@ -24,8 +24,6 @@ logger = logging.getLogger(__name__)
 _BLANK_SIDE = 32
 _IMAGE_FEATURES = {"image_features", "image_hidden"}
 _FEATURES = (*sorted(_IMAGE_FEATURES), "text_features")
-
-Processor = Callable[..., Any]
 
 
 class RandomChanges(NamedTuple):
@@ -63,7 +61,7 @@ class ImageCollator:
     nor a resumed run changes it; PyTorch's global random state stays as it was.
 
     Args:
-        processor (`Callable`):
+        processor (`Processor`):
             `processor(images=[PIL.Image], return_tensors="pt")` → tensors; a stock image processor.
         augmentation (`Callable`, *optional*):
             Random change of a PIL image; none in evaluation.
@@ -124,7 +122,7 @@ class ImageCollator:
         self._add_targets(batch, rows, torch.tensor([sample.skipped for sample in samples]), changes)
         return batch
 
-    def picture(self, image: Any, stage: int = 0, *, view_seed: int | None = None) -> Image.Image:
+    def picture(self, image: ImageInput | None, stage: int = 0, *, view_seed: int | None = None) -> Image.Image:
         """One image as the processor gets it.
 
         Args:

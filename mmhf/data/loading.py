@@ -28,17 +28,10 @@ from mmhf.data.streams.captions import StreamedCaptions
 from mmhf.data.table import SPLITS, FilterStep, Reading, SourceTable, as_dataset
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionDataSectionBase
-from mmhf.recipe.schema import DataSectionBase, FilteredDataSection, TableDataSection
+from mmhf.recipe.data_sections import DataSectionBase, FilteredDataSection, TableDataSection
+from mmhf.recipe.schema import RECIPE_BY_TASK
 
 logger = logging.getLogger(__name__)
-
-_TASKS = {
-    "image-text-classification": Reading(label=True, text=True),
-    "image-classification": Reading(label=True),
-    "image-captioning": Reading(label=False),
-    "contrastive": Reading(label=False),
-}
-"""Task → what it reads of a source."""
 
 
 @dataclass
@@ -107,9 +100,9 @@ def load_data(
         InputError: something is missing, a split is empty, a label is unknown, or a row is bad where the recipe says
             to raise.
     """
-    reading = _TASKS.get(task)
+    recipe = RECIPE_BY_TASK.get(task)
     reads_captions = isinstance(section, CaptionDataSectionBase)
-    if reading is None or reads_captions == reading.label or (reading.text and section.source == "image_folder"):
+    if recipe is None or reads_captions == recipe.reads_labels or (recipe.reads_texts and not section.has_texts):
         raise InputError(f"task {task!r} cannot be loaded from the source {section.source!r}")
     for split in splits or ():
         if split not in SPLITS:
@@ -117,7 +110,12 @@ def load_data(
     wanted = splits
     if section.on_duplicate == "skip_across_splits":
         splits = None  # what is left of the training split depends on the others
-    reading = Reading(reading.label, reading.text, tuple(extra_columns), None if splits is None else frozenset(splits))
+    reading = Reading(
+        label=recipe.reads_labels,
+        text=recipe.reads_texts,
+        extra_columns=tuple(extra_columns),
+        splits=None if splits is None else frozenset(splits),
+    )
     if not reading.text and isinstance(section, TableDataSection):
         section = section.without_text()
     source = READERS[type(section)](section, reading)

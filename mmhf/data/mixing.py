@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmhf.data.samplers import SampleKey, derive_seed
-from mmhf.recipe.schema import AugmentSection
+from mmhf.recipe.augment_sections import AugmentSection
 
 _SALT = 0x6D6978
 """Sets the seeds here apart from those of the images' own changes."""

@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 from numpy.typing import NDArray
 
+from mmhf.conventions import Processor
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.modalities import names_no_image
 from mmhf.errors import InputError
@@ -70,14 +71,18 @@ class PixelSums:
 
 
 def sum_pixels(
-    rows: datasets.Dataset | datasets.IterableDataset, image_processor: Any, *, shard: int = 0, num_shards: int = 1
+    rows: datasets.Dataset | datasets.IterableDataset,
+    image_processor: Processor,
+    *,
+    shard: int = 0,
+    num_shards: int = 1,
 ) -> PixelSums:
     """Add up the pixels of images as a model sees them, resized and cropped but not normalised.
 
     Args:
         rows (`datasets.Dataset` or `datasets.IterableDataset`): With the column `image`; images that are missing or
             cannot be decoded are passed over.
-        image_processor (`BaseImageProcessor`): Resizes and crops.
+        image_processor (`Processor`): Resizes and crops.
         shard, num_shards (`int`): Take every `num_shards`-th row from row `shard` on; the sums of all shards add up.
     """
 

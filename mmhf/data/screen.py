@@ -19,7 +19,7 @@ from mmhf.data.images import ImageFault, shorten
 from mmhf.data.table import CAPTIONS_TYPE, IMAGE_TYPE, EmbeddedImages, Reading, SourceTable, extra_column
 from mmhf.errors import InputError
 from mmhf.parallel import map_in_threads
-from mmhf.recipe.schema import DataSectionBase
+from mmhf.recipe.data_sections import DataSectionBase
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from mmhf.data.images import shorten
 from mmhf.data.table import SPLITS, SourceTable, codes_of, extra_column, number_rows
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import ImageSplitSection
-from mmhf.recipe.data_sections import FiltersSection
-from mmhf.recipe.schema import SplitSection
+from mmhf.recipe.data_sections import FiltersSection, SplitSection
 
 SPLIT_OF_NAME = {
     "train": "train",

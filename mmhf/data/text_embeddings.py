@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
+from mmhf.conventions import Processor
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.digests import digest_texts
 from mmhf.data.loading import LoadedData
@@ -122,16 +124,19 @@ class TextTableProcessor:
     """A processor of images and texts that looks texts up instead of tokenising them.
 
     Args:
-        processor (`Callable`): Called with `images` and `masks`.
+        processor (`Processor`): Called with `images` and `masks`.
         table (`TextEmbeddingTable`): Where texts are.
     """
 
-    def __init__(self, processor: Callable[..., Mapping[str, Tensor]], table: TextEmbeddingTable) -> None:
+    def __init__(self, processor: Processor, table: TextEmbeddingTable) -> None:
         self.processor = processor
         self.table = table
 
     def __call__(
-        self, images: Any = None, text: Sequence[str | None] | None = None, masks: bool = False
+        self,
+        images: Sequence[Image.Image | None] | None = None,
+        text: Sequence[str | None] | None = None,
+        masks: bool = False,
     ) -> BatchFeature:
         """Prepare a batch, as the processor does, with `text_features` in the place of tokens."""
         batch = {} if images is None else dict(self.processor(images=images, masks=masks))

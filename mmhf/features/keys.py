@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from mmhf.conventions import Processor
 from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.models.partition import Partition
 
@@ -55,7 +56,7 @@ def weights_digest(model: PreTrainedModel, part: FeaturePart) -> str:
 def store_name(
     model: PreTrainedModel,
     part: FeaturePart,
-    processor: Any,
+    processor: Processor,
     *,
     dtype: torch.dtype,
     precision: str,
@@ -69,7 +70,7 @@ def store_name(
     Args:
         model (`PreTrainedModel`): The model.
         part (`FeaturePart`): One of its parts.
-        processor (`Any`): What makes its inputs.
+        processor (`Processor`): What makes its inputs.
         dtype (`torch.dtype`): In which features are stored.
         precision (`str`): Accelerate's mixed precision that it computes in: `no`, `bf16`, ...
         device (`torch.device`): Where.
@@ -109,7 +110,7 @@ def _without_names(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _processing(processor: Any, part: FeaturePart) -> dict[str, Any]:
+def _processing(processor: Processor, part: FeaturePart) -> dict[str, Any]:
     if part.name == "vision":
         images = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
         return _without_names(images.to_dict())

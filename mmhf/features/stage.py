@@ -21,6 +21,7 @@ from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mmhf.conventions import Processor
 from mmhf.data.collators import ImageCollator
 from mmhf.data.datasets import RowDataset
 from mmhf.data.digests import Digests
@@ -83,7 +84,7 @@ class StageFeatures:
         choose (`Callable`): Given what measures a part, chooses for each stage its frozen parts, and whether their
             features are stored; asked once, when it matters.
         setting ([`CacheSetting`]): What it chooses by.
-        processor (`Any`): What makes the model's inputs.
+        processor (`Processor`): What makes the model's inputs.
         example_inputs (`Mapping[str, Tensor]`): Inputs of one sample of the largest shape.
         seed (`int`, defaults to 0): What changed views are drawn from.
         augmentations (`Sequence[str]`, *optional*): For each stage what tells its random changes from others.
@@ -97,7 +98,7 @@ class StageFeatures:
         choose: Callable[[Measure], list[list[PartChoice]]],
         setting: CacheSetting,
         *,
-        processor: Any,
+        processor: Processor,
         example_inputs: Mapping[str, Tensor],
         seed: int = 0,
         augmentations: Sequence[str] = (),

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from mmhf.conventions import Processor
 from mmhf.errors import InputError
 from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, model_hash, read_rows
 from mmhf.inference.loading import load_model, load_with, model_type_of
@@ -70,11 +71,11 @@ class EmbedderInputs:
     """Makes tensors of images and texts. It holds no model, so that data loaders' processes can have it.
 
     Args:
-        processor: Called with `images` or `text`.
+        processor (`Processor`): Called with `images` or `text`.
         padding (`bool` or `str`, defaults to `True`): How texts are padded.
     """
 
-    def __init__(self, processor: Any, *, padding: bool | str = True) -> None:
+    def __init__(self, processor: Processor, *, padding: bool | str = True) -> None:
         self.processor = processor
         self.padding = padding
 
@@ -95,12 +96,12 @@ class DualEncoderEmbedder:
 
     Args:
         model (`PreTrainedModel`): In eval mode, on its device.
-        processor: Of the model; called with `images` or `text`.
+        processor (`Processor`): Of the model; called with `images` or `text`.
     """
 
     modalities = (IMAGE, TEXT)
 
-    def __init__(self, model: PreTrainedModel, processor: Any) -> None:
+    def __init__(self, model: PreTrainedModel, processor: Processor) -> None:
         self.model: Any = model
         # SigLIP was trained on texts of full length only (transformers 5.23 pads so in its pipeline too).
         self.inputs = EmbedderInputs(processor, padding="max_length" if isinstance(model, SiglipModel) else True)

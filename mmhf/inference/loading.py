@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
+from mmhf.conventions import Processor
 from mmhf.errors import InputError
 from mmhf.files import CONFIG_FILE
 from mmhf.models.family import families, register_families
@@ -36,7 +37,7 @@ def load_model(
     task: str | None = None,
     needs: Literal["predictor", "embedder"] | None = None,
     device: torch.device | None = None,
-) -> tuple[PreTrainedModel, Any]:
+) -> tuple[PreTrainedModel, Processor]:
     """Load the model of a run or release folder and its processor, in eval mode, in the dtype it was saved in.
 
     Parts that the folder only refers to are fetched.
@@ -83,7 +84,7 @@ def model_type_of(path: Path) -> str:
 
 def load_with(
     path: Path, model_class: Any, processor_class: Any, *, device: torch.device | None = None
-) -> tuple[PreTrainedModel, Any]:
+) -> tuple[PreTrainedModel, Processor]:
     """Load a folder with given classes, in eval mode.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 import torch
 from transformers import BatchFeature, PreTrainedModel
 
+from mmhf.conventions import Processor
 from mmhf.data.text_embeddings import TextEmbeddingTable, TextTableProcessor
 from mmhf.errors import InputError
 from mmhf.inference.captioning import check_generation
@@ -18,7 +19,7 @@ from mmhf.inference.loading import load_model, takes_text
 from mmhf.inference.outputs import check_output
 from mmhf.inference.probabilities import class_names, class_probabilities
 from mmhf.inference.table_job import Batch, JobSettings, JobSummary, TableJob, place_rows, refuse_existing
-from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
+from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
 from mmhf.models.family import family_of
 from mmhf.models.fusion import FusionForImageTextClassification
 from mmhf.models.fusion.building import check_same_table
@@ -28,14 +29,12 @@ EMPTY_TEXT = "the text is empty; predicted from the image alone"
 FROM_TEXT = "predicted from the text alone"
 _ROW = "row"
 
-Processor = Callable[..., BatchFeature]
-
 
 class PredictionCollator:
     """Encodes the rows that can be predicted.
 
     Args:
-        processor (`Callable`): Called with `images` and, where the model takes it, `text`.
+        processor (`Processor`): Called with `images` and, where the model takes it, `text`.
         with_text (`bool`): Whether it does.
         missing (`Collection[str]`): `image`, `text`: those that a row may lack.
     """
@@ -79,7 +78,7 @@ class ClassificationPredictor:
 
     Args:
         model (`PreTrainedModel`): A classifier in eval mode, on its device.
-        processor (`Callable`): Of the model.
+        processor (`Processor`): Of the model.
         threshold (`float`, *optional*): Two classes only: the second label is predicted from this probability on;
             absent: the more probable label.
 
@@ -102,7 +101,12 @@ class ClassificationPredictor:
 
     @classmethod
     def of(
-        cls, model: Any, processor: Any, *, threshold: float | None = None, generation: Mapping[str, Any] | None = None
+        cls,
+        model: PreTrainedModel,
+        processor: Processor,
+        *,
+        threshold: float | None = None,
+        generation: Mapping[str, Any] | None = None,
     ) -> ClassificationPredictor:
         """A predictor with what `predict_table` was told.
 
@@ -165,7 +169,7 @@ class CaptionPredictor:
     def __init__(
         self,
         model: PrefixCaptionerForConditionalGeneration,
-        processor: Any,
+        processor: CaptionerProcessor,
         generation: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
@@ -175,7 +179,12 @@ class CaptionPredictor:
 
     @classmethod
     def of(
-        cls, model: Any, processor: Any, *, threshold: float | None = None, generation: Mapping[str, Any] | None = None
+        cls,
+        model: PrefixCaptionerForConditionalGeneration,
+        processor: CaptionerProcessor,
+        *,
+        threshold: float | None = None,
+        generation: Mapping[str, Any] | None = None,
     ) -> CaptionPredictor:
         """A predictor with what `predict_table` was told.
 
@@ -269,7 +278,7 @@ def predict_table(
     return job.run()
 
 
-def _with_table(model: PreTrainedModel, processor: Any, rows: TableRows, path: Path) -> TextTableProcessor:
+def _with_table(model: PreTrainedModel, processor: Processor, rows: TableRows, path: Path) -> TextTableProcessor:
     """The processor with a table of text embeddings that holds every text of these rows."""
     if not isinstance(model, FusionForImageTextClassification):
         raise InputError("text_embeddings: only a model of images and texts reads a table of them")

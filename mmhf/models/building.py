@@ -15,13 +15,10 @@ from mmhf.errors import InputError
 from mmhf.models.backbones import ImageStatistics, image_statistics, load_encoder_config
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.encoders import describe_text, describe_vision
-from mmhf.recipe.schema import (
-    DataSectionBase,
-    FusionModelSection,
-    ImageClassifierModelSection,
-    TextEncoderSection,
-    VisionEncoderSection,
-)
+from mmhf.recipe.data_sections import DataSectionBase
+from mmhf.recipe.fusion_recipe import FusionModelSection
+from mmhf.recipe.image_classifier_recipe import ImageClassifierModelSection
+from mmhf.recipe.model_sections import TextEncoderSection, VisionEncoderSection
 
 ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
-from transformers import ProcessorMixin
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
 _MODALITIES = ("images_kwargs", "text_kwargs")
@@ -42,12 +42,14 @@ class PairProcessor(ProcessorMixin):
         kwargs: The same arguments by themselves.
     """
 
+    image_processor: BaseImageProcessor
+    tokenizer: PreTrainedTokenizerBase
     valid_processor_kwargs = PairProcessorKwargs
 
     def __init__(
         self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         max_length: int | None = None,
         images_kwargs: dict[str, Any] | None = None,
         text_kwargs: dict[str, Any] | None = None,

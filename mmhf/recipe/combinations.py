@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.node import KeyPath, Problem, shown
-from mmhf.recipe.schema import (
-    AugmentSection,
-    CaptioningRecipe,
-    ClassificationRecipe,
-    ContrastiveRecipe,
-    FusionRecipe,
-    ImageClassificationRecipe,
-    OptimizerSection,
-    RecipeBase,
-    Section,
-    StageSection,
-)
+from mmhf.recipe.schema import RecipeBase
+from mmhf.recipe.training_sections import OptimizerSection, StageSection
 
 _OPTIMIZER_FIELDS = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
 _LENGTH_FIELDS = ("num_train_epochs", "max_steps")
@@ -35,12 +26,10 @@ def combination_problems(recipe: RecipeBase) -> list[Problem]:
 
 
 def _model_problems(recipe: RecipeBase) -> Iterator[Problem]:
-    if isinstance(recipe, ClassificationRecipe) and recipe.model.reset_head and recipe.init_from is None:
-        yield Problem(("model", "reset_head"), "a new head replaces that of `init_from`, which is absent", "true")
     for name in ("freeze_vision", "freeze_text", "freeze_language"):
-        if recipe.stages is not None and name in _given(recipe.model):
+        if recipe.stages is not None and name in recipe.model.changed():
             what = "shorthand for one stage, say what trains in `stages` instead or remove `stages`"
-            yield Problem(("model", name), what, shown(_given(recipe.model)[name]))
+            yield Problem(("model", name), what, shown(recipe.model.changed()[name]))
 
 
 def _stage_problems(recipe: RecipeBase) -> Iterator[Problem]:
@@ -61,8 +50,8 @@ def _stage_problems(recipe: RecipeBase) -> Iterator[Problem]:
 def _schedule_problems(stage: StageSection, path: KeyPath, training: dict[str, Any]) -> Iterator[Problem]:
     schedule = stage.schedule or training.get("lr_scheduler_type", "linear")
     for name in ("decay_rate", "decay_every"):
-        if schedule != "step" and name in _given(stage):
-            yield Problem((*path, name), "only `schedule: step` decays by it", shown(_given(stage)[name]))
+        if schedule != "step" and name in stage.changed():
+            yield Problem((*path, name), "only `schedule: step` decays by it", shown(stage.changed()[name]))
     if schedule == "constant" and stage.min_lr:
         yield Problem((*path, "min_lr"), "`schedule: constant` never falls to it", shown(stage.min_lr))
     for where, floor in _by_selector(stage.min_lr, (*path, "min_lr")):
@@ -107,9 +96,9 @@ def _optimizer_problems(recipe: RecipeBase) -> Iterator[Problem]:
 def _option_problems(optimizer: OptimizerSection, path: KeyPath) -> Iterator[Problem]:
     foreign = ("betas", "eps") if optimizer.name == "sgd" else ("momentum", "nesterov")
     for name in foreign:
-        if name in _given(optimizer):
+        if name in optimizer.changed():
             what = f"{optimizer.name} has no {name}"
-            yield Problem((*path, name), what, shown(_given(optimizer)[name]))
+            yield Problem((*path, name), what, shown(optimizer.changed()[name]))
     if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0:
         yield Problem((*path, "nesterov"), "needs a momentum above 0", "true")
 
@@ -136,19 +125,12 @@ def _best_model_problems(training: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _between_sections(recipe: RecipeBase) -> Iterator[Problem]:
-    smooths = isinstance(recipe, ClassificationRecipe) and recipe.loss.label_smoothing > 0
-    if smooths and "label_smoothing_factor" in recipe.training:
-        what = "`loss.label_smoothing` is given too, remove one of the two"
-        given = shown(recipe.training["label_smoothing_factor"])
-        yield Problem(("training", "label_smoothing_factor"), what, given)
-    if isinstance(recipe, CaptioningRecipe) and "label_smoothing_factor" in recipe.training:
-        given = shown(recipe.training["label_smoothing_factor"])
-        yield Problem(("training", "label_smoothing_factor"), "captioners have no logits to smooth labels with", given)
     yield from _mixing_problems(recipe)
     yield from _text_problems(recipe)
     yield from _masking_problems(recipe)
     yield from _statistics_problems(recipe)
-    yield from _contrastive_problems(recipe)
+    yield from _smoothing_problems(recipe)
+    yield from recipe.problems()
     for path in _evaluation_users(recipe):
         if recipe.training.get("eval_strategy") == "no":
             yield Problem(path, "needs evaluations while training, but `training.eval_strategy` is no")
@@ -162,21 +144,21 @@ def _evaluation_users(recipe: RecipeBase) -> Iterator[KeyPath]:
         yield ("unfreeze_on_plateau",)
     for index, stage in enumerate(recipe.stages or []):
         for key in ("unfreeze_on_plateau", "carry_best"):
-            if key in _given(stage):
+            if key in stage.changed():
                 yield ("stages", index, key)
 
 
 def _text_problems(recipe: RecipeBase) -> Iterator[Problem]:
-    if isinstance(recipe, ImageClassificationRecipe):
+    if recipe.reads_labels and not recipe.reads_texts:
         for name in ("text", "max_length", "on_empty_text"):
-            if (given := _given(recipe.data).get(name)) not in (None, "mask"):
+            if (given := recipe.data.changed().get(name)) not in (None, "mask"):
                 yield Problem(("data", name), "an image classifier reads no texts, remove it", shown(given))
 
 
 def _statistics_problems(recipe: RecipeBase) -> Iterator[Problem]:
     if recipe.data.mean_std == "computed":
         path = ("data", "mean_std")
-        if not isinstance(recipe, ClassificationRecipe):
+        if not recipe.reads_labels:
             yield Problem(path, "only classifiers compute them, encoders of other tasks have their own", "computed")
         elif recipe.init_from is not None:
             yield Problem(path, "`init_from` has images normalised as its parent was trained, remove one", "computed")
@@ -184,48 +166,25 @@ def _statistics_problems(recipe: RecipeBase) -> Iterator[Problem]:
 
 def _masking_problems(recipe: RecipeBase) -> Iterator[Problem]:
     for name in ("on_bad_image", "on_empty_text"):
-        if _given(recipe.data).get(name) == "mask" and not isinstance(recipe, FusionRecipe):
+        if recipe.data.changed().get(name) == "mask" and not recipe.reads_texts:
             what = "only a model of images and texts can go by one of them alone (task: image-text-classification)"
             yield Problem(("data", name), what, "mask")
 
 
 def _mixing_problems(recipe: RecipeBase) -> Iterator[Problem]:
-    if isinstance(recipe, ImageClassificationRecipe):
+    if recipe.reads_labels and not recipe.reads_texts:
         return
     sections: list[tuple[KeyPath, AugmentSection | None]] = [(("data", "augment"), recipe.data.augment)]
     sections += [(("stages", index, "augment"), stage.augment) for index, stage in enumerate(recipe.stages or [])]
     for path, augment in sections:
         for name in ("mixup", "cutmix"):
-            if augment is not None and name in _given(augment):
+            if augment is not None and name in augment.changed():
                 what = "mixes images and labels, but texts cannot be mixed; only task: image-classification has it"
-                yield Problem((*path, name), what, shown(_given(augment)[name]))
+                yield Problem((*path, name), what, shown(augment.changed()[name]))
 
 
-def _contrastive_problems(recipe: RecipeBase) -> Iterator[Problem]:
+def _smoothing_problems(recipe: RecipeBase) -> Iterator[Problem]:
     for index, stage in enumerate(recipe.stages or []):
-        if stage.label_smoothing is not None and not isinstance(recipe, ClassificationRecipe):
+        if stage.label_smoothing is not None and not recipe.reads_labels:
             path = ("stages", index, "label_smoothing")
             yield Problem(path, "only the loss of a classifier changes with the stage", shown(stage.label_smoothing))
-    if not isinstance(recipe, ContrastiveRecipe) or (batch_size := recipe.contrastive.batch_size) is None:
-        return
-    if "gradient_accumulation_steps" in recipe.training:
-        what = "follows from `contrastive.batch_size` and the micro-batch, remove one of the two"
-        given = shown(recipe.training["gradient_accumulation_steps"])
-        yield Problem(("training", "gradient_accumulation_steps"), what, given)
-    micro_batches: list[tuple[str, int]] = [
-        ("training.per_device_train_batch_size", recipe.training.get("per_device_train_batch_size", 8))
-    ]
-    micro_batches += [
-        (f"stages.{index}.batch_size", stage.batch_size)
-        for index, stage in enumerate(recipe.stages or [])
-        if stage.batch_size is not None
-    ]
-    for key, micro_batch in micro_batches:
-        if batch_size % micro_batch:
-            yield Problem(("contrastive", "batch_size"), f"is no multiple of {key} ({micro_batch})", shown(batch_size))
-
-
-def _given(section: Section) -> dict[str, Any]:
-    """What differs from the default: a resolved recipe names its defaults too, and they contradict nothing."""
-    fields = type(section).model_fields
-    return {name: value for name, value in section if value != fields[name].default}

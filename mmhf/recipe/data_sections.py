@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -100,6 +100,9 @@ class ColumnsSection(Section):
 
 
 class DataSectionBase(Section):
+    has_texts: ClassVar[bool] = True
+    """Whether there are texts, or captions, with the images."""
+
     source: str
     image_size: PositiveInt = 224
     """Side of the square image that the model sees, in pixels."""
@@ -276,6 +279,8 @@ class HubDataSection(DataSectionBase):
 
 class ImageFolderDataSection(DataSectionBase):
     """Images in a folder for each class, or in `train`, `validation` and `test` folders of such folders."""
+
+    has_texts: ClassVar[bool] = False
 
     source: Literal["image_folder"]
     path: DataPath

@@ -1,50 +1,27 @@
-"""The recipe of each task: every key a user may write, its type, its default and what it means."""
+"""What the recipes of all tasks share: every key that a user may write, its type, its default and what it means."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 import re
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import Field, model_validator
 
 from mmhf import recipe
-from mmhf.recipe.augment_sections import AffineSection as AffineSection
-from mmhf.recipe.augment_sections import AugmentSection as AugmentSection
-from mmhf.recipe.augment_sections import RandomErasingSection as RandomErasingSection
-from mmhf.recipe.caption_data_sections import CaptionDataSection
-from mmhf.recipe.captioner_sections import CaptionerModelSection, CaptionEvaluationSection, GenerationSection
-from mmhf.recipe.contrastive_sections import ContrastiveEvaluationSection, ContrastiveSection, DualEncoderModelSection
-from mmhf.recipe.contrastive_sections import ZeroShotSection as ZeroShotSection
-from mmhf.recipe.data_sections import ClinicalDataSection as ClinicalDataSection
-from mmhf.recipe.data_sections import ClinicalTableSection as ClinicalTableSection
-from mmhf.recipe.data_sections import ColumnsSection as ColumnsSection
-from mmhf.recipe.data_sections import DataSection, DataSectionBase, PairDataSection
-from mmhf.recipe.data_sections import FakedditDataSection as FakedditDataSection
-from mmhf.recipe.data_sections import FilteredDataSection as FilteredDataSection
-from mmhf.recipe.data_sections import HubDataSection as HubDataSection
-from mmhf.recipe.data_sections import ImageFolderDataSection as ImageFolderDataSection
-from mmhf.recipe.data_sections import SampleDataSection as SampleDataSection
-from mmhf.recipe.data_sections import SplitSection as SplitSection
-from mmhf.recipe.data_sections import TableDataSection as TableDataSection
-from mmhf.recipe.model_sections import FusionModelSection, ImageClassifierModelSection, ModelSection
-from mmhf.recipe.model_sections import FusionTextSection as FusionTextSection
-from mmhf.recipe.model_sections import TextEncoderSection as TextEncoderSection
-from mmhf.recipe.model_sections import VisionEncoderSection as VisionEncoderSection
+from mmhf.recipe.data_sections import DataSectionBase
+from mmhf.recipe.model_sections import ModelSection
+from mmhf.recipe.node import Problem
 from mmhf.recipe.sections import Section
 from mmhf.recipe.training_sections import (
     CacheChoice,
     CheckpointsSection,
-    ClassificationEvaluationSection,
     EmaSection,
     EvaluationSection,
-    FusionEvaluationSection,
-    FusionLossSection,
-    LossSection,
     OptimizerSection,
     PlateauSection,
-    SamplingSection,
     StageSection,
     TrackingSection,
 )
@@ -110,11 +87,16 @@ class ReleaseSection(Section):
 
 
 RECIPE_BY_TASK: dict[str, type[RecipeBase]] = {}
-"""Task → its recipe: the classes here, and those in modules of this folder that are called `NAME_recipe.py`."""
+"""Task → its recipe; the class is in the module of this folder that is called `FAMILY_recipe.py`."""
 
 
 class RecipeBase(Section):
     """What the recipes of all tasks have in common."""
+
+    reads_labels: ClassVar[bool] = True
+    """Whether rows have a label; otherwise they have captions."""
+    reads_texts: ClassVar[bool] = False
+    """Whether rows have a text, too."""
 
     task: str
     init_from: str | None = None
@@ -147,53 +129,13 @@ class RecipeBase(Section):
         for task in get_args(cls.model_fields["task"].annotation):
             RECIPE_BY_TASK[task] = cls
 
+    def pairs_per_step(self) -> int | None:
+        """Pairs of one optimizer step, over all processes; None: as many as `training` accumulates."""
+        return None
 
-class ClassificationRecipe(RecipeBase):
-    """What the recipes of all classifiers have in common."""
-
-    model: FusionModelSection | ImageClassifierModelSection
-    data: DataSection
-    loss: LossSection = LossSection()
-    sampling: SamplingSection | None = None
-    """Absent = every training row once an epoch."""
-    evaluation: ClassificationEvaluationSection = ClassificationEvaluationSection()
-
-
-class FusionRecipe(ClassificationRecipe):
-    """A recipe of the task image-text-classification."""
-
-    task: Literal["image-text-classification"]
-    model: FusionModelSection = FusionModelSection()
-    data: PairDataSection
-    loss: FusionLossSection = FusionLossSection()
-    evaluation: FusionEvaluationSection = FusionEvaluationSection()
-
-
-class ImageClassificationRecipe(ClassificationRecipe):
-    """A recipe of the task image-classification."""
-
-    task: Literal["image-classification"]
-    model: ImageClassifierModelSection = ImageClassifierModelSection()
-
-
-class CaptioningRecipe(RecipeBase):
-    """A recipe of the task image-captioning."""
-
-    task: Literal["image-captioning"]
-    model: CaptionerModelSection = CaptionerModelSection()
-    data: CaptionDataSection
-    generation: GenerationSection = GenerationSection()
-    evaluation: CaptionEvaluationSection = CaptionEvaluationSection()
-
-
-class ContrastiveRecipe(RecipeBase):
-    """A recipe of the task contrastive."""
-
-    task: Literal["contrastive"]
-    model: DualEncoderModelSection = DualEncoderModelSection()
-    data: CaptionDataSection
-    contrastive: ContrastiveSection = ContrastiveSection()
-    evaluation: ContrastiveEvaluationSection = ContrastiveEvaluationSection()
+    def problems(self) -> Iterator[Problem]:
+        """What contradicts each other in recipes of this task alone; `combination_problems` finds the rest."""
+        yield from ()
 
 
 for _module in pkgutil.iter_modules(recipe.__path__):

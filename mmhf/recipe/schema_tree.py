@@ -11,7 +11,8 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
 
 from mmhf.recipe.node import KeyPath, dotted
-from mmhf.recipe.schema import RECIPE_BY_TASK, Section
+from mmhf.recipe.schema import RECIPE_BY_TASK
+from mmhf.recipe.sections import Section
 from mmhf.recipe.training_arguments import training_json_schema
 
 

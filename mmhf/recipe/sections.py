@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -22,6 +22,11 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    def changed(self) -> dict[str, Any]:
+        """The keys whose values are not the defaults, which a resolved recipe names too."""
+        fields = type(self).model_fields
+        return {name: value for name, value in self if value != fields[name].default}
 
 
 _USER_AND_SECRET = re.compile(r"(\w://)[^/@\s]*:[^/@\s]*@")

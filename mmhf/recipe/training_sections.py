@@ -1,4 +1,4 @@
-"""The sections about training: loss, optimizer, stages, averages, stored features, checkpoints, trackers."""
+"""The sections about training: optimizer, stages, averages, stored features, checkpoints, trackers."""
 
 from __future__ import annotations
 
@@ -8,46 +8,6 @@ from pydantic import Field, model_validator
 
 from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.sections import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section, SplitName
-
-
-class LossSection(Section):
-    label_smoothing: Fraction = 0.0
-    class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
-    """`balanced` = inversely proportional to the class counts of the training split (scikit-learn's formula)."""
-    focal_gamma: NonNegativeFloat = 0.0
-    """Focal loss: each term is multiplied with (1 - p)^gamma, so that easy rows count less; 0 = cross-entropy, 2 is
-    what Lin et al., 2017, use."""
-    logit_adjustment: NonNegativeFloat = 0.0
-    """Menon et al., 2021: inside the loss, tau · log(share of the class in the training split) is added to the logits,
-    so that rare classes get a wider margin; 0 = none, 1 makes balanced accuracy the aim."""
-
-
-class AuxiliaryWeightsSection(Section):
-    image: NonNegativeFloat = 0.0
-    text: NonNegativeFloat = 0.0
-
-
-class FusionLossSection(LossSection):
-    auxiliary_weight: NonNegativeFloat | AuxiliaryWeightsSection = 0.0
-    """Weight of the loss of a classifier on each modality's embedding alone, which keeps both encoders learning: one
-    for both, or one each; 0 = no such classifier. They train with the group `head` and are not used to predict."""
-
-    def auxiliary_weights(self) -> dict[str, float]:
-        """Modality → weight, for those that have one."""
-        given = self.auxiliary_weight
-        both = (
-            given if isinstance(given, AuxiliaryWeightsSection) else AuxiliaryWeightsSection(image=given, text=given)
-        )
-        return {modality: weight for modality, weight in both if weight > 0}
-
-
-class SamplingSection(Section):
-    """Draw training rows with replacement, as many as there are; rows of rare classes more often."""
-
-    by: str = "label"
-    """`label`, or a column whose values take the place of the classes, such as the source of a row."""
-    power: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    """Weight of a row = (rows of its class)^-power: 1 = each class equally often, 0.5 = by the root, 0 = as it is."""
 
 
 class OptimizerSection(Section):
@@ -143,26 +103,6 @@ class CheckpointsSection(Section):
 class EvaluationSection(Section):
     splits: list[SplitName] = ["validation", "test"]
     """Splits to evaluate when training is over; those that the data lacks are left out."""
-
-
-class ClassificationEvaluationSection(EvaluationSection):
-    subgroups: list[str] = []
-    """Columns of the data, such as `sex` or `source`, for whose values the metrics are reported apart, with intervals
-    and the gap between the best and the worst."""
-    subgroup_min_rows: PositiveInt = 10
-    """Smaller subgroups are listed, but are not the best or the worst."""
-    calibrate: bool = False
-    """Fit a temperature on the validation split when training is over; it is kept with the model, and the
-    probabilities of evaluation, `pipeline()` and batch prediction follow it."""
-    target_accuracy: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Abstain: find, on the validation split, the lowest confidence from which on predictions are right this often. It
-    is kept with the model, and predictions below it are marked."""
-
-
-class FusionEvaluationSection(ClassificationEvaluationSection):
-    by_modality: bool = True
-    """Also evaluate with the image alone, the text alone, and each image with the text of another row: a shortcut
-    through one modality is seen there. Costs a pass of the layers behind the encoders."""
 
 
 class TrackingSection(Section):

@@ -12,8 +12,7 @@ from pydantic_core import ErrorDetails
 from mmhf.recipe import schema_tree
 from mmhf.recipe.nearest import nearest_names
 from mmhf.recipe.node import KeyPath, Problem, shown
-from mmhf.recipe.schema import Section
-from mmhf.recipe.sections import SecretValueError
+from mmhf.recipe.sections import SecretValueError, Section
 from mmhf.recipe.yaml_loader import parse_scalar
 
 SectionType = TypeVar("SectionType", bound=Section)

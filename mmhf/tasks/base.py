@@ -11,6 +11,7 @@ import datasets
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from mmhf.conventions import Processor
 from mmhf.data.augment import build_augmentation
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.collators import ImageCollator, RandomChanges
@@ -21,8 +22,9 @@ from mmhf.evaluation.report.sections import RunFacts
 from mmhf.inference.loading import load_model
 from mmhf.models.backbones import is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
+from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names
-from mmhf.recipe.schema import AugmentSection, RecipeBase
+from mmhf.recipe.schema import RecipeBase
 from mmhf.tasks.feature_caching import stage_features
 from mmhf.training.evaluator import Evaluator, ReadsFeatures
 from mmhf.training.stages import StagePlan
@@ -70,7 +72,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         self._check_metric_names()
 
     @abstractmethod
-    def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> Any:
+    def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> Processor:
         """The processor of the release that training starts from, or one made for the recipe's backbones.
 
         Args:
@@ -80,13 +82,18 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
 
     @abstractmethod
     def build_model(
-        self, data: LoadedData | None, *, processor: Any = None, parent: Path | None = None, device: str | None = None
+        self,
+        data: LoadedData | None,
+        *,
+        processor: Processor | None = None,
+        parent: Path | None = None,
+        device: str | None = None,
     ) -> PreTrainedModel:
         """A model with the backbones' weights, or with those of the release that training starts from.
 
         Args:
             data (`LoadedData`, *optional*): What it will be trained on; absent when only shapes are wanted.
-            processor (`Any`, *optional*): What makes its inputs; absent when only shapes are wanted.
+            processor (`Processor`, *optional*): What makes its inputs; absent when only shapes are wanted.
             parent (`Path`, *optional*): Folder of that release.
             device (`str`, *optional*): `meta` builds shapes alone and fetches no weights.
 
@@ -94,7 +101,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             InputError: The release has another architecture than the recipe asks for.
         """
 
-    def load_trained(self, path: Path) -> tuple[PreTrainedModel, Any]:
+    def load_trained(self, path: Path) -> tuple[PreTrainedModel, Processor]:
         """Model and processor of a run folder or release.
 
         Raises:
@@ -157,7 +164,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
 
     def collator(
         self,
-        processor: Any,
+        processor: Processor,
         *,
         split: str,
         seed: int,
@@ -193,7 +200,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         """What a section `augment` means in this task."""
         return RandomChanges(build_augmentation(section, self.recipe.data.image_size))
 
-    def trainer_options(self, data: LoadedData, processor: Any) -> dict[str, Any]:
+    def trainer_options(self, data: LoadedData, processor: Processor) -> dict[str, Any]:
         """What this task's trainer takes beside what every trainer does, such as `compute_metrics`."""
         return {}
 
@@ -203,7 +210,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         *,
         plan: StagePlan,
         args: TrainingArguments,
-        processor: Any,
+        processor: Processor,
         bad_examples: BadExampleLog | None = None,
     ) -> MMTrainer:
         """The trainer of a run, before its first step."""

@@ -12,7 +12,7 @@ from mmhf.data.loading import LoadedData
 from mmhf.data.table import extra_column
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import LossSettings
-from mmhf.recipe.schema import LossSection, SamplingSection
+from mmhf.recipe.classification import LossSection, SamplingSection
 
 
 def loss_settings(section: LossSection, data: LoadedData | None) -> LossSettings:

@@ -14,8 +14,9 @@ import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import EvalPrediction, PreTrainedModel, Trainer
+from transformers import CLIPImageProcessor, EvalPrediction, PreTrainedModel, Trainer
 
+from mmhf.conventions import Processor
 from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.loading import LoadedData, load_data
@@ -41,7 +42,8 @@ from mmhf.evaluation.subgroups import evaluate_subgroups
 from mmhf.inference.probabilities import class_names
 from mmhf.models.classification_loss import LossSettings
 from mmhf.parallel import gather, rank, world_size
-from mmhf.recipe.schema import AugmentSection, ClassificationRecipe
+from mmhf.recipe.augment_sections import AugmentSection
+from mmhf.recipe.classification import ClassificationRecipe
 from mmhf.tasks.base import Task
 from mmhf.tasks.class_balance import loss_settings, row_weights
 
@@ -75,7 +77,12 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
         """A model with the weights of a release."""
 
     def build_model(
-        self, data: LoadedData | None, *, processor: Any = None, parent: Path | None = None, device: str | None = None
+        self,
+        data: LoadedData | None,
+        *,
+        processor: Processor | None = None,
+        parent: Path | None = None,
+        device: str | None = None,
     ) -> PreTrainedModel:
         options: dict[str, Any] = {
             "label_names": _NAMES_WITHOUT_DATA if data is None else data.label_names,
@@ -108,7 +115,7 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
         by = [] if sampling is None or sampling.by == "label" else [sampling.by]
         return list(dict.fromkeys([*self.recipe.evaluation.subgroups, *by]))
 
-    def normalised_by_data(self, image_processor: Any, data: LoadedData) -> Any:
+    def normalised_by_data(self, image_processor: CLIPImageProcessor, data: LoadedData) -> CLIPImageProcessor:
         """An image processor with the training images' own mean and deviation, where the recipe asks for them."""
         if self.recipe.data.mean_std == "computed":
             rows = data.splits["train"]
@@ -136,7 +143,7 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
         changes = super().random_changes(section, data, seed)
         return changes._replace(mixer=build_mixer(section, len(data.label_names), seed=seed))
 
-    def trainer_options(self, data: LoadedData, processor: Any) -> dict[str, Any]:
+    def trainer_options(self, data: LoadedData, processor: Processor) -> dict[str, Any]:
         self._check_evaluation(data)
         return {"compute_metrics": functools.partial(_training_metrics, label_names=data.label_names)}
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
-from mmhf.conventions import IGNORED_IMAGE
+from mmhf.conventions import IGNORED_IMAGE, Processor
 from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.data.collators import ContrastiveCollator
 from mmhf.data.loading import LoadedData, load_data
@@ -37,7 +37,7 @@ from mmhf.evaluation.retrieval import (
 )
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_processor, load_dual_encoder
-from mmhf.recipe.schema import ContrastiveRecipe
+from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
 from mmhf.tasks.base import Collator, Task
 from mmhf.tasks.zero_shot import ZeroShotProbe
 from mmhf.training.contrastive import ContrastiveEvaluator, ContrastiveTrainer
@@ -90,7 +90,12 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         return build_dual_encoder_processor(self.recipe.model, self.recipe.data, captions)
 
     def build_model(
-        self, data: LoadedData | None, *, processor: Any = None, parent: Path | None = None, device: str | None = None
+        self,
+        data: LoadedData | None,
+        *,
+        processor: Processor | None = None,
+        parent: Path | None = None,
+        device: str | None = None,
     ) -> DualEncoderModel:
         if parent is not None:
             return load_dual_encoder(parent, self.recipe, device=device)
@@ -106,7 +111,7 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
             return caption_dataset(rows, "all")
         return caption_dataset(rows, self.recipe.data.captions, seed=self.recipe.training.get("seed", 42))
 
-    def trainer_options(self, data: LoadedData, processor: Any) -> dict[str, Any]:
+    def trainer_options(self, data: LoadedData, processor: Processor) -> dict[str, Any]:
         probe = self._probe(processor)
         more = None if probe is None else functools.partial(probe.measure, split="validation")
         return {"compute_metrics": _training_metrics, "more_metrics": more}

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from transformers import PreTrainedModel, TrainingArguments
 
-from mmhf.conventions import Modality
+from mmhf.conventions import Modality, Processor
 from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData
 from mmhf.features.choice import CacheSetting, PartChoice, choose_parts, measure_shapes, stored_dtype
 from mmhf.features.parts import HasFeatureParts
 from mmhf.features.stage import Measure, StageFeatures
-from mmhf.recipe.schema import AugmentSection
+from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.training_sections import cache_section
 from mmhf.training.stages import StagePlan
 
@@ -72,7 +72,7 @@ def planned_caching(
 
 
 def stage_features(
-    task: Task[Any, Any], data: LoadedData, *, plan: StagePlan, args: TrainingArguments, processor: Any
+    task: Task[Any, Any], data: LoadedData, *, plan: StagePlan, args: TrainingArguments, processor: Processor
 ) -> StageFeatures | None:
     """The stored features of a run; None where the recipe turns them off."""
     setting = cache_setting(task, data, args)
@@ -92,7 +92,7 @@ def stage_features(
 
 
 def evaluation_features(
-    task: Task[Any, Any], model: PreTrainedModel, *, args: TrainingArguments, processor: Any
+    task: Task[Any, Any], model: PreTrainedModel, *, args: TrainingArguments, processor: Processor
 ) -> StageFeatures | None:
     """What training stored of a trained model's encoders; None where the recipe turns it off."""
     section = cache_section(task.recipe.cache)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from mmhf.conventions import Processor
 from mmhf.data.caption_datasets import CaptionDataset, find_long_captions
 from mmhf.data.collators import CaptioningCollator
 from mmhf.data.loading import LoadedData
@@ -32,7 +33,7 @@ from mmhf.models.captioner.building import (
     load_captioner_model,
 )
 from mmhf.models.partition import Partition
-from mmhf.recipe.schema import CaptioningRecipe
+from mmhf.recipe.captioner_recipe import CaptioningRecipe
 from mmhf.tasks.base import Task
 from mmhf.training.captioning import CaptioningTrainer, image_features_of, run_captioner
 from mmhf.training.evaluator import ReadsFeatures
@@ -71,7 +72,12 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         return processor
 
     def build_model(
-        self, data: LoadedData | None, *, processor: Any = None, parent: Path | None = None, device: str | None = None
+        self,
+        data: LoadedData | None,
+        *,
+        processor: Processor | None = None,
+        parent: Path | None = None,
+        device: str | None = None,
     ) -> PrefixCaptionerForConditionalGeneration:
         section = self.recipe.model
         if parent is None:
@@ -97,7 +103,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             return CaptionDataset(rows)
         return caption_dataset(rows, self.recipe.data.captions, seed=self.recipe.training.get("seed", 42))
 
-    def trainer_options(self, data: LoadedData, processor: Any) -> dict[str, Any]:
+    def trainer_options(self, data: LoadedData, processor: Processor) -> dict[str, Any]:
         section, rows = self.recipe.evaluation, data.splits.get("validation")
         if not section.generate or not isinstance(rows, datasets.Dataset):
             return {}

@@ -12,7 +12,7 @@ from mmhf.data.loading import LoadedData
 from mmhf.models.building import image_processor_of
 from mmhf.models.image_classifier import BackboneForImageClassification
 from mmhf.models.image_classifier.building import build_image_classifier, load_image_classifier
-from mmhf.recipe.schema import ImageClassificationRecipe
+from mmhf.recipe.image_classifier_recipe import ImageClassificationRecipe
 from mmhf.tasks.classification import ClassificationTask
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, Trainer
 
-from mmhf.conventions import IGNORED_LABEL
+from mmhf.conventions import IGNORED_LABEL, Processor
 from mmhf.data.collators import ImageCollator, ImageTextCollator
 from mmhf.data.loading import LoadedData
 from mmhf.data.modalities import ModalityMasking
@@ -31,7 +31,8 @@ from mmhf.models.classification_loss import LossSettings
 from mmhf.models.fusion import FusionForImageTextClassification, FusionProcessor
 from mmhf.models.fusion.building import build_fusion_model, build_fusion_processor, check_same_table, load_fusion_model
 from mmhf.models.text_tables import TableEncoder
-from mmhf.recipe.schema import FilteredDataSection, FusionRecipe
+from mmhf.recipe.data_sections import FilteredDataSection
+from mmhf.recipe.fusion_recipe import FusionRecipe
 from mmhf.tasks.classification import ClassificationTask, Predicted
 
 _ROWS_AT_ONCE = 1024
@@ -93,7 +94,7 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
             return data
         return look_up_texts(data, self.text_table, may_lack=self.recipe.data.on_empty_text == "mask")
 
-    def collator(self, processor: Any, **options: Any) -> ImageCollator:
+    def collator(self, processor: Processor, **options: Any) -> ImageCollator:
         if self.text_table is not None:
             processor = TextTableProcessor(processor, self.text_table)
         return super().collator(processor, **options)

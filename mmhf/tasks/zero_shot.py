@@ -16,7 +16,7 @@ from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
 from mmhf.evaluation.retrieval import fill_templates, zero_shot_class_embeddings, zero_shot_metrics
 from mmhf.models.dual_encoder import DualEncoderProcessor
-from mmhf.recipe.schema import ZeroShotSection
+from mmhf.recipe.dual_encoder_recipe import ZeroShotSection
 
 
 class ZeroShotProbe:

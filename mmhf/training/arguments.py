@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.errors import InputError
-from mmhf.recipe.schema import ContrastiveRecipe, RecipeBase, StageSection
-from mmhf.recipe.training_sections import greater_is_better
+from mmhf.recipe.schema import RecipeBase
+from mmhf.recipe.training_sections import StageSection, greater_is_better
 from mmhf.training.stages import StagePlan
 
 # What mmhf sets where a recipe is silent; TrainingArguments' own defaults hold for the rest.
@@ -70,9 +70,9 @@ def accumulation_steps(recipe: RecipeBase, args: TrainingArguments, batch_size: 
     Raises:
         InputError: That does not come out even.
     """
-    if not isinstance(recipe, ContrastiveRecipe) or recipe.contrastive.batch_size is None:
+    size, at_once = recipe.pairs_per_step(), batch_size or args.per_device_train_batch_size
+    if size is None:
         return args.gradient_accumulation_steps
-    size, at_once = recipe.contrastive.batch_size, batch_size or args.per_device_train_batch_size
     if size % (at_once * args.world_size):
         raise InputError(
             f"contrastive.batch_size: {size} is no multiple of {at_once} pairs a batch × {args.world_size} processes"

@@ -19,7 +19,7 @@ from mmhf.files import write_text
 from mmhf.models.contrastive_loss import EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder import DualEncoderModel
 from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderOutput
-from mmhf.recipe.schema import ContrastiveRecipe
+from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
 from mmhf.training.gradient_caching import (
     Batch,
     ContrastedStep,

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmhf.errors import InputError
-from mmhf.recipe.schema import EmaSection
+from mmhf.recipe.training_sections import EmaSection
 from mmhf.training.stages import StagePlan, StagePosition
 from mmhf.training.weights import is_sharded
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mmhf.recipe.schema import OptimizerSection
+from mmhf.recipe.training_sections import OptimizerSection
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,

@@ -15,7 +15,7 @@ from transformers import get_scheduler
 
 from mmhf.errors import InputError
 from mmhf.models.partition import Partition
-from mmhf.recipe.schema import StageSection
+from mmhf.recipe.training_sections import StageSection
 
 Value = TypeVar("Value")
 

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
 from mmhf.models.partition import Partition
-from mmhf.recipe.schema import OptimizerSection, StageSection
+from mmhf.recipe.training_sections import OptimizerSection, StageSection
 from mmhf.training.optimizers import MixedOptimizer, OptimizerChoice, configure_groups, optimizer_choice
 from mmhf.training.rates import RateCurve, RateDefaults, by_group, rate_curves
 
 Stage = StageSection
-"""What a user says about one stage; see `mmhf.recipe.schema.StageSection` for its fields."""
+"""What a user says about one stage; see `mmhf.recipe.training_sections.StageSection` for its fields."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from mmhf.files import PLOTS_FOLDER, RECIPE_FILE, REPORT_FILE
-from mmhf.recipe.schema import TrackingSection
+from mmhf.recipe.training_sections import TrackingSection
 
 
 @contextlib.contextmanager

@@ -27,7 +27,8 @@ from mmhf.data.streams.captions import CaptionStream
 from mmhf.errors import InputError
 from mmhf.features.stage import StageFeatures
 from mmhf.models.classification_loss import ClassificationLoss
-from mmhf.recipe.schema import RecipeBase, StageSection
+from mmhf.recipe.schema import RecipeBase
+from mmhf.recipe.training_sections import StageSection
 from mmhf.training.arguments import accumulation_steps
 from mmhf.training.boundary import StageCallback, random_state_kept, refuse_what_needs_whole_weights
 from mmhf.training.checkpoints import (

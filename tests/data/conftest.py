@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.recipe.caption_data_sections import CaptionDataSection
-from mmhf.recipe.schema import DataSection
+from mmhf.recipe.data_sections import DataSection
 
 _SECTIONS: TypeAdapter[Any] = TypeAdapter(DataSection)
 _CAPTION_SECTIONS: TypeAdapter[Any] = TypeAdapter(CaptionDataSection)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mmhf.data.augment import build_augmentation
-from mmhf.recipe.schema import AugmentSection
+from mmhf.recipe.augment_sections import AugmentSection
 
 EVERYTHING = {
     "random_resized_crop": {"scale": [0.5, 1.0]},

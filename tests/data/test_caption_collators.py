@@ -8,7 +8,7 @@ from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.data.collators import CaptioningCollator, ContrastiveCollator
 from mmhf.errors import InputError
-from mmhf.recipe.schema import AugmentSection
+from mmhf.recipe.augment_sections import AugmentSection
 
 
 class PaddingProcessor:

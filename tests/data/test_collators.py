@@ -19,7 +19,7 @@ from mmhf.data.mixing import BatchMixer
 from mmhf.data.samplers import SampleKey
 from mmhf.data.table import ROW_FEATURES
 from mmhf.errors import InputError
-from mmhf.recipe.schema import AugmentSection
+from mmhf.recipe.augment_sections import AugmentSection
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mmhf.data.mixing import BatchMixer, build_mixer
 from mmhf.data.samplers import SampleKey
-from mmhf.recipe.schema import AugmentSection
+from mmhf.recipe.augment_sections import AugmentSection
 
 CLASSES = 5
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmhf.errors import InputError
+from mmhf.recipe.fusion_recipe import FusionRecipe
 from mmhf.recipe.overrides import apply_overrides, parse_override
-from mmhf.recipe.schema import FusionRecipe
 from mmhf.recipe.yaml_loader import parse_yaml
 
 RECIPE = """

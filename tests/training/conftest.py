@@ -8,7 +8,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from mmhf.data.datasets import RowDataset
-from mmhf.recipe.schema import FusionRecipe, SampleDataSection
+from mmhf.recipe.data_sections import SampleDataSection
+from mmhf.recipe.fusion_recipe import FusionRecipe
 from mmhf.training.arguments import steps_per_epoch
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.trainer import MMTrainer

@@ -7,7 +7,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mmhf.errors import InputError
-from mmhf.recipe.schema import OptimizerSection, PlateauSection
+from mmhf.recipe.training_sections import OptimizerSection, PlateauSection
 from mmhf.training.boundary import StageCallback, refuse_what_needs_whole_weights, stalled
 from mmhf.training.stages import Stage, StagePlan
 

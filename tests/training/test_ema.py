@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from mmhf.errors import InputError
-from mmhf.recipe.schema import EmaSection
+from mmhf.recipe.training_sections import EmaSection
 from mmhf.training.ema import AVERAGES_FILE, AverageWeights, WeightAverage
 from mmhf.training.stages import Stage, StagePlan
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mmhf.recipe import recipe_from_dict
-from mmhf.recipe.schema import PlateauSection
+from mmhf.recipe.training_sections import PlateauSection
 from mmhf.training.arguments import training_arguments
 from mmhf.training.boundary import scores_since, stalled
 

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from mmhf.recipe.schema import PlateauSection
+from mmhf.recipe.training_sections import PlateauSection
 from mmhf.training.stages import Stage
 
 STALLS = PlateauSection(metric="loss", patience=1, min_delta=100.0)

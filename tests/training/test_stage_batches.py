@@ -10,7 +10,8 @@ from PIL import Image
 from mmhf.data.collators import ImageCollator, RandomChanges
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import ClassificationLoss
-from mmhf.recipe.schema import AugmentSection, PlateauSection
+from mmhf.recipe.augment_sections import AugmentSection
+from mmhf.recipe.training_sections import PlateauSection
 from mmhf.training.boundary import set_label_smoothing
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.weights import weights_hash

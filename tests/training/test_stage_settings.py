@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from mmhf.errors import InputError
-from mmhf.recipe.schema import OptimizerSection, PlateauSection
+from mmhf.recipe.training_sections import OptimizerSection, PlateauSection
 from mmhf.training.optimizers import MixedOptimizer
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.trainer import MMTrainer

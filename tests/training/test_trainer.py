@@ -7,7 +7,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import safe_globals
 
 from mmhf.models.classification_loss import ClassificationLoss
-from mmhf.recipe.schema import OptimizerSection
+from mmhf.recipe.training_sections import OptimizerSection
 from mmhf.training.checkpoints import last_complete_checkpoint
 
 

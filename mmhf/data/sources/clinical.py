@@ -14,8 +14,8 @@ from mmhf.data.remote.paths import AnyPath, data_path
 from mmhf.data.sources.table import Roles, images_below, read_roles
 from mmhf.data.table import Part, Reading, SourceTable, codes_of, extra_column, image_array, make_rows, text_array
 from mmhf.errors import InputError
+from mmhf.recipe.data_sections import ClinicalDataSection, ClinicalTableSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names
-from mmhf.recipe.schema import ClinicalDataSection, ClinicalTableSection
 
 HARMONISED = ("id", "image", "text", "label", "group", "dataset", "source", "skin_type", "sex", "age")
 """The columns that every data set gives; a value that it does not have is None."""

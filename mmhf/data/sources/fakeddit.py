@@ -10,7 +10,7 @@ from mmhf.data.remote.paths import AnyPath, data_path
 from mmhf.data.sources.table import Roles, images_below, read_roles
 from mmhf.data.table import SPLITS, Part, Reading, SourceTable, image_array, make_rows
 from mmhf.errors import InputError
-from mmhf.recipe.schema import FakedditDataSection
+from mmhf.recipe.data_sections import FakedditDataSection
 
 FILES = {
     "train": "multimodal_train.tsv",

@@ -32,8 +32,7 @@ from mmhf.data.table import (
 )
 from mmhf.errors import InputError, UnreachableError
 from mmhf.recipe.caption_data_sections import CaptionHubSection
-from mmhf.recipe.data_sections import SplitSection
-from mmhf.recipe.schema import HubDataSection
+from mmhf.recipe.data_sections import HubDataSection, SplitSection
 
 logger = logging.getLogger(__name__)
 

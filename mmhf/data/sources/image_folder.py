@@ -37,7 +37,7 @@ from mmhf.data.table import (
     named_images,
 )
 from mmhf.errors import InputError
-from mmhf.recipe.schema import ImageFolderDataSection, SplitSection
+from mmhf.recipe.data_sections import ImageFolderDataSection, SplitSection
 
 logger = logging.getLogger(__name__)
 

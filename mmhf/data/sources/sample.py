@@ -10,7 +10,7 @@ from typing import Any
 from mmhf.data.table import SPLITS, EmbeddedImages, Part, Reading, SourceTable, make_rows
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionSampleSection
-from mmhf.recipe.schema import SampleDataSection
+from mmhf.recipe.data_sections import SampleDataSection
 from mmhf.sample_data import SAMPLE_PATH, read_sample
 
 LABELS = ("mismatched", "matched")

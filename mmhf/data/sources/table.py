@@ -33,8 +33,7 @@ from mmhf.data.table import (
 )
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionTableSection
-from mmhf.recipe.data_sections import SplitSection
-from mmhf.recipe.schema import TableDataSection
+from mmhf.recipe.data_sections import SplitSection, TableDataSection
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 

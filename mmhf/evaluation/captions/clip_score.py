@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from transformers import AutoModel, AutoProcessor, PreTrainedModel
 
+from mmhf.conventions import Processor
 from mmhf.data.images import ImageInput, decode_image
 
 SCALE = 2.5
@@ -39,11 +40,11 @@ class ClipScorer:
 
     Args:
         model (`PreTrainedModel`): Put into eval mode.
-        processor (`Any`): Makes its inputs from `images=` and `text=`.
+        processor (`Processor`): Makes its inputs from `images=` and `text=`.
         batch_size (`int`, *optional*, defaults to 64): Images encoded at once.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Any, *, batch_size: int = 64) -> None:
+    def __init__(self, model: PreTrainedModel, processor: Processor, *, batch_size: int = 64) -> None:
         self.model = model.eval()
         self.processor = processor
         self.batch_size = batch_size
@@ -81,7 +82,7 @@ class ClipScorer:
             )
         return np.where([bool(caption.strip()) for caption in captions], scores, 0.0)
 
-    def _image_features(self, images: Sequence[Any]) -> NDArray[np.float32]:
+    def _image_features(self, images: Sequence[ImageInput]) -> NDArray[np.float32]:
         inputs = self.processor(images=images, return_tensors="pt").to(self.model.device)
         return _as_array(self.model.get_image_features(**inputs))
 

@@ -10,13 +10,16 @@ from typing import Any, Protocol
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BaseImageProcessor, PreTrainedModel
 
+from mmhf.conventions import Processor
 from mmhf.errors import InputError
 from mmhf.inference.demo.explaining import heat_map, image_relevance, scaled_words, shown_image, word_relevance
 from mmhf.inference.loading import load_model, takes_text
 from mmhf.inference.predictors import CaptionPredictor
 from mmhf.inference.probabilities import class_names, class_probabilities
+from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
+from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.family import family_of
 
 NEAREST = 5
@@ -80,7 +83,7 @@ class ClassifierSubject:
 
     family = "classifier"
 
-    def __init__(self, model: PreTrainedModel, processor: Any, captions: Sequence[str] = ()) -> None:
+    def __init__(self, model: PreTrainedModel, processor: Processor, captions: Sequence[str] = ()) -> None:
         self.model: Any = model
         self.processor = processor
         self.takes_text = takes_text(model)
@@ -135,7 +138,12 @@ class CaptionerSubject:
     family = "captioner"
     takes_text = False
 
-    def __init__(self, model: Any, processor: Any, captions: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        model: PrefixCaptionerForConditionalGeneration,
+        processor: CaptionerProcessor,
+        captions: Sequence[str] = (),
+    ) -> None:
         self.processor = processor
         self.predictor = CaptionPredictor(model, processor)
 
@@ -162,7 +170,7 @@ class DualEncoderSubject:
     family = "dual encoder"
     takes_text = True
 
-    def __init__(self, model: Any, processor: Any, captions: Sequence[str]) -> None:
+    def __init__(self, model: DualEncoderModel, processor: DualEncoderProcessor, captions: Sequence[str]) -> None:
         if not captions:
             raise InputError("captions: there is none to choose from; give a file with one a line")
         self.model = model
@@ -244,5 +252,5 @@ def _on_device(encoding: Any, model: PreTrainedModel) -> Any:
     return encoding
 
 
-def _seen(pixel_values: Tensor, image_processor: Any) -> Image:
+def _seen(pixel_values: Tensor, image_processor: BaseImageProcessor) -> Image:
     return shown_image(pixel_values, list(image_processor.image_mean), list(image_processor.image_std))

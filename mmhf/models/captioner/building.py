@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from mmhf.errors import InputError
 from mmhf.models.backbones import image_statistics, load_encoder_config, load_tokenizer
@@ -16,7 +22,7 @@ from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration, complete_config
 from mmhf.models.captioner.processing_captioner import CaptionerProcessor
 from mmhf.models.tokenizers import END_OF_TEXT_ID, PADDING_ID, train_caption_tokenizer
-from mmhf.recipe.captioner_sections import CaptionerModelSection, GenerationSection, LanguageModelSection
+from mmhf.recipe.captioner_recipe import CaptionerModelSection, GenerationSection, LanguageModelSection
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 
@@ -54,7 +60,7 @@ def build_captioner_processor(
     statistics = image_statistics(vision.backbone, config, pretrained=vision.pretrained)
     images = build_image_processor(statistics, image_size=data_section.image_size, resize=data_section.resize)
     if language.tokenizer is not None:
-        tokenizer: Any = train_caption_tokenizer(captions, language.tokenizer.vocab_size)
+        tokenizer: PreTrainedTokenizerBase = train_caption_tokenizer(captions, language.tokenizer.vocab_size)
     else:
         tokenizer = load_tokenizer(language.backbone)
     if tokenizer.eos_token_id is None:

@@ -17,7 +17,7 @@ from mmhf.models.captioner.building import build_captioner_model, build_captione
 from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.processing_captioner import CaptionerProcessor
 from mmhf.recipe.caption_data_sections import Flickr30kSection
-from mmhf.recipe.captioner_sections import CaptionerModelSection, GenerationSection
+from mmhf.recipe.captioner_recipe import CaptionerModelSection, GenerationSection
 
 _VISION, _LANGUAGE = "clip_encoder.clip_model.", "qwen_decoder.qwen_model."
 _EMBEDDINGS = f"{_LANGUAGE}model.embed_tokens.weight"

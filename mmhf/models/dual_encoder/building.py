@@ -10,6 +10,7 @@ import torch
 from PIL.Image import Resampling
 from transformers import (
     BertConfig,
+    CLIPImageProcessor,
     CLIPTextConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -32,13 +33,15 @@ from mmhf.models.dual_encoder.pooling import described_as
 from mmhf.models.dual_encoder.processing_dual_encoder import DualEncoderProcessor
 from mmhf.models.encoders import describe_text, describe_vision, fresh_encoder
 from mmhf.models.tokenizers import TOWER_END_ID, TOWER_PAD_ID, TOWER_START_ID, train_text_tokenizer
-from mmhf.recipe.contrastive_sections import (
+from mmhf.recipe.data_sections import DataSectionBase
+from mmhf.recipe.dual_encoder_recipe import (
+    ContrastiveRecipe,
     ContrastiveSection,
     DualEncoderModelSection,
     TextTowerSection,
     VisionTowerSection,
 )
-from mmhf.recipe.schema import ContrastiveRecipe, DataSectionBase, VisionEncoderSection
+from mmhf.recipe.model_sections import VisionEncoderSection
 
 SIGMOID_BIAS = -10.0
 """Where the bias of the sigmoid loss starts (Zhai et al., "SigLIP"), so that most pairs begin as negatives."""
@@ -255,7 +258,7 @@ def _tokenizer(section: TextTowerSection, captions: Iterable[str], max_length: i
     return train_text_tokenizer(captions, vocab_size=section.vocab_size, max_length=max_length)
 
 
-def _image_processor(section: DualEncoderModelSection, data_section: DataSectionBase) -> Any:
+def _image_processor(section: DualEncoderModelSection, data_section: DataSectionBase) -> CLIPImageProcessor:
     vision = section.vision
     if vision.backbone is not None:
         encoder = VisionEncoderSection(backbone=vision.backbone, pretrained=vision.pretrained)

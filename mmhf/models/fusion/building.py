@@ -26,7 +26,8 @@ from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.modeling_fusion import FusionForImageTextClassification
 from mmhf.models.fusion.processing_fusion import FusionProcessor
 from mmhf.models.text_tables import TableEncoder
-from mmhf.recipe.schema import DataSectionBase, FusionModelSection
+from mmhf.recipe.data_sections import DataSectionBase
+from mmhf.recipe.fusion_recipe import FusionModelSection
 
 # Recipe key → FusionConfig attribute, for what decides the shape or the meaning of the weights.
 _FIXED_BY_RELEASE = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL.Image import new
 from torch import Tensor
-from transformers import BatchFeature
+from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase
 
 from mmhf.models.processing import TEXT_INPUTS, Images, PairProcessor, Texts
 
@@ -30,8 +30,8 @@ class FusionProcessor(PairProcessor):
 
     def __init__(
         self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         max_length: int | None = None,
         text_prefix: str = "",
         images_kwargs: dict[str, Any] | None = None,

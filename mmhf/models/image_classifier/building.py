@@ -19,7 +19,7 @@ from mmhf.models.building import (
 from mmhf.models.classification_loss import PLAIN_LOSS, LossSettings
 from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
 from mmhf.models.image_classifier.modeling_image_classifier import BackboneForImageClassification
-from mmhf.recipe.schema import ImageClassifierModelSection
+from mmhf.recipe.image_classifier_recipe import ImageClassifierModelSection
 
 # Recipe key → attribute of the config, for what decides the shape or the meaning of the weights. The head's follow
 # where it is kept.

@@ -13,7 +13,7 @@ from mmhf.sample_data import read_sample
 def data():
     from pydantic import TypeAdapter
 
-    from mmhf.recipe.schema import DataSection
+    from mmhf.recipe.data_sections import DataSection
 
     return load_data(TypeAdapter(DataSection).validate_python({"source": "sample"}))
 

@@ -14,7 +14,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Qwen3Config,
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.building import build_captioner_model, generation_config
 from mmhf.models.tokenizers import train_caption_tokenizer
-from mmhf.recipe.captioner_sections import CaptionerModelSection, GenerationSection
+from mmhf.recipe.captioner_recipe import CaptionerModelSection, GenerationSection
 
 CAPTIONS = [
     "a dog runs",

@@ -19,7 +19,7 @@ from mmhf.models.captioner.building import (
 )
 from mmhf.models.partition import Partition
 from mmhf.recipe.caption_data_sections import CaptionSampleSection
-from mmhf.recipe.captioner_sections import CaptionerModelSection, GenerationSection
+from mmhf.recipe.captioner_recipe import CaptionerModelSection, GenerationSection
 
 Make = Callable[..., CaptionerModelSection]
 NEW = {

@@ -17,7 +17,7 @@ from mmhf.errors import InputError
 from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.conversion import convert_seed_checkpoint, read_seed_checkpoint
 from mmhf.recipe import load_recipe
-from mmhf.recipe.captioner_sections import CaptionerModelSection
+from mmhf.recipe.captioner_recipe import CaptionerModelSection
 
 START = "<|im_start|>"
 HYPERPARAMETERS = {

@@ -15,7 +15,7 @@ from transformers import CLIPModel
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerConfig, PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.building import build_captioner_model
 from mmhf.models.partition import Partition
-from mmhf.recipe.captioner_sections import CaptionerModelSection
+from mmhf.recipe.captioner_recipe import CaptionerModelSection
 from mmhf.training.weights import apply_freezing
 
 Model = PrefixCaptionerForConditionalGeneration

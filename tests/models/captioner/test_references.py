@@ -13,7 +13,7 @@ from mmhf.errors import InputError
 from mmhf.models.backbones import reference_of
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.building import build_captioner_model, load_captioner_model
-from mmhf.recipe.captioner_sections import CaptionerModelSection
+from mmhf.recipe.captioner_recipe import CaptionerModelSection
 
 Model = PrefixCaptionerForConditionalGeneration
 LORA = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]}

@@ -11,7 +11,7 @@ import torch
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_processor
 from mmhf.recipe import recipe_from_dict
-from mmhf.recipe.schema import ContrastiveRecipe
+from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
 
 TINY = {
     "task": "contrastive",

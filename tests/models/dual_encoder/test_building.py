@@ -10,7 +10,7 @@ from mmhf.errors import InputError
 from mmhf.models.dual_encoder import DualEncoderModel
 from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_processor, load_dual_encoder
 from mmhf.recipe import recipe_from_dict
-from mmhf.recipe.schema import ContrastiveRecipe
+from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
 
 RecipeOf = Callable[..., ContrastiveRecipe]
 

@@ -9,7 +9,7 @@ from transformers import CLIPVisionConfig, DistilBertConfig
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.fusion.building import build_fusion_model, load_fusion_model
-from mmhf.recipe.schema import FusionModelSection
+from mmhf.recipe.fusion_recipe import FusionModelSection
 
 
 @pytest.fixture

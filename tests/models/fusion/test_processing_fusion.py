@@ -8,7 +8,8 @@ from transformers import AutoProcessor
 
 from mmhf.models.fusion import FusionProcessor
 from mmhf.models.fusion.building import build_fusion_processor
-from mmhf.recipe.schema import FusionModelSection, SampleDataSection
+from mmhf.recipe.data_sections import SampleDataSection
+from mmhf.recipe.fusion_recipe import FusionModelSection
 
 SECTION = FusionModelSection.model_validate(
     {

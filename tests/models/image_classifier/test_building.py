@@ -10,7 +10,7 @@ from mmhf.models.classification_loss import LossSettings
 from mmhf.models.image_classifier import BackboneForImageClassification
 from mmhf.models.image_classifier.building import build_image_classifier, load_image_classifier
 from mmhf.models.partition import Partition
-from mmhf.recipe.schema import ImageClassifierModelSection
+from mmhf.recipe.image_classifier_recipe import ImageClassifierModelSection
 
 NAMED_BACKBONES = {
     "resnet50": 4,

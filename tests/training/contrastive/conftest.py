@@ -14,7 +14,7 @@ from transformers import BertConfig, TrainerCallback, TrainingArguments, ViTConf
 from mmhf.data.datasets import RowDataset
 from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel
 from mmhf.recipe import recipe_from_dict
-from mmhf.recipe.schema import ContrastiveRecipe
+from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
 from mmhf.training.arguments import accumulation_steps, steps_per_epoch
 from mmhf.training.contrastive import ContrastiveTrainer
 from mmhf.training.stages import Stage, StagePlan

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from mmhf.conventions import Modality
+from mmhf.recipe.classification import ClassificationRecipe
 from mmhf.recipe.model_sections import EncoderSection, ModelSection, VisionEncoderSection
-from mmhf.recipe.schema import ClassificationRecipe
 from mmhf.recipe.sections import PositiveInt
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import AutoImageProcessor
 
+from mmhf.conventions import Processor
 from mmhf.data.collators import ImageCollator
-from mmhf.data.loading import LoadedData, load_data
+from mmhf.data.loading import LoadedData
 from mmhf.models.backbones import load_encoder
 from mmhf.models.building import (
     image_processor_of,
@@ -27,11 +28,7 @@ from mmhf.tasks.classification import ClassificationTask
 class PrototypeClassification(ClassificationTask[PrototypeRecipe]):
     collator_class = ImageCollator
 
-    def load_data(self, **options: Any) -> LoadedData:
-        options.pop("model", None)
-        return load_data(self.recipe.data, task="image-classification", **options)
-
-    def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> Any:
+    def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> Processor:
         if parent is not None:
             return AutoImageProcessor.from_pretrained(parent)
         return image_processor_of(self.recipe.model.vision, self.recipe.data)

@@ -1,14 +1,18 @@
-"""The sections of dual encoders: their towers, their temperature, and how they are contrasted."""
+"""The recipe of dual encoders, the task contrastive."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from mmhf.conventions import Modality
+from mmhf.recipe.caption_data_sections import CaptionDataSection
 from mmhf.recipe.data_sections import DataSection
 from mmhf.recipe.model_sections import EncoderSection, ModelSection, TextEncoderSection, VisionEncoderSection
+from mmhf.recipe.node import Problem, shown
+from mmhf.recipe.schema import RecipeBase
 from mmhf.recipe.sections import Fraction, PositiveFloat, PositiveInt, Section
 from mmhf.recipe.training_sections import EvaluationSection
 
@@ -152,3 +156,34 @@ class ZeroShotSection(Section):
 class ContrastiveEvaluationSection(EvaluationSection):
     zero_shot: ZeroShotSection | None = None
     """Also measure zero-shot classification."""
+
+
+class ContrastiveRecipe(RecipeBase):
+    """A recipe of the task contrastive."""
+
+    reads_labels: ClassVar[bool] = False
+
+    task: Literal["contrastive"]
+    model: DualEncoderModelSection = DualEncoderModelSection()
+    data: CaptionDataSection
+    contrastive: ContrastiveSection = ContrastiveSection()
+    evaluation: ContrastiveEvaluationSection = ContrastiveEvaluationSection()
+
+    def pairs_per_step(self) -> int | None:
+        return self.contrastive.batch_size
+
+    def problems(self) -> Iterator[Problem]:
+        if (batch_size := self.contrastive.batch_size) is None:
+            return
+        if "gradient_accumulation_steps" in self.training:
+            what = "follows from `contrastive.batch_size` and the micro-batch, remove one of the two"
+            given = shown(self.training["gradient_accumulation_steps"])
+            yield Problem(("training", "gradient_accumulation_steps"), what, given)
+        micro_batches = {"training.per_device_train_batch_size": self.training.get("per_device_train_batch_size", 8)}
+        for index, stage in enumerate(self.stages or []):
+            if stage.batch_size is not None:
+                micro_batches[f"stages.{index}.batch_size"] = stage.batch_size
+        for key, micro_batch in micro_batches.items():
+            if batch_size % micro_batch:
+                what = f"is no multiple of {key} ({micro_batch})"
+                yield Problem(("contrastive", "batch_size"), what, shown(batch_size))

@@ -1,13 +1,17 @@
-"""The sections of a recipe that trains a captioner: model, generation, evaluation."""
+"""The recipe of captioners, the task image-captioning."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from mmhf.conventions import Modality
+from mmhf.recipe.caption_data_sections import CaptionDataSection
 from mmhf.recipe.model_sections import EncoderSection, ModelSection
+from mmhf.recipe.node import Problem, shown
+from mmhf.recipe.schema import RecipeBase
 from mmhf.recipe.sections import Fraction, PositiveFloat, PositiveInt, Section
 from mmhf.recipe.training_sections import EvaluationSection
 
@@ -144,3 +148,21 @@ class CaptionEvaluationSection(EvaluationSection):
     """A CLIP to measure CLIPScore with in the end: a Hub repository or a local folder."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples of the images for the confidence intervals of the final numbers; 0 = none."""
+
+
+class CaptioningRecipe(RecipeBase):
+    """A recipe of the task image-captioning."""
+
+    reads_labels: ClassVar[bool] = False
+
+    task: Literal["image-captioning"]
+    model: CaptionerModelSection = CaptionerModelSection()
+    data: CaptionDataSection
+    generation: GenerationSection = GenerationSection()
+    evaluation: CaptionEvaluationSection = CaptionEvaluationSection()
+
+    def problems(self) -> Iterator[Problem]:
+        if "label_smoothing_factor" in self.training:
+            given = shown(self.training["label_smoothing_factor"])
+            what = "captioners have no logits to smooth labels with"
+            yield Problem(("training", "label_smoothing_factor"), what, given)

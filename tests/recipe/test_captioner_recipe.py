@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from mmhf.errors import InputError
 from mmhf.recipe import load_recipe
-from mmhf.recipe.captioner_sections import GenerationSection
+from mmhf.recipe.captioner_recipe import GenerationSection
 
 BASE: dict[str, Any] = {"task": "image-captioning", "data": {"source": "sample"}}
 NEW = {"backbone": "qwen3", "pretrained": False, "tokenizer": {"vocab_size": 300}}

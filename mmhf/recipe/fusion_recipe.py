@@ -1,0 +1,164 @@
+"""The recipe of fusion classifiers, the task image-text-classification."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import model_validator
+
+from mmhf.conventions import Modality
+from mmhf.recipe.classification import ClassificationEvaluationSection, ClassificationRecipe, LossSection
+from mmhf.recipe.data_sections import PairDataSection
+from mmhf.recipe.model_sections import (
+    EncoderSection,
+    HiddenLayersSection,
+    ModelSection,
+    TextEncoderSection,
+    VisionEncoderSection,
+)
+from mmhf.recipe.sections import Fraction, NonNegativeFloat, PositiveInt, Section
+
+
+class ProjectionSection(HiddenLayersSection):
+    """How an encoder's output becomes an embedding: hidden layers, then a linear one to `embedding_dim`."""
+
+    hidden_dims: list[PositiveInt] = []
+    """Widths of the hidden layers; empty = the linear layer alone, without dropout."""
+
+    @model_validator(mode="after")
+    def _has_what_it_drops(self) -> ProjectionSection:
+        if self.dropout and not self.hidden_dims:
+            raise ValueError(f"dropout {self.dropout} is for hidden layers, and `hidden_dims` is empty")
+        return self
+
+
+class FusionSection(HiddenLayersSection):
+    strategy: Literal["concat_mlp", "weighted_sum", "product_difference", "gated"] = "concat_mlp"
+    hidden_dims: list[PositiveInt] = [256]
+    """Widths of the hidden layers between the fused embedding and the classifier; may be empty."""
+    dropout: Fraction | list[Fraction] = 0.5
+    """Behind each hidden layer, or behind the fused embedding when there is none: one for all, or one each."""
+    normalize: bool = False
+    """L2-normalise both embeddings before they are fused."""
+
+    def _num_dropouts(self) -> int:
+        return max(len(self.hidden_dims), 1)
+
+
+class ModalityDropoutSection(Section):
+    """Hide one modality of a training row at random; rows that have only one keep it, and no row loses both."""
+
+    image: Fraction = 0.0
+    """Share of the rows that are trained on without their image."""
+    text: Fraction = 0.0
+    """Share of the rows that are trained on without their text; the two shares add up to 1 at most."""
+
+    @model_validator(mode="after")
+    def _leaves_one(self) -> ModalityDropoutSection:
+        if self.image + self.text > 1.0:
+            raise ValueError(f"image + text = {self.image + self.text:g} is above 1, and no row may lose both")
+        return self
+
+
+class ModalitiesSection(Section):
+    """What happens to images and texts that are missing, or are hidden on purpose.
+
+    A model that meets rows without an image, or a text, in training (by `mask`, by `dropout`, or by `mask` as
+    `data.on_bad_image` or `data.on_empty_text`) takes such rows in evaluation and prediction, too: blanked images and
+    empty texts are missing then.
+    """
+
+    stand_in: Literal["zero", "learnt"] = "zero"
+    """What takes the place of a missing embedding: zeros, or a vector that is trained with the group `fusion`."""
+    mask: Modality | None = None
+    """Hide this modality of every row, in training, evaluation and prediction; its encoder is not run."""
+    dropout: ModalityDropoutSection = ModalityDropoutSection()
+
+    @model_validator(mode="after")
+    def _hides_something_once(self) -> ModalitiesSection:
+        if self.mask is not None and (self.dropout.image or self.dropout.text):
+            raise ValueError(f"mask: {self.mask} leaves one modality, which `dropout` cannot take away; remove one")
+        return self
+
+
+class FusionTextSection(TextEncoderSection):
+    embeddings: str | None = None
+    """Parquet file of `mmhf embed --text`: texts are looked up in it, and the text encoder that made it, which
+    `backbone` and `pooling` name, is neither loaded nor trained."""
+
+    @model_validator(mode="after")
+    def _names_what_made_the_table(self) -> FusionTextSection:
+        if self.embeddings is None:
+            return self
+        if absent := [name for name in ("backbone", "pooling") if name not in self.model_fields_set]:
+            raise ValueError(f"embeddings: also write the `{absent[0]}` that the table was made with")
+        if not self.pretrained:
+            raise ValueError("pretrained: false, but `embeddings` are those of pretrained weights; remove one")
+        return self
+
+
+class FusionModelSection(ModelSection):
+    vision: VisionEncoderSection = VisionEncoderSection()
+    text: FusionTextSection = FusionTextSection()
+    embedding_dim: PositiveInt = 512
+    """Width of the space that both encoders are projected to."""
+    fusion: FusionSection = FusionSection()
+    image_projection: ProjectionSection = ProjectionSection()
+    text_projection: ProjectionSection = ProjectionSection()
+    modalities: ModalitiesSection = ModalitiesSection()
+    freeze_vision: bool = False
+    """Shorthand for one stage that trains everything but the vision encoder."""
+    freeze_text: bool = False
+    """Shorthand for one stage that trains everything but the text encoder."""
+    reset_head: bool = False
+    """With `init_from`: start a new head, because the labels differ from those of the release."""
+
+    def encoders(self) -> dict[Modality, EncoderSection]:
+        return {"image": self.vision, "text": self.text}
+
+    def frozen_encoders(self) -> list[str]:
+        has_text = self.text.embeddings is None
+        frozen = {"vision": self.freeze_vision, "text": self.freeze_text and has_text}
+        return [name for name, is_frozen in frozen.items() if is_frozen]
+
+    def unused_encoders(self) -> list[str]:
+        if self.modalities.mask == "image":
+            return ["vision"]
+        return ["text"] if self.modalities.mask == "text" and self.text.embeddings is None else []
+
+
+class AuxiliaryWeightsSection(Section):
+    image: NonNegativeFloat = 0.0
+    text: NonNegativeFloat = 0.0
+
+
+class FusionLossSection(LossSection):
+    auxiliary_weight: NonNegativeFloat | AuxiliaryWeightsSection = 0.0
+    """Weight of the loss of a classifier on each modality's embedding alone, which keeps both encoders learning: one
+    for both, or one each; 0 = no such classifier. They train with the group `head` and are not used to predict."""
+
+    def auxiliary_weights(self) -> dict[str, float]:
+        """Modality → weight, for those that have one."""
+        given = self.auxiliary_weight
+        both = (
+            given if isinstance(given, AuxiliaryWeightsSection) else AuxiliaryWeightsSection(image=given, text=given)
+        )
+        return {modality: weight for modality, weight in both if weight > 0}
+
+
+class FusionEvaluationSection(ClassificationEvaluationSection):
+    by_modality: bool = True
+    """Also evaluate with the image alone, the text alone, and each image with the text of another row: a shortcut
+    through one modality is seen there. Costs a pass of the layers behind the encoders."""
+
+
+class FusionRecipe(ClassificationRecipe):
+    """A recipe of the task image-text-classification."""
+
+    reads_texts: ClassVar[bool] = True
+
+    task: Literal["image-text-classification"]
+    model: FusionModelSection = FusionModelSection()
+    data: PairDataSection
+    loss: FusionLossSection = FusionLossSection()
+    evaluation: FusionEvaluationSection = FusionEvaluationSection()

@@ -1,0 +1,43 @@
+"""The recipe of image classifiers, the task image-classification."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mmhf.conventions import Modality
+from mmhf.recipe.classification import ClassificationRecipe
+from mmhf.recipe.model_sections import Activation, EncoderSection, ModelSection, VisionEncoderSection
+from mmhf.recipe.sections import Fraction, PositiveInt, Section
+
+
+class ClassifierHeadSection(Section):
+    """Dropout, hidden layer, activation, dropout, classifier."""
+
+    hidden_dim: PositiveInt | None = 512
+    """Width of the hidden layer; null = the classifier alone, behind the first dropout."""
+    dropout: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.3, 0.15]
+    activation: Activation = "relu"
+
+
+class ImageClassifierModelSection(ModelSection):
+    vision: VisionEncoderSection = VisionEncoderSection()
+    head: ClassifierHeadSection = ClassifierHeadSection()
+    freeze_vision: bool = False
+    """Shorthand for one stage that trains the head alone."""
+    reset_head: bool = False
+    """With `init_from`: start a new head, because the labels differ from those of the release."""
+
+    def encoders(self) -> dict[Modality, EncoderSection]:
+        return {"image": self.vision}
+
+    def frozen_encoders(self) -> list[str]:
+        return ["vision"] if self.freeze_vision else []
+
+
+class ImageClassificationRecipe(ClassificationRecipe):
+    """A recipe of the task image-classification."""
+
+    task: Literal["image-classification"]
+    model: ImageClassifierModelSection = ImageClassifierModelSection()

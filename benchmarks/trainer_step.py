@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainingArguments
 from mmhf.data.datasets import RowDataset
 from mmhf.models.fusion.building import build_fusion_model
 from mmhf.recipe.fusion_recipe import FusionModelSection, FusionTextSection
-from mmhf.recipe.model_sections import VisionEncoderSection
+from mmhf.recipe.sections import VisionEncoderSection
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.trainer import MMTrainer
 

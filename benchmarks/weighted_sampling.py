@@ -17,7 +17,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from mmhf.data.datasets import RowDataset
 from mmhf.recipe.classification import SamplingSection
-from mmhf.tasks.class_balance import row_weights
+from mmhf.tasks.classification import row_weights
 
 ROWS, CLASSES = 1_000_000, 100
 

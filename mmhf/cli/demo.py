@@ -38,8 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     try:
-        from mmhf.inference.demo.examples import read_captions, sample_captions
-        from mmhf.inference.demo.server import served_demo
+        from mmhf.inference.demo.server import read_captions, sample_captions, served_demo
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRA:

@@ -20,7 +20,7 @@ from mmhf.errors import InputError
 from mmhf.evaluation.plots import plot_lr_range
 from mmhf.hub import resolve_model
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
-from mmhf.recipe import ResolvedRecipe, load_recipe
+from mmhf.recipe import load_recipe
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import RecipeBase
 from mmhf.tasks import task_of
@@ -85,7 +85,9 @@ def run(options: argparse.Namespace) -> None:
         )
         measured = run_range_test(trainer)
     if args.process_index == 0:
-        path = _picture_path(resolved, stage, options.output)
+        folder = Path(options.output) if options.output else OUTPUT_ROOT / resolved.name / "find_lr"
+        name = re.sub(r"[^\w.-]+", "_", stage.name)
+        path = folder / f"{name}.png"
         _draw(measured, path, title=f"Learning-rate range test of {resolved.name}, stage {stage.name}")
         _print_suggestions(measured, stage, path)
 
@@ -100,12 +102,6 @@ def _with_one_stage(recipe: RecipeBase, name: str | None) -> RecipeBase:
         hint = did_you_mean(nearest_names(chosen, by_name)) or f"; it has {', '.join(by_name) or 'none'}"
         raise InputError(f"--stage {chosen}: the recipe has no such stage{hint}")
     return recipe.model_copy(update={"stages": [by_name[chosen]]})
-
-
-def _picture_path(resolved: ResolvedRecipe, stage: PlannedStage, output: str | None) -> Path:
-    folder = Path(output) if output else OUTPUT_ROOT / resolved.name / "find_lr"
-    name = re.sub(r"[^\w.-]+", "_", stage.name)
-    return folder / f"{name}.png"
 
 
 def _draw(measured: RangeTest, path: Path, *, title: str) -> None:

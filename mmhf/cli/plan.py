@@ -68,7 +68,9 @@ def run(options: argparse.Namespace) -> None:
         console.print(_stages_as_written(resolved, args))
         return
     parent = _find_parent_if_here(task, console)
-    plan = _plan(task, args, data, num_rows, parent)
+    model = task.build_model(data, parent=parent, device="meta")
+    # Without data an epoch has no length: shapes and rates are still planned, as if it had one step.
+    plan = build_stage_plan(model, task.recipe, args, num_rows or args.per_device_train_batch_size)
     caching = _describe_caching(task, args, data, plan)
     for report, cached in zip(_describe(task, args, plan, length_known=num_rows is not None), caching, strict=True):
         console.print(_stage_table(report))
@@ -95,14 +97,6 @@ def _find_parent_if_here(task: AnyTask, console: Console) -> Path | None:
             Text(f"missing: init_from {error}; planned from the backbones instead", style="yellow"), soft_wrap=True
         )
         return None
-
-
-def _plan(
-    task: AnyTask, args: TrainingArguments, data: LoadedData | None, num_rows: int | None, parent: Path | None
-) -> StagePlan:
-    model = task.build_model(data, parent=parent, device="meta")
-    # Without data an epoch has no length: shapes and rates are still planned, as if it had one step.
-    return build_stage_plan(model, task.recipe, args, num_rows or args.per_device_train_batch_size)
 
 
 def _describe(task: AnyTask, args: TrainingArguments, plan: StagePlan, *, length_known: bool) -> list[StageReport]:

@@ -60,7 +60,9 @@ def run(options: argparse.Namespace) -> None:
     if options.trials is not None and options.trials < 1:
         raise InputError(f"--trials {options.trials}: expected 1 or more")
     space = load_space(options.space)
-    overrides = [*options.overrides, *_without_release(load_recipe(options.recipe, options.overrides))]
+    overrides = list(options.overrides)
+    if load_recipe(options.recipe, overrides).recipe.release is not None:
+        overrides.append("~release")
     resolved = load_recipe(options.recipe, overrides)
     _check(resolved, space, options.recipe, overrides)
     name = options.study or f"{resolved.name}_{space.path.stem}"
@@ -74,21 +76,15 @@ def run(options: argparse.Namespace) -> None:
         patience=Patience(elsewhere=options.stale_after),
     )
     preload(__name__)
-    num_trials = min(options.trials or space.num_trials, len(space.grid()) if _is_grid(space) else 10**9)
+    num_trials = min(
+        options.trials or space.num_trials, len(space.grid()) if space.section.sampler == "grid" else 10**9
+    )
     Worker(study, train_trial, options.recipe, overrides, folder, num_trials).run()
     best = write_outcome(study, folder, options.recipe, options.overrides)
     if best is None:
         raise InputError(f"{folder}: no trial ran to its end; trials.csv says why")
     logger.info("Best %s: %.4f with %s", space.section.metric, best.value, ", ".join(as_overrides(best.params)))
     logger.info("Recipe: %s", folder / BEST_RECIPE_FILE)
-
-
-def _is_grid(space: SweepSpace) -> bool:
-    return space.section.sampler == "grid"
-
-
-def _without_release(resolved: ResolvedRecipe) -> list[str]:
-    return ["~release"] if resolved.recipe.release is not None else []
 
 
 def _check(resolved: ResolvedRecipe, space: SweepSpace, recipe: str, overrides: list[str]) -> None:

@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> None:
     wrong = {
         name: (value, measured.get(name))
         for name, value in claimed.items()
-        if not _is_close(value, measured.get(name), options.tolerance)
+        if (found := measured.get(name)) is None
+        or not math.isclose(value, found, rel_tol=0.0, abs_tol=options.tolerance)
     }
     if not wrong:
         logger.info("%s: all %d numbers of its card are confirmed", options.model, len(claimed))
@@ -78,10 +79,6 @@ def _measure_again(options: argparse.Namespace, path: Path) -> dict[str, float]:
         arguments += [part for split in options.split or [] for part in ("--split", split)]
         evaluate.run(parser.parse_intermixed_args(arguments))
         return read_json_object(Path(scratch) / METRICS_FILE)
-
-
-def _is_close(said: float, found: float | None, tolerance: float) -> bool:
-    return found is not None and math.isclose(said, found, rel_tol=0.0, abs_tol=tolerance)
 
 
 def _why(path: Path, options: argparse.Namespace, released: dict[str, str]) -> str:

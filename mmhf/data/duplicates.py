@@ -165,10 +165,6 @@ def describe_duplicates(duplicates: Duplicates) -> str:
     return f"duplicate images: {', '.join(counts)}{leaks}; such as {', '.join(shown)}"
 
 
-def _what_is_said(table: datasets.Dataset) -> str:
-    return "captions" if "captions" in table.column_names else "label"
-
-
 class _ClosePair(NamedTuple):
     split: str
     content: int
@@ -183,7 +179,9 @@ class _Rows:
     def __init__(self, tables: Mapping[str, datasets.Dataset]) -> None:
         self.images = {split: table.select_columns(["image"]) for split, table in tables.items()}
         self._columns = {
-            split: table.select_columns(["row", "id", _what_is_said(table)]).with_format("arrow")[:]
+            split: table.select_columns(
+                ["row", "id", "captions" if "captions" in table.column_names else "label"]
+            ).with_format("arrow")[:]
             for split, table in tables.items()
         }
         self._splits = list(tables)

@@ -56,11 +56,8 @@ def name_splits(
     split = pa.array([name or "train" for name in found], pa.string()).take(pa.array(codes % len(found)))
     wrong = np.array([name is None for name in found])[codes]
     reason = pa.array(reasons, pa.string()).take(pa.array(codes % len(found), mask=~wrong))
-    return split, pa.compute.coalesce(_one(faults), reason)
-
-
-def _one(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    faults = faults.combine_chunks() if isinstance(faults, pa.ChunkedArray) else faults
+    return split, pa.compute.coalesce(faults, reason)
 
 
 def cut_splits(source: SourceTable, positions: Positions) -> dict[str, Positions]:

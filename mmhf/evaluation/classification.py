@@ -206,7 +206,8 @@ def _overall(
             f"f1_{average}": float(f1),
         }
     metrics |= {name: _over_classes(name, per_class) for name in ("roc_auc", "average_precision")}
-    reason = _why_undefined(targets, per_class)
+    only = per_class[int(targets[0])]["label"]
+    reason = f"every row has the label {only!r}; ranking needs rows of another class too"
     return (
         {name: value for name in names if (value := metrics[name]) is not None},
         {name: reason for name in names if metrics[name] is None},
@@ -219,11 +220,6 @@ def _over_classes(name: str, per_class: Sequence[dict[str, Any]]) -> float | Non
         return of_positive
     values = [row[name] for row in per_class if row[name] is not None]
     return float(np.mean(values)) if values else None
-
-
-def _why_undefined(targets: NDArray[np.int64], per_class: Sequence[dict[str, Any]]) -> str:
-    only = per_class[int(targets[0])]["label"]
-    return f"every row has the label {only!r}; ranking needs rows of another class too"
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,8 @@ def plot_training_curves(
     _draw_rates(panels[-1], log_history)
     spans = stage_spans(log_history)
     last_step = max((int(entry["step"]) for entry in log_history), default=1)
-    fits = all(len(span.name) <= _room(span, last_step) for span in spans)
+    characters = _PANEL_CHARACTERS / max(last_step, 1)
+    fits = all(len(span.name) <= int(characters * (span.end - span.start)) for span in spans)
     for axes in panels:
         _finish(axes, last_step)
         axes.set_title(axes.get_title(loc="left"), loc="left", fontsize=11, pad=18 if len(spans) > 1 else 6)
@@ -200,7 +201,9 @@ def _draw_rates(axes: Axes, log_history: Sequence[Mapping[str, Any]]) -> None:
         # Earlier curves are wider, so that equal rates do not hide one another.
         width = 1.4 + 1.6 * (len(curves) - 1 - position) / len(curves)
         label = _cut(name, 44) if position in labelled else None
-        _draw(axes, curve, color=_rate_color(position, len(curves)), label=label, width=width)
+        has_own = len(curves) <= len(_RATES)
+        color = _RATES[position] if has_own else colormaps["viridis"](0.9 * position / (len(curves) - 1))
+        _draw(axes, curve, color=color, label=label, width=width)
     lowest = min(np.nanmin(curve.values) for curve in curves.values() if np.isfinite(curve.values).any())
     if max(peaks) > 20 * lowest:
         axes.set_yscale("log")
@@ -215,10 +218,6 @@ def _draw_rates(axes: Axes, log_history: Sequence[Mapping[str, Any]]) -> None:
         bbox_to_anchor=(0.5, -0.14),
         ncols=2,
     )
-
-
-def _rate_color(position: int, count: int) -> Any:
-    return _RATES[position] if count <= len(_RATES) else colormaps["viridis"](0.9 * position / (count - 1))
 
 
 def _draw(axes: Axes, curve: Series, *, color: Any, label: str | None, width: float = 1.6) -> bool:
@@ -257,10 +256,6 @@ def _mark_stages(axes: Axes, spans: Sequence[StageSpan], *, by_name: bool) -> No
             color="#6b7280",
             parse_math=False,
         )
-
-
-def _room(span: StageSpan, last_step: int) -> int:
-    return int(_PANEL_CHARACTERS * (span.end - span.start) / max(last_step, 1))
 
 
 def _cut(name: str, limit: int) -> str:

@@ -280,17 +280,14 @@ def plot_recall(evaluation: RetrievalEvaluation, path: str | Path) -> None:
         ("text to image", _AMBER, evaluation.image_ranks, images, 1.0),
     ):
         looked_at = np.unique(np.geomspace(1, candidates, 200).astype(np.int64))
-        axes.plot(looked_at, _share_within(ranks, looked_at), color=color, label=name)
+        share = np.searchsorted(np.sort(ranks), looked_at, side="right") / len(ranks)
+        axes.plot(looked_at, share, color=color, label=name)
         chance = 1 - (1 - looked_at / candidates) ** right
         axes.plot(looked_at, chance, color=color, linestyle="--", linewidth=0.8)
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="results looked at (k)", ylabel="recall@k; dashed: by chance")
     axes.legend(frameon=False, loc="upper left")
     _frame(axes)
     save_figure(figure, path)
-
-
-def _share_within(ranks: NDArray[np.int64], limits: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.searchsorted(np.sort(ranks), limits, side="right") / len(ranks)
 
 
 def plot_lr_range(

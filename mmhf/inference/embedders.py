@@ -114,16 +114,15 @@ class DualEncoderEmbedder:
             modality (`str`): Of what.
             encoding (`Mapping[str, torch.Tensor]`): What `inputs` made of N images or texts.
         """
-        inputs = {name: self._placed(tensor) for name, tensor in encoding.items()}
+        device, dtype = self.model.device, self.model.dtype
+        inputs = {
+            name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in encoding.items()
+        }
         features = self.model.get_image_features if modality == IMAGE else self.model.get_text_features
         output = features(**inputs)
         # transformers 5 gives the whole output, 4 gave the tensor.
         embeds: Any = output.pooler_output if isinstance(output, BaseModelOutputWithPooling) else output
         return torch.nn.functional.normalize(embeds.float(), dim=-1).cpu()
-
-    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        dtype = self.model.dtype if tensor.is_floating_point() else None
-        return tensor.to(self.model.device, dtype)
 
 
 def load_embedder(model_dir: str | Path, *, device: torch.device | None = None) -> DualEncoderEmbedder:

@@ -43,7 +43,7 @@ def passed_columns(columns: Mapping[str, Sequence[Any]], made: Collection[str], 
     passed: dict[str, pa.Array | pa.ChunkedArray] = {}
     taken = {*made, *columns}
     for name, values in columns.items():
-        if any(isinstance(each, bytes) or (isinstance(each, dict) and _has_bytes(each)) for each in values):
+        if any(isinstance(each.get("bytes") if isinstance(each, dict) else each, bytes) for each in values):
             continue
         free = _encodable(name)
         while free in made or (free != name and free in taken):
@@ -51,10 +51,6 @@ def passed_columns(columns: Mapping[str, Sequence[Any]], made: Collection[str], 
         taken.add(free)
         passed[free] = _to_arrow(values, nested=nested)
     return pa.table(passed)
-
-
-def _has_bytes(value: Mapping[str, Any]) -> bool:
-    return isinstance(value.get("bytes"), bytes)
 
 
 def _to_arrow(values: Sequence[Any], *, nested: bool) -> pa.Array | pa.ChunkedArray:

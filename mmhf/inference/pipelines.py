@@ -11,7 +11,7 @@ from transformers import Pipeline
 
 from mmhf.data.images import decode_image
 from mmhf.errors import InputError
-from mmhf.inference.probabilities import class_names, class_probabilities
+from mmhf.models.classification_loss import class_names, class_probabilities
 from mmhf.models.fusion.modeling_fusion import FusionForImageTextClassification
 
 Example = Mapping[str, Any]

@@ -18,7 +18,7 @@ from mmhf.models.encoders import describe_text, describe_vision
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.fusion_recipe import FusionModelSection
 from mmhf.recipe.image_classifier_recipe import ImageClassifierModelSection
-from mmhf.recipe.model_sections import TextEncoderSection, VisionEncoderSection
+from mmhf.recipe.sections import TextEncoderSection, VisionEncoderSection
 
 ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)

@@ -1,4 +1,4 @@
-"""The loss of every classifier. Depends on torch and transformers only, so that a release can carry this file."""
+"""The loss and the probabilities of classifiers. Depends on torch and transformers only: releases carry this file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from mmhf.conventions import IGNORED_LABEL
@@ -160,3 +160,14 @@ def _as_tensor(values: Sequence[float] | None) -> Tensor | None:
 def calibrated(logits: Tensor, temperature: float) -> Tensor:
     """Logits divided by a temperature. Source: Guo et al., 2017, https://arxiv.org/abs/1706.04599."""
     return logits if temperature == 1.0 else logits / temperature
+
+
+def class_probabilities(logits: Tensor) -> Tensor:
+    """Softmax over the last dimension in double precision: (…, C) logits of any dtype to (…, C) float64 on the CPU."""
+    return torch.softmax(logits.detach().cpu().double(), dim=-1)
+
+
+def class_names(model: PreTrainedModel) -> list[str]:
+    """Names of the classes in the order of their ids."""
+    names = model.config.id2label or {}
+    return [str(name) for _, name in sorted(names.items())]

@@ -141,8 +141,9 @@ def run_vision(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, **a
     """
     if isinstance(encoder, TimmWrapperModel):
         return encoder(pixel_values=pixel_values, do_pooling=pooling == "pooler", return_dict=True, **asked)
-    if pixel_values.shape[-1] != native_image_size(encoder.config) and _interpolates(type(encoder)):
-        return encoder(pixel_values=pixel_values, interpolate_pos_encoding=True, return_dict=True, **asked)
+    if pixel_values.shape[-1] != native_image_size(encoder.config):
+        if "interpolate_pos_encoding" in inspect.signature(type(encoder).forward).parameters:
+            asked["interpolate_pos_encoding"] = True
     return encoder(pixel_values=pixel_values, return_dict=True, **asked)
 
 
@@ -252,10 +253,6 @@ def _pooled_text(config: PreTrainedConfig, pooling: str, *, device: str) -> tupl
         # Without a mask on the meta device, where transformers would have to read its values.
         output = encoder(input_ids=torch.zeros_like(mask), attention_mask=None if device == "meta" else mask)
         return encoder, pool_text_output(output, mask, pooling)
-
-
-def _interpolates(encoder_class: type[PreTrainedModel]) -> bool:
-    return "interpolate_pos_encoding" in inspect.signature(encoder_class.forward).parameters
 
 
 def _vision_shape(encoder: PreTrainedModel, hidden: Tensor, size: int) -> EncoderOutput:

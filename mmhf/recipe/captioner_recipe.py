@@ -9,10 +9,9 @@ from pydantic import Field, model_validator
 
 from mmhf.conventions import Modality
 from mmhf.recipe.caption_data_sections import CaptionDataSection
-from mmhf.recipe.model_sections import EncoderSection, ModelSection
 from mmhf.recipe.node import Problem, shown
 from mmhf.recipe.schema import RecipeBase
-from mmhf.recipe.sections import Fraction, PositiveFloat, PositiveInt, Section
+from mmhf.recipe.sections import EncoderSection, Fraction, ModelSection, PositiveFloat, PositiveInt, Section
 from mmhf.recipe.training_sections import EvaluationSection
 
 

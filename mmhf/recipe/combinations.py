@@ -126,10 +126,7 @@ def _best_model_problems(training: dict[str, Any]) -> Iterator[Problem]:
 
 def _between_sections(recipe: RecipeBase) -> Iterator[Problem]:
     yield from _mixing_problems(recipe)
-    yield from _text_problems(recipe)
-    yield from _masking_problems(recipe)
-    yield from _statistics_problems(recipe)
-    yield from _smoothing_problems(recipe)
+    yield from _unread_problems(recipe)
     yield from recipe.problems()
     for path in _evaluation_users(recipe):
         if recipe.training.get("eval_strategy") == "no":
@@ -148,27 +145,27 @@ def _evaluation_users(recipe: RecipeBase) -> Iterator[KeyPath]:
                 yield ("stages", index, key)
 
 
-def _text_problems(recipe: RecipeBase) -> Iterator[Problem]:
+def _unread_problems(recipe: RecipeBase) -> Iterator[Problem]:
+    """Settings of what the task does not read: texts, labels, or either."""
+    data = recipe.data.changed()
     if recipe.reads_labels and not recipe.reads_texts:
         for name in ("text", "max_length", "on_empty_text"):
-            if (given := recipe.data.changed().get(name)) not in (None, "mask"):
-                yield Problem(("data", name), "an image classifier reads no texts, remove it", shown(given))
-
-
-def _statistics_problems(recipe: RecipeBase) -> Iterator[Problem]:
-    if recipe.data.mean_std == "computed":
-        path = ("data", "mean_std")
-        if not recipe.reads_labels:
-            yield Problem(path, "only classifiers compute them, encoders of other tasks have their own", "computed")
-        elif recipe.init_from is not None:
-            yield Problem(path, "`init_from` has images normalised as its parent was trained, remove one", "computed")
-
-
-def _masking_problems(recipe: RecipeBase) -> Iterator[Problem]:
+            if data.get(name) not in (None, "mask"):
+                yield Problem(("data", name), "an image classifier reads no texts, remove it", shown(data[name]))
     for name in ("on_bad_image", "on_empty_text"):
-        if recipe.data.changed().get(name) == "mask" and not recipe.reads_texts:
+        if data.get(name) == "mask" and not recipe.reads_texts:
             what = "only a model of images and texts can go by one of them alone (task: image-text-classification)"
             yield Problem(("data", name), what, "mask")
+    if recipe.data.mean_std == "computed" and not recipe.reads_labels:
+        what = "only classifiers compute them, encoders of other tasks have their own"
+        yield Problem(("data", "mean_std"), what, "computed")
+    elif recipe.data.mean_std == "computed" and recipe.init_from is not None:
+        what = "`init_from` has images normalised as its parent was trained, remove one"
+        yield Problem(("data", "mean_std"), what, "computed")
+    for index, stage in enumerate(recipe.stages or []):
+        if stage.label_smoothing is not None and not recipe.reads_labels:
+            path = ("stages", index, "label_smoothing")
+            yield Problem(path, "only the loss of a classifier changes with the stage", shown(stage.label_smoothing))
 
 
 def _mixing_problems(recipe: RecipeBase) -> Iterator[Problem]:
@@ -181,10 +178,3 @@ def _mixing_problems(recipe: RecipeBase) -> Iterator[Problem]:
             if augment is not None and name in augment.changed():
                 what = "mixes images and labels, but texts cannot be mixed; only task: image-classification has it"
                 yield Problem((*path, name), what, shown(augment.changed()[name]))
-
-
-def _smoothing_problems(recipe: RecipeBase) -> Iterator[Problem]:
-    for index, stage in enumerate(recipe.stages or []):
-        if stage.label_smoothing is not None and not recipe.reads_labels:
-            path = ("stages", index, "label_smoothing")
-            yield Problem(path, "only the loss of a classifier changes with the stage", shown(stage.label_smoothing))

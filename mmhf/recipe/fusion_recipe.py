@@ -9,14 +9,17 @@ from pydantic import model_validator
 from mmhf.conventions import Modality
 from mmhf.recipe.classification import ClassificationEvaluationSection, ClassificationRecipe, LossSection
 from mmhf.recipe.data_sections import PairDataSection
-from mmhf.recipe.model_sections import (
+from mmhf.recipe.sections import (
     EncoderSection,
+    Fraction,
     HiddenLayersSection,
     ModelSection,
+    NonNegativeFloat,
+    PositiveInt,
+    Section,
     TextEncoderSection,
     VisionEncoderSection,
 )
-from mmhf.recipe.sections import Fraction, NonNegativeFloat, PositiveInt, Section
 
 
 class ProjectionSection(HiddenLayersSection):

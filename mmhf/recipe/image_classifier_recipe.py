@@ -8,8 +8,15 @@ from pydantic import Field
 
 from mmhf.conventions import Modality
 from mmhf.recipe.classification import ClassificationRecipe
-from mmhf.recipe.model_sections import Activation, EncoderSection, ModelSection, VisionEncoderSection
-from mmhf.recipe.sections import Fraction, PositiveInt, Section
+from mmhf.recipe.sections import (
+    Activation,
+    EncoderSection,
+    Fraction,
+    ModelSection,
+    PositiveInt,
+    Section,
+    VisionEncoderSection,
+)
 
 
 class ClassifierHeadSection(Section):

@@ -174,7 +174,11 @@ def drop_replaced(tree: Node, before: Any, after: Any, root: Any) -> Node:
     if several and len(old) == len(new) == 1 and old != new:
         shared = old[0].__base__
         names = shared.model_fields if is_section(shared) else {}
-        children = {key: child for key, child in children.items() if key in names or _has_override(child)}
+        children = {
+            key: child
+            for key, child in children.items()
+            if key in names or any(node.origin.overridden for node in child.walk())
+        }
     return Node(
         {
             key: drop_replaced(child, before.get(key), after.get(key), annotation_at(root, (key,), after))
@@ -182,10 +186,6 @@ def drop_replaced(tree: Node, before: Any, after: Any, root: Any) -> Node:
         },
         tree.origin,
     )
-
-
-def _has_override(tree: Node) -> bool:
-    return any(node.origin.overridden for node in tree.walk())
 
 
 def _read(path: str, extended_by: tuple[str, ...], root_of: Callable[[Any], Any]) -> Node:

@@ -12,9 +12,8 @@ from pydantic import Field, model_validator
 
 from mmhf import recipe
 from mmhf.recipe.data_sections import DataSectionBase
-from mmhf.recipe.model_sections import ModelSection
 from mmhf.recipe.node import Problem
-from mmhf.recipe.sections import Section
+from mmhf.recipe.sections import ModelSection, Section
 from mmhf.recipe.training_sections import (
     CacheChoice,
     CheckpointsSection,

@@ -93,7 +93,8 @@ def _path_in_values(details: ErrorDetails, values: Any, root: Any) -> KeyPath:
     loc, node, skipped = details["loc"], values, False
     for position, part in enumerate(loc):
         is_last_key = position == len(loc) - 1 and details["type"] in ("missing", "extra_forbidden")
-        is_tag = not skipped and root is not None and _is_tag(root, tuple(path), values, part)
+        chosen = None if skipped or root is None else schema_tree.chosen_tag(root, tuple(path), values)
+        is_tag = chosen is not None and chosen[1] == part
         present = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
         if is_tag:
             skipped = True
@@ -102,11 +103,6 @@ def _path_in_values(details: ErrorDetails, values: Any, root: Any) -> KeyPath:
             node = node[part] if present else None
             skipped = False
     return tuple(path)
-
-
-def _is_tag(root: Any, path: KeyPath, values: Any, part: str | int) -> bool:
-    chosen = schema_tree.chosen_tag(root, path, values)
-    return chosen is not None and chosen[1] == part
 
 
 def _problems_at(

@@ -26,7 +26,9 @@ def tracked_run(args: TrainingArguments, tracking: TrackingSection, run_name: st
     if args.process_index > 0:
         trackers = []
     args.run_name = args.run_name or run_name
-    _name_project(args)
+    if args.project != "huggingface":  # TrainingArguments' own default
+        os.environ.setdefault("WANDB_PROJECT", args.project)
+        os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", args.project)
     run_dir = Path(str(args.output_dir))
     if "tensorboard" in trackers:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run_dir / "tensorboard"))
@@ -36,12 +38,6 @@ def tracked_run(args: TrainingArguments, tracking: TrackingSection, run_name: st
             _log_mlflow_artifacts(run_dir)
         if "wandb" in trackers:
             _log_wandb_artifacts(run_dir)
-
-
-def _name_project(args: TrainingArguments) -> None:
-    if args.project != "huggingface":  # TrainingArguments' own default
-        os.environ.setdefault("WANDB_PROJECT", args.project)
-        os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", args.project)
 
 
 @contextlib.contextmanager

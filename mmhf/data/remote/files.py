@@ -177,7 +177,7 @@ class RemoteFiles:
             UnreachableError: it cannot be read, after as many trials as `access` says.
             InputError: the cache cannot be written.
         """
-        content = self._read_copy(file)
+        content = None if file.size is None else self.cache.read(self._key(file), file.size)
         return self._fetch(file) if content is None else content
 
     def copy(self, name: str, target: Path) -> None:
@@ -212,9 +212,6 @@ class RemoteFiles:
 
     def _key(self, file: RemoteFile) -> str:
         return hashlib.sha256(f"{self.url_of(file.name)}\n{file.size}\n{file.version}".encode()).hexdigest()
-
-    def _read_copy(self, file: RemoteFile) -> bytes | None:
-        return None if file.size is None else self.cache.read(self._key(file), file.size)
 
     def _fetch(self, file: RemoteFile) -> bytes:
         try:

@@ -82,12 +82,9 @@ def read_table_source(section: TableDataSection | CaptionTableSection, reading: 
         table, parts[split] = _read_file(_table_at(path), section, reading, split)
         tables.append(table)
     cut = section.split if None in files and section.split_column is None else None
-    rows = make_rows(_columns_of(pa.concat_tables(tables)))
+    joined = pa.concat_tables(tables)
+    rows = make_rows({name: joined.column(name) for name in joined.column_names})
     return SourceTable(rows, parts, label_of=getattr(section, "labels", None), cut=cut)
-
-
-def _columns_of(table: pa.Table) -> dict[str, pa.ChunkedArray]:
-    return {name: table.column(name) for name in table.column_names}
 
 
 def _path(section: TableDataSection | CaptionTableSection, path: str) -> AnyPath:
@@ -201,7 +198,10 @@ def _read_batch(batch: Batch, roles: Roles, split: str | None) -> pa.Table:
         if faults:
             usable = pa.array([position not in faults for position in range(count)])
             captions = pc.if_else(usable, captions, pa.array([[]] * count, CAPTIONS_TYPE))
-            columns["image"] = pc.if_else(usable, columns["image"], _no_images(count))
+            empty = pa.StructArray.from_arrays(
+                [pa.nulls(count, each.type) for each in IMAGE_TYPE], fields=list(IMAGE_TYPE)
+            )
+            columns["image"] = pc.if_else(usable, columns["image"], empty)
         columns["captions"] = captions
     for name in dict.fromkeys(roles.extra):
         columns[extra_column(name)] = text_array(batch.columns[name])
@@ -219,11 +219,6 @@ def _read_batch(batch: Batch, roles: Roles, split: str | None) -> pa.Table:
     ]
     columns["notes"] = pa.array(notes, NOTES_TYPE)
     return pa.table(columns)
-
-
-def _no_images(count: int) -> pa.StructArray:
-    empty = [pa.nulls(count, field.type) for field in IMAGE_TYPE]
-    return pa.StructArray.from_arrays(empty, fields=list(IMAGE_TYPE))
 
 
 def _name_lists(values: Values, column: str, expected: str, faults: dict[int, str]) -> None:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.streams.captions import StreamedCaptions, judge_fault
-from mmhf.data.streams.files import ShardCount, count_shards, list_files
+from mmhf.data.streams.files import count_shards, list_files
 from mmhf.data.streams.shards import Shard, ShardFault, TarShard
 from mmhf.data.table import SPLITS, EmbeddedImages, Part, Reading, SourceTable, as_dataset, no_rows
 from mmhf.errors import InputError
@@ -124,18 +124,13 @@ def _stream(
         sizes = tuple(count.captions if section.captions == "all" else count.images for count in counts)
         length = sum(sizes)
         if not length:
-            raise InputError(
-                f"data.train: none of the {len(shards)} files has a sample to use; {_first_fault(counts)}"
-            )
+            first = next((fault for count in counts for fault in count.faults), None)
+            why = "they are empty" if first is None else f"first: {first.id}: {first.reason}"
+            raise InputError(f"data.train: none of the {len(shards)} files has a sample to use; {why}")
     if section.limit is not None:
         length = min(length, section.limit)
     logger.info("data source %s: %d samples an epoch from %d files", section.source, length, len(shards))
     return StreamedCaptions(tuple(shards), sizes, length, section, stream)
-
-
-def _first_fault(counts: Sequence[ShardCount]) -> str:
-    first = next((fault for count in counts for fault in count.faults), None)
-    return "they are empty" if first is None else f"first: {first.id}: {first.reason}"
 
 
 def _copy(shards: list[Shard], split: str) -> tuple[datasets.Dataset, list[str | None]]:

@@ -122,7 +122,9 @@ def cider_d(
         `NDArray[np.float64]` of shape `(N,)`: from 0 to 10.
     """
     frequencies = Counter(
-        ngram for of_image in references for ngram in {ngram for each in of_image for ngram in _ngrams(each)}
+        ngram
+        for of_image in references
+        for ngram in {ngram for each in of_image for counts in each.counts for ngram in counts}
     )
     log_images = math.log(max(1, len(references)))
     rarity = {ngram: log_images - math.log(frequency) for ngram, frequency in frequencies.items()}
@@ -131,10 +133,6 @@ def cider_d(
         for prediction, of_image in zip(predictions, references, strict=True)
     ]
     return np.array(scores, dtype=np.float64)
-
-
-def _ngrams(caption: CountedCaption) -> list[Ngram]:
-    return [ngram for counts in caption.counts for ngram in counts]
 
 
 def _weigh(caption: CountedCaption, rarity: Mapping[Ngram, float], unseen: float) -> _Weighted:

@@ -17,8 +17,8 @@ from mmhf.errors import InputError
 from mmhf.inference.demo.explaining import heat_map, image_relevance, scaled_words, shown_image, word_relevance
 from mmhf.inference.loading import load_model, takes_text
 from mmhf.inference.predictors import CaptionPredictor
-from mmhf.inference.probabilities import class_names, class_probabilities
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
+from mmhf.models.classification_loss import class_names, class_probabilities
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.family import family_of
 

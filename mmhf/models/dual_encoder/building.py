@@ -41,7 +41,7 @@ from mmhf.recipe.dual_encoder_recipe import (
     TextTowerSection,
     VisionTowerSection,
 )
-from mmhf.recipe.model_sections import VisionEncoderSection
+from mmhf.recipe.sections import VisionEncoderSection
 
 SIGMOID_BIAS = -10.0
 """Where the bias of the sigmoid loss starts (Zhai et al., "SigLIP"), so that most pairs begin as negatives."""

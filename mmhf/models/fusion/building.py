@@ -157,7 +157,11 @@ def load_fusion_model(
             its own.
     """
     released = config_of_parent(FusionConfig, path, section, fixed=_FIXED_BY_RELEASE, label_names=label_names)
-    _check_stand_in(released, section, path)
+    if released.stand_in == "learnt" and section.modalities.stand_in != "learnt":
+        raise InputError(
+            f"model.modalities.stand_in: {section.modalities.stand_in}, but init_from {path} has learnt ones; "
+            "set it to learnt"
+        )
     check_same_table(released, text_table, f"init_from {path}")
     released.update(_recipe_values(section, loss, missing_modalities))
     config = config_of_child(released, label_names, loss)
@@ -220,14 +224,6 @@ def check_same_table(config: FusionConfig, table: TableEncoder | None, who: str)
                 f"{who}: was trained on text embeddings of {expected.source} with {name} {value!r}, but those of the "
                 f"table are of {table.source} with {table.to_dict()[name]!r}; make one with mmhf embed --text"
             )
-
-
-def _check_stand_in(config: FusionConfig, section: FusionModelSection, path: str | Path) -> None:
-    if config.stand_in == "learnt" and section.modalities.stand_in != "learnt":
-        raise InputError(
-            f"model.modalities.stand_in: {section.modalities.stand_in}, but init_from {path} has learnt ones; "
-            "set it to learnt"
-        )
 
 
 def build_fusion_processor(

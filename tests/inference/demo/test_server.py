@@ -10,9 +10,8 @@ import psutil
 import pytest
 
 from mmhf.errors import InputError
-from mmhf.inference.demo.examples import read_captions, sample_captions, write_examples
 from mmhf.inference.demo.page import MAX_TEXT, Page
-from mmhf.inference.demo.server import is_loopback, served_demo
+from mmhf.inference.demo.server import is_loopback, read_captions, sample_captions, served_demo, write_examples
 from mmhf.inference.demo.subjects import load_subject
 from mmhf.sample_data import read_sample
 

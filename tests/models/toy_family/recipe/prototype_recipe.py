@@ -6,8 +6,7 @@ from typing import Literal
 
 from mmhf.conventions import Modality
 from mmhf.recipe.classification import ClassificationRecipe
-from mmhf.recipe.model_sections import EncoderSection, ModelSection, VisionEncoderSection
-from mmhf.recipe.sections import PositiveInt
+from mmhf.recipe.sections import EncoderSection, ModelSection, PositiveInt, VisionEncoderSection
 
 
 class PrototypeModelSection(ModelSection):

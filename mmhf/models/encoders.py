@@ -141,9 +141,9 @@ def run_vision(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, **a
     """
     if isinstance(encoder, TimmWrapperModel):
         return encoder(pixel_values=pixel_values, do_pooling=pooling == "pooler", return_dict=True, **asked)
-    if pixel_values.shape[-1] != native_image_size(encoder.config):
-        if "interpolate_pos_encoding" in inspect.signature(type(encoder).forward).parameters:
-            asked["interpolate_pos_encoding"] = True
+    accepted = inspect.signature(type(encoder).forward).parameters
+    if "interpolate_pos_encoding" in accepted and pixel_values.shape[-1] != native_image_size(encoder.config):
+        asked["interpolate_pos_encoding"] = True
     return encoder(pixel_values=pixel_values, return_dict=True, **asked)
 
 

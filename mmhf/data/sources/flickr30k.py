@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from mmhf.data.captions import join_captions
 from mmhf.data.delimited import read_lines
+from mmhf.data.hub_datasets import DatasetColumns, load_hub_splits, read_dataset
 from mmhf.data.readers import require_column
 from mmhf.data.remote.paths import AnyPath, RemotePath, data_path
-from mmhf.data.sources.hub import load_hub_splits, read_dataset
 from mmhf.data.sources.image_folder import list_folder
 from mmhf.data.sources.image_tree import is_hidden
 from mmhf.data.sources.table import images_below
@@ -216,15 +216,10 @@ def _read_splits(loaded: Any, section: Flickr30kSection, origin: str) -> SourceT
     for column in ("image", "caption"):
         require_column(origin, column, part.features)
     split_column = "split" if "split" in part.features and section.split is None else None
-    rows, used = read_dataset(
-        part,
-        origin=origin,
-        image="image",
-        captions=["caption"],
-        id_column="filename" if "filename" in part.features else None,
-        split_column=split_column,
-        split_names=_KARPATHY_SPLITS,
+    columns = DatasetColumns(
+        "image", ["caption"], id="filename" if "filename" in part.features else None, split=split_column
     )
+    rows, used = read_dataset(part, columns, origin=origin, split_names=_KARPATHY_SPLITS)
     images = EmbeddedImages(datasets.Image(decode=False))
     cut = None if split_column else section.split or ImageSplitSection()
     return SourceTable(rows, {None: Part(origin, images)}, cut=cut, used=used)

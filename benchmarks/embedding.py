@@ -21,8 +21,8 @@ from transformers import CLIPConfig, CLIPModel
 
 from mmhf.inference.embedders import DualEncoderEmbedder, RowEmbedder
 from mmhf.inference.inputs import IMAGE
+from mmhf.inference.jobs import Batch
 from mmhf.inference.shards import ShardFolder
-from mmhf.inference.table_job import Batch
 
 BATCH, BATCHES = 16, 6
 

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmhf.data.columns import codes_of, encodable, number_rows
 from mmhf.data.images import shorten
 from mmhf.data.readers import Values
-from mmhf.data.table import CAPTIONS_TYPE, codes_of, encodable, number_rows
+from mmhf.data.table import CAPTIONS_TYPE
 
 _ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=[^)]*)?\)", re.DOTALL)
 """How numpy writes an array that is in another one."""

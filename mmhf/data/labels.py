@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mmhf.data.columns import codes_of
 from mmhf.data.images import shorten
-from mmhf.data.table import SourceTable, codes_of
+from mmhf.data.table import SourceTable
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.captions import clean_captions, empty_captions, is_empty
+from mmhf.data.columns import IMAGE_TYPE
 from mmhf.data.images import ImageFault, shorten
-from mmhf.data.table import CAPTIONS_TYPE, IMAGE_TYPE, EmbeddedImages, Reading, SourceTable, extra_column
+from mmhf.data.table import CAPTIONS_TYPE, EmbeddedImages, Reading, SourceTable, extra_column
 from mmhf.errors import InputError
 from mmhf.parallel import map_in_threads
 from mmhf.recipe.data_sections import DataSectionBase

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mmhf.data.columns import codes_of, number_rows
 from mmhf.data.images import shorten
-from mmhf.data.table import SPLITS, SourceTable, codes_of, extra_column, number_rows
+from mmhf.data.table import SPLITS, SourceTable, extra_column
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import ImageSplitSection
 from mmhf.recipe.data_sections import FiltersSection, SplitSection

@@ -5,8 +5,8 @@ from __future__ import annotations
 import transformers
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from mmhf.inference.jobs import JobSettings, JobSummary
 from mmhf.inference.predictors import predict_table
-from mmhf.inference.table_job import JobSettings, JobSummary
 from mmhf.models.family import families, register_families
 
 __all__ = ["JobSettings", "JobSummary", "pipeline", "predict_table"]

@@ -24,17 +24,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from mmhf.conventions import Processor
 from mmhf.errors import InputError
 from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, model_hash, read_rows
+from mmhf.inference.jobs import EMBEDDING_SUFFIX, Batch, JobSettings, JobSummary, place_rows
 from mmhf.inference.loading import load_model, load_with, model_type_of
-from mmhf.inference.outputs import check_output
-from mmhf.inference.table_job import (
-    EMBEDDING_SUFFIX,
-    Batch,
-    JobSettings,
-    JobSummary,
-    TableJob,
-    place_rows,
-    refuse_existing,
-)
+from mmhf.inference.outputs import check_output, refuse_existing
+from mmhf.inference.table_job import TableJob
 from mmhf.models.family import families
 
 SOURCE_KEY = b"mmhf.source"

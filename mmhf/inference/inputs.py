@@ -14,11 +14,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from mmhf.data.captions import captions_in
+from mmhf.data.columns import as_text
 from mmhf.data.images import BadImageError, DataFolder, decode_image
 from mmhf.data.readers import TableFile, read_table, require_column
 from mmhf.data.sources.fakeddit import IMAGE_FOLDERS
 from mmhf.data.sources.image_folder import list_folder
-from mmhf.data.table import as_text
 from mmhf.errors import InputError
 from mmhf.files import RECIPE_FILE
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmhf.errors import InputError
+from mmhf.inference.inputs import files_hash
 
 # What some reader may take for a separator, the end of a line, or blanks to strip, if it is not in quotes.
 _NEEDS_QUOTES = re.compile(r'[",;|\t\r\n\0]|^\s|\s$|^\ufeff|^$')
@@ -157,3 +158,38 @@ class CsvWriter:
         else:
             text = str(value)
         return '"' + text.replace('"', '""') + '"' if _NEEDS_QUOTES.search(text) else text
+
+
+JOB_KEY = b"mmhf.job"
+"""Key of a parquet file's metadata that says what it was made from, and what came of it; a CSV file has `.job.json`
+beside it."""
+
+
+def read_record(output: Path) -> dict[str, Any] | None:
+    """What a job's output was made from (`identity`, hashes of image states and digests) and its `tally`.
+
+    None for a file that no job wrote, or that was changed since.
+    """
+    if not output.is_file():
+        return None
+    if output.suffix.lower() == ".parquet":
+        try:
+            metadata = pq.read_schema(output).metadata or {}
+        except (pa.ArrowException, OSError):
+            return None
+        return json.loads(metadata[JOB_KEY]) if JOB_KEY in metadata else None
+    try:
+        record = json.loads(_record_beside(output).read_text(encoding="utf-8"))
+        return record if record["output"] == files_hash([output]) else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def refuse_existing(output: Path) -> None:
+    """Raise `InputError` if there is a file that no job wrote, before anything is loaded for one that would."""
+    if output.exists() and read_record(output) is None:
+        raise InputError(f"{output}: exists already; choose another name, or overwrite it")
+
+
+def _record_beside(output: Path) -> Path:
+    return output.with_name(f"{output.name}.job.json")

@@ -15,9 +15,10 @@ from mmhf.data.text_embeddings import TextEmbeddingTable, TextTableProcessor
 from mmhf.errors import InputError
 from mmhf.inference.captioning import check_generation
 from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, files_hash, model_hash, read_rows
+from mmhf.inference.jobs import Batch, JobSettings, JobSummary, place_rows
 from mmhf.inference.loading import load_model, takes_text
-from mmhf.inference.outputs import check_output
-from mmhf.inference.table_job import Batch, JobSettings, JobSummary, TableJob, place_rows, refuse_existing
+from mmhf.inference.outputs import check_output, refuse_existing
+from mmhf.inference.table_job import TableJob
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
 from mmhf.models.classification_loss import class_names, class_probabilities
 from mmhf.models.family import family_of

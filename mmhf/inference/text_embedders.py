@@ -18,9 +18,10 @@ from mmhf.data.text_embeddings import EMBEDDING_COLUMN, ENCODER_KEY, HASH_COLUMN
 from mmhf.errors import InputError
 from mmhf.inference.embedders import EmbedderInputs, RowEmbedder
 from mmhf.inference.inputs import IMAGE, TEXT, TableRows, read_rows
+from mmhf.inference.jobs import JobSettings, JobSummary
 from mmhf.inference.loading import choose_device
-from mmhf.inference.outputs import check_output
-from mmhf.inference.table_job import JobSettings, JobSummary, TableJob, refuse_existing
+from mmhf.inference.outputs import check_output, refuse_existing
+from mmhf.inference.table_job import TableJob
 from mmhf.models.backbones import load_encoder, load_encoder_config, load_tokenizer, reference_of
 from mmhf.models.encoders import TEXT_POOLINGS
 from mmhf.models.text_tables import TableEncoder, embed_tokens, weights_digest

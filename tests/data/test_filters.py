@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from mmhf.data.columns import text_array
 from mmhf.data.filters import blank_placeholders, filter_rows
-from mmhf.data.table import extra_column, text_array
+from mmhf.data.table import extra_column
 from mmhf.errors import InputError
 from mmhf.recipe.data_sections import FiltersSection
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmhf.data.columns import image_array
 from mmhf.data.datasets import RowDataset
 from mmhf.data.read_ahead import ReadAhead, find_run, reads_ahead
 from mmhf.data.remote.files import RemoteFiles
 from mmhf.data.remote.images import RemoteImageFeature
-from mmhf.data.table import as_dataset, image_array
+from mmhf.data.table import as_dataset
 
 _ROWS = 40
 

@@ -5,8 +5,8 @@ import json
 import pandas as pd
 import pytest
 
+from mmhf.data.columns import as_text
 from mmhf.data.readers import read_table
-from mmhf.data.table import as_text
 from mmhf.errors import InputError
 
 

@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoProcessor
 
 from mmhf.errors import InputError
 from mmhf.inference.embedders import RowEmbedder, embed_table
-from mmhf.inference.table_job import JobSettings, TableJob
+from mmhf.inference.jobs import JobSettings
+from mmhf.inference.table_job import TableJob
 from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_processor
 from mmhf.recipe import recipe_from_dict
 from tests.inference.embedding_models import COLOURS, save_tiny_clip

@@ -12,10 +12,10 @@ import pyarrow as pa
 from datasets.features.features import register_feature
 from datasets.table import array_cast
 
+from mmhf.data.columns import IMAGE_TYPE, codes_of
 from mmhf.data.images import MAX_IMAGE_BYTES, BadImageError, ImageFault, find_image_problem, find_name_escape
 from mmhf.data.remote.files import Access, RemoteFile, RemoteFileError, RemoteFiles, remote_files
 from mmhf.data.remote.paths import RemotePath
-from mmhf.data.table import IMAGE_TYPE, codes_of
 
 _MISSING = "missing"
 

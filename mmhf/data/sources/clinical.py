@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmhf.data.columns import codes_of, image_array, text_array
 from mmhf.data.readers import read_batches
 from mmhf.data.remote.paths import AnyPath, data_path
 from mmhf.data.sources.table import Roles, images_below, read_roles
-from mmhf.data.table import Part, Reading, SourceTable, codes_of, extra_column, image_array, make_rows, text_array
+from mmhf.data.table import Part, Reading, SourceTable, extra_column, make_rows
 from mmhf.errors import InputError
 from mmhf.recipe.data_sections import ClinicalDataSection, ClinicalTableSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names

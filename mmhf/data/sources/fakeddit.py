@@ -5,10 +5,11 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mmhf.data.columns import image_array
 from mmhf.data.readers import read_batches
 from mmhf.data.remote.paths import AnyPath, data_path
 from mmhf.data.sources.table import Roles, images_below, read_roles
-from mmhf.data.table import SPLITS, Part, Reading, SourceTable, image_array, make_rows
+from mmhf.data.table import SPLITS, Part, Reading, SourceTable, make_rows
 from mmhf.errors import InputError
 from mmhf.recipe.data_sections import FakedditDataSection
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmhf.data.captions import join_captions
+from mmhf.data.columns import encodable, named_images
 from mmhf.data.delimited import read_lines
 from mmhf.data.hub_datasets import DatasetColumns, load_hub_splits, read_dataset
 from mmhf.data.readers import require_column
@@ -22,17 +23,7 @@ from mmhf.data.sources.image_folder import list_folder
 from mmhf.data.sources.image_tree import is_hidden
 from mmhf.data.sources.table import images_below
 from mmhf.data.splits import SPLIT_OF_NAME, name_splits
-from mmhf.data.table import (
-    CAPTIONS_TYPE,
-    NOTES_TYPE,
-    EmbeddedImages,
-    Part,
-    Reading,
-    SourceTable,
-    as_dataset,
-    encodable,
-    named_images,
-)
+from mmhf.data.table import CAPTIONS_TYPE, NOTES_TYPE, EmbeddedImages, Part, Reading, SourceTable, as_dataset
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import Flickr30kSection, ImageSplitSection
 

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from mmhf.data.columns import as_text
 from mmhf.data.hub_datasets import (
     DatasetColumns,
     load_hub_files,
@@ -21,14 +22,7 @@ from mmhf.data.hub_datasets import (
 from mmhf.data.readers import require_column
 from mmhf.data.sources.webdataset import read_shards
 from mmhf.data.streams.shards import ParquetShard, Shard
-from mmhf.data.table import (
-    EmbeddedImages,
-    Part,
-    Reading,
-    SourceTable,
-    as_text,
-    no_rows,
-)
+from mmhf.data.table import EmbeddedImages, Part, Reading, SourceTable, no_rows
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionHubSection
 from mmhf.recipe.data_sections import HubDataSection, SplitSection

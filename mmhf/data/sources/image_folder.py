@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from mmhf.data.columns import named_images
 from mmhf.data.images import DataFolder, find_name_escape
 from mmhf.data.remote.images import RemoteImages
 from mmhf.data.remote.paths import RemotePath, data_path
@@ -34,7 +35,6 @@ from mmhf.data.table import (
     SourceTable,
     as_dataset,
     make_rows,
-    named_images,
 )
 from mmhf.errors import InputError
 from mmhf.recipe.data_sections import ImageFolderDataSection, SplitSection

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmhf.data.captions import caption_array, content_keys, join_captions
+from mmhf.data.columns import IMAGE_TYPE, image_array, named_images, text_array
 from mmhf.data.readers import Batch, Values, read_batches
 from mmhf.data.remote.images import RemoteImages
 from mmhf.data.remote.paths import AnyPath, data_path
@@ -18,7 +19,6 @@ from mmhf.data.sources.image_folder import list_folder
 from mmhf.data.splits import SPLIT_OF_NAME, name_splits
 from mmhf.data.table import (
     CAPTIONS_TYPE,
-    IMAGE_TYPE,
     NOTES_TYPE,
     ImageFiles,
     Images,
@@ -26,10 +26,7 @@ from mmhf.data.table import (
     Reading,
     SourceTable,
     extra_column,
-    image_array,
     make_rows,
-    named_images,
-    text_array,
 )
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionTableSection

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmhf.data.captions import captions_in, clean_captions
+from mmhf.data.columns import as_text
 from mmhf.data.images import MAX_IMAGE_BYTES
 from mmhf.data.remote.cache import version_of
 from mmhf.data.remote.files import failures_of
-from mmhf.data.table import as_text
 
 UNREADABLE = (
     OSError,

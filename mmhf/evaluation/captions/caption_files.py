@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mmhf.data.captions import captions_in
+from mmhf.data.columns import as_text
 from mmhf.data.readers import TableFile, read_table
-from mmhf.data.table import as_text
 from mmhf.errors import InputError
 
 _ID_COLUMNS = ("image_id", "id", "file_name", "filename", "image_name", "image")

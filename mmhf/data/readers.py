@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -16,7 +17,7 @@ from mmhf.data.remote.paths import AnyPath
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 
-Values: TypeAlias = pa.Array | list[Any]
+Values: TypeAlias = pa.Array | pa.ChunkedArray | list[Any]
 """The values of a column: an array where they have one type, else as they are."""
 
 _ROWS_AT_ONCE = 4096
@@ -42,17 +43,38 @@ class Batch:
 
 @dataclass
 class TableFile:
-    """Some columns of a table as Python values, for tables that are passed on row by row."""
+    """Some columns of a table, for tables that are passed on row by row."""
 
     origin: str
-    columns: dict[str, list[Any]]
+    columns: dict[str, Values]
+    """Arrow holds them; only values of several types, which JSON may have in one column, are a list."""
     rows: list[int]
     malformed: dict[int, str] = field(default_factory=dict)
     """Position → why the row cannot be read."""
 
+    @classmethod
+    def of(cls, origin: str, columns: Mapping[str, Sequence[Any]]) -> TableFile:
+        """A table of equally long columns, whose rows are numbered from 1."""
+        count = len(next(iter(columns.values()), ()))
+        return cls(
+            origin, {name: _compact(list(values)) for name, values in columns.items()}, list(range(1, count + 1))
+        )
+
+    def value(self, name: str, position: int) -> Any:
+        """A row's value in a column."""
+        found = self.columns[name][position]
+        return found.as_py() if isinstance(found, pa.Scalar) else found
+
+    def values(self, name: str) -> list[Any]:
+        """A column's values."""
+        return _as_list(self.columns[name])
+
     def select(self, positions: list[int]) -> TableFile:
         """Return the rows at these positions."""
-        columns = {name: [values[position] for position in positions] for name, values in self.columns.items()}
+        columns: dict[str, Values] = {
+            name: [values[position] for position in positions] if isinstance(values, list) else values.take(positions)
+            for name, values in self.columns.items()
+        }
         malformed = {new: self.malformed[old] for new, old in enumerate(positions) if old in self.malformed}
         return TableFile(self.origin, columns, [self.rows[position] for position in positions], malformed)
 
@@ -137,19 +159,40 @@ def read_batches(
 def read_table(
     path: str | AnyPath, columns: Sequence[str | None] | None = None, *, optional: Sequence[str] = ()
 ) -> TableFile:
-    """`read_batches` as one table of Python values.
+    """`read_batches` as one table.
 
     Args:
         path, columns, optional:
             As `read_batches` takes them.
     """
     table = TableFile(str(path), {}, [])
+    parts: dict[str, list[Values]] = {}
     for batch in read_batches(path, columns, optional=optional):
         table.malformed.update({len(table.rows) + position: reason for position, reason in batch.faults.items()})
         table.rows += batch.rows
         for name, values in batch.columns.items():
-            table.columns.setdefault(name, []).extend(values.to_pylist() if isinstance(values, pa.Array) else values)
+            parts.setdefault(name, []).append(values)
+    table.columns = {name: _joined(of_column) for name, of_column in parts.items()}
     return table
+
+
+def _joined(parts: Sequence[Values]) -> Values:
+    kinds = {None if isinstance(part, list) else part.type for part in parts}
+    if len(kinds) == 1 and None not in kinds:
+        return pa.chunked_array(parts)
+    return _compact([value for part in parts for value in _as_list(part)])
+
+
+def _compact(values: list[Any]) -> Values:
+    """Texts as an array; other values, whose types Arrow would change, as they are."""
+    if all(value is None or isinstance(value, str) for value in values):
+        with contextlib.suppress(UnicodeEncodeError):  # halves of UTF-16 pairs, which JSON can hold
+            return pa.array(values, pa.string())
+    return values
+
+
+def _as_list(values: Values) -> list[Any]:
+    return values if isinstance(values, list) else values.to_pylist()
 
 
 def _read_separated(path: AnyPath, wanted: Wanted, separator: str | None) -> list[Batch]:

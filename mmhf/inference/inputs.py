@@ -9,12 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import yaml
 from PIL import Image
 from torch.utils.data import Dataset
 
 from mmhf.data.captions import captions_in
-from mmhf.data.columns import as_text
+from mmhf.data.columns import as_text, encodable, text_array
 from mmhf.data.images import BadImageError, DataFolder, decode_image
 from mmhf.data.readers import TableFile, read_table, require_column
 from mmhf.data.sources.fakeddit import IMAGE_FOLDERS
@@ -54,8 +56,8 @@ class TableRows:
 
     Args:
         table (`TableFile`): The table's own columns, and which rows are malformed.
-        texts (`list[list[str]]`, *optional*): A row's texts: one, its captions, or none where it has none; None when
-            no texts are read.
+        texts (`pa.Array`, *optional*): Lists of a row's texts: one, its captions, or none where it has none; None
+            when no texts are read.
         image_column (`str`, *optional*): A column, or a template such as `{id}.jpg`; None when there are no images.
         text_columns (`tuple[str, ...]`): Where the texts are from.
         folder (`DataFolder`): Holds the images; no path may leave it.
@@ -63,7 +65,7 @@ class TableRows:
     """
 
     table: TableFile
-    texts: list[list[str]] | None
+    texts: pa.Array | None
     image_column: str | None
     text_columns: tuple[str, ...]
     folder: DataFolder
@@ -95,7 +97,7 @@ class TableRows:
 
     def example(self, index: int, *, with_image: bool = True) -> Example:
         """A row with its image decoded."""
-        texts = tuple(self.texts[index]) if self.texts is not None else ()
+        texts = tuple(self.texts[index].as_py()) if self.texts is not None else ()
         if not with_image:
             return Example(texts=texts)
         state, digest = self.image_state(index), ""
@@ -109,6 +111,10 @@ class TableRows:
             return Example(None, texts, str(error), state, digest)
         except OSError as error:
             return Example(None, texts, f"the image file cannot be read: {error.strerror}", state, digest)
+
+    def first_texts(self) -> list[str]:
+        """Each row's first text, `""` where it has none."""
+        return [] if self.texts is None else [texts[0] if texts else "" for texts in self.texts.to_pylist()]
 
     def image_state(self, index: int) -> str:
         """What changes with the content of a row's image file, and at times without it: its size and its times."""
@@ -137,10 +143,9 @@ class TableRows:
         if self.image_column is None:
             return None
         if self.image_column in self.table.columns:
-            return self.table.columns[self.image_column][index]
-        fields = {
-            name: as_text(self.table.columns[name][index]) for name in _TEMPLATE_FIELD.findall(self.image_column)
-        }
+            return self.table.value(self.image_column, index)
+        names = _TEMPLATE_FIELD.findall(self.image_column)
+        fields = {name: as_text(self.table.value(name, index)) for name in names}
         if None in fields.values():
             return None
         return _TEMPLATE_FIELD.sub(lambda match: str(fields[match[1]]), self.image_column)
@@ -222,7 +227,12 @@ def read_rows(
     if IMAGE in given and reads[IMAGE] is False:
         raise InputError("columns.image: texts alone are read")
     path = _table_file(Path(input_path), needs_table=reads[TEXT] is True)
-    table = _list_images(path) if path.is_dir() else read_table(path)
+    if path.is_dir():
+        names = sorted(list_folder(path, on_link_out="skip").images)
+        table = TableFile.of(str(path), {"file_name": names})
+        table_hash = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    else:
+        table, table_hash = read_table(path), files_hash([path])
     if not table.rows:
         raise InputError(f"{path}: has no {'images' if path.is_dir() else 'rows'}")
     if limit is not None:
@@ -253,21 +263,28 @@ def read_rows(
         image_column=chosen.get(IMAGE),
         text_columns=text_columns,
         folder=DataFolder(_image_root(beside, image_root, trained_on.get("image_dirs", ()))),
-        table_hash=_names_hash(table) if path.is_dir() else files_hash([path]),
+        table_hash=table_hash,
     )
 
 
 def _with_texts(
     table: TableFile, columns: Sequence[str], of_captions: Collection[str]
-) -> tuple[TableFile, list[list[str]] | None]:
+) -> tuple[TableFile, pa.Array | None]:
     """Each row's texts, and the table with the rows whose texts are none marked as malformed."""
     if not columns:
         return table, None
+    values = table.columns[columns[0]]
+    is_text = not isinstance(values, list) and pa.types.is_string(values.type)
+    if is_text and len(columns) == 1 and columns[0] not in of_captions:
+        found_texts = text_array(values)
+        counts = found_texts.is_valid().to_numpy(zero_copy_only=False).astype(np.int32)
+        offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)])
+        return table, pa.ListArray.from_arrays(pa.array(offsets), found_texts.drop_null())
     malformed, texts = dict(table.malformed), []
     for position in range(len(table.rows)):
         found: list[str | None] = []
         for column in columns:
-            value = table.columns[column][position]
+            value = table.value(column, position)
             try:
                 if column in of_captions or (of_captions and isinstance(value, list | tuple)):
                     found += [as_text(text) for text in captions_in(value)]
@@ -277,8 +294,8 @@ def _with_texts(
                     found.append(as_text(value))
             except ValueError as error:
                 malformed.setdefault(position, str(error))
-        texts.append([text for text in found if text])
-    return replace(table, malformed=malformed), texts
+        texts.append([encodable(text) for text in found if text])
+    return replace(table, malformed=malformed), pa.array(texts, pa.list_(pa.string()))
 
 
 def _table_file(path: Path, *, needs_table: bool) -> Path:
@@ -291,15 +308,6 @@ def _table_file(path: Path, *, needs_table: bool) -> Path:
     if not needs_table:
         return path
     raise InputError(f"{path}: needs one of {', '.join(_METADATA_FILES)} with the columns file_name and text")
-
-
-def _list_images(path: Path) -> TableFile:
-    names = sorted(list_folder(path, on_link_out="skip").images)
-    return TableFile(str(path), {"file_name": names}, list(range(1, len(names) + 1)))
-
-
-def _names_hash(table: TableFile) -> str:
-    return hashlib.sha256("\n".join(table.columns["file_name"]).encode()).hexdigest()
 
 
 def _trained_columns(model_dir: str | Path | None) -> dict[str, Sequence[str]]:

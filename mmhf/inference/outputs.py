@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmhf.data.readers import Values
 from mmhf.errors import InputError
 from mmhf.inference.inputs import files_hash
 
@@ -29,7 +30,7 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
         raise InputError(f"{path}: is a folder; name a {names} file")
 
 
-def passed_columns(columns: Mapping[str, Sequence[Any]], made: Collection[str], *, nested: bool) -> pa.Table:
+def passed_columns(columns: Mapping[str, Values], made: Collection[str], *, nested: bool) -> pa.Table:
     """The input's columns in the form they are written in.
 
     A column that has the name of one that is made, such as `label`, gets `input_` before it. Columns of bytes (images
@@ -37,20 +38,23 @@ def passed_columns(columns: Mapping[str, Sequence[Any]], made: Collection[str], 
     column, and half a surrogate pair its escape, `\\ud83d`.
 
     Args:
-        columns (`Mapping[str, Sequence]`): Values by column, equally many.
+        columns (`Mapping[str, Values]`): Values by column, equally many.
         made (`Collection[str]`): Names of the columns that come beside them.
         nested (`bool`): Whether lists and dicts are written as such; if not, they become JSON.
     """
     passed: dict[str, pa.Array | pa.ChunkedArray] = {}
     taken = {*made, *columns}
     for name, values in columns.items():
-        if any(isinstance(each.get("bytes") if isinstance(each, dict) else each, bytes) for each in values):
-            continue
+        is_text = not isinstance(values, list) and pa.types.is_string(values.type)
+        if not is_text:
+            values = values if isinstance(values, list) else values.to_pylist()
+            if any(isinstance(each.get("bytes") if isinstance(each, dict) else each, bytes) for each in values):
+                continue
         free = _encodable(name)
         while free in made or (free != name and free in taken):
             free = f"input_{free}"
         taken.add(free)
-        passed[free] = _to_arrow(values, nested=nested)
+        passed[free] = values if is_text else _to_arrow(values, nested=nested)
     return pa.table(passed)
 
 

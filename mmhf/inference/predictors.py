@@ -286,7 +286,7 @@ def _with_table(model: PreTrainedModel, processor: Processor, rows: TableRows, p
     table = TextEmbeddingTable.open(path)
     config: Any = model.config
     check_same_table(config, TableEncoder.from_dict(table.encoder), "the model")
-    texts = [each[0] if each else "" for each in rows.texts or []]
+    texts = rows.first_texts()
     may_lack = TEXT in config.missing_modalities
     absent = [
         number for number, place in enumerate(table.positions(texts)) if place < 0 and (texts[number] or not may_lack)

@@ -153,7 +153,7 @@ class EmbeddingIndex:
             return [None] * len(values)
         columns = {name: [value[name] for value in values] for name in values[0]} if values else {}
         rows = TableRows(
-            table=TableFile(str(self.path), columns, list(range(1, len(values) + 1))),
+            table=TableFile.of(str(self.path), columns),
             texts=None,
             image_column=self._source["image column"],
             text_columns=(),

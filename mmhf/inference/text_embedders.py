@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -204,15 +205,14 @@ def rows_of_texts(origin: str, columns: Mapping[str, Sequence[Any]], *, limit: i
         limit (`int`, *optional*): The first rows only.
     """
     chosen = {name: list(values)[:limit] for name, values in columns.items()}
-    texts = [[text] if text else [] for text in chosen["text"]]
+    texts = pa.array([[text] if text else [] for text in chosen["text"]], pa.list_(pa.string()))
     digest = hashlib.sha256(json.dumps(chosen, default=str).encode()).hexdigest()
-    table = TableFile(origin, chosen, list(range(1, len(texts) + 1)))
-    return TableRows(table, texts, None, ("text",), DataFolder("."), digest)
+    return TableRows(TableFile.of(origin, chosen), texts, None, ("text",), DataFolder("."), digest)
 
 
 def _with_hashes(rows: TableRows) -> TableRows:
     """The rows with what each text is looked up by, in the place of what an earlier table says of it."""
     made = (HASH_COLUMN, EMBEDDING_COLUMN, "error")
     columns = {name: values for name, values in rows.table.columns.items() if name not in made}
-    columns[HASH_COLUMN] = text_hashes([texts[0] if texts else "" for texts in rows.texts or []])
+    columns[HASH_COLUMN] = text_hashes(rows.first_texts())
     return replace(rows, table=replace(rows.table, columns=columns))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from mmhf.data.columns import as_text
@@ -22,7 +23,11 @@ def test_each_format_gives_the_same_columns(tmp_path, ending):
     }
     write[ending]()
     table = read_table(path, ["id", None, "text"], optional=["absent"])
-    assert table.columns == {"id": ["nan", "1e5", "007"], "text": ["a, b", "c\td", None], "absent": [None] * 3}
+    assert {name: table.values(name) for name in table.columns} == {
+        "id": ["nan", "1e5", "007"],
+        "text": ["a, b", "c\td", None],
+        "absent": [None] * 3,
+    }
     assert table.rows == [1, 2, 3]
     assert table.malformed == {}
 
@@ -44,7 +49,7 @@ def test_broken_json_lines_are_named_by_line(tmp_path):
     path.write_text(json.dumps({"text": "a"}) + "\n\n{broken\n[1]\n" + json.dumps({"text": "b"}) + "\n")
     table = read_table(path, ["text"])
     assert table.rows == [1, 3, 4, 5]
-    assert table.columns["text"] == ["a", None, None, "b"]
+    assert table.values("text") == ["a", None, None, "b"]
     assert set(table.malformed) == {1, 2}
     assert "not JSON" in table.malformed[1] and "not a JSON object" in table.malformed[2]
 
@@ -64,7 +69,23 @@ def test_selecting_rows_keeps_numbers_and_reasons(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("a,b\n1,2\n3\n5,6\n")
     table = read_table(path, ["a"]).select([2, 1])
-    assert (table.columns["a"], table.rows, table.malformed) == (["5", None], [3, 2], {1: "1 fields instead of 2"})
+    assert (table.values("a"), table.rows, table.malformed) == (["5", None], [3, 2], {1: "1 fields instead of 2"})
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_texts_stay_in_arrow_and_mixed_values_as_they_are(tmp_path, ending):
+    path = tmp_path / f"t.{ending}"
+    frame = pd.DataFrame({"text": [f"text {number}" for number in range(5000)]})  # more than one batch
+    {
+        "csv": lambda p: frame.to_csv(p, index=False),
+        "jsonl": lambda p: frame.to_json(p, orient="records", lines=True),
+    }.get(ending, frame.to_parquet)(path)
+    table = read_table(path)
+    assert pa.types.is_string(table.columns["text"].type)
+    assert table.value("text", 4999) == table.select([4999]).value("text", 0) == "text 4999"
+    path = tmp_path / "mixed.jsonl"
+    path.write_text('{"a": 1}\n{"a": "1"}\n{"a": 2.0}\n')
+    assert read_table(path).columns["a"] == [1, "1", 2.0]
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_every_reader_of_csv_reads_the_same_cells(rows: list[tuple[str | None, .
     assert frame.to_numpy().tolist() == wanted
     ours = read_table(path)
     assert not ours.malformed
-    cells = [list(row) for row in zip(*ours.columns.values(), strict=True)]
+    cells = [list(row) for row in zip(*map(ours.values, ours.columns), strict=True)]
     assert cells == [[cell or None for cell in row] for row in rows]
 
 

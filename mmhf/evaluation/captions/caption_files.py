@@ -109,8 +109,7 @@ def _read_json(path: Path) -> TableFile:
     if records is None:
         raise InputError(f"{path}: expected a list of objects, COCO's annotations, or {{id: caption}}")
     names = dict.fromkeys(name for record in records for name in record)
-    columns = {name: [record.get(name) for record in records] for name in names}
-    return TableFile(str(path), columns, list(range(1, len(records) + 1)))
+    return TableFile.of(str(path), {name: [record.get(name) for record in records] for name in names})
 
 
 def _json_records(content: Any) -> list[dict[str, Any]] | None:
@@ -139,7 +138,7 @@ def _column(table: TableFile, names: Sequence[str], meaning: str) -> str:
 
 def _ids(table: TableFile) -> list[str]:
     column = _column(table, _ID_COLUMNS, "the image's name")
-    ids = [as_text(value) for value in table.columns[column]]
+    ids = [as_text(value) for value in table.values(column)]
     for name, row in zip(ids, table.rows, strict=True):
         if name is None:
             raise InputError(f"{table.origin}, row {row}: column {column!r} is empty; it names the image")
@@ -147,7 +146,7 @@ def _ids(table: TableFile) -> list[str]:
 
 
 def _predictions(table: TableFile, column: str) -> list[str]:
-    texts = [_texts(value) for value in table.columns[column]]
+    texts = [_texts(value) for value in table.values(column)]
     for of_image, row in zip(texts, table.rows, strict=True):
         if len(of_image) > 1:
             raise InputError(f"{table.origin}, row {row}: {len(of_image)} captions in column {column!r}; expected one")
@@ -168,12 +167,13 @@ def _references(table: TableFile, ids: Sequence[str], exclude: str | None = None
     if not columns:
         names = [name for name in _REFERENCE_COLUMNS if name != exclude]
         columns = [_column(table, names, "references")]
+    values = [table.values(column) for column in columns]
     by_image: dict[str, list[str]] = {}
     num_empty = 0
     for position, name in enumerate(ids):
         of_image = by_image.setdefault(name, [])
-        for column in columns:
-            texts = _texts(table.columns[column][position])
+        for of_column in values:
+            texts = _texts(of_column[position])
             of_image += [text for text in texts if text]
             # A numbered column that is empty is a row with fewer references, not an empty one.
             num_empty += 0 if len(columns) > 1 else sum(not text for text in texts)
@@ -191,5 +191,5 @@ def _image_names(table: TableFile, ids: Sequence[str]) -> dict[str, str]:
     column = _first(table, _IMAGE_COLUMNS)
     if column is None:
         return {}
-    values = table.columns[column]
+    values = table.values(column)
     return {name: value for name, value in zip(ids, values, strict=True) if isinstance(value, str)}

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,13 +41,18 @@ CHANGES_FILE = "changes.json"
 RELEASE_FILE = "release.json"
 """What makes a folder a release."""
 
+_TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{16}\.partial")
+_DAY = 86_400.0
+_tidied: set[Path] = set()
+
 
 @contextlib.contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A temporary path to write to; the file moves to `path` when the block ends, and is removed if it raises.
 
     Readers see the old file or the new one and never half of it, wherever the process is killed. Parent folders are
-    made. Several processes may write the same file: the last one wins.
+    made. Several processes may write the same file: the last one wins. What a killed process left behind is removed
+    by the next one that writes into the folder.
 
     Args:
         path (`str` or `Path`): The file.
@@ -118,5 +128,51 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
 
 
 def _temporary(target: Path) -> Path:
-    # Neither process ids nor fixed names will do: several machines may share the folder.
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    """A name that no other process uses, and that says which one does."""
+    folder = target.parent.absolute()
+    if folder not in _tidied:  # once a process, for a folder may hold a million files
+        _tidied.add(folder)
+        _remove_leftovers(folder)
+    return target.with_name(f".{target.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:16]}.partial")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing: those of this machine at once, those of others after a day."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        found = [(entry, match) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name)) is not None]
+    for entry, match in found:
+        with contextlib.suppress(OSError):  # another process removes it, too
+            if match["machine"] == _machine():
+                is_dead = not _is_alive(int(match["process"]))
+            else:
+                inside = os.scandir(entry) if entry.is_dir(follow_symlinks=False) else ()
+                newest = max(each.stat(follow_symlinks=False).st_mtime for each in (entry, *inside))
+                is_dead = time.time() - newest > _DAY
+            if is_dead and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry, ignore_errors=True)
+            elif is_dead:
+                os.unlink(entry)
+
+
+def _is_alive(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
+@functools.cache
+def _machine() -> str:
+    """Short name of this machine, since it was started: what process ids belong to. Containers have their own."""
+    known = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+        known.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.blake2b("".join(known).encode(), digest_size=4).hexdigest()

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+
 import pytest
 
 from mmhf.errors import InputError
@@ -31,6 +36,46 @@ def test_what_is_being_written_is_no_file_of_a_run(tmp_path):
     with whole_file(tmp_path / "model.safetensors") as temporary:
         temporary.touch()
         assert not list(tmp_path.glob("*.safetensors"))
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from mmhf.files import whole_file, whole_folder
+
+folder = Path(sys.argv[1])
+with whole_file(folder / "file.txt") as file, whole_folder(folder / "folder") as other:
+    file.write_text("half")
+    (other / "file").write_text("half")
+    print("begun", flush=True)
+    sys.stdin.read()
+    os._exit(9)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write_and_what_others_write_stays(tmp_path):
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdout.readline() == b"begun\n"
+        return process
+
+    killed, alive = start(), start()
+    left = set(tmp_path.iterdir())
+    assert len(left) == 4
+    killed.communicate()
+    of_living = {path for path in left if f"-{alive.pid}-" in path.name}
+    elsewhere = tmp_path / f".file.txt.00000000-1-{'0' * 16}.partial"
+    older = tmp_path / f".file.txt.00000000-1-{'1' * 16}.partial"
+    for path in (elsewhere, older):
+        path.touch()
+    os.utime(older, (time.time() - 100_000,) * 2)
+    with whole_file(tmp_path / "file.txt") as temporary:
+        assert set(tmp_path.iterdir()) == {*of_living, elsewhere}
+        temporary.write_text("whole")
+    alive.communicate()
+    assert len(of_living) == 2 and (tmp_path / "file.txt").read_text() == "whole"
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):

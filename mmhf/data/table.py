@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.columns import IMAGE_TYPE
 from mmhf.data.images import DataFolder, ImageFault, cut, find_image_problem
+from mmhf.files import whole_file
 
 if TYPE_CHECKING:
     from mmhf.recipe.caption_data_sections import ImageSplitSection
@@ -293,9 +293,6 @@ def as_dataset(table: pa.Table, image_feature: Any = None) -> datasets.Dataset:
         return datasets.Dataset(table, fingerprint=key[:32])
     path = Path(datasets.config.HF_DATASETS_CACHE) / "mmhf_tables" / f"{key}.arrow"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{key}.{os.getpid()}")
-        with pa.ipc.new_stream(str(temporary), table.schema) as writer:
+        with whole_file(path) as temporary, pa.ipc.new_stream(str(temporary), table.schema) as writer:
             writer.write_table(table, max_chunksize=10_000)
-        os.replace(temporary, path)
     return datasets.Dataset.from_file(str(path), info=datasets.DatasetInfo(features=features))

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     model, processor = convert_seed_checkpoint(checkpoint, section, include_frozen=options.include_frozen)
     model.save_pretrained(options.output)
     processor.save_pretrained(options.output)
-    prompt = processor.tokenizer.decode(model.config.prompt_ids)
+    prompt = str(processor.tokenizer.decode(model.config.prompt_ids))
     recipe = yaml.safe_dump(_recipe(options, checkpoint, prompt), sort_keys=False, allow_unicode=True)
     (options.output / RECIPE_FILE).write_text(recipe, encoding="utf-8")
     write_metrics(options.output / METRICS_FILE, checkpoint.numbers)

@@ -13,7 +13,7 @@ from mmhf.conventions import IGNORED_IMAGE, IGNORED_LABEL, Processor
 from mmhf.data.augment import Augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.datasets import STORED_IMAGE, Row
-from mmhf.data.images import BadImageError, ImageInput, decode_image
+from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.mixing import BatchMixer
 from mmhf.data.modalities import ModalityMasking, names_no_image
 from mmhf.data.samplers import SampleKey, sample_seed
@@ -122,7 +122,7 @@ class ImageCollator:
         self._add_targets(batch, rows, torch.tensor([sample.skipped for sample in samples]), changes)
         return batch
 
-    def picture(self, image: ImageInput | None, stage: int = 0, *, view_seed: int | None = None) -> Image.Image:
+    def picture(self, image: dict[str, Any] | None, stage: int = 0, *, view_seed: int | None = None) -> Image.Image:
         """One image as the processor gets it.
 
         Args:
@@ -136,7 +136,7 @@ class ImageCollator:
         Raises:
             BadImageError: it cannot be decoded.
         """
-        if names_no_image(image):
+        if image is None or names_no_image(image):
             return blank_image()
         decoded, augmentation = decode_image(image), self._changes_for(stage).augmentation
         return decoded if view_seed is None or augmentation is None else _augment(decoded, augmentation, view_seed)

@@ -12,7 +12,7 @@ import timm
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BaseImageProcessor, PreTrainedModel, ProcessorMixin
 
 from mmhf.conventions import Processor
 from mmhf.features.parts import FeaturePart, HasFeatureParts
@@ -113,7 +113,9 @@ def _without_names(values: Mapping[str, Any]) -> dict[str, Any]:
 def _processing(processor: Processor, part: FeaturePart) -> dict[str, Any]:
     if part.name == "vision":
         images = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
+        assert isinstance(images, BaseImageProcessor)
         return _without_names(images.to_dict())
+    assert isinstance(processor, ProcessorMixin)
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         return {"kind": type(processor).__name__, "length": processor.max_length, "slow": tokenizer.get_vocab()}

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
-from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import CLIPImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
 _MODALITIES = ("images_kwargs", "text_kwargs")
@@ -42,13 +42,13 @@ class PairProcessor(ProcessorMixin):
         kwargs: The same arguments by themselves.
     """
 
-    image_processor: BaseImageProcessor
+    image_processor: CLIPImageProcessor
     tokenizer: PreTrainedTokenizerBase
     valid_processor_kwargs = PairProcessorKwargs
 
     def __init__(
         self,
-        image_processor: BaseImageProcessor | None = None,
+        image_processor: CLIPImageProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_length: int | None = None,
         images_kwargs: dict[str, Any] | None = None,
@@ -79,6 +79,10 @@ class PairProcessor(ProcessorMixin):
             self.tokenizer.backend_tokenizer.no_padding()
         written: list[str] = super().save_pretrained(save_directory, *args, **kwargs)
         return written
+
+    def _pixel_values(self, images: Images, options: dict[str, Any]) -> Tensor:
+        given: Any = images  # transformers 5.24 names lists of one kind alone
+        return self.image_processor(given, **options)["pixel_values"]
 
     def _arguments(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arguments of the image processor and of the tokenizer for a call with `kwargs`.

@@ -103,6 +103,7 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
     ) -> DualEncoderModel:
         if parent is not None:
             return load_dual_encoder(parent, self.recipe, device=device)
+        assert processor is None or isinstance(processor, DualEncoderProcessor)
         tokenizer = None if processor is None else processor.tokenizer
         return build_dual_encoder(self.recipe, tokenizer, device=device)
 
@@ -116,6 +117,7 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         return caption_dataset(rows, self.recipe.data.captions, seed=self.recipe.training.get("seed", 42))
 
     def trainer_options(self, data: LoadedData, processor: Processor) -> dict[str, Any]:
+        assert isinstance(processor, DualEncoderProcessor)
         probe = self._probe(processor)
         more = None if probe is None else functools.partial(probe.measure, split="validation")
         return {"compute_metrics": _training_metrics, "more_metrics": more}

@@ -79,6 +79,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         parent: Path | None = None,
         device: str | None = None,
     ) -> PrefixCaptionerForConditionalGeneration:
+        assert processor is None or isinstance(processor, CaptionerProcessor)
         section = self.recipe.model
         if parent is None:
             image_size = self.recipe.data.image_size

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from PIL.Image import Image
 from torch import Tensor
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
 from mmhf.conventions import Processor
 from mmhf.errors import InputError
@@ -117,7 +117,7 @@ class ClassifierSubject:
             return self._score(self.model.classify(image_features.expand(len(texts), -1), features), target)
 
         return Explanation(
-            heat_map(_seen(pixel_values, self.processor.image_processor), image_relevance(score_images, pixel_values)),
+            heat_map(_seen(pixel_values, self.processor), image_relevance(score_images, pixel_values)),
             scaled_words(word_relevance(score_texts, text)),
         )
 
@@ -202,7 +202,7 @@ class DualEncoderSubject:
             return class_probabilities(self._embed_images(pixels) @ directions.T)[:, target]
 
         relevance = image_relevance(score, pixel_values)
-        return Explanation(heat_map(_seen(pixel_values, self.processor.image_processor), relevance))
+        return Explanation(heat_map(_seen(pixel_values, self.processor), relevance))
 
     def _compare(self, pixel_values: Tensor, labels: list[str]) -> Any:
         prompts = self.processor(text=[_PROMPT.format(label) for label in labels])
@@ -252,5 +252,6 @@ def _on_device(encoding: Any, model: PreTrainedModel) -> Any:
     return encoding
 
 
-def _seen(pixel_values: Tensor, image_processor: BaseImageProcessor) -> Image:
+def _seen(pixel_values: Tensor, processor: Processor) -> Image:
+    image_processor: Any = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
     return shown_image(pixel_values, list(image_processor.image_mean), list(image_processor.image_std))

@@ -95,7 +95,9 @@ def convert_seed_checkpoint(
     processor = build_captioner_processor(section, data, [])
     model = build_captioner_model(section, processor=processor, image_size=data.image_size)
     if len(weights[_EMBEDDINGS]) == len(processor.tokenizer):
-        model.config.prompt_ids = [processor.tokenizer.convert_tokens_to_ids(_START)]
+        start = processor.tokenizer.convert_tokens_to_ids(_START)
+        assert isinstance(start, int)
+        model.config.prompt_ids = [start]
     linear: Any = model.projector.get_submodule("layers.0")
     _copy(linear, {"weight": weights["mlp.weight"], "bias": weights["mlp.bias"]}, "mlp")
     parts = {"vision": (section.vision.backbone, _VISION), "language": (section.language.backbone, _LANGUAGE)}

@@ -61,14 +61,14 @@ class CaptionerProcessor(PairProcessor):
         text_kwargs["padding_side"] = {**kwargs, **kwargs.get("text_kwargs", {})}.get("padding_side", "right")
         data: dict[str, Tensor] = {}
         if images is not None:
-            data["pixel_values"] = self.image_processor(images, **images_kwargs)["pixel_values"]
+            data["pixel_values"] = self._pixel_values(images, images_kwargs)
         if text is not None:
             data.update(self._tokenize([text] if isinstance(text, str) else list(text), **text_kwargs))
         if len({len(tensor) for tensor in data.values()}) > 1:
             raise ValueError(f"{len(data['pixel_values'])} images for {len(data['input_ids'])} captions")
         return BatchFeature(data)
 
-    def captions(self, token_ids: Tensor | Sequence[Sequence[int]]) -> list[str]:
+    def captions(self, token_ids: Tensor | list[list[int]]) -> list[str]:
         """Captions that the model generated, without what ends them and pads them."""
         return [text.strip() for text in self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
 

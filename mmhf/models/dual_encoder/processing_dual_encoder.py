@@ -52,7 +52,7 @@ class DualEncoderProcessor(PairProcessor):
         images_kwargs, text_kwargs = self._arguments(kwargs)
         data: dict[str, Tensor] = {}
         if images is not None:
-            data["pixel_values"] = self.image_processor(images, **images_kwargs)["pixel_values"]
+            data["pixel_values"] = self._pixel_values(images, images_kwargs)
         if text is not None:
             encoded = self.tokenizer([text] if isinstance(text, str) else list(text), **text_kwargs)
             data.update({name: encoded[name] for name in TEXT_INPUTS if name in encoded})

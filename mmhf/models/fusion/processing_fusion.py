@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL.Image import new
 from torch import Tensor
-from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase
+from transformers import BatchFeature, CLIPImageProcessor, PreTrainedTokenizerBase
 
 from mmhf.models.processing import TEXT_INPUTS, Images, PairProcessor, Texts
 
@@ -30,7 +30,7 @@ class FusionProcessor(PairProcessor):
 
     def __init__(
         self,
-        image_processor: BaseImageProcessor | None = None,
+        image_processor: CLIPImageProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_length: int | None = None,
         text_prefix: str = "",
@@ -72,7 +72,7 @@ class FusionProcessor(PairProcessor):
         if images is not None:
             listed = list(images) if isinstance(images, Sequence) else [images]
             seen = [_NOTHING_SEEN if image is None else image for image in listed]
-            data["pixel_values"] = self.image_processor(seen, **images_kwargs)["pixel_values"]
+            data["pixel_values"] = self._pixel_values(seen, images_kwargs)
             data.update(_mask("image_mask", listed, always=masks))
         if text is not None:
             texts = [text] if isinstance(text, str) else list(text)

@@ -179,7 +179,8 @@ def read_table(
 def _joined(parts: Sequence[Values]) -> Values:
     kinds = {None if isinstance(part, list) else part.type for part in parts}
     if len(kinds) == 1 and None not in kinds:
-        return pa.chunked_array(parts)
+        joined = pa.chunked_array(parts)
+        return joined.cast(pa.string()) if pa.types.is_large_string(joined.type) else joined
     return _compact([value for part in parts for value in _as_list(part)])
 
 

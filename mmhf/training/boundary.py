@@ -16,8 +16,8 @@ from transformers.modeling_utils import unwrap_model
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.training_sections import PlateauSection, StageSection, greater_is_better
-from mmhf.training.optimizers import configure_groups
-from mmhf.training.stages import PlannedStage, StagePlan, StagePosition, StageScheduler
+from mmhf.training.optimizers import StageScheduler, configure_groups
+from mmhf.training.stages import PlannedStage, StagePlan, StagePosition
 from mmhf.training.weights import (
     BestWeights,
     apply_freezing,

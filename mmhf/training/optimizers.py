@@ -1,15 +1,19 @@
-"""Optimizers: the recipe's words in torch's, and several kinds of optimizer in one run."""
+"""Optimizers: the recipe's words in torch's, several kinds of optimizer in one run, and their rates by the plan."""
 
 from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from mmhf.recipe.training_sections import OptimizerSection
+
+if TYPE_CHECKING:
+    from mmhf.training.stages import StagePlan
 
 _CLASSES: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -105,3 +109,35 @@ class MixedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for member, state in zip(self.members, state_dict["members"], strict=True):
             member.load_state_dict(state)
+
+
+class StageScheduler(LRScheduler):
+    """Sets each parameter group's learning rate from a `StagePlan`; `last_epoch` counts optimizer steps."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, plan: StagePlan) -> None:
+        self.plan = plan
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        rates = self.plan.learning_rates(self.last_epoch)
+        return [rates[group["name"]] for group in self.optimizer.param_groups]
+
+    def refresh(self) -> None:
+        """Set the rates anew, after the plan was changed at this step."""
+        self._last_lr = self.get_lr()
+        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = rate
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "last_epoch": self.last_epoch,
+            "_step_count": self._step_count,
+            "_last_lr": self._last_lr,
+            "early_ends": dict(self.plan.early_ends),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.plan.restore(state_dict["early_ends"])
+        self.last_epoch = state_dict["last_epoch"]
+        self._step_count = state_dict["_step_count"]
+        self.refresh()

@@ -8,13 +8,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
 from mmhf.models.partition import Partition
 from mmhf.recipe.training_sections import OptimizerSection, StageSection
-from mmhf.training.optimizers import MixedOptimizer, OptimizerChoice, configure_groups, optimizer_choice
+from mmhf.training.optimizers import (
+    MixedOptimizer,
+    OptimizerChoice,
+    StageScheduler,
+    configure_groups,
+    optimizer_choice,
+)
 from mmhf.training.rates import RateCurve, RateDefaults, by_group, rate_curves
 
 Stage = StageSection
@@ -355,38 +360,6 @@ class StagePlan:
     def create_scheduler(self, optimizer: torch.optim.Optimizer) -> StageScheduler:
         """Build the scheduler that gives each parameter group the rate of its group."""
         return StageScheduler(optimizer, self)
-
-
-class StageScheduler(LRScheduler):
-    """Sets each parameter group's learning rate from a `StagePlan`; `last_epoch` counts optimizer steps."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer, plan: StagePlan) -> None:
-        self.plan = plan
-        super().__init__(optimizer)
-
-    def get_lr(self) -> list[float | torch.Tensor]:
-        rates = self.plan.learning_rates(self.last_epoch)
-        return [rates[group["name"]] for group in self.optimizer.param_groups]
-
-    def refresh(self) -> None:
-        """Set the rates anew, after the plan was changed at this step."""
-        self._last_lr = self.get_lr()
-        for group, rate in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = rate
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "last_epoch": self.last_epoch,
-            "_step_count": self._step_count,
-            "_last_lr": self._last_lr,
-            "early_ends": dict(self.plan.early_ends),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.plan.restore(state_dict["early_ends"])
-        self.last_epoch = state_dict["last_epoch"]
-        self._step_count = state_dict["_step_count"]
-        self.refresh()
 
 
 def _folded(groups: Sequence[str]) -> str:

@@ -14,6 +14,12 @@ _torchvision.install()
 # processors come from their own records.
 _EXPORTS = {
     "MMTrainer": "mmhf.training.trainer",
+    "Run": "mmhf.verbs.run",
+    "evaluate": "mmhf.verbs.evaluate",
+    "init": "mmhf.verbs.init",
+    "plan": "mmhf.verbs.plan",
+    "predict": "mmhf.verbs.predict",
+    "train": "mmhf.verbs.train",
     "StageCallback": "mmhf.training.boundary",
     "StagePlan": "mmhf.training.stages",
     "Stage": "mmhf.training.stages",
@@ -43,6 +49,12 @@ if TYPE_CHECKING:
     from mmhf.training.stages import Stage as Stage
     from mmhf.training.stages import StagePlan as StagePlan
     from mmhf.training.trainer import MMTrainer as MMTrainer
+    from mmhf.verbs.evaluate import evaluate as evaluate
+    from mmhf.verbs.init import init as init
+    from mmhf.verbs.plan import plan as plan
+    from mmhf.verbs.predict import predict as predict
+    from mmhf.verbs.run import Run as Run
+    from mmhf.verbs.train import train as train
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,6 @@ Seen with torch 2.13 and torchvision 0.28; retire this module when PyPI's torchv
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Sequence
@@ -37,8 +36,8 @@ def _declare_missing_schemas(package_dir: Path) -> None:
         _kept_alive.append(library)
 
 
-class _TorchvisionFinder(importlib.abc.MetaPathFinder):
-    """Runs before the first `import torchvision` and then steps aside."""
+class _TorchvisionFinder:
+    """A meta path finder; runs before the first `import torchvision` and then steps aside."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,7 +1,8 @@
 """Build the wheel, install it in an environment of its own, and use it there; run by `make wheel-test`.
 
 The new environment sees the packages of this one, but not its mmhf, so that nothing but mmhf itself is installed. The
-commands run in an empty folder: what they need must be in the wheel.
+commands run in an empty folder: what they need must be in the wheel. They are README's: from a table of one's own to
+predictions and a release.
 """
 
 from __future__ import annotations
@@ -13,21 +14,19 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import yaml
-
 ROOT = Path(__file__).parents[1]
-RECIPE = {
-    "task": "contrastive",
-    "model": {
-        "vision": {"patch_size": 16, "width": 16, "layers": 1, "heads": 2, "pooling": "avg"},
-        "text": {"width": 16, "layers": 1, "heads": 2, "vocab_size": 300},
-        "embedding_dim": 8,
-    },
-    "data": {"source": "sample", "image_size": 32, "max_length": 12, "limit": 24},
-    "training": {"per_device_train_batch_size": 8, "max_steps": 2, "output_dir": "run"},
-    "evaluation": {"splits": ["test"]},
-    "release": {"repo": "release", "version": "0.1"},
-}
+# Pictures of the sample as a stranger would have them: files in a folder, named in a table with a text and a label.
+WRITE_DATA = """
+import csv, pathlib
+from mmhf.sample_data import read_sample
+pathlib.Path("photos").mkdir()
+with open("data.csv", "w", newline="") as stream:
+    writer = csv.writer(stream)
+    writer.writerow(["photo", "title", "kind"])
+    for number, row in enumerate(read_sample("train").slice(0, 80).to_pylist()):
+        pathlib.Path(f"photos/{number}.jpg").write_bytes(row["image"]["bytes"])
+        writer.writerow([f"{number}.jpg", "a drawing of " + row["caption"], ["even", "odd"][number % 2]])
+"""
 
 
 def run(*command: object, cwd: Path, **variables: str) -> str:
@@ -57,7 +56,8 @@ def check_content(wheel: Path) -> None:
     """Every module and the licence are in it, and nothing that acts on other programs of the environment."""
     names = zipfile.ZipFile(wheel).namelist()
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "mmhf").rglob("*.py")}
-    missing = (modules | {"mmhf/py.typed", "mmhf/sample_data/sample.parquet"}) - set(names)
+    recipes = {f"mmhf/{path.relative_to(ROOT)}" for path in (ROOT / "recipes").rglob("*.yaml")}
+    missing = (modules | recipes | {"mmhf/py.typed", "mmhf/sample_data/sample.parquet"}) - set(names)
     assert not missing, f"not in the wheel: {sorted(missing)}"
     assert any(name.endswith("/LICENSE") for name in names), "the licence is not in the wheel"
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
@@ -84,15 +84,20 @@ def main() -> None:
         programs = install(wheel, folder / "environment")
         work = folder / "work"
         work.mkdir()
-        (work / "tiny.yaml").write_text(yaml.safe_dump(RECIPE), encoding="utf-8")
         where = run(programs / "python", "-c", "import mmhf; print(mmhf.__file__)", cwd=work).strip()
         assert Path(where).is_relative_to(folder), f"mmhf comes from {where}"
         settings = {"MMHF_FEATURES": str(folder / "features"), "HF_HUB_OFFLINE": "1"}
         assert "train" in run(programs / "mmhf", "--help", cwd=work, **settings)
-        assert "contrastive" in run(programs / "mmhf", "plan", "tiny.yaml", cwd=work, **settings)
-        run(programs / "mmhf", "train", "tiny.yaml", cwd=work, **settings)
-        run(programs / "mmhf", "evaluate", "release@v0.1", "--split", "test", cwd=work, **settings)
-        assert (work / "run" / "report.html").is_file() and (work / "release" / "v0.1" / "release.json").is_file()
+        assert "fusion" in run(programs / "mmhf", "plan", "quickstart/fusion", cwd=work, **settings)
+        run(programs / "python", "-c", WRITE_DATA, cwd=work)
+        run(programs / "mmhf", "init", "data.csv", cwd=work, **settings)
+        run(programs / "mmhf", "plan", "recipe.yaml", cwd=work, **settings)
+        run(programs / "mmhf", "train", "recipe.yaml", "stages.0.epochs=1", "~stages.1", cwd=work, **settings)
+        model, output = "outputs/recipe", "predictions.csv"
+        run(programs / "mmhf", "predict", model, "--input", "data.csv", "--output", output, cwd=work, **settings)
+        assert len((work / output).read_text().splitlines()) == 81 and (work / model / "report.html").is_file()
+        run(programs / "mmhf", "release", model, "--repo", "releases/own", "--version", "0.1", cwd=work, **settings)
+        run(programs / "mmhf", "evaluate", "releases/own@v0.1", "--split", "test", cwd=work, **settings)
         sys.stderr.write(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB, built, installed and used\n")
 
 

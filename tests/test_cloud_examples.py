@@ -50,9 +50,14 @@ def _check_launch(words: list[str]) -> Any:
     """Parse a launch as accelerate and `mmhf train` do; returns accelerate's options."""
     options = launch_command_parser().parse_args(words)
     assert (ROOT / options.config_file).is_file()
-    assert options.training_script == "scripts/train.py" and (ROOT / options.training_script).is_file()
-    recipe, *overrides = options.training_script_args
-    resolved = load_recipe(ROOT / recipe, overrides)
+    if options.module:
+        assert options.training_script == "mmhf" and options.training_script_args[0] == "train"
+        recipe, *overrides = options.training_script_args[1:]
+    else:
+        assert options.training_script == "scripts/train.py" and (ROOT / options.training_script).is_file()
+        recipe, *overrides = options.training_script_args
+        recipe = str(ROOT / recipe)
+    resolved = load_recipe(recipe, overrides)
     assert resolved.recipe.data.path.endswith("/{version}")
     return options
 
@@ -77,22 +82,26 @@ def test_slurm(run_script: Callable[..., list[list[str]]], data: str) -> None:
     script = FOLDER / "slurm.sbatch"
     subprocess.run(["bash", "-n", str(script)], check=True)
     environment = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node-[0-1]", "SLURM_JOB_ID": "1"}
-    calls = run_script(script, data, "training.learning_rate=1e-4", environment=environment)
+    given = ["dermatology/fusion", f"data.path={data}/{{version}}", "training.learning_rate=1e-4"]
+    calls = run_script(script, *given, environment=environment)
     assert len(calls) == 2
     for rank, words in enumerate(calls):
         assert words[0] == "launch"
         options = _check_launch(words[1:])
         assert (options.num_machines, options.num_processes, options.machine_rank) == (2, 8, rank)
         assert options.main_process_ip == "node-0"
-        assert {f"data.path={data}/{{version}}", "training.learning_rate=1e-4"} <= set(options.training_script_args)
+        assert options.training_script_args[1] == "dermatology/fusion"
+        assert {*given[1:], "training.output_dir=outputs/slurm-1"} <= set(options.training_script_args)
+        copies = [word for word in options.training_script_args if word.startswith("data.cloud.cache_dir=")]
+        assert bool(copies) == ("://" in data)
 
 
-def test_slurm_without_data_is_refused(tmp_path: Path) -> None:
+def test_slurm_without_a_recipe_is_refused(tmp_path: Path) -> None:
     bash = shutil.which("bash")
     assert bash is not None
     ended = subprocess.run([bash, str(FOLDER / "slurm.sbatch")], capture_output=True, text=True, env={})
     assert ended.returncode != 0
-    assert "the folder or URL of the data" in ended.stderr
+    assert "a recipe: a YAML file" in ended.stderr
 
 
 def _calls(node: ast.AST, name: str) -> list[ast.Call]:

@@ -14,9 +14,11 @@ from typing import NoReturn
 
 import mmhf
 from mmhf._version import __version__
+from mmhf.cli._checks import check_before_imports
 from mmhf.errors import InputError, NothingMadeError
 
 _VERBS = {
+    "init": "look at data and write a recipe for it, or copy one that comes with mmhf",
     "train": "train a recipe, evaluate, and release if it says so",
     "evaluate": "measure a run or a release on any split of any data",
     "predict": "predict for every row of a table or folder",
@@ -91,7 +93,7 @@ def _unhide_libraries() -> None:
 
 
 def _run_verb(verb: str, arguments: Sequence[str]) -> None:
-    from mmhf.cli._console import ConsoleHandler
+    from mmhf.verbs._console import ConsoleHandler
 
     logger = logging.getLogger("mmhf")  # other libraries' messages reach the terminal by their own handlers
     logger.setLevel(logging.INFO)
@@ -101,7 +103,11 @@ def _run_verb(verb: str, arguments: Sequence[str]) -> None:
         prog=f"mmhf {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    module.run(parser.parse_intermixed_args(arguments))
+    options = parser.parse_intermixed_args(arguments)
+    check_before_imports(verb, options)
+    # `init` also answers without looking at data, and then without the libraries that it looks with.
+    runner = module if verb == "init" else importlib.import_module(f"mmhf.verbs.{verb.replace('-', '_')}")
+    runner.run(options)
 
 
 def _refuse(message: str, code: int = 2) -> int:

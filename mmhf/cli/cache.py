@@ -1,7 +1,7 @@
 """Compute and store, ahead of training, what the frozen encoders of a recipe make of each sample.
 
-    mmhf cache recipes/quickstart/fusion.yaml
-    accelerate launch --multi_gpu --num_processes 4 scripts/cache.py recipes/fakeddit/v1.7.yaml
+    mmhf cache quickstart/fusion
+    accelerate launch --multi_gpu --num_processes 4 -m mmhf cache fakeddit/v1.7
 
 Training then finds it, as it finds what other runs with the same encoders have stored. A run that was stopped goes on
 where it was. Encoders that a stage trains before another one freezes them are left to training.
@@ -10,61 +10,8 @@ where it was. Encoders that a stage trains before another one freezes them are l
 from __future__ import annotations
 
 import argparse
-import logging
-import tempfile
-
-import transformers
-
-from mmhf.data.bad_examples import BadExampleLog
-from mmhf.errors import InputError
-from mmhf.features.stage import features_folder
-from mmhf.hub import resolve_model
-from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
-from mmhf.recipe import load_recipe
-from mmhf.recipe.training_sections import cache_section
-from mmhf.tasks import task_of
-from mmhf.training.arguments import build_stage_plan, training_arguments
-
-logger = logging.getLogger(__name__)
-
-_WAIT_FOR_HUB = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="YAML file, such as recipes/quickstart/fusion.yaml")
+    parser.add_argument("recipe", help="YAML file, or a name of `mmhf init --list`, such as quickstart/fusion")
     parser.add_argument("overrides", nargs="*", help="key=value, such as cache.dtype=float16")
-
-
-def run(options: argparse.Namespace) -> None:
-    """Recipe, data, model, plan, trainer; then the samples of all splits that train or are evaluated."""
-    resolved = load_recipe(options.recipe, options.overrides)
-    recipe, task = resolved.recipe, task_of(resolved.recipe)
-    if cache_section(recipe.cache).mode == "off":
-        raise InputError(f"{options.recipe}: cache is off; mmhf cache needs auto or on")
-    parent = resolve_model(recipe.init_from) if recipe.init_from else None
-    if task.uses_hub(weights=parent is None):
-        use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
-    data = task.load_data()
-    with tempfile.TemporaryDirectory() as scratch:
-        args = training_arguments(recipe, scratch, has_validation="validation" in data.splits)
-        transformers.logging.set_verbosity_warning()
-        transformers.set_seed(args.seed)
-        if args.process_index > 0:
-            logging.getLogger("mmhf").setLevel(logging.WARNING)
-        parent_dir = parent.path if parent else None
-        processor = task.build_processor(data, parent=parent_dir)
-        model = task.build_model(data, processor=processor, parent=parent_dir)
-        plan = build_stage_plan(model, recipe, args, task.num_train_rows(data))
-        args.max_steps = plan.num_steps
-        bad_examples = BadExampleLog(f"{scratch}/bad_examples.log")
-        trainer = task.make_trainer(data, plan=plan, args=args, processor=processor, bad_examples=bad_examples)
-        features, collator = trainer.features, task.collator(processor, split="test", seed=args.seed)
-        assert features is not None
-        for split in recipe.evaluation.splits:
-            if split in data.splits:
-                features.attach(task.torch_dataset(data, split), collator, is_training=False)
-        features.store_ahead(plan)
-    for stage, choices in zip(plan.stages, features.choices, strict=True):
-        for choice in choices:
-            logger.info("Stage %s: %s", stage.name, choice.describe())
-    logger.info("%d rows computed, %s", features.num_computed, features_folder(cache_section(recipe.cache)))

@@ -7,20 +7,7 @@ mmhf demo ORG/NAME@v1.7 --port 8000
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
-import threading
 from pathlib import Path
-
-import transformers
-
-from mmhf.errors import InputError
-from mmhf.hub import resolve_model
-from mmhf.inference.loading import choose_device
-
-logger = logging.getLogger(__name__)
-
-_EXTRA = ("gradio", "captum")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,29 +21,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-upload", type=int, default=20, metavar="MB", help="refuse larger files (default: 20)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; absent: the accelerator that is there")
-
-
-def run(options: argparse.Namespace) -> None:
-    try:
-        from mmhf.inference.demo.server import read_captions, sample_captions, served_demo
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXTRA:
-            raise
-        raise InputError(f"mmhf demo: {package} is not installed: pip install 'mmhf[demo]'") from error
-    if options.max_upload < 1:
-        raise InputError(f"--max-upload {options.max_upload}: expected 1 (megabyte) or more")
-    captions = sample_captions() if options.captions is None else read_captions(options.captions)
-    transformers.logging.disable_progress_bar()
-    serving = served_demo(
-        resolve_model(options.model).path,
-        name=options.model,
-        captions=captions,
-        device=choose_device(options.device),
-        host=options.host,
-        port=options.port,
-        max_upload=options.max_upload * 2**20,
-    )
-    with contextlib.suppress(KeyboardInterrupt), serving as url:
-        logger.info("%s: %s (Ctrl-C ends it)", options.model, url)
-        threading.Event().wait()

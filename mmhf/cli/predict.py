@@ -10,15 +10,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-import transformers
-import yaml
-
-from mmhf.cli._table_job import add_job_arguments, job_settings, tell
-from mmhf.errors import InputError
-from mmhf.hub import resolve_model
-from mmhf.inference import predict_table
+from mmhf.cli._table_job import add_job_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,30 +31,3 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="CSV for a spreadsheet: put ' before texts that it would run, such as =cmd",
     )
-
-
-def run(options: argparse.Namespace) -> None:
-    transformers.logging.disable_progress_bar()
-    summary = predict_table(
-        resolve_model(options.model).path,
-        options.input,
-        options.output,
-        job_settings(options),
-        threshold=options.threshold,
-        generation=_generation(options.generation),
-        text_embeddings=options.text_embeddings,
-        defuse_formulas=options.defuse_formulas,
-    )
-    labels = sorted(summary.labels.items(), key=lambda each: -each[1])
-    made = ", ".join(f"{name} {count:,}" for name, count in labels)
-    tell(summary, made or f"{summary.filled.get('caption', 0):,} captions")
-
-
-def _generation(pairs: list[str]) -> dict[str, Any]:
-    options = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise InputError(f"--generation {pair}: write KEY=VALUE, such as num_beams=4")
-        options[name] = yaml.safe_load(value)
-    return options

@@ -156,6 +156,11 @@ def use_caches_if_hub_is_silent(seconds: float) -> None:
     datasets.config.HF_HUB_OFFLINE = True
 
 
+def hub_answers(seconds: float) -> bool:
+    """Whether the Hub can be used: it answers in time, and nothing says that it is not to be asked."""
+    return not constants.is_offline_mode() and _answers(seconds)
+
+
 def _answers(seconds: float) -> bool:
     answered = threading.Event()
 

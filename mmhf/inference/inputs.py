@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -320,8 +321,18 @@ def _trained_columns(model_dir: str | Path | None) -> dict[str, Sequence[str]]:
         image_dirs = (data["image_dir"],) if data.get("image_dir") else IMAGE_FOLDERS
         return {IMAGE: ("{id}.jpg",), TEXT: (data.get("text") or "clean_title",), "image_dirs": image_dirs}
     columns = data.get("columns") or {}
+    columns |= {"image_dirs": _image_root_beside_table(data)}
     # A resolved recipe has null for what the source chooses by itself.
     return {role: [names] if isinstance(names, str) else names for role, names in columns.items() if names}
+
+
+def _image_root_beside_table(data: Mapping[str, Any]) -> list[str]:
+    """`image_root` as seen from the table that the model was trained on, when it is below that table's folder."""
+    table, root = data.get("path") or data.get("train"), data.get("image_root")
+    if not isinstance(table, str) or not isinstance(root, str) or "://" in table or "://" in root:
+        return []
+    relative = os.path.relpath(root, os.path.dirname(table) or ".")
+    return [] if relative.startswith("..") else [relative]
 
 
 def _choose(table: TableFile, role: str, candidates: Sequence[str], *, required: bool) -> str | None:

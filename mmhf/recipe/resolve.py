@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmhf.errors import InputError
 from mmhf.recipe.combinations import combination_problems
-from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.node import KeyPath, Node, Origin, Problem, as_input_error, dotted, merge, shown
-from mmhf.recipe.overrides import apply_overrides, parse_override
+from mmhf.recipe.overrides import Override, apply_overrides, parse_override
 from mmhf.recipe.schema import RECIPE_BY_TASK, RecipeBase
 from mmhf.recipe.schema_tree import alternatives, annotation_at, is_section, key_paths, sections_for
+from mmhf.recipe.shipped import find_recipe, is_shipped, missing_recipe
 from mmhf.recipe.training_arguments import training_fields, training_problems, without_unset_fields
 from mmhf.recipe.validation import check_section, tag_problems
 from mmhf.recipe.yaml_loader import dump_yaml, load_yaml
@@ -53,7 +52,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> ResolvedReci
     """Read, merge and validate a recipe file.
 
     Args:
-        path: the YAML file.
+        path: the YAML file, or the name of a recipe that comes with mmhf, such as `quickstart/fusion`.
         overrides: `a.b=1`, `stages.0.epochs=2`, `a={x: 1}` or `~a.b`; an override always wins over files, a later
             one over an earlier one.
 
@@ -62,24 +61,46 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> ResolvedReci
             key, value and the nearest valid name.
     """
     parsed = [parse_override(override) for override in overrides]
-    written = read_recipe(str(path), _root_of)
-    tree = apply_overrides(written, parsed, _root_of(written.plain()))
-    values = tree.plain()
-    tree = drop_replaced(tree, written.plain(), values, _root_of(values))
+    path = find_recipe(path)
+    tree = _overridden(read_recipe(path, _root_of), parsed)
     return _resolve(tree, name=Path(path).stem, path=Path(path))
 
 
-def recipe_from_dict(values: dict[str, Any], *, name: str) -> ResolvedRecipe:
+def recipe_from_dict(values: dict[str, Any], *, name: str, overrides: Sequence[str] = ()) -> ResolvedRecipe:
     """Validate a recipe that was written in Python.
 
     Args:
-        values: the recipe's mapping, of plain values only.
+        values: the recipe's mapping, of plain values only; `extends` may name a file or a recipe that comes with mmhf.
         name: what the recipe is called, here and in messages.
+        overrides: as `load_recipe` takes them.
 
     Raises:
         InputError: as `load_recipe`, with `name` in place of file and line.
     """
-    return _resolve(_node(values, Origin(name)), name=name, path=None)
+    parsed = [parse_override(override) for override in overrides]
+    written = _extended(_node(values, Origin(name)), name, (), _root_of)
+    return _resolve(_overridden(written, parsed), name=name, path=None)
+
+
+def recipe_values(recipe: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of a recipe by file, name or mapping, with what it extends and with overrides, but not validated.
+
+    Raises:
+        InputError: for a file that is missing or no YAML, and for overrides that do not fit.
+    """
+    parsed = [parse_override(override) for override in overrides]
+    if isinstance(recipe, Mapping):
+        written = _extended(_node(dict(recipe), Origin("recipe")), "recipe", (), _root_of)
+    else:
+        written = read_recipe(find_recipe(recipe), _root_of)
+    values: dict[str, Any] = _overridden(written, parsed).plain()
+    return values
+
+
+def _overridden(written: Node, overrides: Sequence[Override]) -> Node:
+    tree = apply_overrides(written, overrides, _root_of(written.plain()))
+    values = tree.plain()
+    return drop_replaced(tree, written.plain(), values, _root_of(values))
 
 
 def _resolve(tree: Node, *, name: str, path: Path | None) -> ResolvedRecipe:
@@ -135,9 +156,6 @@ def _provenance(tree: Node, path: KeyPath) -> str:
     return overridden.provenance
 
 
-_LISTED = 5
-
-
 def read_recipe(path: str, root_of: Callable[[Any], Any]) -> Node:
     """Read a recipe file with all that it extends.
 
@@ -190,12 +208,17 @@ def drop_replaced(tree: Node, before: Any, after: Any, root: Any) -> Node:
 
 def _read(path: str, extended_by: tuple[str, ...], root_of: Callable[[Any], Any]) -> Node:
     if not os.path.isfile(path):
-        raise InputError(_missing(path))
+        raise InputError(missing_recipe(path))
     tree = load_yaml(Path(path), path)
     if tree.value is None:
         raise InputError(f"{path}: the recipe is empty, it needs at least `task` and `data`")
     if not isinstance(tree.value, dict):
         raise InputError(f"{tree.origin.place}: a recipe must be a mapping; got {shown(tree.plain())}")
+    return _extended(tree, path, extended_by, root_of)
+
+
+def _extended(tree: Node, path: str, extended_by: tuple[str, ...], root_of: Callable[[Any], Any]) -> Node:
+    """A recipe laid over what it extends."""
     extends = tree.value.get("extends")
     if extends is None:
         return tree
@@ -210,28 +233,9 @@ def _read_base(path: str, extends: Node, chain: tuple[str, ...], root_of: Callab
     if not isinstance(extends.value, str) or not extends.value:
         raise InputError(f"{place}: must be the path of a recipe; got {shown(extends.plain())}")
     base = os.path.normpath(os.path.join(os.path.dirname(path), extends.value))
+    base = base if os.path.isfile(base) else find_recipe(extends.value) if is_shipped(extends.value) else base
     if os.path.realpath(base) in [os.path.realpath(link) for link in chain]:
         raise InputError(f"{place}: recipes extend each other in a circle: {' -> '.join((*chain, base))}")
     if not os.path.isfile(base):
-        raise InputError(f"{place}: {_missing(base)}")
+        raise InputError(f"{place}: {missing_recipe(base)}")
     return _read(base, chain, root_of)
-
-
-def _missing(path: str) -> str:
-    file, is_folder = Path(path), os.path.isdir(path)
-    what = "is a folder, not a recipe file" if is_folder else "no such recipe file"
-    nearby = _nearby(file if is_folder else file.parent)
-    # By file name first: a mistyped folder should not outweigh the name that is right.
-    nearest = nearest_names(path, nearby) or tuple(name for name in nearby if Path(name).stem == file.stem)[:_LISTED]
-    if nearest:
-        return f"{path}: {what}{did_you_mean(nearest)}"
-    listed = ", ".join(nearby[:_LISTED]) + (", ..." if len(nearby) > _LISTED else "")
-    return f"{path}: {what}" + (f"; recipes nearby: {listed}" if nearby else "")
-
-
-def _nearby(folder: Path) -> list[str]:
-    """Recipe files in the innermost existing folder of this path and one level below."""
-    while not os.path.isdir(folder) and folder != folder.parent:
-        folder = folder.parent
-    found = itertools.chain(folder.glob("*.yaml"), folder.glob("*/*.yaml"))
-    return sorted(str(name) for name in itertools.islice(found, 500))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
+import itertools
+import sys
 import types
 import typing
 from collections.abc import Iterator
@@ -128,7 +133,10 @@ def _descend(value: Any, path: KeyPath) -> Any:
     return value
 
 
-_EXTENDS = {"type": "string", "description": "Another recipe, relative to this file, that this one changes."}
+_EXTENDS = {
+    "type": "string",
+    "description": "The recipe that this one changes: a path relative to this file, or a name of `mmhf init --list`.",
+}
 
 
 def json_schema() -> dict[str, Any]:
@@ -140,6 +148,7 @@ def json_schema() -> dict[str, Any]:
     recipes = list(RECIPE_BY_TASK.values())
     references, schema = models_json_schema([(recipe, "validation") for recipe in recipes])
     definitions = {name: _lenient(definition) for name, definition in schema["$defs"].items()}
+    _describe(definitions)
     for recipe in recipes:
         properties = definitions[recipe.__name__]["properties"]
         properties["training"] = {"$ref": "#/$defs/TrainingArguments"}
@@ -151,6 +160,41 @@ def json_schema() -> dict[str, Any]:
         "anyOf": [references[recipe, "validation"] for recipe in recipes],
         "$defs": definitions,
     }
+
+
+def field_descriptions(section: type[Section]) -> dict[str, str]:
+    """What the source says below each field of a section, those that it inherits included."""
+    found: dict[str, str] = {}
+    for base in reversed(section.__mro__):
+        if is_section(base):
+            found.update(_descriptions_in(base.__module__).get(base.__name__, {}))
+    return found
+
+
+@functools.cache
+def _descriptions_in(module: str) -> dict[str, dict[str, str]]:
+    """Class → field → the text below it. pydantic would read each class's source when it is made, which takes time."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    found: dict[str, dict[str, str]] = {}
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        texts = found[node.name] = {}
+        for field, below in itertools.pairwise(node.body):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+                texts[field.target.id] = inspect.cleandoc(ast.literal_eval(below.value))
+    return found
+
+
+def _describe(definitions: dict[str, Any]) -> None:
+    waiting: list[type[Section]] = list(Section.__subclasses__())
+    while waiting:
+        section = waiting.pop()
+        waiting += section.__subclasses__()
+        properties = definitions.get(section.__name__, {}).get("properties", {})
+        for name, description in field_descriptions(section).items():
+            if name in properties:
+                properties[name]["description"] = description
 
 
 def _lenient(schema: Any) -> Any:

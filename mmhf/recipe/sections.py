@@ -21,9 +21,8 @@ SplitName = Literal["train", "validation", "test"]
 class Section(BaseModel):
     """Base of all sections: exact types, no unknown keys, read-only once validated."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    # Built when it is first validated: of the recipes of four tasks, one is read.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
     def changed(self) -> dict[str, Any]:
         """The keys whose values are not the defaults, which a resolved recipe names too."""

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import functools
+import json
+import operator
 import types
-import typing
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from transformers import TrainingArguments
-from transformers.debug_utils import DebugOption
-from transformers.training_args import trainer_log_levels
 
 from mmhf.recipe.node import KeyPath, Node, Problem, shown
 from mmhf.recipe.validation import unknown_key, value_problems
+
+TABLE = Path(__file__).with_name("training_fields.json")
+"""Name, types, default and help of each field: importing TrainingArguments takes seconds, reading this takes none. A
+test compares it with the installed version; `tests/make_training_fields.py` writes it."""
 
 # Importing transformers.integrations for its list takes as long as importing torch; a test compares the two.
 TRACKERS = (
@@ -122,25 +123,18 @@ def without_unset_fields(tree: Node) -> Node:
 @functools.cache
 def training_fields() -> dict[str, Any]:
     """The fields that a recipe may set: name → annotation, with enums as the literals of their values."""
-    hints = typing.get_type_hints(TrainingArguments)
-    return {
-        field.name: _annotation(field, hints[field.name])
-        for field in dataclasses.fields(TrainingArguments)
-        if field.init and field.name not in CONTROLLED
-    }
+    return {name: _annotation(name, field["type"]) for name, field in _table().items()}
 
 
 def training_json_schema() -> dict[str, Any]:
     """The JSON Schema of the `training:` section, with the help texts of TrainingArguments."""
-    metadata = {field.name: field for field in dataclasses.fields(TrainingArguments)}
     properties: dict[str, Any] = {}
     for name, annotation in training_fields().items():
-        schema = TypeAdapter(annotation).json_schema()
-        field = metadata[name]
-        if "help" in field.metadata:
-            schema["description"] = field.metadata["help"]
-        if isinstance(field.default, str | int | float | None):
-            schema["default"] = field.default
+        schema, field = TypeAdapter(annotation).json_schema(), _table()[name]
+        if "help" in field:
+            schema["description"] = field["help"]
+        if "default" in field:
+            schema["default"] = field["default"]
         properties[name] = schema if _takes_null(annotation) else {"anyOf": [schema, {"type": "null"}]}
     return {
         "type": "object",
@@ -150,37 +144,41 @@ def training_json_schema() -> dict[str, Any]:
     }
 
 
-def _annotation(field: dataclasses.Field[Any], hint: Any) -> Any:
-    members = _members(hint)
-    annotation: Any
-    if field.name == "report_to":
-        tracker = _literal(("all", "none", *TRACKERS))
-        annotation = tracker | list[tracker]  # type: ignore[valid-type]
-    elif field.name in ("log_level", "log_level_replica"):
-        annotation = _literal(trainer_log_levels)
-    elif field.metadata.get("choices"):
-        annotation = _literal(field.metadata["choices"])
-    elif field.name in _BOUNDS:
-        annotation = Annotated[members[0], _BOUNDS[field.name]]
-    else:
-        return _literals_for_enums(hint)
-    return annotation | None if type(None) in members else annotation
+def training_default(name: str) -> Any:
+    """TrainingArguments' own default of a field; None where it has none that is a plain value."""
+    return _table().get(name, {}).get("default")
 
 
-def _literals_for_enums(hint: Any) -> Any:
-    members = _members(hint)
-    enums = [member for member in members if isinstance(member, type) and issubclass(member, enum.Enum)]
-    if enums:
-        # `SchedulerType | str`: the str is how the enum is written, not any text.
-        return _literal(item.value for member in enums for item in member)
-    if list[DebugOption] in members:
-        option = _literal(item.value for item in DebugOption)
-        return str | list[option]  # type: ignore[valid-type]
-    return hint
+@functools.cache
+def _table() -> dict[str, dict[str, Any]]:
+    fields: dict[str, dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))["fields"]
+    return fields
 
 
-def _literal(values: Iterable[str]) -> Any:
-    return Literal[tuple(values)]
+_TYPES = {
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "str": str,
+    "null": None,
+    "dict": dict[str, Any],
+    "list": list[Any],
+}
+
+
+def _annotation(name: str, members: list[Any]) -> Any:
+    if name in _BOUNDS:
+        bounded = Annotated[_member(members[0]), _BOUNDS[name]]
+        return bounded | None if "null" in members else bounded
+    return functools.reduce(operator.or_, (_member(member) for member in members))
+
+
+def _member(member: Any) -> Any:
+    if isinstance(member, str):
+        return _TYPES[member]
+    if "one of" in member:
+        return Literal[tuple(member["one of"])]
+    return list[_member(member["list of"][0])]  # type: ignore[misc]
 
 
 def _takes_null(annotation: Any) -> bool:

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mmhf.cli.train
 import mmhf.evaluation.report.classification
+import mmhf.verbs.train
 from mmhf.cli import main
 from mmhf.training.trainer import MMTrainer
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import mmhf  # (first: it makes torchvision importable beside a CPU build of torch)
+
+import shutil  # isort: skip
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+from small_data import make_rows, write_csv
 from transformers import BertConfig, CLIPConfig, DistilBertConfig, Qwen3Config
 
 from mmhf.hub import hub_errors
 from mmhf.recipe import load_recipe
+from mmhf.training.plan import GroupRow
+from mmhf.verbs._plan_tables import fold_groups
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -91,7 +97,7 @@ def hub(monkeypatch) -> Iterator[list[str]]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     _Hub.requested = []
     _use_hub(f"http://127.0.0.1:{server.server_port}", monkeypatch)
-    monkeypatch.setattr("mmhf.cli.plan._WAIT_FOR_HUB", 60.0)  # a busy machine may be slow to answer
+    monkeypatch.setattr("mmhf.verbs.plan._WAIT_FOR_HUB", 60.0)  # a busy machine may be slow to answer
     yield _Hub.requested
     server.shutdown()
     server.server_close()
@@ -122,7 +128,8 @@ def test_recipe_plans(path, hub, succeed):
 @pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
 def test_recipe_says_how_to_launch_it(path):
     header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    assert any(f"scripts/train.py {path.relative_to(ROOT)}" in line for line in header)
+    name = path.relative_to(ROOT / "recipes").with_suffix("")
+    assert any(line.startswith(f"#   mmhf train {name}") for line in header)
 
 
 def test_plan_without_network_names_what_is_missing(monkeypatch, succeed):
@@ -141,7 +148,7 @@ def test_plan_does_not_wait_for_a_silent_network(monkeypatch, succeed):
     """A server that takes connections and never answers, as behind a firewall: it is asked once."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)  # it listens, but nobody serves
     _use_hub(f"http://127.0.0.1:{server.server_port}", monkeypatch)
-    monkeypatch.setattr("mmhf.cli.plan._WAIT_FOR_HUB", 0.5)
+    monkeypatch.setattr("mmhf.verbs.plan._WAIT_FOR_HUB", 0.5)
     out = succeed("plan", ROOT / "recipes" / "fakeddit" / "v1.6.yaml")
     assert "missing: backbone distilbert" in out
     server.socket.setblocking(False)
@@ -156,6 +163,9 @@ def test_plan_shows_where_values_come_from(hub, succeed):
     lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
     assert "override" in lines["data.limit"] and "7" in lines["data.limit"]
     assert "v1.7.yaml" in lines["model.fusion.dropout"] and "v1.6.yaml" in lines["model.embedding_dim"]
+    assert "model.fusion.activation" not in lines
+    out = succeed("plan", ROOT / "recipes" / "fakeddit" / "v1.7.yaml", "--all")
+    lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
     assert "default" in lines["model.fusion.activation"]
 
 
@@ -174,3 +184,90 @@ def test_plan_writes_nothing(tiny_recipe, succeed, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     succeed("plan", recipe)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.fixture
+def broken(mmhf_cli) -> Callable[..., str]:
+    """Plan what must be refused; gives the one line of the refusal, which the plan itself begins with."""
+
+    def run(*arguments: object) -> str:
+        outcome = mmhf_cli("plan", *arguments)
+        errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+        assert outcome.code == 2 and len(errors) == 1, outcome.err
+        line = errors[0].removeprefix("error: ")
+        assert outcome.out.startswith(f"problem: {line[:40]}")
+        return line
+
+    return run
+
+
+def labelled_table(
+    folder: Path, root: str | None = "photos", label: str = "kind", rows: int = 40
+) -> dict[str, object]:
+    table = write_csv(folder / "data.csv", make_rows(folder, rows))
+    columns = {"image": "photo", "label": label, "text": "title"}
+    images = {} if root is None else {"image_root": str(folder / root)}
+    return {"data": {"source": "table", "path": str(table), "columns": columns, **images}}
+
+
+def test_plan_finds_the_root_of_the_images(tiny_recipe, broken, succeed, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    for root in (None, "elsewhere"):
+        line = broken(tiny_recipe(labelled_table(tmp_path, root)))
+        assert "40 of 40 images tried are missing" in line and f"set data.image_root={tmp_path / 'photos'}" in line
+    succeed("plan", tiny_recipe(labelled_table(tmp_path)))
+    for image in (tmp_path / "photos").glob("00*"):
+        image.unlink()
+    assert "10 of 40 images tried are missing" in succeed("plan", tiny_recipe(labelled_table(tmp_path)))
+    recipe = tiny_recipe(labelled_table(tmp_path, None))
+    shutil.rmtree(tmp_path / "photos")
+    assert "put them there" in broken(recipe)
+
+
+def test_plan_knows_labels_that_are_none(tiny_recipe, broken, tmp_path):
+    recipe = tiny_recipe(labelled_table(tmp_path, label="seen"))
+    line = broken(recipe)
+    assert "seen has 28 classes for 32 training rows" in line and "data.columns.label" in line
+
+
+def test_plan_knows_a_class_without_training_rows(tiny_recipe, broken, tmp_path):
+    rows = make_rows(tmp_path)
+    for number, row in enumerate(rows):
+        row["split"] = ("train", "test")[number % 4 == 0]
+    rows[0]["kind"] = "whale"
+    write_csv(tmp_path / "data.csv", rows)
+    columns = {"image": "photo", "label": "kind", "text": "title"}
+    data = {"source": "table", "path": str(tmp_path / "data.csv"), "image_root": str(tmp_path / "photos")}
+    line = broken(tiny_recipe({"data": {**data, "split_column": "split", "columns": columns}}))
+    assert "whale has no training row" in line and "min_samples_per_label" in line
+
+
+def test_plan_knows_batches_larger_than_the_data(tiny_recipe, broken):
+    line = broken(tiny_recipe(), "training.per_device_train_batch_size=64")
+    assert "more than the 32 training rows; set it to 8" in line
+
+
+def test_plan_estimates_time(tiny_recipe, two_stages, succeed):
+    out = succeed("plan", tiny_recipe(two_stages), "--time")
+    assert out.count("time: about") == 2 and "s a step" in out
+
+
+def test_a_plan_fits_a_terminal(tiny_recipe, two_stages, succeed, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = succeed("plan", tiny_recipe(two_stages))
+    assert max(len(line) for line in out.splitlines() if line[:1] in "│┃┏└├┡") <= 80
+
+
+def test_groups_that_train_alike_are_one_line():
+    rows = [GroupRow("stem", 1, None), *(GroupRow(f"layers.{n}", 10, None if n < 4 else 1e-3) for n in range(8))]
+    folded = fold_groups([*rows, GroupRow("head", 5, 1e-3)])
+    assert [(row.name, row.num_parameters) for row in folded] == [
+        ("stem", 1), ("layers.0-3", 40), ("layers.4-7", 40), ("head", 5),
+    ]  # fmt: skip
+
+
+def test_a_plan_in_python(tiny_recipe, tmp_path):
+    planned = mmhf.plan(tiny_recipe())
+    assert planned.run["rows"].startswith("train 32") and [stage.name for stage in planned.stages] == ["train"]
+    assert "Stage train" in str(planned) and "<pre>" in planned._repr_html_()
+    assert "64 × 1" in mmhf.plan(tiny_recipe(), ["training.per_device_train_batch_size=64"]).problems[0]

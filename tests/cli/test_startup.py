@@ -36,6 +36,37 @@ def test_loads_nothing_heavy(statements):
     assert loaded_after(statements) == set()
 
 
+MISTAKES = [
+    ["train", "nowhere.yaml"],
+    ["train", "quickstart/fusion", "training.learnin_rate=1"],
+    ["plan", "quickstart/fusoin"],
+    ["sweep", "quickstart/fusion", "nowhere.yaml"],
+    ["predict", "model", "--input", "nowhere.csv", "--output", "out.csv"],
+    ["search", "nowhere.parquet", "--text", "x"],
+    ["release", "nowhere"],
+    ["init"],
+]
+
+
+def test_helps_and_mistakes_are_answered_at_once():
+    """The count of modules stands for the time, which depends on the machine: 0.5 s of one core."""
+    statements = f"""
+import sys
+from mmhf.cli import _VERBS, main
+for verb in _VERBS:
+    try:
+        main([verb, "--help"])
+    except SystemExit as end:
+        assert end.code == 0
+assert len(sys.modules) < 200, len(sys.modules)
+for mistake in {MISTAKES}:
+    assert main(mistake) == 2, mistake
+assert main(["init", "--list"]) == 0
+assert len(sys.modules) < 330, len(sys.modules)
+"""
+    assert loaded_after(statements) <= {"pydantic"}
+
+
 def test_scripts_do_not_hide_libraries_of_their_names(monkeypatch):
     """`python scripts/train.py` puts `scripts/` first on the path, and with it `evaluate.py`."""
     monkeypatch.setattr(sys, "argv", [str(SCRIPTS / "train.py")])

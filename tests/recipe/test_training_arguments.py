@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
+from make_training_fields import installed_fields
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from mmhf.recipe.node import Origin
-from mmhf.recipe.training_arguments import CONTROLLED, REMOVED, TRACKERS, training_fields, training_problems
+from mmhf.recipe.training_arguments import (
+    CONTROLLED,
+    REMOVED,
+    TABLE,
+    TRACKERS,
+    training_default,
+    training_fields,
+    training_problems,
+)
 
 
 def lines(**values: object) -> list[str]:
@@ -92,3 +102,18 @@ def test_values_that_users_write_are_valid() -> None:
 )
 def test_each_wrong_field_is_explained(name: str, value: object, expected: str) -> None:
     assert lines(**{name: value}) == [expected]
+
+
+def test_the_table_is_that_of_the_installed_version() -> None:
+    """Of another version: what both have is the same, so that nothing is promised that is refused."""
+    table, installed = json.loads(TABLE.read_text(encoding="utf-8")), installed_fields()
+    both = table["fields"].keys() & installed["fields"].keys()
+    assert len(both) > 80
+    for name in both:
+        assert table["fields"][name]["type"] == installed["fields"][name]["type"], name
+    if table["transformers"] == installed["transformers"]:
+        assert table == installed, "run tests/make_training_fields.py"
+
+
+def test_defaults_are_known_without_transformers() -> None:
+    assert training_default("per_device_train_batch_size") == 8 and training_default("no_such_field") is None

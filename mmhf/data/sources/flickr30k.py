@@ -69,6 +69,17 @@ def read_flickr30k(section: Flickr30kSection, reading: Reading) -> SourceTable:
     return source
 
 
+def has_captions_of_flickr30k(folder: Path) -> bool:
+    """Whether a folder has one of the data set's own caption files: Karpathy's, the original one, or Kaggle's."""
+    for path in _caption_files(folder):
+        name = path.name.lower()
+        if _FORMATS["karpathy"].fullmatch(name) or _FORMATS["token"].fullmatch(name):
+            return True
+        if _FORMATS["csv"].fullmatch(name) and read_lines(path)[:1] and read_lines(path)[0].count("|") == 2:
+            return True
+    return False
+
+
 def _caption_files(folder: AnyPath) -> list[AnyPath]:
     """Files that could hold captions, those nearest to the folder first."""
     names = folder.listed() if isinstance(folder, RemotePath) else _walk(folder)

@@ -1,25 +1,15 @@
-"""What the verbs print: messages while they work, and tables of metrics."""
+"""Tables of metrics on standard output."""
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
 if TYPE_CHECKING:
     from mmhf.tasks import Measured
-
-
-class ConsoleHandler(logging.Handler):
-    """Writes messages to standard error, above a progress bar if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def print_metrics(title: str, measured: Mapping[str, Measured]) -> None:

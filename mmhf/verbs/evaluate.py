@@ -1,0 +1,226 @@
+"""Measure a run or a release on any split of any data, with the preprocessing that the model was trained with."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import TrainingArguments
+
+from mmhf.data.bad_examples import BadExampleLog
+from mmhf.data.images import BadImageError, DataFolder
+from mmhf.errors import InputError
+from mmhf.evaluation.captions import (
+    CaptionEvaluation,
+    CaptionFile,
+    ClipScorer,
+    evaluate_captions,
+    read_caption_files,
+)
+from mmhf.evaluation.report.captions import (
+    MeasuredCaptions,
+    scores_of_image,
+    spread_rows,
+    write_caption_gallery,
+    write_captions_report,
+)
+from mmhf.evaluation.report.page import CaptionExample, small_image
+from mmhf.evaluation.report.sections import RunFacts
+from mmhf.files import BAD_EXAMPLES_FILE, RECIPE_FILE
+from mmhf.hub.releases import resolve_model
+from mmhf.recipe import load_recipe, recipe_from_dict
+from mmhf.tasks import Measured, task_of
+from mmhf.tasks.feature_caching import evaluation_features
+from mmhf.verbs._metrics_table import print_metrics
+from mmhf.verbs.own_data import OwnData, with_own_data
+from mmhf.verbs.run import Run
+
+logger = logging.getLogger(__name__)
+
+MAX_GALLERY_IMAGES = 1000
+_CAPTIONS_SPLIT = "captions"
+
+
+def run(options: argparse.Namespace) -> None:
+    _check_what_is_measured(options)
+    if options.predictions is not None:
+        _evaluate_caption_files(options)
+        return
+    if options.recipe is not None and "=" in options.recipe:
+        options.overrides.insert(0, options.recipe)
+        options.recipe = None
+    measured = evaluate(
+        options.model,
+        options.recipe,
+        overrides=options.overrides,
+        splits=options.split,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        output=options.output,
+    )
+    print_metrics(options.model, measured)
+
+
+def evaluate(
+    model: str | Path | Run,
+    data: str | Path | OwnData | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    splits: Sequence[str] | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+    output: str | Path | None = None,
+) -> dict[str, Measured]:
+    """Measure a model on any split of any data, with the preprocessing that it was trained with.
+
+    Args:
+        model (`str`, `Path` or [`Run`]): A run, its folder, a release, or `REPO@vX.Y`.
+        data (*optional*): A recipe whose `data:` is used, or a DataFrame, data set or list of dicts with the columns
+            that the model was trained on, which is measured as the split `test`; absent: the model's own data.
+        overrides (`Sequence[str]`): Such as `data.path=data/other`.
+        splits (`Sequence[str]`, *optional*): Those to measure; absent: the recipe's.
+        batch_size (`int`, defaults to 32): Rows at once.
+        workers (`int`, defaults to 0): Processes that decode images.
+        output (`str` or `Path`, *optional*): A folder for `metrics.json`, plots and `report.html`.
+
+    Returns:
+        `dict[str, Measured]`: What was measured of each split; `.metrics` has the numbers.
+
+    Raises:
+        InputError: The model, the data or a split is not there.
+    """
+    transformers.logging.disable_progress_bar()
+    name = str(model.folder if isinstance(model, Run) else model)
+    model_dir = resolve_model(name).path
+    recipe: str | Path = model_dir / RECIPE_FILE
+    if isinstance(data, str | Path):
+        recipe = data
+    resolved = load_recipe(recipe, overrides)
+    if data is not None and not isinstance(data, str | Path):
+        values = with_own_data(resolved.recipe.model_dump(), {"test": data})
+        resolved, splits = recipe_from_dict(values, name=resolved.name), ["test"]
+    task = task_of(resolved.recipe)
+    trained, processor = task.load_trained(model_dir)
+    loaded = task.load_data(splits=splits or list(resolved.recipe.evaluation.splits), model=trained)
+    if splits and (absent := [split for split in splits if split not in loaded.splits]):
+        raise InputError(f"--split {absent[0]}: the data has {', '.join(loaded.splits)}")
+
+    with tempfile.TemporaryDirectory() as scratch:
+        bad_examples = BadExampleLog(Path(scratch) / "bad_examples.log")
+        bad_examples.extend(loaded.bad_examples)
+        args = TrainingArguments(
+            output_dir=scratch,
+            per_device_eval_batch_size=batch_size,
+            dataloader_num_workers=workers,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            disable_tqdm=not sys.stderr.isatty(),
+            remove_unused_columns=False,
+        )
+        measured = {}
+        for split in loaded.splits:
+            collator = task.collator(processor, split=split, seed=0, bad_examples=bad_examples)
+            evaluator = task.make_evaluator(trained, args, collator)
+            evaluator.read_features(evaluation_features(task, trained, args=args, processor=processor))
+            measured[split] = task.measure(evaluator, loaded, split)
+        if output is not None:
+            Path(output).mkdir(parents=True, exist_ok=True)
+            bad_examples.write_csv(Path(output) / BAD_EXAMPLES_FILE)
+            facts = {"model": name, **{f"rows, {split}": loaded.num_rows(split) for split in loaded.splits}}
+            run = task.run_facts(Path(output), resolved, trained=facts, bad_examples=bad_examples.read())
+            task.write_report(run, measured)
+            logger.info("Written to %s", output)
+    return measured
+
+
+def _check_what_is_measured(options: argparse.Namespace) -> None:
+    if options.predictions is None:
+        for name in ("references", "images", "clip"):
+            if vars(options)[name] is not None:
+                raise InputError(f"--{name} belongs to captions made elsewhere: name their table with --predictions")
+        if options.model is None:
+            raise InputError(
+                "name what to measure: a run folder or release, or a table of captions with --predictions; "
+                "mmhf evaluate --help tells more"
+            )
+    elif options.model is not None:
+        raise InputError(f"both a model ({options.model}) and --predictions are given; measure one at a time")
+    elif options.split:
+        raise InputError("--split chooses a model's data; a table of captions is measured as a whole")
+
+
+def _evaluate_caption_files(options: argparse.Namespace) -> None:
+    """Measure a file of captions; write `metrics.json`, `report.html` and `captions.html` where `--output` says."""
+    captions = read_caption_files(options.predictions, options.references)
+    if captions.num_unused:
+        logger.warning("%d images have references but no prediction; they are left out", captions.num_unused)
+    if captions.num_empty_references:
+        logger.warning("%d empty references are left out", captions.num_empty_references)
+    paths = _image_paths(captions, options.images)
+    evaluation = evaluate_captions(
+        captions.predictions,
+        captions.references,
+        clip_scores=None if options.clip is None else _clip_scores(options.clip, captions, paths),
+    )
+    print_metrics(str(options.predictions), {_CAPTIONS_SPLIT: evaluation})
+    if options.output is not None:
+        _write_captions(options, captions, paths, evaluation)
+        logger.info("Written to %s", options.output)
+
+
+def _image_paths(captions: CaptionFile, folder: Path | None) -> list[str | None]:
+    """Where each image lies; None throughout without `--images`."""
+    if folder is None:
+        return [None] * len(captions.ids)
+    if not folder.is_dir():
+        raise InputError(f"--images {folder}: no such folder")
+    names = [image or name for image, name in zip(captions.images, captions.ids, strict=True)]
+    inside = DataFolder(folder)
+    for name in names:
+        if escape := inside.find_escape(name):
+            raise InputError(f"--images {folder}: {escape}")
+    return [inside.path_of(name) for name in names]
+
+
+def _clip_scores(clip: str, captions: CaptionFile, paths: Sequence[str | None]) -> list[float]:
+    images = [path for path in paths if path is not None]
+    if len(images) < len(captions.ids):
+        raise InputError("--clip needs the images: name their folder with --images")
+    try:
+        scores = ClipScorer.from_pretrained(clip).score(images, captions.predictions)
+    except BadImageError as error:
+        raise InputError(f"--clip: an image cannot be read: {error}; leave its prediction out") from error
+    return [float(score) for score in scores]
+
+
+def _write_captions(
+    options: argparse.Namespace, captions: CaptionFile, paths: Sequence[str | None], evaluation: CaptionEvaluation
+) -> None:
+    shown = sorted(spread_rows(evaluation.per_image["rougeL"], count=MAX_GALLERY_IMAGES))
+    examples = [
+        CaptionExample(
+            id=captions.ids[row],
+            image=None if path is None else small_image(path),
+            generated=captions.predictions[row],
+            references=captions.references[row],
+            scores=scores_of_image(evaluation, row),
+        )
+        for row in shown
+        for path in (paths[row],)
+    ]
+    facts = {
+        "captions": options.predictions,
+        "references": options.references or options.predictions,
+        "images with references but no prediction": captions.num_unused,
+        "empty references, left out": captions.num_empty_references,
+        "CLIP": options.clip or "none",
+    }
+    title, subtitle = f"Captions of {options.predictions.name}", f"image-captioning · {options.predictions}"
+    write_caption_gallery(options.output / "captions.html", examples, title=title, subtitle=subtitle)
+    run = RunFacts(folder=options.output, title=title, subtitle=subtitle, trained=facts)
+    write_captions_report(run, {_CAPTIONS_SPLIT: MeasuredCaptions(evaluation)})

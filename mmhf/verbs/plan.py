@@ -1,0 +1,258 @@
+"""What a recipe would do, and what is wrong with it: values, rows, stages, rates, steps, memory, time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import TrainingArguments
+
+from mmhf.data.checks import check_data
+from mmhf.data.filters import describe_steps
+from mmhf.data.loading import LoadedData
+from mmhf.errors import InputError, UnreachableError
+from mmhf.files import CONFIG_FILE
+from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
+from mmhf.hub.releases import resolve_model
+from mmhf.recipe import ResolvedRecipe, json_schema
+from mmhf.recipe.schema import ContrastiveRecipe, DataSectionBase
+from mmhf.recipe.training_sections import StageSection, cache_section
+from mmhf.tasks import AnyTask, task_of
+from mmhf.tasks.feature_caching import planned_caching
+from mmhf.training.arguments import build_stage_plan, recipe_stages, steps_per_epoch, training_arguments
+from mmhf.training.plan import StageReport, describe_stages
+from mmhf.training.step_time import StepTime, measure_stages
+from mmhf.verbs import _plan_tables
+from mmhf.verbs.own_data import OwnData, resolve
+
+_WAIT_FOR_HUB = 2.0
+_FILES = ("path", "train", "validation", "test")
+
+
+@dataclass
+class Plan:
+    """A recipe's plan; as text it is what `mmhf plan` prints.
+
+    Attributes:
+        resolved ([`ResolvedRecipe`]): The recipe.
+        problems (`list[str]`): What training would refuse or learn nothing from, each with a way out.
+        notes (`list[str]`): What it would go on with.
+        missing (`list[str]`): Files that are not at hand, such as the data or a backbone's configuration.
+        run (`dict[str, str]`): Rows, labels, batch, steps, device.
+        stages (`list[StageReport]`): By stage, groups, rates and memory; empty without the backbones' configuration.
+        cached (`list[str]`): For each stage, which frozen parts are computed once.
+        times (`list[StepTime]`): For each stage, where it was asked for.
+        as_written (`list[tuple]`): The stages as far as the recipe alone tells: name, length, groups, rate.
+    """
+
+    resolved: ResolvedRecipe
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    run: dict[str, str] = field(default_factory=dict)
+    stages: list[StageReport] = field(default_factory=list)
+    cached: list[str] = field(default_factory=list)
+    times: list[StepTime] = field(default_factory=list)
+    as_written: list[tuple[str, str, str, str]] = field(default_factory=list)
+
+    def print(self, console: Console, *, all_values: bool = False) -> None:
+        """Print it.
+
+        Args:
+            console (`Console`): Where to.
+            all_values (`bool`, defaults to `False`): Also what is as by default, and each group by itself.
+        """
+        _plan_tables.print_plan(self, console, all_values=all_values)
+
+    def __str__(self) -> str:
+        console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        self.print(console)
+        return console.export_text()
+
+    def _repr_html_(self) -> str:
+        console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        self.print(console)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.schema:
+        json.dump(json_schema(), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    if options.recipe is None:
+        raise InputError("mmhf plan needs a recipe, or --schema")
+    planned = plan(options.recipe, options.overrides, time=options.time)
+    planned.print(Console(), all_values=options.all)
+    if planned.problems:
+        sys.stdout.flush()
+        raise InputError("\n".join(planned.problems))
+
+
+def plan(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    train_dataset: OwnData | None = None,
+    eval_dataset: OwnData | None = None,
+    time: bool = False,
+) -> Plan:
+    """Work out what a recipe would do, without weights or GPU.
+
+    Args:
+        recipe, overrides, train_dataset, eval_dataset: As `mmhf.train` takes them.
+        time (`bool`, defaults to `False`): Also make a few steps of each stage on this device, with fresh weights.
+
+    Raises:
+        InputError: The recipe itself is wrong; what is wrong with its data stands in `problems`.
+    """
+    resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    task, found = task_of(resolved.recipe), Plan(resolved)
+    if task.uses_hub(weights=False):
+        use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
+    data = _load_data(task, found)
+    args = training_arguments(
+        resolved.recipe, str(resolved.name), has_validation=data is None or "validation" in data.splits
+    )
+    num_rows = None if data is None else task.num_train_rows(data)
+    found.run = _describe_run(args, data, num_rows)
+    found.as_written = [_as_written(stage, args) for stage in recipe_stages(resolved.recipe, args)]
+    if num_rows is not None:
+        _check_batches(task, args, num_rows, found)
+    unreachable = task.unreachable_backbones()
+    found.missing += unreachable
+    if unreachable or found.problems:
+        return found
+    parent = _find_parent(task, found)
+    model = task.build_model(data, parent=parent, device="meta")
+    # Without data an epoch has no length: shapes and rates are still planned, as if it had one step.
+    stage_plan = build_stage_plan(model, task.recipe, args, num_rows or args.per_device_train_batch_size)
+    optimizer = task.recipe.optimizer.name if task.recipe.optimizer else str(args.optim)
+    found.stages = describe_stages(
+        stage_plan,
+        task.example_inputs(args.per_device_train_batch_size, "meta"),
+        state_values_per_parameter=1 if optimizer == "sgd" else 2,
+        length_known=num_rows is not None,
+    )
+    if cache_section(task.recipe.cache).mode == "off":
+        found.cached = ["off"] * len(found.stages)
+    elif data is None:
+        found.cached = [_plan_tables.MISSING_DATA] * len(found.stages)
+    else:
+        choices = planned_caching(task, data, plan=stage_plan, args=args)
+        found.cached = ["; ".join(choice.describe() for choice in stage) or "nothing" for stage in choices]
+    _check_memory(args, found)
+    if time and data is not None:
+        fresh = task.build_model(data, parent=parent, device="meta").to_empty(device=args.device)
+        fresh_plan = build_stage_plan(fresh, task.recipe, args, num_rows or args.per_device_train_batch_size)
+        inputs = task.example_inputs(args.per_device_train_batch_size, str(args.device))
+        found.times = measure_stages(fresh_plan, inputs, accumulation=args.gradient_accumulation_steps)
+    return found
+
+
+def _load_data(task: AnyTask, found: Plan) -> LoadedData | None:
+    """The data, looked at; None where it is not here."""
+    section: DataSectionBase = task.recipe.data
+    try:
+        data = task.load_data(check_images=False)
+    except InputError as error:
+        if isinstance(error, UnreachableError) or _is_elsewhere(section):
+            found.missing.append(f"data: {error}")
+        else:
+            found.problems.append(str(error))
+        return None
+    if "train" not in data.splits:
+        found.problems.append(f"data: there is no training split, only {', '.join(data.splits)}")
+        return None
+    check = check_data(section, data)
+    found.problems += check.problems
+    found.notes += check.notes
+    return data
+
+
+def _is_elsewhere(section: DataSectionBase) -> bool:
+    """Whether nothing that the recipe names is on this machine, so that it may be planned for another one."""
+    named = [value for key in _FILES if isinstance(value := section.model_dump().get(key), str)]
+    return bool(named) and not any("://" in name or Path(name).exists() for name in named)
+
+
+def _find_parent(task: AnyTask, found: Plan) -> Path | None:
+    if task.recipe.init_from is None:
+        return None
+    try:
+        return resolve_model(task.recipe.init_from, verify=False, only=[CONFIG_FILE]).path
+    except InputError as error:
+        found.missing.append(f"init_from {error}; planned from the backbones instead")
+        return None
+
+
+def _describe_run(args: TrainingArguments, data: LoadedData | None, num_rows: int | None) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    if data is not None and data.filter_steps:
+        facts["filters"] = describe_steps(data.filter_steps)
+    facts["rows"] = (
+        _plan_tables.MISSING_DATA
+        if data is None
+        else ", ".join(f"{split} {data.num_rows(split) or 'streamed'}" for split in data.splits)
+    )
+    if data is not None and data.label_names:
+        facts["labels"] = ", ".join(data.label_names)
+    batch, steps, processes = (
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        args.world_size,
+    )
+    facts["effective batch"] = (
+        f"{batch * steps * processes} = {batch} a device × {steps} accumulated × {processes} processes"
+    )
+    facts["steps an epoch"] = str(steps_per_epoch(num_rows, args)) if num_rows else _plan_tables.MISSING_DATA
+    facts["device"] = str(args.device)
+    return facts
+
+
+def _as_written(stage: StageSection, args: TrainingArguments) -> tuple[str, str, str, str]:
+    length = f"{stage.steps} steps" if stage.steps else f"{stage.epochs:g} epochs"
+    rate = args.learning_rate if stage.learning_rate is None else stage.learning_rate
+    return stage.name, length, str(stage.train), str(rate)
+
+
+def _check_batches(task: AnyTask, args: TrainingArguments, num_rows: int, found: Plan) -> None:
+    batch = args.per_device_train_batch_size * args.world_size
+    if num_rows == 0:
+        found.problems.append("data: the training split has no rows that can be used")
+    elif batch > num_rows:
+        fits = max(num_rows // args.world_size // 4, 1)
+        found.problems.append(
+            f"training.per_device_train_batch_size: {args.per_device_train_batch_size} × {args.world_size} processes "
+            f"is more than the {num_rows} training rows; set it to {fits}"
+        )
+    elif isinstance(task.recipe, ContrastiveRecipe) and (task.recipe.contrastive.batch_size or 0) > num_rows:
+        found.problems.append(
+            f"contrastive.batch_size: {task.recipe.contrastive.batch_size} is more than the {num_rows} training "
+            f"samples; set it to {args.per_device_train_batch_size}"
+        )
+
+
+def _check_memory(args: TrainingArguments, found: Plan) -> None:
+    device = args.device
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory / 2**30
+    elif device.type == "cpu":
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    else:
+        return
+    for stage in found.stages:
+        if stage.memory.total_gib > there:
+            found.problems.append(
+                f"stage {stage.name} needs about {stage.memory.total_gib:.1f} GiB, the {device.type} has {there:.1f}; "
+                "lower training.per_device_train_batch_size (and raise training.gradient_accumulation_steps), or set "
+                "training.gradient_checkpointing=true"
+            )

@@ -1,0 +1,49 @@
+"""Keep a finished run as an immutable version of a model, in a folder or on the Hub."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import yaml
+
+from mmhf.errors import InputError
+from mmhf.hub.lineage import recipe_settings, release_run, release_settings
+
+logger = logging.getLogger(__name__)
+
+
+def run(options: argparse.Namespace) -> None:
+    values = recipe_settings(options.run)
+    given = {
+        "repo": options.repo,
+        "version": options.version,
+        "private": options.private,
+        "channel": options.channel,
+        "best_metric": options.best_metric,
+        "card": None if options.card is None else _read_card(options.card),
+    }
+    values.update({key: value for key, value in given.items() if value is not None})
+    if options.push is not None:
+        values["push"] = options.push
+    elif options.repo is not None:
+        values["push"] = _is_on_hub(options.repo)
+    for key in ("repo", "version"):
+        if key not in values:
+            raise InputError(f"--{key} is needed: the recipe of {options.run} has no `release`")
+    logger.info("Release: %s", release_run(options.run, release_settings(values)))
+
+
+def _is_on_hub(repo: str) -> bool:
+    """Whether a name means the Hub: ORG/NAME, and neither it nor ORG is a folder here; `releases/` always is one."""
+    organisation, _, name = repo.partition("/")
+    is_folder = Path(repo).exists() or Path(organisation).is_dir() or organisation in ("", ".", "..", "~", "releases")
+    return bool(name) and "/" not in name and not is_folder
+
+
+def _read_card(path: Path) -> object:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error

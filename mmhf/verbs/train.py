@@ -1,0 +1,240 @@
+"""Train a recipe, evaluate what came out, and release it if the recipe says so."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from accelerate.utils import broadcast_object_list
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+
+from mmhf.data.bad_examples import BadExampleLog
+from mmhf.data.duplicates import write_duplicates
+from mmhf.data.filters import describe_steps
+from mmhf.data.loading import LoadedData
+from mmhf.errors import InputError
+from mmhf.files import BAD_EXAMPLES_FILE, BAD_EXAMPLES_LOG, DUPLICATES_FILE, REPORT_FILE
+from mmhf.hub import resolve_model
+from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
+from mmhf.hub.lineage import check_release_is_possible, release_run, write_lineage
+from mmhf.recipe import ResolvedRecipe
+from mmhf.tasks import AnyTask, Measured, task_of
+from mmhf.training.arguments import build_stage_plan, longer, training_arguments
+from mmhf.training.position import run_conditions
+from mmhf.training.run_folder import RunFolder, choose_run_dir, find_run_folder
+from mmhf.training.tracking import tracked_run
+from mmhf.training.trainer import MMTrainer
+from mmhf.verbs._metrics_table import print_metrics
+from mmhf.verbs.own_data import OwnData, resolve
+from mmhf.verbs.run import Run
+
+logger = logging.getLogger(__name__)
+
+_WAIT_FOR_HUB = 10.0
+
+
+def run(options: argparse.Namespace) -> None:
+    train(
+        options.recipe,
+        options.overrides,
+        resume=options.resume,
+        allow_changes=options.allow_changes,
+        more=options.more,
+    )
+
+
+def train(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    train_dataset: OwnData | None = None,
+    eval_dataset: OwnData | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    resume: bool = False,
+    allow_changes: bool = False,
+    more: float | None = None,
+) -> Run:
+    """The whole road, in order: recipe, data, run folder, model, trainer, training, evaluation, release.
+
+    Args:
+        recipe (`str`, `Path` or `dict`): A recipe's file, the name of one that comes with mmhf, or its values.
+        overrides (`Sequence[str]`): Such as `training.learning_rate=1e-4`.
+        train_dataset, eval_dataset (*optional*): A DataFrame, a data set of `datasets` or torch, or a list of dicts,
+            in place of the recipe's data; images are paths, PIL images or bytes, in the columns that `data.columns`
+            names. Without `eval_dataset`, the recipe's `data.split` cuts what is evaluated off.
+        callbacks (`Sequence[TrainerCallback]`): Of who calls this, such as a sweep.
+        resume (`bool`, defaults to `False`): Go on with the latest unfinished run of this recipe.
+        allow_changes (`bool`, defaults to `False`): Go on although the recipe has changed since.
+        more (`float`, *optional*): Train this many epochs longer than the recipe says, in its last stage.
+
+    Returns:
+        [`Run`]: The run's folder, with its metrics, report and model.
+
+    Raises:
+        InputError: Something of the recipe, the data or the folder cannot be used.
+    """
+    resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    if more is not None:
+        overrides = [*overrides, longer(resolved.recipe, more)]
+        resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    task = task_of(resolved.recipe)
+    parent = resolve_model(resolved.recipe.init_from) if resolved.recipe.init_from else None
+    if resolved.recipe.release is not None:
+        check_release_is_possible(resolved.recipe.release)
+
+    if task.uses_hub(weights=parent is None):
+        use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
+    data = _load_data(task)
+    args = training_arguments(resolved.recipe, str(resolved.name), has_validation="validation" in data.splits)
+    _set_verbosity(args)
+    folder = _find_folder_once(resolved, args, resume=resume, allow_changes=allow_changes)
+    if folder.is_finished:
+        logger.info("The run in %s is finished; only its release was missing", folder.path)
+        _release(resolved, args, folder)
+        return Run(folder.path)
+    transformers.set_seed(args.seed)
+
+    parent_dir = parent.path if parent else None
+    processor = task.build_processor(data, parent=parent_dir)
+    model = task.build_model(data, processor=processor, parent=parent_dir)
+    plan = build_stage_plan(model, resolved.recipe, args, task.num_train_rows(data))
+    args.max_steps = plan.num_steps
+
+    bad_examples = BadExampleLog(folder.path / BAD_EXAMPLES_LOG)
+    is_first = args.process_index == 0
+    with folder.claimed(resolved) if is_first else contextlib.nullcontext():
+        if is_first:
+            bad_examples.extend(data.bad_examples)
+            write_lineage(folder.path, parent.reference if parent else None, data.fingerprint())
+            _say_what_begins(resolved, data, model, folder)
+        with tracked_run(args, resolved.recipe.tracking, folder.path.name):
+            trainer = task.make_trainer(data, plan=plan, args=args, processor=processor, bad_examples=bad_examples)
+            for callback in callbacks:
+                trainer.add_callback(callback)
+            trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+            task.finish(trainer, data)
+            measured = _measure(trainer, task, data)
+            trainer.save_model()
+            trainer.save_state()
+            if is_first:
+                bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
+                _report(trainer, task, data, resolved=resolved, measured=measured, bad_examples=bad_examples)
+        if is_first:
+            print_metrics(resolved.name, measured)
+            logger.info("Run folder: %s", folder.path)
+            logger.info("Report: %s", folder.path / REPORT_FILE)
+            _release(resolved, args, folder)
+    return Run(folder.path)
+
+
+def _report(
+    trainer: MMTrainer,
+    task: AnyTask,
+    data: LoadedData,
+    *,
+    resolved: ResolvedRecipe,
+    measured: dict[str, Measured],
+    bad_examples: BadExampleLog,
+) -> None:
+    """Write the list of duplicates, the report and, last, the metrics, which mark a finished run."""
+    run_dir = Path(str(trainer.args.output_dir))
+    if data.duplicates:
+        write_duplicates(run_dir / DUPLICATES_FILE, data.duplicates)
+    facts = task.run_facts(
+        run_dir,
+        resolved,
+        trained=_facts(trainer, data),
+        stages=trainer.plan.summary(),
+        log_history=trainer.state.log_history,
+        bad_examples=bad_examples.read(),
+        duplicates=data.duplicates,
+    )
+    task.write_report(facts, measured)
+
+
+def _load_data(task: AnyTask) -> LoadedData:
+    data = task.load_data()
+    if "train" not in data.splits:
+        found = ", ".join(data.splits)
+        raise InputError(f"data source {task.recipe.data.source!r}: it has no training split, only {found}")
+    return data
+
+
+def _say_what_begins(resolved: ResolvedRecipe, data: LoadedData, model: PreTrainedModel, folder: RunFolder) -> None:
+    rows = ", ".join(f"{data.num_rows(split) or 'streamed'} {split}" for split in data.splits)
+    logger.info("Recipe %s in %s: %s rows", resolved.name, folder.path, rows)
+    logger.info("%s, %s parameters", type(model).__name__, f"{model.num_parameters():,}")
+    if data.bad_examples:
+        logger.info("%d bad rows, see %s when the run ends", len(data.bad_examples), folder.path / BAD_EXAMPLES_FILE)
+    if folder.checkpoint is not None:
+        logger.info("Going on from %s", folder.checkpoint)
+
+
+def _measure(trainer: MMTrainer, task: AnyTask, data: LoadedData) -> dict[str, Measured]:
+    """Evaluate the splits that the recipe asks for, and give their numbers to the trackers."""
+    splits = [split for split in task.recipe.evaluation.splits if split in data.splits]
+    measured = {split: task.measure(trainer, data, split) for split in splits}
+    for split, result in measured.items():
+        trainer.log({f"{split}_{name}": value for name, value in result.metrics.items()})
+    return measured
+
+
+def _release(resolved: ResolvedRecipe, args: TrainingArguments, folder: RunFolder) -> None:
+    release = resolved.recipe.release
+    if release is not None and args.process_index == 0:
+        logger.info("Release: %s", release_run(folder.path, release))
+
+
+def _facts(trainer: MMTrainer, data: LoadedData) -> dict[str, object]:
+    args = trainer.args
+    rows = {f"rows, {split}": data.num_rows(split) or "streamed" for split in data.splits}
+    filters = {"filters": describe_steps(data.filter_steps)} if data.filter_steps else {}
+    return {
+        "model": type(trainer.plan.model).__name__,
+        "parameters": f"{trainer.plan.model.num_parameters():,}",
+        **filters,
+        **rows,
+        "optimizer steps": trainer.state.global_step,
+        "effective batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "device": f"{args.world_size} × {args.device.type}",
+        "seed": args.seed,
+        **({} if trainer.features is None else trainer.features.facts()),
+    }
+
+
+def _find_folder_once(
+    resolved: ResolvedRecipe, args: TrainingArguments, *, resume: bool, allow_changes: bool
+) -> RunFolder:
+    """Let the first process choose the run folder and tell the others, or all of them what is wrong with it."""
+    args.device  # noqa: B018  (starts the process group that the broadcast needs)
+    outcome: list[RunFolder | Exception | None] = [None]
+    if args.process_index == 0:
+        try:
+            outcome[0] = find_run_folder(
+                choose_run_dir(resolved, resume=resume),
+                resolved,
+                conditions=run_conditions(args),
+                allow_changes=allow_changes,
+            )
+        except ValueError as error:
+            outcome[0] = error
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    assert outcome[0] is not None
+    args.output_dir = str(outcome[0].path)
+    return outcome[0]
+
+
+def _set_verbosity(args: TrainingArguments) -> None:
+    transformers.logging.set_verbosity_warning()
+    transformers.logging.disable_progress_bar()
+    if args.process_index > 0:
+        logging.getLogger("mmhf").setLevel(logging.WARNING)
+        datasets.disable_progress_bars()

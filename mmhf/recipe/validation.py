@@ -30,7 +30,26 @@ _KINDS = {
     "model_attributes_type": "a mapping",
     "none_required": "null",
 }
+_MEANT = {
+    **dict.fromkeys(("csv", "tsv", "json", "jsonl", "parquet", "excel", "metadata", "dataframe"), ("table",)),
+    **dict.fromkeys(("imagefolder", "folder", "folders", "directory", "classes"), ("image_folder",)),
+    **dict.fromkeys(("hf", "huggingface", "datasets", "dataset"), ("hub",)),
+    **dict.fromkeys(("wds", "tar", "tars"), ("webdataset",)),
+    **dict.fromkeys(("classification", "classifier"), ("image-classification", "image-text-classification")),
+    **dict.fromkeys(("fusion", "multimodal-classification", "multimodal"), ("image-text-classification",)),
+    **dict.fromkeys(("captioning", "caption", "image-to-text"), ("image-captioning",)),
+    **dict.fromkeys(("clip", "retrieval", "dual-encoder", "siglip"), ("contrastive",)),
+}
+"""What people write for a `source` or `task` → what they mean."""
 _YAML_1_1_BOOLS = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+
+
+_OF_TASKS: dict[KeyPath, str] = {
+    ("model", "text"): "this task reads no text; `task: image-text-classification` and `task: contrastive` do",
+    ("model", "language"): "only `task: image-captioning` has a language model",
+    ("model", "fusion"): "only `task: image-text-classification` fuses images and texts",
+}
+"""Keys that belong to other tasks → whose they are."""
 
 
 def recipe_problems(
@@ -67,6 +86,8 @@ def unknown_key(
     nearest = nearest_names(key, names)
     if not nearest:
         nearest = tuple(place for name, place in elsewhere if name == key)[:2]
+    if path in _OF_TASKS:
+        return Problem(path, f"unknown key{note}: {_OF_TASKS[path]}", shown(value))
     listed = f", valid are {', '.join(names)}" if not nearest and 0 < len(names) <= 20 else ""
     return Problem(path, f"unknown key{note}{listed}", shown(value), nearest)
 
@@ -132,7 +153,8 @@ def tag_problems(annotation: Any, path: KeyPath, values: dict[str, Any]) -> list
     expected = f"must be {_either(tags)}"
     if tag in values:
         given = values[tag]
-        return [Problem((*path, tag), expected, shown(given), nearest_names(str(given), tags))]
+        meant = tuple(name for name in _MEANT.get(str(given).lower(), ()) if name in tags)
+        return [Problem((*path, tag), expected, shown(given), meant or nearest_names(str(given), tags))]
     known = {name for section in sections for name in section.model_fields}
     unknown = [unknown_key((*path, key), value, known) for key, value in values.items() if key not in known]
     return [Problem((*path, tag), f"{_MISSING}, {expected}"), *unknown]

@@ -178,6 +178,7 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
                 abstain_below=config.abstain_below,
             ),
             modalities=self.measure_modalities(model, predicted, names),
+            majority=_majority(data),
         )
         rows = data.splits[split]
         if not isinstance(rows, datasets.Dataset):  # a stream cannot be asked for single rows
@@ -218,6 +219,16 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         labels = torch.zeros(batch_size, dtype=torch.long, device=device)
         return {**super().example_inputs(batch_size, device), "labels": labels}
+
+
+def _majority(data: LoadedData) -> str | None:
+    """The largest class of the training split; None where it is not loaded, or is a stream."""
+    rows = data.splits.get("train")
+    if not isinstance(rows, datasets.Dataset):
+        return None
+    labels = np.asarray(rows["label"][:])
+    counts = np.bincount(labels[labels >= 0], minlength=len(data.label_names))
+    return data.label_names[int(counts.argmax())]
 
 
 def _model_of(trainer: Trainer) -> PreTrainedModel:

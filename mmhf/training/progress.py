@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,12 +15,53 @@ from mmhf.training.boundary import StageCallback
 
 logger = logging.getLogger(__name__)
 
-_BAR = "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+_BAR = "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+_WINDOW = 50
+"""Steps that the speed is averaged over."""
 _SHOWN_METRICS = 3
 _UNSHOWN = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 
 RatesByName = Callable[[int], dict[str, float]]
 """Finished steps → learning rates of the step after them, by the name of what they move."""
+
+
+class StageSpeed:
+    """Steps per second over the last steps of the stage under way, from one step's end to the next.
+
+    Stages differ by an order of magnitude once features are stored, and so do the first steps of one, which fill the
+    store, from the others: neither says how long the rest of a stage takes.
+    """
+
+    def __init__(self, stages: StageCallback) -> None:
+        self.stages = stages
+        self._ends: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+        self._stage = -1
+
+    def step_begins(self, global_step: int) -> None:
+        """Note the time before a step."""
+        index = -1 if self.stages.current is None else self.stages.current.index
+        if index != self._stage or not self._ends:
+            self._stage = index
+            self._ends.clear()
+            self._ends.append((global_step, time.monotonic()))
+
+    def step_ends(self, global_step: int) -> None:
+        """Note the time behind it."""
+        self._ends.append((global_step, time.monotonic()))
+
+    def per_second(self) -> float:
+        """Steps per second; 0 before the first step."""
+        if len(self._ends) < 2:
+            return 0.0
+        (first, began), (last, ended) = self._ends[0], self._ends[-1]
+        return (last - first) / max(ended - began, 1e-9)
+
+    def left(self, global_step: int) -> str:
+        """The time that is left in the stage, and how many stages follow."""
+        plan = self.stages.plan
+        end = plan.spans()[self._stage][1] if self._stage >= 0 else plan.last_step
+        told = tqdm.format_interval(max(end - global_step, 0) / max(self.per_second(), 1e-9))
+        return f"{told} left" if self._stage + 1 == len(plan.stages) else f"{told} left in the stage"
 
 
 class StageProgressBar(ProgressCallback):
@@ -32,6 +74,7 @@ class StageProgressBar(ProgressCallback):
         super().__init__()
         self.stages = stages
         self.describe_rates = describe_rates
+        self.speed = StageSpeed(stages)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -50,9 +93,16 @@ class StageProgressBar(ProgressCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.speed.step_begins(state.global_step)
         if self.training_bar is not None:
             self.training_bar.total = self.stages.plan.last_step
             self.training_bar.set_description(_stage_label(self.stages), refresh=False)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.speed.step_ends(state.global_step)
+        super().on_step_end(args, state, control, **kwargs)
 
     def on_log(
         self,
@@ -64,11 +114,10 @@ class StageProgressBar(ProgressCallback):
     ) -> None:
         if self.training_bar is None or not logs or "loss" not in logs:
             return
-        progress = self.training_bar.format_dict
-        steps_per_second = progress["rate"] or (progress["n"] - progress["initial"]) / max(progress["elapsed"], 1e-9)
         rates = _rates_text(self.describe_rates(state.global_step - 1))
-        speed = steps_per_second * _samples_per_step(args)
-        self.training_bar.set_postfix_str(f"loss {logs['loss']:.4f}, lr {rates}, {speed:.0f} samples/s")
+        speed = self.speed.per_second() * _samples_per_step(args)
+        left = self.speed.left(state.global_step)
+        self.training_bar.set_postfix_str(f"{left}, loss {logs['loss']:.4f}, lr {rates}, {speed:.0f} samples/s")
 
     def on_prediction_step(
         self,
@@ -101,12 +150,17 @@ class StageLogLines(TrainerCallback):
     def __init__(self, stages: StageCallback, describe_rates: RatesByName) -> None:
         self.stages = stages
         self.describe_rates = describe_rates
-        self._began: tuple[float, int] = (0.0, 0)
+        self.speed = StageSpeed(stages)
 
-    def on_train_begin(
+    def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._began = (time.monotonic(), state.global_step)
+        self.speed.step_begins(state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.speed.step_ends(state.global_step)
 
     def on_log(
         self,
@@ -118,18 +172,15 @@ class StageLogLines(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
-        began_at, began_with = self._began
-        steps_per_second = (state.global_step - began_with) / max(time.monotonic() - began_at, 1e-9)
-        left = (self.stages.plan.last_step - state.global_step) / max(steps_per_second, 1e-9)
         logger.info(
-            "%s: step %d of %d, loss %.4f, lr %s, %.0f samples/s, %s left",
+            "%s: step %d of %d, loss %.4f, lr %s, %.0f samples/s, %s",
             _stage_label(self.stages),
             state.global_step,
             self.stages.plan.last_step,
             logs["loss"],
             _rates_text(self.describe_rates(state.global_step - 1)),
-            steps_per_second * _samples_per_step(args),
-            tqdm.format_interval(left),
+            self.speed.per_second() * _samples_per_step(args),
+            self.speed.left(state.global_step),
         )
 
     def on_evaluate(
@@ -151,11 +202,14 @@ def _stage_label(stages: StageCallback) -> str:
 
 
 def _rates_text(rates: Mapping[str, float]) -> str:
-    """One number where all groups share it, otherwise one by prefix, or the lowest and highest of it."""
+    """Rates by prefix of what trains, those of one rate joined: `vision=1.0e-05..1.0e-04 fusion+head=5.0e-04`."""
     by_prefix: dict[str, list[float]] = {}
     for name, rate in rates.items():
-        by_prefix.setdefault("" if len(set(rates.values())) == 1 else f"{name.split('.')[0]}=", []).append(rate)
-    return " ".join(f"{prefix}{_span(min(of), max(of))}" for prefix, of in by_prefix.items())
+        by_prefix.setdefault(name.split(".")[0], []).append(rate)
+    by_rate: dict[str, list[str]] = {}
+    for prefix, of in by_prefix.items():
+        by_rate.setdefault(_span(min(of), max(of)), []).append(prefix)
+    return " ".join(f"{'+'.join(prefixes)}={rate}" for rate, prefixes in by_rate.items())
 
 
 def _span(lowest: float, highest: float) -> str:

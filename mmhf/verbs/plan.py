@@ -149,7 +149,8 @@ def plan(
     else:
         choices = planned_caching(task, data, plan=stage_plan, args=args)
         found.cached = ["; ".join(choice.describe() for choice in stage) or "nothing" for stage in choices]
-    _check_memory(args, found)
+    # A recipe whose data is elsewhere will train elsewhere.
+    (found.notes if data is None else found.problems).extend(_memory_problems(args, found))
     if time and data is not None:
         fresh = task.build_model(data, parent=parent, device="meta").to_empty(device=args.device)
         fresh_plan = build_stage_plan(fresh, task.recipe, args, num_rows or args.per_device_train_batch_size)
@@ -241,18 +242,18 @@ def _check_batches(task: AnyTask, args: TrainingArguments, num_rows: int, found:
         )
 
 
-def _check_memory(args: TrainingArguments, found: Plan) -> None:
+def _memory_problems(args: TrainingArguments, found: Plan) -> list[str]:
     device = args.device
     if device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory / 2**30
     elif device.type == "cpu":
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     else:
-        return
-    for stage in found.stages:
-        if stage.memory.total_gib > there:
-            found.problems.append(
-                f"stage {stage.name} needs about {stage.memory.total_gib:.1f} GiB, the {device.type} has {there:.1f}; "
-                "lower training.per_device_train_batch_size (and raise training.gradient_accumulation_steps), or set "
-                "training.gradient_checkpointing=true"
-            )
+        return []
+    return [
+        f"stage {stage.name} needs about {stage.memory.total_gib:.1f} GiB, the {device.type} has {there:.1f}; lower "
+        "training.per_device_train_batch_size (and raise training.gradient_accumulation_steps), or set "
+        "training.gradient_checkpointing=true"
+        for stage in found.stages
+        if stage.memory.total_gib > there
+    ]

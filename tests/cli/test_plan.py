@@ -215,10 +215,11 @@ def test_plan_finds_the_root_of_the_images(tiny_recipe, broken, succeed, tmp_pat
     for root in (None, "elsewhere"):
         line = broken(tiny_recipe(labelled_table(tmp_path, root)))
         assert "40 of 40 images tried are missing" in line and f"set data.image_root={tmp_path / 'photos'}" in line
-    succeed("plan", tiny_recipe(labelled_table(tmp_path)))
+    recipe = tiny_recipe(labelled_table(tmp_path))
+    succeed("plan", recipe)
     for image in (tmp_path / "photos").glob("00*"):
         image.unlink()
-    assert "10 of 40 images tried are missing" in succeed("plan", tiny_recipe(labelled_table(tmp_path)))
+    assert "10 of 40 images tried are missing" in succeed("plan", recipe)
     recipe = tiny_recipe(labelled_table(tmp_path, None))
     shutil.rmtree(tmp_path / "photos")
     assert "put them there" in broken(recipe)

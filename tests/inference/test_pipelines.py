@@ -31,9 +31,31 @@ def scores(results: list[list[dict]]) -> np.ndarray:
     return np.array([[result["fake"], result["true"]] for result in by_label])
 
 
-def test_is_a_stock_pipeline(classifier):
-    assert mmhf.pipeline is transformers.pipeline
+def test_is_a_stock_pipeline(classifier, model_dir):
+    assert isinstance(classifier, transformers.Pipeline)
     assert isinstance(classifier, ImageTextClassificationPipeline)
+    assert type(mmhf.pipeline(str(model_dir))) is type(classifier), "a folder knows its task"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("image-text-clasification", "x"), "did you mean image-text-classification?"),
+        (("releases/nothing@v1.8",), "releases/nothing"),
+        (("image-text-classification", "outputs/nothing"), "outputs/nothing"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_line(arguments, says):
+    with pytest.raises(InputError) as raised:
+        mmhf.pipeline(*arguments)
+    assert says in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_an_image_by_itself(classifier):
+    with pytest.raises(InputError, match="reads an image and a text"):
+        classifier(Image.new("RGB", (8, 8)))
+    with_text = classifier(Image.new("RGB", (8, 8)), text="a frog")
+    assert {entry["label"] for entry in with_text} == {"fake", "true"}
 
 
 def test_one_pair_equals_the_model(classifier, examples, expected):

@@ -1,9 +1,11 @@
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
 
 from mmhf.recipe.training_sections import PlateauSection
+from mmhf.training.progress import StageSpeed
 from mmhf.training.stages import Stage
 
 STALLS = PlateauSection(metric="loss", patience=1, min_delta=100.0)
@@ -30,5 +32,25 @@ def test_lines_count_to_where_the_run_ends_once_a_stage_was_cut_short(lines):
 
 
 def test_rates_take_no_more_room_than_prefixes(lines):
-    assert "lr 1.0e-03, " in lines[0]
+    assert "lr head=1.0e-03, " in lines[0]
     assert "lr body=1.0e-04..5.0e-04 head=1.0e-03, " in lines[-1]
+
+
+def test_speed_is_that_of_the_last_steps_of_the_stage(monkeypatch):
+    """A stage whose first step fills a store for 100 s, then makes 10 steps a second; the next one makes one."""
+    clock = [0.0]
+    monkeypatch.setattr("mmhf.training.progress.time.monotonic", lambda: clock[0])
+    plan = SimpleNamespace(stages=[1, 2], last_step=300, spans=lambda: [(0, 200), (200, 300)])
+    stages = SimpleNamespace(plan=plan, current=SimpleNamespace(index=0))
+    speed = StageSpeed(stages)
+    for step in range(100):
+        speed.step_begins(step)
+        clock[0] += 100.0 if step == 0 else 0.1
+        speed.step_ends(step + 1)
+    assert speed.per_second() == pytest.approx(10.0) and speed.left(100) == "00:10 left in the stage"
+    stages.current.index = 1
+    for step in range(200, 210):
+        speed.step_begins(step)
+        clock[0] += 1.0
+        speed.step_ends(step + 1)
+    assert speed.per_second() == pytest.approx(1.0) and speed.left(210) == "01:30 left"

@@ -79,6 +79,7 @@ class MeasuredClassification:
             not looked for, as in a stream.
         calibration, subgroups, modalities: What else was measured.
         baselines (`Mapping[str, Mapping[str, float]]`): Name of a baseline → its metrics.
+        majority (`str`, *optional*): The largest class of the training split, where that is at hand.
     """
 
     evaluation: ClassificationEvaluation
@@ -87,6 +88,7 @@ class MeasuredClassification:
     subgroups: Sequence[ColumnSubgroups] = ()
     modalities: ModalityEvaluation | None = None
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    majority: str | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -159,6 +161,7 @@ def write_classification_report(
             calibration=each.calibration,
             modalities=each.modalities,
             baselines=each.baselines,
+            majority=each.majority,
         )
     write_report(run, classification_sections(run, measured, plots=plots, min_rows=min_rows), verdict)
     if any(each.subgroups for each in measured.values()):

@@ -224,7 +224,9 @@ def format_value(value: object) -> str:
         return f"{int(value):,}"
     if isinstance(value, Real):
         number = float(value)
-        return f"{number:.4f}" if number == 0 or 1e-3 <= abs(number) < 1e5 else f"{number:.4g}"
+        if 0 < abs(number) < 5e-5:
+            return "< 0.0001" if number > 0 else "> -0.0001"
+        return f"{number:.4f}" if abs(number) < 1e5 else f"{number:.4g}"
     return str(value)
 
 

@@ -109,6 +109,7 @@ def classification_verdict(
     calibration: CalibrationEvaluation | None = None,
     modalities: ModalityEvaluation | None = None,
     baselines: Mapping[str, Mapping[str, float]] | None = None,
+    majority: str | None = None,
 ) -> Verdict | None:
     """The verdict on a classifier; None when no row has a label.
 
@@ -118,14 +119,16 @@ def classification_verdict(
         split (`str`): The split's name.
         evaluation (`ClassificationEvaluation`): Its numbers.
         calibration, modalities (*optional*): What else was measured on it.
-        baselines (`Mapping[str, Mapping[str, float]]`, *optional*): Name → metrics, beside the best constant answer.
+        baselines (`Mapping[str, Mapping[str, float]]`, *optional*): Name → metrics, beside the constant answer.
+        majority (`str`, *optional*): The largest class of the training split, which the constant answer is; absent:
+            that of this split.
     """
     intervals = confusion_intervals(evaluation.confusion)
     if not intervals:
         return None
     metric = run.best_metric if run.best_metric in intervals else "accuracy"
     other = "f1_macro" if metric == "accuracy" else "accuracy"
-    constant, values = _constant_answer(evaluation)
+    constant, values = _constant_answer(evaluation, majority)
     rivals = {f"always “{constant}”": values[metric]}
     rivals |= {name: each[metric] for name, each in (baselines or {}).items() if metric in each}
     findings = [_against(rivals, intervals[metric])]
@@ -180,7 +183,8 @@ def caption_verdict(
     )
     steps = _data_steps(run) + _learning_steps(run, rivals, result)
     if evaluation.num_empty:
-        findings.append(Finding(f"{evaluation.num_empty:,} captions are empty.", "bad"))
+        empty = "1 caption is" if evaluation.num_empty == 1 else f"{evaluation.num_empty:,} captions are"
+        findings.append(Finding(f"{empty} empty.", "bad"))
     if rivals and value <= max(rivals.values()):
         steps.append("A pretrained language model (model.language.pretrained) and patches (model.vision.features).")
     return Verdict(
@@ -234,12 +238,14 @@ def retrieval_verdict(
     )
 
 
-def _constant_answer(evaluation: ClassificationEvaluation) -> tuple[str, dict[str, float]]:
-    """The class that is right most often when it is always the answer, and what that scores."""
+def _constant_answer(evaluation: ClassificationEvaluation, majority: str | None) -> tuple[str, dict[str, float]]:
+    """One class for every row: the largest of the training split, or of this one. And what that scores."""
     supports = evaluation.confusion.sum(axis=1)
-    share = float(supports.max() / supports.sum())
+    names = list(evaluation.label_names)
+    chosen = names.index(majority) if majority in names else int(supports.argmax())
+    share = float(supports[chosen] / supports.sum())
     scores = {"accuracy": share, "f1_macro": 2 * share / (1 + share) / int((supports > 0).sum())}
-    return evaluation.label_names[int(supports.argmax())], scores
+    return names[chosen], scores
 
 
 def _against(rivals: Mapping[str, float], result: Interval) -> Finding:
@@ -248,6 +254,9 @@ def _against(rivals: Mapping[str, float], result: Interval) -> Finding:
         return Finding(f"Better than {name} ({value:.4f}); the whole interval lies above it.", "good")
     if result.value > value:
         return Finding(f"Hardly better than {name} ({value:.4f}), which lies within the interval.", "bad")
+    beaten = [f"{other} ({each:.4f})" for other, each in rivals.items() if result.low > each]
+    if beaten:
+        return Finding(f"Better than {' and '.join(beaten)}, not yet as good as {name} ({value:.4f}).")
     return Finding(f"No better than {name} ({value:.4f}).", "bad")
 
 

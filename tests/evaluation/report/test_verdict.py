@@ -142,3 +142,20 @@ def test_the_report_opens_with_it_and_escapes_it(tmp_path, labels):
     page = (tmp_path / "report.html").read_text()
     assert page.index('class="verdict"') < page.index("<nav>")
     assert f"{verdict.value:.4f}" in page and "always “&lt;b&gt;”" in page and "<b>" not in page
+
+
+def test_the_constant_answer_is_learnt_from_the_training_split(labels):
+    evaluation = evaluate_classification(logits_for(labels, 0.9), labels, NAMES)
+    verdict = classification_verdict(run_facts(), "test", evaluation, majority="dog")
+    assert verdict.rivals == {"always “dog”": pytest.approx((labels == 1).mean())}
+
+
+def test_a_captioner_is_told_what_it_is_better_than():
+    """Half of the way is not nothing: the constant caption is beaten, the neighbour's is not."""
+    evaluation = evaluate_captions(["a dog", "a cat", ""], [["a dog runs"], ["a cat sits"], ["a cow"]], resamples=50)
+    rivals = {"nearest neighbour": {"rougeL": 0.99}, "best constant caption": {"rougeL": -0.1}}
+    verdict = caption_verdict(run_facts(best_metric="loss"), "test", evaluation, rivals)
+    assert "Better than best constant caption (-0.1000), not yet as good as nearest neighbour (0.9900)" in said(
+        verdict
+    )
+    assert "1 caption is empty." in said(verdict)

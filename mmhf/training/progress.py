@@ -96,7 +96,7 @@ class StageProgressBar(ProgressCallback):
         self.speed.step_begins(state.global_step)
         if self.training_bar is not None:
             self.training_bar.total = self.stages.plan.last_step
-            self.training_bar.set_description(_stage_label(self.stages), refresh=False)
+            self.training_bar.set_description(stage_label(self.stages), refresh=False)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -174,7 +174,7 @@ class StageLogLines(TrainerCallback):
             return
         logger.info(
             "%s: step %d of %d, loss %.4f, lr %s, %.0f samples/s, %s",
-            _stage_label(self.stages),
+            stage_label(self.stages),
             state.global_step,
             self.stages.plan.last_step,
             logs["loss"],
@@ -195,7 +195,8 @@ class StageLogLines(TrainerCallback):
             logger.info(_evaluation_line(state, metrics or {}))
 
 
-def _stage_label(stages: StageCallback) -> str:
+def stage_label(stages: StageCallback) -> str:
+    """The stage under way, by name and number."""
     if stages.current is None:
         return "starting"
     return f"{stages.current.stage.name} ({stages.current.index + 1}/{len(stages.plan.stages)})"

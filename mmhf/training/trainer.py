@@ -19,7 +19,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 
 from mmhf.data.datasets import RowDataset
@@ -41,6 +41,7 @@ from mmhf.training.checkpoints import (
     saved_under_own_names,
 )
 from mmhf.training.ema import AverageWeights, WeightAverage
+from mmhf.training.notebook import NotebookProgress, is_notebook
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
 from mmhf.training.position import RunPosition, run_conditions
 from mmhf.training.progress import StageLogLines, StageProgressBar
@@ -151,7 +152,10 @@ class MMTrainer(Trainer):
             features.attach(self.train_dataset, self.data_collator, is_training=True)
             features.attach(self.eval_dataset, eval_collator or self.data_collator, is_training=False)
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
-        show = StageLogLines if self.args.disable_tqdm else StageProgressBar
+        show: type[TrainerCallback] = StageLogLines if self.args.disable_tqdm else StageProgressBar
+        if is_notebook():
+            self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+            show = NotebookProgress
         for callback in (
             self.stages,
             AverageWeights(self._average),

@@ -6,7 +6,7 @@ FAMILY ?=
 # All families, or the tests of one: `make test FAMILY=captioner`.
 PYTEST := $(BIN)/python -m pytest -n 2 $(if $(FAMILY),--family $(FAMILY))
 
-.PHONY: install install-test install-dev quickstart test test-all test-other-cpu wheel-test style quality clean
+.PHONY: install install-test install-dev quickstart test test-all test-other-cpu wheel-test style quality docs clean
 
 # What a user needs; the next two add what tests and development need.
 install: $(VENV)/.installed
@@ -69,6 +69,10 @@ quality: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# build/site; a warning is an error.
+docs: install-dev
+	$(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

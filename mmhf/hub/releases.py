@@ -201,7 +201,8 @@ def _from_release(repo: str, folder_name: str, *, verify: bool) -> ResolvedModel
 
 def _from_hub(text: str, only: Sequence[str] | None, *, verify: bool) -> ResolvedModel:
     repo, _, revision = text.partition("@")
-    if repo.count("/") != 1 or repo.startswith((".", "~", "/")):
+    # `outputs/` and `releases/` are where runs and releases lie, and no organisations.
+    if repo.count("/") != 1 or repo.startswith((".", "~", "/", "outputs/", "releases/")):
         raise InputError(f"{text}: no such folder{_nearest_sibling(repo)}")
     try:
         path = download_model(repo, revision or None, only=only, verify=verify)

@@ -91,6 +91,7 @@ class TableRows:
         name = as_text(value)
         if name is None:
             raise BadImageError("no image is named")
+        name = self.folder.find_name(name)
         reason = self.folder.find_escape(name)
         if reason is not None:
             raise BadImageError(reason)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.images import BadImageError, DataFolder
+from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
 from mmhf.evaluation.captions import (
     CaptionEvaluation,
@@ -35,7 +36,7 @@ from mmhf.evaluation.report.sections import RunFacts
 from mmhf.files import BAD_EXAMPLES_FILE, RECIPE_FILE
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import load_recipe, recipe_from_dict
-from mmhf.tasks import Measured, task_of
+from mmhf.tasks import AnyTask, Measured, task_of
 from mmhf.tasks.feature_caching import evaluation_features
 from mmhf.verbs._metrics_table import print_metrics
 from mmhf.verbs.own_data import OwnData, with_own_data
@@ -107,7 +108,7 @@ def evaluate(
         resolved, splits = recipe_from_dict(values, name=resolved.name), ["test"]
     task = task_of(resolved.recipe)
     trained, processor = task.load_trained(model_dir)
-    loaded = task.load_data(splits=splits or list(resolved.recipe.evaluation.splits), model=trained)
+    loaded = _load_data(task, trained, splits, usual=resolved.recipe.evaluation.splits)
     if splits and (absent := [split for split in splits if split not in loaded.splits]):
         raise InputError(f"--split {absent[0]}: the data has {', '.join(loaded.splits)}")
 
@@ -136,6 +137,22 @@ def evaluate(
             task.write_report(run, measured)
             logger.info("Written to %s", output)
     return measured
+
+
+def _load_data(
+    task: AnyTask, model: PreTrainedModel, splits: Sequence[str] | None, *, usual: Sequence[str]
+) -> LoadedData:
+    """The splits that are asked for, or those of the usual ones that the data has."""
+    if splits is not None:
+        return task.load_data(splits=splits, model=model)
+    try:
+        return task.load_data(splits=usual, model=model)
+    except InputError:  # one of them is not there
+        loaded = task.load_data(model=model)
+        loaded.splits = {split: rows for split, rows in loaded.splits.items() if split in usual}
+        if not loaded.splits:
+            raise
+        return loaded
 
 
 def _check_what_is_measured(options: argparse.Namespace) -> None:

@@ -184,7 +184,7 @@ def _row(row: Any, data: Any) -> dict[str, Any]:
         image, target = row
         if isinstance(target, str | list):
             return {"image": image, "caption": target}
-        classes = vars(data).get("classes") if hasattr(data, "__dict__") else None
+        classes = getattr(data, "classes", None)  # torchvision's data sets name them there
         label = int(target) if isinstance(target, int | np.integer | Tensor) else target
         return {"image": image, "label": classes[label] if classes and isinstance(label, int) else label}
     raise InputError(f"a row of the data is a {type(row).__name__}; give dicts of columns, or (image, label) tuples")

@@ -69,7 +69,10 @@ WRONG = {
     "epochs": (["train", "recipe.yaml", "training.epochs=3"], "write `num_train_epochs`"),
     "batch size": (["train", "recipe.yaml", "training.batch_size=3"], "write `per_device_train_batch_size`"),
     "lr": (["train", "recipe.yaml", "training.lr=3"], "write `learning_rate`"),
-    "a key without its section": (["train", "recipe.yaml", "learning_rate=3"], "did you mean training.learning_rate?"),
+    "a key without its section": (
+        ["train", "recipe.yaml", "learning_rate=3"],
+        "training.learning_rate or",
+    ),
     "a number as text": (["train", "recipe.yaml", "training.learning_rate=fast"], "must be a number"),
     "yes": (["train", "recipe.yaml", "training.bf16=yes"], "did you mean true?"),
     "a negative batch": (["train", "recipe.yaml", "training.per_device_train_batch_size=-1"], "greater than 0"),
@@ -82,7 +85,7 @@ WRONG = {
     "removed from transformers": (["train", "recipe.yaml", "training.evaluation_strategy=epoch"], "`eval_strategy`"),
     "a metric that is not measured": (
         ["plan", "recipe.yaml", "training.metric_for_best_model=f1"],
-        "did you mean f1_macro",
+        "f1_macro",
     ),
     "a stage without such groups": (
         ["plan", "recipe.yaml", "training.max_steps=null", "stages=[{name: a, epochs: 1, train: [hed]}]"],
@@ -117,11 +120,14 @@ WRONG = {
         "no column 'patient'",
     ),
     # init
-    "init of nothing": (["init", "dta.csv"], "did you mean data.csv?"),
-    "init of a document": (["init", "notes.docx"], "not a table"),
-    "init of an empty folder": (["init", "void"], "no images in it"),
-    "init of images without classes": (["init", "flat"], "make a folder for each class"),
-    "init for another task": (["init", "photos", "--task", "contrastive"], "make a folder for each class"),
+    "init of nothing": (["init", "dta.csv", "-o", "new.yaml"], "did you mean data.csv?"),
+    "init of a document": (["init", "notes.docx", "-o", "new.yaml"], "not a table"),
+    "init of an empty folder": (["init", "void", "-o", "new.yaml"], "no images in it"),
+    "init of images without classes": (["init", "flat", "-o", "new.yaml"], "make a folder for each class"),
+    "init for another task": (
+        ["init", "photos", "--task", "contrastive", "-o", "new.yaml"],
+        "make a folder for each class",
+    ),
     "init over a recipe": (["init", "data.csv"], "name another file with -o"),
     # models and outputs
     "a run that is not there": (["evaluate", "outputs/nothing"], "outputs/nothing"),

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
+from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
 
 # timm's mark for "belongs to the group before me": norms and head convolutions after the last block.
 _TIMM_PREVIOUS_GROUP = 99999
@@ -38,12 +38,36 @@ def layer_groups(encoder: PreTrainedModel) -> dict[str, list[str]]:
     Raises:
         `ValueError`: timm does not say how its model is layered.
     """
-    if isinstance(encoder, TimmWrapperModel):
+    if isinstance(encoder, TimmWrapperPreTrainedModel):
         return _timm_groups(encoder)
     return _transformers_groups(encoder)
 
 
-def _timm_groups(encoder: TimmWrapperModel) -> dict[str, list[str]]:
+def groups_with_head(model: PreTrainedModel) -> dict[str, list[str]]:
+    """`layer_groups`, with what a stock model for a task has beside its encoder as the last group, `head`.
+
+    So stages can name the fresh head of any `AutoModelFor…Classification`, of transformers and of timm.
+    """
+    head = _head_parameters(model)
+    groups = {group: [name for name in names if name not in head] for group, names in layer_groups(model).items()}
+    return {group: names for group, names in {**groups, "head": sorted(head)}.items() if names}
+
+
+def _head_parameters(model: PreTrainedModel) -> set[str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    if isinstance(model, TimmWrapperPreTrainedModel):
+        classifier = model.timm_model.get_classifier()
+        modules = classifier if isinstance(classifier, tuple | list) else (classifier,)
+        found = [parameter for each in modules if isinstance(each, nn.Module) for parameter in each.parameters()]
+        return {names[id(parameter)] for parameter in found}
+    base = model.base_model
+    if base is model:
+        return set()
+    inside = {id(parameter) for parameter in base.parameters()}
+    return {name for key, name in names.items() if key not in inside}
+
+
+def _timm_groups(encoder: TimmWrapperPreTrainedModel) -> dict[str, list[str]]:
     model = encoder.timm_model
     if not isinstance(model, _LayeredTimmModel):
         raise ValueError(f"timm does not say how {encoder.config.architecture} is layered; choose another backbone")

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
-from mmhf.models.layer_groups import layer_groups, modules_outside
+from mmhf.models.layer_groups import groups_with_head, modules_outside
 
 _COUNTED = re.compile(r"(?P<end>first|last)\s+(?P<number>\d+(?:\.\d+)?)\s*(?P<percent>%?)")
 
@@ -45,13 +45,13 @@ class Partition(Mapping[str, tuple[str, ...]]):
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Partition:
-        """Partition of a model: its own `parameter_groups()`, else the layer groups of a bare encoder.
+        """Partition of a model: its own `parameter_groups()`, else the layer groups of an encoder and its head.
 
         Raises:
             `ValueError`: a parameter is in no group, in two, or does not exist. A tied tensor counts once, under the
                 name that `named_parameters()` gives it.
         """
-        groups = model.parameter_groups() if isinstance(model, HasParameterGroups) else layer_groups(model)
+        groups = model.parameter_groups() if isinstance(model, HasParameterGroups) else groups_with_head(model)
         partition = cls(groups)
         names = {name for name, _ in model.named_parameters()}
         if missing := sorted(names - partition._group_of.keys()):

@@ -2,10 +2,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModel, CLIPVisionConfig, DistilBertConfig, ViTConfig
+from transformers import (
+    AutoModel,
+    CLIPVisionConfig,
+    DistilBertConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from mmhf.models.backbones import load_encoder_config
 from mmhf.models.layer_groups import layer_groups
+from mmhf.models.partition import Partition
 
 ARCHITECTURES = {
     "efficientnet_b0": ["stem", *(f"stages.{i}" for i in range(7)), "final"],
@@ -83,3 +94,25 @@ def test_a_timm_model_without_layers_is_named():
     encoder = on_meta(load_encoder_config("timm/poolformer_s12", pretrained=False))
     with pytest.raises(ValueError, match="poolformer_s12"):
         layer_groups(encoder)
+
+
+@pytest.mark.parametrize(
+    ("make", "head", "groups"),
+    [
+        (lambda: ResNetForImageClassification(ResNetConfig(depths=[1, 1], hidden_sizes=[8, 16], embedding_size=8,
+                                                           layer_type="basic")),
+         ["classifier.1.bias", "classifier.1.weight"], ["embeddings", "stages.0", "stages.1", "head"]),
+        (lambda: ViTForImageClassification(ViTConfig(**SMALL)),
+         ["classifier.bias", "classifier.weight"],
+          ["embeddings", *(f"layers.{i}" for i in range(3)), "final", "head"]),
+        (lambda: TimmWrapperForImageClassification(TimmWrapperConfig(architecture="resnet18", num_labels=3)),
+         ["timm_model.fc.bias", "timm_model.fc.weight"], ["stem", *(f"stages.{i}" for i in range(4)), "head"]),
+    ],
+    ids=["resnet", "vit", "timm"],
+)  # fmt: skip
+def test_the_head_of_a_stock_classifier_is_a_group(make, head, groups):
+    with torch.device("meta"):
+        model = make()
+    partition = Partition.of(model)
+    assert list(partition) == groups and sorted(partition["head"]) == head
+    assert partition.select("head") == ("head",)

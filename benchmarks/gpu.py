@@ -62,7 +62,6 @@ from transformers import (
     ViTConfig,
 )
 
-from mmhf.cli.train import run as train_recipe
 from mmhf.data.datasets import RowDataset
 from mmhf.models.captioner import PrefixCaptionerConfig, PrefixCaptionerForConditionalGeneration
 from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel
@@ -78,6 +77,7 @@ from mmhf.training.contrastive import ContrastiveTrainer
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.trainer import MMTrainer
 from mmhf.training.weights import apply_freezing
+from mmhf.verbs.train import train as train_recipe
 
 PEAK_FLOPS = 989e12
 GIB = 2**30
@@ -809,7 +809,7 @@ def road(bench: Bench) -> None:
         begun = time.perf_counter()
         path = bench.folder / f"{task}.yaml"
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
-        train_recipe(argparse.Namespace(recipe=str(path), overrides=[], resume=False, allow_changes=False, more=None))
+        train_recipe(path)
         trained = time.perf_counter() - begun
         found = [
             ask_pipeline(task, Path(values["training"]["output_dir"]), device) for device in ("cpu", bench.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 
 import transformers
 import yaml
@@ -16,8 +15,6 @@ from mmhf.models.captioner.conversion import SeedCheckpoint, convert_seed_checkp
 from mmhf.recipe.captioner_recipe import CaptionerModelSection
 
 logger = logging.getLogger(__name__)
-
-
 
 
 def run(options: argparse.Namespace) -> None:

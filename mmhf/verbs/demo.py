@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import logging
 import threading
-from pathlib import Path
 
 import transformers
 
@@ -17,8 +16,6 @@ from mmhf.inference.loading import choose_device
 logger = logging.getLogger(__name__)
 
 _EXTRA = ("gradio", "captum")
-
-
 
 
 def run(options: argparse.Namespace) -> None:

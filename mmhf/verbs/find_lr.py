@@ -32,8 +32,6 @@ from mmhf.training.stages import PlannedStage
 _WAIT_FOR_HUB = 10.0
 
 
-
-
 def run(options: argparse.Namespace) -> None:
     """Recipe, data, model, plan; one short run; the picture and the suggestions."""
     resolved = load_recipe(options.recipe, options.overrides)

@@ -23,7 +23,8 @@ from mmhf.files import CONFIG_FILE
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import ResolvedRecipe, json_schema
-from mmhf.recipe.schema import ContrastiveRecipe, DataSectionBase
+from mmhf.recipe.data_sections import DataSectionBase
+from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
 from mmhf.recipe.training_sections import StageSection, cache_section
 from mmhf.tasks import AnyTask, task_of
 from mmhf.tasks.feature_caching import planned_caching

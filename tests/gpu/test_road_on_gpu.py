@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 from tiny_families import NARROW
 
 import mmhf
-from mmhf.cli.train import run
+from mmhf.verbs.train import train
 
 VISION = {"backbone": "timm/test_efficientnet", "pretrained": False}
 RECIPES = {
@@ -81,7 +80,7 @@ def train(task, text_encoder_dir, tmp_path_factory):
         }
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(values))
-        run(argparse.Namespace(recipe=str(path), overrides=[], resume=False, allow_changes=False, more=None))
+        train(path)
         return folder / name
 
     return trained

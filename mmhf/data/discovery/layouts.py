@@ -22,10 +22,10 @@ from PIL import Image, UnidentifiedImageError
 
 from mmhf.data.discovery.columns import Ask, ColumnRoles, find_roles
 from mmhf.data.discovery.roots import sample
+from mmhf.data.hub_datasets import load_hub_splits
 from mmhf.data.readers import read_table
 from mmhf.data.sources.fakeddit import FILES as FAKEDDIT_FILES
 from mmhf.data.sources.flickr30k import has_captions_of_flickr30k
-from mmhf.data.sources.hub import load_hub_splits
 from mmhf.data.sources.image_cache import is_archive
 from mmhf.data.sources.image_folder import list_folder
 from mmhf.data.sources.image_tree import IMAGE_SUFFIXES, ImageTree, Listing, arrange

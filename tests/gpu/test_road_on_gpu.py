@@ -11,7 +11,6 @@ from PIL import Image
 from tiny_families import NARROW
 
 import mmhf
-from mmhf.verbs.train import train
 
 VISION = {"backbone": "timm/test_efficientnet", "pretrained": False}
 RECIPES = {
@@ -80,7 +79,7 @@ def train(task, text_encoder_dir, tmp_path_factory):
         }
         path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(values))
-        train(path)
+        mmhf.train(path)
         return folder / name
 
     return trained

@@ -23,6 +23,8 @@ import fsspec
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
+from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -32,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves
 
 from cloud_emulators import BUCKET, started_emulators
 
+_SAVEFIG = Figure.savefig
 # What the tests of a family have in their path or name; a family that is not here has its own name there.
 _FAMILY_WORDS = {
     "fusion": ("fusion", "image_text_classification"),
@@ -71,6 +74,25 @@ def _wordpiece_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
     roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **roles)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _figures_are_blank() -> Iterator[None]:
+    """Drawing is most of a tiny run's time. Figures are made, and saved as blank pages of their size."""
+
+    def save_blank(figure: Figure, path: Any, *, dpi: float = 100, **_: Any) -> None:
+        width, height = (round(inches * dpi) for inches in figure.get_size_inches())
+        Image.new("RGB", (width, height), "white").save(path, "PNG")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_blank)
+        yield
+
+
+@pytest.fixture
+def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what figures show."""
+    monkeypatch.setattr(Figure, "savefig", _SAVEFIG)
 
 
 @pytest.fixture(scope="session", autouse=True)

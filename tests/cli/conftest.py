@@ -56,12 +56,6 @@ def refusal(mmhf_cli: Callable[..., Outcome]) -> Callable[..., str]:
     return run
 
 
-@pytest.fixture
-def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that train several times and look at weights and numbers alone: plots take most of a tiny run."""
-    monkeypatch.setattr("mmhf.evaluation.report.classification.save_classification_plots", lambda *args, **kwargs: {})
-
-
 @pytest.fixture(scope="session")
 def trained(write_tiny_recipe: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run, `run`, and its release, `releases/v1.6`; copy it to change it."""

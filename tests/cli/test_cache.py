@@ -46,9 +46,6 @@ def tiny(tiny_recipe: Callable[..., Path], fakeddit_dir: Path, tmp_path: Path) -
     return Tiny(write, data, features)
 
 
-pytestmark = pytest.mark.usefixtures("without_plots")
-
-
 def computed(run: Path) -> dict[str, int]:
     return {
         name: int(text.split(" rows read, ")[1].split(" ")[0].replace(",", "")) for name, text in facts(run).items()

@@ -113,7 +113,6 @@ def facts(run: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 def test_stored_features_give_the_same_run(write, succeed, tmp_path):
     succeed("train", write("plain"), "cache=off")
     succeed("train", with_cache(write("cached"), {"mode": "on", "folder": str(tmp_path / "features")}))

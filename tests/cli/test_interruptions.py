@@ -60,7 +60,6 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, error: BaseExceptio
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 def test_interrupted_run_goes_on_as_if_it_never_stopped(tiny_recipe, two_stages, mmhf_cli, succeed, tmp_path):
     succeed("train", tiny_recipe(staged(two_stages, tmp_path / "whole")))
     recipe = tiny_recipe(staged(two_stages, tmp_path / "run", save_steps=2))
@@ -76,7 +75,6 @@ def test_interrupted_run_goes_on_as_if_it_never_stopped(tiny_recipe, two_stages,
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("early_stopping", [None, {"metric": "loss", "patience": 1, "min_delta": 1.0}])
 def test_run_stopped_while_it_was_evaluated_trains_no_further(
     early_stopping, tiny_recipe, two_stages, succeed, tmp_path
@@ -91,7 +89,6 @@ def test_run_stopped_while_it_was_evaluated_trains_no_further(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
 def test_full_disk_leaves_no_half_checkpoint(name, tiny_recipe, two_stages, mmhf_cli, succeed, tmp_path, monkeypatch):
     """A limit on the size of files fails writes as a full disk does, in the middle of a file."""

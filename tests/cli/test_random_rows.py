@@ -49,7 +49,6 @@ def steps(output_dir: Path, **training: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 def test_an_interrupted_run_draws_what_it_would_have_drawn(tiny_recipe, mmhf_cli, succeed, tmp_path):
     succeed("train", tiny_recipe({**DRAWN, **steps(tmp_path / "whole", save_steps=2)}, name="whole"))
     recipe = tiny_recipe({**DRAWN, **steps(tmp_path / "run", save_steps=2)})
@@ -63,7 +62,6 @@ def test_an_interrupted_run_draws_what_it_would_have_drawn(tiny_recipe, mmhf_cli
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 def test_accumulated_batches_equal_whole_ones(tiny_recipe, succeed, tmp_path):
     """With class weights, dropped modalities and auxiliary losses, which are not alike in any two micro-batches."""
     exact = {"model": {**DRAWN["model"], "fusion": {"dropout": 0.0}, "freeze_vision": True, "freeze_text": True}}

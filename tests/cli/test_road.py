@@ -12,8 +12,6 @@ import pytest
 from mmhf.hub import read_release
 from mmhf.inference import pipeline
 
-pytestmark = pytest.mark.usefixtures("without_plots")
-
 
 @pytest.fixture
 def release_as(tmp_path):

@@ -57,7 +57,6 @@ def test_run_folder_holds_what_it_should(tiny_recipe, two_stages, succeed, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 def test_resolved_recipe_reruns_to_the_same_weights(tiny_recipe, two_stages, succeed, tmp_path):
     succeed("train", tiny_recipe(two_stages), "model.fusion.dropout=0.3", "data.augment={horizontal_flip: 0.5}")
     written = tmp_path / "run" / "recipe.yaml"
@@ -70,7 +69,6 @@ def test_resolved_recipe_reruns_to_the_same_weights(tiny_recipe, two_stages, suc
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 @pytest.mark.parametrize("freezing", FREEZING, ids=lambda freezing: "+".join(freezing) or "nothing frozen")
 def test_freeze_shorthands_train_exactly_the_rest(freezing, tiny_recipe, succeed, tmp_path):
     """Compared with a run that trains at rate 0, which ends where it began, batch-norm statistics aside."""
@@ -91,7 +89,6 @@ def test_freeze_shorthands_train_exactly_the_rest(freezing, tiny_recipe, succeed
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 def test_any_checkpoint_of_a_run_can_be_gone_on_from_in_another_folder(
     tiny_recipe, two_stages, succeed, refusal, tmp_path
 ):
@@ -121,7 +118,6 @@ def test_runs_without_output_dir_go_to_outputs(tiny_recipe, succeed, tmp_path, m
     assert (run / "metrics.json").is_file()
 
 
-@pytest.mark.usefixtures("without_plots")
 def test_finished_run_is_refused(tiny_recipe, succeed, refusal, tmp_path):
     recipe = tiny_recipe()
     succeed("train", recipe)
@@ -131,7 +127,6 @@ def test_finished_run_is_refused(tiny_recipe, succeed, refusal, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 def test_changed_recipe_is_refused_with_the_difference(tiny_recipe, succeed, refusal, tmp_path, caplog):
     recipe = tiny_recipe()
     succeed("train", recipe)
@@ -145,7 +140,6 @@ def test_changed_recipe_is_refused_with_the_difference(tiny_recipe, succeed, ref
     assert "training.learning_rate: 0.01 → 0.02" in caplog.text
 
 
-@pytest.mark.usefixtures("without_plots")
 def test_run_stopped_before_its_first_checkpoint_may_begin_again_with_another_recipe(tiny_recipe, succeed, tmp_path):
     recipe = tiny_recipe()
     (tmp_path / "run").mkdir()
@@ -154,7 +148,6 @@ def test_run_stopped_before_its_first_checkpoint_may_begin_again_with_another_re
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 def test_release_that_a_stopped_run_missed_is_made(tiny_recipe, succeed, refusal, tmp_path):
     recipe = tiny_recipe({"release": {"repo": str(tmp_path / "releases"), "version": "0.1"}})
     succeed("train", recipe)
@@ -175,7 +168,6 @@ def test_folder_that_holds_something_else_is_refused(tiny_recipe, refusal, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 def test_resume_finds_the_unfinished_run(tiny_recipe, succeed, refusal, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = tiny_recipe({"training": {"output_dir": None}})

@@ -14,6 +14,8 @@ from mmhf.evaluation.curves import (
     stage_spans,
 )
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 GROUPS = ["vision.stem", "vision.stages.0", "vision.stages.1", "fusion", "head"]
 
 

@@ -12,6 +12,8 @@ from mmhf.evaluation.plots import (
     shorten,
 )
 
+pytestmark = pytest.mark.usefixtures("drawn_figures")
+
 
 def evaluate(num_labels, num_rows=200):
     random = np.random.default_rng(0)

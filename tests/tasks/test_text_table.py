@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,6 @@ TRAINED = {"train": ["fusion", "head"], "steps": 3, "learning_rate": 1e-2, "name
 
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_plots() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mmhf.evaluation.report.classification.save_classification_plots", lambda *args, **kwargs: {})
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,7 @@ def test_a_report_says_every_number_with_its_definition(tmp_path):
         assert text in page
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_the_recall_plot_reaches_one(tmp_path):
     paths = save_retrieval_plots(tmp_path, {"test": evaluation()})
     assert paths.keys() == {"test_recall"}

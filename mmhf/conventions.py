@@ -1,5 +1,5 @@
-"""What all parts of mmhf agree on: how a row without label or image is marked, what a sample consists of, and
-what makes a model's inputs."""
+"""What all parts of mmhf agree on: how a row without label or image is marked, what a sample consists of, what makes a
+model's inputs, and where looking at a value costs nothing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ IGNORED_IMAGE = -1
 
 Modality = Literal["image", "text"]
 """What a sample has: an image, a text, or both."""
+
+HOST_DEVICES = {"cpu"}
+"""Types of devices on which the program may look at a value without waiting for anything. Elsewhere a look at one
+value makes the program wait for all that it has asked for so far."""
 
 
 class Processor(Protocol):

@@ -213,8 +213,9 @@ class ImageTextCollator(ImageCollator):
 
     As [`ImageCollator`], with `processor(images=[PIL.Image], text=[str])`, a `FusionProcessor`, which adds `input_ids`
     and `attention_mask` (B, T). With `masking`, both may be None for some rows, and the batch has `image_mask` and
-    `text_mask`, (B,). A row is never left with neither: what was to be dropped stays where the other cannot be used,
-    and a row that has nothing to begin with gets the label -100.
+    `text_mask`, (B,), and the numbers of the rows in which they are 1, `image_rows` and `text_rows`. A row is never
+    left with neither: what was to be dropped stays where the other cannot be used, and a row that has nothing to begin
+    with gets the label -100.
 
     Args:
         masking (`ModalityMasking`, *optional*):
@@ -259,7 +260,12 @@ class ImageTextCollator(ImageCollator):
                     batch[f"{modality}_mask"] = torch.tensor(present, dtype=torch.int64)
             else:
                 given[name] = values
-        return {**batch, **(self.processor(**given, **masks) if given else {})}
+        batch.update(self.processor(**given, **masks) if given else {})
+        for modality, name in (("image", "images"), ("text", "text")):
+            if name in given and f"{modality}_mask" in batch:
+                # A GPU would have to be waited for to find them in the mask.
+                batch[f"{modality}_rows"] = batch[f"{modality}_mask"].nonzero()[:, 0]
+        return batch
 
 
 class CaptionCollator(ImageCollator):

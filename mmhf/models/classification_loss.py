@@ -98,9 +98,11 @@ class ClassificationLoss(nn.Module):
         if self.adjustment is not None:
             logits = logits + self.adjustment.float()
         total = self._focal_sum(logits, labels) if self.focal_gamma else self._sum(logits, labels)
-        divisor = self.count(labels) if num_items_in_batch is None else num_items_in_batch
-        divisor = torch.as_tensor(divisor, dtype=total.dtype, device=total.device)
-        return total / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+        count = self.count(labels) if num_items_in_batch is None else num_items_in_batch
+        if isinstance(count, Tensor):
+            count = count.to(total)
+            return total / torch.where(count > 0, count, 1.0)
+        return total / (count if count > 0 else 1)
 
     def count(self, labels: Tensor) -> Tensor:
         """What the mean is over: the rows that have a label, or the sum of their class weights; scalar."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -35,6 +36,18 @@ logger = logging.getLogger(__name__)
 
 _SHOWN_IDS = 8
 _BAD_BATCH_FILE = "bad_batch.txt"
+_MOST_UNJUDGED = 100
+"""Steps after which losses are looked at although nothing was logged: until then a step's pairs are remembered."""
+
+
+class _UnjudgedStep(NamedTuple):
+    """A step whose loss nobody has looked at yet, as that would wait for the device."""
+
+    number: int
+    loss: Tensor
+    image_index: Tensor
+    is_finite: Tensor
+    """(N,), whether both embeddings of a pair are."""
 
 
 class ContrastiveEvaluator(Trainer):
@@ -106,7 +119,8 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         self._states: list[RandomState] = []
         self._to_replay: DualEncoderOutput | None = None
         self._replay_is_unchecked = True
-        self._counts = torch.zeros(4)
+        self._counts: Tensor | None = None
+        self._unjudged: list[_UnjudgedStep] = []
         super().__init__(recipe=recipe, **kwargs)
         self.add_callback(KeepTemperature())
 
@@ -130,9 +144,6 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
 
         Returns:
             `Tensor`: the step's loss for its first micro-batch and 0 for the others, as Trainer adds them up.
-
-        Raises:
-            InputError: The loss is not finite.
         """
         model.train()
         number, self._done = self._done, self._done + 1
@@ -155,7 +166,7 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         others, self._states = embed_without_graph(model, batches[1:])
         output: DualEncoderOutput = model(**batches[0])
         self._step = contrast_outputs([output, *others], batches, self._dual_encoder.contrast)
-        self._judge(self._step)
+        self._remember(self._step)
         if others and self._replay_is_unchecked:
             self._to_replay, self._replay_is_unchecked = others[0], False
         return output
@@ -175,26 +186,45 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         assert isinstance(model, DualEncoderModel)
         return model
 
-    def _judge(self, step: ContrastedStep) -> None:
-        """Stop at a loss that is not finite; count what the log tells."""
-        if not torch.isfinite(step.loss):
-            raise InputError(self._explain_bad_step(step))
-        self._counts = self._counts.to(step.loss.device) + _count(step.pairs)
+    def _remember(self, step: ContrastedStep) -> None:
+        """Count what the log tells, and keep what an explanation would need, without looking at anything."""
+        pairs, counts = step.pairs, _count(step.pairs)
+        self._counts = counts if self._counts is None else self._counts + counts
+        is_finite = pairs.image_embeds.isfinite().all(dim=1) & pairs.text_embeds.isfinite().all(dim=1)
+        self._unjudged.append(_UnjudgedStep(self.state.global_step + 1, step.loss, pairs.image_index, is_finite))
+        if len(self._unjudged) >= _MOST_UNJUDGED:
+            self._judge()
 
-    def _explain_bad_step(self, step: ContrastedStep) -> str:
-        pairs = step.pairs
-        finite = pairs.image_embeds.isfinite().all(dim=1) & pairs.text_embeds.isfinite().all(dim=1)
-        ids = self._ids(pairs.image_index[pairs.image_index != IGNORED_IMAGE])
-        broken = self._ids(pairs.image_index[~finite & (pairs.image_index != IGNORED_IMAGE)])
+    def _judge(self) -> None:
+        """Look at the losses since the last time.
+
+        Raises:
+            InputError: One is not finite.
+        """
+        steps, self._unjudged = self._unjudged, []
+        if steps and self.stops_at_nan:
+            losses = torch.stack([step.loss for step in steps]).tolist()
+            for step, loss in zip(steps, losses, strict=True):
+                if not math.isfinite(loss):
+                    raise InputError(self._explain_bad_step(step, loss))
+
+    def _check_weights(self) -> None:
+        self._judge()
+        super()._check_weights()
+
+    def _explain_bad_step(self, step: _UnjudgedStep, loss: float) -> str:
+        takes_part = step.image_index != IGNORED_IMAGE
+        ids = self._ids(step.image_index[takes_part])
+        broken = self._ids(step.image_index[~step.is_finite & takes_part])
         named, what = (broken, "rows whose embeddings are not finite") if broken else (ids, "rows of the batch")
         path = self.run_dir / _BAD_BATCH_FILE
         if self.args.should_save:
             write_text(path, "".join(f"{each}\n" for each in ids))
         return self.explain_divergence(
-            f"the loss is {step.loss.item()}; {what}: "
+            f"the loss is {loss}; {what}: "
             f"{', '.join(named[:_SHOWN_IDS])}{', ...' if len(named) > _SHOWN_IDS else ''} (all {len(ids)} ids of the "
             f"batch are in {path})",
-            step=self.state.global_step + 1,
+            step=step.number,
         )
 
     def _ids(self, image_index: Tensor) -> list[str]:
@@ -214,14 +244,15 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the temperature and with what was counted since the last time."""
-        if "loss" in logs:
+        if "loss" in logs and self._counts is not None:
+            self._judge()
             taking_part, skipped, images, captions = self._counts.tolist()
             logs["temperature"] = 1 / self._dual_encoder.logit_scale.exp().item()
             logs["repeated_images"] = images / max(taking_part, 1)
             logs["repeated_captions"] = captions / max(taking_part, 1)
             if skipped:
                 logs["skipped_pairs"] = skipped
-            self._counts = torch.zeros(4)
+            self._counts = None
         super().log(logs, start_time)
 
 

@@ -97,7 +97,7 @@ def convert_seed_checkpoint(
     if len(weights[_EMBEDDINGS]) == len(processor.tokenizer):
         start = processor.tokenizer.convert_tokens_to_ids(_START)
         assert isinstance(start, int)
-        model.config.prompt_ids = [start]
+        model.set_prompt([start])
     linear: Any = model.projector.get_submodule("layers.0")
     _copy(linear, {"weight": weights["mlp.weight"], "bias": weights["mlp.bias"]}, "mlp")
     parts = {"vision": (section.vision.backbone, _VISION), "language": (section.language.backbone, _LANGUAGE)}

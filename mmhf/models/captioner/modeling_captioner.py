@@ -15,6 +15,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, can_return_tuple
 
 from mmhf.features.parts import VISION, FeaturePart
+from mmhf.models.attention_masks import causal_mask
 from mmhf.models.captioner.caption_loss import caption_loss
 from mmhf.models.captioner.captioner_parts import (
     add_lora,
@@ -85,6 +86,9 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         self.vision: Any = fresh_vision(config.vision_config, config.vision_features) if vision is None else vision
         self.projector = build_projector(config, self.vision_output.width, language_width(config))
         self.language: Any = AutoModelForCausalLM.from_config(config.language_config) if language is None else language
+        # In the config already, so not in the weights; on the device, where a step must not bring it anew.
+        self.prompt: Tensor
+        self.register_buffer("prompt", torch.tensor(config.prompt_ids, dtype=torch.long), persistent=False)
         self._prepare("vision")
         self.post_init()
         # After the new layers were started: adapters have their own way to start.
@@ -158,10 +162,9 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
     def prefix_embeds(self, image_features: Tensor) -> Tensor:
         """What the language model reads before a caption: (B, ..., width) → (B, prefix and prompt, D)."""
         prefix: Tensor = self.projector(image_features)
-        if not self.config.prompt_ids:
+        if not len(self.prompt):
             return prefix
-        prompt_ids = torch.tensor(self.config.prompt_ids, device=prefix.device)
-        prompt = self._embed(prompt_ids)[None].expand(prefix.shape[0], -1, -1)
+        prompt = self._embed(self.prompt)[None].expand(prefix.shape[0], -1, -1)
         return torch.cat([prefix, prompt.to(prefix.dtype)], dim=1)
 
     @can_return_tuple
@@ -300,8 +303,10 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         The last token predicts none and is not run.
         """
         embeds = embeds[:, :-1]
+        inputs = torch.cat([prefix.to(embeds.dtype), embeds], dim=1)
         output = self.language.base_model(
-            inputs_embeds=torch.cat([prefix.to(embeds.dtype), embeds], dim=1),
+            inputs_embeds=inputs,
+            attention_mask=causal_mask(self.language, inputs),
             use_cache=False,
             return_dict=True,
             **asked,
@@ -328,6 +333,11 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             drop_unused(module, self.vision_output.unused)
         elif self.config.lora is not None:
             add_lora(module, self.config.lora)
+
+    def set_prompt(self, token_ids: list[int]) -> None:
+        """Give the model other tokens between the image and its caption."""
+        self.config.prompt_ids = list(token_ids)
+        self.prompt = torch.tensor(token_ids, dtype=torch.long, device=self.prompt.device)
 
     def refer_to(self, references: dict[str, str]) -> None:
         """Leave parts out of what is saved, as long as they are as they came from there.
@@ -356,6 +366,8 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         super()._init_weights(module)
         if isinstance(module, TransformerProjector):
             init.normal_(module.queries, std=self.config.initializer_range)
+        elif module is self:  # `from_pretrained` leaves buffers that are not saved unset
+            init.copy_(module.prompt, torch.tensor(self.config.prompt_ids, dtype=torch.long))
 
 
 def complete_config(config: PrefixCaptionerConfig, *, image_size: int | None = None) -> None:

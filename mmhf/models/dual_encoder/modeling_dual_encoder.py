@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from mmhf.features.parts import TEXT, VISION, FeaturePart
+from mmhf.models.attention_masks import padding_mask
 from mmhf.models.contrastive_loss import Contrast, EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfig
 from mmhf.models.dual_encoder.pooling import AttentionPooling, described_as, grid_tokens, pool_caption
@@ -263,7 +264,8 @@ class DualEncoderModel(TowerModel):
     def _pooled_text(self, input_ids: Tensor, attention_mask: Tensor | None, **asked: bool) -> tuple[Any, Tensor]:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        output = self.text(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **asked)
+        mask = padding_mask(self.text, attention_mask)
+        output = self.text(input_ids=input_ids, attention_mask=mask, return_dict=True, **asked)
         pooled = pool_caption(
             output,
             input_ids,

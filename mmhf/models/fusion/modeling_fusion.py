@@ -16,10 +16,9 @@ from transformers.utils import can_return_tuple
 
 from mmhf.conventions import IGNORED_LABEL
 from mmhf.features.parts import TEXT, VISION, FeaturePart
+from mmhf.models.attention_masks import padding_mask
 from mmhf.models.classification_loss import ClassificationLoss, calibrated, check_problem_type
-from mmhf.models.encoders import (
-    pool_text_output,
-)
+from mmhf.models.encoders import pool_text_output
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.fusion_layers import Fusion, projection
 from mmhf.models.text_tables import TableEncoder, embed_tokens, load_table_encoder
@@ -129,7 +128,8 @@ class FusionForImageTextClassification(TowerModel):
 
     def _read_text(self, input_ids: Tensor, attention_mask: Tensor, **asked: bool) -> tuple[Tensor, Any]:
         """Pooled output of the model's own text encoder, and that encoder's whole output."""
-        output = self.text(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **asked)
+        mask = padding_mask(self.text, attention_mask)
+        output = self.text(input_ids=input_ids, attention_mask=mask, return_dict=True, **asked)
         return pool_text_output(output, attention_mask, self.config.text_pooling), output
 
     def feature_parts(self) -> tuple[FeaturePart, ...]:
@@ -196,6 +196,8 @@ class FusionForImageTextClassification(TowerModel):
         image_features: Tensor | None = None,
         text_features: Tensor | None = None,
         image_hidden: Tensor | None = None,
+        image_rows: Tensor | None = None,
+        text_rows: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> FusionOutput:
@@ -215,6 +217,8 @@ class FusionForImageTextClassification(TowerModel):
                 that lack the modality are not looked at.
             image_hidden (`Tensor`, *optional*): (B, ...), instead of `pixel_values`: the image encoder's features at
                 the boundary that [`HasFeatureParts`]'s `use_part` was told.
+            image_rows, text_rows (`Tensor`, *optional*): (n,), the rows in which `image_mask`, `text_mask` is 1, for
+                who knows them: to look for them in a mask on a GPU is to wait for it.
             output_hidden_states, output_attentions (`bool`, *optional*): Also the encoders' own outputs with hidden
                 states, attentions; encoders are then run on all rows. Absent = as the config says.
             return_dict (`bool`, *optional*): False = a tuple; absent = as the config says.
@@ -232,14 +236,14 @@ class FusionForImageTextClassification(TowerModel):
             image_mask = self._nowhere(given)
         elif image_hidden is not None:
             image_hidden = _features_of_rows(image_hidden, image_mask)
-            image_features = _of_rows(self.resumed_image_features, image_mask, image_hidden)
+            image_features = _of_rows(self.resumed_image_features, image_mask, image_rows, image_hidden)
         elif image_features is not None:
             image_features = _features_of_rows(image_features, image_mask)
         elif pixel_values is not None and asked:
             vision = self._run_vision(pixel_values, **asked)
             image_features = _features_of_rows(self._read_image(vision), image_mask)
         elif pixel_values is not None:
-            image_features = _of_rows(self.image_features, image_mask, pixel_values)
+            image_features = _of_rows(self.image_features, image_mask, image_rows, pixel_values)
         if self.config.mask == "text" or (input_ids is None and text_features is None):
             text_features = self._no_features(self.text_output.width, given)
             text_mask = self._nowhere(given)
@@ -252,7 +256,7 @@ class FusionForImageTextClassification(TowerModel):
                 text_features, text = self._read_text(input_ids, attention_mask, **asked)
                 text_features = _features_of_rows(text_features, text_mask)
             else:
-                text_features = _of_rows(self.text_features, text_mask, input_ids, attention_mask)
+                text_features = _of_rows(self.text_features, text_mask, text_rows, input_ids, attention_mask)
         assert image_features is not None
         assert text_features is not None
         output = self.classify(image_features, text_features, labels, num_items_in_batch, image_mask, text_mask)
@@ -317,15 +321,17 @@ class FusionForImageTextClassification(TowerModel):
                 init.zeros_(module.stand_ins)
 
 
-def _of_rows(encode: Callable[..., Tensor], present: Tensor | None, *inputs: Tensor) -> Tensor:
+def _of_rows(encode: Callable[..., Tensor], present: Tensor | None, rows: Tensor | None, *inputs: Tensor) -> Tensor:
     """Run an encoder on the rows that have its modality, so that the others cost nothing and leave batch-norm alone.
 
     Where fewer than two rows have it, all are run: batch-norm cannot learn from one, and processes that train together
     need a gradient from each.
     """
-    if present is None or present.all() or present.sum() < 2:
+    if present is None:
         return encode(*inputs)
-    rows = present.nonzero()[:, 0]
+    rows = present.nonzero()[:, 0] if rows is None else rows
+    if len(rows) == len(present) or len(rows) < 2:
+        return encode(*inputs)
     features = encode(*(each[rows] for each in inputs))
     return features.new_zeros(present.shape[0], features.shape[-1]).index_copy(0, rows, features)
 

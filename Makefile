@@ -6,7 +6,7 @@ FAMILY ?=
 # All families, or the tests of one: `make test FAMILY=captioner`.
 PYTEST := $(BIN)/python -m pytest -n 2 $(if $(FAMILY),--family $(FAMILY))
 
-.PHONY: install install-test install-dev quickstart test test-all test-other-cpu wheel-test style quality docs clean
+.PHONY: install install-test install-dev quickstart test test-all test-other-cpu bench wheel-test style quality docs clean
 
 # What a user needs; the next two add what tests and development need.
 install: $(VENV)/.installed
@@ -55,6 +55,10 @@ test-all: install-test
 # Stands in for other machines: kernels of older processors, and another number of threads, round otherwise.
 test-other-cpu: install-test
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(PYTEST) -m "not slow"
+
+# Every benchmark in its short form, each ratio beside its floor; takes some minutes on an idle machine.
+bench: install-test
+	$(BIN)/python benchmarks/run_all.py
 
 # The package as others get it: built, installed beside its dependencies, used outside this folder.
 wheel-test: install-test

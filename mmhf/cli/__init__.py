@@ -15,6 +15,7 @@ from typing import NoReturn
 import mmhf
 from mmhf._version import __version__
 from mmhf.cli._checks import check_before_imports
+from mmhf.cpu import prepare_cpu
 from mmhf.errors import InputError, NothingMadeError
 
 _VERBS = {
@@ -47,6 +48,8 @@ _MEANT = {
     **dict.fromkeys(("compare",), "diff"),
 }
 """What people type → the verb that does it."""
+_COMPUTING = {"train", "evaluate", "predict", "embed", "demo", "verify", "cache", "find-lr", "sweep"}
+"""Verbs that run a model."""
 _BROKEN_PIPE = 141
 _FROM_WORKER = re.compile(r"Caught \w+ in (DataLoader worker|pin memory thread)")
 
@@ -118,6 +121,8 @@ def _run_verb(verb: str, arguments: Sequence[str]) -> None:
     module.add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
     check_before_imports(verb, options)
+    if verb in _COMPUTING:
+        prepare_cpu()
     # `init` also answers without looking at data, and then without the libraries that it looks with.
     runner = module if verb == "init" else importlib.import_module(f"mmhf.verbs.{verb.replace('-', '_')}")
     runner.run(options)

@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", action="append", default=[], help="an image file to find similar ones of; the same")
     parser.add_argument("--among", choices=["image", "text"], help="absent: images, where there are any")
     parser.add_argument("--top", type=int, default=24, metavar="N", help="rows to find for each, default 24")
+    parser.add_argument(
+        "--approximate", action="store_true", help="look into the clusters around a query only, for millions of rows"
+    )
     parser.add_argument("--output", type=Path, help="contact sheet; default: INDEX.html beside the index")
     parser.add_argument("--model", help="where the model is now, if it is no longer where it was")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; absent: the accelerator that is there")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.transforms import v2
 
+from mmhf.data.pixels import picture_of, pixels_of
 from mmhf.recipe.augment_sections import AffineSection, AugmentSection, RandomErasingSection
 
-Augmentation = Callable[[Image.Image], Image.Image]
+PictureT = TypeVar("PictureT", Image.Image, Tensor)
+
+
+class Augmentation(Protocol):
+    """Changes a picture at random, by PyTorch's CPU generator."""
+
+    def __call__(self, image: PictureT) -> PictureT:
+        """From a PIL RGB image, or its uint8 pixels (3, H, W), to another one of any size."""
+        ...
 
 
 class ShrinkToSide(torch.nn.Module):
@@ -20,12 +30,68 @@ class ShrinkToSide(torch.nn.Module):
         super().__init__()
         self.side = side
 
-    def forward(self, image: Image.Image) -> Image.Image:
-        scale = self.side / min(image.size)
+    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        size = image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
+        scale = self.side / min(size)
         if scale >= 1:
             return image
-        width, height = (max(1, round(length * scale)) for length in image.size)
+        width, height = (max(1, round(length * scale)) for length in size)
+        if isinstance(image, Tensor):
+            return v2.functional.resize(image, [height, width], v2.InterpolationMode.BICUBIC, antialias=True)
         return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+
+
+class OnPicture(torch.nn.Module):
+    """A change that is made to PIL images, also where pixels are given: on tensors it would round otherwise."""
+
+    def __init__(self, change: torch.nn.Module) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        if not isinstance(image, Tensor):
+            return self.change(image)
+        return pixels_of(self.change(picture_of(image)))
+
+
+class Flips(torch.nn.Module):
+    """Flips and nothing else: an image has two views, or four, and a seed says which of them a sample is.
+
+    Args:
+        side (`int`): See [`ShrinkToSide`].
+        horizontal, vertical (`float`): How often.
+
+    Attributes:
+        num_views (`int`): View 0 is not flipped.
+        description (`str`): The same for the same views, however often each is shown.
+    """
+
+    def __init__(self, side: int, horizontal: float, vertical: float) -> None:
+        super().__init__()
+        self.shrink = ShrinkToSide(side)
+        flips = ((horizontal, v2.functional.horizontal_flip), (vertical, v2.functional.vertical_flip))
+        self._flips = [(share, flip) for share, flip in flips if share]
+        self.num_views = 2 ** len(self._flips)
+        self.description = f"flips {side} {horizontal > 0} {vertical > 0}"
+
+    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        return self.view(image, self._draw(torch.default_generator))
+
+    def view(self, image: PictureT, number: int) -> PictureT:
+        """One of the views of a picture."""
+        changed: PictureT = self.shrink(image)
+        for place, (_, flip) in enumerate(self._flips):
+            changed = flip(changed) if number >> place & 1 else changed
+        return changed
+
+    def view_of(self, seed: int) -> int:
+        """The view that `forward` shows under a seed."""
+        return self._draw(torch.Generator().manual_seed(seed))
+
+    def _draw(self, generator: torch.Generator) -> int:
+        # As torchvision's own flips draw, so that a seed means what it meant.
+        drawn = [bool(torch.rand(1, generator=generator) < share) for share, _ in self._flips]
+        return sum(is_flipped << place for place, is_flipped in enumerate(drawn))
 
 
 class EraseRectangle(torch.nn.Module):
@@ -40,6 +106,9 @@ class EraseRectangle(torch.nn.Module):
         return erased
 
 
+_ONLY_FLIPS = (ShrinkToSide, v2.RandomHorizontalFlip, v2.RandomVerticalFlip)
+
+
 def build_augmentation(section: AugmentSection | None, image_size: int) -> Augmentation | None:
     """Build the random changes of a training image.
 
@@ -52,10 +121,12 @@ def build_augmentation(section: AugmentSection | None, image_size: int) -> Augme
             Side of the image that the model sees, in pixels: the size of a random resized crop.
 
     Returns:
-        `Callable` or `None`: PIL RGB image → PIL RGB image (of any size: the processor resizes); nothing when every
-        change is off.
+        `Augmentation` or `None`: see there; nothing when every change is off. Pixels become what a PIL image becomes,
+        up to rounding where it is resized.
     """
     changes = [] if section is None else _changes(section, image_size)
+    if section is not None and all(isinstance(change, _ONLY_FLIPS) for change in changes) and changes:
+        return Flips(image_size, section.horizontal_flip, section.vertical_flip)
     return v2.Compose(changes) if changes else None
 
 
@@ -69,15 +140,18 @@ def _changes(section: AugmentSection, image_size: int) -> list[torch.nn.Module]:
         changes.append(v2.RandomHorizontalFlip(section.horizontal_flip))
     if section.vertical_flip:
         changes.append(v2.RandomVerticalFlip(section.vertical_flip))
+    later: list[torch.nn.Module] = []
     if section.rotation:
-        changes.append(v2.RandomRotation(section.rotation, interpolation=bilinear, fill=section.fill))
+        later.append(v2.RandomRotation(section.rotation, interpolation=bilinear, fill=section.fill))
     if section.affine is not None:
-        changes.append(_affine(section.affine, section.fill))
+        later.append(_affine(section.affine, section.fill))
     if (perspective := section.perspective) is not None:
-        changes.append(v2.RandomPerspective(perspective.distortion, perspective.probability, bilinear, section.fill))
+        later.append(v2.RandomPerspective(perspective.distortion, perspective.probability, bilinear, section.fill))
     if (policy := section.rand_augment) is not None:
-        changes.append(v2.RandAugment(policy.num_ops, policy.magnitude, interpolation=bilinear, fill=section.fill))
-    changes += _changes_of_look(section)
+        later.append(v2.RandAugment(policy.num_ops, policy.magnitude, interpolation=bilinear, fill=section.fill))
+    later += _changes_of_look(section)
+    if later:
+        changes.append(OnPicture(v2.Compose(later)))
     if changes and section.random_resized_crop is None:
         changes.insert(0, ShrinkToSide(image_size))
     return changes

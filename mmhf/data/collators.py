@@ -8,14 +8,16 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mmhf.conventions import IGNORED_IMAGE, IGNORED_LABEL, Processor
-from mmhf.data.augment import Augmentation
+from mmhf.data.augment import Augmentation, Flips
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.datasets import STORED_IMAGE, Row
-from mmhf.data.images import BadImageError, decode_image
+from mmhf.data.images import BadImageError
 from mmhf.data.mixing import BatchMixer
 from mmhf.data.modalities import ModalityMasking, names_no_image
+from mmhf.data.pixels import PicturePreparer, decode_pixels
 from mmhf.data.samplers import SampleKey, sample_seed
 from mmhf.errors import InputError
 
@@ -24,6 +26,9 @@ logger = logging.getLogger(__name__)
 _BLANK_SIDE = 32
 _IMAGE_FEATURES = {"image_features", "image_hidden"}
 _FEATURES = (*sorted(_IMAGE_FEATURES), "text_features")
+
+Picture = Image.Image | Tensor
+"""As the processor gets it: a PIL image, or uint8 pixels (3, H, W)."""
 
 
 class RandomChanges(NamedTuple):
@@ -36,17 +41,9 @@ class RandomChanges(NamedTuple):
 class _Sample(NamedTuple):
     """What the model sees of a row; a skipped row is one that it learns nothing from."""
 
-    image: Image.Image | None
+    image: Picture | None
     text: str | None
     skipped: bool = False
-
-
-def blank_image() -> Image.Image:
-    """Make the white image that stands for one that cannot be used; the processor gives it its size."""
-    return Image.new("RGB", (_BLANK_SIDE, _BLANK_SIDE), "white")
-
-
-_BLANK = blank_image()
 
 
 def key_of(row: Row) -> SampleKey:
@@ -62,9 +59,10 @@ class ImageCollator:
 
     Args:
         processor (`Processor`):
-            `processor(images=[PIL.Image], return_tensors="pt")` → tensors; a stock image processor.
-        augmentation (`Callable`, *optional*):
-            Random change of a PIL image; none in evaluation.
+            `processor(images=[...], return_tensors="pt")` → tensors; a stock image processor, which gets uint8 pixels
+            (3, H, W), or any other, which gets PIL images.
+        augmentation ([`Augmentation`], *optional*):
+            Random change of an image; none in evaluation.
         seed (`int`, defaults to 0):
             Seed of the augmentation.
         on_bad_image (`str`, defaults to `"skip"`):
@@ -78,6 +76,10 @@ class ImageCollator:
             Mixes the images of a batch and their labels, which become probabilities.
         stage_changes (`Mapping[int, RandomChanges]`, *optional*):
             Index of a stage of training → what takes the place of `augmentation` and `mixer` in it.
+
+    Attributes:
+        blank (`PIL.Image.Image` or `Tensor`):
+            The white picture that stands for one that cannot be used.
     """
 
     def __init__(
@@ -92,7 +94,9 @@ class ImageCollator:
         mixer: BatchMixer | None = None,
         stage_changes: Mapping[int, RandomChanges] | None = None,
     ) -> None:
-        self.processor = processor
+        self.prepare = PicturePreparer(processor)
+        self.processor = self.prepare.processor
+        self.blank = self.prepare(torch.full((3, _BLANK_SIDE, _BLANK_SIDE), 255, dtype=torch.uint8))
         self.changes = RandomChanges(augmentation, mixer)
         self.stage_changes = dict(stage_changes or {})
         self.seed = seed
@@ -108,7 +112,7 @@ class ImageCollator:
                 B rows of a `RowDataset`.
 
         Returns:
-            `dict[str, torch.Tensor]`: what the processor gives, such as `pixel_values` (B, 3, H, W), or in its place
+            `dict[str, Tensor]`: what the processor gives, such as `pixel_values` (B, 3, H, W), or in its place
             the features that the rows have, such as `image_features` (B, ...), and `labels` when the rows have labels:
             (B,) class ids, or (B, C) probabilities from a mixer.
 
@@ -122,7 +126,9 @@ class ImageCollator:
         self._add_targets(batch, rows, torch.tensor([sample.skipped for sample in samples]), changes)
         return batch
 
-    def picture(self, image: dict[str, Any] | None, stage: int = 0, *, view_seed: int | None = None) -> Image.Image:
+    def picture(
+        self, image: dict[str, Any] | None, stage: int = 0, *, view: int | None = None, view_seed: int = 0
+    ) -> Picture:
         """One image as the processor gets it.
 
         Args:
@@ -130,22 +136,28 @@ class ImageCollator:
                 A row's image; none is white.
             stage (`int`, defaults to 0):
                 Stage of training whose random changes it gets.
-            view_seed (`int`, *optional*):
-                Seed of these changes; absent: it is as it is.
+            view (`int`, *optional*):
+                Which of its views, where these are few, such as flips; absent: it is as it is.
+            view_seed (`int`, defaults to 0):
+                Seed of the changes where views are drawn.
 
         Raises:
             BadImageError: it cannot be decoded.
         """
         if image is None or names_no_image(image):
-            return blank_image()
-        decoded, augmentation = decode_image(image), self._changes_for(stage).augmentation
-        return decoded if view_seed is None or augmentation is None else _augment(decoded, augmentation, view_seed)
+            return self.blank
+        pixels, augmentation = decode_pixels(image), self._changes_for(stage).augmentation
+        if view is not None and isinstance(augmentation, Flips):
+            pixels = augmentation.view(pixels, view)
+        elif view is not None and augmentation is not None:
+            pixels = _augment(pixels, augmentation, view_seed)
+        return self.prepare(pixels)
 
-    def encode_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    def encode_images(self, images: Sequence[Picture]) -> dict[str, Tensor]:
         """What the processor makes of images: `pixel_values` (B, 3, H, W)."""
         return dict(self.processor(images=images, return_tensors="pt"))
 
-    def encode_texts(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+    def encode_texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """What the processor makes of texts, such as `input_ids` and `attention_mask` (B, T)."""
         return dict(self.processor(text=texts))
 
@@ -159,17 +171,17 @@ class ImageCollator:
     def _sample(self, row: Row, augmentation: Augmentation | None) -> _Sample:
         image = self._load_image(row, augmentation)
         if image is None:
-            return _Sample(blank_image(), _text_of(row), skipped=self.on_bad_image == "skip")
+            return _Sample(self.blank, _text_of(row), skipped=self.on_bad_image == "skip")
         return _Sample(image, _text_of(row))
 
-    def _encode(self, samples: Sequence[_Sample], features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _encode(self, samples: Sequence[_Sample], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs that no features stand for."""
         if _IMAGE_FEATURES.isdisjoint(features):
-            return self.encode_images([_shown(sample) for sample in samples])
+            return self.encode_images([self.blank if sample.image is None else sample.image for sample in samples])
         return {}
 
     def _add_targets(
-        self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: torch.Tensor, changes: RandomChanges
+        self, batch: dict[str, Tensor], rows: Sequence[Row], skipped: Tensor, changes: RandomChanges
     ) -> None:
         """Add what the model learns from; a skipped row is one that it learns nothing from."""
         if "label" not in rows[0]:
@@ -180,21 +192,21 @@ class ImageCollator:
             keys = [key_of(row) for row in rows]
             batch["pixel_values"], batch["labels"] = changes.mixer(batch["pixel_values"], batch["labels"], keys)
 
-    def _load_image(self, row: Row, augmentation: Augmentation | None) -> Image.Image | None:
+    def _load_image(self, row: Row, augmentation: Augmentation | None) -> Picture | None:
         image = row["image"]
         if "broken" in row:
             self._report(row, row["broken"])
             return None
         if image is STORED_IMAGE or names_no_image(image):  # the latter was listed when the data was loaded
-            return _BLANK
+            return self.blank
         try:
-            decoded = decode_image(image)
+            pixels = decode_pixels(image)
         except BadImageError as error:
             self._report(row, str(error))
             return None
-        return (
-            decoded if augmentation is None else _augment(decoded, augmentation, sample_seed(self.seed, key_of(row)))
-        )
+        if augmentation is not None:
+            pixels = _augment(pixels, augmentation, sample_seed(self.seed, key_of(row)))
+        return self.prepare(pixels)
 
     def _report(self, row: Row, reason: str) -> None:
         if self.on_bad_image == "raise":
@@ -241,13 +253,13 @@ class ImageTextCollator(ImageCollator):
             return _Sample(image, None if dropped == "text" else text)
         if masking.missing_image:
             return _Sample(None, text, skipped=text is None)
-        return _Sample(blank_image(), text, skipped=self.on_bad_image == "skip")
+        return _Sample(self.blank, text, skipped=self.on_bad_image == "skip")
 
-    def encode_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    def encode_images(self, images: Sequence[Picture]) -> dict[str, Tensor]:
         """See [`ImageCollator`]."""
         return dict(self.processor(images=images))
 
-    def _encode(self, samples: Sequence[_Sample], features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _encode(self, samples: Sequence[_Sample], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         hidden, masks = (None, {}) if self.masking is None else (self.masking.mask, {"masks": True})
         given, batch = {}, {}
         images, texts = [sample.image for sample in samples], [sample.text for sample in samples]
@@ -281,11 +293,11 @@ class CaptionCollator(ImageCollator):
             self.bad_examples.extend(fault for row in rows for fault in row.get("faults", ()))
         return super().__call__(rows)
 
-    def encode_images(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    def encode_images(self, images: Sequence[Picture]) -> dict[str, Tensor]:
         """See [`ImageCollator`]."""
         return dict(self.processor(images=images))
 
-    def _encode(self, samples: Sequence[_Sample], features: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _encode(self, samples: Sequence[_Sample], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # The losses need all captions, also those whose features are stored.
         given: dict[str, Any] = {"text": [sample.text for sample in samples]}
         if _IMAGE_FEATURES.isdisjoint(features):
@@ -301,7 +313,7 @@ class CaptioningCollator(CaptionCollator):
     """
 
     def _add_targets(
-        self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: torch.Tensor, changes: RandomChanges
+        self, batch: dict[str, Tensor], rows: Sequence[Row], skipped: Tensor, changes: RandomChanges
     ) -> None:
         # By the mask and not by the padding token, which is that of the end of the text in many tokenizers.
         unlearnt = (batch["attention_mask"] == 0) | skipped[:, None]
@@ -316,7 +328,7 @@ class ContrastiveCollator(CaptionCollator):
     """
 
     def _add_targets(
-        self, batch: dict[str, torch.Tensor], rows: Sequence[Row], skipped: torch.Tensor, changes: RandomChanges
+        self, batch: dict[str, Tensor], rows: Sequence[Row], skipped: Tensor, changes: RandomChanges
     ) -> None:
         index = torch.tensor([row["image_index"] for row in rows], dtype=torch.int64)
         batch["image_index"] = index.masked_fill(skipped, IGNORED_IMAGE)
@@ -326,16 +338,12 @@ def _text_of(row: Row) -> str | None:
     return row["caption"] if "caption" in row else row.get("text")
 
 
-def _shown(sample: _Sample) -> Image.Image:
-    return blank_image() if sample.image is None else sample.image
-
-
-def _augment(image: Image.Image, augmentation: Augmentation, seed: int) -> Image.Image:
+def _augment(pixels: Tensor, augmentation: Augmentation, seed: int) -> Tensor:
     # The CPU generator itself: torch.manual_seed would also reset the generators of accelerators.
     generator = torch.default_generator
     state = generator.get_state()
     try:
         generator.manual_seed(seed)
-        return augmentation(image)
+        return augmentation(pixels)
     finally:
         generator.set_state(state)

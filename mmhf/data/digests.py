@@ -10,9 +10,12 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmhf.data.images import BadImageError
+from mmhf.data.seen_files import keep_digests, known_digests, one_at_a_time, seen_path, states_of
+from mmhf.data.table import IMAGE_FEATURE
 
 DIGEST_BYTES = 16
 Digests = NDArray[np.void]
@@ -28,20 +31,59 @@ def digests_of(contents: Sequence[bytes]) -> Digests:
 
 
 def digest_images(table: datasets.Dataset, positions: Sequence[int]) -> Digests:
-    """Digests of the encoded images of some rows; files are read whole, several at a time.
+    """Digests of the encoded images of some rows.
 
-    An image that cannot be read has the digest of its path, a missing one that of `NO_IMAGE`.
+    Files are read whole, several at a time, unless they are known from before and have not changed; where several
+    processes ask for the same at once, one reads and the others wait. An image that cannot be read has a digest of
+    its path, a missing one `NO_IMAGE_DIGEST`.
 
     Args:
         table (`datasets.Dataset`): Rows with `image`.
         positions (`Sequence[int]`): Which rows.
     """
     images = table.select_columns(["image"])
-    found: list[bytes] = []
+    parts: list[Digests] = []
     with ThreadPoolExecutor(_THREADS) as pool:
+        paths = _local_paths(images, positions) if table.features["image"] == IMAGE_FEATURE else None
+        if paths is not None:
+            return _digest_files(paths, pool)
         for start in range(0, len(positions), _ROWS_AT_ONCE):
-            found += pool.map(_image_digest, images[positions[start : start + _ROWS_AT_ONCE]]["image"])
-    return digests_of(found)
+            given = images[positions[start : start + _ROWS_AT_ONCE]]["image"]
+            parts.append(digests_of(list(pool.map(_image_digest, given))))
+    return np.concatenate(parts) if parts else digests_of([])
+
+
+def is_readable(digests: Digests) -> NDArray[np.bool_]:
+    """Which digests are of contents, and not of images that are missing or cannot be read."""
+    halves = digests.view("<u8").reshape(-1, 2)
+    readable: NDArray[np.bool_] = (halves[:, 0] != 0) & (halves != np.frombuffer(_NO_IMAGE, "<u8")).any(axis=1)
+    return readable
+
+
+def _local_paths(images: datasets.Dataset, positions: Sequence[int]) -> list[str | None] | None:
+    """The paths of images that are files; None where some are in the table."""
+    stored = images.with_format("arrow")
+    paths: list[str | None] = []
+    for start in range(0, len(positions), _ROWS_AT_ONCE):
+        column = stored[positions[start : start + _ROWS_AT_ONCE]].column("image").combine_chunks()
+        if pc.any(pc.is_valid(column.field("bytes"))).as_py():
+            return None
+        paths += column.field("path").to_pylist()
+    return paths
+
+
+def _digest_files(paths: Sequence[str | None], pool: ThreadPoolExecutor) -> Digests:
+    states = states_of(paths)
+    digests, is_known = known_digests(states)
+    if is_known.all():
+        return digests
+    with one_at_a_time(seen_path()):
+        digests, is_known = known_digests(states)
+        lacking = np.flatnonzero(~is_known)
+        read = pool.map(_image_digest, [{"path": paths[place], "bytes": None} for place in lacking])
+        digests[lacking] = digests_of(list(read))
+        keep_digests(states[lacking], digests[lacking])
+    return digests
 
 
 def digest_texts(texts: Iterable[str | None]) -> Digests:
@@ -55,14 +97,21 @@ def _image_digest(image: dict[str, Any] | None) -> bytes:
         content = image["bytes"]
         if content is not None:
             return _digest(content)
-        return _digest(Path(image["path"]).read_bytes()) if image["path"] is not None else _digest(b"no image")
+        return _digest(Path(image["path"]).read_bytes()) if image["path"] is not None else _NO_IMAGE
     except (OSError, BadImageError):  # it will not be decoded either, and so nothing is ever stored for it
-        return _digest(f"unreadable: {image['path']}".encode())
+        return _unreadable(image["path"])
+
+
+def _unreadable(path: str | None) -> bytes:
+    """Eight zeros, and what tells the path from others."""
+    name = f"{path}".encode(errors="surrogateescape")
+    return bytes(8) + hashlib.blake2b(name, digest_size=DIGEST_BYTES - 8).digest()
 
 
 def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
 
 
-NO_IMAGE_DIGEST = digests_of([_digest(b"no image")])[0]
+_NO_IMAGE = _digest(b"no image")
+NO_IMAGE_DIGEST = digests_of([_NO_IMAGE])[0]
 """Of a row that names no image."""

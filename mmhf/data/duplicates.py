@@ -12,10 +12,13 @@ from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
+from mmhf.data.digests import Digests, digest_images, digests_of, is_readable
 from mmhf.data.images import BadImageError, decode_image
+from mmhf.data.seen_files import one_at_a_time
 from mmhf.data.table import SPLITS
 from mmhf.files import whole_file, write_csv
 from mmhf.parallel import map_in_threads
@@ -38,9 +41,9 @@ _BLANK_CONTRAST = 1.0
 _DIMENSIONS = 16
 _NEIGHBOURS = 8
 _CHUNK = 64
-_FORMAT = 1
+_FORMAT = 2
 _SHOWN = 3
-_PAIRS_AT_ONCE = 65_536
+_ROWS_AT_ONCE = 8192
 _PROGRESS_ABOVE = 20_000
 
 
@@ -103,7 +106,7 @@ class Duplicates:
 def find_duplicates(splits: Mapping[str, datasets.Dataset], *, near: bool = True) -> Duplicates:
     """Find images that are there twice, within and across splits.
 
-    Equal files are found by their SHA-256. Of others, thumbnails of 12 x 12 pixels are compared: two images are near
+    Equal files are found by their digests. Of others, thumbnails of 12 x 12 pixels are compared: two images are near
     duplicates when these differ by a root mean square of at most 6 of 255, less for images of little contrast. That
     survives JPEG compression, scaling and small changes of brightness, but neither cropping nor turning. Not all pairs
     are compared: candidates are an image's nearest 8 in each split by the 16 principal components of the thumbnails.
@@ -113,7 +116,8 @@ def find_duplicates(splits: Mapping[str, datasets.Dataset], *, near: bool = True
         splits (`Mapping[str, Dataset]`):
             Rows as `load_data` gives them. Rows without an image, or whose image is broken, are passed over.
         near (`bool`, defaults to `True`):
-            Compare what images show, not only files. Thumbnails are kept in the data set cache.
+            Compare what images show, not only files. Thumbnails, and the pairs that were found, are kept in the data
+            set cache; of several processes one makes them, and the others wait.
 
     Returns:
         `Duplicates`: n equal files are n - 1 pairs, the first with each other one; among near duplicates, equal files
@@ -121,28 +125,22 @@ def find_duplicates(splits: Mapping[str, datasets.Dataset], *, near: bool = True
         compared; they leak nothing.
     """
     rows = _Rows({split: splits[split] for split in SPLITS if split in splits})
-    hashes = rows.map(_content_hash, range(len(rows)), "hashing images")
-    numbers = {content: number for number, content in enumerate(dict.fromkeys(filter(None, hashes)))}
-    contents = [-1 if content is None else numbers[content] for content in hashes]
-    first_of: dict[int, int] = {}
-    for row, content in enumerate(contents):
-        if content >= 0:
-            first_of.setdefault(content, row)
-    places = _places(rows, contents)
+    contents, first_of, digests = _contents(rows)
+    places = {split: _first_places(rows, contents, split) for split in rows.images}
     close: list[_ClosePair] = []
     blank: set[int] = set()
-    if near and first_of:
-        thumbnails = _thumbnails(rows, list(first_of.values()), b"".join(numbers))
-        blank = set(np.flatnonzero(_contrast(thumbnails) <= _BLANK_CONTRAST).tolist())
-        close = _close_pairs(thumbnails, places)
+    if near and len(digests):
+        alike = _alike(rows, first_of, digests, places)
+        close, blank = alike.pairs(list(rows.images)), set(alike.blank.tolist())
+    readable = np.flatnonzero(contents >= 0)
+    repeated = readable[first_of[contents[readable]] != readable]
     pairs = [
-        rows.pair("blank" if content in blank else "exact", first_of[content], row, 0.0)
-        for row, content in enumerate(contents)
-        if content >= 0 and first_of[content] != row
+        rows.pair("blank" if content in blank else "exact", int(first_of[content]), row, 0.0)
+        for row, content in zip(repeated.tolist(), contents[repeated].tolist(), strict=True)
     ]
     for one, content, other, twin, distance in close:
         kind: DuplicateKind = "blank" if {content, twin} <= blank else "near"
-        pairs.append(rows.pair(kind, places[one][content], places[other][twin], distance))
+        pairs.append(rows.pair(kind, places[one].row_of(content), places[other].row_of(twin), distance))
     pairs.sort(key=lambda pair: (not pair.crosses_splits, pair.kind, pair.first, pair.second))
     captioned = any("captions" in table.column_names for table in splits.values())
     return Duplicates(pairs, _leaks(rows, contents, places, close, blank), "captions" if captioned else "labels")
@@ -173,6 +171,38 @@ class _ClosePair(NamedTuple):
     distance: float
 
 
+class _Places(NamedTuple):
+    """The contents in one split, in their order, and the first row of each."""
+
+    contents: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    def row_of(self, content: int) -> int:
+        return int(self.rows[np.searchsorted(self.contents, content)])
+
+
+class _Alike(NamedTuple):
+    """What thumbnails say of P pairs of contents.
+
+    Attributes:
+        blank (`NDArray`): Contents of one colour.
+        splits, contents (`NDArray`): (P, 2) numbers of the splits, and of the contents in them, that show the same.
+        distances (`NDArray`): (P,).
+    """
+
+    blank: NDArray[np.int64]
+    splits: NDArray[np.int64]
+    contents: NDArray[np.int64]
+    distances: NDArray[np.float64]
+
+    def pairs(self, names: Sequence[str]) -> list[_ClosePair]:
+        rows = zip(self.splits.tolist(), self.contents.tolist(), self.distances.tolist(), strict=True)
+        return [
+            _ClosePair(names[one], content, names[other], twin, distance)
+            for (one, other), (content, twin), distance in rows
+        ]
+
+
 class _Rows:
     """The rows of all splits under running numbers, training rows first."""
 
@@ -190,6 +220,13 @@ class _Rows:
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._splits else 0
 
+    def span(self, split: str) -> slice:
+        """The running numbers of a split."""
+        if split not in self._splits:
+            return slice(0, 0)
+        at = self._splits.index(split)
+        return slice(int(self._ends[at - 1]) if at else 0, int(self._ends[at]))
+
     def place(self, number: int) -> tuple[str, int]:
         """The split and the position in it."""
         at = int(np.searchsorted(self._ends, number, side="right"))
@@ -204,8 +241,8 @@ class _Rows:
         said = [self._columns[split].column(2)[position] for split, position in map(self.place, (first, second))]
         return DuplicatePair(kind, self.image_of(first), self.image_of(second), said[0].equals(said[1]), distance)
 
-    def map(self, function: Callable[[dict[str, Any]], T], numbers: Sequence[int], label: str) -> list[T]:
-        """Apply a function to the images of these rows, in threads."""
+    def map(self, function: Callable[[dict[str, Any]], T], numbers: Sequence[int], label: str) -> Iterator[T]:
+        """Apply a function to the images of these rows, in threads; results come in their order."""
         chunks = list(self._chunks(numbers))
 
         def apply(chunk: tuple[str, list[int]]) -> list[T]:
@@ -213,7 +250,7 @@ class _Rows:
             return [function(image) for image in self.images[split][positions]["image"]]
 
         results = map_in_threads(apply, chunks, label=label if len(numbers) > _PROGRESS_ABOVE else None)
-        return [value for values in results for value in values]
+        return (value for values in results for value in values)
 
     def _chunks(self, numbers: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
         """Neighbours of one split."""
@@ -230,14 +267,65 @@ class _Rows:
             yield current, chunk
 
 
-def _content_hash(image: dict[str, Any]) -> bytes | None:
+def _contents(rows: _Rows) -> tuple[NDArray[np.int64], NDArray[np.int64], Digests]:
+    """The number of each row's content, -1 for none; the first row of each content, in whose order they are numbered;
+    and their digests."""
+    parts = [digest_images(table, range(len(table))) for table in rows.images.values()]
+    digests = np.concatenate([digests_of([]), *parts])
+    readable = np.flatnonzero(is_readable(digests))
+    _, first, inverse = np.unique(digests[readable].view("S16"), return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(len(first), np.int64)
+    rank[order] = np.arange(len(first))
+    contents = np.full(len(digests), -1, np.int64)
+    contents[readable] = rank[inverse]
+    first_of = readable[first[order]]
+    return contents, first_of, digests[first_of]
+
+
+def _first_places(rows: _Rows, contents: NDArray[np.int64], split: str) -> _Places:
+    span = rows.span(split)
+    found, first = np.unique(contents[span], return_index=True)
+    return _Places(found[found >= 0], first[found >= 0] + span.start)
+
+
+def _alike(rows: _Rows, first_of: NDArray[np.int64], digests: Digests, places: Mapping[str, _Places]) -> _Alike:
+    """What thumbnails say of the contents; from the data set cache where it was found out before."""
+    key = hashlib.sha256(bytes([_FORMAT, _SIDE]) + digests.tobytes()).hexdigest()
+    parts = hashlib.sha256(b"".join(split.encode() + each.contents.tobytes() for split, each in places.items()))
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mmhf_thumbnails"
+    path = folder / f"{key}-{parts.hexdigest()[:16]}.npz"
+    if not path.exists():
+        with one_at_a_time(path):
+            if not path.exists():
+                pixels, present = _thumbnails(rows, first_of, folder / f"{key}.npz")
+                found = _compare_all(pixels, present, [each.contents for each in places.values()])
+                _keep(path, found._asdict())
+                return found
+    with np.load(path) as kept:
+        return _Alike(**{name: kept[name] for name in _Alike._fields})
+
+
+def _keep(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     try:
-        content = image["bytes"]
-        if content is None and image["path"] is not None:
-            content = Path(image["path"]).read_bytes()
-    except (OSError, BadImageError):  # found broken when the data was checked
-        return None
-    return hashlib.sha256(content).digest() if content else None
+        with whole_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the arrays for `allow_pickle`
+    except OSError as error:
+        logger.warning("%s: cannot be written (%s); images are compared anew at each start", path, error.strerror)
+
+
+def _thumbnails(rows: _Rows, numbers: NDArray[np.int64], path: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """The thumbnails (N, 432) of these rows, and which there are; from a file when all were there before."""
+    if path.exists():
+        with np.load(path) as cached:
+            return cached["pixels"], cached["present"]
+    pixels = np.zeros((len(numbers), 3 * _SIDE * _SIDE), np.uint8)
+    present = np.zeros(len(numbers), bool)
+    for place, thumbnail in enumerate(rows.map(_thumbnail, numbers.tolist(), "comparing images")):
+        if thumbnail is not None:
+            pixels[place], present[place] = thumbnail.ravel(), True
+    _keep(path, {"pixels": pixels, "present": present})
+    return pixels, present
 
 
 def _thumbnail(image: dict[str, Any]) -> np.ndarray | None:
@@ -248,82 +336,70 @@ def _thumbnail(image: dict[str, Any]) -> np.ndarray | None:
     return np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
-def _thumbnails(rows: _Rows, numbers: list[int], contents: bytes) -> np.ndarray:
-    """The thumbnails of these rows (N, 432), NaN where there is none; from the cache when all were there before."""
-    key = hashlib.sha256(bytes([_FORMAT, _SIDE]) + contents).hexdigest()
-    path = Path(datasets.config.HF_DATASETS_CACHE) / "mmhf_thumbnails" / f"{key}.npz"
-    if path.exists():
-        with np.load(path) as cached:
-            pixels, present = cached["pixels"], cached["present"]
-    else:
-        found = rows.map(_thumbnail, numbers, "comparing images")
-        present = np.array([thumbnail is not None for thumbnail in found])
-        blank = np.zeros((_SIDE, _SIDE, 3), dtype=np.uint8)
-        pixels = np.stack([blank if thumbnail is None else thumbnail for thumbnail in found])
-        with whole_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, pixels=pixels, present=present)
-    flat: np.ndarray = pixels.reshape(len(pixels), -1).astype(np.float32)
-    flat[~present] = np.nan
-    return flat
-
-
-def _places(rows: _Rows, contents: Sequence[int]) -> dict[str, dict[int, int]]:
-    """Split → content → the first row that has it."""
-    places: dict[str, dict[int, int]] = {split: {} for split in rows.images}
-    for number, content in enumerate(contents):
-        if content >= 0:
-            places[rows.place(number)[0]].setdefault(content, number)
-    return places
-
-
-def _close_pairs(thumbnails: np.ndarray, places: Mapping[str, Mapping[int, int]]) -> list[_ClosePair]:
-    """Pairs of contents that show the same."""
-    present = ~np.isnan(thumbnails[:, 0])
-    reduced = _principal_components(thumbnails, present)
-    members = {
-        split: np.array([content for content in contents if present[content]], dtype=np.int64)
-        for split, contents in places.items()
-    }
-    members = {split: contents for split, contents in members.items() if len(contents)}
-    trees = {split: cKDTree(reduced[contents]) for split, contents in members.items()}
-    pairs = []
-    for split, other_split in combinations_with_replacement(members, 2):
-        first, second = _candidates(reduced, members[split], trees[other_split], members[other_split])
-        if split == other_split:  # either can be among the nearest of the other
+def _compare_all(
+    pixels: NDArray[np.uint8], present: NDArray[np.bool_], members: Sequence[NDArray[np.int64]]
+) -> _Alike:
+    """Which thumbnails are of one colour, and which show the same, within and across splits."""
+    flat = np.concatenate(
+        [np.zeros(0, bool), *(_contrast(part.astype(np.float32)) <= _BLANK_CONTRAST for part in _blocks(pixels))]
+    )
+    reduced = _principal_components(pixels, present)
+    numbered = {number: contents[present[contents]] for number, contents in enumerate(members)}
+    numbered = {number: contents for number, contents in numbered.items() if len(contents)}
+    trees = {number: cKDTree(reduced[contents]) for number, contents in numbered.items()}
+    splits, contents, distances = [np.zeros((0, 2), np.int64)], [np.zeros((0, 2), np.int64)], [np.zeros(0)]
+    for one, other in combinations_with_replacement(numbered, 2):
+        first, second = _candidates(reduced, numbered[one], trees[other], numbered[other])
+        if one == other:  # either can be among the nearest of the other
             both_ways = np.stack([np.minimum(first, second), np.maximum(first, second)], axis=1)
             first, second = np.unique(both_ways, axis=0).T
         first, second = first[first != second], second[first != second]
-        distances, alike = _compare(thumbnails, first, second)
-        found = zip(first[alike].tolist(), second[alike].tolist(), distances[alike].tolist(), strict=True)
-        pairs += [_ClosePair(split, one, other_split, two, distance) for one, two, distance in found]
-    return pairs
+        found, alike = _compare(pixels, first, second)
+        contents.append(np.stack([first[alike], second[alike]], axis=1))
+        splits.append(np.tile([one, other], (int(alike.sum()), 1)))
+        distances.append(found[alike])
+    blank = np.flatnonzero(flat & present)
+    return _Alike(blank, np.concatenate(splits), np.concatenate(contents), np.concatenate(distances))
 
 
-def _principal_components(thumbnails: np.ndarray, present: np.ndarray) -> np.ndarray:
+def _blocks(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    return (rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE))
+
+
+def _principal_components(pixels: NDArray[np.uint8], present: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Distances between the rows of the result (N, 16) are at most those between thumbnails."""
-    centred = (thumbnails - thumbnails[present].mean(axis=0)) if present.any() else thumbnails
-    _, axes = np.linalg.eigh(np.cov(centred[present].T, bias=True)) if present.any() else (None, centred.T)
-    return centred @ axes[:, -_DIMENSIONS:].astype(np.float32)
+    if not present.any():
+        return np.zeros((len(pixels), _DIMENSIONS), np.float32)
+    mean = pixels[present].mean(axis=0, dtype=np.float64).astype(np.float32)
+    spread = np.zeros((pixels.shape[1], pixels.shape[1]))
+    for part in _blocks(np.flatnonzero(present)):
+        centred = pixels[part] - mean
+        spread += centred.T @ centred
+    axes = np.linalg.eigh(spread)[1][:, -_DIMENSIONS:].astype(np.float32)
+    return np.concatenate([(part - mean) @ axes for part in _blocks(pixels)])
 
 
 def _candidates(
     reduced: np.ndarray, contents: np.ndarray, tree: cKDTree, others: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each content its nearest among the others, as two arrays of equal length."""
-    radius = _MAX_RMS * np.sqrt(3 * _SIDE * _SIDE)
-    _, nearest = tree.query(reduced[contents], k=list(range(1, _NEIGHBOURS + 2)), distance_upper_bound=1.001 * radius)
-    rows, ranks = np.nonzero(nearest < len(others))
-    first, second = contents[rows], others[nearest[rows, ranks]]
-    return first, second
+    radius = 1.001 * _MAX_RMS * np.sqrt(3 * _SIDE * _SIDE)
+    first, second = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for part in _blocks(contents):
+        _, nearest = tree.query(reduced[part], k=list(range(1, _NEIGHBOURS + 2)), distance_upper_bound=radius)
+        rows, ranks = np.nonzero(nearest < len(others))
+        first.append(part[rows])
+        second.append(others[nearest[rows, ranks]])
+    return np.concatenate(first), np.concatenate(second)
 
 
-def _compare(thumbnails: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _compare(pixels: NDArray[np.uint8], first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Root mean square differences of pairs, and whether they are so small that both show the same."""
     distances = np.empty(len(first))
     alike = np.zeros(len(first), dtype=bool)
-    for start in range(0, len(first), _PAIRS_AT_ONCE):
-        part = slice(start, start + _PAIRS_AT_ONCE)
-        one, two = thumbnails[first[part]], thumbnails[second[part]]
+    for start in range(0, len(first), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        one, two = (pixels[each[part]].astype(np.float32) for each in (first, second))
         distances[part] = np.sqrt(np.mean((one - two) ** 2, axis=1))
         contrast = np.minimum(_contrast(one), _contrast(two))
         # Pictures of little contrast are all close to each other.
@@ -340,19 +416,22 @@ def _contrast(thumbnails: np.ndarray) -> np.ndarray:
 
 def _leaks(
     rows: _Rows,
-    contents: Sequence[int],
-    places: Mapping[str, Mapping[int, int]],
+    contents: NDArray[np.int64],
+    places: Mapping[str, _Places],
     close: Sequence[_ClosePair],
     blank: Collection[int],
 ) -> dict[int, DuplicateImage]:
+    train = contents[rows.span("train")]
     twins: dict[int, int] = {}
     for pair in close:
         if pair.split == "train" and pair.other_split != "train":
-            twins.setdefault(pair.content, places[pair.other_split][pair.other])
+            twins.setdefault(pair.content, places[pair.other_split].row_of(pair.other))
     for split in ("validation", "test"):
-        twins.update(places.get(split, {}))
+        if split in places:
+            shared = np.intersect1d(train, places[split].contents).tolist()
+            twins.update({content: places[split].row_of(content) for content in shared})
     return {
-        rows.place(number)[1]: rows.image_of(twins[content])
-        for number, content in enumerate(contents)
-        if rows.place(number)[0] == "train" and content in twins and content not in blank
+        position: rows.image_of(twins[content])
+        for position, content in enumerate(train.tolist())
+        if content in twins and content not in blank
     }

@@ -63,7 +63,7 @@ def decode_image(image: ImageInput, *, least_side: int | None = None) -> Image.I
     """
     if isinstance(image, Image.Image):
         return _to_rgb(image)
-    content = _read_bytes(image)
+    content = read_image(image)
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
@@ -105,13 +105,18 @@ def find_image_problem(image: str | Path | bytes) -> str | None:
     return None
 
 
-def _read_bytes(image: Mapping[str, Any] | str | Path | bytes) -> bytes:
+def read_image(image: Mapping[str, Any] | str | Path | bytes) -> bytes:
+    """The content of an image that is given in any of these ways.
+
+    Raises:
+        BadImageError: the file is missing or empty, or cannot be read.
+    """
     if isinstance(image, Mapping):
         content = image.get("bytes")
         source = image.get("path") if content is None else content
         if source is None:
             raise BadImageError("no image")
-        return _read_bytes(source)
+        return read_image(source)
     content = image if isinstance(image, bytes) else _read_file(image)
     if not content:
         raise BadImageError("the image file is empty (0 bytes)")
@@ -154,7 +159,7 @@ def _one_line(error: BaseException) -> str:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    if _orientation(image) != 1:
+    if orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -167,10 +172,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """How an image's metadata say that it is to be turned; 1: not at all."""
     try:
-        orientation: int = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return orientation
+        found: int = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found
     except _DECODE_ERRORS:  # broken metadata does not make the picture unusable
         return 1
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from mmhf.conventions import Modality
+from mmhf.data.augment import Flips
 from mmhf.data.collators import RandomChanges
 from mmhf.features.boundaries import in_eval_mode
 from mmhf.features.parts import FeaturePart, HasFeatureParts
@@ -197,7 +198,7 @@ def _choose(
         return _refused(_nothing(part), "its features have no fixed shape")
     content = CONTENT[part.name]
     obstacles = {stage: _obstacle(part, stage, setting) for stage in run}
-    views = setting.section.views if content == "image" and _is_augmented(setting, index) else None
+    views = num_views(setting, index) if content == "image" else None
     places = setting.places.get(content, 0) * (views or 1)
     epochs = sum(_epochs(plan, stage) for stage in run if obstacles[stage] is None)
     passes = epochs * (setting.samples_per_epoch or 0) / max(places, 1)
@@ -241,13 +242,17 @@ def _obstacle(part: FeaturePart, stage: int, setting: CacheSetting) -> str | Non
         return None
     if setting.changes_in(stage).mixer is not None:
         return "images are mixed"
-    if _is_augmented(setting, stage) and setting.section.views is None:
+    if setting.changes_in(stage).augmentation is not None and num_views(setting, stage) is None:
         return "images change at random; cache.views would keep some views of each"
     return None
 
 
-def _is_augmented(setting: CacheSetting, stage: int) -> bool:
-    return setting.changes_in(stage).augmentation is not None
+def num_views(setting: CacheSetting, stage: int) -> int | None:
+    """Views of each image that a stage stores: the recipe's number, or all where they are few; None = as it is."""
+    augmentation = setting.changes_in(stage).augmentation
+    if augmentation is None or setting.section.views is not None:
+        return None if augmentation is None else setting.section.views
+    return augmentation.num_views if isinstance(augmentation, Flips) else None
 
 
 def _frozen_runs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from mmhf.conventions import Modality
 from mmhf.data.datasets import STORED_IMAGE
 from mmhf.data.digests import NO_IMAGE_DIGEST, Digests
-from mmhf.data.samplers import derive_seed
+from mmhf.data.samplers import SampleKey, derive_seed, sample_seed
 from mmhf.data.table import NO_IMAGE
 from mmhf.features.store import FeatureStore
 
@@ -35,6 +35,8 @@ class FeatureColumn:
         digests (`Digests`): (N,) what each image, or text, contains.
         num_views (`int`): Changed views of each image; 0 where images are as they are.
         seed (`int`): What the views are drawn from.
+        view_of (`Callable[[int], int]`, *optional*): From a sample's seed to its view, where the views are all that
+            there are; absent, each sample is given one of them.
         salt (`int`): Stands for the random changes, so that views of others are not taken for these.
         positions (`NDArray`): (N, views) places in the store.
         faults (`dict[int, str]`): Which images cannot be decoded, and why; a white image's features stand for them.
@@ -48,6 +50,7 @@ class FeatureColumn:
     num_views: int = 0
     seed: int = 0
     salt: int = 0
+    view_of: Callable[[int], int] | None = None
     positions: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 1), dtype=np.int64))
     faults: dict[int, str] = field(default_factory=dict)
 
@@ -83,7 +86,9 @@ class FeatureColumn:
             keys (`NDArray`): (B, 3) index, epoch and draw of each, which decide the view.
         """
         views: Any = 0
-        if self.num_views > 1:
+        if self.view_of is not None:
+            views = [self.view_of(sample_seed(self.seed, SampleKey(*key))) for key in keys.tolist()]
+        elif self.num_views > 1:
             views = [derive_seed(_VIEW, self.seed, *key) % self.num_views for key in keys.tolist()]
         return self.store.read(self.positions[places, views]).to(self.dtype)
 

@@ -18,13 +18,12 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from mmhf.data.collators import ImageCollator, blank_image
+from mmhf.data.collators import ImageCollator, Picture
 from mmhf.data.datasets import RowDataset
 from mmhf.data.digests import NO_IMAGE_DIGEST, Digests
 from mmhf.data.images import BadImageError
@@ -230,21 +229,23 @@ class _Batches(Dataset[Any]):
                 found[here] = source.dataset.texts(self.lacking.places[members[here]])
         return [text or "" for text in found]
 
-    def _pictures(self, members: NDArray[np.int64], broken: dict[int, str]) -> list[Image]:
-        pictures = []
+    def _pictures(self, members: NDArray[np.int64], broken: dict[int, str]) -> list[Picture]:
+        pictures: list[Picture] = []
         for member in members.tolist():
             place, source = int(self.lacking.places[member]), self.sources[self.lacking.sources[member]]
             if place < 0:
-                pictures.append(blank_image())
+                pictures.append(self.sources[0].collator.blank)
                 continue
-            column, seed = self.lacking.columns[self.lacking.sources[member]], None
+            column, view, seed = self.lacking.columns[self.lacking.sources[member]], None, 0
             if column.num_views:
-                seed = column.view_seed(place, int(self.lacking.views[member]))
+                view = int(self.lacking.views[member])
+                seed = column.view_seed(place, view)
+            image = source.dataset.image(place)
             try:
-                pictures.append(source.collator.picture(source.dataset.image(place), self.stage, view_seed=seed))
+                pictures.append(source.collator.picture(image, self.stage, view=view, view_seed=seed))
             except BadImageError as error:
                 broken[member] = str(error)
-                pictures.append(blank_image())
+                pictures.append(source.collator.blank)
         return pictures
 
 

@@ -16,9 +16,10 @@ from transformers import BaseImageProcessor, PreTrainedModel, ProcessorMixin
 
 from mmhf.conventions import Processor
 from mmhf.features.parts import FeaturePart, HasFeatureParts
+from mmhf.models.encoders import why_not_channels_last
 from mmhf.models.partition import Partition
 
-_FORMAT = 2
+_FORMAT = 3
 # Names of where something came from; the weights themselves are hashed.
 _NAMES_ONLY = ("_name_or_path", "name_or_path", "transformers_version")
 
@@ -65,7 +66,7 @@ def store_name(
     """Name of the store for a part's features: the same exactly where samples get the same features.
 
     It is made of the part's weights and config, of what prepares its inputs, of the precision, of the kind of device,
-    and of the versions of the libraries that compute.
+    of the images' memory format, by which kernels round, and of the versions of the libraries that compute.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -85,11 +86,18 @@ def store_name(
         "dtype": str(dtype),
         "precision": precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "images": _image_format(model, part, device),
         "matmul": torch.get_float32_matmul_precision(),
         "versions": [torch.__version__, transformers.__version__, timm.__version__, PIL.__version__],
     }
     content = json.dumps(values, sort_keys=True, default=str).encode()
     return f"{part.name}-{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+
+
+def _image_format(model: PreTrainedModel, part: FeaturePart, device: torch.device) -> str:
+    assert isinstance(model, HasFeatureParts)
+    is_last = part.name == "vision" and why_not_channels_last(model.vision_output, device) is None
+    return "channels last" if is_last else "contiguous"
 
 
 def _config_of(model: PreTrainedModel, part: FeaturePart) -> dict[str, Any]:

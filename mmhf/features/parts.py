@@ -51,6 +51,7 @@ class HasFeatureParts:
     """
 
     vision: Any
+    vision_output: Any
     _part_in_use: FeaturePart | None = None
     _boundary: tuple[FeaturePart, Boundary] | None = None
 

@@ -22,11 +22,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mmhf.conventions import Processor
+from mmhf.data.augment import Flips
 from mmhf.data.collators import ImageCollator
 from mmhf.data.datasets import RowDataset
 from mmhf.data.digests import Digests
 from mmhf.errors import InputError
-from mmhf.features.choice import CONTENT, CacheSetting, PartChoice, PartMeasure, measure_part
+from mmhf.features.choice import CONTENT, CacheSetting, PartChoice, PartMeasure, measure_part, num_views
 from mmhf.features.column import FeatureColumn
 from mmhf.features.fill import Filler, Lacking, Source, find_lacking
 from mmhf.features.keys import part_state, store_name
@@ -283,9 +284,11 @@ class StageFeatures:
         )
         changes = self.setting.changes_in(self.stage or 0)
         if source.is_training and content == "image" and changes.augmentation is not None:
-            described = f"{self.augmentations[self.stage or 0]} {self.seed}".encode()
-            column.num_views, column.seed = self.setting.section.views or 1, self.seed
-            column.salt = int.from_bytes(hashlib.blake2b(described, digest_size=8).digest(), "little")
+            described = f"{self.augmentations[self.stage or 0]} {self.seed}"
+            column.num_views, column.seed = num_views(self.setting, self.stage or 0) or 1, self.seed
+            if self.setting.section.views is None and isinstance(changes.augmentation, Flips):
+                column.view_of, described = changes.augmentation.view_of, changes.augmentation.description
+            column.salt = int.from_bytes(hashlib.blake2b(described.encode(), digest_size=8).digest(), "little")
         return column
 
     def _fill(self, opened: _OpenPart, lacking: Lacking, sources: Sequence[Source]) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import Image
 from transformers import (
     AutoModel,
     AutoProcessor,
@@ -22,6 +21,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from mmhf.conventions import Processor
+from mmhf.data.pixels import PicturePreparer
 from mmhf.errors import InputError
 from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, model_hash, read_rows
 from mmhf.inference.jobs import EMBEDDING_SUFFIX, Batch, JobSettings, JobSummary, place_rows
@@ -69,18 +69,20 @@ class EmbedderInputs:
     """
 
     def __init__(self, processor: Processor, *, padding: bool | str = True) -> None:
-        self.processor = processor
+        self.prepare = PicturePreparer(processor)
+        self.processor: Processor = self.prepare.processor
         self.padding = padding
 
-    def encode(self, modality: str, values: Sequence[Image.Image] | Sequence[str]) -> dict[str, torch.Tensor]:
+    def encode(self, modality: str, values: Sequence[torch.Tensor] | Sequence[str]) -> dict[str, torch.Tensor]:
         """Tensors of decoded images, or of texts, cut to what the model takes.
 
         Args:
             modality (`str`): `image` or `text`.
-            values (`Sequence`): N of these.
+            values (`Sequence`): N of these; images as uint8 pixels (3, H, W).
         """
         if modality == IMAGE:
-            return dict(self.processor(images=list(values), return_tensors="pt"))
+            pictures = [self.prepare(value) for value in values if isinstance(value, torch.Tensor)]
+            return dict(self.processor(images=pictures, return_tensors="pt"))
         return dict(self.processor(text=list(values), padding=self.padding, truncation=True, return_tensors="pt"))
 
 

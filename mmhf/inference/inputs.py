@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import yaml
-from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from mmhf.data.captions import captions_in
 from mmhf.data.columns import as_text, encodable, text_array
-from mmhf.data.images import BadImageError, DataFolder, decode_image
+from mmhf.data.images import BadImageError, DataFolder
+from mmhf.data.pixels import decode_pixels
 from mmhf.data.readers import TableFile, read_table, require_column
 from mmhf.data.sources.fakeddit import IMAGE_FOLDERS
 from mmhf.data.sources.image_folder import list_folder
@@ -108,7 +109,7 @@ class TableRows:
             if isinstance(image, Path) and state.startswith("file"):
                 image = image.read_bytes()
                 digest = _digest(image)
-            return Example(decode_image(image), texts, state=state, digest=digest)
+            return Example(decode_pixels(image), texts, state=state, digest=digest)
         except BadImageError as error:
             return Example(None, texts, str(error), state, digest)
         except OSError as error:
@@ -162,13 +163,13 @@ class Example:
     """A row as a model is to see it.
 
     Args:
-        image (`PIL.Image.Image`, *optional*): None where there is none that can be used.
+        image (`Tensor`, *optional*): Its pixels, uint8 (3, H, W); None where there is none that can be used.
         texts (`tuple[str, ...]`): A text, captions, or nothing.
         image_error (`str`, *optional*): Why there is no image.
         state, digest (`str`): See `TableRows.image_state` and `TableRows.image_digest`.
     """
 
-    image: Image.Image | None = None
+    image: Tensor | None = None
     texts: tuple[str, ...] = ()
     image_error: str | None = None
     state: str = "none"

@@ -11,6 +11,7 @@ import torch
 from transformers import BatchFeature, PreTrainedModel
 
 from mmhf.conventions import Processor
+from mmhf.data.pixels import PicturePreparer
 from mmhf.data.text_embeddings import TextEmbeddingTable, TextTableProcessor
 from mmhf.errors import InputError
 from mmhf.inference.captioning import check_generation
@@ -41,7 +42,8 @@ class PredictionCollator:
     """
 
     def __init__(self, processor: Processor, *, with_text: bool, missing: Collection[str] = ()) -> None:
-        self.processor = processor
+        self.prepare = PicturePreparer(processor)
+        self.processor: Processor = self.prepare.processor
         self.with_text = with_text
         self.missing = missing
 
@@ -60,7 +62,8 @@ class PredictionCollator:
         used = [place for place, count in enumerate(counts) if count]
         encodings = {}
         if used:
-            encodings[_ROW] = self._encode([examples[place].image for place in used], [texts[place] for place in used])
+            images = [None if (pixels := examples[place].image) is None else self.prepare(pixels) for place in used]
+            encodings[_ROW] = self._encode(images, [texts[place] for place in used])
         return Batch(encodings, {_ROW: counts}, errors)
 
     def _encode(self, images: list[Any], texts: Sequence[str]) -> BatchFeature:

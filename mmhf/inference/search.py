@@ -1,8 +1,11 @@
-"""Search a file of embeddings by text or image."""
+"""Search a file of embeddings by texts or images."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,18 @@ import torch
 from PIL import Image
 
 from mmhf.data.images import BadImageError, DataFolder, decode_image
+from mmhf.data.pixels import decode_pixels
 from mmhf.data.readers import TableFile
 from mmhf.errors import InputError
 from mmhf.inference.embedders import SOURCE_KEY, Embedder
 from mmhf.inference.inputs import IMAGE, TEXT, TableRows, model_hash
+from mmhf.inference.nearest import Block, Clusters, VectorFile, find_nearest
+
+logger = logging.getLogger(__name__)
 
 _SUFFIX = "_embedding"
+_HELD_BYTES = 64 << 20
+"""Embeddings up to this size are read into memory."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +49,14 @@ class Hit:
 
 
 class EmbeddingIndex:
-    """A file that `embed_table` wrote, read in pieces, so that it may be larger than memory.
+    """A file that `embed_table` wrote; it may be larger than memory.
 
     Args:
         path (`str` or `Path`): The parquet file.
+
+    Attributes:
+        recall (`float`, *optional*): Of the last approximate search: the share of the 10 nearest that it finds, as it
+            was measured on 200 of the file's own rows when the clusters were made.
 
     Raises:
         InputError: It is absent, or no file of embeddings.
@@ -51,6 +64,9 @@ class EmbeddingIndex:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.recall: float | None = None
+        self._held: dict[str, Block] = {}
+        self._grouped: dict[str, Clusters] = {}
         if not self.path.is_file():
             raise InputError(f"{path}: no such file; make it with `mmhf embed`")
         try:
@@ -84,28 +100,47 @@ class EmbeddingIndex:
                 f"{model_dir}: is not the model that {self.path} was made with; embed anew or name that one"
             )
 
-    def search(self, query: torch.Tensor, *, among: str | None = None, top: int = 24) -> list[Hit]:
-        """The rows whose embeddings are nearest to a query, the nearest first; of equal ones the earlier.
+    def search(
+        self, query: torch.Tensor, *, among: str | None = None, top: int = 24, approximate: bool = False
+    ) -> list[Hit]:
+        """As `search_all`, for one query (D,)."""
+        return self.search_all(query[None], among=among, top=top, approximate=approximate)[0]
+
+    def search_all(
+        self, queries: torch.Tensor, *, among: str | None = None, top: int = 24, approximate: bool = False
+    ) -> list[list[Hit]]:
+        """The rows whose embeddings are nearest to each query, the nearest first; of equal ones the earlier.
+
+        Embeddings of more than 64 MiB are copied once into a file of bare numbers in the folder `FILE.vectors` beside
+        the index, which is mapped; where that cannot be written, the index is read anew for each call.
 
         Args:
-            query (`torch.Tensor` of shape `(D,)`): Of length 1.
+            queries (`torch.Tensor` of shape `(Q, D)`): Of length 1.
             among (`str`, *optional*): `image` or `text`; absent: images, where there are any.
             top (`int`, defaults to 24): How many at most.
+            approximate (`bool`, defaults to `False`): Look only into the clusters around each query, see `recall`.
 
         Raises:
-            InputError: The file has no such embeddings, or of another width.
+            InputError: The file has no such embeddings, or of another width; or clusters cannot be kept.
         """
         modality = among or (self.modalities[0] if self.modalities else IMAGE)
         if modality not in self.modalities:
             raise InputError(
                 f"{self.path}: has no embeddings of {modality}s, but {' and '.join(self.modalities) or 'none'}"
             )
-        if self._width(modality) != len(query):
+        if self._width(modality) != queries.shape[1]:
             raise InputError(
-                f"{self.path}: its embeddings have {self._width(modality)} numbers, the query {len(query)}"
+                f"{self.path}: its embeddings have {self._width(modality)} numbers, the query {queries.shape[1]}"
             )
-        scores, rows = self._nearest(query.numpy(), f"{modality}{_SUFFIX}", top)
-        return self._hits(scores, rows)
+        asked = queries.float().numpy()
+        if approximate:
+            block, clusters = self._clusters(modality)
+            self.recall = clusters.recall
+            found = [clusters.search(block, query, top) for query in asked]
+        else:
+            nearest = find_nearest(self._blocks(modality), asked, top)
+            found = list(zip(nearest.scores, nearest.rows, strict=True))
+        return [self._hits(scores, rows) for scores, rows in found]
 
     def _width(self, modality: str) -> int | None:
         name = f"{modality}{_SUFFIX}"
@@ -113,18 +148,65 @@ class EmbeddingIndex:
         kind = schema.field(name).type if name in schema.names else None
         return kind.list_size if isinstance(kind, pa.FixedSizeListType) else None
 
-    def _nearest(self, query: np.ndarray, column: str, top: int) -> tuple[np.ndarray, np.ndarray]:
-        scores, rows = np.empty(0, np.float32), np.empty(0, np.int64)
+    def _blocks(self, modality: str) -> Iterable[Block]:
+        """The embeddings, from memory, from the file of bare numbers, or from the index itself."""
+        if modality in self._held:
+            return [self._held[modality]]
+        width = self._width(modality) or 0
+        if 4 * width * len(self) <= _HELD_BYTES:
+            parts = list(self._read(modality))
+            numbers = np.concatenate([np.empty(0, np.int64), *(part[0] for part in parts)])
+            vectors = np.concatenate([np.empty((0, width), np.float32), *(part[1] for part in parts)])
+            self._held[modality] = (numbers, vectors)
+            return [self._held[modality]]
+        file = self._vector_file(modality)
+        try:
+            if not file.is_whole():
+                if file.path.exists():
+                    logger.warning("%s: is cut short; it is made anew", file.path)
+                logger.info("%s: copied once from %s", file.path, self.path)
+                file.write(self._read(modality))
+                self._remove_older(file)
+        except OSError as error:
+            logger.warning(
+                "%s: cannot be written (%s); every search reads all of %s", file.path, error.strerror, self.path
+            )
+            return self._read(modality)
+        self._held[modality] = file.block()
+        return [self._held[modality]]
+
+    def _clusters(self, modality: str) -> tuple[Block, Clusters]:
+        """The embeddings and their clusters, made once."""
+        self._blocks(modality)
+        if modality not in self._held:
+            raise InputError(f"{self.path}: clusters cannot be kept beside it; search without --approximate")
+        block = self._held[modality]
+        if modality not in self._grouped:
+            file = self._vector_file(modality)
+            self._grouped[modality] = file.clusters() if file.is_whole() else Clusters.of(block)
+        return block, self._grouped[modality]
+
+    def _vector_file(self, modality: str) -> VectorFile:
+        known = json.dumps([len(self), self.path.stat().st_size, str(self._file.schema_arrow.metadata)])
+        key = hashlib.blake2b(known.encode(), digest_size=8).hexdigest()
+        folder = self.path.with_name(f"{self.path.name}.vectors")
+        return VectorFile(folder / f"{modality}-{key}.f32", self._width(modality) or 0)
+
+    def _remove_older(self, file: VectorFile) -> None:
+        """Remove what was made of an index that had this one's name before."""
+        modality, _, _ = file.path.stem.partition("-")
+        for path in file.path.parent.glob(f"{modality}-*"):
+            if not path.name.startswith(file.path.stem):
+                path.unlink(missing_ok=True)
+
+    def _read(self, modality: str) -> Iterator[Block]:
         start = 0
-        for batch in self._file.iter_batches(columns=[column]):
+        for batch in self._file.iter_batches(columns=[f"{modality}{_SUFFIX}"]):
             lists = batch.column(0)
             present = np.flatnonzero(lists.is_valid().to_numpy(zero_copy_only=False))
-            embeds = lists.drop_null().flatten().to_numpy().reshape(len(present), -1)
-            scores = np.concatenate([scores, embeds @ query])
-            rows = np.concatenate([rows, present + start])
-            best = np.argsort(-scores, kind="stable")[:top]
-            scores, rows, start = scores[best], rows[best], start + len(batch)
-        return scores, rows
+            vectors = lists.drop_null().flatten().to_numpy().reshape(len(present), -1)
+            yield present + start, vectors.copy()  # torch wants to be able to write
+            start += len(batch)
 
     def _hits(self, scores: np.ndarray, rows: np.ndarray) -> list[Hit]:
         values = self._values(rows)
@@ -171,10 +253,10 @@ def embed_query(embedder: Embedder, *, text: str | None = None, image: str | Pat
     """
     if image is not None:
         try:
-            decoded = decode_image(Path(image))
+            pixels = decode_pixels(Path(image))
         except BadImageError as error:
             raise InputError(f"--image {image}: {error}") from error
-        return embedder.embed(IMAGE, embedder.inputs.encode(IMAGE, [decoded]))[0]
+        return embedder.embed(IMAGE, embedder.inputs.encode(IMAGE, [pixels]))[0]
     if not text or not text.strip():
         raise InputError("--text: is empty; say what to look for")
     return embedder.embed(TEXT, embedder.inputs.encode(TEXT, [text.strip()]))[0]

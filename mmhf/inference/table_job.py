@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
+from mmhf.cpu import keep_freed_memory
 from mmhf.errors import InputError
 from mmhf.inference.inputs import IMAGE, Example, RowExamples, TableRows, files_hash
 from mmhf.inference.jobs import Batch, JobSettings, JobSummary, RowModel
@@ -79,6 +80,7 @@ class TableJob:
         Raises:
             InputError: The output exists, or was begun, and was made from other inputs.
         """
+        keep_freed_memory()
         started, rows_here, resumed = time.monotonic(), 0, len(self.rows)
         is_done = self._is_done()
         if self.output.exists() and not self.settings.overwrite and not is_done:

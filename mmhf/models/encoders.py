@@ -6,6 +6,7 @@ Depends on torch, transformers, timm and `layer_groups` only, so that a release 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
@@ -22,6 +23,8 @@ VisionPooling = Literal["avg", "max", "concat", "cls", "pooler"]
 TextPooling = Literal["cls", "mean", "max", "last_token", "pooler"]
 VISION_POOLINGS: tuple[str, ...] = get_args(VisionPooling)
 TEXT_POOLINGS: tuple[str, ...] = get_args(TextPooling)
+
+CHANNELS_LAST_SWITCH = "MMHF_CHANNELS_LAST"
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,38 @@ def run_vision(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, **a
     if "interpolate_pos_encoding" in accepted and pixel_values.shape[-1] != native_image_size(encoder.config):
         asked["interpolate_pos_encoding"] = True
     return encoder(pixel_values=pixel_values, return_dict=True, **asked)
+
+
+def why_not_channels_last(output: EncoderOutput, device: torch.device) -> str | None:
+    """Why images go into an encoder channel by channel; None where they go in as channels last.
+
+    Args:
+        output (`EncoderOutput`): Of the encoder.
+        device (`torch.device`): Where it runs.
+    """
+    if output.layout != "channels_first":
+        return "the encoder is no convolutional network"
+    if device.type != "cpu":
+        return f"it runs on {device.type}"
+    return f"{CHANNELS_LAST_SWITCH}=off" if os.environ.get(CHANNELS_LAST_SWITCH) == "off" else None
+
+
+def laid_out(pixel_values: Tensor, output: EncoderOutput) -> Tensor:
+    """Images as they are fastest for an encoder: channels last before convolutions on a CPU.
+
+    Images alone are converted. A convolution gives what it gets, so that all of the encoder runs so, while weights,
+    gradients and whatever is saved of them stay as they are.
+
+    Args:
+        pixel_values (`Tensor`): (B, 3, H, W).
+        output (`EncoderOutput`): Of the encoder.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or pixel_values.dtype == torch.float64:
+        return pixel_values
+    # What is not contiguous has a layout already, or is one number that stands for an image.
+    if not pixel_values.is_contiguous() or why_not_channels_last(output, pixel_values.device) is not None:
+        return pixel_values
+    return pixel_values.contiguous(memory_format=torch.channels_last)
 
 
 def pool_vision(output: Any, pooling: str, shape: EncoderOutput) -> Tensor:

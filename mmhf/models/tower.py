@@ -21,6 +21,7 @@ from mmhf.models.encoders import (
     describe_vision,
     drop_unused,
     fresh_encoder,
+    laid_out,
     pool_vision,
     run_vision,
 )
@@ -105,7 +106,8 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
 
     def _run_vision(self, pixel_values: Tensor, **asked: bool) -> Any:
         """The image encoder's own output."""
-        return run_vision(self.vision, pixel_values, self.config.vision_pooling, **asked)
+        images = laid_out(pixel_values, self.vision_output)
+        return run_vision(self.vision, images, self.config.vision_pooling, **asked)
 
     def _read_image(self, output: Any) -> Tensor:
         """What the new layers read of that output."""

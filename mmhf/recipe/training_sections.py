@@ -127,7 +127,7 @@ class CacheSection(Section):
     """How features are stored; absent: as the encoder gives them, so that nothing is lost."""
     views: PositiveInt | None = None
     """Random changes to images: each image is changed in this many ways, drawn once, and each epoch sees one of them;
-    absent: images that change at random are not cached."""
+    absent: flips are cached both ways, and images that change in another way are not."""
 
 
 CacheChoice = CacheMode | CacheSection

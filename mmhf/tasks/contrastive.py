@@ -32,6 +32,7 @@ from mmhf.evaluation.report.retrieval import (
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.retrieval import (
     RETRIEVAL_PROTOCOLS,
+    UNIQUE_TEXT_PROTOCOLS,
     ZERO_SHOT_PROTOCOLS,
     RetrievalEvaluation,
     evaluate_retrieval,
@@ -130,7 +131,8 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         output = trainer.predict(dataset, metric_key_prefix=split)
         assert output.metrics is not None
         found = SplitEmbeddings.of(output.predictions, output.label_ids)
-        evaluation = evaluate_retrieval(found.images, found.texts, found.owners)
+        captions = [text or "" for text in dataset.texts(np.arange(len(found.texts)))]
+        evaluation = evaluate_retrieval(found.images, found.texts, found.owners, captions=captions)
         collator: Any = trainer.data_collator
         probe = self._probe(collator.processor)
         return MeasuredRetrieval(
@@ -141,7 +143,7 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         )
 
     def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredRetrieval]) -> None:
-        write_retrieval_report(run, measured, protocols=self.protocols)
+        write_retrieval_report(run, measured, protocols={**self.protocols, **UNIQUE_TEXT_PROTOCOLS})
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         tokens = torch.ones(batch_size, self.recipe.data.max_length, dtype=torch.long, device=device)

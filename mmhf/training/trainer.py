@@ -22,6 +22,7 @@ from transformers import (
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 
+from mmhf.cpu import keep_freed_memory
 from mmhf.data.datasets import RowDataset
 from mmhf.data.streams.captions import CaptionStream
 from mmhf.errors import InputError
@@ -121,6 +122,7 @@ class MMTrainer(Trainer):
         features: StageFeatures | None = None,
         **kwargs: Any,
     ) -> None:
+        keep_freed_memory()
         self.plan = plan
         self.features = features
         self._recipe = recipe

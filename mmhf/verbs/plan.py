@@ -15,13 +15,16 @@ import torch
 from rich.console import Console
 from transformers import TrainingArguments
 
+from mmhf.cpu import describe_allocator, num_threads
 from mmhf.data.checks import check_data
 from mmhf.data.filters import describe_steps
 from mmhf.data.loading import LoadedData
+from mmhf.data.pixels import describe_jpeg_decoder
 from mmhf.errors import InputError, UnreachableError
 from mmhf.files import CONFIG_FILE
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.hub.releases import resolve_model
+from mmhf.models.encoders import CHANNELS_LAST_SWITCH, why_not_channels_last
 from mmhf.recipe import ResolvedRecipe, json_schema
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
@@ -134,6 +137,7 @@ def plan(
         return found
     parent = _find_parent(task, found)
     model = task.build_model(data, parent=parent, device="meta")
+    found.run["images"] = _describe_images(model, args)
     # Without data an epoch has no length: shapes and rates are still planned, as if it had one step.
     stage_plan = build_stage_plan(model, task.recipe, args, num_rows or args.per_device_train_batch_size)
     optimizer = task.recipe.optimizer.name if task.recipe.optimizer else str(args.optim)
@@ -217,7 +221,18 @@ def _describe_run(args: TrainingArguments, data: LoadedData | None, num_rows: in
     )
     facts["steps an epoch"] = str(steps_per_epoch(num_rows, args)) if num_rows else _plan_tables.MISSING_DATA
     facts["device"] = str(args.device)
+    facts["CPU threads"] = str(num_threads())
+    facts["memory allocator"] = describe_allocator()
+    facts["JPEG decoder"] = describe_jpeg_decoder()
     return facts
+
+
+def _describe_images(model: Any, args: TrainingArguments) -> str:
+    """In which memory format images go into the encoder."""
+    reason = why_not_channels_last(model.vision_output, args.device)
+    if reason is not None:
+        return f"channel by channel ({reason})"
+    return f"channels last, which convolutions take about 1.4 times as fast ({CHANNELS_LAST_SWITCH}=off turns it off)"
 
 
 def _as_written(stage: StageSection, args: TrainingArguments) -> tuple[str, str, str, str]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
-from mmhf.data.augment import build_augmentation
+from mmhf.data.augment import Flips, OnPicture, ShrinkToSide, build_augmentation
 from mmhf.recipe.augment_sections import AugmentSection
 
 EVERYTHING = {
@@ -147,7 +148,12 @@ def test_impossible_values(values, message):
 
 def test_changes_come_in_the_order_of_the_recipe():
     augmentation = build_augmentation(AugmentSection.model_validate(EVERYTHING), 32)
-    names = [type(change).__name__ for change in augmentation.transforms]
+    changes = [
+        change
+        for each in augmentation.transforms
+        for change in (each.change.transforms if isinstance(each, OnPicture) else [each])
+    ]
+    names = [type(change).__name__ for change in changes]
     assert names == [
         "RandomResizedCrop",
         "RandomHorizontalFlip",
@@ -161,3 +167,22 @@ def test_changes_come_in_the_order_of_the_recipe():
         "RandomApply",
         "EraseRectangle",
     ]
+
+
+def test_flips_alone_are_views_that_a_seed_chooses_from(picture):
+    section = AugmentSection(horizontal_flip=0.4, vertical_flip=0.5)
+    flips = build_augmentation(section, 32)
+    assert isinstance(flips, Flips) and flips.num_views == 4
+    before = v2.Compose([ShrinkToSide(32), v2.RandomHorizontalFlip(0.4), v2.RandomVerticalFlip(0.5)])
+    chosen = set()
+    for seed in range(80):
+        torch.manual_seed(seed)
+        expected = np.asarray(before(picture))
+        torch.manual_seed(seed)
+        assert np.array_equal(np.asarray(flips(picture)), expected)
+        assert np.array_equal(np.asarray(flips.view(picture, flips.view_of(seed))), expected)
+        chosen.add(flips.view_of(seed))
+    assert chosen == {0, 1, 2, 3}
+    assert not isinstance(build_augmentation(AugmentSection(horizontal_flip=0.4, grayscale=0.1), 32), Flips)
+    crop = {"random_resized_crop": {}, "horizontal_flip": 0.5}
+    assert not isinstance(build_augmentation(AugmentSection.model_validate(crop), 32), Flips)

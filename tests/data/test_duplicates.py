@@ -171,6 +171,25 @@ def test_thumbnails_are_made_once(monkeypatch):
     assert find_duplicates(splits) == found and len(found.pairs) == 3
 
 
+def test_pairs_are_found_once(monkeypatch):
+    images = [saved(picture(number % 3), quality=60 + number) for number in range(6)]
+    splits = {"train": table(images[:4]), "test": table(images[4:])}
+    found = find_duplicates(splits)
+    with monkeypatch.context() as patch:
+        patch.setattr(duplicates, "cKDTree", None)
+        assert find_duplicates(splits) == found and found.leaks
+    moved = find_duplicates({"train": table(images[:2]), "test": table(images[2:])})
+    assert moved != found and len(moved.pairs) == len(found.pairs)
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path, caplog):
+    splits = {"train": table([saved(picture(number % 3), quality=60 + number) for number in range(6)])}
+    expected = find_duplicates(splits)
+    (tmp_path / "in the way").write_text("")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "in the way")
+    assert find_duplicates(splits) == expected and "cannot be written" in caplog.text
+
+
 def test_progress_is_shown_for_many_images(monkeypatch):
     splits = {"train": table([saved(picture(number)) for number in range(5)])}
     monkeypatch.setattr(duplicates, "_PROGRESS_ABOVE", 2)

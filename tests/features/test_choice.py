@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 
+from mmhf.data.augment import build_augmentation
 from mmhf.data.collators import RandomChanges
 from mmhf.data.mixing import BatchMixer
 from mmhf.features.choice import CacheSetting, PartChoice, PartMeasure, choose_parts
 from mmhf.features.parts import VISION
 from mmhf.models.backbones import load_encoder, load_encoder_config
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
+from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.training_sections import CacheSection
 from mmhf.training.stages import Stage, StagePlan
 
@@ -81,6 +83,14 @@ def test_views_store_each_image_as_often(model):
     given = setting(changes_in=lambda stage: RandomChanges(changing), section=CacheSection(views=2))
     choice = choose(model, given)[0][0]
     assert choice.for_training and choice.num_rows == 2 * 100 + 20 and choice.passes == 2.5
+
+
+def test_a_flip_keeps_the_store_on_with_its_two_views(model):
+    flips = build_augmentation(AugmentSection(horizontal_flip=0.3), 32)
+    choice = choose(model, setting(changes_in=lambda stage: RandomChanges(flips)))[0][0]
+    assert choice.for_training and choice.num_rows == 2 * 100 + 20 and choice.passes == 2.5
+    turned = build_augmentation(AugmentSection(horizontal_flip=0.3, rotation=5), 32)
+    assert not choose(model, setting(changes_in=lambda stage: RandomChanges(turned)))[0][0].for_training
 
 
 def test_auto_leaves_off_what_saves_nothing_and_on_does_not(model):

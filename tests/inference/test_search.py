@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -6,7 +8,7 @@ import torch
 from PIL import Image
 
 from mmhf.errors import InputError
-from mmhf.inference import JobSettings
+from mmhf.inference import JobSettings, search
 from mmhf.inference.embedders import embed_table, load_embedder
 from mmhf.inference.search import EmbeddingIndex, embed_query
 from tests.inference.embedding_models import COLOURS, save_tiny_clip
@@ -90,3 +92,70 @@ def test_a_query_without_content_is_refused(model_dir, index_path):
         embed_query(embedder, text="  ")
     with pytest.raises(InputError, match="--image .*4.png"):
         embed_query(embedder, image=index_path.parent / "4.png")
+
+
+@pytest.fixture
+def large_index(index_path, tmp_path, monkeypatch):
+    """A copy of the index for which 64 MiB are 10 bytes."""
+    shutil.copy(index_path, tmp_path / "index.parquet")
+    monkeypatch.setattr(search, "_HELD_BYTES", 10)
+    return tmp_path / "index.parquet"
+
+
+def rows_of(hits):
+    return [[hit.row for hit in of_query] for of_query in hits]
+
+
+def test_many_queries_at_once_find_what_each_finds_alone(index_path):
+    queries = torch.nn.functional.normalize(torch.randn(5, 8), dim=1)
+    index = EmbeddingIndex(index_path)
+    alone = [index.search(query, top=4) for query in queries]
+    assert rows_of(index.search_all(queries, top=4)) == rows_of(alone)
+
+
+def test_a_large_index_is_copied_once_and_mapped(index_path, large_index, caplog, monkeypatch):
+    queries = torch.nn.functional.normalize(torch.randn(3, 8), dim=1)
+    with caplog.at_level("INFO", logger="mmhf"):
+        expected = rows_of(EmbeddingIndex(large_index).search_all(queries, top=6))
+        (file,) = large_index.with_name("index.parquet.vectors").glob("image-*.f32")
+        written = file.stat().st_mtime_ns
+        assert rows_of(EmbeddingIndex(large_index).search_all(queries, top=6)) == expected
+    assert file.stat().st_mtime_ns == written and caplog.text.count("copied once") == 1
+    monkeypatch.undo()
+    assert rows_of(EmbeddingIndex(index_path).search_all(queries, top=6)) == expected
+
+
+def test_a_copy_that_is_cut_short_or_of_another_index_is_made_anew(large_index, caplog):
+    query = torch.nn.functional.normalize(torch.randn(8), dim=0)
+    expected = EmbeddingIndex(large_index).search(query, top=6)
+    (file,) = large_index.with_name("index.parquet.vectors").glob("image-*.f32")
+    file.write_bytes(file.read_bytes()[:-4])
+    assert rows_of([EmbeddingIndex(large_index).search(query, top=6)]) == rows_of([expected])
+    assert "is cut short" in caplog.text
+    table = pq.read_table(large_index)
+    pq.write_table(table.slice(0, 12), large_index)
+    assert max(hit.row for hit in EmbeddingIndex(large_index).search(query, top=6)) < 12
+    (other,) = large_index.with_name("index.parquet.vectors").glob("image-*.f32")
+    assert other != file
+
+
+def test_where_nothing_can_be_written_the_index_itself_is_read(large_index, caplog, monkeypatch):
+    query = torch.nn.functional.normalize(torch.randn(8), dim=0)
+    large_index.with_name("index.parquet.vectors").write_text("in the way")
+    found = EmbeddingIndex(large_index).search(query, top=6)
+    assert "cannot be written" in caplog.text
+    with pytest.raises(InputError, match="search without --approximate"):
+        EmbeddingIndex(large_index).search(query, approximate=True)
+    monkeypatch.undo()
+    assert rows_of([found]) == rows_of([EmbeddingIndex(large_index).search(query, top=6)])
+
+
+def test_an_approximate_search_says_how_much_it_finds(large_index):
+    query = torch.nn.functional.normalize(torch.randn(8), dim=0)
+    for _ in range(2):  # the second reads the clusters
+        index = EmbeddingIndex(large_index)
+        exact = index.search(query, top=5)
+        assert index.recall is None
+        found = index.search(query, top=5, approximate=True)
+        assert index.recall >= 0.95
+        assert len({hit.row for hit in found} & {hit.row for hit in exact}) >= 3

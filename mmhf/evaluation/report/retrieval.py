@@ -22,11 +22,11 @@ from mmhf.evaluation.report.sections import (
 )
 from mmhf.evaluation.report.verdict import judged_split, retrieval_verdict
 from mmhf.evaluation.results import write_details, write_metrics
-from mmhf.evaluation.retrieval.metrics import RETRIEVAL_PROTOCOLS, RetrievalEvaluation
+from mmhf.evaluation.retrieval.metrics import RETRIEVAL_PROTOCOLS, UNIQUE_TEXT_PROTOCOLS, RetrievalEvaluation
 from mmhf.evaluation.retrieval.zero_shot import ZERO_SHOT_PROTOCOLS
 from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER
 
-_PROTOCOLS = {**RETRIEVAL_PROTOCOLS, **ZERO_SHOT_PROTOCOLS}
+_PROTOCOLS = {**RETRIEVAL_PROTOCOLS, **UNIQUE_TEXT_PROTOCOLS, **ZERO_SHOT_PROTOCOLS}
 _MAX_FACTS = 6
 _CAPTION_COLUMNS = ("caption", "captions", "text", "title", "references", "comment", "caption_1")
 """Where a caption stands in a table whose texts were not embedded, the likeliest first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mmhf.evaluation.retrieval.metrics import (
     RETRIEVAL_PROTOCOLS,
+    UNIQUE_TEXT_PROTOCOLS,
     RetrievalEvaluation,
     alignment,
     evaluate_retrieval,
@@ -21,6 +22,7 @@ from mmhf.evaluation.retrieval.zero_shot import (
 __all__ = [
     "DEFAULT_TEMPLATES",
     "RETRIEVAL_PROTOCOLS",
+    "UNIQUE_TEXT_PROTOCOLS",
     "ZERO_SHOT_PROTOCOLS",
     "RetrievalEvaluation",
     "alignment",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from mmhf.conventions import IGNORED_IMAGE
 from mmhf.errors import InputError
 from mmhf.evaluation.intervals import Interval, bootstrap_interval
 from mmhf.evaluation.retrieval.ranks import RetrievalRanks, retrieval_ranks
+from mmhf.evaluation.retrieval.unique_texts import unique_text_recalls
 
 RECALL_KS = (1, 5, 10)
 """Image of a caption that no metric may see."""
@@ -60,6 +62,15 @@ def _protocols() -> dict[str, str]:
 
 RETRIEVAL_PROTOCOLS: dict[str, str] = _protocols()
 """How each number of `retrieval_metrics` is defined."""
+UNIQUE_TEXT_PROTOCOLS: dict[str, str] = {
+    f"unique_{direction}_recall@{k}": (
+        f"As {direction}_recall@{k}, where captions of equal text are one caption, which is right for every image "
+        f"that has it. {_TIES_IN_ORDER}."
+    )
+    for direction in _ANSWERS
+    for k in RECALL_KS
+}
+"""How the further numbers of `evaluate_retrieval` with captions are defined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +78,8 @@ class RetrievalEvaluation:
     """All that one split's embeddings say, as plain numbers.
 
     Attributes:
-        metrics (`dict[str, float]`): the numbers that `RETRIEVAL_PROTOCOLS` defines; never NaN.
+        metrics (`dict[str, float]`): the numbers that `RETRIEVAL_PROTOCOLS` and, with captions,
+            `UNIQUE_TEXT_PROTOCOLS` define; never NaN.
         undefined (`dict[str, str]`): metrics that this split cannot define, each with the reason.
         queries (`NDArray[np.int64]` of shape `(Q,)`): rows of the images that have captions.
         first_caption_ranks (`NDArray[np.int64]` of shape `(Q,)`): rank of the first right caption of each.
@@ -101,7 +113,11 @@ def retrieval_metrics(
 
 @torch.inference_mode()
 def evaluate_retrieval(
-    image_embeds: ArrayLike | torch.Tensor, text_embeds: ArrayLike | torch.Tensor, image_index: ArrayLike
+    image_embeds: ArrayLike | torch.Tensor,
+    text_embeds: ArrayLike | torch.Tensor,
+    image_index: ArrayLike,
+    *,
+    captions: Sequence[str] | None = None,
 ) -> RetrievalEvaluation:
     """Search captions by image and images by caption, and say how well that went.
 
@@ -113,6 +129,8 @@ def evaluate_retrieval(
         text_embeds (`ArrayLike` or `torch.Tensor` of shape `(T, D)`): One row a caption.
         image_index (`ArrayLike` of shape `(T,)`): Row of each caption's image; -1 leaves the caption out. An image
             without captions is a candidate and no query.
+        captions (`Sequence[str]`, *optional*): Their T texts; absent: the numbers where equal texts are one are left
+            out.
 
     Raises:
         InputError: An embedding is NaN or infinite: the training has diverged.
@@ -121,16 +139,19 @@ def evaluate_retrieval(
     index = _as_tensor(image_index).numpy()
     images, texts = _normalised(image_embeds, "image"), _normalised(text_embeds, "text")
     _check_shapes(images, texts, index)
-    captions = np.flatnonzero(index != IGNORED_IMAGE)
-    if not len(captions):
+    rows = np.flatnonzero(index != IGNORED_IMAGE)
+    if not len(rows):
         raise ValueError("no caption has an image")
-    if len(captions) < len(index):
-        texts = texts[torch.from_numpy(captions)]
-    owners = index[captions].astype(np.int64)
+    if len(rows) < len(index):
+        texts = texts[torch.from_numpy(rows)]
+    owners = index[rows].astype(np.int64)
     ranks = retrieval_ranks(images, texts, owners, RECALL_KS)
     queries = np.unique(owners)
     metrics = {**_search_metrics(ranks, owners, queries), "alignment": _alignment(images, texts, owners)}
     undefined = {}
+    if captions is not None:
+        said = [captions[row] for row in rows.tolist()]
+        metrics |= unique_text_recalls(images, texts, owners, said, RECALL_KS)
     for modality, embeds in (("image", images), ("text", texts)):
         if len(embeds) > 1:
             metrics[f"{modality}_uniformity"] = uniformity(embeds)
@@ -141,11 +162,11 @@ def evaluate_retrieval(
         undefined=undefined,
         queries=queries,
         first_caption_ranks=_first_ranks(ranks.caption_ranks, owners, queries),
-        captions=captions,
+        captions=rows,
         image_ranks=ranks.image_ranks,
         owners=owners,
         num_images=len(images),
-        num_ignored=len(index) - len(captions),
+        num_ignored=len(index) - len(rows),
     )
 
 

@@ -28,7 +28,7 @@ from mmhf.models.captioner.captioner_parts import (
 )
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.projectors import TransformerProjector, build_projector
-from mmhf.models.encoders import EncoderOutput, drop_unused, native_image_size, run_vision
+from mmhf.models.encoders import EncoderOutput, drop_unused, laid_out, native_image_size, run_vision
 from mmhf.models.tower import TOWER, TowerModel
 
 _DEFAULT_PREFIX_LENGTH = 10
@@ -121,7 +121,8 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         return (model, info) if with_info else model
 
     def _run_vision(self, pixel_values: Tensor, **asked: bool) -> Any:
-        return run_vision(self.vision, pixel_values, self.config.vision_features, **asked)
+        images = laid_out(pixel_values, self.vision_output)
+        return run_vision(self.vision, images, self.config.vision_features, **asked)
 
     def _read_image(self, output: Any) -> Tensor:
         return read_features(output, self.config.vision_features, self.vision_output)

@@ -1,0 +1,82 @@
+"""Every benchmark of speed in its short form, in one table, each ratio beside its floor.
+
+A floor is the aim of the benchmark with room for the noise of a busy machine. The program ends with 1 where a ratio is
+on the wrong side of its floor or a benchmark fails. `make bench` runs it; with names, only these:
+
+    python benchmarks/run_all.py [cpu images ...]
+"""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+FOLDER = Path(__file__).parent
+
+
+class Floor(NamedTuple):
+    """What a benchmark has to show.
+
+    Attributes:
+        script (`str`): Its file, without `.py`.
+        arguments (`str`): Of the short form.
+        what (`str`): Of the ratio, for the table.
+        pattern (`str`): Finds the ratio in what it prints.
+        floor (`float`): The ratio has to be at least this; below 0: at most its amount.
+    """
+
+    script: str
+    arguments: str
+    what: str
+    pattern: str
+    floor: float
+
+
+FLOORS = [
+    Floor("cpu", "1", "inference of EfficientNet-Lite0, plain / ours", r"inference, both: .*: ([\d.]+) x", 2.8),
+    Floor("cpu", "1", "training step of EfficientNet-Lite0, plain / ours", r"step, both: .*: ([\d.]+) x", 2.0),
+    Floor("images", "3 32", "JPEG to batch, PIL and torchvision / ours", r"^mmhf: .*: ([\d.]+) x", 2.1),
+    Floor("search", "3 200000", "search, rival / ours", r"a query: .*: ratio ([\d.]+)", 0.6),
+    Floor("growth", "500 4000", "memory of a row, KB", r"([\d.]+) KB a row", -1.5),
+    Floor("trainer_step", "2", "training step, ours / hand loop", r"ratio ([\d.]+)", -1.15),
+    Floor("frozen_stage", "2", "frozen stage, ours / hand loop", r"a step: ratio ([\d.]+)", -1.15),
+    Floor("cache", "1", "ten epochs on stored features, computed / stored", r"included: ([\d.]+) times", 6.0),
+    Floor("captioner_loss", "1", "captioner's loss, full logits / ours", r": ([\d.]+) times faster", 5.0),
+    Floor("contrastive_batch", "2", "micro-batches of a large batch, ours / at once", r"at ([\d.]+) times", -1.35),
+    Floor("retrieval", "1 4000", "retrieval metrics, bare products / ours", r"processor: .*: ratio ([\d.]+)", 0.65),
+    Floor("embedding", "3", "embedding a table, ours / bare model, in speed", r"ratio ([\d.]+)", 0.85),
+    Floor("table_reading", "100000", "reading CSV, pandas / ours", r"; ([\d.]+) of pandas", 0.55),
+    Floor("two_processes", "1", "two processes, in speed", r": ([\d.]+) times as fast", 1.4),
+]
+
+
+def main(names):
+    unknown = set(names) - {each.script for each in FLOORS}
+    if unknown:
+        sys.exit(f"no floors for {', '.join(sorted(unknown))}; there are {', '.join(sorted({f[0] for f in FLOORS}))}")
+    outputs, failed = {}, 0
+    for each in FLOORS:
+        if names and each.script not in names:
+            continue
+        if each.script not in outputs:
+            begun = time.perf_counter()
+            command = [sys.executable, str(FOLDER / f"{each.script}.py"), *each.arguments.split()]
+            done = subprocess.run(command, capture_output=True, text=True)
+            outputs[each.script] = done.stdout
+            print(f"{each.script} ({time.perf_counter() - begun:.0f} s)", flush=True)
+            if done.returncode:
+                print(f"    failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        found = re.search(each.pattern, outputs[each.script], re.MULTILINE)
+        value = None if found is None else float(found[1].replace(",", ""))
+        holds = value is not None and (value >= each.floor if each.floor >= 0 else value <= -each.floor)
+        failed += not holds
+        limit = f"at least {each.floor:g}" if each.floor >= 0 else f"at most {-each.floor:g}"
+        shown = "none" if value is None else f"{value:.2f}"
+        print(f"    {each.what:<52} {shown:>7}  {limit:<15} {'' if holds else '<--'}", flush=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

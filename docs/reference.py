@@ -17,8 +17,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from mmhf.recipe.schema import RECIPE_BY_TASK
-from mmhf.recipe.schema_tree import alternatives, field_descriptions, is_section, tag_of
+from mmhf.recipe.by_task import RECIPE_BY_TASK
+from mmhf.recipe.editor_schema import field_descriptions
+from mmhf.recipe.schema_tree import alternatives, is_section, tag_of
 from mmhf.recipe.sections import Section
 from mmhf.recipe.training_arguments import training_fields
 

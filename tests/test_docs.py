@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mmhf.cli import _VERBS
-from mmhf.recipe.schema import RECIPE_BY_TASK
+from mmhf.recipe.by_task import RECIPE_BY_TASK
 from mmhf.recipe.schema_tree import key_paths
 from mmhf.recipe.shipped import shipped_recipes
 

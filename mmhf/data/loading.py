@@ -27,9 +27,9 @@ from mmhf.data.splits import cut_splits, require_groups_apart, require_samples
 from mmhf.data.streams.captions import StreamedCaptions
 from mmhf.data.table import SPLITS, FilterStep, Reading, SourceTable, as_dataset
 from mmhf.errors import InputError
+from mmhf.recipe.by_task import RECIPE_BY_TASK
 from mmhf.recipe.caption_data_sections import CaptionDataSectionBase
 from mmhf.recipe.data_sections import DataSectionBase, FilteredDataSection, TableDataSection
-from mmhf.recipe.schema import RECIPE_BY_TASK
 
 logger = logging.getLogger(__name__)
 

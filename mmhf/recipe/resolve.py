@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mmhf.errors import InputError
+from mmhf.recipe.by_task import RECIPE_BY_TASK
 from mmhf.recipe.combinations import combination_problems
 from mmhf.recipe.node import KeyPath, Node, Origin, Problem, as_input_error, dotted, merge, shown
 from mmhf.recipe.overrides import Override, apply_overrides, parse_override
-from mmhf.recipe.schema import RECIPE_BY_TASK, RecipeBase
+from mmhf.recipe.schema import RecipeBase
 from mmhf.recipe.schema_tree import alternatives, annotation_at, is_section, key_paths, sections_for
 from mmhf.recipe.shipped import find_recipe, is_shipped, missing_recipe
 from mmhf.recipe.training_arguments import training_fields, training_problems, without_unset_fields

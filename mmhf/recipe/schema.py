@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import Field, model_validator
 
-from mmhf import recipe
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.node import Problem
 from mmhf.recipe.sections import ModelSection, Section
@@ -135,8 +132,3 @@ class RecipeBase(Section):
     def problems(self) -> Iterator[Problem]:
         """What contradicts each other in recipes of this task alone; `combination_problems` finds the rest."""
         yield from ()
-
-
-for _module in pkgutil.iter_modules(recipe.__path__):
-    if _module.name.endswith("_recipe"):
-        importlib.import_module(f"{recipe.__name__}.{_module.name}")

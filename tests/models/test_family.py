@@ -9,7 +9,7 @@ import pytest
 
 import mmhf
 from mmhf.models.family import Family, families, family_of_task
-from mmhf.recipe.schema import RECIPE_BY_TASK
+from mmhf.recipe.by_task import RECIPE_BY_TASK
 
 PARTS = ("config", "model", "processor", "pipeline", "predictor", "embedder", "subject")
 

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from mmhf.recipe import json_schema
+from mmhf.recipe.by_task import RECIPE_BY_TASK
 from mmhf.recipe.fusion_recipe import FusionRecipe
-from mmhf.recipe.schema import RECIPE_BY_TASK
 from mmhf.recipe.training_arguments import training_fields
 
 SCHEMA = json_schema()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mmhf.errors import InputError
 from mmhf.recipe import recipe_from_dict
+from mmhf.recipe.by_task import RECIPE_BY_TASK
 from mmhf.recipe.fusion_recipe import FusionRecipe
-from mmhf.recipe.schema import RECIPE_BY_TASK
 from mmhf.recipe.schema_tree import alternatives, fields_at, is_section, sections_for
 from mmhf.recipe.training_arguments import training_fields
 

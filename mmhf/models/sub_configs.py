@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from mmhf.models.torchvision_encoder import TorchvisionConfig
+
+AutoConfig.register(TorchvisionConfig.model_type, TorchvisionConfig, exist_ok=True)
 
 _SMALL = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "intermediate_size": 128}
 SMALL_VIT: dict[str, Any] = {"model_type": "vit", "image_size": 64, "patch_size": 16, **_SMALL}

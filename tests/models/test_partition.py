@@ -92,11 +92,13 @@ def test_a_tied_tensor_counts_once():
         ("vision.stages.*", GROUPS[1:8]),
         ("*.final", ["vision.final"]),
         ("vision.stages.[56]", ["vision.stages.5", "vision.stages.6"]),
-        (["head", "vision:last 2"], ["vision.stages.6", "vision.final", "head"]),
-        ("vision:last 30%", ["vision.stages.5", "vision.stages.6", "vision.final"]),
+        (["head", "vision:last 2"], ["vision.stages.5", "vision.stages.6", "vision.final", "head"]),
+        ("vision:last 30%", ["vision.stages.4", "vision.stages.5", "vision.stages.6", "vision.final"]),
+        ("vision:last 100%", GROUPS[1:9]),
+        ("vision.final:last 1", ["vision.final"]),
         ("text.layers:last 25%", ["text.layers.9", "text.layers.10", "text.layers.11"]),
-        ("text:first 1", ["text.embeddings"]),
-        ("text: first  10%", ["text.embeddings", "text.layers.0"]),
+        ("text:first 1", ["text.embeddings", "text.layers.0"]),
+        ("text: first  10%", ["text.embeddings", "text.layers.0", "text.layers.1"]),
         ("text.layers.1", ["text.layers.1"]),
         ("all:last 1", ["head"]),
         (["all", "!text", "!vision"], ["fusion", "head"]),
@@ -118,9 +120,9 @@ def test_selectors(partition, selectors, expected):
         ("zzz", "the groups are vision.stem"),
         ("", "matches no parameter group"),
         ("!txt", "did you mean text"),
-        ("vision:last 10", "asks for last 10 of 9 groups"),
-        ("vision:last 0", "asks for last 0 of 9"),
-        ("vision:last 120%", "asks for last 120% of 9"),
+        ("vision:last 10", "asks for last 10 of 7 blocks"),
+        ("vision:last 0", "asks for last 0 of 7"),
+        ("vision:last 120%", "asks for last 120% of 7"),
         ("vision:last 1.5", "not a whole number"),
         ("vision:middle 3", "after the colon"),
         (["head", "!head"], "leave no group"),
@@ -236,7 +238,7 @@ def test_frozen_modules_hold_every_frozen_parameter_and_no_other(model):
 
 def test_frozen_batch_norms_of_a_real_backbone_stop_drifting(model, batch):
     partition = Partition.of(model)
-    trained = partition.select(["head", "vision:last 1"])
+    trained = partition.select(["head", "vision.final"])
     model.train()
     for _, module in partition.frozen_modules(model, trained):
         module.eval()

@@ -22,6 +22,7 @@ class DualEncoderConfig(PreTrainedConfig):
         vision_output, text_output (`dict`, *optional*): [`EncoderOutput`] of each encoder; found when absent.
         eot_token_id (`int`, *optional*): The token that `eot` reads; absent, or not in a text = its last token.
         embedding_dim (`int`): Width of the space that both encoders are projected to.
+        projection_bias (`bool`): Whether the projections add a vector.
         initial_temperature (`float`): What similarities are divided by at first, or always.
         learn_temperature (`bool`): Whether it trains.
         logit_bias (`float`, *optional*): What is added to the logits at first, for the sigmoid loss; it trains.
@@ -52,6 +53,7 @@ class DualEncoderConfig(PreTrainedConfig):
         text_output: dict[str, Any] | None = None,
         eot_token_id: int | None = None,
         embedding_dim: int = 512,
+        projection_bias: bool = False,
         initial_temperature: float = 0.07,
         learn_temperature: bool = True,
         logit_bias: float | None = None,
@@ -74,6 +76,7 @@ class DualEncoderConfig(PreTrainedConfig):
         self.text_output = text_output
         self.eot_token_id = eot_token_id
         self.embedding_dim = embedding_dim
+        self.projection_bias = projection_bias
         self.initial_temperature = initial_temperature
         self.learn_temperature = learn_temperature
         self.logit_bias = logit_bias

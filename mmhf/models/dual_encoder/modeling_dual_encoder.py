@@ -85,8 +85,9 @@ class DualEncoderModel(TowerModel):
         self.text = self._tower("text", text, self.text_output)
         self.vision_pooling = _learnt_pooling(config.vision_pooling, self.vision_output.width)
         self.text_pooling = _learnt_pooling(config.text_pooling, self.text_output.width)
-        self.vision_projection = nn.Linear(self.vision_output.width, config.embedding_dim, bias=False)
-        self.text_projection = nn.Linear(self.text_output.width, config.embedding_dim, bias=False)
+        dimension, has_bias = config.embedding_dim, config.projection_bias
+        self.vision_projection = nn.Linear(self.vision_output.width, dimension, bias=has_bias)
+        self.text_projection = nn.Linear(self.text_output.width, dimension, bias=has_bias)
         self.logit_scale: Tensor
         # One value and not a scalar, which FSDP cannot shard.
         if config.learn_temperature:

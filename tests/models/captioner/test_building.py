@@ -66,7 +66,7 @@ def test_another_kind_of_language_model_trains_and_writes(
     model = build_captioner_model(section(language={"backbone": str(tmp_path)}), image_size=32)
     model(**batch).loss.backward()
     assert model.generate(batch["pixel_values"], max_new_tokens=3, pad_token_id=1).shape == (4, 3)
-    assert Partition.of(model).select("language:last 1") == ("language.final",)
+    assert Partition.of(model).select("language:last 1") == ("language.layers.1", "language.final")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def section(backbone: str = "timm/test_efficientnet", **changes) -> ImageClassif
 
 
 def on_meta(backbone: str) -> BackboneForImageClassification:
-    return build_image_classifier(section(f"timm/{backbone}"), label_names=LABELS, device="meta", image_size=224)
+    name = backbone if "/" in backbone else f"timm/{backbone}"
+    return build_image_classifier(section(name), label_names=LABELS, device="meta", image_size=224)
 
 
 def trained(model: BackboneForImageClassification, *selectors: str) -> tuple[tuple[str, ...], int]:
@@ -76,19 +77,49 @@ def test_stage_two_of_resnet50_is_layer3_and_layer4():
 
 def test_stage_two_of_efficientnet_b0_is_the_last_30_percent_of_its_9_feature_blocks():
     blocks = list(torchvision_blocks("efficientnet_b0").values())
-    groups, count = trained(on_meta("efficientnet_b0"), "vision:last 30%")
+    expected = sum(blocks[int(0.7 * len(blocks)) :])
+    groups, count = trained(on_meta("torchvision/efficientnet_b0"), "vision:last 30%")
+    assert groups == ("vision.features.6", "vision.features.7", "vision.features.8")
+    assert len(blocks) == 9 and count == expected
+    # timm does not call the last convolution a block: two stages, and it comes along.
+    groups, count = trained(on_meta("efficientnet_b0"), "vision:last 2")
     assert groups == ("vision.stages.5", "vision.stages.6", "vision.final")
-    assert len(blocks) == 9 and count == sum(blocks[int(0.7 * len(blocks)) :])
+    assert count == expected
 
 
 def test_stage_two_of_mobilenetv3_is_the_last_30_percent_of_torchvisions_13_feature_blocks():
     blocks = list(torchvision_blocks("mobilenet_v3_small").values())
+    for selector in ("vision:last 30%", "vision:last 4"):
+        groups, count = trained(on_meta("torchvision/mobilenet_v3_small"), selector)
+        assert groups == tuple(f"vision.features.{index}" for index in range(9, 13))
+        assert count == sum(blocks[9:])
     model = on_meta("mobilenetv3_small_100")
     groups, count = trained(model, "vision:last 2")
     assert groups == ("vision.stages.4", "vision.stages.5")
     assert len(blocks) == 13 and count == sum(blocks[int(0.7 * len(blocks)) :])
-    # timm counts blocks of one width as one stage, so that a share of its 7 groups is another cut.
-    assert trained(model, "vision:last 30%")[0] == ("vision.stages.3", "vision.stages.4", "vision.stages.5")
+    # timm counts blocks of one width as one stage, so that a share of its 6 stages happens to be the same cut.
+    assert trained(model, "vision:last 30%")[0] == ("vision.stages.4", "vision.stages.5")
+
+
+# What `last 2` trains of the eleven backbones of the clinical program.
+CLINICAL = {
+    **dict.fromkeys(("resnet50", "resnet101"), ("layer3", "layer4")),
+    **dict.fromkeys(("efficientnet_b0", "efficientnet_b1", "efficientnet_b4"), ("features.7", "features.8")),
+    "densenet121": ("denseblock3", "denseblock4", "final"),
+    "vgg16": ("features.26", "features.28"),
+    **dict.fromkeys(("vit_b_16", "vit_b_32"), ("layers.10", "layers.11", "final")),
+    **dict.fromkeys(("vit_l_16", "vit_l_32"), ("layers.22", "layers.23", "final")),
+}
+
+
+@pytest.mark.parametrize("name", CLINICAL)
+def test_last_counts_blocks_on_all_clinical_backbones(name):
+    model = on_meta(f"torchvision/{name}")
+    groups, _ = trained(model, "vision:last 2")
+    assert groups == tuple(f"vision.{group}" for group in CLINICAL[name])
+    blocks = [group for group in Partition.of(model) if group.rpartition(".")[2] not in ("stem", "final", "head")]
+    with pytest.raises(InputError, match=f"of {len(blocks)} blocks"):
+        Partition.of(model).select(f"vision:last {len(blocks) + 1}")
 
 
 def test_what_does_not_fit_is_named():

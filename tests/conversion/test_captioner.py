@@ -10,16 +10,28 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from mmhf.cli import main
+from mmhf.conversion.captioner import Captioner
+from mmhf.conversion.checkpoint import read_checkpoint
+from mmhf.conversion.converting import Options
 from mmhf.errors import InputError
+from mmhf.inference.loading import load_model
 from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
-from mmhf.models.captioner.conversion import convert_seed_checkpoint, read_seed_checkpoint
+from mmhf.models.tokenizers import train_caption_tokenizer
 from mmhf.recipe import load_recipe
-from mmhf.recipe.captioner_recipe import CaptionerModelSection
 
 START = "<|im_start|>"
+WORDS = ["a dog runs", "a red bird sits on a branch", "two dogs and a bird", "smiling face with open mouth"]
 HYPERPARAMETERS = {
     "batch_size": 4,
     "learning_rate": 1e-4,
@@ -56,16 +68,22 @@ class SeedModel(nn.Module):
 
 
 @pytest.fixture
-def seed_backbones(backbones: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    """The tiny language model with a tokenizer that knows the seed's start token."""
-    folder = tmp_path / "qwen"
-    language = AutoModelForCausalLM.from_pretrained(backbones["language"])
-    language.resize_token_embeddings(330, mean_resizing=False)  # more rows than the tokenizer has tokens, as Qwen3's
-    language.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(backbones["language"])
+def seed_backbones(tmp_path: Path) -> dict[str, str]:
+    """Folders of a tiny CLIP and of a language model whose tokenizer knows the seed's start token."""
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    image, text = {**tower, "image_size": 32, "patch_size": 16}, {**tower, "vocab_size": 99}
+    CLIPModel(CLIPConfig(vision_config=image, text_config=text, projection_dim=24)).save_pretrained(tmp_path / "clip")
+    CLIPImageProcessor(size={"shortest_edge": 32}).save_pretrained(tmp_path / "clip")
+    tokenizer = train_caption_tokenizer(WORDS, 320)
     tokenizer.add_special_tokens({"additional_special_tokens": [START]})
-    tokenizer.save_pretrained(folder)
-    return {"vision": backbones["vision"], "language": str(folder)}
+    tokenizer.save_pretrained(tmp_path / "qwen")
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    # More rows than the tokenizer has tokens, as Qwen3's; larger weights, so that captions depend on the image.
+    config = Qwen3Config(**{**tower, **heads, **ends}, vocab_size=330, initializer_range=0.3)
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path / "qwen")
+    return {"vision": str(tmp_path / "clip"), "language": str(tmp_path / "qwen")}
 
 
 @pytest.fixture
@@ -89,11 +107,16 @@ def checkpoint(seed_backbones: dict[str, str], tmp_path: Path) -> Callable[..., 
 
 @pytest.mark.parametrize("with_start", [False, True])
 def test_the_converted_model_writes_what_the_seed_wrote(
-    checkpoint: Callable[..., tuple[Path, SeedModel]], seed_backbones: dict[str, str], with_start: bool
+    checkpoint: Callable[..., tuple[Path, SeedModel]],
+    seed_backbones: dict[str, str],
+    with_start: bool,
+    tmp_path: Path,
+    convert: Callable[..., str],
 ) -> None:
     path, seed = checkpoint(with_start=with_start)
-    section = CaptionerModelSection.model_validate({part: {"backbone": name} for part, name in seed_backbones.items()})
-    model, processor = convert_seed_checkpoint(read_seed_checkpoint(path), section)
+    names = ["--vision", seed_backbones["vision"], "--text", seed_backbones["language"]]
+    convert(path, "-o", tmp_path / "converted", *names)
+    model, processor = load_model(tmp_path / "converted")
     start = [processor.tokenizer.convert_tokens_to_ids(START)] if with_start else []
     assert model.config.prompt_ids == start
     images = 3 * torch.randn(3, 3, 32, 32)
@@ -108,13 +131,14 @@ def test_the_command_makes_a_folder_that_loads_and_a_recipe_that_goes_on(
 ) -> None:
     path, seed = checkpoint(with_start=True)
     output = tmp_path / "converted"
-    command = ["convert-captioner", path, output, "--vision", seed_backbones["vision"]]
-    command += ["--language", seed_backbones["language"]]
+    command = ["convert", path, "-o", output, "--vision", seed_backbones["vision"]]
+    command += ["--text", seed_backbones["language"]]
     assert main([str(argument) for argument in command]) == 0
     model = PrefixCaptionerForConditionalGeneration.from_pretrained(output)
     assert torch.equal(model.projector.layers[0].weight, seed.mlp.weight)
+    start = [AutoTokenizer.from_pretrained(output).convert_tokens_to_ids(START)]
     recipe: Any = load_recipe(output / "recipe.yaml", []).recipe
-    assert (recipe.model.prompt, recipe.stages[0].decay_rate, recipe.data.max_length) == (START, 0.8, 12)
+    assert (model.config.prompt_ids, recipe.stages[0].decay_rate, recipe.data.max_length) == (start, 0.8, 12)
     assert json.loads((output / "metrics.json").read_text()) == {"train_loss": 2.4, "validation_rougeL": 0.32}
     assert main([str(argument) for argument in command]) == 2  # never over an existing folder
 
@@ -122,10 +146,10 @@ def test_the_command_makes_a_folder_that_loads_and_a_recipe_that_goes_on(
 def test_what_is_no_such_checkpoint_is_named(tmp_path: Path) -> None:
     torch.save({"model_state_dict": {"head.weight": torch.zeros(1)}}, tmp_path / "other.pth")
     with pytest.raises(InputError, match=r"other\.pth: no captioner of CLIP"):
-        read_seed_checkpoint(tmp_path / "other.pth")
+        Captioner().recipe(read_checkpoint(tmp_path / "other.pth"), Options())
     (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
     with pytest.raises(InputError, match=r"broken\.pth: cannot be read"):
-        read_seed_checkpoint(tmp_path / "broken.pth")
+        read_checkpoint(tmp_path / "broken.pth")
     torch.save({"model_state_dict": print}, tmp_path / "pickled.pth")
     with pytest.raises(InputError, match=r"pickled\.pth: cannot be read"):
-        read_seed_checkpoint(tmp_path / "pickled.pth")
+        read_checkpoint(tmp_path / "pickled.pth")

@@ -3,4 +3,4 @@ import sys
 from mmhf.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["convert-captioner", *sys.argv[1:]]))
+    sys.exit(main(["convert", *sys.argv[1:]]))

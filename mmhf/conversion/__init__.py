@@ -1,0 +1,1 @@
+"""Checkpoints of the hand-written programs that mmhf replaces, turned into releases."""

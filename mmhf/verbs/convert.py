@@ -64,6 +64,9 @@ def run(options: argparse.Namespace) -> None:
             given = replace(given, embeddings=table)
         converted = convert(predecessor, checkpoint, given)
         _write_run(converted, run_dir, output)
+        # The release is read once more, by what looks for secrets in it: both at once would take twice the memory.
+        converted.model.to_empty(device="meta")
+        checkpoint.weights.clear()
         notes = ReleaseNotes(name=output.name, version=str(_version(options, checkpoint)), model=str(output))
         with whole_folder(output) as folder:
             check_run(run_dir)

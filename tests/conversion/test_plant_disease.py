@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +138,26 @@ def test_what_is_left_over_may_be_lost_by_name(tmp_path, convert):
     )
     convert(tmp_path / "more.pth", "-o", tmp_path / "out", "--allow-missing", "gate.*")
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_converting_takes_the_memory_of_the_weights_and_leaves_the_optimizers_on_disk(tmp_path):
+    seed = models.resnet152(weights=None, num_classes=4)
+    state = seed.state_dict()
+    moments = {"state": {index: torch.zeros(10_000_000) for index in range(12)}}
+    torch.save({"model_state_dict": state, "optimizer_state_dict": moments}, tmp_path / "old.pth")
+    torch.save(models.resnet18(weights=None, num_classes=4).state_dict(), tmp_path / "small.pth")
+    # A small one first, for what the libraries take once.
+    script = """
+import resource, sys
+from mmhf.cli import main
+def convert(name, vision):
+    assert main(["convert", f"{sys.argv[1]}/{name}.pth", "--vision", vision, "-o", f"{sys.argv[1]}/{name}"]) == 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = convert("small", "torchvision/resnet18")
+print(convert("old", "torchvision/resnet152") - before)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    weights = (tmp_path / "old" / "model.safetensors").stat().st_size
+    assert int(done.stdout.splitlines()[-1]) < 1.2 * weights

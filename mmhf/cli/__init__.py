@@ -1,4 +1,4 @@
-"""The command line: one verb a module, none of which is loaded before it is asked for."""
+"""The command line: one module per verb, loaded only when that verb is used."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _VERBS = {
     "init": "look at data and write a recipe for it, or copy one that comes with mmhf",
     "train": "train a recipe, evaluate, and release if it says so",
     "evaluate": "measure a run or a release on any split of any data",
-    "predict": "predict for every row of a table or folder",
+    "predict": "predict every row of a table or folder",
     "embed": "turn the images and texts of a table or folder into embeddings",
     "search": "find rows of what embed wrote by text or image",
     "demo": "open a page to try a model on",
     "convert": "turn a checkpoint of a hand-written program that mmhf replaces into a release",
     "release": "keep a run as an immutable version, in a folder or on the Hub",
-    "lineage": "draw which version was trained from which, and what changed",
+    "lineage": "show which version was trained from which, and what changed",
     "diff": "compare the settings, numbers and sizes of two versions",
     "verify": "check a release's files, and its numbers by measuring them again",
-    "cache": "compute what frozen encoders make of each sample ahead of training",
+    "cache": "compute the features of frozen encoders before training",
     "plan": "show what a recipe would do, without weights or GPU",
     "find-lr": "try all learning rates of a stage in one short run",
-    "sweep": "search for the values of recipe keys that train best",
+    "sweep": "search for the best values of recipe keys",
 }
 _MEANT = {
     **dict.fromkeys(("serve", "gui", "app", "web"), "demo"),
@@ -56,7 +56,7 @@ _FROM_WORKER = re.compile(r"Caught \w+ in (DataLoader worker|pin memory thread)"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Refuses in one line, as everything else does."""
+    """Reports errors in one line, like everything else."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message}; {self.prog} --help tells more")
@@ -103,7 +103,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _unhide_libraries() -> None:
-    """Python looks beside the running program first, where `scripts/evaluate.py` hides the library of that name."""
+    """Python looks next to the running program first: `scripts/evaluate.py` would hide the library `evaluate`."""
     folder = os.path.dirname(os.path.abspath(sys.argv[0]))
     if os.path.isfile(os.path.join(folder, "evaluate.py")):
         sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != folder]
@@ -135,7 +135,7 @@ def _refuse(message: str, code: int = 2) -> int:
 
 
 def _without_traceback(message: str) -> str:
-    """What a worker of a DataLoader refused: PyTorch hands it on inside its traceback, which ends with it."""
+    """The error of a DataLoader worker, without the traceback that PyTorch wraps it in."""
     if not _FROM_WORKER.match(message):
         return message
     return message.rstrip().rpartition("\n")[2].partition(": ")[2]

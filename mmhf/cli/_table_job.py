@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def add_job_arguments(parser: argparse.ArgumentParser, *, output: str) -> None:
-    """Add the options of a model over a table.
+    """Add the options of a job over a table.
 
     Args:
         parser (`argparse.ArgumentParser`): The verb's.
@@ -22,5 +22,5 @@ def add_job_arguments(parser: argparse.ArgumentParser, *, output: str) -> None:
     parser.add_argument("--limit", type=int, help="the first rows only")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images, for each process")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; absent: the accelerator that is there")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; absent: the accelerator, if there is one")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that was made from other inputs")

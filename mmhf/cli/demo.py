@@ -1,4 +1,4 @@
-"""Open a page to try a model on: upload an image, type a text, read the answer and what it rests on.
+"""Open a page to try out a model: upload an image, type a text, see the answer and what it is based on.
 
 mmhf demo releases/fakeddit@v1.7
 mmhf demo ORG/NAME@v1.7 --port 8000
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         type=Path,
-        help="dual encoders: file of captions to choose from, one a line; absent: the sample's",
+        help="dual encoders: file with the captions to choose from, one per line; absent: the sample's",
     )
     parser.add_argument("--max-upload", type=int, default=20, metavar="MB", help="refuse larger files (default: 20)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; absent: the accelerator that is there")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; absent: the accelerator, if there is one")

@@ -30,5 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     texts = parser.add_argument_group("texts with a text encoder, whose output the table holds as it is")
     texts.add_argument("--text", action="store_true", help="MODEL is a text encoder; --input may be a recipe")
     texts.add_argument("--pooling", help="mean, cls, last_token, max or pooler; absent: the encoder's usual one")
-    texts.add_argument("--prefix", help="what stands before each text, such as an instruction")
-    texts.add_argument("--max-length", type=int, help="tokens after which a text is cut; absent: the recipe's, or 512")
+    texts.add_argument("--prefix", help="put before each text, such as an instruction")
+    texts.add_argument(
+        "--max-length", type=int, help="maximum length of a text in tokens; absent: the recipe's, or 512"
+    )

@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
     parser.add_argument("--output", type=Path, help="folder for metrics.json, plots and report.html")
     captions = parser.add_argument_group("captions made elsewhere, instead of a model")
-    captions.add_argument("--predictions", type=Path, help="table with a caption an image, maybe with its references")
+    captions.add_argument(
+        "--predictions", type=Path, help="table with one caption per image, and optionally its references"
+    )
     captions.add_argument("--references", type=Path, help="table with their references, such as COCO's annotations")
     captions.add_argument("--images", type=Path, help="folder of their images, for the gallery and CLIPScore")
     captions.add_argument("--clip", help="a CLIP (folder or Hub repository) that measures CLIPScore")

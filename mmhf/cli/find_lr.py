@@ -1,4 +1,4 @@
-"""Try all learning rates of a stage in one short run, and draw how the loss takes them.
+"""Try a range of learning rates for a stage in one short run, and plot the loss over them.
 
     mmhf find-lr quickstart/fusion --stage head
 
@@ -18,4 +18,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="lowest", type=float, default=1e-7, metavar="RATE", help="default 1e-7")
     parser.add_argument("--to", dest="highest", type=float, default=1.0, metavar="RATE", help="default 1")
     parser.add_argument("--steps", type=int, default=100, metavar="N", help="optimizer steps, default 100")
-    parser.add_argument("--output", metavar="DIR", help="where the picture goes; default outputs/RECIPE/find_lr")
+    parser.add_argument("--output", metavar="DIR", help="folder for the plot; default outputs/RECIPE/find_lr")

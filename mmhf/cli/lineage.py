@@ -1,4 +1,4 @@
-"""Draw which version of a model was trained from which, with the settings and numbers that changed.
+"""Show which version of a model was trained from which, with the settings and numbers that changed.
 
 mmhf lineage releases/fakeddit
 mmhf lineage ORG/NAME --metric test_f1_macro

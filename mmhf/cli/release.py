@@ -17,9 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--push",
         action=argparse.BooleanOptionalAction,
-        help="to the Hub, or not; absent: a repo that looks like ORG/NAME and has no folder goes there",
+        help="release to the Hub, or not; absent: to the Hub if the repo is ORG/NAME and no folder has that name",
     )
-    parser.add_argument("--private", action="store_true", default=None, help="a repository that this makes is private")
-    parser.add_argument("--channel", help="branch that follows this version instead of main, such as experimental")
-    parser.add_argument("--best-metric", help="the tag `best` follows the best by this, such as test_f1_macro")
+    parser.add_argument("--private", action="store_true", default=None, help="create the repository as a private one")
+    parser.add_argument("--channel", help="branch to move to this version instead of main, such as experimental")
+    parser.add_argument(
+        "--best-metric", help="keep the tag `best` at the version that is best by this, such as test_f1_macro"
+    )
     parser.add_argument("--card", type=Path, help="YAML file with the keys of `release.card`")

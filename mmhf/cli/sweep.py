@@ -1,4 +1,4 @@
-"""Search for the values of recipe keys that train best. Start it several times to have several trials at once.
+"""Search for the best values of recipe keys. Start it several times to run several trials at once.
 
     mmhf sweep quickstart/image_classifier space.yaml
 
@@ -22,13 +22,15 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="YAML file, or a name of `mmhf init --list`, such as quickstart/fusion")
-    parser.add_argument("space", help="YAML file of what to search")
+    parser.add_argument("space", help="YAML file with the search space")
     parser.add_argument("overrides", nargs="*", help="key=value for all trials, such as data.limit=1000")
     parser.add_argument("--study", metavar="NAME", help="default: RECIPE_SPACE")
     parser.add_argument("--storage", help="journal file, or URL of a database; default: journal.log in the folder")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: outputs/STUDY")
-    parser.add_argument("--trials", type=int, metavar="N", help="of all processes together, in place of the space's")
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help="number of trials over all processes; absent: the space's"
+    )
     parser.add_argument(
         "--stale-after", type=float, default=300.0, metavar="SECONDS",
-        help="without a sign of life, a trial of another machine is taken over; default 300",
+        help="a trial of another machine that is silent for this long is taken over; default 300",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Train a recipe, evaluate what came out, and release it if the recipe says so.
+"""Train a recipe, evaluate the model, and release it if the recipe says so.
 
 mmhf train quickstart/fusion training.learning_rate=1e-4
 """
@@ -11,11 +11,11 @@ import argparse
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="YAML file, or a name of `mmhf init --list`, such as quickstart/fusion")
     parser.add_argument("overrides", nargs="*", help="key=value, such as training.learning_rate=1e-4")
-    parser.add_argument("--resume", action="store_true", help="go on with the latest unfinished run of this recipe")
-    parser.add_argument("--allow-changes", action="store_true", help="go on although the recipe has changed since")
+    parser.add_argument("--resume", action="store_true", help="resume the latest unfinished run of this recipe")
+    parser.add_argument("--allow-changes", action="store_true", help="continue even though the recipe has changed")
     parser.add_argument(
         "--more",
         type=float,
         metavar="EPOCHS",
-        help="train this many epochs longer than the recipe says, in its last stage; goes on with a finished run, too",
+        help="train the last stage this many epochs longer than the recipe says; also resumes a finished run",
     )

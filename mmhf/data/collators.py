@@ -47,7 +47,7 @@ class _Sample(NamedTuple):
 
 
 def key_of(row: Row) -> SampleKey:
-    """What a row was asked for with."""
+    """The key that a row was requested by."""
     return SampleKey(row["index"], row["epoch"], row["draw"])
 
 
@@ -175,7 +175,7 @@ class ImageCollator:
         return _Sample(image, _text_of(row))
 
     def _encode(self, samples: Sequence[_Sample], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs that no features stand for."""
+        """The inputs that are not replaced by features."""
         if _IMAGE_FEATURES.isdisjoint(features):
             return self.encode_images([self.blank if sample.image is None else sample.image for sample in samples])
         return {}

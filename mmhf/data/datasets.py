@@ -35,13 +35,13 @@ class StoredColumn(Protocol):
         """(B, ...) features of some images, or texts, of samples with these keys (B, 3)."""
 
     def stand_in(self, place: int) -> Row:
-        """What a row has in the place of its image: `image`, and `broken` where it cannot be decoded."""
+        """What a row has instead of its image: `image`, and `broken` where it cannot be decoded."""
 
 
 class RowDataset(Dataset[Row]):
     """A table of rows, read in batches, each row carrying the index and epoch it was asked for with.
 
-    Rows have the features of `columns`, too, and no image where these stand for it.
+    Rows also have the features of `columns`, and no image where these replace it.
 
     Args:
         table (`datasets.Dataset`):

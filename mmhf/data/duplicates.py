@@ -1,4 +1,4 @@
-"""Images that are in the data twice: the same file, or the same picture saved, scaled or brightened anew."""
+"""Duplicate images: the same file, or the same picture saved again, scaled or brightened."""
 
 from __future__ import annotations
 

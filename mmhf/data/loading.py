@@ -46,9 +46,9 @@ class LoadedData:
     bad_examples: list[BadExample] = field(default_factory=list)
     """Rows that were dropped or blanked, and why."""
     duplicates: list[DuplicatePair] = field(default_factory=list)
-    """Images that are there twice, those across splits first; empty when they were not looked for."""
+    """Duplicate images, those across splits first; empty if none were looked for."""
     filter_steps: list[FilterStep] = field(default_factory=list)
-    """The rows before and behind each of the recipe's filters, over all splits; empty when nothing was filtered."""
+    """The rows before and after each of the recipe's filters, over all splits; empty without filters."""
 
     def num_rows(self, split: str) -> int | None:
         """Rows of a split, of a stream those of an epoch; None when it has no length, or is absent."""

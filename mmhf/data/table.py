@@ -53,7 +53,7 @@ _MAPPED_ABOVE = 16 << 20
 
 
 class FilterStep(NamedTuple):
-    """A filter of rows, and how many are left behind it."""
+    """A filter, and how many rows it left."""
 
     filter: str
     rows: int

@@ -98,7 +98,7 @@ class FeatureColumn:
         return derive_seed(_VIEW, self.seed, content, view)
 
     def stand_in(self, place: int) -> dict[str, Any]:
-        """What a row has in the place of its image."""
+        """What a row has instead of its image."""
         if place in self.faults:
             return {"image": STORED_IMAGE, "broken": self.faults[place]}
         return {"image": NO_IMAGE if self.digests[place] == NO_IMAGE_DIGEST else STORED_IMAGE}

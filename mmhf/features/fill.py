@@ -114,7 +114,7 @@ def find_lacking(columns: Sequence[FeatureColumn]) -> Lacking:
         broadcast_object_list(agreed)
         lacks, damaged = agreed[0], np.concatenate(gather(damaged))
     if len(damaged):
-        logger.warning("%s: %d stored features are damaged; they are computed anew", store.folder, len(damaged))
+        logger.warning("%s: %d stored features are damaged; they are computed again", store.folder, len(damaged))
         store.drop(damaged)
         lacks = lacks | np.isin(wanted[firsts].view("S16"), damaged.view("S16"))
     chosen = firsts[lacks]

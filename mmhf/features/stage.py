@@ -76,7 +76,7 @@ class _Counts:
 
 
 class StageFeatures:
-    """Gives data sets the features of what a stage freezes, as columns in the place of images and texts.
+    """Gives data sets the features of a stage's frozen parts, as columns that replace images and texts.
 
     `attach` names the data sets; `enter` opens what a stage reads and computes what is lacking of it for all of them.
 
@@ -309,7 +309,7 @@ class StageFeatures:
         logger.info("%s: %d computed in %.1f s", part.feature, filled.num_rows, filled.seconds)
 
     def _make_room(self, store: FeatureStore, num_rows: int) -> None:
-        """Look, before anything is computed, whether what is lacking has room.
+        """Check that there is room for the missing features, before anything is computed.
 
         Raises:
             InputError: It has not.

@@ -63,7 +63,7 @@ _KINDS = (
 def refuse_secrets(files: Iterable[Path]) -> None:
     """Look for tokens and keys in files of any size and kind, weights included.
 
-    Found are the usual tokens of Hugging Face, Weights & Biases, AWS and Google, private keys, and whatever tokens
+    It finds the usual tokens of Hugging Face, Weights & Biases, AWS and Google, private keys, and whatever tokens
     this process has in its environment.
 
     Raises:

@@ -43,7 +43,7 @@ _STOCK_MODEL_TYPES = frozenset(
 
 
 class Embedder(Protocol):
-    """A model that embeds one or more modalities, each row for itself."""
+    """A model that embeds one or more modalities, each row by itself."""
 
     @property
     def modalities(self) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""What a job reads: rows with images, texts or captions from a table or a folder, and how it knows them again."""
+"""The input of a job: rows with images, texts or captions from a table or folder, and how changes are noticed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _USUAL_COLUMNS = {"image": ("image", "file_name"), "text": ("text",)}
 _CAPTION_COLUMNS = ("caption", "captions")
 _TEMPLATE_FIELD = re.compile(r"\{([^{}]+)\}")
 _CHUNK_BYTES = 1 << 20
-# What decides a prediction besides the input; reports and metrics of the folder do not.
+# Files that predictions depend on; reports and metrics are not among them.
 _MODEL_FILES = ("*.safetensors", "*config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")
 IMAGE, TEXT = "image", "text"
 
@@ -160,7 +160,7 @@ def _digest(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """A row as a model is to see it.
+    """A row as a model sees it.
 
     Args:
         image (`Tensor`, *optional*): Its pixels, uint8 (3, H, W); None where there is none that can be used.

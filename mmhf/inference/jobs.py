@@ -1,4 +1,4 @@
-"""A job over a table as those who start it see it: its settings, the model that makes columns, what came of it."""
+"""The interface of a job over a table: its settings, the model that makes columns, its summary."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ EMBEDDING_SUFFIX = "_embedding"
 
 @dataclass(frozen=True)
 class JobSettings:
-    """How a model goes over a table.
+    """Settings of a job over a table.
 
     Args:
         columns (`Mapping[str, str]`): Names of the columns of `image` and `text`; an image may be a template such as
-            `{id}.jpg`. What is absent is taken from the model's recipe, or is `image` and `text`.
+            `{id}.jpg`. Absent ones are taken from the model's recipe, or are `image` and `text`.
         image_root (`str` or `Path`, *optional*): Folder that image paths are relative to and may not leave; absent:
             the table's own.
         limit (`int`, *optional*): The first rows only.
@@ -65,7 +65,7 @@ class JobSettings:
         return choose_device(self.device)
 
     def facts(self, rows: TableRows, device: torch.device) -> dict[str, str]:
-        """What of settings and input decides the numbers of any job."""
+        """The settings and inputs that the results of any job depend on."""
         return {
             "input": rows.table_hash,
             "columns": f"{rows.image_column}, {', '.join(rows.text_columns)}",
@@ -78,7 +78,7 @@ class JobSettings:
 
 @dataclass(frozen=True)
 class JobSummary:
-    """What came of a job.
+    """The outcome of a job.
 
     Args:
         output_path (`Path`): The file.
@@ -121,7 +121,7 @@ class Batch:
             the batch has what it takes.
         counts (`dict[str, list[int]]`): The same names → how many of their inputs belong to each row, 0 for a row
             that lacks what it takes.
-        errors (`list[str | None]`): What there is to say of each row.
+        errors (`list[str | None]`): An error or a note for each row.
     """
 
     encodings: Mapping[str, Mapping[str, torch.Tensor]]

@@ -1,4 +1,4 @@
-"""Write a job's table: the input's columns as they came, then those that were made, so that every reader agrees."""
+"""Write a job's table: the input's columns unchanged, then the new ones, in a form that all readers parse alike."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def check_output(path: Path, suffixes: Sequence[str]) -> None:
 def passed_columns(columns: Mapping[str, Values], made: Collection[str], *, nested: bool) -> pa.Table:
     """The input's columns in the form they are written in.
 
-    A column that has the name of one that is made, such as `label`, gets `input_` before it. Columns of bytes (images
+    A column with the name of a new one, such as `label`, gets the prefix `input_`. Columns of bytes (images
     inside the table) are left out. What Arrow cannot hold, such as mixed types or 2**70, becomes JSON throughout its
     column, and half a surrogate pair its escape, `\\ud83d`.
 
     Args:
         columns (`Mapping[str, Values]`): Values by column, equally many.
-        made (`Collection[str]`): Names of the columns that come beside them.
+        made (`Collection[str]`): Names of the new columns.
         nested (`bool`): Whether lists and dicts are written as such; if not, they become JSON.
     """
     passed: dict[str, pa.Array | pa.ChunkedArray] = {}

@@ -47,7 +47,7 @@ class ShardFolder:
         self.path = output_path.with_name(f"{output_path.name}.partial")
         self.identity = dict(identity)
         self.work = ""
-        """A name of the work that the folder is for, once this process takes part: a work begun anew has another."""
+        """Name of the folder's job, once this process has joined it; a restarted job has a new one."""
         self._is_complete = is_complete or output_path.exists
         self._find_change = find_change
 
@@ -71,7 +71,7 @@ class ShardFolder:
                     shutil.rmtree(self.path)
 
     def tidy(self) -> None:
-        """Remove what a process left behind that was killed after it had written the output."""
+        """Remove the leftovers of a process that was killed after it had written the output."""
         if self.path.exists() and not self._changes():
             with self.joined(discard_other=False):
                 pass

@@ -48,7 +48,7 @@ class TableJob:
         identity (`Mapping[str, str]`): What decides the result; work on another one is not gone on with. Images are
             known by their content besides.
         settings ([`JobSettings`]): Batch size and the like.
-        metadata (`Mapping[bytes, str]`, *optional*): What a parquet file is to say of itself.
+        metadata (`Mapping[bytes, str]`, *optional*): Metadata of a parquet file.
         defuse_formulas (`bool`, defaults to `False`): CSV only: see [`CsvWriter`].
     """
 
@@ -135,7 +135,7 @@ class TableJob:
         return sum(min(size, len(self.rows) - number * size) for number in numbers)
 
     def _fill(self) -> int:
-        """Do shards until all are done, by whomever; gives the rows done here."""
+        """Work on shards until all are done, here or elsewhere; returns the number of rows done here."""
         rows_here = 0
         columns = (TextColumn(self.model.verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         shown = self.settings.progress and os.environ.get("LOCAL_RANK", "0") == "0"
@@ -156,7 +156,7 @@ class TableJob:
         return rows_here
 
     def _do_shards(self, todo: Sequence[int]) -> Iterator[tuple[int, bool]]:
-        """Do those of these shards that nobody else works on; gives each batch's rows, and if it ends its shard."""
+        """Work on unclaimed shards; yields the number of rows of each batch, and whether it ends its shard."""
         claims: deque[tuple[int, FileLock, int]] = deque()
         """(shard, its lock, its batches), oldest first."""
         loader = DataLoader(
@@ -185,7 +185,7 @@ class TableJob:
                 lock.release()
 
     def _assemble(self) -> None:
-        """Write the output shard by shard, so that it never is in memory as a whole."""
+        """Write the output shard by shard, so that it is never in memory as a whole."""
         made = self._made_fields()
         tally, images = self._tally_of_all(), self._images()
         record = {"identity": self.identity, "work": self.shards.work, "tally": tally, **images}

@@ -211,7 +211,7 @@ def rows_of_texts(origin: str, columns: Mapping[str, Sequence[Any]], *, limit: i
 
 
 def _with_hashes(rows: TableRows) -> TableRows:
-    """The rows with what each text is looked up by, in the place of what an earlier table says of it."""
+    """The rows with the hash of each text, in place of the columns of an earlier table."""
     made = (HASH_COLUMN, EMBEDDING_COLUMN, "error")
     columns = {name: values for name, values in rows.table.columns.items() if name not in made}
     columns[HASH_COLUMN] = text_hashes(rows.first_texts())

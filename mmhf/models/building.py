@@ -142,7 +142,7 @@ def config_of_parent(
 
 
 def config_of_child(parent: ConfigT, label_names: Sequence[str], loss: LossSettings) -> ConfigT:
-    """A released config with the labels and the loss of the run to come, which has to be calibrated anew."""
+    """A released config with the labels and the loss of the new run, uncalibrated."""
     config = copy.deepcopy(parent)
     for name, value in {**label_maps(label_names), **loss_values(loss)}.items():
         setattr(config, name, value)

@@ -1,6 +1,6 @@
 """What a family of models says of itself: one record, read by Hub, inference, demo, model cards and `mmhf` itself.
 
-Each package in `mmhf/models/` is a family and holds its record as `FAMILY`; no list of families exists beside that. A
+Each package in `mmhf/models/` is a family and holds its record as `FAMILY`; there is no other list of families. A
 record names classes and imports none of them, so that all records can be read without torch.
 """
 

@@ -11,7 +11,7 @@ from mmhf.recipe.sections import CloudSection, DataPath, Fraction, PositiveInt, 
 
 
 class ImageSplitSection(Section):
-    """Cut images into splits; the captions of an image stay together."""
+    """How images are split; the captions of an image stay together."""
 
     validation: Fraction = 0.1
     test: Fraction = 0.1
@@ -25,14 +25,14 @@ class ImageSplitSection(Section):
 
 
 class CaptionColumnsSection(Section):
-    """The names that a table uses for images and captions."""
+    """Names of the columns of images and captions."""
 
     image: str | None = None
     """Path or content of the image; absent: `file_name` in a folder's metadata, `image` elsewhere."""
     captions: str | list[str] = "caption"
     """One column, of texts or of lists of texts, or several. The captions of rows with the same image are joined."""
     id: str | None = None
-    """Absent: images are named by their path, or by their number."""
+    """Absent: the path of the image, or its number, is the id."""
 
     def caption_columns(self) -> list[str]:
         """The columns of captions."""
@@ -41,9 +41,9 @@ class CaptionColumnsSection(Section):
 
 class CaptionDataSectionBase(DataSectionBase):
     captions: Literal["sample", "all"] = "sample"
-    """Of an image's captions, train on one drawn anew each epoch, or on all of them in each."""
+    """Train on one caption per image, drawn again each epoch, or on all of them in every epoch."""
     on_empty_text: Literal["skip", "raise"] = "skip"
-    """An empty caption, or an image without one: leave it out, or stop."""
+    """What to do about an empty caption, or an image without one: leave it out, or stop."""
     find_duplicates: Literal["near", "exact", "never"] = "near"
 
 
@@ -54,13 +54,13 @@ class CaptionSampleSection(CaptionDataSectionBase):
     image_size: PositiveInt = 96
     max_length: PositiveInt = 32
     keywords: bool = False
-    """Add one more caption to each drawing: its name with the first keywords that are not in it."""
+    """Add another caption to each drawing: its name followed by the first keywords that are not part of it."""
     find_duplicates: Literal["near", "exact", "never"] = "never"
-    """Some drawings are nearly the same, such as Fluent's cat face and grinning cat."""
+    """Off, because some drawings are nearly the same, such as Fluent's cat face and grinning cat."""
 
 
 class Flickr30kSection(CaptionDataSectionBase):
-    """Flickr30k in any of the forms that it is handed on in."""
+    """Flickr30k in any of the formats that it is distributed in."""
 
     source: Literal["flickr30k"]
     path: DataPath | None = None
@@ -74,7 +74,7 @@ class Flickr30kSection(CaptionDataSectionBase):
     revision: str | None = None
     """Of `repo`; absent: the revision that holds its parquet files."""
     split: ImageSplitSection | None = None
-    """Cut all images by this; absent: Karpathy's splits where they are known, else a tenth each for validation and
+    """How to split all images; absent: Karpathy's splits where they are known, else a tenth each for validation and
     test."""
     cloud: CloudSection = CloudSection()
 
@@ -87,7 +87,7 @@ class CaptionTableSection(CaptionDataSectionBase):
 
     source: Literal["table"]
     path: DataPath | None = None
-    """One file or folder, which `split` cuts unless it has `split_column`, or folders named as splits; a path or
+    """One file or folder, split by `split` or by `split_column`, or a folder with one folder per split; a path or
     URL."""
     train: DataPath | None = None
     validation: DataPath | None = None
@@ -122,7 +122,7 @@ class StreamSection(Section):
     """How many readers share out the stream; absent: one for each worker of each process, so that the order of
     samples depends on their number."""
     on_bad_shard: Literal["skip", "raise"] = "skip"
-    """A file that is missing or damaged: go on with the next one after what can be read of it, or stop."""
+    """What to do about a missing or damaged file: read what can be read and go on with the next one, or stop."""
 
 
 class CaptionHubSection(CaptionDataSectionBase):
@@ -139,9 +139,9 @@ class CaptionHubSection(CaptionDataSectionBase):
     splits: dict[SplitName, str] | None = None
     """Our split → the data set's split; absent: the splits of the same names."""
     split: ImageSplitSection | None = None
-    """Cut the data set's `train` split."""
+    """How to split the data set's `train` split."""
     split_column: str | None = None
-    """A column that says which split a row of the data set's only split is in."""
+    """A column with the split of each row, for a data set that has a single split."""
 
     @model_validator(mode="after")
     def _one_way_to_split(self) -> CaptionHubSection:
@@ -164,9 +164,9 @@ class WebDatasetSection(CaptionDataSectionBase):
     validation: DataPath | list[DataPath] | None = None
     test: DataPath | list[DataPath] | None = None
     image: list[str] = ["jpg", "jpeg", "png", "webp"]
-    """Endings of the members that are images, the first that is there."""
+    """Endings of image members; the first one present is used."""
     caption: str = "txt"
-    """Ending of the member with the caption; `json:KEY` takes a text or a list of texts out of a JSON member."""
+    """Ending of the member with the caption; `json:KEY` reads a text or a list of texts from a JSON member."""
     stream: StreamSection = StreamSection()
 
 

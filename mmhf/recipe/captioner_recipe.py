@@ -29,7 +29,7 @@ class TokenizerSection(Section):
     """A byte-level BPE tokenizer, made from the training captions and saved with the model."""
 
     vocab_size: Annotated[int, Field(ge=258)] = 2048
-    """Most tokens that it may have: 256 bytes, end of text, padding, and merges."""
+    """Maximum size: 256 bytes, end of text, padding, and merges."""
 
 
 class LanguageModelSection(Section):
@@ -51,7 +51,7 @@ class LanguageModelSection(Section):
 
 
 class ProjectorSection(Section):
-    """What turns image features into tokens of the language model's width."""
+    """Maps image features to embeddings of the language model."""
 
     kind: Literal["mlp", "transformer"] = "mlp"
     prefix_length: PositiveInt | None = None
@@ -61,7 +61,7 @@ class ProjectorSection(Section):
     activation: Literal["relu", "gelu", "silu", "tanh"] = "gelu"
     dropout: Fraction = 0.0
     layers: PositiveInt = 4
-    """`transformer`: learned queries look at the image features in this many layers."""
+    """`transformer`: number of layers in which learned queries attend to the image features."""
     heads: PositiveInt = 8
     width: PositiveInt = 512
     """`transformer`: width of its layers."""
@@ -109,7 +109,7 @@ class CaptionerModelSection(ModelSection):
 
 
 class GenerationSection(Section):
-    """How captions are made in evaluation, and by the released model unless it is told otherwise."""
+    """How captions are generated in evaluation and, by default, by the released model."""
 
     max_new_tokens: PositiveInt = 32
     num_beams: PositiveInt = 1
@@ -138,14 +138,14 @@ class GenerationSection(Section):
 
 class CaptionEvaluationSection(EvaluationSection):
     generate: bool = True
-    """Make captions in each evaluation while training, and measure them; the loss is measured in any case."""
+    """Generate and measure captions in each evaluation during training; the loss is always measured."""
     generate_rows: PositiveInt | None = 200
-    """Images to do so on, the same in each evaluation, drawn by `generate_seed`; null = all."""
+    """Number of images for that, the same in each evaluation, drawn with `generate_seed`; null = all."""
     generate_seed: int = 42
     baselines: bool = True
-    """Beside the final numbers: those of the best constant caption and of the most similar training image's."""
+    """Also report the best constant caption and the caption of the most similar training image."""
     clip: str | None = None
-    """A CLIP to measure CLIPScore with in the end: a Hub repository or a local folder."""
+    """CLIP model for the final CLIPScore: a Hub repository or a local folder."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
     """Resamples of the images for the confidence intervals of the final numbers; 0 = none."""
 

@@ -19,34 +19,34 @@ class LossSection(Section):
     class_weights: Literal["balanced"] | list[PositiveFloat] | None = None
     """`balanced` = inversely proportional to the class counts of the training split (scikit-learn's formula)."""
     focal_gamma: NonNegativeFloat = 0.0
-    """Focal loss: each term is multiplied with (1 - p)^gamma, so that easy rows count less; 0 = cross-entropy, 2 is
-    what Lin et al., 2017, use."""
+    """Focal loss: each term is multiplied by (1 - p)^gamma, so that easy rows count less. 0 = cross-entropy; Lin et
+    al., 2017, use 2."""
     logit_adjustment: NonNegativeFloat = 0.0
     """Menon et al., 2021: inside the loss, tau · log(share of the class in the training split) is added to the logits,
-    so that rare classes get a wider margin; 0 = none, 1 makes balanced accuracy the aim."""
+    which gives rare classes a wider margin. 0 = none; 1 optimises balanced accuracy."""
 
 
 class SamplingSection(Section):
     """Draw training rows with replacement, as many as there are; rows of rare classes more often."""
 
     by: str = "label"
-    """`label`, or a column whose values take the place of the classes, such as the source of a row."""
+    """`label`, or a column to use instead of the label, such as the source of a row."""
     power: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0
-    """Weight of a row = (rows of its class)^-power: 1 = each class equally often, 0.5 = by the root, 0 = as it is."""
+    """Weight of a row = (rows of its class)^-power: 1 = all classes equally often, 0 = unweighted."""
 
 
 class ClassificationEvaluationSection(EvaluationSection):
     subgroups: list[str] = []
-    """Columns of the data, such as `sex` or `source`, for whose values the metrics are reported apart, with intervals
-    and the gap between the best and the worst."""
+    """Columns of the data, such as `sex` or `source`. The metrics are reported for each of their values, with
+    intervals and the gap between the best and the worst."""
     subgroup_min_rows: PositiveInt = 10
-    """Smaller subgroups are listed, but are not the best or the worst."""
+    """Smaller subgroups are listed, but do not count as the best or the worst."""
     calibrate: bool = False
-    """Fit a temperature on the validation split when training is over; it is kept with the model, and the
-    probabilities of evaluation, `pipeline()` and batch prediction follow it."""
+    """Fit a temperature on the validation split after training. It is saved with the model and applied in
+    evaluation, `pipeline()` and batch prediction."""
     target_accuracy: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Abstain: find, on the validation split, the lowest confidence from which on predictions are right this often. It
-    is kept with the model, and predictions below it are marked."""
+    """Abstain: find the lowest confidence at which predictions on the validation split are this accurate. It is saved
+    with the model, and predictions below it are marked."""
 
 
 class ClassificationRecipe(RecipeBase):

@@ -15,7 +15,7 @@ _LENGTH_FIELDS = ("num_train_epochs", "max_steps")
 
 
 def combination_problems(recipe: RecipeBase) -> list[Problem]:
-    """Everything in a recipe of valid values that contradicts something else in it."""
+    """All contradictions between the values of a recipe, each of which is valid by itself."""
     return [
         *_model_problems(recipe),
         *_stage_problems(recipe),
@@ -146,7 +146,7 @@ def _evaluation_users(recipe: RecipeBase) -> Iterator[KeyPath]:
 
 
 def _unread_problems(recipe: RecipeBase) -> Iterator[Problem]:
-    """Settings of what the task does not read: texts, labels, or either."""
+    """Settings for texts, labels or modalities that the task does not read."""
     data = recipe.data.changed()
     if recipe.reads_labels and not recipe.reads_texts:
         for name in ("text", "max_length", "on_empty_text"):

@@ -13,49 +13,49 @@ Scalar = str | bool | int | float
 
 
 class ConditionSection(Section):
-    """What the values of a column must be; numbers are compared as numbers, whatever type the table gives them."""
+    """A condition on the values of a column. Numbers are compared as numbers, whatever their type in the table."""
 
     min: float | int | None = None
-    """The smallest number that passes; a value that is no number does not."""
+    """The smallest number that passes; values that are not numbers do not."""
     max: float | int | None = None
     """The largest number that passes."""
     exclude: list[Scalar | None] = []
-    """Values that do not pass; null = rows without a value."""
+    """Values that do not pass; null stands for a missing value."""
     or_missing: bool = False
-    """Rows without a value pass, too."""
+    """Rows without a value pass too."""
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> ConditionSection:
         if self.min is None and self.max is None and not self.exclude:
             raise ValueError("give `min`, `max` or `exclude`")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min = {self.min:g} is above max = {self.max:g}, so that no row passes")
+            raise ValueError(f"min = {self.min:g} is above max = {self.max:g}, so no row passes")
         if self.or_missing and None in self.exclude:
             raise ValueError("`or_missing` lets rows without a value pass, and `exclude` names null; remove one")
         return self
 
 
 class FiltersSection(Section):
-    """Which rows of a table are used, in this order; a plan and the report say how many each filter left."""
+    """Filters on rows, applied in this order. The plan and the report say how many rows each filter kept."""
 
     datasets: Annotated[list[str], Field(min_length=1)] | None = None
     """Values of the column `dataset_column` to keep, such as `[fitzpatrick17k, ddi]`; absent: all."""
     dataset_column: str = "dataset"
     sub_sources: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
-    """Data set → values of `sub_source_column` to keep of it, such as `{derm1m: [pubmed]}`; others stay whole."""
+    """Data set → values of `sub_source_column` to keep, such as `{derm1m: [pubmed]}`; other data sets stay whole."""
     sub_source_column: str = "source"
     where: dict[str, ConditionSection | list[Scalar | None] | Scalar] = {}
-    """Column → the value that it must have, those that it may have (null: none), or `min`, `max`, `exclude`."""
+    """Column → its required value, a list of allowed ones (null: missing), or `min`, `max`, `exclude`."""
     has_text: bool | None = None
     """true: only rows with a text, false: only rows without; absent: both."""
     fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Keep this share of each label's rows, rounded up, drawn by `seed`; absent: all."""
     seed: int = 42
     min_samples_per_label: PositiveInt | None = None
-    """Leave out labels with fewer rows, counted when the other filters are through. Where the splits are given, a
-    label that has this many rows, but not in `train`, is an error."""
+    """Leave out labels with fewer rows than this, counted after the other filters. If the splits are given, a label
+    with enough rows in total but too few in `train` is an error."""
     min_samples_per_split: Annotated[int, Field(ge=0)] = 1
-    """With `min_samples_per_label`: a label with fewer rows in any split is an error; 0 = it may be absent."""
+    """With `min_samples_per_label`: a label with fewer rows than this in any split is an error; 0 allows none."""
 
     @model_validator(mode="after")
     def _sub_sources_are_of_chosen_data_sets(self) -> FiltersSection:
@@ -65,20 +65,20 @@ class FiltersSection(Section):
         return self
 
     def columns(self) -> list[str]:
-        """The columns that these filters read, but for those of label and text."""
+        """The columns that these filters read, except for the label and the text."""
         names = [self.dataset_column] if self.datasets is not None or self.sub_sources else []
         return [*names, *([self.sub_source_column] if self.sub_sources else []), *self.where]
 
 
 class SplitSection(Section):
-    """Cut one table into splits."""
+    """How one table is split."""
 
     validation: Fraction = 0.1
     test: Fraction = 0.1
     stratify: bool = True
-    """Keep the label proportions in each split."""
+    """Keep the proportions of the labels in each split."""
     group_by: str | None = None
-    """A column whose values never span two splits (a patient, an author)."""
+    """Rows with the same value in this column (a patient, an author) stay in one split."""
     seed: int = 42
 
     @model_validator(mode="after")
@@ -89,14 +89,14 @@ class SplitSection(Section):
 
 
 class ColumnsSection(Section):
-    """The names that a table uses for what the model needs."""
+    """Names of the table's columns."""
 
     image: str = "image"
     text: str | None = "text"
     """Not read by tasks without text."""
     label: str = "label"
     id: str | None = None
-    """Absent: rows are named by their number."""
+    """Absent: the row number is the id."""
 
 
 class DataSectionBase(Section):
@@ -109,31 +109,31 @@ class DataSectionBase(Section):
     resize: Literal["squash", "crop"] = "squash"
     """`squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre."""
     mean_std: Literal["backbone", "computed"] = "backbone"
-    """What pixels are normalised with, kept with the model's processor: the backbone's own mean and standard
-    deviation, or those of the training images, `computed` in one pass before training (classifiers)."""
+    """Mean and standard deviation that normalise pixels, saved with the processor: the backbone's own, or those of
+    the training images, `computed` in one pass before training (classifiers only)."""
     max_length: PositiveInt = 128
-    """Longest text in tokens; what is longer is cut at the end."""
+    """Maximum length of a text in tokens; longer texts are truncated."""
     limit: PositiveInt | None = None
-    """Keep this many rows of each split, drawn by `seed`; absent = all."""
+    """Keep this many rows of each split, drawn at random with `limit_seed`; absent = all."""
     limit_seed: int = 42
     missing: list[str] = []
-    """Placeholders that are read as missing, in any case; `*` stands for anything (`No * information`)."""
+    """Placeholders that are read as missing values, ignoring case; `*` matches anything (`No * information`)."""
     filters: FiltersSection = FiltersSection()
-    """Which rows are used; applied before data is cut into splits and before `limit`."""
+    """Which rows are used; applied before splitting and before `limit`."""
     augment: AugmentSection | None = None
     on_bad_image: Literal["skip", "blank", "mask", "raise"] = "skip"
-    """A missing or unreadable image: drop the row, use a white image, let the model go by the text alone (`mask`, for
+    """What to do about a missing or unreadable image: drop the row, use a white image, use the text alone (`mask`, for
     image-text-classification; see `model.modalities`), or stop."""
     on_empty_text: Literal["skip", "blank", "mask", "raise"] = "blank"
-    """An empty text: drop the row, use the empty string, let the model go by the image alone (`mask`), or stop."""
+    """What to do about an empty text: drop the row, keep the empty string, use the image alone (`mask`), or stop."""
     on_bad_row: Literal["skip", "raise"] = "raise"
-    """A malformed row or a label outside the map: drop the row or stop."""
+    """What to do about a malformed row or a label that is not in `labels`: drop the row or stop."""
     follow_links: bool = False
-    """Let links lead out of the data folder: the Hub's own cache, DVC and git-annex are made of such links."""
+    """Follow symbolic links out of the data folder; the Hub's cache, DVC and git-annex consist of such links."""
     find_duplicates: Literal["near", "exact", "never"] = "never"
-    """Look for images that are there twice: `exact` compares file contents, `near` also what they show."""
+    """Look for duplicate images: `exact` compares file contents, `near` also the pictures themselves."""
     on_duplicate: Literal["keep", "skip_across_splits"] = "keep"
-    """Training images that are in validation or test, too: keep them, or leave them out of training."""
+    """Training images that are also in validation or test: keep them, or leave them out of training."""
 
     @model_validator(mode="after")
     def _looks_for_what_it_skips(self) -> DataSectionBase:
@@ -161,17 +161,17 @@ _VERSION = "{version}"
 
 
 class FilteredDataSection(DataSectionBase):
-    """What tables have in common: a version in their paths, names of labels, and how they are cut."""
+    """What tables have in common: a version in their paths, names of labels, and how they are split."""
 
     version: str | None = None
-    """What stands for `{version}` in paths, so that changing the data set's version is changing one word."""
+    """Replaces `{version}` in paths, so that another version of the data is a change of one word."""
     labels: dict[str, str] | None = None
     """Label value in the table → label name, in the order of the class ids; absent: the sorted values themselves."""
     split: SplitSection = SplitSection()
     cloud: CloudSection = CloudSection()
 
     def versioned(self, path: str) -> str:
-        """The path with the version in its place."""
+        """The path with the version filled in."""
         return path if self.version is None else path.replace(_VERSION, self.version)
 
     def _check_version(self, paths: list[str | None]) -> None:
@@ -185,7 +185,7 @@ class FilteredDataSection(DataSectionBase):
 class TableDataSection(FilteredDataSection):
     source: Literal["table"]
     path: DataPath | None = None
-    """One CSV, TSV, JSONL or parquet file that `split` cuts, or that `split_column` has cut already; a path or URL."""
+    """One CSV, TSV, JSONL or parquet file, split by `split` or by its column `split_column`; a path or URL."""
     train: DataPath | None = None
     validation: DataPath | None = None
     test: DataPath | None = None
@@ -193,7 +193,7 @@ class TableDataSection(FilteredDataSection):
     """Folder that image paths are relative to, as a path or URL; absent: the table's own folder."""
     columns: ColumnsSection = ColumnsSection()
     split_column: str | None = None
-    """A column that says the split. In splits that are given, `split.group_by` is only checked."""
+    """A column with the split of each row. Given splits are only checked for `split.group_by`."""
 
     @model_validator(mode="after")
     def _one_way_to_name_files(self) -> TableDataSection:
@@ -231,7 +231,7 @@ class ClinicalTableSection(Section):
 
 class ClinicalSplitSection(SplitSection):
     group_by: str | None = "group"
-    """`group` holds the patient or the lesion, where a data set tells."""
+    """`group` holds the patient or the lesion, where the data set has it."""
 
 
 class ClinicalDataSection(FilteredDataSection):
@@ -271,7 +271,7 @@ class HubDataSection(DataSectionBase):
     splits: dict[SplitName, str] | None = None
     """Our split → the data set's split; absent: the splits of the same names."""
     split: SplitSection | None = None
-    """Cut the data set's `train` split."""
+    """How to split the data set's `train` split."""
 
     def is_on_hub(self) -> bool:
         return True
@@ -292,8 +292,8 @@ class ImageFolderDataSection(DataSectionBase):
     splits: dict[SplitName, str] | None = None
     """Our split → its folder; absent: folders named `train`, `val`, `valid`, `validation`, `test` and the like."""
     split: SplitSection | None = None
-    """How to cut the splits that have no folder out of the rest; absent: split folders are used as they are, and a
-    tree without them is cut by the defaults."""
+    """How to make the splits that have no folder; absent: split folders are used as they are, and a tree without any
+    is split by the defaults."""
     labels: dict[str, str] | None = None
     """Class folder → label name, in the order of the class ids; absent: the folders' own names, sorted."""
     find_duplicates: Literal["near", "exact", "never"] = "near"

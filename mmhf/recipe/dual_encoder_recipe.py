@@ -103,10 +103,10 @@ class TextTowerSection(_TowerSection):
 
 
 class TemperatureSection(Section):
-    """What similarities are divided by before the loss."""
+    """The temperature that similarities are divided by in the loss."""
 
     start: Annotated[float, Field(ge=0.01, le=1.0)] = 0.07
-    """At first, or always; never below 0.01, which multiplies similarities by 100."""
+    """Initial value, or the fixed value; never below 0.01, which multiplies similarities by 100."""
     learn: bool = True
 
 
@@ -142,13 +142,13 @@ class ContrastiveSection(Section):
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """`softmax` is CLIP's, over all texts for an image and all images for a text; `sigmoid` SigLIP's, pair by pair."""
     batch_size: PositiveInt | None = None
-    """Pairs that are contrasted in one step, over all processes. They pass through the model in micro-batches of
+    """Pairs contrasted in one step, over all processes. They pass through the model in micro-batches of
     `training.per_device_train_batch_size`, at the memory of one. Absent: what `training` accumulates."""
     label_smoothing: Fraction = 0.0
     same_image: Relation = "ignore"
-    """What two captions of one image are to each other's rows."""
+    """How two captions of the same image are treated as a pair."""
     same_caption: Relation = "ignore"
-    """What two images with the same caption are to each other's rows."""
+    """How two images with the same caption are treated as a pair."""
 
 
 class ZeroShotSection(Section):
@@ -158,7 +158,7 @@ class ZeroShotSection(Section):
     """Images with labels: the split `validation` is measured at each evaluation of training, and the splits of
     `evaluation.splits` when it is over."""
     templates: Annotated[list[str], Field(min_length=1)] = ["a photo of a {}."]
-    """What is said of a class, with `{}` where its name goes; several are averaged."""
+    """Prompts for a class, with `{}` for its name; the embeddings of several are averaged."""
 
 
 class ContrastiveEvaluationSection(EvaluationSection):

@@ -40,7 +40,7 @@ class FusionSection(HiddenLayersSection):
     hidden_dims: list[PositiveInt] = [256]
     """Widths of the hidden layers between the fused embedding and the classifier; may be empty."""
     dropout: Fraction | list[Fraction] = 0.5
-    """Behind each hidden layer, or behind the fused embedding when there is none: one for all, or one each."""
+    """After each hidden layer, or after the fused embedding if there is none: one for all, or one each."""
     normalize: bool = False
     """L2-normalise both embeddings before they are fused."""
 
@@ -49,12 +49,12 @@ class FusionSection(HiddenLayersSection):
 
 
 class ModalityDropoutSection(Section):
-    """Hide one modality of a training row at random; rows that have only one keep it, and no row loses both."""
+    """Hide one modality of training rows at random. A row never loses both, and rows with only one keep it."""
 
     image: Fraction = 0.0
-    """Share of the rows that are trained on without their image."""
+    """Share of the rows that lose their image."""
     text: Fraction = 0.0
-    """Share of the rows that are trained on without their text; the two shares add up to 1 at most."""
+    """Share of the rows that lose their text; the two shares may add up to 1 at most."""
 
     @model_validator(mode="after")
     def _leaves_one(self) -> ModalityDropoutSection:
@@ -64,7 +64,7 @@ class ModalityDropoutSection(Section):
 
 
 class ModalitiesSection(Section):
-    """What happens to images and texts that are missing, or are hidden on purpose.
+    """How missing images and texts are handled, and which are hidden on purpose.
 
     A model that meets rows without an image, or a text, in training (by `mask`, by `dropout`, or by `mask` as
     `data.on_bad_image` or `data.on_empty_text`) takes such rows in evaluation and prediction, too: blanked images and
@@ -72,7 +72,7 @@ class ModalitiesSection(Section):
     """
 
     stand_in: Literal["zero", "learnt"] = "zero"
-    """What takes the place of a missing embedding: zeros, or a vector that is trained with the group `fusion`."""
+    """Stand-in for a missing embedding: zeros, or a vector that is trained with the group `fusion`."""
     mask: Modality | None = None
     """Hide this modality of every row, in training, evaluation and prediction; its encoder is not run."""
     dropout: ModalityDropoutSection = ModalityDropoutSection()
@@ -114,7 +114,7 @@ class FusionModelSection(ModelSection):
     freeze_text: bool = False
     """Shorthand for one stage that trains everything but the text encoder."""
     reset_head: bool = False
-    """With `init_from`: start a new head, because the labels differ from those of the release."""
+    """With `init_from`: start with a new head, because the labels differ from the release's."""
 
     def encoders(self) -> dict[Modality, EncoderSection]:
         return {"image": self.vision, "text": self.text}
@@ -151,8 +151,8 @@ class FusionLossSection(LossSection):
 
 class FusionEvaluationSection(ClassificationEvaluationSection):
     by_modality: bool = True
-    """Also evaluate with the image alone, the text alone, and each image with the text of another row: a shortcut
-    through one modality is seen there. Costs a pass of the layers behind the encoders."""
+    """Also evaluate with the image alone, the text alone, and each image with another row's text, which reveals
+    shortcuts through one modality. Costs one pass through the layers after the encoders."""
 
 
 class FusionRecipe(ClassificationRecipe):

@@ -23,7 +23,7 @@ class ClassifierHeadSection(Section):
     """Dropout, hidden layer, activation, dropout, classifier."""
 
     hidden_dim: PositiveInt | None = 512
-    """Width of the hidden layer; null = the classifier alone, behind the first dropout."""
+    """Width of the hidden layer; null = the classifier alone, after the first dropout."""
     dropout: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.3, 0.15]
     activation: Activation = "relu"
 
@@ -34,7 +34,7 @@ class ImageClassifierModelSection(ModelSection):
     freeze_vision: bool = False
     """Shorthand for one stage that trains the head alone."""
     reset_head: bool = False
-    """With `init_from`: start a new head, because the labels differ from those of the release."""
+    """With `init_from`: start with a new head, because the labels differ from the release's."""
 
     def encoders(self) -> dict[Modality, EncoderSection]:
         return {"image": self.vision}

@@ -27,7 +27,7 @@ _TAKEN = re.compile(r"best|main|releasing-.*|v?\d.*")
 
 
 class CardSection(Section):
-    """What a model card says that no program can know."""
+    """The parts of a model card that only people can write."""
 
     license: str | None = None
     """The Hub's identifier, such as `apache-2.0`; `other` needs `license_name`."""
@@ -36,13 +36,13 @@ class CardSection(Section):
     language: list[Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]] = []
     """ISO 639 codes, such as `en`."""
     datasets: list[str] = []
-    """Hub names of the data sets, where they are on the Hub."""
+    """Hub names of the data sets, if they are on the Hub."""
     tags: list[str] = []
     summary: str | None = None
     """One or two sentences under the title."""
     intended_use: str | None = None
     limits: str | None = None
-    """Where it fails, what it must not be used for, what its data lacks."""
+    """Known failures, misuse, and gaps in the data."""
 
     @model_validator(mode="after")
     def _names_its_license(self) -> CardSection:
@@ -61,13 +61,13 @@ class ReleaseSection(Section):
     push: bool = False
     """Release to the Hub and not to a folder."""
     private: bool = False
-    """A repository that the push creates is private."""
+    """Create the repository as a private one."""
     channel: Annotated[str, Field(pattern=r"^[A-Za-z][\w.-]*$")] | None = None
-    """Branch of the Hub that follows this version; absent: `main`."""
+    """Branch on the Hub that is moved to this version; absent: `main`."""
     best_metric: str | None = None
-    """The tag `best` follows the version that is best by this number of metrics.json, such as `test_f1_macro`."""
+    """The tag `best` is kept at the version that is best by this metric, such as `test_f1_macro`."""
     greater_is_better: bool | None = None
-    """For `best_metric`; absent: known by its name, false for a loss, an error or a rank."""
+    """For `best_metric`; absent: derived from its name, false for a loss, an error or a rank."""
     card: CardSection = CardSection()
 
     @model_validator(mode="after")
@@ -92,7 +92,7 @@ class RecipeBase(Section):
     reads_labels: ClassVar[bool] = True
     """Whether rows have a label; otherwise they have captions."""
     reads_texts: ClassVar[bool] = False
-    """Whether rows have a text, too."""
+    """Whether rows also have a text."""
 
     task: str
     init_from: str | None = None
@@ -100,9 +100,9 @@ class RecipeBase(Section):
     model: ModelSection
     data: DataSectionBase
     training: dict[str, Any] = {}
-    """Any field of `transformers.TrainingArguments`, by its own name; null takes an inherited one away."""
+    """Any field of `transformers.TrainingArguments`, by its own name; null removes an inherited one."""
     optimizer: OptimizerSection | None = None
-    """Absent: `training.optim` and its companions."""
+    """Absent: `training.optim` and related fields."""
     stages: Annotated[list[StageSection], Field(min_length=1)] | None = None
     """Absent = one stage that trains everything for `training.num_train_epochs`."""
     early_stopping: PlateauSection | None = None
@@ -110,9 +110,9 @@ class RecipeBase(Section):
     unfreeze_on_plateau: PlateauSection | None = None
     """Go on to the next stage when the metric stalls; after the last one, end the run."""
     ema: EmaSection | None = None
-    """Absent = the weights themselves are evaluated and saved."""
+    """Absent = the plain weights are evaluated and saved."""
     cache: CacheChoice = "auto"
-    """Keep what frozen encoders make of each sample, so that it is computed once."""
+    """Store the features of frozen encoders, so that each sample is computed once."""
     checkpoints: CheckpointsSection = CheckpointsSection()
     evaluation: EvaluationSection = EvaluationSection()
     tracking: TrackingSection = TrackingSection()
@@ -130,5 +130,5 @@ class RecipeBase(Section):
         return None
 
     def problems(self) -> Iterator[Problem]:
-        """What contradicts each other in recipes of this task alone; `combination_problems` finds the rest."""
+        """Contradictions that only recipes of this task can have; `combination_problems` finds the others."""
         yield from ()

@@ -19,13 +19,13 @@ SplitName = Literal["train", "validation", "test"]
 
 
 class Section(BaseModel):
-    """Base of all sections: exact types, no unknown keys, read-only once validated."""
+    """Base of all sections: strict types, no unknown keys, read-only."""
 
     # Built when it is first validated: of the recipes of four tasks, one is read.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)
 
     def changed(self) -> dict[str, Any]:
-        """The keys whose values are not the defaults, which a resolved recipe names too."""
+        """Keys whose values differ from the defaults; a resolved recipe also names the defaults."""
         fields = type(self).model_fields
         return {name: value for name, value in self if value != fields[name].default}
 
@@ -76,16 +76,16 @@ class CloudSection(Section):
     """How files behind URLs (`gs://`, `s3://`, `hf://`, ...) are fetched, and kept on this machine."""
 
     cache_dir: str | None = None
-    """Folder of the copies, which runs and processes may share; absent: in the cache of `datasets`
+    """Folder of the copies; runs and processes may share it. Absent: in the cache of `datasets`
     (`HF_DATASETS_CACHE`)."""
     max_bytes: PositiveInt = 50_000_000_000
-    """Size of that folder; what was used longest ago is removed first."""
+    """Size limit of that folder; the least recently used files are removed first."""
     connections: PositiveInt = 16
-    """Files that each process, and each of its workers, fetches at once."""
+    """Files that each process, and each worker, fetches at the same time."""
     prefetch: Annotated[int, Field(ge=0)] = 2
-    """Batches that each process, or each of its workers, fetches ahead of the one that it is at."""
+    """Batches that each process, or each worker, fetches ahead."""
     retries: Annotated[int, Field(ge=0)] = 4
-    """How often a failed request is tried again, after 1, 2, 4, ... seconds."""
+    """How often a failed request is retried, after 1, 2, 4, ... seconds."""
 
 
 class EncoderSection(Protocol):
@@ -98,7 +98,7 @@ class EncoderSection(Protocol):
 
     @property
     def pretrained(self) -> bool:
-        """Whether its weights are wanted."""
+        """Whether to load its pretrained weights."""
         ...
 
 
@@ -114,7 +114,7 @@ class ModelSection(Section):
         return []
 
     def unused_encoders(self) -> list[str]:
-        """Selectors of the parameter groups that have nothing to learn from."""
+        """Selectors of the parameter groups that get no input."""
         return []
 
 
@@ -144,7 +144,7 @@ class HiddenLayersSection(Section):
     activation: Activation | list[Activation] = "relu"
     """One for all hidden layers, or one each."""
     dropout: Fraction | list[Fraction] = 0.0
-    """Behind each hidden layer: one for all, or one each."""
+    """After each hidden layer: one for all, or one each."""
 
     @model_validator(mode="after")
     def _has_one_each(self) -> HiddenLayersSection:

@@ -43,23 +43,23 @@ class StageSection(Section):
     """Optimizer steps; give either this or `epochs`."""
     train: str | list[str] = "all"
     """Groups that train: names (`head`), prefixes (`vision`), globs (`vision.stages.*`), `vision:last 30%`,
-    `text:last 2`, `all`; `!NAME` takes away."""
+    `text:last 2`, `all`; `!NAME` excludes."""
     learning_rate: NonNegativeFloat | dict[str, NonNegativeFloat] | None = None
-    """One rate, or one by selector (a later entry wins); absent, or not named: `training.learning_rate`."""
+    """One rate, or one per selector (later entries win); absent, or not named: `training.learning_rate`."""
     layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Factor of the learning rate for each layer further from the output of its encoder."""
+    """Factor on the learning rate for each layer further away from the encoder's output."""
     schedule: ScheduleName | None = None
-    """Shape of the learning rate over the stage; absent: `training.lr_scheduler_type`."""
+    """Schedule of the learning rate over the stage; absent: `training.lr_scheduler_type`."""
     warmup: NonNegativeFloat | dict[str, NonNegativeFloat] | None = None
-    """Steps, or a share of the stage below 1, for all or by selector; absent: `training.warmup_steps`."""
+    """Steps, or below 1 a share of the stage, for all groups or per selector; absent: `training.warmup_steps`."""
     min_lr: NonNegativeFloat | dict[str, NonNegativeFloat] = 0.0
-    """Where the schedule ends, for all or by selector."""
+    """Final learning rate of the schedule, for all groups or per selector."""
     decay_rate: PositiveFloat = 0.1
-    """Schedule `step`: what the rate is multiplied with."""
+    """Schedule `step`: factor applied to the rate."""
     decay_every: PositiveFloat = 1.0
     """Schedule `step`: epochs between two decays."""
     optimizer: OptimizerSection | dict[str, OptimizerSection] | None = None
-    """The stage's own optimizer, for all that it trains or by selector; absent: the run's."""
+    """The stage's own optimizer, for all groups or per selector; absent: the run's."""
     batch_size: PositiveInt | None = None
     """Samples per device and step in this stage; absent: `training.per_device_train_batch_size`."""
     augment: AugmentSection | None = None
@@ -67,11 +67,11 @@ class StageSection(Section):
     label_smoothing: Fraction | None = None
     """Absent: `loss.label_smoothing`."""
     batch_norm: Literal["train", "frozen"] = "train"
-    """`frozen`: batch-norm layers that train keep their statistics; only their weights and biases move."""
+    """`frozen`: batch-norm layers in training keep their statistics; only their weights and biases change."""
     unfreeze_on_plateau: PlateauSection | None = None
     """Go on to the next stage when the metric stalls; absent: the recipe's `unfreeze_on_plateau`."""
     carry_best: str | None = None
-    """A metric of the validation split: the next stage starts from the weights that were best by it in this one."""
+    """A metric of the validation split: the next stage starts from the weights of this stage that were best by it."""
 
     @model_validator(mode="after")
     def _has_one_length(self) -> StageSection:
@@ -89,20 +89,20 @@ class EmaSection(Section):
     """Average the weights while training; evaluation and the saved model use the averages."""
 
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
-    """Share of the average that stays at each optimizer step."""
+    """Share of the old average that is kept at each optimizer step."""
     warmup: bool = True
-    """Begin with a lower decay, (1 + n) / (10 + n) after n steps, so that the first weights are soon forgotten."""
+    """Begin with a lower decay, (1 + n) / (10 + n) after n steps, so that the initial weights are soon forgotten."""
 
 
 class CheckpointsSection(Section):
-    """When a run is saved; `training.save_total_limit` says how many checkpoints are kept, the best one always."""
+    """When checkpoints are saved; `training.save_total_limit` says how many are kept. The best one always is."""
 
     every_epochs: PositiveInt = 1
 
 
 class EvaluationSection(Section):
     splits: list[SplitName] = ["validation", "test"]
-    """Splits to evaluate when training is over; those that the data lacks are left out."""
+    """Splits to evaluate after training; splits that the data lacks are left out."""
 
 
 class TrackingSection(Section):
@@ -121,17 +121,17 @@ class CacheSection(Section):
     """Absent: `$MMHF_FEATURES`, else `mmhf/features` in the cache folder of Hugging Face (`$HF_HOME`). Several runs
     may share it."""
     max_bytes: PositiveInt | None = None
-    """What all features in the folder may take; those that were not used for the longest time go first. Absent: as
-    much as the disk has."""
+    """Limit for all features in the folder; the least recently used are removed first. Absent: as much as the disk
+    has."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """How features are stored; absent: as the encoder gives them, so that nothing is lost."""
     views: PositiveInt | None = None
-    """Random changes to images: each image is changed in this many ways, drawn once, and each epoch sees one of them;
-    absent: flips are cached both ways, and images that change in another way are not."""
+    """With random augmentation: store this many augmented views of each image, drawn once; each epoch sees one.
+    Absent: flips are cached both ways, and images that change in another way are not cached."""
 
 
 CacheChoice = CacheMode | CacheSection
-"""What a recipe may write behind `cache:`, `cache: on` being short for `cache: {mode: on}`."""
+"""Values of `cache:`; `cache: on` is short for `cache: {mode: on}`."""
 
 
 def cache_section(choice: CacheChoice) -> CacheSection:
@@ -157,7 +157,7 @@ _LOWER_IS_BETTER = (
 
 
 def greater_is_better(metric: str) -> bool:
-    """Whether more of a metric is better.
+    """Whether a higher value of a metric is better.
 
     Args:
         metric (`str`): Its name; more may stand before it, behind `_`: `eval_loss`, `test_image_uniformity`.

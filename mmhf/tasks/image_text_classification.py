@@ -152,7 +152,7 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
         return {part for part, share in (("vision", dropout.image), ("text", dropout.text)) if share > 0}
 
     def missing_modalities(self) -> list[str]:
-        """Those that rows may lack once the model is trained, because training meets such rows."""
+        """Modalities that rows may lack in evaluation and prediction, because some training rows lack them."""
         modalities, data = self.recipe.model.modalities, self.recipe.data
         lacking = {
             "image": modalities.mask == "image" or modalities.dropout.image > 0 or data.on_bad_image == "mask",

@@ -122,7 +122,7 @@ def last_complete_checkpoint(run_dir: Path) -> Path | None:
     """The latest checkpoint of a run that was written to its end and is as it was written; None when there is none.
 
     Raises:
-        InputError: All that there are have been damaged since.
+        InputError: All checkpoints are damaged.
     """
     damages = []
     for checkpoint in complete_checkpoints(run_dir):

@@ -11,7 +11,7 @@ from mmhf.features.stage import StageFeatures
 
 
 class ReadsFeatures(Trainer):
-    """The part of a Trainer that gives the data sets which it predicts stored features."""
+    """A Trainer that gives stored features to the data sets that it evaluates."""
 
     features: StageFeatures | None = None
 

@@ -1,4 +1,4 @@
-"""Where a run is, in stage, epoch and samples, so that it goes on there under another batch or number of processes."""
+"""A run's position in stage, epoch and samples, from which it continues with any batch size or number of processes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class RunPosition:
 
 
 def run_conditions(args: TrainingArguments) -> dict[str, str]:
-    """What decides a run's numbers and stands in no recipe: processes, precision, device and versions."""
+    """What a run's results depend on beside its recipe: processes, precision, device and versions."""
     packages = ("torch", "transformers", "accelerate")
     return {
         "processes": str(args.world_size),

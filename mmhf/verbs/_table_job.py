@@ -27,10 +27,10 @@ def job_settings(options: argparse.Namespace) -> JobSettings:
 
 
 def tell(summary: JobSummary, made: str) -> None:
-    """Say what came of a job.
+    """Log the outcome of a job.
 
     Args:
-        summary ([`JobSummary`]): What came of it.
+        summary ([`JobSummary`]): The outcome.
         made (`str`): The same in words: `12 images`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Open a page to try a model on: upload an image, type a text, read the answer and what it rests on."""
+"""Open a page to try out a model: upload an image, type a text, see the answer and what it is based on."""
 
 from __future__ import annotations
 

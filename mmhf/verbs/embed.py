@@ -45,7 +45,7 @@ def _check_kind(options: argparse.Namespace) -> None:
             if vars(options)[name] is not None:
                 raise InputError(f"--{name.replace('_', '-')} belongs to text encoders: add --text")
     elif options.images or options.texts or options.image_root is not None:
-        raise InputError("--text embeds texts alone; leave --images, --texts and --image-root away")
+        raise InputError("--text embeds texts alone; leave out --images, --texts and --image-root")
 
 
 def _rows_of_recipe(options: argparse.Namespace) -> tuple[TableRows, int]:

@@ -1,4 +1,4 @@
-"""Try all learning rates of a stage in one short run, and draw how the loss takes them."""
+"""Try a range of learning rates for a stage in one short run, and plot the loss over them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _with_one_stage(recipe: RecipeBase, name: str | None) -> RecipeBase:
-    """The recipe without the stages that are not tried."""
+    """The recipe with only the stage that is tried."""
     by_name = {stage.name: stage for stage in recipe.stages or []}
     if name is None and not by_name:
         return recipe

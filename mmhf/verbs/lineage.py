@@ -1,4 +1,4 @@
-"""Draw which version of a model was trained from which, with the settings and numbers that changed."""
+"""Show which version of a model was trained from which, with the settings and numbers that changed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _usual_metrics(records: list[VersionRecord]) -> list[str]:
-    """Those that most people ask for first, else the first number of a test split, else any."""
+    """The most common metrics, else the first ones of a test split, else any."""
     numbers = [name for name, value in records[-1].release.metrics.items() if isinstance(value, (int, float))]
     chosen = [name for name in _PREFERRED if name in numbers]
     return chosen or [name for name in numbers if name.startswith("test_")][:2] or numbers[:2]

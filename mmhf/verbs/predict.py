@@ -1,4 +1,4 @@
-"""Predict for every row of a table or folder."""
+"""Predict every row of a table or folder."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _is_on_hub(repo: str) -> bool:
-    """Whether a name means the Hub: ORG/NAME, and neither it nor ORG is a folder here; `releases/` always is one."""
+    """Whether a name means the Hub: ORG/NAME where neither is a folder here; `releases/` always counts as a folder."""
     organisation, _, name = repo.partition("/")
     is_folder = Path(repo).exists() or Path(organisation).is_dir() or organisation in ("", ".", "..", "~", "releases")
     return bool(name) and "/" not in name and not is_folder

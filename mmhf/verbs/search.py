@@ -1,4 +1,4 @@
-"""Search what `mmhf embed` wrote by texts or images, and show what was found."""
+"""Search the output of `mmhf embed` by text or image, and show the results."""
 
 from __future__ import annotations
 

@@ -54,13 +54,13 @@ def run(options: argparse.Namespace) -> None:
     Worker(study, train_trial, options.recipe, overrides, folder, num_trials).run()
     best = write_outcome(study, folder, options.recipe, options.overrides)
     if best is None:
-        raise InputError(f"{folder}: no trial ran to its end; trials.csv says why")
+        raise InputError(f"{folder}: no trial was completed; trials.csv says why")
     logger.info("Best %s: %.4f with %s", space.section.metric, best.value, ", ".join(as_overrides(best.params)))
     logger.info("Recipe: %s", folder / BEST_RECIPE_FILE)
 
 
 def _check(resolved: ResolvedRecipe, space: SweepSpace, recipe: str, overrides: list[str]) -> None:
-    """Find what would let every trial fail, before the first."""
+    """Find what would make every trial fail, before the first one."""
     metric, protocols = space.section.metric, task_of(resolved.recipe).protocols
     if metric not in protocols:
         near = did_you_mean(nearest_names(metric, protocols))

@@ -1,4 +1,4 @@
-"""Train a recipe, evaluate what came out, and release it if the recipe says so."""
+"""Train a recipe, evaluate the model, and release it if the recipe says so."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def _measure_again(options: argparse.Namespace, path: Path) -> dict[str, float]:
 
 
 def _why(path: Path, options: argparse.Namespace, released: dict[str, str]) -> str:
-    """Whether the data is still the same, which explains most differences."""
+    """Whether the data has changed, which explains most differences."""
     recipe = load_recipe(path / RECIPE_FILE, options.overrides).recipe
     splits = options.split or recipe.evaluation.splits
     found = task_of(recipe).load_data(splits=splits, check_images=False).fingerprint()

@@ -18,7 +18,7 @@ _KEYWORDS_PER_TEXT = 4
 
 
 def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, reading: Reading) -> SourceTable:
-    """Read the drawings: pairs with texts, groups, or captions, whatever the task reads.
+    """Read the drawings with texts, groups or captions, as the task requires.
 
     - With texts, each drawing is paired with its own (matched) and with that of another drawing of its group
       (mismatched); each drawing and each text appears exactly once with either label, so that neither alone tells

@@ -341,7 +341,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         self.prompt = torch.tensor(token_ids, dtype=torch.long, device=self.prompt.device)
 
     def refer_to(self, references: dict[str, str]) -> None:
-        """Leave parts out of what is saved, as long as they are as they came from there.
+        """Save references instead of these parts, as long as they are unchanged since they were loaded.
 
         Args:
             references (`dict[str, str]`): `vision`, `language` → `pypi/NAME`, `timm/NAME` or `ORG/NAME@REVISION`.

@@ -79,7 +79,7 @@ class FusionForImageTextClassification(TowerModel):
         self.text: Any = None
         if config.text_table is None:
             self.text = self._tower("text", text, self.text_output)
-        # In a list, so that it is no part of the model.
+        # In a list, so that it is not registered as a part of the model.
         self._table_encoder: list[PreTrainedModel] = []
         self.vision_projection = projection(
             self.vision_output.width,
@@ -337,7 +337,7 @@ def _of_rows(encode: Callable[..., Tensor], present: Tensor | None, rows: Tensor
 
 
 def _features_of_rows(features: Tensor, present: Tensor | None) -> Tensor:
-    """Features as `_of_rows` gives them: zeros in the rows that lack the modality, whatever was there."""
+    """Features as from `_of_rows`: zeros in the rows that lack the modality."""
     if present is None:
         return features
     return features.masked_fill(present.view(-1, *[1] * (features.dim() - 1)) == 0, 0.0)

@@ -1,4 +1,4 @@
-"""Puts recipes/ into the wheel as mmhf/recipes, so that the tree holds one copy of them; see pyproject.toml."""
+"""Puts recipes/ into the wheel as mmhf/recipes, so that the tree holds one copy of them; see setup.cfg."""
 
 from __future__ import annotations
 

@@ -38,12 +38,71 @@ LINEAGE_FILE = "lineage.json"
 """Where training started from and which rows it saw, until the run is released."""
 CHANGES_FILE = "changes.json"
 """What was changed while a run was going on, and the run that it was continued from."""
+TRACKERS_FILE = "trackers.json"
+"""What trackers call the run, so that it is one there however often it is resumed."""
 RELEASE_FILE = "release.json"
 """What makes a folder a release."""
 
 _TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{16}\.partial")
 _DAY = 86_400.0
 _tidied: set[Path] = set()
+
+
+_REFERENCE = re.compile(r"\$\{([^{}]*)\}")
+_VARIABLE = re.compile(r"(?:oc\.env:)?([A-Za-z_]\w*)(?:,(.*))?", re.DOTALL)
+_SHELL_VARIABLE = re.compile(r"\$([A-Za-z_]\w*)")
+_SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+
+
+def expand_path(text: str) -> str:
+    """A path, or any other value, with what it takes from the environment put in.
+
+    `~` and `~NAME` at the start are home folders; `$NAME` in what looks like a path, and `${NAME}`, `${oc.env:NAME}`
+    or `${oc.env:NAME,DEFAULT}` anywhere, are environment variables.
+
+    Args:
+        text (`str`): As it was written.
+
+    Raises:
+        InputError: There is no such variable or home folder, the variable holds a secret, `${...}` means something
+            else, or `~` stands where nothing expands it, so that it would become the name of a folder.
+    """
+    expanded = _REFERENCE.sub(_referenced, text)
+    if "${" in expanded:
+        raise InputError("`${` begins the name of an environment variable, as in ${NAME}")
+    if expanded.startswith("$") or ("/" in expanded and not re.search(r"\s\$", expanded)):
+        expanded = _SHELL_VARIABLE.sub(lambda found: _environment_variable(found[1], None), expanded)
+    if expanded.startswith("~"):
+        expanded = _at_home(expanded)
+    if "~" in expanded.replace("\\", "/").split("/"):
+        raise InputError("`~` means the home folder only where a path begins; write the path out")
+    return expanded
+
+
+def _referenced(found: re.Match[str]) -> str:
+    variable = _VARIABLE.fullmatch(found[1])
+    if variable is None:
+        raise InputError(f"{found[0]}: only environment variables can be put in, as ${{NAME}} or ${{oc.env:NAME}}")
+    return _environment_variable(variable[1], variable[2])
+
+
+def _environment_variable(name: str, default: str | None) -> str:
+    if _SECRET_NAME.search(name):
+        raise InputError(f"${name} sounds like a secret, and recipes are kept and released; leave it to the libraries")
+    value = os.environ.get(name, default)
+    if value is None:
+        raise InputError(f"there is no environment variable {name}")
+    return value
+
+
+def _at_home(text: str) -> str:
+    home, slash, rest = text.partition("/")
+    if slash == "" and home != "~":
+        return text  # a word that begins so, such as ~5; a folder of that name is nobody's home
+    try:
+        return f"{Path(home).expanduser()}{slash}{rest}"
+    except RuntimeError as error:
+        raise InputError(f"{home}: there is no such user's home folder") from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from mmhf.errors import InputError
-from mmhf.files import read_json_object, whole_file, whole_folder, write_csv, write_json, write_text
+from mmhf.files import expand_path, read_json_object, whole_file, whole_folder, write_csv, write_json, write_text
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -121,3 +122,44 @@ def test_what_is_no_json_leaves_no_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"x": object()})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("written", "expanded"),
+    [
+        ("~/x", "/home/me/x"),
+        ("$HOME/x", "/home/me/x"),
+        ("$SCRATCH", "/scratch"),
+        ("/data/$USER_NAME/run-$USER_NAME", "/data/me/run-me"),
+        ("${SCRATCH}/x", "/scratch/x"),
+        ("${oc.env:SCRATCH}/x", "/scratch/x"),
+        ("${oc.env:ABSENT,/tmp}/x", "/tmp/x"),
+        ("a word of ${USER_NAME}", "a word of me"),
+        ("sqlite:///$SCRATCH/m.db", "sqlite:////scratch/m.db"),
+        *((same, same) for same in ("data/x", "s3://b/{0..9}.tar", "$5 a piece", "tea in $USD/EUR", "a~b/c", "^/x$")),
+    ],
+)
+def test_home_folders_and_environment_variables_are_put_in(written, expanded, monkeypatch):
+    for name, value in {"HOME": "/home/me", "SCRATCH": "/scratch", "USER_NAME": "me"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("ABSENT", raising=False)
+    assert expand_path(written) == expanded
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("${ABSENT}/x", "no environment variable ABSENT"),
+        ("$ABSENT/x", "no environment variable ABSENT"),
+        ("${data.path}", "only environment variables"),
+        ("${X", "begins the name"),
+        ("~nobody-of-this-name/x", "no such user"),
+        ("data/~/x", "only where a path begins"),
+        ("sqlite:///~/m.db", "only where a path begins"),
+        ("${HF_TOKEN}", "sounds like a secret"),
+    ],
+)
+def test_what_cannot_be_put_in_is_refused(written, message, monkeypatch):
+    monkeypatch.delenv("ABSENT", raising=False)
+    with pytest.raises(InputError, match=re.escape(message)):
+        expand_path(written)

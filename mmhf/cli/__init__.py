@@ -10,13 +10,15 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import mmhf
 from mmhf._version import __version__
 from mmhf.cli._checks import check_before_imports
 from mmhf.cpu import prepare_cpu
 from mmhf.errors import InputError, NothingMadeError
+from mmhf.files import expand_path
 
 _VERBS = {
     "init": "look at data and write a recipe for it, or copy one that comes with mmhf",
@@ -52,6 +54,8 @@ _MEANT = {
 _COMPUTING = {"train", "evaluate", "predict", "embed", "demo", "verify", "cache", "find-lr", "sweep"}
 """Verbs that run a model."""
 _BROKEN_PIPE = 141
+_NO_PATHS = ("text", "prefix", "overrides")
+"""Arguments that are sentences, or whose values a recipe puts in."""
 _FROM_WORKER = re.compile(r"Caught \w+ in (DataLoader worker|pin memory thread)")
 
 
@@ -121,12 +125,31 @@ def _run_verb(verb: str, arguments: Sequence[str]) -> None:
     )
     module.add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
+    for name, value in vars(options).items():
+        if name not in _NO_PATHS:
+            setattr(options, name, _expanded(name, value))
     check_before_imports(verb, options)
     if verb in _COMPUTING:
         prepare_cpu()
     # `init` also answers without looking at data, and then without the libraries that it looks with.
     runner = module if verb == "init" else importlib.import_module(f"mmhf.verbs.{verb.replace('-', '_')}")
     runner.run(options)
+
+
+def _expanded(name: str, value: Any) -> Any:
+    """An argument with the home folder and environment variables in it put in: shells do so only where a word begins.
+
+    Raises:
+        InputError: They cannot be put in.
+    """
+    if isinstance(value, list):
+        return [_expanded(name, each) for each in value]
+    if not isinstance(value, str | Path):
+        return value
+    try:
+        return type(value)(expand_path(str(value)))
+    except InputError as error:
+        raise InputError(f"{name.replace('_', '-')}: {error}; got {str(value)!r}") from error
 
 
 def _refuse(message: str, code: int = 2) -> int:

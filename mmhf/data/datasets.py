@@ -156,6 +156,19 @@ class RowDataset(Dataset[Row]):
                 row.update(stored.stand_in(place))
         return rows
 
+    def ids(self, indices: NDArray[np.int64]) -> list[str]:
+        """What messages call some samples: the id of their row, or its number where it has none."""
+        keys = np.stack([indices, np.zeros_like(indices), np.zeros_like(indices)], axis=1)
+        places = self.places("image", keys)
+        if "id" not in self.table.column_names:
+            return [str(place) for place in places.tolist()]
+        return [str(each) for each in self.table.select_columns(["id"])[places.tolist()]["id"]]
+
+    @property
+    def order(self) -> EpochSampler | None:
+        """The order of samples; None before training."""
+        return self._sampler
+
     def epoch_sampler(self, seed: int = 0) -> EpochSampler:
         """Make the sampler of this data set, which `set_epoch` then reaches.
 

@@ -173,6 +173,8 @@ def _draw_metrics(axes: Axes, log_history: Sequence[Mapping[str, Any]], metrics:
     """The curves of one panel, each with its best value in the legend; a dot marks it."""
     kind = metrics[0].split("@")[0]
     axes.set_title(f"{METRIC_TITLES.get(kind, kind)} (validation)", loc="left", parse_math=False)
+    if len(metrics) == 1 and _draw(axes, series(log_history, kind), color=_TRAIN, label="training"):
+        axes.set_title(METRIC_TITLES.get(kind, kind), loc="left", parse_math=False)
     for position, metric in enumerate(metrics):
         curve, color = series(log_history, f"eval_{metric}"), _RATES[position]
         if not np.isfinite(curve.values).any():

@@ -33,6 +33,7 @@ from mmhf.features.fill import Filler, Lacking, Source, find_lacking
 from mmhf.features.keys import part_state, store_name
 from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.features.store import FeatureLayout, FeatureStore, make_room
+from mmhf.files import expand_path
 from mmhf.parallel import first_error, gather, rank, world_size
 from mmhf.recipe.training_sections import CacheSection
 
@@ -48,7 +49,7 @@ Measure = Callable[[FeaturePart], PartMeasure | None]
 def features_folder(section: CacheSection) -> Path:
     """Where stores are kept: `cache.folder`, `$MMHF_FEATURES`, or a folder beside Hugging Face's own caches."""
     given = section.folder or os.environ.get("MMHF_FEATURES")
-    return Path(given).expanduser() if given else Path(HF_HOME) / "mmhf" / "features"
+    return Path(expand_path(given)) if given else Path(HF_HOME) / "mmhf" / "features"
 
 
 @dataclass

@@ -15,9 +15,10 @@ from mmhf.hub.hub_errors import named_hub_errors
 from mmhf.hub.hub_repo import HubRepo, download_file
 from mmhf.hub.manifest import Release, ReleaseReference, Version, read_release
 from mmhf.hub.releases import list_versions, resolve_model
+from mmhf.recipe.history import HISTORY
 
-# Where a run was put and what it was called are no settings of the model.
-_NOT_SETTINGS = ("release", "init_from", "training.output_dir", "tracking")
+# Where a run was put, what it was called and what was changed on the way are no settings of the model.
+_NOT_SETTINGS = ("release", "init_from", "training.output_dir", "tracking", HISTORY)
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmhf._version import __version__
 from mmhf.errors import InputError
-from mmhf.files import LINEAGE_FILE, RECIPE_FILE, RELEASE_FILE, TRAINER_STATE_FILE
+from mmhf.files import LINEAGE_FILE, RECIPE_FILE, RELEASE_FILE, TRACKERS_FILE, TRAINER_STATE_FILE
 from mmhf.recipe.schema import CardSection
 
 # A release remembers its lineage in its own file.
-_NEVER_RELEASED = {RELEASE_FILE, TRAINER_STATE_FILE, LINEAGE_FILE}
+_NEVER_RELEASED = {RELEASE_FILE, TRAINER_STATE_FILE, LINEAGE_FILE, TRACKERS_FILE}
 _RELEASED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", RECIPE_FILE)
 _HASH_CHUNK_BYTES = 1 << 20
 _VERSION = re.compile(r"v?(?P<numbers>\d+(?:\.\d+)*)(?P<suffix>(?:[-_.][0-9A-Za-z]+)*)")

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mmhf.hub.manifest import ReleaseNotes
 from mmhf.models.family import family_of_task
+from mmhf.recipe.history import history_lines
 
 CURVE_FILE = "training_curves.png"
 _HUB_BACKBONE_DEPTH = 1
@@ -186,10 +187,7 @@ def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
     stages = facts.recipe.get("stages") or []
     if stages:
         lines.append(f"- Stages: {', '.join(str(stage.get('name')) for stage in stages)}.")
-    for entry in notes.extra.get("changes", ()):
-        if "continued_from" in entry:
-            lines.append(f"- Continued after step {entry['step']} from `{entry['continued_from']}`.")
-        lines += [f"- Changed after step {entry['step']}: `{change}`." for change in entry["changes"]]
+    lines += [f"- Changed on the way: `{line}`." for line in history_lines(notes.extra.get("changes", ()))]
     if facts.environment:
         versions = ", ".join(f"{name} {facts.environment[name]}" for name in ("torch", "transformers", "timm"))
         lines.append(f"- Made with {versions}.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from mmhf.errors import InputError, UnreachableError
-from mmhf.files import CONFIG_FILE, RELEASE_FILE
+from mmhf.files import CONFIG_FILE, RELEASE_FILE, expand_path
 from mmhf.hub.assembling import assemble, check_run
 from mmhf.hub.hub_repo import download_model
 from mmhf.hub.manifest import (
@@ -133,7 +133,7 @@ def resolve_model(reference: str | Path, *, verify: bool = True, only: Sequence[
     Raises:
         InputError: Nothing is there, the version does not exist, or the release is damaged (the file is named).
     """
-    text = str(reference).rstrip("/") or "/"
+    text = expand_path(str(reference)).rstrip("/") or "/"
     if Path(text).is_dir():
         return _from_folder(text, verify=verify)
     repo, _, revision = text.rpartition("@")
@@ -216,7 +216,7 @@ def _from_hub(text: str, only: Sequence[str] | None, *, verify: bool) -> Resolve
 
 
 def _nearest_sibling(repo: str) -> str:
-    parent = Path(repo).expanduser().parent
+    parent = Path(repo).parent
     names = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
     nearest = difflib.get_close_matches(Path(repo).name, names, n=1)
     return f"; did you mean {parent / nearest[0]}?" if nearest else ""

@@ -109,6 +109,9 @@ def _training_problems(training: dict[str, Any]) -> Iterator[Problem]:
     if training.get("dataloader_prefetch_factor") is not None and not training.get("dataloader_num_workers"):
         what = "only workers prefetch, set `dataloader_num_workers`"
         yield Problem(("training", "dataloader_prefetch_factor"), what, shown(training["dataloader_prefetch_factor"]))
+    if training.get("dataloader_persistent_workers") and not training.get("dataloader_num_workers"):
+        what = "there are no workers to keep, set `dataloader_num_workers`"
+        yield Problem(("training", "dataloader_persistent_workers"), what, "true")
     if training.get("load_best_model_at_end"):
         yield from _best_model_problems(training)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmhf.errors import InputError
+from mmhf.files import expand_path
 from mmhf.recipe.by_task import RECIPE_BY_TASK
 from mmhf.recipe.combinations import combination_problems
 from mmhf.recipe.node import KeyPath, Node, Origin, Problem, as_input_error, dotted, merge, shown
@@ -62,7 +63,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> ResolvedReci
             key, value and the nearest valid name.
     """
     parsed = [parse_override(override) for override in overrides]
-    path = find_recipe(path)
+    path = find_recipe(expand_path(str(path)))
     tree = _overridden(read_recipe(path, _root_of), parsed)
     return _resolve(tree, name=Path(path).stem, path=Path(path))
 
@@ -93,7 +94,7 @@ def recipe_values(recipe: str | Path | Mapping[str, Any], overrides: Sequence[st
     if isinstance(recipe, Mapping):
         written = _extended(_node(dict(recipe), Origin("recipe")), "recipe", (), _root_of)
     else:
-        written = read_recipe(find_recipe(recipe), _root_of)
+        written = read_recipe(find_recipe(expand_path(str(recipe))), _root_of)
     values: dict[str, Any] = _overridden(written, parsed).plain()
     return values
 
@@ -105,13 +106,14 @@ def _overridden(written: Node, overrides: Sequence[Override]) -> Node:
 
 
 def _resolve(tree: Node, *, name: str, path: Path | None) -> ResolvedRecipe:
-    tree = without_unset_fields(tree)
+    tree, unexpanded = _expanded(without_unset_fields(tree), ())
     values = tree.plain()
     recipe_class = _root_of(values)
     if recipe_class is None:
         raise as_input_error(tag_problems(functools.reduce(operator.or_, RECIPE_BY_TASK.values()), (), values), tree)
     elsewhere = [*((name, f"training.{name}") for name in training_fields()), *key_paths(recipe_class)]
     recipe, problems = check_section(recipe_class, values, elsewhere)
+    problems = unexpanded or problems
     if isinstance(values.get("training"), dict):
         problems += training_problems(values["training"], elsewhere)
     if recipe is not None and not problems:
@@ -120,6 +122,29 @@ def _resolve(tree: Node, *, name: str, path: Path | None) -> ResolvedRecipe:
         raise as_input_error(problems, tree)
     provenance = {dotted(leaf): _provenance(tree, leaf) for leaf, _ in _leaves(recipe.model_dump(), ())}
     return ResolvedRecipe(recipe, name, path, provenance)
+
+
+_NO_PATHS = (("release", "card"), ("data", "missing"), ("data", "filters"))
+"""Sentences, and what stands in tables."""
+
+
+def _expanded(node: Node, path: KeyPath) -> tuple[Node, list[Problem]]:
+    """A recipe with home folders and environment variables put into its texts, and what cannot be put in."""
+    problems: list[Problem] = []
+    value = node.value
+    if isinstance(value, dict | list) and path not in _NO_PATHS:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        children = {}
+        for key, child in items:
+            children[key], more = _expanded(child, (*path, key))
+            problems += more
+        value = children if isinstance(value, dict) else list(children.values())
+    elif isinstance(value, str):
+        try:
+            value = expand_path(value)
+        except InputError as error:
+            problems.append(Problem(path, str(error), shown(value)))
+    return Node(value, node.origin), problems
 
 
 def _root_of(values: Any) -> type[RecipeBase] | None:
@@ -233,8 +258,12 @@ def _read_base(path: str, extends: Node, chain: tuple[str, ...], root_of: Callab
     place = f"{extends.origin.place}: extends"
     if not isinstance(extends.value, str) or not extends.value:
         raise InputError(f"{place}: must be the path of a recipe; got {shown(extends.plain())}")
-    base = os.path.normpath(os.path.join(os.path.dirname(path), extends.value))
-    base = base if os.path.isfile(base) else find_recipe(extends.value) if is_shipped(extends.value) else base
+    try:
+        named = expand_path(extends.value)
+    except InputError as error:
+        raise InputError(f"{place}: {error}; got {shown(extends.value)}") from error
+    base = os.path.normpath(os.path.join(os.path.dirname(path), named))
+    base = base if os.path.isfile(base) else find_recipe(named) if is_shipped(named) else base
     if os.path.realpath(base) in [os.path.realpath(link) for link in chain]:
         raise InputError(f"{place}: recipes extend each other in a circle: {' -> '.join((*chain, base))}")
     if not os.path.isfile(base):

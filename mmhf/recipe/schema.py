@@ -16,6 +16,7 @@ from mmhf.recipe.training_sections import (
     CheckpointsSection,
     EmaSection,
     EvaluationSection,
+    HistorySection,
     OptimizerSection,
     PlateauSection,
     StageSection,
@@ -117,6 +118,9 @@ class RecipeBase(Section):
     evaluation: EvaluationSection = EvaluationSection()
     tracking: TrackingSection = TrackingSection()
     release: ReleaseSection | None = None
+    history: list[HistorySection] = []
+    """Of a run that was changed on the way: its parts are trained again as they were. `history=[]` trains all of it as
+    the rest of the recipe says."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:

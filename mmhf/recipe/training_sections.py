@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -100,6 +100,17 @@ class CheckpointsSection(Section):
     every_epochs: PositiveInt = 1
 
 
+class HistorySection(Section):
+    """What a run's recipe was before it was changed on the way; `mmhf train` writes it into `recipe.yaml`."""
+
+    until_step: PositiveInt
+    """Optimizer steps, from the run's start, that were done when it was changed."""
+    changes: list[str] = []
+    """What was changed, as `key: old → new`: also what no recipe says, such as the number of processes."""
+    sections: dict[str, Any]
+    """The sections that were otherwise before, whole; the others were as they are."""
+
+
 class EvaluationSection(Section):
     splits: list[SplitName] = ["validation", "test"]
     """Splits to evaluate after training; splits that the data lacks are left out."""
@@ -109,6 +120,8 @@ class TrackingSection(Section):
     """Settings of trackers that TrainingArguments has no field for; `training.report_to` chooses the trackers."""
 
     mlflow_uri: str = "sqlite:///mlflow.db"
+    log_model: list[Literal["mlflow", "wandb"]] = ["mlflow"]
+    """Trackers that get the trained model as an artifact; in MLflow, `mlflow.pyfunc.load_model` predicts with it."""
 
 
 CacheMode = Literal["auto", "on", "off"]

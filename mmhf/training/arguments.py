@@ -45,7 +45,54 @@ def training_arguments(recipe: RecipeBase, output_dir: str, *, has_validation: b
     except ValueError as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
     args.gradient_accumulation_steps = accumulation_steps(recipe, args)
+    _refuse_fp16_on_cpu(args)
     return args
+
+
+def _refuse_fp16_on_cpu(args: TrainingArguments) -> None:
+    is_fp16 = args.fp16 or str(args.mixed_precision) == "fp16"
+    if is_fp16 and args.device.type == "cpu":
+        raise InputError(
+            "training.fp16: a CPU does not train in fp16, it would compute in full precision and say nothing; remove "
+            "it, or choose training.bf16, here or in the configuration of accelerate launch"
+        )
+
+
+def check_batches(recipe: RecipeBase, args: TrainingArguments, num_rows: int | None) -> None:
+    """Refuse batches that the data cannot fill even once.
+
+    Args:
+        recipe (`RecipeBase`): The validated recipe.
+        args (`TrainingArguments`): Batch size, accumulation and processes.
+        num_rows (`int`, *optional*): Samples of an epoch; None for a stream of unknown length.
+
+    Raises:
+        InputError: A step has more samples than there are.
+    """
+    for index, stage in enumerate(recipe_stages(recipe, args)):
+        size = stage.batch_size or args.per_device_train_batch_size
+        accumulation = accumulation_steps(recipe, args, stage.batch_size)
+        samples = size * accumulation * args.world_size
+        if num_rows is not None and samples > num_rows:
+            key = f"stages.{index}.batch_size" if stage.batch_size else "training.per_device_train_batch_size"
+            if accumulation > 1:
+                is_exact = recipe.pairs_per_step() is not None
+                key = "contrastive.batch_size" if is_exact else "training.gradient_accumulation_steps"
+            factors = f"{accumulation} × " if accumulation > 1 else ""
+            processes = f" × {args.world_size} processes" if args.world_size > 1 else ""
+            fits = "a smaller value" if accumulation > 1 else max(num_rows // args.world_size // 4, 1)
+            raise InputError(
+                f"{key}: {factors}{size}{processes} is more than the {num_rows} training rows; set it to {fits}"
+            )
+
+
+def stages_with_one_row(recipe: RecipeBase, args: TrainingArguments, num_rows: int | None) -> list[str]:
+    """Names of the stages some batch of which is a single row; several processes fill their last batches up."""
+    if num_rows is None or args.world_size > 1:
+        return []
+    sizes = {stage.name: stage.batch_size or args.per_device_train_batch_size for stage in recipe_stages(recipe, args)}
+    is_left = not args.dataloader_drop_last
+    return [name for name, size in sizes.items() if size == 1 or (is_left and num_rows % size == 1)]
 
 
 def _needs_evaluations(recipe: RecipeBase) -> str | None:

@@ -32,6 +32,11 @@ def checkpoint_path(run_dir: Path, global_step: int) -> Path:
     return run_dir / f"checkpoint-{global_step}"
 
 
+def step_of(checkpoint: Path) -> int:
+    """Optimizer steps that were done when a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def mark_complete(checkpoint: Path) -> None:
     """Say that every file of a checkpoint has been written, by every process, with the size and hash of each."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != _MARKER)

@@ -158,7 +158,9 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         assert step is not None
         options = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
         self.accelerator.backward(step.surrogate(output, number), **options)
-        return step.loss if number == 0 else torch.zeros_like(step.loss)
+        loss = step.loss if number == 0 else torch.zeros_like(step.loss)
+        self._watch.add(loss)
+        return loss
 
     def _begin_step(self, model: nn.Module) -> DualEncoderOutput:
         """Contrast all pairs of the step; gives the first micro-batch's output, with its graph."""

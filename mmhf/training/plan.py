@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
+from mmhf.errors import InputError
 from mmhf.training.stages import PlannedStage, StagePlan
 from mmhf.training.weights import apply_freezing
 
@@ -118,6 +119,42 @@ def _estimate_memory(
         gradients=trained_bytes,
         optimizer=trained_bytes * state_values_per_parameter,
         activations=_saved_activation_bytes(model, example_inputs),
+    )
+
+
+ONE_ROW = "Expected more than 1 value per channel"
+"""How torch says that batch norm cannot normalise one value by itself."""
+
+
+def check_batches_of_one(plan: StagePlan, example_inputs: Mapping[str, torch.Tensor], stages: Collection[str]) -> None:
+    """Refuse a plan over a model on the meta device, some stage of which cannot train on a single row.
+
+    Args:
+        plan (`StagePlan`): As `describe_stages` takes it.
+        example_inputs (`Mapping[str, torch.Tensor]`): A micro-batch of one row, with labels.
+        stages (`Collection[str]`): Names of those that have such a batch.
+
+    Raises:
+        InputError: Batch norm would have one value to normalise.
+    """
+    for stage in plan.stages:
+        if stage.name not in stages:
+            continue
+        apply_freezing(plan.model, plan.partition, stage.curves, hold_batch_norm=stage.section.batch_norm == "frozen")
+        try:
+            _saved_activation_bytes(plan.model, example_inputs)
+        except ValueError as error:
+            if ONE_ROW not in str(error):
+                raise
+            raise InputError(one_row_refusal(stage.name)) from error
+
+
+def one_row_refusal(stage: str) -> str:
+    """Why a stage cannot train on a batch of one row, and the ways out."""
+    return (
+        f"stage {stage}: batch norm cannot train on one row, which is all that is left for a batch; choose another "
+        "training.per_device_train_batch_size or data.limit, set training.dataloader_drop_last: true to leave the row "
+        "out, or batch_norm: frozen in the stage"
     )
 
 

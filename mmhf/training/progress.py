@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -117,7 +118,9 @@ class StageProgressBar(ProgressCallback):
         rates = _rates_text(self.describe_rates(state.global_step - 1))
         speed = self.speed.per_second() * _samples_per_step(args)
         left = self.speed.left(state.global_step)
-        self.training_bar.set_postfix_str(f"{left}, loss {logs['loss']:.4f}, lr {rates}, {speed:.0f} samples/s")
+        self.training_bar.set_postfix_str(
+            f"{left}, loss {logs['loss']:.4f}, lr {rates}, {speed:.0f} samples/s{_device_memory(args)}"
+        )
 
     def on_prediction_step(
         self,
@@ -173,13 +176,14 @@ class StageLogLines(TrainerCallback):
         if not state.is_world_process_zero or not logs or "loss" not in logs:
             return
         logger.info(
-            "%s: step %d of %d, loss %.4f, lr %s, %.0f samples/s, %s",
+            "%s: step %d of %d, loss %.4f, lr %s, %.0f samples/s%s, %s",
             stage_label(self.stages),
             state.global_step,
             self.stages.plan.last_step,
             logs["loss"],
             _rates_text(self.describe_rates(state.global_step - 1)),
             self.speed.per_second() * _samples_per_step(args),
+            _device_memory(args),
             self.speed.left(state.global_step),
         )
 
@@ -221,6 +225,13 @@ def _span(lowest: float, highest: float) -> str:
 def _samples_per_step(args: TrainingArguments) -> int:
     samples: int = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     return samples
+
+
+def _device_memory(args: TrainingArguments) -> str:
+    """The most that tensors have taken on the GPU at once; nothing without one."""
+    if args.device.type != "cuda":
+        return ""
+    return f", {torch.cuda.max_memory_allocated(args.device) / 2**30:.1f} GiB"
 
 
 def _evaluation_line(state: TrainerState, metrics: Mapping[str, float]) -> str:

@@ -24,25 +24,14 @@ from mmhf.files import (
     write_text,
 )
 from mmhf.recipe import ResolvedRecipe, load_recipe
-from mmhf.training.checkpoints import complete_checkpoints, find_damage, last_complete_checkpoint
+from mmhf.recipe.history import changed_sections, recipe_changes, with_history
+from mmhf.training.checkpoints import complete_checkpoints, find_damage, last_complete_checkpoint, step_of
 from mmhf.training.position import condition_changes
 
 logger = logging.getLogger(__name__)
 
 OUTPUT_ROOT = Path("outputs")
 _LOCK_FILE = ".lock"
-
-# Where a run lies and whom it reports to does not change what it computes.
-_FREE_TO_CHANGE = (
-    "training.output_dir",
-    "training.resume_from_checkpoint",
-    "training.report_to",
-    "training.run_name",
-    "training.disable_tqdm",
-    "tracking.",
-    "cache.folder",
-    "cache.max_bytes",
-)
 
 
 @dataclass(frozen=True)
@@ -81,45 +70,35 @@ class RunFolder:
                 for name in (BAD_EXAMPLES_LOG, CHANGES_FILE):
                     (self.path / name).unlink(missing_ok=True)
             else:
-                self._note_changes(self.checkpoint)
+                self._note_changes(self.checkpoint, resolved)
                 (self.path / METRICS_FILE).unlink(missing_ok=True)  # of a finished run that is trained longer
-            note = "".join(f"# changed on the way: {change}\n" for change in changes_of(self.path))
-            write_text(self.path / RECIPE_FILE, note + resolved.to_yaml())
+            write_text(self.path / RECIPE_FILE, with_history(resolved, run_history(self.path)))
             yield
 
-    def _note_changes(self, checkpoint: Path) -> None:
+    def _note_changes(self, checkpoint: Path, resolved: ResolvedRecipe) -> None:
         """Write into the run's history what is otherwise from now on, and whose checkpoint this is."""
-        is_foreign = checkpoint.parent.resolve() != self.path.resolve()
-        if not self.changes and not is_foreign:
-            return
-        history = run_history(self.path)
-        if is_foreign:
-            history = run_history(checkpoint.parent)
-        entry: dict[str, object] = {
-            "step": int(checkpoint.name.rpartition("-")[2]),
-            "changes": list(self.changes),
-            "recipe_before": (checkpoint.parent / RECIPE_FILE).read_text(encoding="utf-8"),
-        }
-        if is_foreign:
-            entry["continued_from"] = str(checkpoint)
-        if entry not in history:
-            write_json(self.path / CHANGES_FILE, {"history": [*history, entry]})
+        run, step = checkpoint.parent, step_of(checkpoint)
+        is_foreign = run.resolve() != self.path.resolve()
+        # Steps that a damaged checkpoint lost were not trained as they are again.
+        history = [{**entry, "step": min(entry["step"], step)} for entry in run_history(run)]
+        if self.changes or is_foreign:
+            sections = changed_sections(load_recipe(run / RECIPE_FILE), resolved)
+            entry: dict[str, Any] = {"step": step, "changes": list(self.changes), "sections": sections}
+            entry = {**entry, "continued_from": str(checkpoint)} if is_foreign else entry
+            history += [] if entry in history else [entry]
+        if history:
+            write_json(self.path / CHANGES_FILE, {"history": history})
+
+
+def steps_done(run_dir: Path) -> int:
+    """Optimizer steps of the latest checkpoint of a run; 0 without one."""
+    return max(map(step_of, complete_checkpoints(run_dir)), default=0)
 
 
 def run_history(run_dir: Path) -> list[dict[str, Any]]:
-    """What was changed in a run on the way: steps done, changes, the recipe before; empty where nothing was."""
+    """What was changed in a run on the way: steps done, changes, sections of the recipe as they were before."""
     path = run_dir / CHANGES_FILE
     return list(read_json_object(path)["history"]) if path.is_file() else []
-
-
-def changes_of(run_dir: Path) -> list[str]:
-    """The same in words, one a change."""
-    lines = []
-    for entry in run_history(run_dir):
-        if "continued_from" in entry:
-            lines.append(f"after step {entry['step']}, continued from {entry['continued_from']}")
-        lines += [f"after step {entry['step']}, {change}" for change in entry["changes"]]
-    return lines
 
 
 def choose_run_dir(resolved: ResolvedRecipe, *, resume: bool) -> Path:
@@ -182,7 +161,7 @@ def find_run_folder(
             raise InputError(f"{path} holds files but no run; choose another training.output_dir")
         return _named_checkpoint(path, resolved, conditions or {}, allow_changes)
     old = load_recipe(path / RECIPE_FILE)
-    changes = recipe_changes(old, resolved, free=_FREE_TO_CHANGE)
+    changes = recipe_changes(old, resolved)
     is_longer = _is_longer(old, resolved)
     if (path / METRICS_FILE).exists() and not is_longer:
         if changes or resolved.recipe.release is None:
@@ -207,7 +186,7 @@ def find_run_folder(
 def _is_longer(old: ResolvedRecipe, new: ResolvedRecipe) -> bool:
     """Whether all that a recipe changes is that its last stage becomes longer."""
     before, after = old.leaves(), new.leaves()
-    changed = {key.partition(":")[0] for key in recipe_changes(old, new, free=_FREE_TO_CHANGE)}
+    changed = {key.partition(":")[0] for key in recipe_changes(old, new)}
     last = f"stages.{len(new.recipe.stages or []) - 1}"
     lengths = {f"{last}.epochs", f"{last}.steps", "training.num_train_epochs", "training.max_steps"}
     unsaid = {"training.num_train_epochs": 3}  # TrainingArguments' own default
@@ -242,7 +221,7 @@ def _named_checkpoint(
                 f"{key}: stage {stage.name!r} has carry_best, whose weights are kept in {run}; resume there"
             )
     old = load_recipe(run / RECIPE_FILE)
-    changes, others = recipe_changes(old, resolved, free=_FREE_TO_CHANGE), condition_changes(checkpoint, conditions)
+    changes, others = recipe_changes(old, resolved), condition_changes(checkpoint, conditions)
     _refuse_changes(run, [*([] if _is_longer(old, resolved) else changes), *others], allow_changes)
     return RunFolder(path, checkpoint, changes=(*changes, *others))
 
@@ -255,13 +234,3 @@ def _refuse_changes(run: Path, changes: Sequence[str], allow_changes: bool) -> N
         )
     for change in changes:
         logger.warning("The recipe changed since the run began: %s", change)
-
-
-def recipe_changes(old: ResolvedRecipe, new: ResolvedRecipe, *, free: Sequence[str] = ()) -> list[str]:
-    """The settings in which two recipes differ, as `key: old → new`; `free` are beginnings of keys to pass over."""
-    before, after = old.leaves(), new.leaves()
-    return [
-        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(tuple(free))
-    ]

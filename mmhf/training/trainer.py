@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from transformers import (
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_checkpoints
 
+from mmhf.conventions import IGNORED_LABEL
 from mmhf.cpu import keep_freed_memory
 from mmhf.data.datasets import RowDataset
 from mmhf.data.streams.captions import CaptionStream
@@ -42,12 +44,18 @@ from mmhf.training.checkpoints import (
     saved_under_own_names,
 )
 from mmhf.training.ema import AverageWeights, WeightAverage
+from mmhf.training.loss_watch import LossWatch, StepSamples
 from mmhf.training.notebook import NotebookProgress, is_notebook
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
+from mmhf.training.plan import ONE_ROW, one_row_refusal
 from mmhf.training.position import RunPosition, run_conditions
 from mmhf.training.progress import StageLogLines, StageProgressBar
 from mmhf.training.stages import StagePlan, StagePosition
 from mmhf.training.weights import is_sharded, share_buffers
+
+logger = logging.getLogger(__name__)
+
+_SHOWN_IDS = 8
 
 
 class PrivateHook(NamedTuple):
@@ -126,6 +134,8 @@ class MMTrainer(Trainer):
         self.plan = plan
         self.features = features
         self._recipe = recipe
+        self._watch = LossWatch()
+        self._answers = torch.zeros(2, dtype=torch.long)
         self._eval_collator = eval_collator
         self._average = WeightAverage(plan, recipe.ema if recipe else None)
         self._trained: list[torch.nn.Parameter] = []
@@ -174,16 +184,47 @@ class MMTrainer(Trainer):
 
         Args:
             what (`str`): What is no number.
-            step (`int`, *optional*): The step where it was found; absent: some step since the last log line.
+            step (`int`, *optional*): The step where it was found; absent: the first whose loss was no number, else
+                some step since the last log line.
         """
-        first, last = (step, step) if step else (self._globalstep_last_logged + 1, self.state.global_step)
+        broken = None if step else self._watch.look(self._gathered).broken
+        rows = "" if broken is None else f" ({self._rows_of(broken)})"
+        last = step or (self.state.global_step if broken is None else broken.step)
+        first = last if step or broken else self._globalstep_last_logged + 1
         steps = f"step {last}" if first >= last else f"steps {first} to {last}"
         stage = f", stage {self.stages.current.stage.name}" if self.stages.current else ""
         good = next((path for path in complete_checkpoints(self.run_dir) if is_finite(path)), None)
         return (
-            f"{steps}{stage}: {what}; last good checkpoint: {good or 'none yet'}; go on from it with a lower "
+            f"{steps}{stage}: {what}{rows}; last good checkpoint: {good or 'none yet'}; go on from it with a lower "
             "training.learning_rate, a longer warmup, training.max_grad_norm or in full precision"
         )
+
+    def _rows_of(self, samples: StepSamples) -> str:
+        """The rows of a step in words."""
+        rows = self.train_dataset
+        if self._order != "table" or not isinstance(rows, RowDataset) or rows.order is None:
+            return "rows unknown, the data is a stream"
+        ids = rows.ids(rows.order.epoch_rows(samples.epoch)[0][samples.first : samples.last])
+        return f"rows {', '.join(ids[:_SHOWN_IDS])}{', ...' if len(ids) > _SHOWN_IDS else ''}"
+
+    def _gathered(self, losses: torch.Tensor) -> torch.Tensor:
+        gathered: torch.Tensor = self.accelerator.gather(losses)
+        return gathered.reshape(self.args.world_size, -1)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Train on a micro-batch as `transformers.Trainer` does, and keep its loss.
+
+        Raises:
+            InputError: It is one row, which batch norm cannot normalise.
+        """
+        try:
+            loss = super().training_step(*args, **kwargs)
+        except ValueError as error:
+            if ONE_ROW not in str(error) or self.stages.current is None:
+                raise
+            raise InputError(one_row_refusal(self.stages.current.stage.name)) from error
+        self._watch.add(loss)
+        return loss
 
     def _check_weights(self) -> None:
         """Raise `InputError` where the model's weights are no numbers, so that no checkpoint keeps them."""
@@ -283,6 +324,7 @@ class MMTrainer(Trainer):
         if isinstance(self.train_dataset, RowDataset):
             self.train_dataset.stage = position.index
         self._loader = None
+        self._watch.forget()
 
     def _batch_shape(self, section: StageSection) -> tuple[int, int]:
         """Samples of a stage's micro-batch in each process, and how many of these make a step."""
@@ -290,6 +332,20 @@ class MMTrainer(Trainer):
         if self._recipe is None:
             return size, self.args.gradient_accumulation_steps
         return size, accumulation_steps(self._recipe, self.args, section.batch_size)
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The loss as `transformers.Trainer` computes it; a classifier's right answers are counted for the log."""
+        if not (model.training and self._losses and "labels" in inputs):
+            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        labels = inputs["labels"]
+        loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
+        classes = labels if labels.ndim == 1 else labels.argmax(dim=1)  # mixed labels: the larger part
+        counts = classes != IGNORED_LABEL
+        right = (outputs["logits"].detach().argmax(dim=1) == classes) & counts
+        self._answers = self._answers.to(right.device) + torch.stack([right.sum(), counts.sum()])
+        return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build one optimizer over all groups; what is frozen gets no gradient and is passed over by it."""
@@ -455,7 +511,9 @@ class MMTrainer(Trainer):
             loader.set_epoch(self._epoch)  # type: ignore[attr-defined]  # of accelerate
             self._rest_of_epoch = iter(loader)
         batches, count = super().get_batch_samples(self._rest_of_epoch or epoch_iterator, num_batches, device)
+        first = self._samples_taken
         self._num_taken += len(batches)
+        self._watch.begin_step(StepSamples(self.state.global_step + 1, self._epoch, first, self._samples_taken))
         # Trainer counts labels; a loss with class weights or soft labels has its own measure of a batch.
         if len(self._losses) != 1 or not batches or "labels" not in batches[0]:
             return batches, count
@@ -501,6 +559,17 @@ class MMTrainer(Trainer):
         if "loss" in logs:
             if self.stops_at_nan and not math.isfinite(logs["loss"]):
                 raise InputError(self.explain_divergence(f"the loss is {logs['loss']}"))
+            spike = self._watch.look(self._gathered).spike
+            if spike is not None and self.stops_at_nan and self.stages.current is not None:
+                logger.warning(
+                    "Step %d, stage %s: the loss jumped to %.4g, from %.4g as is usual; %s",
+                    *(spike.samples.step, self.stages.current.stage.name, spike.loss, spike.median),
+                    self._rows_of(spike.samples),
+                )
+            if self._losses:
+                right, answered = self.accelerator.reduce(self._answers.to(self.args.device)).tolist()
+                logs["accuracy"] = right / max(answered, 1)
+                self._answers = torch.zeros_like(self._answers)
             done = self.state.global_step - 1
             logs["learning_rate"] = max(self.plan.learning_rates(done).values())  # Trainer gives the first group's
             logs.update({f"lr/{name}": rate for name, rate in self._rates_by_name(done).items()})

@@ -10,6 +10,7 @@ from rich.tree import Tree
 
 from mmhf.errors import InputError
 from mmhf.hub.history import FamilyTree, VersionRecord, changed_settings, family_trees, read_history
+from mmhf.recipe.history import history_lines
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 
 _MAX_SETTINGS = 12
@@ -38,6 +39,8 @@ def _usual_metrics(records: list[VersionRecord]) -> list[str]:
 
 def _grow(place: Tree, tree: FamilyTree, parent: VersionRecord | None, metrics: list[str]) -> None:
     branch = place.add(_title(tree.record, parent, metrics))
+    for line in history_lines(tree.record.release.extra.get("changes", ())):
+        branch.add(Text(f"changed on the way: {line}", style="yellow"))
     if parent is not None:
         changes = changed_settings(parent.recipe, tree.record.recipe)
         for change in changes[:_MAX_SETTINGS]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,18 @@ from mmhf.hub.releases import resolve_model
 from mmhf.models.encoders import CHANNELS_LAST_SWITCH, why_not_channels_last
 from mmhf.recipe import ResolvedRecipe, json_schema
 from mmhf.recipe.data_sections import DataSectionBase
-from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
 from mmhf.recipe.training_sections import StageSection, cache_section
 from mmhf.tasks import AnyTask, task_of
 from mmhf.tasks.feature_caching import planned_caching
-from mmhf.training.arguments import build_stage_plan, recipe_stages, steps_per_epoch, training_arguments
-from mmhf.training.plan import StageReport, describe_stages
+from mmhf.training.arguments import (
+    build_stage_plan,
+    check_batches,
+    recipe_stages,
+    stages_with_one_row,
+    steps_per_epoch,
+    training_arguments,
+)
+from mmhf.training.plan import StageReport, check_batches_of_one, describe_stages
 from mmhf.training.step_time import StepTime, measure_stages
 from mmhf.verbs import _plan_tables
 from mmhf.verbs.own_data import OwnData, resolve
@@ -129,8 +136,11 @@ def plan(
     num_rows = None if data is None else task.num_train_rows(data)
     found.run = _describe_run(args, data, num_rows)
     found.as_written = [_as_written(stage, args) for stage in recipe_stages(resolved.recipe, args)]
-    if num_rows is not None:
-        _check_batches(task, args, num_rows, found)
+    if num_rows == 0:
+        found.problems.append("data: the training split has no rows that can be used")
+    else:
+        with _as_problem(found):
+            check_batches(resolved.recipe, args, num_rows)
     unreachable = task.unreachable_backbones()
     found.missing += unreachable
     if unreachable or found.problems:
@@ -140,6 +150,9 @@ def plan(
     found.run["images"] = _describe_images(model, args)
     # Without data an epoch has no length: shapes and rates are still planned, as if it had one step.
     stage_plan = build_stage_plan(model, task.recipe, args, num_rows or args.per_device_train_batch_size)
+    if one_row := stages_with_one_row(resolved.recipe, args, num_rows):
+        with _as_problem(found):
+            check_batches_of_one(stage_plan, task.example_inputs(1, "meta"), one_row)
     optimizer = task.recipe.optimizer.name if task.recipe.optimizer else str(args.optim)
     found.stages = describe_stages(
         stage_plan,
@@ -162,6 +175,15 @@ def plan(
         inputs = task.example_inputs(args.per_device_train_batch_size, str(args.device))
         found.times = measure_stages(fresh_plan, inputs, accumulation=args.gradient_accumulation_steps)
     return found
+
+
+@contextlib.contextmanager
+def _as_problem(found: Plan) -> Iterator[None]:
+    """Note what is refused, and go on."""
+    try:
+        yield
+    except InputError as error:
+        found.problems.append(str(error))
 
 
 def _load_data(task: AnyTask, found: Plan) -> LoadedData | None:
@@ -239,23 +261,6 @@ def _as_written(stage: StageSection, args: TrainingArguments) -> tuple[str, str,
     length = f"{stage.steps} steps" if stage.steps else f"{stage.epochs:g} epochs"
     rate = args.learning_rate if stage.learning_rate is None else stage.learning_rate
     return stage.name, length, str(stage.train), str(rate)
-
-
-def _check_batches(task: AnyTask, args: TrainingArguments, num_rows: int, found: Plan) -> None:
-    batch = args.per_device_train_batch_size * args.world_size
-    if num_rows == 0:
-        found.problems.append("data: the training split has no rows that can be used")
-    elif batch > num_rows:
-        fits = max(num_rows // args.world_size // 4, 1)
-        found.problems.append(
-            f"training.per_device_train_batch_size: {args.per_device_train_batch_size} × {args.world_size} processes "
-            f"is more than the {num_rows} training rows; set it to {fits}"
-        )
-    elif isinstance(task.recipe, ContrastiveRecipe) and (task.recipe.contrastive.batch_size or 0) > num_rows:
-        found.problems.append(
-            f"contrastive.batch_size: {task.recipe.contrastive.batch_size} is more than the {num_rows} training "
-            f"samples; set it to {args.per_device_train_batch_size}"
-        )
 
 
 def _memory_problems(args: TrainingArguments, found: Plan) -> list[str]:

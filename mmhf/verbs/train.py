@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import transformers
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.duplicates import write_duplicates
@@ -24,10 +26,13 @@ from mmhf.hub import resolve_model
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.hub.lineage import check_release_is_possible, release_run, write_lineage
 from mmhf.recipe import ResolvedRecipe
+from mmhf.recipe.history import RunPart, run_parts
 from mmhf.tasks import AnyTask, Measured, task_of
-from mmhf.training.arguments import build_stage_plan, longer, training_arguments
+from mmhf.training.arguments import build_stage_plan, check_batches, longer, stages_with_one_row, training_arguments
+from mmhf.training.checkpoints import step_of
+from mmhf.training.plan import check_batches_of_one
 from mmhf.training.position import run_conditions
-from mmhf.training.run_folder import RunFolder, choose_run_dir, find_run_folder
+from mmhf.training.run_folder import RunFolder, choose_run_dir, find_run_folder, steps_done
 from mmhf.training.tracking import tracked_run
 from mmhf.training.trainer import MMTrainer
 from mmhf.verbs._metrics_table import print_metrics
@@ -80,30 +85,64 @@ def train(
         InputError: Something of the recipe, the data or the folder cannot be used.
     """
     resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    parts_overrides = list(overrides)
     if more is not None:
         overrides = [*overrides, longer(resolved.recipe, more)]
         resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
-    task = task_of(resolved.recipe)
-    parent = resolve_model(resolved.recipe.init_from) if resolved.recipe.init_from else None
     if resolved.recipe.release is not None:
         check_release_is_possible(resolved.recipe.release)
+    place = _Place(resume=resume, allow_changes=allow_changes)
+    for part in run_parts(resolved, parts_overrides):
+        place = _train(part, place, callbacks)
+    assert place.run_dir is not None
+    return Run(place.run_dir)
 
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a run may go on.
+
+    Attributes:
+        resume (`bool`): The latest unfinished run of the recipe, where none is named.
+        allow_changes (`bool`): Although the recipe is another one.
+        run_dir (`Path`, *optional*): Its folder, when a part of it has been trained.
+    """
+
+    resume: bool
+    allow_changes: bool
+    run_dir: Path | None = None
+
+
+def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -> _Place:
+    """Train a part of a run, evaluate and release after the last one; gives where the next part goes on."""
+    resolved = part.resolved
+    recipe, task = resolved.recipe, task_of(resolved.recipe)
+    parent = resolve_model(recipe.init_from) if recipe.init_from else None
     if task.uses_hub(weights=parent is None):
         use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
     data = _load_data(task)
-    args = training_arguments(resolved.recipe, str(resolved.name), has_validation="validation" in data.splits)
+    args = training_arguments(recipe, str(resolved.name), has_validation="validation" in data.splits)
+    num_rows, parent_dir = task.num_train_rows(data), parent.path if parent else None
+    check_batches(recipe, args, num_rows)
+    if stages := stages_with_one_row(recipe, args, num_rows):
+        shapes = build_stage_plan(task.build_model(data, parent=parent_dir, device="meta"), recipe, args, num_rows)
+        check_batches_of_one(shapes, task.example_inputs(1, "meta"), stages)
     _set_verbosity(args)
-    folder = _find_folder_once(resolved, args, resume=resume, allow_changes=allow_changes)
+    folder = _find_folder_once(part, args, place)
+    is_just_done = not folder.is_finished or steps_done(folder.path) == part.until_step
+    after = replace(place, run_dir=folder.path, allow_changes=place.allow_changes or is_just_done)
     if folder.is_finished:
-        logger.info("The run in %s is finished; only its release was missing", folder.path)
-        _release(resolved, args, folder)
-        return Run(folder.path)
+        if part.until_step is None:
+            logger.info("The run in %s is finished; only its release was missing", folder.path)
+            _release(resolved, args, folder)
+        return after
+    if part.until_step is not None:
+        logger.info("Until step %d, before it was changed: %s", part.until_step, "; ".join(part.changes))
     transformers.set_seed(args.seed)
 
-    parent_dir = parent.path if parent else None
     processor = task.build_processor(data, parent=parent_dir)
     model = task.build_model(data, processor=processor, parent=parent_dir)
-    plan = build_stage_plan(model, resolved.recipe, args, task.num_train_rows(data))
+    plan = build_stage_plan(model, recipe, args, num_rows)
     args.max_steps = plan.num_steps
 
     bad_examples = BadExampleLog(folder.path / BAD_EXAMPLES_LOG)
@@ -113,11 +152,14 @@ def train(
             bad_examples.extend(data.bad_examples)
             write_lineage(folder.path, parent.reference if parent else None, data.fingerprint())
             _say_what_begins(resolved, data, model, folder)
-        with tracked_run(args, resolved.recipe.tracking, folder.path.name):
+        done = 0 if folder.checkpoint is None else step_of(folder.checkpoint)
+        with tracked_run(args, resolved, folder.path.name, done=done):
             trainer = task.make_trainer(data, plan=plan, args=args, processor=processor, bad_examples=bad_examples)
-            for callback in callbacks:
+            for callback in (*callbacks, *([] if part.until_step is None else [_StopAfter(part.until_step)])):
                 trainer.add_callback(callback)
             trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+            if part.until_step is not None:
+                return after
             task.finish(trainer, data)
             measured = _measure(trainer, task, data)
             trainer.save_model()
@@ -125,12 +167,27 @@ def train(
             if is_first:
                 bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
                 _report(trainer, task, data, resolved=resolved, measured=measured, bad_examples=bad_examples)
+                if "mlflow" in args.report_to and "mlflow" in recipe.tracking.log_model:
+                    importlib.import_module("mmhf.inference.mlflow_model").log_model(folder.path)
         if is_first:
             print_metrics(resolved.name, measured)
             logger.info("Run folder: %s", folder.path)
             logger.info("Report: %s", folder.path / REPORT_FILE)
             _release(resolved, args, folder)
-    return Run(folder.path)
+    return after
+
+
+class _StopAfter(TrainerCallback):
+    """Ends training after a step, with a checkpoint."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step >= self.step:
+            control.should_log = control.should_save = control.should_training_stop = True
 
 
 def _report(
@@ -208,20 +265,13 @@ def _facts(trainer: MMTrainer, data: LoadedData) -> dict[str, object]:
     }
 
 
-def _find_folder_once(
-    resolved: ResolvedRecipe, args: TrainingArguments, *, resume: bool, allow_changes: bool
-) -> RunFolder:
+def _find_folder_once(part: RunPart, args: TrainingArguments, place: _Place) -> RunFolder:
     """Let the first process choose the run folder and tell the others, or all of them what is wrong with it."""
     args.device  # noqa: B018  (starts the process group that the broadcast needs)
     outcome: list[RunFolder | Exception | None] = [None]
     if args.process_index == 0:
         try:
-            outcome[0] = find_run_folder(
-                choose_run_dir(resolved, resume=resume),
-                resolved,
-                conditions=run_conditions(args),
-                allow_changes=allow_changes,
-            )
+            outcome[0] = _find_folder(part, args, place)
         except ValueError as error:
             outcome[0] = error
     broadcast_object_list(outcome)
@@ -230,6 +280,13 @@ def _find_folder_once(
     assert outcome[0] is not None
     args.output_dir = str(outcome[0].path)
     return outcome[0]
+
+
+def _find_folder(part: RunPart, args: TrainingArguments, place: _Place) -> RunFolder:
+    path = place.run_dir or choose_run_dir(part.resolved, resume=place.resume)
+    if part.until_step is not None and steps_done(path) >= part.until_step:
+        return RunFolder(path, is_finished=True)
+    return find_run_folder(path, part.resolved, conditions=run_conditions(args), allow_changes=place.allow_changes)
 
 
 def _set_verbosity(args: TrainingArguments) -> None:

@@ -171,3 +171,48 @@ def test_release_into_a_folder_that_cannot_be_made(tiny_recipe, refused, tmp_pat
     (tmp_path / "file").write_text("in the way")
     recipe = tiny_recipe({"release": {"repo": str(tmp_path / "file"), "version": "1.0"}})
     assert str(tmp_path / "file") in refused("train", recipe)
+
+
+@pytest.mark.parametrize("verb", ["train", "plan"])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["training.per_device_train_batch_size=40"],
+            "per_device_train_batch_size: 40 is more than the 32",
+        ),
+        (
+            ["training.gradient_accumulation_steps=5"],
+            "training.gradient_accumulation_steps: 5 × 8 is more than the 32 training",
+        ),
+        (["data.limit=25"], "stage train: batch norm cannot train on one row"),
+        (["training.fp16=true"], "training.fp16: a CPU does not train in fp16"),
+        (["training.dataloader_persistent_workers=true"], "there are no workers to keep"),
+        (
+            ["data.path=${NO_SUCH_VARIABLE}/x"],
+            "data.path: there is no environment variable NO_SUCH_VARIABLE; got",
+        ),
+        (["training.output_dir=$NO_SUCH_VARIABLE/x"], "training.output_dir: there is no environment variable NO_SUCH"),
+        (["data.path=${training.seed}"], "data.path: ${training.seed}: only environment variables can be put in"),
+    ],
+    ids=lambda value: value[0].partition("=")[0] if isinstance(value, list) else "",
+)
+def test_what_cannot_train_is_refused_before_it_begins(verb, overrides, message, tiny_recipe, refused):
+    assert message in refused(verb, tiny_recipe(), *overrides)
+
+
+def test_one_row_is_no_trouble_where_batch_norm_is_held_or_rows_are_dropped(tiny_recipe, succeed):
+    recipe = tiny_recipe({"data": {"limit": 25}, "training": {"max_steps": 4}})
+    succeed("plan", recipe, "training.dataloader_drop_last=true")
+
+
+def test_no_folder_is_called_after_the_home_folder_or_a_variable(tiny_recipe, succeed, monkeypatch, tmp_path):
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    succeed("train", tiny_recipe(), "training.output_dir=~/run", "cache.folder=$HOME/features")
+    succeed("release", "~/run", "--repo=~/releases", "--version", "1.0")
+    succeed("lineage", "$HOME/releases")
+    assert (home / "run" / "metrics.json").is_file() and (home / "releases" / "v1.0").is_dir()
+    assert str(home / "run") in (home / "run" / "recipe.yaml").read_text()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(("~", "$"))] == []

@@ -47,14 +47,20 @@ def check_same_metrics(one: Path, two: Path) -> None:
     assert others == pytest.approx(metrics, abs=1e-4)
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(tiny_recipe, text_encoder_dir, tmp_path):
-    """Across a stage boundary, with the same global batch; dropout and augmentation off, no batch norm that trains."""
-    encoder = shutil.copytree(text_encoder_dir, tmp_path / "encoder")
-    config = json.loads((encoder / "config.json").read_text())
-    (encoder / "config.json").write_text(
+@pytest.fixture
+def encoder(text_encoder_dir, tmp_path):
+    """A text encoder without dropout."""
+    folder = shutil.copytree(text_encoder_dir, tmp_path / "encoder")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
         json.dumps({**config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
     )
+    return folder
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tiny_recipe, encoder, tmp_path):
+    """Across a stage boundary, with the same global batch; dropout and augmentation off, no batch norm that trains."""
     stages = [
         {"name": "head", "steps": 3, "train": ["fusion", "head"]},
         {"name": "text", "steps": 4, "train": ["text", "fusion", "head"], "learning_rate": {"text": 1e-3}},
@@ -111,3 +117,46 @@ def test_two_processes_equal_one_over_three_stages_of_an_image_classifier(tiny_r
     ]
     assert {name for name in ends[0] if name.startswith("head.")} < trained[0] < trained[1]
     assert trained[1] == {name for name in ends[0] if "running_" not in name and "num_batches" not in name}
+
+
+def forget_what_follows(run: Path, step: int) -> None:
+    """Leave a run folder as it was when the run was killed after the checkpoint of a step."""
+    (run / "metrics.json").unlink()
+    for checkpoint in run.glob("checkpoint-*"):
+        if int(checkpoint.name.rpartition("-")[2]) > step:
+            shutil.rmtree(checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_plots")
+def test_a_run_moved_to_two_processes_and_back_ends_as_if_it_had_stayed(tiny_recipe, encoder, succeed, tmp_path):
+    """Both moves are in the middle of an epoch, of 4 steps; the schedule falls all the while."""
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    changes = {
+        "model": {"fusion": {"dropout": 0.0}, "text": {"backbone": str(encoder)}},
+        "training": {
+            "max_steps": None,
+            "optim": "sgd",
+            "save_strategy": "steps",
+            "save_steps": 3,
+            "save_total_limit": 9,
+        },
+        "stages": [
+            {"name": "head", "epochs": 1, "train": ["fusion", "head"]},
+            {"name": "text", "epochs": 2.5, "train": ["text", "fusion", "head"], "schedule": "cosine"},
+        ],
+    }
+    recipe = tiny_recipe(changes)
+    succeed("train", recipe, f"training.output_dir={whole}")
+    shutil.copytree(whole, moved)
+    forget_what_follows(moved, 6)
+    launch(recipe, f"training.output_dir={moved}", *HALVES, "--allow-changes", num_processes=2)
+    forget_what_follows(moved, 9)
+    succeed("train", recipe, f"training.output_dir={moved}", "--allow-changes")
+    check_same_metrics(whole, moved)
+    check_same_weights(whole, moved)
+    states = [json.loads((run / "trainer_state.json").read_text()) for run in (whole, moved)]
+    assert [(state["global_step"], state["epoch"]) for state in states] == [(14, 3.5), (14, 3.5)]
+    history = json.loads((moved / "changes.json").read_text())["history"]
+    told = [(entry["step"], [line for line in entry["changes"] if "processes" in line]) for entry in history]
+    assert told == [(6, ["processes: 1 → 2"]), (9, ["processes: 2 → 1"])]

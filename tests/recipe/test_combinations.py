@@ -44,6 +44,7 @@ STAGES = "stages: [{name: a, epochs: 1}]\n"
         ),
         ("training: {fp16: true, bf16: true}", "r.yaml:3: training.fp16: `bf16: true` is given too"),
         ("training: {dataloader_prefetch_factor: 2}", "r.yaml:3: training.dataloader_prefetch_factor: only workers"),
+        ("training: {dataloader_persistent_workers: true}", "r.yaml:3: training.dataloader_persistent_workers: there"),
         ("early_stopping: {}\ntraining: {eval_strategy: no}", "r.yaml:3: early_stopping: needs evaluations"),
         ("stages: [{name: a, epochs: 1, decay_rate: 0.5}]", "r.yaml:3: stages.0.decay_rate: only `schedule: step`"),
         (

@@ -41,7 +41,7 @@ HEAD = "task: image-text-classification\ndata: {source: sample}\n"
             "training.dropout: unknown key; got 1; did you mean model.fusion.dropout or "
             "model.image_projection.dropout?",
         ),
-        ("tracking: {url: x}", "tracking.url: unknown key, valid are mlflow_uri; got 'x'"),
+        ("tracking: {url: x}", "tracking.url: unknown key, valid are mlflow_uri, log_model; got 'x'"),
         ("model: {embedding_dim: 5.0}", "model.embedding_dim: must be a whole number; got 5.0"),
         ("model: {embedding_dim: true}", "model.embedding_dim: must be a whole number; got true"),
         (
@@ -196,6 +196,7 @@ def _section_keys(
 
 
 _KEYS = list(_values_and_keys())
+_LISTS = ("stages", "history")
 
 
 def _mistype(key: str, position: int, letter: str, kind: str) -> str:
@@ -223,13 +224,13 @@ def test_a_typing_error_in_any_key_names_that_key(
     recipe: Any = {**values, "data": dict(values["data"])}
     section = recipe
     for part in path:
-        is_list = part == "stages"
+        is_list = part in _LISTS
         section = section.setdefault(part, [{}] if is_list else {})
         section = section[0] if is_list else section
     section[typo] = section.pop(key, 1)
     with pytest.raises(InputError) as raised:
         recipe_from_dict(recipe, name="r")
-    shown_path = ".".join(["stages.0" if part == "stages" else str(part) for part in path] + [typo])
+    shown_path = ".".join([f"{part}.0" if part in _LISTS else str(part) for part in path] + [typo])
     [line] = [line for line in str(raised.value).split("\n") if line.startswith(f"r: {shown_path}: unknown key")]
     assert key in line.split("did you mean ")[1].rstrip("?").split(" or ")
 

@@ -4,6 +4,7 @@ import contextlib
 import copy
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from mmhf.errors import InputError
@@ -96,6 +97,21 @@ def test_accumulation_is_a_batch_like_any_other(train):
     rows, _, trainer = train("run", batch=8, accumulation=2)
     assert len(rows[1]) == 32 and len(rows[2]) == 48
     assert trainer.state.global_step == 8 + 2 + 3
+
+
+def test_the_same_samples_a_step_end_as_if_nothing_had_changed(train, tiny_model):
+    """8 × 1, 4 × 2, 2 × 4, 8 × 1 samples, moved in the middle of epochs; batch norm and dropout would see the cuts."""
+    for module in tiny_model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    stages = [stage.model_copy(update={"batch_norm": "frozen"}) for stage in STAGES]
+    train("whole", batch=8, stages=stages)
+    whole = copy.deepcopy(tiny_model.state_dict())
+    for batch, accumulation, until in ((8, 1, 4), (4, 2, 9), (2, 4, 15), (8, 1, None)):
+        _, rates, trainer = train("run", batch=batch, accumulation=accumulation, until=until, stages=stages)
+    assert trainer.state.global_step == 18 and trainer.state.epoch == 3.0
+    for name, value in tiny_model.state_dict().items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

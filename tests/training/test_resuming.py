@@ -1,0 +1,79 @@
+"""What ends a run, and which of its checkpoints are kept, is the same however often the run is stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any
+
+import pytest
+from transformers import TrainerCallback
+
+from mmhf.training.checkpoints import complete_checkpoints, last_complete_checkpoint
+from mmhf.training.stages import Stage
+from mmhf.training.weights import weights_hash
+
+STAGES = [
+    Stage(name="head", epochs=1.0, train="head", learning_rate=1e-2),
+    Stage(name="all", epochs=2.0, train="all", learning_rate=1e-3, schedule="cosine"),
+]
+"""Of 6 and 12 steps."""
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+STALLED = {"metric": "loss", "patience": 2, "min_delta": 1.0}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[Stage], int, list[int]]] = {
+    # Arguments, sections of the recipe, stages, steps at the end, checkpoints that are kept.
+    "all checkpoints": ({"save_steps": 3, "save_total_limit": None}, {}, STAGES, 18, [3, 6, 9, 12, 15, 18]),
+    "two checkpoints": ({"save_steps": 3, "save_total_limit": 2}, {}, STAGES, 18, [15, 18]),
+    "so many steps": ({"save_steps": 4}, {}, [Stage(name="only", steps=7)], 7, [4, 7]),
+    "best model": (
+        {**EVALUATED, "load_best_model_at_end": True, "metric_for_best_model": "loss", "save_total_limit": 1},
+        {},
+        STAGES,
+        18,
+        [],
+    ),
+    "early stopping": (EVALUATED, {"early_stopping": STALLED}, STAGES, 6, [2, 4, 6]),
+    "plateaus": ({**EVALUATED, "save_total_limit": 1}, {"unfreeze_on_plateau": STALLED}, STAGES, 12, [12]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_stopped_run_ends_where_and_as_the_whole_one_does(
+    name, make_trainer, fusion_recipe, tiny_model, tiny_data, tmp_path
+):
+    arguments, sections, stages, last_step, kept = CASES[name]
+    start = copy.deepcopy(tiny_model.state_dict())
+    ends = []
+    for folder, stops in (("whole", [None]), ("stopped", [3, 5, 7, 11, 16, None])):
+        for stop in stops:
+            tiny_model.load_state_dict(start)
+            trainer = make_trainer(
+                tiny_model,
+                tiny_data,
+                tmp_path / folder,
+                stages=stages,
+                recipe=fusion_recipe(**sections),
+                callbacks=[Stop(stop)],
+                **arguments,
+            )
+            checkpoint = last_complete_checkpoint(tmp_path / folder)
+            with contextlib.suppress(KeyboardInterrupt):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        state = trainer.state
+        steps = sorted(int(path.name.rpartition("-")[2]) for path in complete_checkpoints(tmp_path / folder))
+        best = (state.best_metric, state.best_global_step)
+        ends.append((weights_hash(tiny_model), state.global_step, state.epoch, steps, best))
+    assert ends[0] == ends[1]
+    assert ends[0][1] == last_step
+    assert not kept or ends[0][3] == kept
+
+
+class Stop(TrainerCallback):
+    """Interrupts a run before a step."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt

@@ -193,7 +193,9 @@ class StageCallback(TrainerCallback):
             control.should_training_stop = True
             return
         patience = stage.section.unfreeze_on_plateau or self.unfreeze_on_plateau
-        if _has_stalled(patience, "unfreeze_on_plateau.metric", state, metrics, since=began_at):
+        due = self.plan.locate(state.global_step)
+        is_over = due is None or due.index != self.current.index  # what would be cut short is the next stage
+        if _has_stalled(patience, "unfreeze_on_plateau.metric", state, metrics, since=began_at) and not is_over:
             logger.info("Step %d: %s stalled, stage %s ends", state.global_step, patience.metric, stage.name)  # type: ignore[union-attr]
             self.plan.end_stage(state.global_step)
             if self.plan.is_over(state.global_step):

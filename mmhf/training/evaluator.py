@@ -1,16 +1,70 @@
-"""Trainers that only evaluate, and read stored features where there are some."""
+"""Evaluation in the memory that its metrics need; trainers that only evaluate, and read stored features."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_pt_utils import nested_concat
+from transformers.trainer_utils import EvalLoopOutput
 
 from mmhf.features.stage import StageFeatures
 
+_BATCHES_ON_DEVICE = 16
+"""Whose outputs wait there to be copied, so that what a device holds does not grow with the rows."""
 
-class ReadsFeatures(Trainer):
+
+class JoinsOnce(Trainer):
+    """The part of a Trainer that puts the outputs of an evaluation together when it is over.
+
+    transformers 5.24 copies all outputs so far at each batch, and leaves them on the device until the end.
+    """
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Evaluate or predict as `transformers.Trainer` does."""
+        joined: dict[str, Any] = {}
+        measure, settings = self.compute_metrics, self.args
+        given = settings.eval_do_concat_batches, settings.eval_accumulation_steps
+
+        def join_and_measure(found: EvalPrediction) -> dict[str, float]:
+            assert measure is not None
+            joined.update(predictions=_joined(found.predictions), label_ids=_joined(found.label_ids))
+            rest = {"inputs": _joined(found.inputs), "losses": _joined(found.losses)}
+            whole = EvalPrediction(**joined, **{name: value for name, value in rest.items() if value is not None})
+            return measure(whole)
+
+        settings.eval_do_concat_batches = False
+        settings.eval_accumulation_steps = settings.eval_accumulation_steps or _BATCHES_ON_DEVICE
+        self.compute_metrics = None if measure is None else join_and_measure
+        try:
+            output = super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.compute_metrics = measure
+            settings.eval_do_concat_batches, settings.eval_accumulation_steps = given
+        if not joined:
+            joined = {"predictions": _joined(output.predictions), "label_ids": _joined(output.label_ids)}
+        return output._replace(**joined)
+
+
+def _joined(batches: Any) -> Any:
+    """One array, or a tuple or mapping of arrays, of those of all batches."""
+    if not isinstance(batches, list) or not batches:
+        return batches
+    first = batches[0]
+    if isinstance(first, Mapping):
+        return {name: _joined([batch[name] for batch in batches]) for name in first}
+    if isinstance(first, tuple | list):
+        return tuple(_joined(list(parts)) for parts in zip(*batches, strict=True))
+    if len({batch.shape[1:] for batch in batches}) > 1:  # padded to the longest, as Trainer does
+        return functools.reduce(nested_concat, batches)
+    return np.concatenate(batches)
+
+
+class ReadsFeatures(JoinsOnce):
     """A Trainer that gives stored features to the data sets that it evaluates."""
 
     features: StageFeatures | None = None

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PrinterCallback,
     ProgressCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -44,6 +43,7 @@ from mmhf.training.checkpoints import (
     saved_under_own_names,
 )
 from mmhf.training.ema import AverageWeights, WeightAverage
+from mmhf.training.evaluator import JoinsOnce
 from mmhf.training.loss_watch import LossWatch, StepSamples
 from mmhf.training.notebook import NotebookProgress, is_notebook
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
@@ -108,7 +108,7 @@ PRIVATE_ATTRIBUTES = ("_train_batch_size", "_created_lr_scheduler", "_globalstep
 """What is read or set of Trainer's private attributes."""
 
 
-class MMTrainer(Trainer):
+class MMTrainer(JoinsOnce):
     """Trains a model through the stages of a plan, in one run that can be stopped and resumed anywhere.
 
     Args:

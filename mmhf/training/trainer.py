@@ -560,7 +560,7 @@ class MMTrainer(JoinsOnce):
             if self.stops_at_nan and not math.isfinite(logs["loss"]):
                 raise InputError(self.explain_divergence(f"the loss is {logs['loss']}"))
             spike = self._watch.look(self._gathered).spike
-            if spike is not None and self.stops_at_nan and self.stages.current is not None:
+            if spike is not None and self.stops_at_nan and self.stages.current and self.is_world_process_zero():
                 logger.warning(
                     "Step %d, stage %s: the loss jumped to %.4g, from %.4g as is usual; %s",
                     *(spike.samples.step, self.stages.current.stage.name, spike.loss, spike.median),

@@ -160,8 +160,12 @@ def test_mlflow(resumed, settings, tmp_path, fakeddit_dir):
 @pytest.mark.slow
 def test_trackio(resumed, settings):
     trackio = pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
     run = resumed("trackio")
     name = json.loads((run / "trackers.json").read_text())["trackio"]
-    api = trackio.Api()
-    (found,) = api.runs("tiny")
+    (found,) = trackio.Api().runs("tiny")
     assert found.name == name and name.startswith("one-")
+    assert settings().keys() <= found.config.keys()
+    logged = SQLiteStorage.get_logs("tiny", name)
+    assert {row["train/global_step"] for row in logged if "train/accuracy" in row} == {1, 2, 3, 4, 5, 6}

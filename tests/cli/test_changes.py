@@ -13,8 +13,6 @@ from safetensors.torch import load_file
 
 from mmhf.training.trainer import MMTrainer
 
-pytestmark = pytest.mark.usefixtures("without_plots")
-
 STAGES = [
     {"name": "head", "epochs": 1, "train": ["fusion", "head"]},
     {"name": "all", "epochs": 1, "learning_rate": 1e-2, "schedule": "cosine"},
@@ -101,6 +99,7 @@ def test_a_run_without_a_checkpoint_says_that_it_cannot_be_trained_longer(recipe
     assert "without a checkpoint" in refusal("train", recipe, "--more", 1)
 
 
+@pytest.mark.slow
 def test_a_changed_run_is_told_everywhere_and_its_recipe_trains_it_again(recipe, stop, succeed, refusal, tmp_path):
     run, releases = tmp_path / "run", tmp_path / "releases"
     stop(7)
@@ -134,6 +133,7 @@ def test_a_changed_run_is_told_everywhere_and_its_recipe_trains_it_again(recipe,
     assert not (plain / "changes.json").exists() and not same_weights(run, plain)
 
 
+@pytest.mark.slow
 def test_the_recipe_of_an_unfinished_changed_run_goes_on_with_it(recipe, stop, succeed, mmhf_cli, tmp_path):
     run, other = tmp_path / "run", tmp_path / "other"
     for folder in (run, other):
@@ -145,6 +145,7 @@ def test_the_recipe_of_an_unfinished_changed_run_goes_on_with_it(recipe, stop, s
     assert [entry["step"] for entry in history(run)] == [4]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_another_ones_checkpoint_says_so(recipe, stop, succeed, tmp_path):
     first, second = tmp_path / "run", tmp_path / "second"
     stop(5)

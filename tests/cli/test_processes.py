@@ -128,7 +128,6 @@ def forget_what_follows(run: Path, step: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_plots")
 def test_a_run_moved_to_two_processes_and_back_ends_as_if_it_had_stayed(tiny_recipe, encoder, succeed, tmp_path):
     """Both moves are in the middle of an epoch, of 4 steps; the schedule falls all the while."""
     whole, moved = tmp_path / "whole", tmp_path / "moved"

@@ -15,6 +15,10 @@ class UnreachableError(InputError):
     """Something the user named may well exist, but cannot be fetched now: there is no network, or no permission."""
 
 
+class DamagedError(InputError):
+    """A file is there, but is not as it was written."""
+
+
 class NothingMadeError(ValueError):
     """What the user asked for was done, and nothing came of it, such as predictions of which each row failed.
 

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mmhf.errors import InputError
 
 CONFIG_FILE = "config.json"
@@ -179,11 +181,28 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a JSON object")
     return value
+
+
+def read_yaml_object(path: str | Path) -> dict[str, Any]:
+    """Read a file that holds one YAML mapping, such as a resolved recipe; an empty one is an empty mapping.
+
+    Raises:
+        InputError: The file cannot be read, is not YAML, or holds something else than a mapping.
+    """
+    try:
+        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if value is not None and not isinstance(value, dict):
+        raise InputError(f"{path}: not a YAML mapping")
+    return value or {}
 
 
 def _temporary(target: Path) -> Path:

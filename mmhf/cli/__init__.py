@@ -19,6 +19,7 @@ from mmhf.cli._checks import check_before_imports
 from mmhf.cpu import prepare_cpu
 from mmhf.errors import InputError, NothingMadeError
 from mmhf.files import expand_path
+from mmhf.secret_kinds import redact
 
 _VERBS = {
     "init": "look at data and write a recipe for it, or copy one that comes with mmhf",
@@ -124,10 +125,17 @@ def _run_verb(verb: str, arguments: Sequence[str]) -> None:
         prog=f"mmhf {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
+    parser.add_argument(
+        "--accept-moved",
+        action="store_true",
+        help="take versions on the Hub whose tags were moved since they were first used",
+    )
     options = parser.parse_intermixed_args(arguments)
     for name, value in vars(options).items():
         if name not in _NO_PATHS:
             setattr(options, name, _expanded(name, value))
+    if options.accept_moved:  # an environment variable reaches the processes of a sweep, too
+        os.environ["MMHF_ACCEPT_MOVED"] = "1"
     check_before_imports(verb, options)
     if verb in _COMPUTING:
         prepare_cpu()
@@ -153,7 +161,7 @@ def _expanded(name: str, value: Any) -> Any:
 
 
 def _refuse(message: str, code: int = 2) -> int:
-    sys.stderr.write("".join(f"error: {line}\n" for line in message.splitlines()))
+    sys.stderr.write("".join(f"error: {line}\n" for line in redact(message).splitlines()))
     return code
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from mmhf.files import write_csv
+
+logger = logging.getLogger(__name__)
 
 _SPLIT_ORDER = ("train", "validation", "test")
 
@@ -60,11 +63,12 @@ class BadExampleLog:
         if not self.path.exists():
             return []
         examples = set()
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 examples.add(BadExample(*json.loads(line)))
-            except json.JSONDecodeError:  # the last line of a process that was killed
-                continue
+            except (ValueError, TypeError, RecursionError):  # the last line of a process that was killed
+                if line:
+                    logger.warning("%s: a line that cannot be read is left out", self.path)
         return sorted(examples, key=_sort_key)
 
     def write_csv(self, path: str | Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
@@ -295,15 +297,27 @@ def _alike(rows: _Rows, first_of: NDArray[np.int64], digests: Digests, places: M
     parts = hashlib.sha256(b"".join(split.encode() + each.contents.tobytes() for split, each in places.items()))
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "mmhf_thumbnails"
     path = folder / f"{key}-{parts.hexdigest()[:16]}.npz"
-    if not path.exists():
+    kept = _kept(path, _Alike._fields)
+    if kept is None:
         with one_at_a_time(path):
-            if not path.exists():
+            if (kept := _kept(path, _Alike._fields)) is None:
                 pixels, present = _thumbnails(rows, first_of, folder / f"{key}.npz")
                 found = _compare_all(pixels, present, [each.contents for each in places.values()])
                 _keep(path, found._asdict())
                 return found
-    with np.load(path) as kept:
-        return _Alike(**{name: kept[name] for name in _Alike._fields})
+    return _Alike(**kept)
+
+
+def _kept(path: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
+    """The arrays of a file in the cache; None where there is none, or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as kept:
+            return {name: kept[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        logger.warning("%s: is damaged (%s); images are compared anew", path, error)
+        return None
 
 
 def _keep(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -316,9 +330,8 @@ def _keep(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _thumbnails(rows: _Rows, numbers: NDArray[np.int64], path: Path) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """The thumbnails (N, 432) of these rows, and which there are; from a file when all were there before."""
-    if path.exists():
-        with np.load(path) as cached:
-            return cached["pixels"], cached["present"]
+    if (kept := _kept(path, ("pixels", "present"))) is not None:
+        return kept["pixels"], kept["present"]
     pixels = np.zeros((len(numbers), 3 * _SIDE * _SIDE), np.uint8)
     present = np.zeros(len(numbers), bool)
     for place, thumbnail in enumerate(rows.map(_thumbnail, numbers.tolist(), "comparing images")):

@@ -23,7 +23,7 @@ from mmhf.conventions import Processor
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.digests import digest_texts
 from mmhf.data.loading import LoadedData
-from mmhf.errors import InputError
+from mmhf.errors import DamagedError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,10 @@ def read_table_encoder(path: str | Path) -> dict[str, Any]:
     metadata = _open(Path(path)).schema_arrow.metadata or {}
     if ENCODER_KEY not in metadata:
         raise InputError(f"{path}: is no table of text embeddings; make one with mmhf embed --text")
-    encoder: dict[str, Any] = json.loads(metadata[ENCODER_KEY])
+    try:
+        encoder: dict[str, Any] = json.loads(metadata[ENCODER_KEY])
+    except ValueError as error:
+        raise DamagedError(f"{path}: is damaged ({error}); {_REMEDY}") from error
     return encoder
 
 
@@ -201,8 +204,8 @@ def _open(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise InputError(f"{path}: no such table of text embeddings; make it with mmhf embed --text")
     try:
-        return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
+        return pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: is no parquet file ({str(error).splitlines()[0]}); {_REMEDY}") from error
 
 
@@ -218,8 +221,8 @@ def _read(path: Path, width: int) -> tuple[NDArray[np.bytes_], NDArray[np.float3
             values = batch.column(EMBEDDING_COLUMN).flatten().to_numpy(zero_copy_only=False)
             embeddings[len(digests) : len(digests) + len(batch)] = values.reshape(len(batch), width)
             digests += [bytes.fromhex(each) for each in batch.column(HASH_COLUMN).to_pylist()]
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: is damaged ({str(error).splitlines()[0]}); {_REMEDY}") from error
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise DamagedError(f"{path}: is damaged ({str(error).splitlines()[0]}); {_REMEDY}") from error
     return np.array(digests, dtype="S16"), embeddings[: len(digests)]
 
 

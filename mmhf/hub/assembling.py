@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
+from mmhf.damage import content_hash, refuse_damage
 from mmhf.errors import InputError
 from mmhf.files import (
     CONFIG_FILE,
@@ -21,6 +21,7 @@ from mmhf.files import (
     RELEASE_FILE,
     WEIGHTS_FILE,
     read_json_object,
+    read_yaml_object,
 )
 from mmhf.hub.manifest import (
     Release,
@@ -53,6 +54,7 @@ def check_run(run_dir: Path) -> None:
         raise InputError(f"{run_dir}: cannot be released, it lacks {', '.join(missing)}; has its training finished?")
     for path in weights:
         count_parameters(path)
+    refuse_damage(run_dir)
 
 
 def count_parameters(weights: Path) -> int:
@@ -113,6 +115,7 @@ def assemble(
         code=code_version(),
         environment=facts.environment,
         files=files,
+        checksums={name: content_hash(staging / name) for name in files},
         sizes={path.name: path.stat().st_size for path in sorted(staging.iterdir())},
         parameters=parameters,
         extra=dict(notes.extra),
@@ -123,11 +126,9 @@ def assemble(
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        str(values["task"])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise InputError(f"{path.name}: not a resolved recipe, it has no `task`; cannot be released") from error
+    values = read_yaml_object(path)
+    if "task" not in values:
+        raise InputError(f"{path.name}: not a resolved recipe, it has no `task`; cannot be released")
     return values
 
 

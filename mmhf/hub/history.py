@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mmhf.errors import InputError
-from mmhf.files import RECIPE_FILE, RELEASE_FILE
+from mmhf.files import RECIPE_FILE, RELEASE_FILE, read_yaml_object
 from mmhf.hub.hub_errors import named_hub_errors
 from mmhf.hub.hub_repo import HubRepo, download_file
 from mmhf.hub.manifest import Release, ReleaseReference, Version, read_release
 from mmhf.hub.releases import list_versions, resolve_model
+from mmhf.hub.seen_versions import check_seen
 from mmhf.recipe.history import HISTORY
 
 # Where a run was put, what it was called and what was changed on the way are no settings of the model.
@@ -143,6 +142,7 @@ def _hub_history(repo: str) -> list[VersionRecord]:
             raise InputError(f"{repo}: no such folder, and no such repository on the Hub that this login may see")
         for version in sorted(refs.versions(), key=Version.parse):
             commit = refs.tags[version]
+            check_seen(repo, version, commit)
             release, recipe = hub_repo.release_at(commit), download_file(repo, RECIPE_FILE, commit)
             if release is not None:  # somebody's own tag may be called like a version
                 records.append(VersionRecord(repo, commit, release, {} if recipe is None else _read_recipe(recipe)))
@@ -150,9 +150,4 @@ def _hub_history(repo: str) -> list[VersionRecord]:
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        return {}
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML; the release is damaged") from error
+    return read_yaml_object(path) if path.exists() else {}

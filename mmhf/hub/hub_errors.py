@@ -6,6 +6,7 @@ import logging
 import ssl
 import threading
 import time
+import traceback
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from mmhf.errors import InputError, UnreachableError
-from mmhf.hub.secret_scan import redact
+from mmhf.secret_kinds import redact
 
 logger = logging.getLogger(__name__)
 
@@ -25,9 +26,12 @@ T = TypeVar("T")
 
 # HTTPError of the client that huggingface_hub uses: httpx, httpx2 from its version 2.4 on.
 _HTTP_ERROR = HfHubHTTPError.__bases__[0]
-# RuntimeError: an upload that failed in one of huggingface_hub's threads; ValueError: an answer that makes no sense.
-HUB_ERRORS: tuple[type[Exception], ...] = (_HTTP_ERROR, OSError, HFValidationError, RuntimeError, ValueError)
-_HUB_MESSAGES = ("Invalid metadata in README.md", "LFS batch API", "Malformed response", "Invalid server response")
+# What huggingface_hub makes of an answer that makes no sense, such as a proxy's page of HTML with status 200.
+_NONSENSE = (ValueError, KeyError, IndexError, TypeError, AttributeError)
+# RuntimeError: an upload that failed in one of huggingface_hub's threads.
+HUB_ERRORS: tuple[type[Exception], ...] = (_HTTP_ERROR, OSError, HFValidationError, RuntimeError, *_NONSENSE)
+_OF_CARDS = "Invalid metadata in README.md"
+_CLIENTS = ("huggingface_hub", "httpx", "httpcore")
 _PASSING_STATUSES = {408, 429, 500, 502, 503, 504}
 _WAITS = (1.0, 4.0)
 _LONGEST_WAIT = 60.0
@@ -89,6 +93,12 @@ def explain(error: Exception, what: str) -> InputError:
         return UnreachableError(f"{what}: the Hub is switched off by HF_HUB_OFFLINE")
     if _cause_of(error, _HTTP_ERROR) is not None:
         return UnreachableError(f"{what}: the connection to the Hub broke ({detail}); do it again")
+    says_itself = isinstance(error, HFValidationError) or str(error).startswith(_OF_CARDS)
+    if isinstance(error, _NONSENSE) and not says_itself:
+        return UnreachableError(
+            f"{what}: what answers is not the Hub ({type(error).__name__}: {detail}); is a proxy or a login page in "
+            "between? do it again"
+        )
     return InputError(f"{what}: {detail}")
 
 
@@ -100,7 +110,8 @@ def is_hub_error(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno is None
-    return str(error).startswith(_HUB_MESSAGES)
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(str(frame.f_globals.get("__name__")).startswith(_CLIENTS) for frame, _ in frames)
 
 
 def status_of(error: BaseException) -> int | None:

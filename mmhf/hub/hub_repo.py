@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,11 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-from mmhf.errors import InputError
+from mmhf.errors import DamagedError, InputError
 from mmhf.files import CONFIG_FILE, RELEASE_FILE
 from mmhf.hub.hub_errors import HUB_ERRORS, named_hub_errors, status_of, with_retries
-from mmhf.hub.manifest import Release, Version, file_sha256, read_release, verify_release
+from mmhf.hub.manifest import Release, Version, damaged_files, file_sha256, read_release, verify_release
+from mmhf.hub.seen_versions import check_seen
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ _CONFLICT = 409
 def download_model(repo: str, revision: str | None, *, only: Sequence[str] | None = None, verify: bool = True) -> Path:
     """Download a repository, or take it from the cache.
 
-    If the files of a release do not match their recorded hashes, it is downloaded once more before it is refused.
+    Files of a release that do not match their recorded hashes are downloaded once more before it is refused.
 
     Args:
         repo (`str`): `ORG/NAME`.
@@ -45,25 +47,26 @@ def download_model(repo: str, revision: str | None, *, only: Sequence[str] | Non
 
     Raises:
         UnreachableError: The Hub does not answer and the cache has nothing.
-        InputError: There is no such repository or revision, or its files are damaged.
+        DamagedError: Its files are damaged.
+        MovedVersionError: The version is another commit than it was.
+        InputError: There is no such repository or revision.
     """
     patterns = None if only is None else list(only)
 
-    def fetch(tag: str | None, *, again: bool = False) -> Path:
-        return Path(
-            with_retries(lambda: snapshot_download(repo, revision=tag, allow_patterns=patterns, force_download=again))
-        )
-
     tag = _existing_tag(repo, revision)
     with named_hub_errors(repo if revision is None else f"{repo}@{revision}"):
-        path = fetch(tag)
+        path = Path(with_retries(lambda: snapshot_download(repo, revision=tag, allow_patterns=patterns)))
+        if tag is not None and Version.is_valid(tag):
+            check_seen(repo, tag, path.name)
         if not verify or only is not None or not (path / RELEASE_FILE).is_file():
             return path
         try:
             verify_release(path)
-        except InputError as error:
+        except DamagedError as error:
             logger.warning("%s; downloading it again", error)
-            path = fetch(tag, again=True)
+            # One by one, and by the names that the release has: what the cache knows of its files may be damaged, too.
+            for name in damaged_files(path, read_release(path)):
+                with_retries(lambda: hf_hub_download(repo, name, revision=path.name, force_download=True))  # noqa: B023
             verify_release(path)
     return path
 
@@ -197,6 +200,13 @@ class HubRepo:
                     raise
 
         with_retries(create)
+        for wait in (1.0, 4.0, None):
+            refs = self.refs()
+            if refs is not None and refs.tags.get(tag) == revision:
+                return
+            if wait is not None:
+                time.sleep(wait)
+        raise InputError(f"{self.name}: the tag {tag} was answered for and is not there; is a proxy in between?")
 
     def delete_tag(self, tag: str) -> None:
         """Delete a tag, if it is there."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
-from mmhf.errors import InputError
-from mmhf.files import CHANGES_FILE, LINEAGE_FILE, RECIPE_FILE, read_json_object, write_json
+from mmhf.damage import refuse_damage
+from mmhf.errors import DamagedError, InputError
+from mmhf.files import CHANGES_FILE, LINEAGE_FILE, RECIPE_FILE, read_json_object, read_yaml_object, write_json
 from mmhf.hub.manifest import ReleaseNotes, ReleaseReference
 from mmhf.hub.pushing import check_push_is_possible, push_release
 from mmhf.hub.releases import check_version_is_free, write_release
@@ -52,11 +52,15 @@ def release_run(run_dir: Path, settings: ReleaseSection) -> str:
     file = run_dir / LINEAGE_FILE
     if not file.is_file():
         raise InputError(f"{run_dir}: no {LINEAGE_FILE}; name the folder of a run that has finished")
+    refuse_damage(run_dir)
     lineage = read_json_object(file)
-    parent = ReleaseReference(**lineage["parent"]) if lineage["parent"] else None
-    extra = {"data_fingerprint": lineage["data_fingerprint"]}
-    if (run_dir / CHANGES_FILE).is_file():
-        extra["changes"] = read_json_object(run_dir / CHANGES_FILE)["history"]
+    try:
+        parent = ReleaseReference(**lineage["parent"]) if lineage["parent"] else None
+        extra = {"data_fingerprint": lineage["data_fingerprint"]}
+        if (run_dir / CHANGES_FILE).is_file():
+            extra["changes"] = read_json_object(run_dir / CHANGES_FILE)["history"]
+    except (KeyError, TypeError) as error:
+        raise DamagedError(f"{run_dir}: {LINEAGE_FILE} or {CHANGES_FILE} is damaged; restore it") from error
     notes = ReleaseNotes(parent=parent, extra=extra, card=settings.card)
     if settings.push:
         return str(push_release(run_dir, settings, notes=notes))
@@ -68,8 +72,10 @@ def recipe_settings(run_dir: Path) -> dict[str, object]:
     path = run_dir / RECIPE_FILE
     if not path.is_file():
         raise InputError(f"{run_dir}: no {RECIPE_FILE}; name the folder of a run that has finished")
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    return dict(values.get("release") or {})
+    release = read_yaml_object(path).get("release") or {}
+    if not isinstance(release, dict):
+        raise InputError(f"{path}: release: is no section")
+    return release
 
 
 def release_settings(values: dict[str, object]) -> ReleaseSection:

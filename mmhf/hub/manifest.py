@@ -16,14 +16,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmhf._version import __version__
-from mmhf.errors import InputError
-from mmhf.files import LINEAGE_FILE, RECIPE_FILE, RELEASE_FILE, TRACKERS_FILE, TRAINER_STATE_FILE
+from mmhf.damage import content_hash, is_model_file
+from mmhf.errors import DamagedError, InputError
+from mmhf.files import LINEAGE_FILE, RELEASE_FILE, TRACKERS_FILE, TRAINER_STATE_FILE
 from mmhf.recipe.schema import CardSection
 
 # A release remembers its lineage in its own file.
-_NEVER_RELEASED = {RELEASE_FILE, TRAINER_STATE_FILE, LINEAGE_FILE, TRACKERS_FILE}
-_RELEASED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py", RECIPE_FILE)
+_NEVER_RELEASED = {RELEASE_FILE, TRACKERS_FILE, TRAINER_STATE_FILE, LINEAGE_FILE, TRACKERS_FILE}
 _HASH_CHUNK_BYTES = 1 << 20
+_SHOWN = 3
 _VERSION = re.compile(r"v?(?P<numbers>\d+(?:\.\d+)*)(?P<suffix>(?:[-_.][0-9A-Za-z]+)*)")
 _MIN_NUMBERS = 3
 _Identifier = tuple[int, int, str]
@@ -97,6 +98,8 @@ class Release(BaseModel):
     environment: dict[str, str]
     files: dict[str, str]
     """File name → sha256."""
+    checksums: dict[str, str] = {}
+    """File name → xxh3, which is compared whenever the release is loaded; sha256 takes several times as long."""
     sizes: dict[str, int] = {}
     """File name → bytes."""
     parameters: int | None = None
@@ -113,34 +116,47 @@ def read_release(release_dir: str | Path) -> Release:
     try:
         return Release.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise InputError(f"{path}: damaged ({error.errors()[0]['msg']}); fetch the release again") from error
+        raise DamagedError(f"{path}: damaged ({error.errors()[0]['msg']}); fetch the release again") from error
 
 
-def verify_release(release_dir: str | Path) -> Release:
-    """Compare every file of a release with the hash recorded when it was made.
+def verify_release(release_dir: str | Path, *, exactly: bool = False) -> Release:
+    """Compare every file of a release with what was recorded when it was made.
+
+    Args:
+        release_dir (`str` or `Path`): Its folder.
+        exactly (`bool`, defaults to `False`): Compare sha256, which nobody can forge, and not the quick checksum.
 
     Raises:
-        InputError: Names each file that is missing or changed.
+        DamagedError: Names each file that is missing or changed.
     """
     release_dir = Path(release_dir)
     release = read_release(release_dir)
-    damaged = []
-    for name, expected in release.files.items():
-        path = release_dir / name
-        if not path.is_file():
-            damaged.append(f"{name} is missing")
-        elif file_sha256(path) != expected:
-            damaged.append(f"{name} has changed")
+    damaged = [f"{name} {what}" for name, what in damaged_files(release_dir, release, exactly=exactly).items()]
     if not damaged and content_commit(release.files) != release.commit:
         damaged.append(f"{RELEASE_FILE} has changed")
     if damaged:
-        raise InputError(f"{release_dir}: damaged release, {', '.join(damaged)}; restore it or use another version")
+        more = f" and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
+        raise DamagedError(
+            f"{release_dir}: damaged release, {', '.join(damaged[:_SHOWN])}{more}; restore it or use another version"
+        )
     return release
+
+
+def damaged_files(release_dir: Path, release: Release, *, exactly: bool = False) -> dict[str, str]:
+    """Name of each file that is not as it was → `is missing` or `has changed`."""
+    damaged, quick = {}, {} if exactly else release.checksums
+    for name, expected in release.files.items():
+        path = release_dir / name
+        if not path.is_file():
+            damaged[name] = "is missing"
+        elif (content_hash(path) != quick[name]) if name in quick else (file_sha256(path) != expected):
+            damaged[name] = "has changed"
+    return damaged
 
 
 def released_files(folder: str | Path) -> list[Path]:
     """The files of a run folder that make up its model and enter a release, sorted by name."""
-    found = {path for pattern in _RELEASED for path in Path(folder).glob(pattern) if path.is_file()}
+    found = [path for path in Path(folder).iterdir() if is_model_file(path.name) and path.is_file()]
     return sorted(path for path in found if path.name not in _NEVER_RELEASED)
 
 

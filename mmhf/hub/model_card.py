@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from mmhf.recipe.history import history_lines
 CURVE_FILE = "training_curves.png"
 _HUB_BACKBONE_DEPTH = 1
 _MAX_TABLE_ROWS = 200
+_MARKDOWN = re.compile(r"([\\`*\[\]!|~#])")
 _LOCAL_PREFIXES = ("pypi/", "/", ".", "~")
 
 
@@ -53,7 +56,7 @@ def model_card(notes: ReleaseNotes, facts: CardFacts) -> ModelCard:
         facts ([`CardFacts`]): What the run folder says.
     """
     sections = [
-        f"# {notes.name} {notes.version}",
+        f"# {_plain(notes.name)} {notes.version}",
         notes.card.summary or f"A model for {facts.recipe['task']}, trained with mmhf.",
         _usage(notes, facts),
         _section("Intended use", notes.card.intended_use),
@@ -174,20 +177,20 @@ def _numbers(facts: CardFacts) -> str:
 def _tables(evaluation: Mapping[str, Any]) -> Iterator[str]:
     for split, tables in (evaluation.get("tables") or {}).items():
         for title, rows in tables.items():
-            yield _section(f"{title}, {split}", _markdown_table(rows))
+            yield _section(_plain(f"{title}, {split}"), _markdown_table(rows))
 
 
 def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
     parent = notes.parent
-    started = ", ".join(f"`{name}`" for name in _backbones(facts.recipe.get("model") or {})) or "its backbones"
+    started = ", ".join(map(_code, _backbones(facts.recipe.get("model") or {}))) or "its backbones"
     if parent is not None:
-        started = f"`{parent}` (commit `{(parent.commit or 'unknown')[:12]}`)"
+        started = f"{_code(parent)} (commit {_code((parent.commit or 'unknown')[:12])})"
     data = facts.recipe.get("data") or {}
-    lines = [f"- Started from {started}.", f"- Data: `{data.get('source', 'unknown')}`{_data_place(data)}."]
+    lines = [f"- Started from {started}.", f"- Data: {_code(data.get('source', 'unknown'))}{_data_place(data)}."]
     stages = facts.recipe.get("stages") or []
     if stages:
-        lines.append(f"- Stages: {', '.join(str(stage.get('name')) for stage in stages)}.")
-    lines += [f"- Changed on the way: `{line}`." for line in history_lines(notes.extra.get("changes", ()))]
+        lines.append(f"- Stages: {', '.join(_plain(str(stage.get('name'))) for stage in stages)}.")
+    lines += [f"- Changed on the way: {_code(line)}." for line in history_lines(notes.extra.get("changes", ()))]
     if facts.environment:
         versions = ", ".join(f"{name} {facts.environment[name]}" for name in ("torch", "transformers", "timm"))
         lines.append(f"- Made with {versions}.")
@@ -199,7 +202,7 @@ def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
 def _data_place(data: Mapping[str, Any]) -> str:
     name = str(data.get("path") or "")
     # A path of somebody's machine says nothing to others, and may say more than its owner wants.
-    return f", `{Path(name).name}`" if name else ""
+    return f", {_code(Path(name).name)}" if name else ""
 
 
 def _markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -207,7 +210,7 @@ def _markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     columns = [column for column in columns if any(row.get(column) not in (None, "") for row in rows)]
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    lines = [f"| {' | '.join(map(_plain, columns))} |", f"|{'---|' * len(columns)}"]
     lines += [f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in rows[:_MAX_TABLE_ROWS]]
     if len(rows) > _MAX_TABLE_ROWS:
         lines.append(f"\n{len(rows) - _MAX_TABLE_ROWS} more rows are in evaluation.json.")
@@ -219,5 +222,14 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4f}"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _plain(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _plain(text: str) -> str:
+    """Text that came with the data, in one line: neither HTML nor Markdown, so that it loads no image or script."""
+    return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def _code(text: object) -> str:
+    """The same as code."""
+    return f"`{' '.join(str(text).replace('`', chr(39)).split())}`"

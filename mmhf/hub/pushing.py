@@ -2,12 +2,15 @@
 
 The Hub has no request that changes two refs at once, so the order decides what a push that dies can leave behind:
 
-1. The commit goes to a branch of its own, `releasing-v1.8`, made at the head of `main`. Nobody reads it.
+1. The commit goes to a branch of this push's own, `releasing-v1.8-CONTENT-RANDOM`, made at the head of `main`. Nobody
+   reads it.
 2. The commit is looked at: all files are there with their hashes.
-3. The tag `v1.8` is set on it. This one request is the release; before it there is nothing, after it all of it.
+3. The tag `v1.8` is set on it. This one request is the release; before it there is nothing, after it all of it. Of two
+   pushes of one version one sets the tag, and the other is told that the version exists.
 4. `main` (or the channel) gets the same files in one commit, if the version is newer than what it holds.
 5. The tag `best` is set anew if another version is best now.
-6. `releasing-v1.8` is deleted. While it is there the release is unfinished, and doing it again finishes it.
+6. The branches `releasing-v1.8-…` are deleted. While one with the tag's content is there the release is unfinished,
+   and doing it again finishes it.
 
 A push that fails and lives to tell takes back what it did, its tag included unless `main` has moved already. One that
 is killed between 3 and 4 leaves a whole version that `main` does not follow yet.
@@ -16,6 +19,7 @@ is killed between 3 and 4 leaves a whole version that `main` does not follow yet
 from __future__ import annotations
 
 import logging
+import secrets
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -96,7 +100,7 @@ def check_push_is_possible(settings: ReleaseSection) -> None:
         repo.whoami()
         refs = repo.refs()
         if refs is not None:
-            _refuse_existing(repo, refs, version)
+            _refuse_existing(repo, refs, version, pending=_pending(str(version)))
 
 
 class _Push:
@@ -105,7 +109,8 @@ class _Push:
     def __init__(self, repo: HubRepo, settings: ReleaseSection, staging: Path, release: Release) -> None:
         self.repo, self.settings, self.staging, self.release = repo, settings, staging, release
         self.tag = release.version
-        self.pending = _pending(self.tag)
+        self.of_content = f"{_pending(self.tag)}{release.commit[:12]}-"
+        self.pending = f"{self.of_content}{secrets.token_hex(4)}"
         self.channel = settings.channel or _MAIN
         self.commit: str | None = None
 
@@ -121,12 +126,14 @@ class _Push:
         if existing is None:
             commit = self._tag_new_commit(refs)
         else:
-            _refuse_existing(self.repo, refs, Version.parse(self.tag))
+            _refuse_existing(self.repo, refs, Version.parse(self.tag), pending=self.of_content)
             commit = self._take_up(existing, refs)
         self._move_channel(commit)
         with named_hub_errors(f"{self.repo.name}@{self.tag} is released, but do it again to finish the tag {_BEST}"):
             self._move_best()
-            self.repo.delete_branch(self.pending)
+            for branch in self._refs().branches:
+                if branch.startswith(_pending(self.tag)):
+                    self.repo.delete_branch(branch)
         return PushedRelease(self.repo.name, self.tag, commit, self.repo.url)
 
     def _refs(self) -> Refs:
@@ -138,18 +145,29 @@ class _Push:
     def _tag_new_commit(self, refs: Refs) -> str:
         base = refs.branches.get(self.channel) or refs.branches[_MAIN]
         try:
-            if self.pending in refs.branches:
-                logger.info("Starting an interrupted release of %s again", self.tag)
-                self.repo.delete_branch(self.pending)
             self.repo.create_branch(self.pending, base)
             commit = self.commit = self.repo.commit(self.pending, base, self.files, f"Release {self.tag}")
             if not self.repo.holds(commit, self.files):
                 raise InputError(f"{self.repo.name}@{self.tag}: the Hub holds other bytes than were sent; do it again")
             self.repo.create_tag(self.tag, commit)
-        except _BREAKS:
+        except _BREAKS as error:
             self._take_back()
+            if not isinstance(error, KeyboardInterrupt):
+                self._say_if_taken()
             raise
         return commit
+
+    def _say_if_taken(self) -> None:
+        """Raise `InputError` where the version has been released by another push in the meantime."""
+        try:
+            refs = self._refs()
+        except HUB_ERRORS:  # what broke the push is said instead
+            return
+        existing = refs.tag_of(Version.parse(self.tag))
+        if existing is not None and refs.tags[existing] != self.commit:
+            raise InputError(
+                f"{self.repo.name}: version {existing} exists, another push has just made it; choose another number"
+            )
 
     def _take_up(self, existing: str, refs: Refs) -> str:
         """Go on after the tag: the tag's own files are what the channel gets."""
@@ -214,12 +232,14 @@ class _Push:
 
 
 def _pending(tag: str) -> str:
-    return f"releasing-{tag}"
+    """What the branches of unfinished pushes of a version begin with."""
+    return f"releasing-{tag}-"
 
 
-def _refuse_existing(repo: HubRepo, refs: Refs, version: Version) -> None:
+def _refuse_existing(repo: HubRepo, refs: Refs, version: Version, *, pending: str) -> None:
+    """Raise `InputError` where a version exists, unless a push with such a branch is to be finished."""
     existing = refs.tag_of(version)
-    if existing is not None and _pending(str(version)) not in refs.branches:
+    if existing is not None and not any(branch.startswith(pending) for branch in refs.branches):
         raise InputError(f"{repo.name}: version {existing} exists and versions are immutable; choose another number")
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from mmhf.errors import InputError, UnreachableError
+from mmhf.damage import content_hash, is_model_file, refuse_damage
+from mmhf.errors import DamagedError, InputError, UnreachableError
 from mmhf.files import CONFIG_FILE, RELEASE_FILE, expand_path
 from mmhf.hub.assembling import assemble, check_run
 from mmhf.hub.hub_repo import download_model
@@ -21,11 +22,11 @@ from mmhf.hub.manifest import (
     ReleaseReference,
     Version,
     content_commit,
-    file_sha256,
     read_release,
     released_files,
     verify_release,
 )
+from mmhf.hub.seen_versions import MovedVersionError
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +40,14 @@ class ResolvedModel:
         repo (`str`): The repository as the user wrote it; for a run folder, the folder.
         revision (`str`, *optional*): The version or Hub revision; `None` for a run folder.
         commit (`str`): Hash of the content; on the Hub its commit.
+        is_on_hub (`bool`): Whether it was downloaded.
     """
 
     path: Path
     repo: str
     revision: str | None
     commit: str
+    is_on_hub: bool = False
 
     @property
     def reference(self) -> ReleaseReference:
@@ -114,6 +117,9 @@ def find_version(repo: str | Path, version: str) -> str:
         for name in versions:
             if Version.parse(name) == wanted:
                 return name
+        for entry in Path(repo).iterdir():
+            if Version.is_valid(entry.name) and Version.parse(entry.name) == wanted:
+                _refuse_lost_release(entry)
     nearest = difflib.get_close_matches(f"v{version.removeprefix('v')}", versions, n=1)
     known = f"did you mean {nearest[0]}?" if nearest else f"it has {', '.join(versions) or 'no versions'}"
     raise InputError(f"{repo}: no version {version}; {known}")
@@ -136,7 +142,9 @@ def resolve_model(reference: str | Path, *, verify: bool = True, only: Sequence[
     text = expand_path(str(reference)).rstrip("/") or "/"
     if Path(text).is_dir():
         return _from_folder(text, verify=verify)
-    repo, _, revision = text.rpartition("@")
+    repo, at, revision = text.rpartition("@")
+    if at and not revision:
+        raise InputError(f"{text}: no version after the @; write {repo}@VERSION, or {repo} alone for the newest")
     if repo and Path(repo).is_dir():
         return _from_release(repo, find_version(repo, revision), verify=verify)
     if Path(text).exists():
@@ -180,10 +188,15 @@ def _from_folder(folder: str, *, verify: bool) -> ResolvedModel:
     if (path / RELEASE_FILE).is_file():
         return _from_release(str(path.parent), path.name, verify=verify)
     if (path / CONFIG_FILE).is_file():
-        hashes = {file.name: file_sha256(file) for file in released_files(path)}
+        if verify:
+            _refuse_lost_release(path)
+            refuse_damage(path, is_model_file)
+        hashes = {file.name: content_hash(file) for file in released_files(path)}
         return ResolvedModel(path, repo=folder, revision=None, commit=content_commit(hashes))
     versions = list_versions(path)
     if versions:
+        for entry in path.iterdir():
+            _refuse_lost_release(entry)
         return _from_release(folder, versions[-1], verify=verify)
     checkpoints = sorted(path.glob("checkpoint-*/config.json"), key=lambda found: found.stat().st_mtime)
     way_out = f"training has not finished; its last checkpoint is {checkpoints[-1].parent}" if checkpoints else ""
@@ -191,6 +204,13 @@ def _from_folder(folder: str, *, verify: bool) -> ResolvedModel:
         f"{folder}: no model in it (config.json) and no released version; "
         + (way_out or "name a run folder, a release, or REPO@VERSION")
     )
+
+
+def _refuse_lost_release(path: Path) -> None:
+    """Raise `DamagedError` where a folder is a release but for its `release.json`."""
+    is_release = Version.is_valid(path.name) and (path / CONFIG_FILE).is_file() and (path / "README.md").is_file()
+    if is_release and not (path / RELEASE_FILE).is_file():
+        raise DamagedError(f"{path}: damaged release, {RELEASE_FILE} is missing; restore it or use another version")
 
 
 def _from_release(repo: str, folder_name: str, *, verify: bool) -> ResolvedModel:
@@ -206,13 +226,17 @@ def _from_hub(text: str, only: Sequence[str] | None, *, verify: bool) -> Resolve
         raise InputError(f"{text}: no such folder{_nearest_sibling(repo)}")
     try:
         path = download_model(repo, revision or None, only=only, verify=verify)
+    except DamagedError as error:
+        raise DamagedError(f"{text}: downloaded twice, and damaged both times ({error})") from error
+    except MovedVersionError:
+        raise
     except InputError as error:
         reason = str(error).removeprefix(f"{text}: ")
         message = f"{text}: no such folder{_nearest_sibling(repo)}, and not to be had from the Hub: {reason}"
         raise (UnreachableError if isinstance(error, UnreachableError) else InputError)(message) from error
     version = read_release(path).version if (path / RELEASE_FILE).is_file() else None
     # Where a branch was named, or nothing, the version that it holds says more to whoever reads the lineage later.
-    return ResolvedModel(path, repo=repo, revision=version or revision or None, commit=path.name)
+    return ResolvedModel(path, repo=repo, revision=version or revision or None, commit=path.name, is_on_hub=True)
 
 
 def _nearest_sibling(repo: str) -> str:

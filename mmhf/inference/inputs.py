@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,7 +23,7 @@ from mmhf.data.readers import TableFile, read_table, require_column
 from mmhf.data.sources.fakeddit import IMAGE_FOLDERS
 from mmhf.data.sources.image_folder import list_folder
 from mmhf.errors import InputError
-from mmhf.files import RECIPE_FILE
+from mmhf.files import RECIPE_FILE, read_yaml_object
 
 _METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _USUAL_COLUMNS = {"image": ("image", "file_name"), "text": ("text",)}
@@ -318,7 +317,7 @@ def _trained_columns(model_dir: str | Path | None) -> dict[str, Sequence[str]]:
     recipe_file = None if model_dir is None else Path(model_dir) / RECIPE_FILE
     if recipe_file is None or not recipe_file.is_file():
         return {}
-    data = (yaml.safe_load(recipe_file.read_text(encoding="utf-8")) or {}).get("data") or {}
+    data = read_yaml_object(recipe_file).get("data") or {}
     if data.get("source") == "fakeddit":
         image_dirs = (data["image_dir"],) if data.get("image_dir") else IMAGE_FOLDERS
         return {IMAGE: ("{id}.jpg",), TEXT: (data.get("text") or "clean_title",), "image_dirs": image_dirs}

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from mmhf.conventions import Processor
+from mmhf.damage import is_model_file, refuse_damage
 from mmhf.errors import InputError
 from mmhf.files import CONFIG_FILE
 from mmhf.models.family import families, register_families
@@ -90,6 +91,7 @@ def load_with(
     Raises:
         InputError: A file is damaged or incomplete.
     """
+    refuse_damage(path, is_model_file)
     try:
         model, loading = model_class.from_pretrained(path, output_loading_info=True, local_files_only=True)
         processor = processor_class.from_pretrained(path, local_files_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -11,11 +12,13 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmhf.damage import content_hash
 from mmhf.data.readers import Values
 from mmhf.errors import InputError
-from mmhf.inference.inputs import files_hash
+from mmhf.files import read_json_object
 
 # What some reader may take for a separator, the end of a line, or blanks to strip, if it is not in quotes.
+_SEAL = "seal"
 _NEEDS_QUOTES = re.compile(r'[",;|\t\r\n\0]|^\s|\s$|^\ufeff|^$')
 _FORMULA = re.compile(r"^\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|^[\t\r\n]")
 _NUMBER = re.compile(r"^\s*[-+]?(\d+([.,]\d+)*|[.,]\d+)([eE][-+]?\d+)?\s*$")
@@ -120,6 +123,7 @@ def open_writer(path: Path, schema: pa.Schema, *, suffix: str, defuse_formulas: 
         schema,
         compression={leaf: "none" if leaf in embeddings else "snappy" for leaf in leaves},
         use_dictionary=[leaf for leaf in leaves if leaf not in embeddings],
+        write_page_checksum=True,
     )
     return writer
 
@@ -164,36 +168,33 @@ class CsvWriter:
         return '"' + text.replace('"', '""') + '"' if _NEEDS_QUOTES.search(text) else text
 
 
-JOB_KEY = b"mmhf.job"
-"""Key of a parquet file's metadata that says what it was made from, and what came of it; a CSV file has `.job.json`
-beside it."""
-
-
 def read_record(output: Path) -> dict[str, Any] | None:
     """What a job's output was made from (`identity`, hashes of image states and digests) and its `tally`.
 
-    None for a file that no job wrote, or that was changed since.
+    None for a file that no job wrote, or that was changed since, or whose record was.
     """
-    if not output.is_file():
+    path = record_path(output)
+    if not output.is_file() or not path.is_file():
         return None
-    if output.suffix.lower() == ".parquet":
-        try:
-            metadata = pq.read_schema(output).metadata or {}
-        except (pa.ArrowException, OSError):
-            return None
-        return json.loads(metadata[JOB_KEY]) if JOB_KEY in metadata else None
     try:
-        record = json.loads(_record_beside(output).read_text(encoding="utf-8"))
-        return record if record["output"] == files_hash([output]) else None
-    except (OSError, ValueError, TypeError, KeyError):
+        record = read_json_object(path)
+    except InputError:
         return None
+    is_whole = record == sealed({name: value for name, value in record.items() if name != _SEAL})
+    return record if is_whole and record["output"] == content_hash(output) else None
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its own hash."""
+    return {**record, _SEAL: hashlib.sha256(json.dumps(record).encode()).hexdigest()}
+
+
+def record_path(output: Path) -> Path:
+    """The file beside an output that says what it was made from."""
+    return output.with_name(f"{output.name}.job.json")
 
 
 def refuse_existing(output: Path) -> None:
     """Raise `InputError` if there is a file that no job wrote, before anything is loaded for one that would."""
     if output.exists() and read_record(output) is None:
         raise InputError(f"{output}: exists already; choose another name, or overwrite it")
-
-
-def _record_beside(output: Path) -> Path:
-    return output.with_name(f"{output.name}.job.json")

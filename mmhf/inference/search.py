@@ -19,7 +19,7 @@ from PIL import Image
 from mmhf.data.images import BadImageError, DataFolder, decode_image
 from mmhf.data.pixels import decode_pixels
 from mmhf.data.readers import TableFile
-from mmhf.errors import InputError
+from mmhf.errors import DamagedError, InputError
 from mmhf.inference.embedders import SOURCE_KEY, Embedder
 from mmhf.inference.inputs import IMAGE, TEXT, TableRows, model_hash
 from mmhf.inference.nearest import Block, Clusters, VectorFile, find_nearest
@@ -70,9 +70,9 @@ class EmbeddingIndex:
         if not self.path.is_file():
             raise InputError(f"{path}: no such file; make it with `mmhf embed`")
         try:
-            self._file = pq.ParquetFile(self.path)
+            self._file = pq.ParquetFile(self.path, page_checksum_verification=True)
             self._source: dict[str, Any] = json.loads(self._file.schema_arrow.metadata[SOURCE_KEY])
-        except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: is no file of embeddings; make one with `mmhf embed`") from error
         self.modalities = [name for name in (IMAGE, TEXT) if self._width(name) is not None]
 
@@ -132,15 +132,22 @@ class EmbeddingIndex:
             raise InputError(
                 f"{self.path}: its embeddings have {self._width(modality)} numbers, the query {queries.shape[1]}"
             )
-        asked = queries.float().numpy()
-        if approximate:
-            block, clusters = self._clusters(modality)
-            self.recall = clusters.recall
-            found = [clusters.search(block, query, top) for query in asked]
-        else:
-            nearest = find_nearest(self._blocks(modality), asked, top)
-            found = list(zip(nearest.scores, nearest.rows, strict=True))
-        return [self._hits(scores, rows) for scores, rows in found]
+        try:
+            asked = queries.float().numpy()
+            if approximate:
+                block, clusters = self._clusters(modality)
+                self.recall = clusters.recall
+                found = [clusters.search(block, query, top) for query in asked]
+            else:
+                nearest = find_nearest(self._blocks(modality), asked, top)
+                found = list(zip(nearest.scores, nearest.rows, strict=True))
+            return [self._hits(scores, rows) for scores, rows in found]
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise DamagedError(
+                f"{self.path}: is damaged ({str(error).splitlines()[0]}); embed the table again"
+            ) from error
 
     def _width(self, modality: str) -> int | None:
         name = f"{modality}{_SUFFIX}"

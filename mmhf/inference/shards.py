@@ -4,7 +4,7 @@ disk beside the output."""
 from __future__ import annotations
 
 import contextlib
-import json
+import logging
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from filelock import FileLock, Timeout
 
-from mmhf.errors import InputError
-from mmhf.files import whole_file, write_json
+from mmhf.errors import DamagedError, InputError
+from mmhf.files import read_json_object, whole_file, write_json
+
+logger = logging.getLogger(__name__)
 
 IDENTITY_FILE = "identity.json"
 
@@ -83,7 +86,7 @@ class ShardFolder:
             lock.acquire()
         except Timeout:
             return None
-        if self._shard_path(number).exists():
+        if number in self._files():
             lock.release()
             return None
         return lock
@@ -96,23 +99,33 @@ class ShardFolder:
 
     def finished(self) -> set[int]:
         """Numbers of the shards that are done."""
-        return {int(path.stem.rpartition("-")[2]) for path in self.path.glob("shard-*.parquet")}
+        return set(self._files())
 
     def write(self, number: int, table: pa.Table) -> None:
-        """Store a finished shard, whole or not at all."""
-        with whole_file(self._shard_path(number)) as temporary:
-            pq.write_table(table, temporary)
+        """Store a finished shard, whole or not at all, with the hash of its bytes in its name."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        content = sink.getvalue()
+        with whole_file(self.path / f"shard-{number:06d}-{_shard_hash(number, content)}.parquet") as temporary:
+            temporary.write_bytes(content)
 
     def read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """A shard, or some of its columns."""
-        return pq.read_table(self._shard_path(number), columns=columns)
+        return pq.read_table(self._files()[number], columns=columns)
 
     def schema(self, number: int) -> pa.Schema:
         """The columns of a shard, and what it says of itself."""
-        return pq.read_schema(self._shard_path(number))
+        return pq.read_schema(self._files()[number])
 
-    def _shard_path(self, number: int) -> Path:
-        return self.path / f"shard-{number:06d}.parquet"
+    def _files(self) -> dict[int, Path]:
+        return {int(path.stem.split("-")[1]): path for path in self.path.glob("shard-*-*.parquet")}
+
+    def _drop_damaged(self) -> None:
+        """Remove shards that are not as they were written, so that they are made again."""
+        for number, path in sorted(self._files().items()):
+            if path.stem.split("-")[2] != _shard_hash(number, path.read_bytes()):
+                logger.warning("%s: is damaged; its rows are done again", path)
+                path.unlink()
 
     def _join(self, discard_other: bool) -> FileLock:
         while True:
@@ -128,12 +141,19 @@ class ShardFolder:
     def _agree(self, discard_other: bool) -> None:
         """See that the folder's shards are of this work, or make it so."""
         changes = self._changes()
+        if not changes and not self._members():
+            self._drop_damaged()
         if not changes and self.finished():
             change = self._find_change(self)
             changes = [] if change is None else [change]
         if changes and self._members():
             raise InputError(f"{self.output_path}: another process is writing it from other inputs")
         if changes and self.finished() and not discard_other:
+            if IDENTITY_FILE in changes:
+                raise DamagedError(
+                    f"{self.path / IDENTITY_FILE}: is missing or damaged, so that nobody knows what its shards were "
+                    "made from; restore it, or overwrite to start again"
+                )
             raise InputError(
                 f"{self.path}: begun with another {', '.join(changes)}; go back to that, or overwrite to start again"
             )
@@ -143,13 +163,19 @@ class ShardFolder:
         begun = self.path / IDENTITY_FILE
         if changes or not begun.is_file():
             write_json(begun, {"work": uuid.uuid4().hex, "identity": self.identity})
-        self.work = json.loads(begun.read_text(encoding="utf-8"))["work"]
+        self.work = read_json_object(begun)["work"]
 
     def _changes(self) -> list[str]:
         """By name, what the folder's work was begun with that is another now."""
         path = self.path / IDENTITY_FILE
         # Without an identity file the process before was killed before it did anything.
-        found = json.loads(path.read_text(encoding="utf-8"))["identity"] if path.is_file() else self.identity
+        if not path.is_file() and not self.finished():
+            return []
+        try:
+            found = read_json_object(path)["identity"]
+            read_json_object(path)["work"].encode()
+        except (InputError, KeyError, TypeError, AttributeError):
+            return [IDENTITY_FILE]
         return sorted(
             name for name in found.keys() | self.identity.keys() if found.get(name) != self.identity.get(name)
         )
@@ -165,3 +191,7 @@ class ShardFolder:
             except Timeout:
                 count += 1
         return count
+
+
+def _shard_hash(number: int, content: bytes | pa.Buffer) -> str:
+    return xxhash.xxh3_64_hexdigest(content, seed=number)

@@ -24,10 +24,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader
 
 from mmhf.cpu import keep_freed_memory
+from mmhf.damage import content_hash
 from mmhf.errors import InputError
-from mmhf.inference.inputs import IMAGE, Example, RowExamples, TableRows, files_hash
+from mmhf.files import write_json
+from mmhf.inference.inputs import IMAGE, Example, RowExamples, TableRows
 from mmhf.inference.jobs import Batch, JobSettings, JobSummary, RowModel
-from mmhf.inference.outputs import JOB_KEY, _record_beside, open_writer, passed_columns, read_record, refuse_existing
+from mmhf.inference.outputs import open_writer, passed_columns, read_record, record_path, refuse_existing, sealed
 from mmhf.inference.shards import ShardFolder
 
 logger = logging.getLogger(__name__)
@@ -189,8 +191,7 @@ class TableJob:
         made = self._made_fields()
         tally, images = self._tally_of_all(), self._images()
         record = {"identity": self.identity, "work": self.shards.work, "tally": tally, **images}
-        written = {**self.metadata, JOB_KEY: json.dumps(record)}
-        schema = pa.schema([*self.passed.schema, *made], metadata=written)
+        schema = pa.schema([*self.passed.schema, *made], metadata=self.metadata)
         temporary, suffix = self.shards.path / self.output.name, self.output.suffix.lower()
         writer = open_writer(temporary, schema, suffix=suffix, defuse_formulas=self.defuse_formulas)
         size = self.settings.shard_rows
@@ -200,10 +201,8 @@ class TableJob:
             columns += [table.column(each.name).cast(each.type) for each in made]
             writer.write_table(pa.table(columns, schema=schema))
         writer.close()
-        if suffix == ".csv":
-            beside = temporary.with_name(f"{temporary.name}.job.json")
-            beside.write_text(json.dumps({**record, "output": files_hash([temporary])}), encoding="utf-8")
-            beside.replace(_record_beside(self.output))
+        record["output"] = content_hash(temporary)
+        write_json(record_path(self.output), sealed(record))
         temporary.replace(self.output)
 
     def _made_fields(self) -> list[pa.Field]:

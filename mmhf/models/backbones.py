@@ -73,8 +73,8 @@ def reference_of(backbone: str) -> str | None:
         return backbone
     if not is_on_hub(backbone, weights=True) or Path(backbone).exists():
         return None
-    repo, _, revision = backbone.partition("@")
-    commit = extract_commit_hash(cached_file(repo, "config.json", revision=revision or None), None)
+    repo, revision = _split_revision(backbone)
+    commit = extract_commit_hash(cached_file(repo, "config.json", revision=revision), None)
     return f"{repo}@{commit or revision}" if commit or revision else repo
 
 
@@ -353,7 +353,9 @@ def _installed(package: str, path: str) -> Path:
 def _split_revision(name: str) -> tuple[str, str | None]:
     if Path(name).is_dir():
         return name, None
-    repo, _, revision = name.partition("@")
+    repo, at, revision = name.partition("@")
+    if at and not revision:
+        raise InputError(f"backbone {name}: no revision after the @; leave it out, or name a tag, branch or commit")
     return repo, revision or None
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import operator
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mmhf.recipe.shipped import find_recipe, is_shipped, missing_recipe
 from mmhf.recipe.training_arguments import training_fields, training_problems, without_unset_fields
 from mmhf.recipe.validation import check_section, tag_problems
 from mmhf.recipe.yaml_loader import dump_yaml, load_yaml
+from mmhf.secret_kinds import find_secret
 
 
 @dataclass(frozen=True)
@@ -108,16 +110,19 @@ def _overridden(written: Node, overrides: Sequence[Override]) -> Node:
 def _resolve(tree: Node, *, name: str, path: Path | None) -> ResolvedRecipe:
     tree, unexpanded = _expanded(without_unset_fields(tree), ())
     values = tree.plain()
+    secrets = {problem.path: problem for problem in _secrets(tree, ())}
     recipe_class = _root_of(values)
     if recipe_class is None:
-        raise as_input_error(tag_problems(functools.reduce(operator.or_, RECIPE_BY_TASK.values()), (), values), tree)
+        problems = tag_problems(functools.reduce(operator.or_, RECIPE_BY_TASK.values()), (), values)
+        raise as_input_error(_without_secrets(problems, secrets), tree)
     elsewhere = [*((name, f"training.{name}") for name in training_fields()), *key_paths(recipe_class)]
     recipe, problems = check_section(recipe_class, values, elsewhere)
     problems = unexpanded or problems
     if isinstance(values.get("training"), dict):
         problems += training_problems(values["training"], elsewhere)
-    if recipe is not None and not problems:
+    if recipe is not None and not problems and not secrets:
         problems = combination_problems(recipe)
+    problems = _without_secrets(problems, secrets)
     if recipe is None or problems:
         raise as_input_error(problems, tree)
     provenance = {dotted(leaf): _provenance(tree, leaf) for leaf, _ in _leaves(recipe.model_dump(), ())}
@@ -145,6 +150,41 @@ def _expanded(node: Node, path: KeyPath) -> tuple[Node, list[Problem]]:
         except InputError as error:
             problems.append(Problem(path, str(error), shown(value)))
     return Node(value, node.origin), problems
+
+
+_NO_SECRETS = (
+    "leave them out, because recipes are published; give them by environment variables, or by the files that the "
+    "service's own tools write (docs/cloud.md)"
+)
+_SECRET_KEY = re.compile(
+    r"(?i)(?:\w+[_-])?(?:password|passwd|api_?key|secret|secret_?key|access_?key|access_?token|auth_?token)"
+)
+
+
+def _secrets(node: Node, path: KeyPath) -> Iterator[Problem]:
+    """Values that are, or hold, a password, token or key."""
+    if isinstance(node.value, dict | list):
+        parts = node.value.items() if isinstance(node.value, dict) else enumerate(node.value)
+        for part, child in parts:
+            yield from _secrets(child, (*path, part))
+    elif isinstance(node.value, str):
+        by_name = "by its name" if path and node.value and _SECRET_KEY.fullmatch(str(path[-1])) else None
+        if kind := find_secret(node.value) or by_name:
+            yield Problem(path, _what_is_secret(node.value, kind), is_secret=True)
+
+
+def _without_secrets(problems: Sequence[Problem], secrets: dict[KeyPath, Problem]) -> list[Problem]:
+    """These problems without the values that are secret, and those secrets which nothing else is wrong with."""
+    named = {each.path for each in problems}
+    shown_parts = {path[:length] for path in secrets for length in range(len(path) + 1)}
+    hidden = [replace(each, got=None, is_secret=True) if each.path in shown_parts else each for each in problems]
+    return [*hidden, *(problem for path, problem in secrets.items() if path not in named)]
+
+
+def _what_is_secret(value: str, kind: str) -> str:
+    if kind.endswith("in a URL"):
+        return f"the {value.partition('://')[0]}:// URL holds credentials; {_NO_SECRETS}"
+    return f"holds a secret ({kind}); {_NO_SECRETS}"
 
 
 def _root_of(values: Any) -> type[RecipeBase] | None:

@@ -29,7 +29,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from mmhf.errors import InputError
+from mmhf.errors import DamagedError, InputError
 from mmhf.sweep.space import ParameterValue, SweepSpace
 
 WORKER, HEARTBEAT = "worker", "heartbeat"
@@ -271,7 +271,35 @@ def _open_storage(place: str) -> BaseStorage:
     # A lock by O_EXCL works on network file systems too, where many refuse the links of the default lock.
     # It is held for milliseconds: whoever holds it for long was killed.
     lock = JournalFileOpenLock(str(path), grace_period=_LOCK_GRACE)
+    lock.acquire()
+    try:
+        _mend_journal(path)
+    finally:
+        lock.release()
     return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _mend_journal(path: Path) -> None:
+    """Take away half a last line, which a killed process or a full disk leaves and Optuna 5.0 would append to.
+
+    Raises:
+        DamagedError: Another line is no entry.
+    """
+    if not path.is_file():
+        return
+    *lines, rest = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            is_entry = "op_code" in json.loads(line)
+        except (ValueError, TypeError, RecursionError):
+            is_entry = False
+        if not is_entry:
+            raise DamagedError(
+                f"{path}: line {number} is damaged; restore the file, or remove it with the folder `trials` beside it "
+                "to search anew"
+            )
+    if rest:
+        os.truncate(path, path.stat().st_size - len(rest))
 
 
 def _describe_process(pid: int) -> str:

@@ -15,7 +15,9 @@ from pathlib import Path
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from mmhf.files import METRICS_FILE, read_json_object
+from mmhf.damage import find_damage
+from mmhf.files import METRICS_FILE, RECIPE_FILE, read_json_object
+from mmhf.recipe import load_recipe
 from mmhf.sweep.space import as_overrides
 from mmhf.sweep.study import HEARTBEAT, SharedStudy
 from mmhf.sweep.trial_process import Train, TrialOrder, TrialOutcome, run_trial
@@ -84,11 +86,24 @@ class Worker:
             outcome = self._train(trial, run_dir)
             if outcome.is_pruned or outcome.error:
                 return outcome, None
+        elif other := self._other_values(trial, run_dir):
+            return TrialOutcome(error=f"{run_dir} holds a run with other values ({other}); remove it"), None
+        if (damage := find_damage(run_dir)) is not None:
+            return TrialOutcome(error=f"{run_dir}: {damage}; remove the folder"), None
         name = f"{OBJECTIVE_SPLIT}_{self.study.space.section.metric}"
         value = read_json_object(run_dir / METRICS_FILE).get(name)
         if value is None:
             return TrialOutcome(error=f"{run_dir / METRICS_FILE} has no number for {name}"), None
         return TrialOutcome(), float(value)
+
+    def _other_values(self, trial: Trial, run_dir: Path) -> str | None:
+        """What a finished run was trained with that is not this trial's value: the journal may have been lost."""
+        if not (run_dir / RECIPE_FILE).is_file():
+            return None
+        wanted = load_recipe(self.recipe, [*self.overrides, *as_overrides(trial.params)]).leaves()
+        found = load_recipe(run_dir / RECIPE_FILE).leaves()
+        differing = [key for key in trial.params if found.get(key) != wanted.get(key)]
+        return f"{differing[0]}={found.get(differing[0])}" if differing else None
 
     def _train(self, trial: Trial, run_dir: Path) -> TrialOutcome:
         values = [*as_overrides(trial.params), f"training.output_dir={json.dumps(str(run_dir))}"]

@@ -10,20 +10,17 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import xxhash
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from mmhf.damage import COMPLETE_FILE, find_damage
 from mmhf.errors import InputError
-from mmhf.files import read_json_object, write_json
 
 logger = logging.getLogger(__name__)
 
 # How torch.save reports that a file could not be written.
 _TORCH_WRITE_FAILURES = ("inline_container.cc", "iostream error")
-_MARKER = "complete"
-_BLOCK = 2**24
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -35,44 +32,6 @@ def checkpoint_path(run_dir: Path, global_step: int) -> Path:
 def step_of(checkpoint: Path) -> int:
     """Optimizer steps that were done when a checkpoint was written."""
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def mark_complete(checkpoint: Path) -> None:
-    """Say that every file of a checkpoint has been written, by every process, with the size and hash of each."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != _MARKER)
-    write_json(checkpoint / _MARKER, {path.relative_to(checkpoint).as_posix(): _fingerprint(path) for path in files})
-
-
-def _fingerprint(path: Path) -> list[int | str]:
-    """Size and hash; the hash finds damage, it keeps nobody from forging a file."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return [path.stat().st_size, digest.hexdigest()]
-
-
-def find_damage(checkpoint: Path) -> str | None:
-    """What is missing from a checkpoint or is not as it was written, such as `optimizer.pt is missing`; None: nothing.
-
-    Of one by a version that noted no hashes, nothing is known.
-    """
-    marker = checkpoint / _MARKER
-    if marker.stat().st_size == 0:
-        return None
-    try:
-        expected = read_json_object(marker)
-    except InputError:
-        return f"{_MARKER} is damaged"
-    for name, fingerprint in expected.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != fingerprint[0]:
-            return f"{name} has {path.stat().st_size} bytes, it was written with {fingerprint[0]}"
-        if _fingerprint(path) != fingerprint:
-            return f"{name} is damaged"
-    return None
 
 
 @contextlib.contextmanager
@@ -118,7 +77,7 @@ def removed_if_unwritable(checkpoint: Callable[[], Path]) -> Iterator[None]:
         with failed_writes_as_os_errors(checkpoint):
             yield
     except OSError:
-        if not (checkpoint() / _MARKER).is_file():
+        if not (checkpoint() / COMPLETE_FILE).is_file():
             shutil.rmtree(checkpoint(), ignore_errors=True)
         raise
 
@@ -147,7 +106,7 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
     found = {}
     for path in run_dir.glob("checkpoint-*"):
         match = _NAME.fullmatch(path.name)
-        if match and (path / _MARKER).is_file():
+        if match and (path / COMPLETE_FILE).is_file():
             found[int(match.group(1))] = path
     return [found[step] for step in sorted(found, reverse=True)]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mmhf.errors import InputError
+from mmhf.damage import COMPLETE_FILE, find_damage
+from mmhf.errors import DamagedError, InputError
 from mmhf.files import (
     BAD_EXAMPLES_LOG,
     CHANGES_FILE,
@@ -25,13 +26,14 @@ from mmhf.files import (
 )
 from mmhf.recipe import ResolvedRecipe, load_recipe
 from mmhf.recipe.history import changed_sections, recipe_changes, with_history
-from mmhf.training.checkpoints import complete_checkpoints, find_damage, last_complete_checkpoint, step_of
+from mmhf.training.checkpoints import complete_checkpoints, last_complete_checkpoint, step_of
 from mmhf.training.position import condition_changes
 
 logger = logging.getLogger(__name__)
 
 OUTPUT_ROOT = Path("outputs")
 _LOCK_FILE = ".lock"
+_ENTRY = {"step", "changes", "sections"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class RunFolder:
             else:
                 self._note_changes(self.checkpoint, resolved)
                 (self.path / METRICS_FILE).unlink(missing_ok=True)  # of a finished run that is trained longer
+            (self.path / COMPLETE_FILE).unlink(missing_ok=True)
             write_text(self.path / RECIPE_FILE, with_history(resolved, run_history(self.path)))
             yield
 
@@ -98,7 +101,12 @@ def steps_done(run_dir: Path) -> int:
 def run_history(run_dir: Path) -> list[dict[str, Any]]:
     """What was changed in a run on the way: steps done, changes, sections of the recipe as they were before."""
     path = run_dir / CHANGES_FILE
-    return list(read_json_object(path)["history"]) if path.is_file() else []
+    if not path.is_file():
+        return []
+    history = read_json_object(path).get("history")
+    if not isinstance(history, list) or not all(isinstance(each, dict) and each.keys() >= _ENTRY for each in history):
+        raise DamagedError(f"{path}: is damaged; restore it, or remove it and lose the run's history")
+    return history
 
 
 def choose_run_dir(resolved: ResolvedRecipe, *, resume: bool) -> Path:
@@ -158,6 +166,11 @@ def find_run_folder(
         raise InputError(f"training.output_dir: {path} is a file; choose a folder")
     if not (path / RECIPE_FILE).exists():
         if path.is_dir() and any(entry.name != _LOCK_FILE for entry in path.iterdir()):
+            if complete_checkpoints(path):
+                raise DamagedError(
+                    f"{path}: {RECIPE_FILE} is missing, so that nobody knows what its checkpoints are of; restore it, "
+                    "or choose another training.output_dir"
+                )
             raise InputError(f"{path} holds files but no run; choose another training.output_dir")
         return _named_checkpoint(path, resolved, conditions or {}, allow_changes)
     old = load_recipe(path / RECIPE_FILE)

@@ -24,6 +24,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint, rotate_
 
 from mmhf.conventions import IGNORED_LABEL
 from mmhf.cpu import keep_freed_memory
+from mmhf.damage import mark_complete
 from mmhf.data.datasets import RowDataset
 from mmhf.data.streams.captions import CaptionStream
 from mmhf.errors import InputError
@@ -38,7 +39,6 @@ from mmhf.training.checkpoints import (
     complete_checkpoints,
     failed_writes_as_os_errors,
     is_finite,
-    mark_complete,
     removed_if_unwritable,
     saved_under_own_names,
 )

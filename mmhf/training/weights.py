@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 
 import torch
+import xxhash
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
+from mmhf.errors import DamagedError
 from mmhf.files import whole_file
 from mmhf.models.partition import Partition
 from mmhf.parallel import gather
@@ -85,9 +87,14 @@ def gradients_are_visible() -> bool:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over all parameters and buffers, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    """`tensors_hash` of all parameters and buffers."""
+    return tensors_hash(model.state_dict())
+
+
+def tensors_hash(weights: Mapping[str, torch.Tensor]) -> str:
+    """xxh3 over tensors and their names."""
+    digest = xxhash.xxh3_128()
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
@@ -135,6 +142,10 @@ def check_gradients(model: nn.Module, names: Sequence[str]) -> None:
         )
 
 
+_HASH = "hash"
+_WAY_OUT = "remove the run's checkpoints of this stage, so that it is trained again, or restore the file"
+
+
 class BestWeights:
     """A file with a model's whole state.
 
@@ -153,8 +164,22 @@ class BestWeights:
         # Cloned: tied tensors share storage, which safetensors refuses.
         weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
         with whole_file(self.path) as temporary:
-            save_file(weights, temporary)
+            save_file(weights, temporary, metadata={_HASH: tensors_hash(weights)})
 
     def load(self, model: nn.Module) -> None:
-        """Put the kept parameters and buffers back, in place."""
-        model.load_state_dict(load_file(self.path))
+        """Put the kept parameters and buffers back, in place.
+
+        Raises:
+            DamagedError: The file is gone, or is not as it was written.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                expected = (file.metadata() or {}).get(_HASH)
+            weights = load_file(self.path)
+        except (OSError, SafetensorError) as error:
+            raise DamagedError(
+                f"{self.path}: the best weights of the stage cannot be read ({error}); {_WAY_OUT}"
+            ) from error
+        if expected not in (None, tensors_hash(weights)):
+            raise DamagedError(f"{self.path}: the best weights of the stage are damaged; {_WAY_OUT}")
+        model.load_state_dict(weights)

@@ -19,6 +19,7 @@ from mmhf.conversion.converting import Converted, Options, Predecessor, convert
 from mmhf.conversion.dermatology import Dermatology, import_embeddings
 from mmhf.conversion.fake_news import FakeNews, version_of
 from mmhf.conversion.plant_disease import PlantDisease
+from mmhf.damage import is_run_file, mark_complete
 from mmhf.errors import InputError
 from mmhf.evaluation.results import write_metrics
 from mmhf.files import METRICS_FILE, RECIPE_FILE, read_json_object, whole_folder
@@ -98,6 +99,7 @@ def _write_run(converted: Converted, run_dir: Path, output: Path) -> None:
     recipe = converted.resolved.to_yaml().replace(str(run_dir), str(output))
     (run_dir / RECIPE_FILE).write_text(recipe, encoding="utf-8")
     write_metrics(run_dir / METRICS_FILE, converted.numbers)
+    mark_complete(run_dir, is_run_file)
 
 
 def _version(options: argparse.Namespace, checkpoint: Checkpoint) -> Version:

@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel, TrainingArguments
 
+from mmhf.damage import COMPLETE_FILE, is_run_file, mark_complete
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.images import BadImageError, DataFolder
 from mmhf.data.loading import LoadedData
@@ -135,6 +136,8 @@ def evaluate(
             facts = {"model": name, **{f"rows, {split}": loaded.num_rows(split) for split in loaded.splits}}
             run = task.run_facts(Path(output), resolved, trained=facts, bad_examples=bad_examples.read())
             task.write_report(run, measured)
+            if (Path(output) / COMPLETE_FILE).is_file():  # the run's own folder, whose files were just checked
+                mark_complete(Path(output), is_run_file)
             logger.info("Written to %s", output)
     return measured
 

@@ -95,5 +95,8 @@ def _generation(pairs: list[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"--generation {pair}: write KEY=VALUE, such as num_beams=4")
-        options[name] = yaml.safe_load(value)
+        try:
+            options[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise InputError(f"--generation {pair}: {value!r} is no value") from error
     return options

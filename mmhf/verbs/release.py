@@ -6,9 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-import yaml
-
 from mmhf.errors import InputError
+from mmhf.files import read_yaml_object
 from mmhf.hub.lineage import recipe_settings, release_run, release_settings
 
 logger = logging.getLogger(__name__)
@@ -42,8 +41,8 @@ def _is_on_hub(repo: str) -> bool:
     return bool(name) and "/" not in name and not is_folder
 
 
-def _read_card(path: Path) -> object:
+def _read_card(path: Path) -> dict[str, object]:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({str(error).splitlines()[0]})") from error
+        return read_yaml_object(path)
+    except InputError as error:
+        raise InputError(f"release.card: {error}") from error

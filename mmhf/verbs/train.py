@@ -16,6 +16,7 @@ import transformers
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mmhf.damage import is_run_file, mark_complete
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.duplicates import write_duplicates
 from mmhf.data.filters import describe_steps
@@ -89,6 +90,12 @@ def train(
     if more is not None:
         overrides = [*overrides, longer(resolved.recipe, more)]
         resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    if resolved.recipe.init_from is not None:
+        parent = resolve_model(resolved.recipe.init_from)
+        if parent.is_on_hub:  # where tags and branches move
+            pinned = f"init_from={parent.repo}@{parent.commit}"
+            overrides, parts_overrides = [*overrides, pinned], [*parts_overrides, pinned]
+            resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
     if resolved.recipe.release is not None:
         check_release_is_possible(resolved.recipe.release)
     place = _Place(resume=resume, allow_changes=allow_changes)
@@ -165,8 +172,10 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
             trainer.save_model()
             trainer.save_state()
             if is_first:
+                mark_complete(folder.path, is_run_file)
                 bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
                 _report(trainer, task, data, resolved=resolved, measured=measured, bad_examples=bad_examples)
+                mark_complete(folder.path, is_run_file)
                 if "mlflow" in args.report_to and "mlflow" in recipe.tracking.log_model:
                     importlib.import_module("mmhf.inference.mlflow_model").log_model(folder.path)
         if is_first:

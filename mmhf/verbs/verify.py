@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from mmhf.errors import InputError
 from mmhf.files import METRICS_FILE, RECIPE_FILE, read_json_object
-from mmhf.hub.manifest import read_release
+from mmhf.hub.manifest import verify_release
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import load_recipe
 from mmhf.tasks import task_of
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 def run(options: argparse.Namespace) -> None:
     resolved = resolve_model(options.model)
-    release = read_release(resolved.path)
+    release = verify_release(resolved.path, exactly=True)
     logger.info("%s: all %d files have the hashes they were released with", options.model, len(release.files))
     claimed = _numbers_of_card(resolved.path, options.split)
     measured = _measure_again(options, resolved.path)

@@ -190,6 +190,23 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path, caplog):
     assert find_duplicates(splits) == expected and "cannot be written" in caplog.text
 
 
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.5, 0.9, 0.99, None], ids=str)
+def test_damaged_thumbnails_are_made_anew(place, tmp_path, caplog):
+    splits = {"train": table([saved(picture(number % 3), quality=60 + number) for number in range(6)])}
+    found = find_duplicates(splits)
+    files = list((tmp_path / "cache" / "mmhf_thumbnails").glob("*.npz"))
+    for file in files:
+        content = bytearray(file.read_bytes())
+        if place is None:
+            content = content[:100]
+        else:
+            content[int(len(content) * place)] ^= 0x40
+        file.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert find_duplicates(splits) == found
+    assert len(files) == 2 and ("is damaged" in caplog.text or place not in (0.3, 0.5, None))
+
+
 def test_progress_is_shown_for_many_images(monkeypatch):
     splits = {"train": table([saved(picture(number)) for number in range(5)])}
     monkeypatch.setattr(duplicates, "_PROGRESS_ABOVE", 2)

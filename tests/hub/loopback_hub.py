@@ -47,6 +47,8 @@ class Fault:
     cut: bool = False
     corrupt: bool = False
     times: int | None = None
+    page: bytes | None = None
+    """Answer with this and status 200, as a proxy or a captive portal does."""
     after: bool = False
     """Do what was asked, and only then fail: the answer is what gets lost."""
     call: Callable[[], None] | None = None
@@ -116,6 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(f"{self.command} {self.path}", authorization.removeprefix("Bearer ") or None, body)
         self.hub.requests.append(request)
         fault = next((fault for fault in self.hub.faults if fault.applies(request.line)), None)
+        if fault is not None and fault.page is not None:
+            self._send(200, fault.page, {"Content-Type": "text/html"})
+            return
         if fault is not None and not fault.corrupt and not (fault.cut and self.command == "GET"):
             self._fail(fault, request)
             return

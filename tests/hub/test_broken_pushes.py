@@ -15,13 +15,21 @@ import pytest
 from loopback_hub import READER_TOKEN, TOKEN, LoopbackHub
 from loopback_store import Repo
 
-from mmhf.errors import InputError
+from mmhf.errors import DamagedError, InputError
 from mmhf.hub.hub_repo import download_model
 from mmhf.hub.lineage import release_settings
 from mmhf.hub.manifest import verify_release
 from mmhf.hub.pushing import push_release
+from mmhf.hub.releases import resolve_model
 
 REPO = "org/fakeddit"
+PAGES = {
+    "html": b"<!DOCTYPE html><html><body>Please log in to the network.</body></html>",
+    "list": b"[]",
+    "object": b"{}",
+    "null": b"null",
+    "nothing": b"",
+}
 _fork = multiprocessing.get_context("fork")
 
 # What the Hub is asked in one push, by the step that fails when the request does.
@@ -108,7 +116,8 @@ def test_killed_at_each_request_in_turn(released: LoopbackHub, runs: dict[str, P
         outcomes.append((is_released, repo.branches["main"] != untouched[1]))
         if is_released:
             assert_whole(released, "v1.7", tmp_path / f"{number}")
-        if is_released and "releasing-v1.7" not in repo.branches:  # only the answer to the last request was lost
+        is_finished = not any(branch.startswith("releasing-v1.7-") for branch in repo.branches)
+        if is_released and is_finished:  # only the answer to the last request was lost
             with pytest.raises(InputError, match="version v1.7 exists"):
                 push(runs["1.7"], "1.7")
         else:
@@ -231,6 +240,59 @@ def test_two_pushes_at_the_same_time_lose_nothing(released: LoopbackHub, runs: d
     assert released.files(REPO, "main") == released.files(REPO, "v1.7")
 
 
+def test_of_two_pushes_of_one_version_one_wins(released: LoopbackHub, runs: dict[str, Path], make_run):
+    """At each request of one, another run is released as the same version from beginning to end."""
+    before, large = copy.deepcopy(released.repo(REPO)), dict(released.store.large)
+    other, lost = make_run("other", seed=77), 0
+    for step in STEPS:
+        released.store.repos[REPO], released.store.large = copy.deepcopy(before), dict(large)
+        fault = released.fault(step, call=lambda: push(other, "1.7"), times=1, status=500)
+        try:
+            push(runs["1.7"], "1.7")
+            winner = runs["1.7"]
+        except InputError as error:
+            assert "version v1.7 exists" in str(error)
+            winner, lost = other, lost + 1
+        assert fault.times == 0
+        repo = released.repo(REPO)
+        assert released.files(REPO, "v1.7")["model.safetensors"] == (winner / "model.safetensors").read_bytes()
+        assert released.files(REPO, "main") == released.files(REPO, "v1.7")
+        assert repo.branches.keys() == {"main"} and repo.tags.keys() == {"v1.6", "v1.7", "best"}
+        released.faults.clear()
+    assert lost > len(STEPS) / 2
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_a_proxys_page_in_the_place_of_an_answer_is_one_line(released, runs, no_waiting, step: str, page: bytes):
+    untouched = state(released.repo(REPO))
+    fault = released.fault(step, page=page)
+    try:
+        push(runs["1.7"], "1.7")
+    except InputError as error:
+        assert "\n" not in str(error) and "org/fakeddit" in str(error)
+        released.faults.remove(fault)
+        tags, main = state(released.repo(REPO))
+        assert {tag: tags[tag] for tag in untouched[0]} == untouched[0] or main != untouched[1]
+        push(runs["1.7"], "1.7")
+    assert released.files(REPO, "v1.7") == released.files(REPO, "main")
+
+
+@pytest.mark.parametrize(
+    "step", ["GET .*/refs", "HEAD .*", "GET .*/resolve/", "GET .*/revision/", "GET .*/tree/", ".*"]
+)
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+def test_a_proxys_page_in_the_place_of_a_download_is_one_line(released, no_waiting, step: str, page: bytes):
+    fault = released.fault(step, page=page)
+    try:
+        path = resolve_model(f"{REPO}@v1.6").path
+    except InputError as error:
+        assert "\n" not in str(error) and "org/fakeddit" in str(error)
+        released.faults.remove(fault)
+        path = resolve_model(f"{REPO}@v1.6").path
+    verify_release(path, exactly=True)
+
+
 def test_a_release_whose_best_tag_fails_says_so_and_is_finished_later(released, make_run, no_waiting):
     run_dir = make_run("better", seed=9, metrics={"test_accuracy": 0.99})
     fault = released.fault("DELETE .*/tag/best", status=500)
@@ -258,6 +320,9 @@ def test_damaged_bytes_are_fetched_again_and_then_refused(released, caplog: pyte
     fault = released.fault("GET .*/resolve/.*model.safetensors", corrupt=True)
     with pytest.raises(InputError, match=r"org/fakeddit@v1\.6|model\.safetensors has changed"):
         download_model(REPO, "v1.6")
+    with pytest.raises(DamagedError, match=r"org/fakeddit@v1\.6: downloaded twice, and damaged both times") as caught:
+        resolve_model(f"{REPO}@v1.6")
+    assert "no such folder" not in str(caught.value)
     fault.times = 0
     with caplog.at_level(logging.WARNING):
         verify_release(download_model(REPO, "v1.6"))

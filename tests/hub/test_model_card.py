@@ -49,6 +49,22 @@ def card(make_run: Callable[..., Path], repo: Path) -> ModelCard:
     return ModelCard.load(release / "README.md")
 
 
+def test_what_came_with_the_data_loads_nothing_and_says_nothing_of_its_own(make_run, repo):
+    bad = '![x](https://example.org/a.png) <img src="https://example.org/b.png"> <script>a</script> [y](z) `c` a|b'
+    evaluation = {
+        "protocols": {},
+        "tables": {"test": {f"By {bad}": [{"label": bad, bad: bad, "f1": 0.5}, {"label": "plain_name", "f1": 1.0}]}},
+    }
+    run_dir = make_run("run", recipe=RECIPE.replace("name: head", f"name: {json.dumps(bad)}"))
+    (run_dir / "evaluation.json").write_text(json.dumps(evaluation))
+    notes = ReleaseNotes(extra={"changes": [{"step": 3, "changes": [f"a: `<b>` {bad}"]}]})
+    text = (write_release(run_dir, repo, "1.8", notes=notes) / "README.md").read_text()
+    body = text.partition("## Numbers")[2]
+    outside_code = "".join(body.split("`")[::2]).replace(r"\[", "").replace(r"\!", "").replace(r"\|", "")
+    assert "<" not in outside_code and "![" not in outside_code and "](z)" not in outside_code.replace(r"\]", "")
+    assert "plain_name" in body
+
+
 def test_the_front_matter_says_what_the_hub_asks_for(card: ModelCard):
     assert card_problems(str(card)) == []
     data = card.data

@@ -51,7 +51,8 @@ def test_what_is_not_there_is_said_in_one_line(released: Path, run_dir: Path, tm
     (run_dir / "checkpoint-10" / "config.json").write_text("{}")
     cases = {
         f"{released}@1.8": "no version 1.8; did you mean v1.",
-        f"{released}@": "no version ",
+        f"{released}@": "no version after the @",
+        "org/name@": "no version after the @; write org/name@VERSION, or org/name alone",
         str(tmp_path / "empty"): "no model in it",
         str(run_dir): "its last checkpoint is .*checkpoint-10",
         str(released / "v1.9" / "config.json"): "is a file",
@@ -64,6 +65,7 @@ def test_what_is_not_there_is_said_in_one_line(released: Path, run_dir: Path, tm
 
 
 def test_another_name_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     asked = []
     snapshot = tmp_path / "snapshots" / "0123abcd"
     snapshot.mkdir(parents=True)

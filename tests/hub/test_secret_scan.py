@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from mmhf.errors import InputError
 from mmhf.hub.lineage import release_settings
 from mmhf.hub.pushing import push_release
 from mmhf.hub.releases import write_release
-from mmhf.hub.secret_scan import redact, refuse_secrets
+from mmhf.hub.secret_scan import refuse_secrets
+from mmhf.secret_kinds import redact
 
 # Put together here, so that scanners of this repository find none.
 HEX = "0123456789abcdef" * 2 + "01234567"
@@ -28,7 +30,25 @@ SECRETS = {
     "Google API key": "AIza" + "SyD-9tSrke72PouQMnMX-a7eZSW0jkFMBWY",
     "Google access token": "ya29." + "a0AfH6SMBx7Q2example-token_0",
     "private key": "-----BEGIN " + "RSA PRIVATE KEY-----",
+    "GitHub token": "ghp_" + "0123456789abcdefghijABCDEFGHIJ012345",
+    "GitLab token": "glpat-" + "0123456789abcdefghij",
+    "Anthropic key": "sk-ant-" + "api03-" + "abcdefghijKLMNOP-0123456789_abcdef",
+    "OpenAI key": "sk-" + "proj-" + "abcdefghijKLMNOP0123456789_abcdefghijKLMNOP0123",
+    "Slack token": "xoxb-" + "123456789012-123456789012-abcdefghijABCDEFGHIJ0123",
+    "Azure key": "https://account.blob.core.windows.net/c/b?sv=2024&"
+    + "sig="
+    + "aBcD%2BeFgH12345678901234567890abcdef%3D",
+    "Google client secret": "GOCSPX-" + "abcdefghijABCDEFGHIJ01234567",
+    "password in a URL": "postgresql://" + "someone:correct-horse" + "@db.example.org:5432/mlflow",
+    "token in a URL": "https://example.org/data.zip?download=1&" + "token=" + "abc123DEF456",
+    "npm token": "npm_" + "0123456789abcdefghijABCDEFGHIJ012345",
 }
+FURTHER = {
+    "SendGrid API Key": "SG." + "abcdefghijklmnopqrstuv" + "." + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQ",
+    "Stripe Access Key": "sk_live_" + "abcdefghijklmnopqrstuvwx",
+    "Square OAuth Secret": "sq0csp-" + "0123456789abcdefghijABCDEFGHIJ0123456789abc",
+}
+"""What detect-secrets knows beside that."""
 HARMLESS = [
     "hf_hub_download(repo_id, filename)",
     "report_to: wandb",
@@ -38,6 +58,12 @@ HARMLESS = [
     "-----BEGIN PUBLIC KEY-----",
     base64.b64encode(bytes(range(256)) * 40).decode(),
     json.dumps({"private_key_id": None}),
+    "see https://example.org/a?page=2&key=up and mailto:someone@example.org",
+    "postgresql://someone:${PASSWORD}@db/mlflow, s3://<KEY>:<SECRET>@bucket and git@github.com:org/name.git",
+    "http://localhost:5000/@me and https://example.org:443/a@b",
+    "task-force, sk-learn, risk-adjusted-returns-of-many-words",
+    hashlib.sha256(b"a").hexdigest(),
+    f"https://huggingface.co/org/name/resolve/{HEX}/config.json?download=true",
 ]
 
 
@@ -70,6 +96,30 @@ def test_what_this_environment_keeps_secret_is_a_secret(tmp_path: Path, monkeypa
     with pytest.raises(InputError, match=r"notes\.txt: line 2 holds a secret \(token of this environment\)"):
         refuse_secrets([tmp_path / "notes.txt"])
     assert redact("it is correct horse battery.") == "it is ***."
+
+
+@pytest.mark.parametrize("kind", FURTHER)
+def test_what_detect_secrets_knows_is_found_in_texts(tmp_path: Path, kind: str):
+    (tmp_path / "config.json").write_text(json.dumps({"a": 1, "note": FURTHER[kind]}, indent=2))
+    with pytest.raises(InputError, match=rf"config\.json: line 3 holds a secret \({kind}\) under note") as caught:
+        refuse_secrets([tmp_path / "config.json"])
+    assert FURTHER[kind][-12:] not in str(caught.value)
+
+
+def test_the_key_is_named(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text(f"task: a\ntracking:\n  mlflow_uri: {SECRETS['password in a URL']}\n")
+    with pytest.raises(
+        InputError, match=r"recipe\.yaml: line 3 holds a secret \(password in a URL\) under mlflow_uri;"
+    ):
+        refuse_secrets([tmp_path / "recipe.yaml"])
+
+
+def test_what_is_shipped_holds_none():
+    root = Path(__file__).parents[2]
+    files = [
+        path for folder in ("recipes", "docs", "accelerate_configs", "mmhf") for path in (root / folder).rglob("*")
+    ]
+    refuse_secrets(path for path in files if path.suffix in (".yaml", ".md", ".py", ".json"))
 
 
 @pytest.mark.parametrize("text", HARMLESS)

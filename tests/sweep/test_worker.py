@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
+from mmhf.damage import mark_complete
+from mmhf.errors import DamagedError
 from mmhf.sweep import Patience
 from mmhf.sweep import worker as worker_module
 from mmhf.sweep.study import root_of
@@ -131,3 +133,57 @@ def test_a_run_without_the_metric_is_no_success(make_worker, monkeypatch):
     worker.run()
     (trial,) = worker.study.trials()
     assert trial.state == TrialState.FAIL and "no number for validation_accuracy" in trial.user_attrs["error"]
+
+
+def test_a_finished_run_with_other_values_is_not_taken_for_the_trial(make_worker, tmp_path, monkeypatch):
+    """As when the journal was lost, and the folders of its trials were not."""
+
+    class Recipe:
+        def __init__(self, values):
+            self.values = values
+
+        def leaves(self):
+            return self.values
+
+    run_dir = tmp_path / "sweep" / "trials" / "0000"
+    run_dir.mkdir(parents=True)
+    (run_dir / "metrics.json").write_text('{"validation_accuracy": 42.0}')
+    (run_dir / "recipe.yaml").write_text("")
+    monkeypatch.setattr(
+        worker_module, "load_recipe", lambda path, overrides=(): Recipe({"a": 0 if overrides else 3, "b": "x"})
+    )
+    worker = make_worker(more="trials: 1\n")
+    worker.run()
+    (trial,) = worker.study.trials()
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["error"] == f"{run_dir} holds a run with other values (a=3); remove it"
+
+
+def test_a_damaged_finished_run_is_no_result(make_worker, tmp_path):
+    run_dir = tmp_path / "sweep" / "trials" / "0000"
+    run_dir.mkdir(parents=True)
+    (run_dir / "metrics.json").write_text('{"validation_accuracy": 42.0}')
+    mark_complete(run_dir)
+    (run_dir / "metrics.json").write_text('{"validation_accuracy": 43.0}')
+    worker = make_worker(more="trials: 1\n")
+    worker.run()
+    (trial,) = worker.study.trials()
+    assert trial.user_attrs["error"] == f"{run_dir}: metrics.json is damaged; remove the folder"
+
+
+@pytest.mark.parametrize("place", [0, 1, -2])
+def test_a_damaged_journal_is_named_with_its_line(open_study, tmp_path, place):
+    open_study().next_trial(4)
+    path = tmp_path / "journal.log"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[place] = b"\x00" + lines[place][1:]
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(DamagedError, match=rf"journal\.log: line {place % len(lines) + 1} is damaged"):
+        open_study()
+
+
+def test_half_a_line_of_a_killed_worker_is_no_damage(open_study, tmp_path):
+    open_study().next_trial(4)
+    with (tmp_path / "journal.log").open("ab") as file:
+        file.write(b'{"op_code": 4, "worker')
+    assert len(open_study().trials()) == 1

@@ -4,8 +4,9 @@ import logging
 
 import pytest
 
+from mmhf.damage import find_damage
 from mmhf.errors import InputError
-from mmhf.training.checkpoints import find_damage, last_complete_checkpoint
+from mmhf.training.checkpoints import last_complete_checkpoint
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 import copy
 import pickle
 
+import pytest
 import torch
 
+from mmhf.errors import DamagedError
 from mmhf.models.partition import Partition
-from mmhf.training.weights import apply_freezing, release_from_eval
+from mmhf.training.weights import BestWeights, apply_freezing, release_from_eval
 
 
 def test_only_trained_groups_require_gradients(tiny_model):
@@ -53,3 +55,17 @@ def test_copies_and_pickles_of_a_frozen_model_are_their_own(tiny_model):
     apply_freezing(tiny_model, Partition.of(tiny_model), ["head"])
     restored = pickle.loads(pickle.dumps(tiny_model.body[0]))
     assert torch.equal(restored[0].weight, tiny_model.body[0][0].weight)
+
+
+def test_kept_weights_that_are_damaged_are_not_put_back(tiny_model, tmp_path):
+    best = BestWeights(tmp_path / "best.safetensors")
+    best.save(tiny_model)
+    expected = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    torch.nn.init.zeros_(tiny_model.head.weight)
+    best.load(tiny_model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tiny_model.state_dict().items())
+    content = best.path.read_bytes()
+    for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content[:-8], content[:100], b"", None):
+        best.path.unlink() if damaged is None else best.path.write_bytes(damaged)
+        with pytest.raises(DamagedError, match=r"best\.safetensors: the best weights of the stage"):
+            best.load(tiny_model)

@@ -8,6 +8,7 @@ import json
 import logging
 import lzma
 import posixpath
+import shutil
 import stat
 import tarfile
 import tempfile
@@ -25,6 +26,7 @@ import datasets
 from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 
+from mmhf.damage import find_damage, mark_complete
 from mmhf.data.images import MAX_IMAGE_BYTES
 from mmhf.data.remote.paths import RemotePath
 from mmhf.data.sources.image_tree import Listing
@@ -140,10 +142,11 @@ def _content_hash(path: Path) -> str:
 
 def _cached(key: str, origin: str, members: Callable[[], Iterable[_Member]]) -> CachedImages:
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "mmhf_images" / key
-    if not folder.exists():
+    if not _is_whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # another process may be copying the same images
-            if not folder.exists():
+            if not _is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
                 _fill(folder, origin, members())
     facts = json.loads((folder / "listing.json").read_text(encoding="utf-8"))
     table = datasets.Dataset.from_file(str(folder / "images.arrow"))
@@ -154,6 +157,15 @@ def _cached(key: str, origin: str, members: Callable[[], Iterable[_Member]]) -> 
     if len(last) < len(paths):
         images = images.select(list(last.values()))
     return CachedImages(images, Listing(list(last), set(facts["folders"]), Counter(facts["ignored"])))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder of images is there, and as it was written."""
+    if not folder.exists():
+        return False
+    if (damage := find_damage(folder)) is not None:
+        logger.warning("%s: %s; its images are copied anew", folder, damage)
+    return damage is None
 
 
 def _fill(folder: Path, origin: str, members: Iterable[_Member]) -> None:
@@ -170,6 +182,7 @@ def _fill(folder: Path, origin: str, members: Iterable[_Member]) -> None:
         num_images, size = writer.finalize()
         facts = {"origin": origin, "folders": sorted(listing.folders), "ignored": listing.ignored}
         (temporary / "listing.json").write_text(json.dumps(facts), encoding="utf-8")
+        mark_complete(temporary)
     logger.info("%s: copied %d images (%.0f MB) to %s", origin, num_images, size / 1e6, folder)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import tarfile
@@ -230,6 +231,20 @@ def test_an_archive_is_as_its_folder(section, tree, kind, monkeypatch):
     # A second time nothing is read from the archive but its fingerprint.
     monkeypatch.setattr(image_cache, "_archive_members", None)
     assert load(section, archive).fingerprint() == data.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["images.arrow", "listing.json"])
+def test_a_damaged_copy_of_an_archive_is_made_anew(section, tree, name, caplog):
+    archive = pack(tree, ".zip")
+    expected = contents(load(section, archive))
+    (file,) = Path(datasets.config.HF_DATASETS_CACHE).glob(f"mmhf_images/*/{name}")
+    content = bytearray(file.read_bytes())
+    for damaged in (content[: len(content) // 2], content[:-30] + bytes([content[-30] ^ 1]) + content[-29:], None):
+        file.unlink() if damaged is None else file.write_bytes(damaged)
+        with caplog.at_level(logging.WARNING):
+            assert contents(load(section, archive)) == expected
+        assert name in caplog.text and "its images are copied anew" in caplog.text
+        caplog.clear()
 
 
 def test_an_archive_that_changed_is_read_anew(section, tree, encode):

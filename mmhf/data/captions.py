@@ -72,7 +72,7 @@ def _written_list(text: str) -> list[str | None] | None:
     separators = set()
     place, ends_in_comma = 1, False
     while item := _ITEM.match(inside, place):
-        texts.append(None if item[1] is None else ast.literal_eval(item[1]))
+        texts.append(None if item[1] is None else _unquoted(item[1], text))
         place = item.end()
         if place == len(inside) - 1:
             ends_in_comma = bool(item[2]) and item[2].strip() == ","
@@ -84,6 +84,15 @@ def _written_list(text: str) -> list[str | None] | None:
             return None
         raise ValueError(f"a list of captions that cannot be read for certain: {shorten(text)}")
     return None if is_tuple and len(texts) < 2 and not ends_in_comma else texts
+
+
+def _unquoted(quoted: str, text: str) -> str:
+    """The text in quotes; line breaks may stand in it as they are."""
+    try:
+        value: str = ast.literal_eval(quoted.replace("\n", "\\n").replace("\r", "\\r"))
+        return value
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"a list of captions that cannot be read for certain: {shorten(text)}") from error
 
 
 def caption_array(columns: Sequence[Values]) -> tuple[pa.ListArray, dict[int, str]]:

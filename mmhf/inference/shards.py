@@ -16,7 +16,7 @@ import xxhash
 from filelock import FileLock, Timeout
 
 from mmhf.errors import DamagedError, InputError
-from mmhf.files import read_json_object, whole_file, write_json
+from mmhf.files import read_json_object, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +103,12 @@ class ShardFolder:
 
     def write(self, number: int, table: pa.Table) -> None:
         """Store a finished shard, whole or not at all, with the hash of its bytes in its name."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        content = sink.getvalue()
-        with whole_file(self.path / f"shard-{number:06d}-{_shard_hash(number, content)}.parquet") as temporary:
-            temporary.write_bytes(content)
+        temporary = self.path / f".shard-{number:06d}.{uuid.uuid4().hex}"
+        try:
+            pq.write_table(table, temporary)
+            temporary.replace(self.path / f"shard-{number:06d}-{_shard_hash(number, temporary)}.parquet")
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """A shard, or some of its columns."""
@@ -123,7 +124,7 @@ class ShardFolder:
     def _drop_damaged(self) -> None:
         """Remove shards that are not as they were written, so that they are made again."""
         for number, path in sorted(self._files().items()):
-            if path.stem.split("-")[2] != _shard_hash(number, path.read_bytes()):
+            if path.stem.split("-")[2] != _shard_hash(number, path):
                 logger.warning("%s: is damaged; its rows are done again", path)
                 path.unlink()
 
@@ -193,5 +194,5 @@ class ShardFolder:
         return count
 
 
-def _shard_hash(number: int, content: bytes | pa.Buffer) -> str:
-    return xxhash.xxh3_64_hexdigest(content, seed=number)
+def _shard_hash(number: int, path: Path) -> str:
+    return xxhash.xxh3_64_hexdigest(path.read_bytes(), seed=number)

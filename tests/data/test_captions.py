@@ -19,6 +19,7 @@ from mmhf.data.captions import captions_in
         ("['a', None, nan]", ["a", None, None]),
         ('["a", null]', ["a", None]),
         ("[]", []),
+        ("['a\nb' 'c']", ["a\nb", "c"]),
         (["a", float("nan"), None], ["a", None, None]),
         (("a", "b"), ["a", "b"]),
         ("[a dog] runs [fast]", ["[a dog] runs [fast]"]),
@@ -30,7 +31,7 @@ def test_lists_as_people_write_them(written, texts):
     assert captions_in(written) == texts
 
 
-@pytest.mark.parametrize("written", ["['a', 'b' 'c']", "['a''b']", "['a' 'b' ... 'c']", "['unclosed]"])
+@pytest.mark.parametrize("written", ["['a', 'b' 'c']", "['a''b']", "['a' 'b' ... 'c']", "['unclosed]", r"['\x']"])
 def test_a_list_that_can_be_read_in_two_ways_is_refused(written):
     with pytest.raises(ValueError, match="cannot be read for certain"):
         captions_in(written)

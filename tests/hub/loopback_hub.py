@@ -49,6 +49,8 @@ class Fault:
     times: int | None = None
     page: bytes | None = None
     """Answer with this and status 200, as a proxy or a captive portal does."""
+    after_requests: int = 0
+    """Behave at so many requests of all kinds before."""
     after: bool = False
     """Do what was asked, and only then fail: the answer is what gets lost."""
     call: Callable[[], None] | None = None
@@ -117,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         authorization = self.headers.get("Authorization") or ""
         request = Request(f"{self.command} {self.path}", authorization.removeprefix("Bearer ") or None, body)
         self.hub.requests.append(request)
-        fault = next((fault for fault in self.hub.faults if fault.applies(request.line)), None)
+        fault = next((fault for fault in self.hub.faults if self._applies(fault, request)), None)
         if fault is not None and fault.page is not None:
             self._send(200, fault.page, {"Content-Type": "text/html"})
             return
@@ -128,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.corrupt:
             content = bytes(byte ^ 1 for byte in content)
         self._send(status, content, headers, cut=fault is not None and fault.cut)
+
+    def _applies(self, fault: Fault, request: Request) -> bool:
+        return len(self.hub.requests) > fault.after_requests and fault.applies(request.line)
 
     def _answer(self, request: Request) -> tuple[int, dict[str, str], bytes]:
         try:

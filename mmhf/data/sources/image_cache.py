@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -124,6 +125,10 @@ def cache_remote_archive(path: RemotePath, *, folder: str | None = None) -> Cach
 def _reading(archive: str) -> Iterator[None]:
     try:
         yield
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the beginning of the file
+            raise
+        raise InputError(f"data.path: {archive} is damaged or no archive: {error.strerror}") from error
     except _DAMAGED as error:
         raise InputError(f"data.path: {archive} is damaged or no archive: {error}") from error
 

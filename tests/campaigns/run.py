@@ -1,0 +1,72 @@
+"""Run as a program: all campaigns in their long form; prints one table and what went wrong (`make campaigns`)."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+
+import argparse  # isort: skip
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from damages import damage_campaign
+from fuzz import fuzz_campaign
+from kills import kill_campaign
+from together import together_campaign
+from trials import Tally, World, quick_verbs, table
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Run the campaigns; the exit code is 1 if a trial was silent or ended in a traceback."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=308)
+    parser.add_argument("--damages", type=int, default=324)
+    parser.add_argument("--fuzz", type=int, default=10_000)
+    parser.add_argument("--together", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    tallies: list[Tally] = []
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch, quick_verbs():
+        folder = Path(scratch)
+
+        def add(*found: Tally) -> None:
+            tallies.extend(found)
+            say(f"{time.monotonic() - started:.0f} s\n{table(found)}")
+            for tally in found:
+                say("\n".join(tally.notes))
+
+        if options.fuzz:
+            (folder / "fuzz").mkdir()
+            add(*fuzz_campaign(folder / "fuzz", options.fuzz, random.Random(options.seed)))
+        if options.kills + options.damages + options.together:
+            (folder / "world").mkdir()
+            world = World(folder / "world")
+            say("seconds: " + ", ".join(f"{verb} {each:.1f}" for verb, each in world.durations.items()))
+            if options.damages:
+                add(*damage_campaign(world, folder, options.damages, random.Random(options.seed)))
+            if options.kills:
+                add(*kill_campaign(world, folder, options.kills, random.Random(options.seed)))
+            if options.together:
+                add(together_campaign(world, folder, options.together, random.Random(options.seed)))
+    say(table(tallies))
+    return int(any(tally.notes for tally in tallies))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

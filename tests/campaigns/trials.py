@@ -41,7 +41,7 @@ import mmhf.verbs.train
 from mmhf.cli import main
 
 TRACEBACK = "Traceback (most recent call last)"
-_ROWS = 12
+_ROWS = 16
 _LONGEST = 300.0
 
 
@@ -186,7 +186,7 @@ def quick_verbs() -> Iterator[None]:
 
 
 class World:
-    """Twelve pictures, a classifier and a dual encoder trained on them, and all that the verbs make of these.
+    """Sixteen pictures, a classifier and a dual encoder trained on them, and all that the verbs make of these.
 
     Args:
         folder (`Path`): An empty folder.

@@ -72,6 +72,7 @@ def recipe_settings(run_dir: Path) -> dict[str, object]:
     path = run_dir / RECIPE_FILE
     if not path.is_file():
         raise InputError(f"{run_dir}: no {RECIPE_FILE}; name the folder of a run that has finished")
+    refuse_damage(run_dir)
     release = read_yaml_object(path).get("release") or {}
     if not isinstance(release, dict):
         raise InputError(f"{path}: release: is no section")

@@ -52,6 +52,10 @@ def _schedule_problems(stage: StageSection, path: KeyPath, training: dict[str, A
     for name in ("decay_rate", "decay_every"):
         if schedule != "step" and name in stage.changed():
             yield Problem((*path, name), "only `schedule: step` decays by it", shown(stage.changed()[name]))
+    if stage.cycle_beta1 is not None and schedule != "one_cycle":
+        yield Problem((*path, "cycle_beta1"), "only `schedule: one_cycle` has a cycle", shown(stage.cycle_beta1))
+    if stage.cycle_beta1 is not None and stage.cycle_beta1[0] > stage.cycle_beta1[1]:
+        yield Problem((*path, "cycle_beta1"), "the lower one comes first", shown(stage.cycle_beta1))
     if schedule == "constant" and stage.min_lr:
         yield Problem((*path, "min_lr"), "`schedule: constant` never falls to it", shown(stage.min_lr))
     for where, floor in _by_selector(stage.min_lr, (*path, "min_lr")):

@@ -58,6 +58,11 @@ class StageSection(Section):
     """Schedule `step`: factor applied to the rate."""
     decay_every: PositiveFloat = 1.0
     """Schedule `step`: epochs between two decays."""
+    cycle_beta1: Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)] | None = (
+        None
+    )
+    """Schedule `one_cycle`: Adam's first beta falls from the second number to the first while the rate rises, and
+    rises again while it falls; torch's OneCycleLR does so by default, with `[0.85, 0.95]`. Absent: it stays."""
     optimizer: OptimizerSection | dict[str, OptimizerSection] | None = None
     """The stage's own optimizer, for all groups or per selector; absent: the run's."""
     batch_size: PositiveInt | None = None

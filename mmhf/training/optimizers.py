@@ -112,7 +112,10 @@ class MixedOptimizer(torch.optim.Optimizer):
 
 
 class StageScheduler(LRScheduler):
-    """Sets each parameter group's learning rate from a `StagePlan`; `last_epoch` counts optimizer steps."""
+    """Sets each parameter group's learning rate from a `StagePlan`; `last_epoch` counts optimizer steps.
+
+    Where the stage says so, Adam's first beta cycles with the rate.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, plan: StagePlan) -> None:
         self.plan = plan
@@ -120,6 +123,10 @@ class StageScheduler(LRScheduler):
 
     def get_lr(self) -> list[float | torch.Tensor]:
         rates = self.plan.learning_rates(self.last_epoch)
+        beta1 = self.plan.cycled_beta1(self.last_epoch)
+        for group in self.optimizer.param_groups:
+            if group["name"] in beta1 and "betas" in group:
+                group["betas"] = (beta1[group["name"]], group["betas"][1])
         return [rates[group["name"]] for group in self.optimizer.param_groups]
 
     def refresh(self) -> None:

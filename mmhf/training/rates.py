@@ -54,11 +54,13 @@ class RateCurve:
         peak (`float`): Highest learning rate.
         floor (`float`): Where the schedule ends; at most `peak`.
         shape (`Shape`): Step within the stage → factor between 0 and 1.
+        beta1 (`Shape`, *optional*): Step within the stage → Adam's first beta, where it cycles with the rate.
     """
 
     peak: float
     floor: float
     shape: Shape = field(repr=False)
+    beta1: Shape | None = field(default=None, repr=False)
 
     def at(self, step: int) -> float:
         """Learning rate at a step counted from the stage's start."""
@@ -98,8 +100,22 @@ def rate_curves(
     curves = {}
     for group in trained:
         peak = peaks[group] * scales[group]
-        curves[group] = RateCurve(peak, min(floors[group], peak), shapes[warmups[group]])
+        beta1 = _beta1_cycle(stage.cycle_beta1, num_steps, warmups[group])
+        curves[group] = RateCurve(peak, min(floors[group], peak), shapes[warmups[group]], beta1)
     return curves
+
+
+def _beta1_cycle(bounds: Sequence[float] | None, num_steps: int, warmup: float | None) -> Shape | None:
+    if bounds is None:
+        return None
+    low, high = bounds
+    share = one_cycle_shape(num_steps, _one_cycle_warmup(warmup, num_steps), start=0.0, end=0.0)
+    return lambda step: high - (high - low) * share(step)
+
+
+def _one_cycle_warmup(warmup: float | None, num_steps: int) -> float:
+    share = 0.3 if warmup is None else warmup
+    return share * num_steps if share < 1 else share
 
 
 def by_group(
@@ -147,7 +163,9 @@ def _cosine_between(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 
 
-def one_cycle_shape(num_steps: int, warmup_steps: float) -> Shape:
+def one_cycle_shape(
+    num_steps: int, warmup_steps: float, *, start: float = _ONE_CYCLE_START, end: float = _ONE_CYCLE_END
+) -> Shape:
     """The two-phase cosine of `torch.optim.lr_scheduler.OneCycleLR`, whose defaults it shares.
 
     Source: Smith and Topin, "Super-Convergence", https://arxiv.org/abs/1708.07120.
@@ -157,8 +175,8 @@ def one_cycle_shape(num_steps: int, warmup_steps: float) -> Shape:
 
     def shape(step: int) -> float:
         if step <= peak_at:
-            return _cosine_between(_ONE_CYCLE_START, 1.0, step / peak_at)
-        return _cosine_between(1.0, _ONE_CYCLE_END, min((step - peak_at) / (end_at - peak_at), 1.0))
+            return _cosine_between(start, 1.0, step / peak_at)
+        return _cosine_between(1.0, end, min((step - peak_at) / (end_at - peak_at), 1.0))
 
     return shape
 
@@ -203,8 +221,7 @@ def schedule_shape(
         InputError: The name is not one that can be staged.
     """
     if name == "one_cycle":
-        share = 0.3 if warmup is None else warmup
-        return one_cycle_shape(num_steps, share * num_steps if share < 1 else share)
+        return one_cycle_shape(num_steps, _one_cycle_warmup(warmup, num_steps))
     warmup_steps = warmup_in_steps(warmup or 0.0, num_steps)
     if name == "step":
         return step_shape(max(steps_between_decays, 1), decay_rate, warmup_steps)

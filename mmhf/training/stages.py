@@ -275,6 +275,13 @@ class StagePlan:
             return dict.fromkeys(self.partition, 0.0)
         return {group: position.stage.learning_rate(group, position.step) for group in self.partition}
 
+    def cycled_beta1(self, global_step: int) -> dict[str, float]:
+        """Group → Adam's first beta of the step after `global_step` finished ones, where it cycles with the rate."""
+        position = self.locate(global_step)
+        curves = {} if position is None else position.stage.curves
+        step = 0 if position is None else position.step
+        return {group: curve.beta1(step) for group, curve in curves.items() if curve.beta1 is not None}
+
     def summary(self) -> list[dict[str, object]]:
         """One row a stage for reports: name, steps, schedule, what trains, and the highest rates."""
         rows: list[dict[str, object]] = []

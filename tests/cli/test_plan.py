@@ -141,7 +141,7 @@ def test_plan_without_network_names_what_is_missing(monkeypatch, succeed):
     assert waits == [] and huggingface_hub.constants.HF_HUB_OFFLINE
     assert "missing: backbone distilbert/distilbert-base-uncased" in out
     assert "data: data.path: no such folder" in out
-    assert "│ train" in out and "5 epochs" in out
+    assert "│ finetune" in out and "5 epochs" in out
 
 
 def test_plan_does_not_wait_for_a_silent_network(monkeypatch, succeed):

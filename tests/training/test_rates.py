@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmhf.errors import InputError
-from mmhf.training.rates import schedule_shape
+from mmhf.models.partition import Partition
+from mmhf.recipe.training_sections import StageSection
+from mmhf.training.rates import RateDefaults, rate_curves, schedule_shape
 
 NAMES = ["constant", "linear", "cosine", "polynomial", "cosine_with_restarts", "inverse_sqrt", "one_cycle", "step"]
 
@@ -36,6 +38,28 @@ def test_one_cycle_equals_torch(num_steps):
     ours = shape("one_cycle", num_steps, warmup=0.1)
     for step in range(num_steps):
         assert ours(step) == pytest.approx(reference.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        if step < num_steps - 1:
+            reference.step()
+
+
+@pytest.mark.parametrize("num_steps", [20, 357])
+def test_beta1_cycles_as_torch_lets_it(num_steps):
+    layer = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1.0)
+    reference = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=num_steps, pct_start=0.1)
+    stage = StageSection(name="all", steps=num_steps, schedule="one_cycle", warmup=0.1, cycle_beta1=[0.85, 0.95])
+    curves = rate_curves(
+        stage,
+        Partition({"all": ["weight", "bias"]}),
+        ["all"],
+        num_steps=num_steps,
+        steps_per_epoch=None,
+        defaults=RateDefaults(1.0),
+    )
+    for step in range(num_steps):
+        assert curves["all"].beta1(step) == pytest.approx(optimizer.param_groups[0]["betas"][0], abs=1e-9)
+        assert curves["all"].at(step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
         optimizer.step()
         if step < num_steps - 1:
             reference.step()

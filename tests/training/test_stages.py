@@ -71,6 +71,20 @@ def test_the_optimizer_knows_every_parameter_once_and_decays_only_matrices(plan,
         assert all((p.ndim > 1) == (group["weight_decay"] == 0.1) for p in group["params"])
 
 
+def test_beta1_cycles_with_the_rate_in_its_own_stage_alone(tiny_model):
+    first = Stage(name="first", steps=10, schedule="one_cycle", warmup=0.3, cycle_beta1=[0.85, 0.95])
+    plan = StagePlan.build(tiny_model, [first, Stage(name="second", steps=5)], steps_per_epoch=10)
+    optimizer = plan.create_optimizer()
+    scheduler = plan.create_scheduler(optimizer)
+    seen = []
+    for _ in range(10):
+        seen.append({group["betas"][0] for group in optimizer.param_groups})
+        optimizer.step()
+        scheduler.step()
+    assert seen[0] == seen[9] == {0.95} and min(max(each) for each in seen) == pytest.approx(0.85)
+    assert plan.cycled_beta1(10) == {}
+
+
 def test_the_scheduler_follows_the_plan_and_its_state_brings_early_ends_back(plan, tiny_model):
     optimizer = plan.create_optimizer()
     scheduler = plan.create_scheduler(optimizer)

@@ -54,7 +54,7 @@ def plain_step(model, batch):
 def cached_step(model, batch):
     parts = {name: tensor.split(MICRO_BATCH) for name, tensor in batch.items()}
     batches = [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
-    others, states = embed_without_graph(model, batches[1:])
+    others, states = zip(*(embed_without_graph(model, batch) for batch in batches[1:]), strict=True)
     first = model(**batches[0])
     step = contrast_outputs([first, *others], batches, model.contrast)
     step.surrogate(first, 0).backward()

@@ -6,12 +6,12 @@ import math
 import sys
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.errors import InputError
 from mmhf.recipe.schema import RecipeBase
 from mmhf.recipe.training_sections import StageSection, greater_is_better
+from mmhf.training.devices import device_defaults
 from mmhf.training.stages import StagePlan
 
 # What mmhf sets where a recipe is silent; TrainingArguments' own defaults hold for the rest.
@@ -27,13 +27,19 @@ def training_arguments(recipe: RecipeBase, output_dir: str, *, has_validation: b
         has_validation (`bool`): Whether there is a split to evaluate on during training.
 
     Raises:
-        InputError: TrainingArguments refuses the combination.
+        InputError: TrainingArguments refuses the combination, or accelerate's configuration contradicts the recipe.
     """
-    given = dict(recipe.training)
-    values = {**_DEFAULTS, **given, "output_dir": output_dir, "remove_unused_columns": False}
+    given, data = dict(recipe.training), recipe.data.model_dump()
+    is_stream = bool(data.get("streaming")) or data.get("source") == "webdataset"
+    values = {
+        **_DEFAULTS,
+        **device_defaults(given, is_stream=is_stream),
+        **given,
+        "output_dir": output_dir,
+        "remove_unused_columns": False,
+    }
     values.setdefault("eval_strategy", "epoch" if has_validation else "no")
     values.setdefault("per_device_eval_batch_size", values.get("per_device_train_batch_size", 8))
-    values.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     values.setdefault("disable_tqdm", not sys.stderr.isatty())
     if (best := values.get("metric_for_best_model")) and has_validation:
         values.setdefault("load_best_model_at_end", True)

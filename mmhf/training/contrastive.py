@@ -116,6 +116,7 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         self._batches: list[Batch] = []
         self._done = 0
         self._step: ContrastedStep | None = None
+        self._others: list[DualEncoderOutput] = []
         self._states: list[RandomState] = []
         self._to_replay: DualEncoderOutput | None = None
         self._replay_is_unchecked = True
@@ -133,9 +134,19 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """Take the micro-batches of one step, all of which its first `training_step` needs."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._batches, self._done, self._step = batches, 0, None
-        return batches, None
+        self._others, self._states, self._done, self._step = [], [], 0, None
+        self._batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return self._batches, None
+
+    def _on_the_way(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Embed each micro-batch but the first as it arrives: a GPU does so while the next one is read."""
+        for number, batch in enumerate(super()._on_the_way(batches)):
+            if number > 0:
+                self.model_wrapped.train()
+                output, state = embed_without_graph(self.model_wrapped, self._prepare_inputs(batch))
+                self._others.append(output)
+                self._states.append(state)
+            yield batch
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -165,12 +176,11 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
     def _begin_step(self, model: nn.Module) -> DualEncoderOutput:
         """Contrast all pairs of the step; gives the first micro-batch's output, with its graph."""
         batches: list[Batch] = [self._prepare_inputs(batch) for batch in self._batches]
-        others, self._states = embed_without_graph(model, batches[1:])
         output: DualEncoderOutput = model(**batches[0])
-        self._step = contrast_outputs([output, *others], batches, self._dual_encoder.contrast)
+        self._step = contrast_outputs([output, *self._others], batches, self._dual_encoder.contrast)
         self._remember(self._step)
-        if others and self._replay_is_unchecked:
-            self._to_replay, self._replay_is_unchecked = others[0], False
+        if self._others and self._replay_is_unchecked:
+            self._to_replay, self._replay_is_unchecked = self._others[0], False
         return output
 
     def _check_replay(self, output: DualEncoderOutput) -> None:

@@ -89,19 +89,14 @@ class ContrastedStep:
         return torch.stack(parts).sum()
 
 
-def embed_without_graph(
-    model: nn.Module, batches: Sequence[Batch]
-) -> tuple[list[DualEncoderOutput], list[RandomState]]:
-    """First pass: the outputs of micro-batches, and the random state that each began from.
+def embed_without_graph(model: nn.Module, batch: Batch) -> tuple[DualEncoderOutput, RandomState]:
+    """First pass: the output of a micro-batch, and the random state that it began from.
 
     Statistics of batch-norm layers stay as they are: the second pass is the one that counts.
     """
-    outputs, states = [], []
     with torch.no_grad(), _unmoved_statistics(model):
-        for batch in batches:
-            states.append(RandomState.now(batch))
-            outputs.append(model(**batch))
-    return outputs, states
+        state = RandomState.now(batch)
+        return model(**batch), state
 
 
 def contrast_outputs(

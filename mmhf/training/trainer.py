@@ -510,7 +510,8 @@ class MMTrainer(JoinsOnce):
             loader = self._seek()
             loader.set_epoch(self._epoch)  # type: ignore[attr-defined]  # of accelerate
             self._rest_of_epoch = iter(loader)
-        batches, count = super().get_batch_samples(self._rest_of_epoch or epoch_iterator, num_batches, device)
+        source = self._on_the_way(self._rest_of_epoch or epoch_iterator)
+        batches, count = super().get_batch_samples(source, num_batches, device)
         first = self._samples_taken
         self._num_taken += len(batches)
         self._watch.begin_step(StepSamples(self.state.global_step + 1, self._epoch, first, self._samples_taken))
@@ -521,6 +522,10 @@ class MMTrainer(JoinsOnce):
         own = torch.stack([self._losses[0].count(batch["labels"].to(weight_device)) for batch in batches]).sum()
         own = own.to(device)
         return batches, self.accelerator.gather(own).sum() if self.args.world_size > 1 else own
+
+    def _on_the_way(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """The micro-batches of a step as they arrive, for trainers that do something before all are there."""
+        return batches
 
     @functools.cached_property
     def _losses(self) -> list[ClassificationLoss]:

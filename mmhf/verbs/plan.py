@@ -39,6 +39,7 @@ from mmhf.training.arguments import (
     steps_per_epoch,
     training_arguments,
 )
+from mmhf.training.devices import choose_precision
 from mmhf.training.plan import StageReport, check_batches_of_one, describe_stages
 from mmhf.training.step_time import StepTime, measure_stages
 from mmhf.verbs import _plan_tables
@@ -135,6 +136,7 @@ def plan(
     )
     num_rows = None if data is None else task.num_train_rows(data)
     found.run = _describe_run(args, data, num_rows)
+    found.run["precision"] = str(choose_precision(resolved.recipe.training))
     found.as_written = [_as_written(stage, args) for stage in recipe_stages(resolved.recipe, args)]
     if num_rows == 0:
         found.problems.append("data: the training split has no rows that can be used")

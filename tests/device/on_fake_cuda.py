@@ -70,7 +70,7 @@ def cache_gradients(family: TinyFamily, model: Any, batch: Batch) -> None:
         for rows in (slice(0, ROWS // 2), slice(ROWS // 2, ROWS))
     ]
     with torch.autocast("cuda", torch.bfloat16):
-        outputs, _ = embed_without_graph(model.train(), halves)
+        outputs = [embed_without_graph(model.train(), half)[0] for half in halves]
         step = contrast_outputs(outputs, halves, model.contrast)
         for number, half in enumerate(halves):
             step.surrogate(model(**half), number).backward()

@@ -224,3 +224,24 @@ def test_batches_that_do_not_come_out_even_are_refused(tiny_model: Make, rows_of
         InputError, match=r"contrastive\.batch_size: 8 is no multiple of 16 pairs a batch × 1 processes"
     ):
         trainer_of(tiny_model(), rows_of(8), tmp_path, batch_size=8, per_device_train_batch_size=16)
+
+
+def test_a_micro_batch_is_embedded_while_later_ones_are_still_to_be_read(
+    tiny_model: Make, rows_of, trainer_of, tmp_path: Path
+) -> None:
+    events: list[str] = []
+    model = tiny_model()
+    model.register_forward_pre_hook(lambda *_: events.append("embed" if not torch.is_grad_enabled() else "train"))
+    trainer = trainer_of(
+        model, rows_of(16), tmp_path, batch_size=16, stages=[Stage(name="all", steps=1, learning_rate=0.1)]
+    )
+    collate = trainer.data_collator
+
+    def read(rows):
+        events.append("read")
+        return collate(rows)
+
+    trainer.data_collator = read
+    trainer.train()
+    # accelerate reads one batch ahead.
+    assert events == ["read", "read", "read", "embed", "read", "embed", "embed", "train", "train", "train", "train"]

@@ -34,7 +34,7 @@ def whole_gradients(model: DualEncoderModel, batch: Batch) -> tuple[Tensor, dict
 
 def cached_gradients(model: DualEncoderModel, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
     model.zero_grad()
-    outputs, states = embed_without_graph(model, batches)
+    outputs, states = zip(*(embed_without_graph(model, batch) for batch in batches), strict=True)
     step = contrast_outputs(outputs, batches, model.contrast)
     for number, batch in enumerate(batches):
         with states[number].replayed():
@@ -72,7 +72,7 @@ def test_the_second_pass_replays_the_dropout_of_the_first(
     model = tiny_model(dropout=0.3).train()
     batches = [batch_of(range(start, start + 4)) for start in (0, 4, 8)]
     torch.manual_seed(3)
-    outputs, states = embed_without_graph(model, batches)
+    outputs, states = zip(*(embed_without_graph(model, batch) for batch in batches), strict=True)
     after = torch.get_rng_state()
     again = []
     for state, batch in zip(states, batches, strict=True):
@@ -109,7 +109,7 @@ def test_bf16_autocast_embeds_equally_in_both_passes(
     model = tiny_model(dropout=0.2).train()
     batches = [batch_of(range(4)), batch_of(range(4, 8))]
     with torch.autocast("cpu", torch.bfloat16):
-        outputs, states = embed_without_graph(model, batches)
+        outputs, states = zip(*(embed_without_graph(model, batch) for batch in batches), strict=True)
         with states[1].replayed():
             again = model(**batches[1])
     assert torch.equal(outputs[1].image_embeds.float(), again.image_embeds.float())

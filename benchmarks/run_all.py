@@ -39,7 +39,7 @@ FLOORS = [
     Floor("cpu", "1", "training step of EfficientNet-Lite0, plain / ours", r"step, both: .*: ([\d.]+) x", 2.0),
     Floor("images", "3 32", "JPEG to batch, PIL and torchvision / ours", r"^mmhf: .*: ([\d.]+) x", 2.1),
     Floor("search", "3 200000", "search, rival / ours", r"a query: .*: ratio ([\d.]+)", 0.6),
-    Floor("growth", "500 4000", "memory of a row, KB", r"([\d.]+) KB a row", -1.5),
+    Floor("growth", "500 4000", "start, 8 times the rows / the rows", r"rows take ([\d.]+) times", -10.0),
     Floor("trainer_step", "2", "training step, ours / hand loop", r"ratio ([\d.]+)", -1.15),
     Floor("frozen_stage", "2", "frozen stage, ours / hand loop", r"a step: ratio ([\d.]+)", -1.15),
     Floor("cache", "1", "ten epochs on stored features, computed / stored", r"included: ([\d.]+) times", 6.0),

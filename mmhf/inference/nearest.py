@@ -169,8 +169,8 @@ class Clusters:
         """Sort vectors into about √N clusters, and measure how many a query has to look into."""
         numbers, vectors = block
         if not len(vectors):
-            centres, nothing = np.zeros((1, vectors.shape[1]), np.float32), np.zeros(0, np.int32)
-            return cls(centres, nothing, np.zeros(2, np.int64), 1, 1.0)
+            nowhere = np.zeros((1, vectors.shape[1]), np.float32)
+            return cls(nowhere, np.zeros(0, np.int32), np.zeros(2, np.int64), 1, 1.0)
         count = max(round(len(vectors) ** 0.5), 1)
         generator = np.random.default_rng(0)
         chosen = np.sort(generator.permutation(len(vectors))[: count * _SAMPLE_PER_CLUSTER])

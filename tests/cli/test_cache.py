@@ -171,7 +171,9 @@ def test_the_plan_says_what_is_stored_and_why_not(tiny, succeed):
         return " ".join(succeed("plan", *arguments).split())
 
     assert "cached: vision (48 × 256 float32, 0.0 MiB; its 3 passes" in plan(tiny.write("plan"))
-    augmented = plan(tiny.write("plan", augment={"horizontal_flip": 0.5}))
+    flipped = plan(tiny.write("plan", augment={"horizontal_flip": 0.5}))
+    assert "cached: vision (80 × 256 float32" in flipped, "both views of 32 images, and 16 that are evaluated"
+    augmented = plan(tiny.write("plan", augment={"horizontal_flip": 0.5, "rotation": 5}))
     assert "cached: vision in evaluation (16 × 256 float32" in augmented and "change at random" in augmented
     assert "cached: off memory" in plan(tiny.write("off", "off"))
 

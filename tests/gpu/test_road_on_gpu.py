@@ -26,7 +26,7 @@ RECIPES = {
             "text": {"width": 32, "layers": 2, "heads": 2, "vocab_size": 600},
             "embedding_dim": 16,
         },
-        {"max_length": 16},
+        {"max_length": 32},
         ["projections"],
     ),
     "image-captioning": (

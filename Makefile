@@ -76,7 +76,7 @@ quality: install-dev
 
 # build/site; a warning is an error.
 docs: install-dev
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

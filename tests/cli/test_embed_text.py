@@ -34,7 +34,9 @@ def test_the_texts_of_a_recipe_s_data_as_training_sees_them(
     ],
 )
 def test_what_is_refused(arguments: list[str], problem: str, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    given = ["minilm", "--input", tmp_path / "absent.csv", "--output", tmp_path / "t.parquet"]
+    if problem != "no such file":
+        (tmp_path / "table.csv").write_text("text\na frog\n")
+    given = ["minilm", "--input", tmp_path / "table.csv", "--output", tmp_path / "t.parquet"]
     assert problem in refusal("embed", *given, *arguments)
 
 

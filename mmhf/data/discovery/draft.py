@@ -227,7 +227,8 @@ def _contrast(finding: Finding, means: Means, rows: int) -> tuple[dict[str, Any]
         "save_total_limit": 2,
         **({"dataloader_num_workers": 4, "bf16": True} if means.gpu_gib else {}),
     }
-    if not (means.hub or means.offline):
+    is_streamed = finding.sections[CONTRAST]["source"] == "webdataset"  # no tokenizer is learnt from a stream
+    if not (means.hub or means.offline or is_streamed):
         towers = {
             "vision": {"patch_size": 16, "width": 128, "layers": 4, "heads": 4, "pooling": "avg"},
             "text": {"width": 128, "layers": 2, "heads": 4, "pooling": "eot", "vocab_size": 2000},

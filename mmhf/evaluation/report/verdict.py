@@ -308,6 +308,8 @@ def _learning_steps(run: RunFacts, rivals: Mapping[str, float], result: Interval
     """What to do about a model that a rival comes near to."""
     if not rivals or result.low > max(rivals.values()):
         return []
+    if run.log_history and result.low > min(rivals.values()):
+        return ["Longer training, or another learning rate (mmhf find-lr): the best of the others is still ahead."]
     return [
         "Another learning rate (mmhf find-lr) and a look at the labels: so far training has not paid."
         if run.log_history

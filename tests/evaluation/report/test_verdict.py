@@ -159,3 +159,5 @@ def test_a_captioner_is_told_what_it_is_better_than():
         verdict
     )
     assert "1 caption is empty." in said(verdict)
+    trained = caption_verdict(run_facts(log_history=[{"step": 1, "loss": 1.0}]), "test", evaluation, rivals)
+    assert "still ahead" in said(trained) and "has not paid" not in said(trained)

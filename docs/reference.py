@@ -73,6 +73,11 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_page_markdown(markdown: str, **context: Any) -> str:
+    """Links to files outside of docs/ lead to the repository; called by mkdocs."""
+    return markdown.replace("](../", "](https://github.com/mmhf/mmhf/blob/main/")
+
+
 def _sections_in(section: type[Section], name: str) -> Iterator[type[Section]]:
     for member in _members(section.model_fields[name].annotation):
         if is_section(member):

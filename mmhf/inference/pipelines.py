@@ -47,7 +47,7 @@ class ImageTextClassificationPipeline(Pipeline):
 
     def __call__(  # type: ignore[override]
         self,
-        inputs: Example | Iterable[Example] | None = None,
+        inputs: Example | Image | str | bytes | Iterable[Example] | None = None,
         *,
         image: Image | str | bytes | Sequence[Image | str | bytes] | None = None,
         text: str | Sequence[str] | None = None,

@@ -56,8 +56,10 @@ def find_nearest(blocks: Iterable[Block], queries: NDArray[np.float32], top: int
     step = max(min(_BLOCK_ROWS, _PRODUCTS // max(len(queries), 1)), 1)
     for numbers, vectors in blocks:
         for start in range(0, len(numbers), step):
-            part = torch.from_numpy(vectors[start : start + step])
-            products = torch.mv(part, asked[0])[None] if len(asked) == 1 else asked @ part.T
+            part = vectors[start : start + step]
+            # For one query NumPy's product was measured to be the faster one.
+            one = len(asked) == 1
+            products = torch.from_numpy(part @ asked[0].numpy())[None] if one else asked @ torch.from_numpy(part).T
             for query, row in enumerate(products):
                 _keep_best(scores, found, query, row, numbers[start : start + step], top)
     return Nearest(scores, found)

@@ -60,7 +60,7 @@ def predict(
         options (`Any`): `threshold`, `generation` and `text_embeddings`, as `mmhf predict` has them.
 
     Returns:
-        `pandas.DataFrame`: The rows, in their order, with the columns that were made, such as `label` and `confidence`;
+        `pandas.DataFrame`: The rows, in their order, with the columns that were made, as `label` and `confidence`;
         `error` says why a row has none.
 
     Raises:

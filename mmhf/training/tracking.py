@@ -194,11 +194,17 @@ def _trackio_run(args: TrainingArguments, ids: _RunIds, resolved: ResolvedRecipe
 
     # It knows runs by their names alone: two of one name would be one.
     args.run_name = ids.keep("trackio", ids.get("trackio") or f"{args.run_name}-{uuid.uuid4().hex[:6]}")
-    trackio.init(project=args.project, name=args.run_name, resume="allow", space_id=args.trackio_space_id, embed=False)
-    trackio.config.update({key: str(value) for key, value in _flat(resolved)}, allow_val_change=True)
+    begin, config = trackio.init, dict(_flat(resolved))
+
+    # transformers 5.24 opens the run itself, again for what is logged after training, and gives no configuration then.
+    def begin_with_recipe(*given: Any, **options: Any) -> Any:
+        return begin(*given, **{**options, "embed": False, "config": {**config, **(options.get("config") or {})}})
+
+    trackio.init = begin_with_recipe
     try:
         yield
     finally:
+        trackio.init = begin
         if trackio.context_vars.current_run.get() is not None:
             trackio.finish()
 

@@ -23,7 +23,9 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
 
 
 def is_section(annotation: Any) -> typing.TypeGuard[type[Section]]:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
+    # In Python 3.10, `list[str]` is an instance of `type`.
+    is_class = isinstance(annotation, type) and get_origin(annotation) is None
+    return is_class and issubclass(annotation, Section)
 
 
 def tag_of(section: type[Section]) -> tuple[str, str] | None:

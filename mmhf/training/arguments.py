@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from typing import Any
 
+import transformers
 from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.errors import InputError
@@ -46,6 +48,8 @@ def training_arguments(recipe: RecipeBase, output_dir: str, *, has_validation: b
         values.setdefault("greater_is_better", greater_is_better(best))
     if values["eval_strategy"] == "no" and (setting := _needs_evaluations(recipe)):
         raise InputError(f"{setting} needs evaluations: the data has no validation split, or eval_strategy is 'no'")
+    for name in values.keys() - {field.name for field in dataclasses.fields(TrainingArguments)}:
+        raise InputError(f"training.{name}: transformers {transformers.__version__} has no such field; remove it")
     try:
         args = TrainingArguments(**values)
     except ValueError as error:

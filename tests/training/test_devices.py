@@ -144,3 +144,10 @@ def test_stored_features_of_two_precisions_do_not_meet(order, tiny_recipe, two_s
         found[launched] = losses(f"stored_{launched}", cache="on")
         assert found[launched] == pytest.approx(losses(f"computed_{launched}", cache="off"), rel=1e-5, abs=1e-6)
     assert found["no"] != found["bf16"]
+
+
+def test_a_field_that_the_installed_transformers_lacks_is_named():
+    recipe = recipe_from_dict({"task": "image-classification", "data": {"source": "sample"}}, name="r").recipe
+    recipe = recipe.model_copy(update={"training": {"of_tomorrow": True}})
+    with pytest.raises(InputError, match=r"training\.of_tomorrow: transformers \S+ has no such field"):
+        training_arguments(recipe, "run", has_validation=True)

@@ -60,6 +60,10 @@ test-other-cpu: install-test
 bench: install-test
 	$(BIN)/python benchmarks/run_all.py
 
+# Hundreds of kills and damages and thousands of broken inputs, in half an hour: docs/reliability.md.
+campaigns: install-test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/run.py
+
 # The package as others get it: built, installed beside its dependencies, used outside this folder.
 wheel-test: install-test
 	$(BIN)/python tests/check_wheel.py

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 COMPLETE_FILE = "complete"
 _MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")
-_BLOCK = 2**24
+_BLOCK = 2**20
 _LARGE = 2**24
 """Bytes from which a file is read once in a process, as long as it looks unchanged."""
 
@@ -32,10 +32,10 @@ def content_hash(path: str | Path) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _hash_of_large(path: str, *state: int) -> str:
-    digest = xxhash.xxh3_128()
+    digest, block = xxhash.xxh3_128(), memoryview(bytearray(_BLOCK))
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+        while size := file.readinto(block):
+            digest.update(block[:size])
     return digest.hexdigest()
 
 

@@ -88,7 +88,8 @@ def _read_table(path: Path) -> object:
     table = read_table(path)
     if any(len(column) != len(table.rows) for column in table.columns.values()):
         raise AssertionError("columns of unlike lengths")
-    return table
+    columns = {name: [repr(value) for value in column] for name, column in table.columns.items()}
+    return list(table.rows), columns, dict(table.malformed)
 
 
 def _read_captions(path: Path) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -18,7 +19,12 @@ from huggingface_hub import (
     hf_hub_download,
     snapshot_download,
 )
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from mmhf.errors import DamagedError, InputError
 from mmhf.files import CONFIG_FILE, RELEASE_FILE
@@ -58,7 +64,11 @@ def download_model(repo: str, revision: str | None, *, only: Sequence[str] | Non
         path = Path(with_retries(lambda: snapshot_download(repo, revision=tag, allow_patterns=patterns)))
         if tag is not None and Version.is_valid(tag):
             check_seen(repo, tag, path.name)
-        if not verify or only is not None or not (path / RELEASE_FILE).is_file():
+        if not verify or only is not None:
+            return path
+        if not (path / CONFIG_FILE).is_file():
+            _fetch_if_there(repo, RELEASE_FILE, path.name)  # the cache may hold a listing of files that was damaged
+        if not (path / RELEASE_FILE).is_file():
             return path
         try:
             verify_release(path)
@@ -69,6 +79,11 @@ def download_model(repo: str, revision: str | None, *, only: Sequence[str] | Non
                 with_retries(lambda: hf_hub_download(repo, name, revision=path.name, force_download=True))  # noqa: B023
             verify_release(path)
     return path
+
+
+def _fetch_if_there(repo: str, name: str, commit: str) -> None:
+    with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
+        with_retries(lambda: hf_hub_download(repo, name, revision=commit))
 
 
 def download_file(repo: str, name: str, revision: str | None) -> Path | None:

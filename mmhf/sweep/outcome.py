@@ -55,7 +55,8 @@ def write_outcome(study: SharedStudy, folder: Path, recipe: str, overrides: Sequ
         return None
     section = study.space.section
     sign = 1 if study.space.is_maximized else -1
-    best = max(complete, key=lambda trial: sign * trial.values[0])
+    # Of equals the first of the sweep, which may have been run again after later ones.
+    best = max(complete, key=lambda trial: (sign * trial.values[0], -study.ordinal(trial.number)))
     found = (
         f"# Trial {study.ordinal(best.number)} of sweep {study.name}: validation {section.metric} {best.value:.6g}.\n"
     )

@@ -9,6 +9,7 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIS
 
 import argparse  # isort: skip
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -31,7 +32,7 @@ def say(text: str) -> None:
 
 
 def main() -> int:
-    """Run the campaigns; the exit code is 1 if a trial was silent or ended in a traceback."""
+    """Run the campaigns; stopped, they tell what was tried so far. The exit code is 1 if a trial went wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=308)
     parser.add_argument("--damages", type=int, default=324)
@@ -40,32 +41,34 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tallies: list[Tally] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch, quick_verbs():
-        folder = Path(scratch)
-
-        def add(*found: Tally) -> None:
-            tallies.extend(found)
-            say(f"{time.monotonic() - started:.0f} s\n{table(found)}")
-            for tally in found:
-                say("\n".join(tally.notes))
-
-        if options.fuzz:
-            (folder / "fuzz").mkdir()
-            add(*fuzz_campaign(folder / "fuzz", options.fuzz, random.Random(options.seed)))
-        if options.kills + options.damages + options.together:
-            (folder / "world").mkdir()
-            world = World(folder / "world")
-            say("seconds: " + ", ".join(f"{verb} {each:.1f}" for verb, each in world.durations.items()))
-            if options.damages:
-                add(*damage_campaign(world, folder, options.damages, random.Random(options.seed)))
-            if options.kills:
-                add(*kill_campaign(world, folder, options.kills, random.Random(options.seed)))
-            if options.together:
-                add(together_campaign(world, folder, options.together, random.Random(options.seed)))
-    say(table(tallies))
+    try:
+        with tempfile.TemporaryDirectory() as scratch, quick_verbs():
+            _run(options, Path(scratch))
+    except KeyboardInterrupt:
+        say("stopped")
+    tallies = [tally for tally in Tally.all if tally.tried]
+    say("\n".join(note for tally in tallies for note in tally.notes))
+    say(f"{time.monotonic() - started:.0f} s\n{table(tallies)}")
     return int(any(tally.notes for tally in tallies))
+
+
+def _run(options: argparse.Namespace, folder: Path) -> None:
+    if options.fuzz:
+        (folder / "fuzz").mkdir()
+        fuzz_campaign(folder / "fuzz", options.fuzz, random.Random(options.seed))
+    if options.kills + options.damages + options.together == 0:
+        return
+    (folder / "world").mkdir()
+    world = World(folder / "world")
+    say("seconds: " + ", ".join(f"{verb} {each:.1f}" for verb, each in world.durations.items()))
+    if options.damages:
+        damage_campaign(world, folder, options.damages, random.Random(options.seed))
+    if options.kills:
+        kill_campaign(world, folder, options.kills, random.Random(options.seed))
+    if options.together:
+        together_campaign(world, folder, options.together, random.Random(options.seed))
 
 
 if __name__ == "__main__":

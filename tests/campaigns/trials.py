@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import yaml
@@ -52,6 +53,11 @@ class Tally:
     name: str
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("same", "told", "silent", "traceback"), 0))
     notes: list[str] = field(default_factory=list)
+    all: ClassVar[list[Tally]] = []
+    """Those of this process, so that a campaign that is stopped can still be told."""
+
+    def __post_init__(self) -> None:
+        self.all.append(self)
 
     def count(self, verdict: str, note: str) -> None:
         """Count a trial; what should not be is noted."""

@@ -60,7 +60,7 @@ test-other-cpu: install-test
 bench: install-test
 	$(BIN)/python benchmarks/run_all.py
 
-# Hundreds of kills and damages and thousands of broken inputs, in half an hour: docs/reliability.md.
+# Hundreds of kills and damages and thousands of broken inputs, in an hour: docs/reliability.md.
 campaigns: install-test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/run.py
 

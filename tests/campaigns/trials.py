@@ -152,6 +152,7 @@ def _be_child(arguments: Sequence[object], folder: Path, disturbance: Disturbanc
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         os.chdir(folder)
         os.environ["MMHF_FEATURES"] = str(folder / "features")
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which who started us may have had ignored
         if disturbance.file_size is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (disturbance.file_size, resource.RLIM_INFINITY))

@@ -23,6 +23,7 @@ _EXPORTS = {
     "StageCallback": "mmhf.training.boundary",
     "StagePlan": "mmhf.training.stages",
     "Stage": "mmhf.training.stages",
+    "load_dataset": "mmhf.verbs.load_dataset",
     "load_recipe": "mmhf.recipe",
     "pipeline": "mmhf.verbs.pipeline",
 }
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from mmhf.training.trainer import MMTrainer as MMTrainer
     from mmhf.verbs.evaluate import evaluate as evaluate
     from mmhf.verbs.init import init as init
+    from mmhf.verbs.load_dataset import load_dataset as load_dataset
     from mmhf.verbs.pipeline import pipeline as pipeline
     from mmhf.verbs.plan import plan as plan
     from mmhf.verbs.predict import predict as predict

@@ -68,6 +68,7 @@ class Dermatology(Predecessor):
                 "path": "data/{version}/metadata_all_harmonized.csv",
                 "image_root": "data/{version}/imgs",
                 "version": "dataset_v1",
+                "columns": {"image": "filename", "text": "text_desc", "label": "label"},
                 "labels": {name: name for name in labels},
                 "image_size": int(side),
                 "max_length": encoding.max_length,

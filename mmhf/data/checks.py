@@ -66,11 +66,11 @@ def _way_out(section: DataSectionBase, missing: Sequence[str]) -> str:
     if not isinstance(section, TableDataSection | CaptionTableSection):
         return "; put them there, or correct data.path"
     table = section.path or section.train or section.validation or section.test
-    if table is None or "://" in table or "://" in (section.image_root or ""):
+    given = section.image_root
+    if table is None or isinstance(given, dict) or "://" in table or "://" in (given or ""):
         return "; correct data.image_root"
     table = section.versioned(table) if isinstance(section, TableDataSection) else table
     beside = Path(table) if os.path.isdir(table) else Path(table).parent
-    given = section.image_root
     if given is not None and isinstance(section, TableDataSection):
         given = section.versioned(given)
     root = os.path.realpath(beside if given is None else given)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mmhf.recipe.data_sections import DataSectionBase
+from mmhf.recipe.data_sections import DataSectionBase, check_image_roots
 from mmhf.recipe.sections import CloudSection, DataPath, Fraction, PositiveInt, Section, SplitName
 
 
@@ -92,8 +92,9 @@ class CaptionTableSection(CaptionDataSectionBase):
     train: DataPath | None = None
     validation: DataPath | None = None
     test: DataPath | None = None
-    image_root: DataPath | None = None
-    """Folder that image paths are relative to, as a path or URL; absent: the table's own folder."""
+    image_root: DataPath | dict[SplitName, DataPath] | None = None
+    """Folder that image paths are relative to, as a path or URL, one for all or one by split (`{train: …}`); absent:
+    the table's own folder."""
     columns: CaptionColumnsSection = CaptionColumnsSection()
     split: ImageSplitSection = ImageSplitSection()
     split_column: str | None = None
@@ -106,6 +107,7 @@ class CaptionTableSection(CaptionDataSectionBase):
             raise ValueError("give either `path` (one table, which is then split) or `train`/`validation`/`test`")
         if self.split_column is not None and separate:
             raise ValueError("`split_column` cuts the one table `path`, but separate ones are given")
+        check_image_roots(self.image_root, train=self.train, validation=self.validation, test=self.test)
         return self
 
 

@@ -182,6 +182,18 @@ class FilteredDataSection(DataSectionBase):
             raise ValueError(f"version = {self.version}, but no path holds {_VERSION}")
 
 
+def check_image_roots(roots: object, **files: str | None) -> None:
+    """Raise `ValueError` for an image root of a split that has no file of its own.
+
+    Args:
+        roots: `image_root` of a section.
+        files (`str`, *optional*): Split → its file.
+    """
+    for split in roots if isinstance(roots, dict) else ():
+        if files[split] is None:
+            raise ValueError(f"image_root.{split}: there is no file `{split}`; give one, or one root for all")
+
+
 class TableDataSection(FilteredDataSection):
     source: Literal["table"]
     path: DataPath | None = None
@@ -189,8 +201,9 @@ class TableDataSection(FilteredDataSection):
     train: DataPath | None = None
     validation: DataPath | None = None
     test: DataPath | None = None
-    image_root: DataPath | None = None
-    """Folder that image paths are relative to, as a path or URL; absent: the table's own folder."""
+    image_root: DataPath | dict[SplitName, DataPath] | None = None
+    """Folder that image paths are relative to, as a path or URL, one for all or one by split (`{train: …}`); absent:
+    the table's own folder."""
     columns: ColumnsSection = ColumnsSection()
     split_column: str | None = None
     """A column with the split of each row. Given splits are only checked for `split.group_by`."""
@@ -204,7 +217,9 @@ class TableDataSection(FilteredDataSection):
             raise ValueError("`split_column` cuts the one file `path`, but separate files are given")
         if self.filters.has_text is not None and self.columns.text is None:
             raise ValueError("`filters.has_text` needs `columns.text`, which is null")
-        self._check_version([self.path, self.train, self.validation, self.test, self.image_root])
+        check_image_roots(self.image_root, train=self.train, validation=self.validation, test=self.test)
+        roots = self.image_root.values() if isinstance(self.image_root, dict) else [self.image_root]
+        self._check_version([self.path, self.train, self.validation, self.test, *roots])
         return self
 
     def without_text(self) -> TableDataSection:

@@ -73,8 +73,8 @@ def apply_overrides(tree: Node, overrides: Sequence[Override], root: Any) -> Nod
 
     Args:
         tree: the recipe's root.
-        overrides: what to change. A mapping merges into a mapping that is there, anything else is replaced, keys and
-            the item after a list's last are created.
+        overrides: what to change. A mapping merges into a mapping that is there (`{}` clears it), anything else is
+            replaced, keys and the item after a list's last are created.
         root: the annotation of the recipe, or None when its task is unknown. Where it allows only text, a plain
             value is taken as text: `release.version=1.10` is "1.10".
 
@@ -155,7 +155,8 @@ def _typed(override: Override, path: KeyPath, tree: Node, root: Any) -> Node:
 
 def _with(node: Node, path: KeyPath, new: Node) -> Node:
     if not path:
-        return merge(node, new)
+        # `{}` clears: merged into a mapping it would change nothing.
+        return new if new.value == {} else merge(node, new)
     part, rest = path[0], path[1:]
     if isinstance(part, int):
         items = list(node.value) if isinstance(node.value, list) else []

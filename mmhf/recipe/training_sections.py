@@ -117,6 +117,8 @@ class HistorySection(Section):
 
 
 class EvaluationSection(Section):
+    every_epochs: PositiveInt = 1
+    """With `training.eval_strategy: epoch`: epochs from one evaluation to the next; the end of a stage has one."""
     splits: list[SplitName] = ["validation", "test"]
     """Splits to evaluate after training; splits that the data lacks are left out."""
 

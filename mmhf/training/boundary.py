@@ -61,6 +61,8 @@ class StageCallback(TrainerCallback):
         data ([`StageFollower`], *optional*): Makes the stage's batches.
         save_every (`int`, defaults to 1): With `save_strategy="epoch"`, epochs from one checkpoint to the next; there
             is one at the end in any case.
+        evaluate_every (`int`, defaults to 1): With `eval_strategy="epoch"`, epochs from one evaluation to the next;
+            there is one at the end of each stage in any case.
 
     Attributes:
         current (`StagePosition`): The stage under way, and where the run was when it began or was resumed; None
@@ -77,6 +79,7 @@ class StageCallback(TrainerCallback):
         features: StageFeatures | None = None,
         data: StageFollower | None = None,
         save_every: int = 1,
+        evaluate_every: int = 1,
     ) -> None:
         self.plan = plan
         self.early_stopping = early_stopping
@@ -85,6 +88,7 @@ class StageCallback(TrainerCallback):
         self.features = features
         self.data = data
         self.save_every = save_every
+        self.evaluate_every = evaluate_every
         self.current: StagePosition | None = None
         self._awaiting_gradients: tuple[str, ...] = ()
 
@@ -169,6 +173,10 @@ class StageCallback(TrainerCallback):
         is_last = self.plan.is_over(state.global_step)
         if args.save_strategy == "epoch" and round(state.epoch or 0) % self.save_every and not is_last:
             control.should_save = False
+        following = self.plan.locate(state.global_step)
+        ends_stage = following is None or following.is_start
+        if args.eval_strategy == "epoch" and round(state.epoch or 0) % self.evaluate_every and not ends_stage:
+            control.should_evaluate = False
         self._log_before_saving(args, control)
 
     def on_evaluate(

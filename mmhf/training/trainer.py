@@ -157,6 +157,7 @@ class MMTrainer(JoinsOnce):
             features=features,
             data=self,
             save_every=recipe.checkpoints.every_epochs if recipe else 1,
+            evaluate_every=recipe.evaluation.every_epochs if recipe else 1,
         )
         if features is not None:
             workers = self.args.dataloader_num_workers

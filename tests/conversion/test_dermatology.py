@@ -82,7 +82,7 @@ def test_its_table_of_embeddings_comes_along(distilbert, tmp_path, convert, refu
     names = write_images(6)
     with (tmp_path / "rows.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["image", "text", "label"])
+        writer.writerow(["filename", "text_desc", "label"])
         writer.writerows([name, WORDS[number % 3], CLASSES[number % 3]] for number, name in enumerate(names))
     rows = [embeddings[number % 3].tolist() for number in range(6)]
     pq.write_table(pa.table({"embedding": rows}), tmp_path / "seed.parquet")
@@ -100,4 +100,5 @@ def test_its_table_of_embeddings_comes_along(distilbert, tmp_path, convert, refu
     assert main(["evaluate", str(tmp_path / "skin"), *data, "--split", "test"]) == 0
     assert "accuracy" in capsys.readouterr().out
     predict = ["predict", str(tmp_path / "skin"), "--input", str(tmp_path / "rows.csv")]
-    assert main([*predict, "--output", str(tmp_path / "p.csv")]) == 0
+    columns = ["--column", "image=filename", "--column", "text=text_desc"]
+    assert main([*predict, "--output", str(tmp_path / "p.csv"), *columns]) == 0

@@ -135,3 +135,11 @@ def test_no_override_crashes(overrides: list[str]) -> None:
 def test_quoted_text_arrives_as_it_is(text: str) -> None:
     quoted = "'" + text.replace("'", "''") + "'"
     assert apply(f"init_from={quoted}")["init_from"] == text
+
+
+def test_an_empty_mapping_clears(load):
+    text = "task: image-text-classification\ndata: {source: clinical, path: d, tables: {ddi: {table: t, images: i}}, "
+    text += "filters: {where: {qc: x}}}\n"
+    assert load(text).recipe.data.filters.where == {"qc": "x"}
+    assert load(text, "data.filters.where={}").recipe.data.filters.where == {}
+    assert set(load(text, "data.filters.where={sex: male}").recipe.data.filters.where) == {"qc", "sex"}

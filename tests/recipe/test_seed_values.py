@@ -167,6 +167,11 @@ SEEDS: dict[str, dict[str, Any]] = {
     },
     "flickr30k/captioner_clip_qwen3": CAPTIONER,
     "flickr30k/captioner_quick": {**CAPTIONER, "data.limit": 500, "stages.0.epochs": 1},
+    "dermatology/harmonized": {
+        "data.path": "data/{version}/metadata_all_harmonized.csv",
+        "data.image_root": "data/{version}/imgs",
+        "training.metric_for_best_model": "accuracy",
+    },
     "dermatology/fusion": {
         "training.metric_for_best_model": "accuracy",
         "training.save_total_limit": 10,

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmhf.errors import InputError
 from mmhf.recipe.training_sections import OptimizerSection, PlateauSection
@@ -159,3 +159,15 @@ def test_what_sharded_weights_cannot_do_is_refused(changes, message, tiny_model)
     refuse_what_needs_whole_weights(StagePlan.build(tiny_model, STAGES, steps_per_epoch=6))
     with pytest.raises(InputError, match=message):
         refuse_what_needs_whole_weights(StagePlan.build(tiny_model, [stage], steps_per_epoch=6))
+
+
+def test_evaluations_come_every_so_many_epochs_and_at_the_end_of_each_stage(tiny_model, tmp_path):
+    stages = [Stage(name="a", epochs=3.0), Stage(name="b", epochs=2.0)]
+    callback = StageCallback(StagePlan.build(tiny_model, stages, steps_per_epoch=2), evaluate_every=2)
+    args = TrainingArguments(str(tmp_path), eval_strategy="epoch", save_strategy="epoch", report_to="none")
+    evaluated = []
+    for epoch in range(1, 6):
+        control = TrainerControl(should_evaluate=True)
+        callback.on_epoch_end(args, TrainerState(epoch=float(epoch), global_step=2 * epoch), control)
+        evaluated.append(control.should_evaluate)
+    assert evaluated == [False, True, True, True, True]

@@ -135,7 +135,9 @@ def _read_file(
         own = section.columns
         roles = Roles(own.image, own.label, own.text, (), own.id, section.split_column, extra)
     batches = read_batches(path, roles.named())
-    root = path.parent if section.image_root is None else _path(section, section.image_root)
+    roots = section.image_root
+    given = roots.get(split) if isinstance(roots, dict) else roots
+    root = path.parent if given is None else _path(section, given)
     if not root.is_dir():
         raise InputError(f"data.image_root: no such folder: {root}")
     table = read_roles(batches, roles, split)

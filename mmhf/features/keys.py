@@ -87,11 +87,23 @@ def store_name(
         "precision": precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "images": _image_format(model, part, device),
-        "matmul": torch.get_float32_matmul_precision(),
+        "float32": _float32_products(device),
         "versions": [torch.__version__, transformers.__version__, timm.__version__, PIL.__version__],
     }
     content = json.dumps(values, sort_keys=True, default=str).encode()
     return f"{part.name}-{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+
+
+def _float32_products(device: torch.device) -> list[str]:
+    """In which format matrix products and convolutions of float32 are rounded: IEEE's, TF32, ...
+
+    `torch.get_float32_matmul_precision()` is an error where a library has used the newer switches that are read here.
+    """
+    products, convolutions = (
+        (torch.backends.cuda, torch.backends.cudnn) if device.type == "cuda" else (torch.backends.mkldnn,) * 2
+    )
+    switches = (products.matmul.fp32_precision, convolutions.conv.fp32_precision)
+    return ["ieee" if switch == "none" else switch for switch in switches]
 
 
 def _image_format(model: PreTrainedModel, part: FeaturePart, device: torch.device) -> str:

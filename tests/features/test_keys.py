@@ -80,13 +80,23 @@ def test_the_version_of_each_library_that_computes(model, library, monkeypatch):
     assert name(model) != before
 
 
-def test_how_matrices_are_multiplied(model):
-    before, precision = name(model), torch.get_float32_matmul_precision()
+@pytest.mark.parametrize(
+    "switch",
+    [
+        lambda value: torch.set_float32_matmul_precision("high" if value == "tf32" else "highest"),
+        lambda value: setattr(torch.backends.mkldnn.matmul, "fp32_precision", value),
+        lambda value: setattr(torch.backends.mkldnn.conv, "fp32_precision", value),
+    ],
+    ids=["matrices, the older switch", "matrices", "convolutions"],
+)
+def test_how_float32_is_multiplied(model, switch):
+    before = name(model)
     try:
-        torch.set_float32_matmul_precision("high")
+        switch("tf32")
         assert name(model) != before
     finally:
-        torch.set_float32_matmul_precision(precision)
+        switch("ieee")
+    assert name(model) == before
 
 
 def test_pooling_belongs_to_the_part(model):

@@ -37,6 +37,12 @@ def classes(folder: Path) -> str:
     return str(folder / "data")
 
 
+def rare_class(folder: Path) -> str:
+    data = classes(folder)
+    write_images(folder / "data" / "whale", 1)
+    return data
+
+
 def captioned(folder: Path) -> str:
     names = write_images(folder / "data", 40)
     write_lines(folder / "data" / "metadata.jsonl", [{"file_name": n, "caption": f"a drawing {n[:3]}"} for n in names])
@@ -68,7 +74,7 @@ def tars(folder: Path) -> str:
     return str(folder)
 
 
-CLASSIFIERS = {"pairs": pairs, "labels": labelled, "ids": ids, "class folders": classes}
+CLASSIFIERS = {"pairs": pairs, "labels": labelled, "ids": ids, "class folders": classes, "a rare class": rare_class}
 CAPTIONS = {"metadata": captioned, "text files": text_files, "flickr30k": flickr30k, "tars": tars}
 FRESH = Means(gpu_gib=0.0, hub=False, offline=False)
 OFFLINE = Means(gpu_gib=0.0, hub=False, offline=True)
@@ -101,7 +107,7 @@ def test_what_it_writes_plans(layout, here, succeed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["labels", "ids", "class folders"])
+@pytest.mark.parametrize("layout", ["labels", "ids", "class folders", "a rare class"])
 def test_what_it_writes_for_labels_trains(layout, here, succeed):
     succeed("init", CLASSIFIERS[layout](here))
     shrink(Path("recipe.yaml"))

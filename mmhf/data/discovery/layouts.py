@@ -334,7 +334,8 @@ def _class_folders(path: Path, tree: ImageTree, root: Path | None) -> Finding:
             finding.guessed.append("a tenth of the training images is kept for validation, which has no folder")
     else:
         finding.guessed.append("a tenth of the images each for validation and test")
-        section |= _without_rare(finding)
+        if _without_rare(finding):  # a folder is a class although its rows are filtered: the classes are named instead
+            section |= {"labels": {name: name for name in sorted(classes)}, "on_bad_row": "skip"}
     if tree.outside or tree.empty:
         finding.saw.append(
             f"not used: {tree.outside} images outside of class folders, {len(tree.empty)} empty folders"

@@ -72,9 +72,16 @@ class Captioner(Predecessor):
         section, data, weights = recipe.model, recipe.data, checkpoint.weights
         processor = build_captioner_processor(section, data, [])
         config = build_captioner_config(section, processor=processor, image_size=data.image_size)
+        assert config.vision_output is not None
         rows = len(weights[_EMBEDDINGS])
         if rows == len(processor.tokenizer) and not config.prompt_ids:
-            config.prompt_ids = [processor.tokenizer.convert_tokens_to_ids(_START)]
+            start = processor.tokenizer.convert_tokens_to_ids(_START)
+            if not isinstance(start, int):
+                raise InputError(
+                    f"{checkpoint.path}: its captions begin with {_START}, which the tokenizer of "
+                    f"{section.language.backbone} does not know; name another one with --text"
+                )
+            config.prompt_ids = [start]
         skeleton = _skeleton(config)
         places = {"vision": (section.vision.backbone, _VISION), "language": (section.language.backbone, _LANGUAGE)}
         tensors = _projector(checkpoint, (language_width(config), config.vision_output["width"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,11 +29,11 @@ class SavedSettings:
     """Stands for the class of a settings object that a checkpoint holds, so that its fields can be read."""
 
 
-def _numpy_scalars() -> list[tuple[Any, str]]:
+def _numpy_scalars() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """What a number that NumPy computed, such as an F1, is made of in a pickle; none of it runs code."""
     scalar = np.float64(0.0).__reduce__()[0]
     kinds = {type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")}
-    named = [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
+    named: list[tuple[Any, str]] = [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
     return [*named, (np.dtype, "numpy.dtype"), *((kind, f"numpy.dtypes.{kind.__name__}") for kind in kinds)]
 
 

@@ -44,8 +44,8 @@ _BLOCK = re.compile(r"(?P<stack>.*?)\.?\b(?P<index>\d+)\.(?P<rest>.+)")
 _QKV = (
     ("query", "q_proj", "wq", "w_q", "q_linear", "to_q", "q"),
     ("key", "k_proj", "wk", "w_k", "k_linear", "to_k", "k"),
+    ("value", "v_proj", "wv", "w_v", "v_linear", "to_v", "v"),
 )
-_QKV = (*_QKV, ("value", "v_proj", "wv", "w_v", "v_linear", "to_v", "v"))
 
 
 @dataclass

@@ -91,6 +91,7 @@ class Dermatology(Predecessor):
             text_table=table,
         )
         config.auxiliary_weights = recipe.loss.auxiliary_weights()
+        assert config.vision_output is not None and config.text_output is not None
         vision, layers, _ = self._find(checkpoint, options, int(config.text_output["width"]))
         if "densenet" in vision.backbone:
             # The program pools what `features` gives, without the ReLU that torchvision has behind it.

@@ -61,6 +61,7 @@ class FakeNews(Predecessor):
         vision, layers = self._find(checkpoint, options)
         config = build_fusion_config(recipe.model, label_names=list(recipe.data.labels.values()))
         _, names = find_text_encoder(checkpoint, recipe.model.text.backbone)
+        assert config.vision_output is not None and config.text_output is not None
         kept = {
             **prefixed("vision.", kept_of(config.vision_config, config.vision_output["unused"], vision.names)),
             **prefixed("text.", kept_of(config.text_config, config.text_output["unused"], names)),

@@ -37,7 +37,10 @@ class ShrinkToSide(torch.nn.Module):
             return image
         width, height = (max(1, round(length * scale)) for length in size)
         if isinstance(image, Tensor):
-            return v2.functional.resize(image, [height, width], v2.InterpolationMode.BICUBIC, antialias=True)
+            resized: Tensor = v2.functional.resize(
+                image, [height, width], v2.InterpolationMode.BICUBIC, antialias=True
+            )
+            return resized
         return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
@@ -49,9 +52,8 @@ class OnPicture(torch.nn.Module):
         self.change = change
 
     def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
-        if not isinstance(image, Tensor):
-            return self.change(image)
-        return pixels_of(self.change(picture_of(image)))
+        changed: Image.Image = self.change(picture_of(image) if isinstance(image, Tensor) else image)
+        return pixels_of(changed) if isinstance(image, Tensor) else changed
 
 
 class Flips(torch.nn.Module):
@@ -74,7 +76,7 @@ class Flips(torch.nn.Module):
         self.num_views = 2 ** len(self._flips)
         self.description = f"flips {side} {horizontal > 0} {vertical > 0}"
 
-    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+    def forward(self, image: PictureT) -> PictureT:
         return self.view(image, self._draw(torch.default_generator))
 
     def view(self, image: PictureT, number: int) -> PictureT:

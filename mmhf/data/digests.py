@@ -80,7 +80,7 @@ def _digest_files(paths: Sequence[str | None], pool: ThreadPoolExecutor) -> Dige
     with one_at_a_time(seen_path()):
         digests, is_known = known_digests(states)
         lacking = np.flatnonzero(~is_known)
-        read = pool.map(_image_digest, [{"path": paths[place], "bytes": None} for place in lacking])
+        read = pool.map(_image_digest, [{"path": paths[place], "bytes": None} for place in lacking.tolist()])
         digests[lacking] = digests_of(list(read))
         keep_digests(states[lacking], digests[lacking])
     return digests

@@ -107,16 +107,20 @@ class PicturePreparer:
         return sizer.center_crop(sized, sizer.crop_size) if sizer.do_center_crop else sized
 
 
-def _ends_at_one_size(images: Any) -> bool:
-    if not isinstance(images, TorchvisionBackend) or not images.do_resize or images.do_pad:
+def _ends_at_one_size(images: object) -> bool:
+    if not isinstance(images, TorchvisionBackend):
+        return False
+    settings: Any = images  # each has all of them, but transformers declares none
+    if not settings.do_resize or settings.do_pad:
         return False
     if any(getattr(type(images), name) is not getattr(TorchvisionBackend, name) for name in _OWN_STEPS):
         return False
-    size, crop = dict(images.size), dict(images.crop_size or {})
+    size, crop = dict(settings.size), dict(settings.crop_size or {})
     if size.keys() == {"height", "width"}:
-        return not images.do_center_crop or crop == size
+        return not settings.do_center_crop or crop == size
     side = size.get("shortest_edge")
-    return size.keys() == {"shortest_edge"} and bool(images.do_center_crop) and crop == {"height": side, "width": side}
+    square = {"height": side, "width": side}
+    return size.keys() == {"shortest_edge"} and bool(settings.do_center_crop) and crop == square
 
 
 def _as_pixels(array: np.ndarray) -> Tensor:

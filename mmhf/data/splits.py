@@ -15,8 +15,9 @@ from mmhf.data.table import SPLITS, SourceTable, extra_column
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import ImageSplitSection
 from mmhf.recipe.data_sections import FiltersSection, SplitSection
+from mmhf.recipe.sections import SplitName
 
-SPLIT_OF_NAME = {
+SPLIT_OF_NAME: dict[str, SplitName] = {
     "train": "train",
     "training": "train",
     "validation": "validation",

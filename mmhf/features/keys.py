@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import PIL
 import timm
@@ -18,6 +18,7 @@ from mmhf.conventions import Processor
 from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.models.encoders import why_not_channels_last
 from mmhf.models.partition import Partition
+from mmhf.models.processing import PairProcessor
 
 _FORMAT = 3
 # Names of where something came from; the weights themselves are hashed.
@@ -136,11 +137,12 @@ def _processing(processor: Processor, part: FeaturePart) -> dict[str, Any]:
         assert isinstance(images, BaseImageProcessor)
         return _without_names(images.to_dict())
     assert isinstance(processor, ProcessorMixin)
-    tokenizer = processor.tokenizer
+    pairs = cast(PairProcessor, processor)
+    tokenizer = pairs.tokenizer
     if not tokenizer.is_fast:
-        return {"kind": type(processor).__name__, "length": processor.max_length, "slow": tokenizer.get_vocab()}
+        return {"kind": type(pairs).__name__, "length": pairs.max_length, "slow": tokenizer.get_vocab()}
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     # A fast tokenizer keeps the truncation and padding of its last call.
     kept = {key: value for key, value in state.items() if key not in ("truncation", "padding")}
     padding = [tokenizer.padding_side, tokenizer.pad_token_id]
-    return {"kind": type(processor).__name__, "length": processor.max_length, "padding": padding, "tokenizer": kept}
+    return {"kind": type(pairs).__name__, "length": pairs.max_length, "padding": padding, "tokenizer": kept}

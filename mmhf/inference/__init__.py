@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import transformers
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -21,4 +24,5 @@ for _family in families().values():
             type=_family.pipeline_inputs,
         )
 
-pipeline = transformers.pipeline
+pipeline: Callable[..., Any] = transformers.pipeline
+"""transformers', whose types name none but its own tasks."""

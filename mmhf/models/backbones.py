@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.error import URLError
 
 import timm
@@ -257,7 +257,7 @@ def _torchvision_encoder(name: str, config: PreTrainedConfig) -> PreTrainedModel
         weights = _torchvision_weights(name).get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
         raise UnreachableError(f"backbone {name}: no weights found ({error}); {_WAY_OUT}") from error
-    encoder: PreTrainedModel = TorchvisionEncoder(config)
+    encoder = TorchvisionEncoder(cast(TorchvisionConfig, config))
     kept = encoder.model.state_dict().keys()
     encoder.model.load_state_dict({key: tensor for key, tensor in weights.items() if key in kept})
     return encoder

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -18,6 +18,10 @@ from mmhf.models.torchvision_encoder import TorchvisionConfig, torchvision_group
 # timm's mark for "belongs to the group before me": norms and head convolutions after the last block.
 _TIMM_PREVIOUS_GROUP = 99999
 _EMBEDDING_NAME = re.compile(r"embed|position|relative|token")
+
+
+class _TimmModel(Protocol):
+    def get_classifier(self) -> nn.Module | Collection[nn.Module]: ...
 
 
 @runtime_checkable
@@ -60,7 +64,7 @@ def groups_with_head(model: PreTrainedModel) -> dict[str, list[str]]:
 def _head_parameters(model: PreTrainedModel) -> set[str]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     if isinstance(model, TimmWrapperPreTrainedModel):
-        classifier = model.timm_model.get_classifier()
+        classifier = cast(_TimmModel, model.timm_model).get_classifier()
         modules = classifier if isinstance(classifier, tuple | list) else (classifier,)
         found = [parameter for each in modules if isinstance(each, nn.Module) for parameter in each.parameters()]
         return {names[id(parameter)] for parameter in found}

@@ -82,7 +82,8 @@ class PairProcessor(ProcessorMixin):
 
     def _pixel_values(self, images: Images, options: dict[str, Any]) -> Tensor:
         given: Any = images  # transformers 5.24 names lists of one kind alone
-        return self.image_processor(given, **options)["pixel_values"]
+        pixel_values: Tensor = self.image_processor(given, **options)["pixel_values"]
+        return pixel_values
 
     def _arguments(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arguments of the image processor and of the tokenizer for a call with `kwargs`.

@@ -101,11 +101,12 @@ class TorchvisionEncoder(PreTrainedModel):
     def __init__(self, config: TorchvisionConfig) -> None:
         super().__init__(config)
         options = {"image_size": config.image_size} if config.patch_size else {}
-        self.model: Any = get_model(config.architecture, weights=None, **options)
-        if not isinstance(self.model, (*_FEATURES, *_SEQUENCES, DenseNet, SwinTransformer, VisionTransformer)):
+        model: nn.Module = get_model(config.architecture, weights=None, **options)
+        if not isinstance(model, (*_FEATURES, *_SEQUENCES, DenseNet, SwinTransformer, VisionTransformer)):
             raise ValueError(f"{config.architecture} cannot be an encoder; choose another classifier")
-        owner, _, leaf = last_layer(self.model).rpartition(".")
-        self.model.get_submodule(owner).register_module(leaf, nn.Identity())
+        owner, _, leaf = last_layer(model).rpartition(".")
+        model.get_submodule(owner).register_module(leaf, nn.Identity())
+        self.model: Any = model
         self.post_init()
 
     def forward(
@@ -170,6 +171,7 @@ class TorchvisionEncoder(PreTrainedModel):
     def _pool(self, hidden: Tensor) -> Tensor:
         """What torchvision's `forward` makes of the last features before its last layer."""
         model = self.model
+        pooled: Tensor
         if isinstance(model, VisionTransformer):
             pooled = model.heads(hidden[:, 0])
         elif isinstance(model, SwinTransformer):
@@ -187,7 +189,8 @@ class TorchvisionEncoder(PreTrainedModel):
 
 def last_layer(classifier: nn.Module) -> str:
     """Name of a classifier's last linear layer, which tells the classes apart."""
-    return [name for name, module in classifier.named_modules() if isinstance(module, nn.Linear)][-1]
+    names: list[str] = [name for name, module in classifier.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1]
 
 
 def torchvision_groups(encoder: PreTrainedModel) -> dict[str, list[str]]:

@@ -168,7 +168,7 @@ _TYPES = {
 
 def _annotation(name: str, members: list[Any]) -> Any:
     if name in _BOUNDS:
-        bounded = Annotated[_member(members[0]), _BOUNDS[name]]
+        bounded: Any = Annotated[_member(members[0]), _BOUNDS[name]]
         return bounded | None if "null" in members else bounded
     return functools.reduce(operator.or_, (_member(member) for member in members))
 

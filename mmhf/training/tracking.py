@@ -163,7 +163,7 @@ def _mlflow_run(run_name: str, ids: _RunIds, resolved: ResolvedRecipe) -> Iterat
         mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "mmhf"))
     else:
         mlflow.set_experiment(experiment_id=run.info.experiment_id)
-    with mlflow.start_run(run_id=run and run.info.run_id, run_name=run_name) as active:
+    with mlflow.start_run(run_id=None if run is None else run.info.run_id, run_name=run_name) as active:
         ids.keep("mlflow", active.info.run_id)
         _log_mlflow_params(resolved, {} if run is None else run.data.params)
         yield

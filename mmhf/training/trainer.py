@@ -49,7 +49,7 @@ from mmhf.training.notebook import NotebookProgress, is_notebook
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
 from mmhf.training.plan import ONE_ROW, one_row_refusal
 from mmhf.training.position import RunPosition, run_conditions
-from mmhf.training.progress import StageLogLines, StageProgressBar
+from mmhf.training.progress import RatesByName, StageLogLines, StageProgressBar
 from mmhf.training.stages import StagePlan, StagePosition
 from mmhf.training.weights import is_sharded, share_buffers
 
@@ -165,7 +165,8 @@ class MMTrainer(JoinsOnce):
             features.attach(self.train_dataset, self.data_collator, is_training=True)
             features.attach(self.eval_dataset, eval_collator or self.data_collator, is_training=False)
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else ProgressCallback)
-        show: type[TrainerCallback] = StageLogLines if self.args.disable_tqdm else StageProgressBar
+        show: Callable[[StageCallback, RatesByName], TrainerCallback]
+        show = StageLogLines if self.args.disable_tqdm else StageProgressBar
         if is_notebook():
             self.remove_callback(DEFAULT_PROGRESS_CALLBACK)
             show = NotebookProgress
@@ -335,13 +336,17 @@ class MMTrainer(JoinsOnce):
         return size, accumulation_steps(self._recipe, self.args, section.batch_size)
 
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The loss as `transformers.Trainer` computes it; a classifier's right answers are counted for the log."""
         if not (model.training and self._losses and "labels" in inputs):
-            return super().compute_loss(model, inputs, return_outputs, **kwargs)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
-        loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         classes = labels if labels.ndim == 1 else labels.argmax(dim=1)  # mixed labels: the larger part
         counts = classes != IGNORED_LABEL
         right = (outputs["logits"].detach().argmax(dim=1) == classes) & counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -151,9 +151,10 @@ def columns_of(data: OwnData) -> dict[str, list[Any]]:
         return {str(name): [None if _is_missing(value) else value for value in data[name]] for name in data.columns}
     if isinstance(data, datasets.Dataset):
         return _columns_of_data_set(data)
-    if isinstance(data, datasets.IterableDataset) or not hasattr(data, "__len__"):
+    if isinstance(data, datasets.IterableDataset) or not isinstance(data, Sized):
         raise InputError("the data has no length: give a data set that is no stream, or name its files in a recipe")
-    rows = [_row(data[index], data) for index in range(len(data))]
+    by_number: Any = data  # a sequence, or a torch data set with a length
+    rows = [_row(by_number[index], data) for index in range(len(data))]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row.get(name) for row in rows] for name in names}
 

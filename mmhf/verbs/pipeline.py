@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import transformers
 from transformers.pipelines import PIPELINE_REGISTRY
 
-import mmhf.inference  # noqa: F401  (its pipelines are registered)
+from mmhf import inference
 from mmhf.errors import InputError
 from mmhf.hub import resolve_model
 from mmhf.inference.loading import model_type_of
@@ -45,7 +44,7 @@ def pipeline(task: str | None = None, model: str | Path | Run | Any = None, **op
         family = families().get(model_type_of(path))
         model, task = str(path), task or (None if family is None else family.pipeline_task)
     try:
-        return transformers.pipeline(task, model=model, **options)
+        return inference.pipeline(task, model=model, **options)
     except InputError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:

@@ -176,7 +176,7 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
                 bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
                 _report(trainer, task, data, resolved=resolved, measured=measured, bad_examples=bad_examples)
                 mark_complete(folder.path, is_run_file)
-                if "mlflow" in args.report_to and "mlflow" in recipe.tracking.log_model:
+                if "mlflow" in (args.report_to or []) and "mlflow" in recipe.tracking.log_model:
                     importlib.import_module("mmhf.inference.mlflow_model").log_model(folder.path)
         if is_first:
             print_metrics(resolved.name, measured)

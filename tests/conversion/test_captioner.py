@@ -153,3 +153,16 @@ def test_what_is_no_such_checkpoint_is_named(tmp_path: Path) -> None:
     torch.save({"model_state_dict": print}, tmp_path / "pickled.pth")
     with pytest.raises(InputError, match=r"pickled\.pth: cannot be read"):
         read_checkpoint(tmp_path / "pickled.pth")
+
+
+def test_a_language_model_that_does_not_know_the_seeds_start_is_named(
+    checkpoint: Callable[..., tuple[Path, SeedModel]],
+    seed_backbones: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train_caption_tokenizer(WORDS, 320).save_pretrained(seed_backbones["language"])
+    path, _ = checkpoint(with_start=True)
+    names = ["--vision", seed_backbones["vision"], "--text", seed_backbones["language"]]
+    assert main(["convert", str(path), "-o", str(tmp_path / "converted"), *names]) == 2
+    assert f"its captions begin with {START}, which the tokenizer" in capsys.readouterr().err

@@ -194,7 +194,7 @@ def _read_columns(path: Path) -> dict[str, list[Any]]:
 
 def _holds_images(kind: pa.DataType) -> bool:
     is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    return is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(is_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _look_at_tables(
@@ -385,8 +385,8 @@ def _with_caption_files(path: Path, captions: dict[str, list[str]], derived: Pat
         )
         for image, texts in sorted(captions.items())
     ]
-    section = {"source": "table", "path": str(derived), "image_root": str(path)}
-    section["columns"] = {"image": "file_name", "captions": "captions"}  # type: ignore[assignment]
+    section: dict[str, Any] = {"source": "table", "path": str(derived), "image_root": str(path)}
+    section["columns"] = {"image": "file_name", "captions": "captions"}
     if is_split:
         section["split_column"] = "split"
     return Finding(

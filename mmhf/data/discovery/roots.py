@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mmhf.data.images import DataFolder, find_name_escape
 
 _SAMPLED = 60
 _MOST_FOLDERS = 400
 _DEPTH = 3
+ValueT = TypeVar("ValueT")
 
 
 class ImageRoot(NamedTuple):
@@ -22,7 +23,7 @@ class ImageRoot(NamedTuple):
     tried: int
 
 
-def sample(values: Sequence[str], count: int = _SAMPLED) -> list[str]:
+def sample(values: Sequence[ValueT], count: int = _SAMPLED) -> list[ValueT]:
     """Values from all over a column."""
     step = max(len(values) // count, 1)
     return list(values[::step][:count])

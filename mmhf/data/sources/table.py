@@ -31,6 +31,7 @@ from mmhf.data.table import (
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionTableSection
 from mmhf.recipe.data_sections import SplitSection, TableDataSection
+from mmhf.recipe.sections import SplitName
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
@@ -68,13 +69,15 @@ def read_table_source(section: TableDataSection | CaptionTableSection, reading: 
     Raises:
         InputError: a file, folder or column is missing.
     """
-    named = {"train": section.train, "validation": section.validation, "test": section.test}
-    given = {split: _path(section, path) for split, path in named.items() if path is not None}
-    files: dict[str | None, AnyPath] = dict((given or _split_folders(section)).items())
+    named: list[tuple[SplitName, str | None]]
+    named = [("train", section.train), ("validation", section.validation), ("test", section.test)]
+    given = {split: _path(section, path) for split, path in named if path is not None}
+    files: dict[SplitName | None, AnyPath] = dict((given or _split_folders(section)).items())
     if not files:
         assert section.path is not None
         files[None] = _path(section, section.path)
-    tables, parts = [], {}
+    tables: list[pa.Table] = []
+    parts: dict[str | None, Part] = {}
     for split, path in files.items():
         table, parts[split] = _read_file(_table_at(path), section, reading, split)
         tables.append(table)
@@ -88,13 +91,13 @@ def _path(section: TableDataSection | CaptionTableSection, path: str) -> AnyPath
     return data_path(section.versioned(path) if isinstance(section, TableDataSection) else path, section.cloud)
 
 
-def _split_folders(section: TableDataSection | CaptionTableSection) -> dict[str, AnyPath]:
+def _split_folders(section: TableDataSection | CaptionTableSection) -> dict[SplitName, AnyPath]:
     """Folders with the names of splits that have metadata, when the folder itself has none."""
     assert section.path is not None
     path = _path(section, section.path)
     if not path.is_dir() or _metadata_in(path) is not None:
         return {}
-    found: dict[str, AnyPath] = {}
+    found: dict[SplitName, AnyPath] = {}
     folders: list[AnyPath] = sorted(path.iterdir(), key=lambda folder: folder.name)
     for folder in folders:
         split = SPLIT_OF_NAME.get(folder.name.lower())
@@ -120,7 +123,7 @@ def _table_at(path: AnyPath) -> AnyPath:
 
 
 def _read_file(
-    path: AnyPath, section: TableDataSection | CaptionTableSection, reading: Reading, split: str | None
+    path: AnyPath, section: TableDataSection | CaptionTableSection, reading: Reading, split: SplitName | None
 ) -> tuple[pa.Table, Part]:
     is_metadata = path.name in METADATA_FILES
     columns, cut = section.columns, section.split
@@ -136,7 +139,7 @@ def _read_file(
         roles = Roles(own.image, own.label, own.text, (), own.id, section.split_column, extra)
     batches = read_batches(path, roles.named())
     roots = section.image_root
-    given = roots.get(split) if isinstance(roots, dict) else roots
+    given = (None if split is None else roots.get(split)) if isinstance(roots, dict) else roots
     root = path.parent if given is None else _path(section, given)
     if not root.is_dir():
         raise InputError(f"data.image_root: no such folder: {root}")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import datasets
 import pytest
 import torch
-from PIL import Image
 
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.collators import ImageTextCollator

@@ -127,7 +127,9 @@ def test_evaluating_what_is_not_there(release, refused, tmp_path):
 
 
 def test_release_that_is_damaged(release, refused, tmp_path):
-    verbs = [("evaluate", release), ("predict", release, "--input", "x.csv", "--output", tmp_path / "p.csv")]
+    table = tmp_path / "x.csv"
+    table.write_text("image,text\na.jpg,a title\n")
+    verbs = [("evaluate", release), ("predict", release, "--input", table, "--output", tmp_path / "p.csv")]
     weights = release / "model.safetensors"
     weights.chmod(0o644)
     content = weights.read_bytes()

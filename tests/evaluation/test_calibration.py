@@ -97,6 +97,7 @@ def test_ranking_confidence_well_lowers_the_risk(honest):
     assert evaluated.metrics["aurc"] == pytest.approx(error + (1 - error) * np.log(1 - error), abs=1e-3)
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_the_diagrams_are_drawn(honest, tmp_path):
     logits, labels = honest
     evaluated = evaluate_calibration(2 * logits, labels, 4, temperature=1.5, abstain_below=0.8)

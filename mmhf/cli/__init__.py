@@ -139,8 +139,8 @@ def _run_verb(verb: str, arguments: Sequence[str]) -> None:
     check_before_imports(verb, options)
     if verb in _COMPUTING:
         prepare_cpu()
-    # `init` also answers without looking at data, and then without the libraries that it looks with.
-    runner = module if verb == "init" else importlib.import_module(f"mmhf.verbs.{verb.replace('-', '_')}")
+    # What calls a function for Python has its `run` beside the arguments; `init` may answer without any library.
+    runner = module if hasattr(module, "run") else importlib.import_module(f"mmhf.verbs.{verb.replace('-', '_')}")
     runner.run(options)
 
 

@@ -6,6 +6,11 @@ mmhf train quickstart/fusion training.learning_rate=1e-4
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,4 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="EPOCHS",
         help="train the last stage this many epochs longer than the recipe says; also resumes a finished run",
+    )
+
+
+def run(options: argparse.Namespace, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    from mmhf.verbs.train import train
+
+    train(
+        options.recipe,
+        options.overrides,
+        resume=options.resume,
+        allow_changes=options.allow_changes,
+        more=options.more,
+        callbacks=callbacks,
     )

@@ -34,5 +34,6 @@ def test_a_folder_is_embedded_and_searched_by_image_and_text(photos, tmp_path, m
 
 
 def test_a_search_for_nothing_is_refused(tmp_path, refusal):
+    (tmp_path / "x.parquet").touch()
     assert "give --text or --image" in refusal("search", tmp_path / "x.parquet")
-    assert "no such file" in refusal("search", tmp_path / "x.parquet", "--text", "red")
+    assert "no such file" in refusal("search", tmp_path / "y.parquet", "--text", "red")

@@ -11,6 +11,7 @@ import pytest
 from loopback_hub import TOKEN, LoopbackHub
 
 from mmhf.cli import main
+from mmhf.damage import is_run_file, mark_complete
 from mmhf.hub.manifest import read_release
 
 REPO = "org/tiny"
@@ -95,6 +96,9 @@ def test_verify_confirms_a_release_and_names_what_is_wrong(hub: LoopbackHub, cop
     metrics = json.loads((copied_run / "metrics.json").read_text())
     metrics["test_accuracy"] += 0.25
     (copied_run / "metrics.json").write_text(json.dumps(metrics))
+    assert main(["release", str(copied_run), "--repo", REPO, "--version", "1.1"]) == 2  # the run was changed
+    assert "metrics.json" in _error(capsys)
+    mark_complete(copied_run, is_run_file)
     assert main(["release", str(copied_run), "--repo", REPO, "--version", "1.1"]) == 0
     capsys.readouterr()
     assert main(["verify", f"{REPO}@v1.1"]) == 2

@@ -446,17 +446,21 @@ def _look_at_tars(path: Path, names: Sequence[str]) -> Finding:
     section: dict[str, Any] = {"source": "webdataset"}
     for split, of_split in by_split.items():
         section[split] = _pattern(path, of_split)
-    with tarfile.open(path / by_split["train"][0]) as tar:
-        members = [member for member in tar if member.isfile()]
-        endings = Counter(member.name.rpartition("/")[2].partition(".")[2].lower() for member in members)
-        images = [member for member in members if f".{member.name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES]
-        finding.side = typical_side([tar.extractfile(member).read() for member in images[:_LOOKED_AT]])  # type: ignore[union-attr]
-        caption = "txt" if "txt" in endings else _json_caption(tar, members)
+    first = path / by_split["train"][0]
+    try:
+        with tarfile.open(first) as tar:
+            members = [member for member in tar if member.isfile()]
+            endings = Counter(member.name.rpartition("/")[2].partition(".")[2].lower() for member in members)
+            images = [member for member in members if f".{member.name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES]
+            finding.side = typical_side([tar.extractfile(member).read() for member in images[:_LOOKED_AT]])  # type: ignore[union-attr]
+            caption = "txt" if "txt" in endings else _json_caption(tar, members)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise InputError(f"{first}: not an archive, or a damaged one: {error}") from error
     finding.rows = len(images) * len(by_split["train"])
     finding.saw.append("members: " + ", ".join(f"{count} .{ending}" for ending, count in endings.most_common(5)))
     if caption is None or not images:
         what = "captions (.txt, or .json with a text)" if images else "images"
-        raise InputError(f"{path / by_split['train'][0]}: no {what} in it; tars hold KEY.jpg and KEY.txt or KEY.json")
+        raise InputError(f"{first}: no {what} in it; tars hold KEY.jpg and KEY.txt or KEY.json")
     used = sorted({ending for ending in endings if f".{ending}" in IMAGE_SUFFIXES})
     if not set(used) <= {"jpg", "jpeg", "png", "webp"}:
         section["image"] = used
@@ -480,7 +484,12 @@ def _json_caption(tar: tarfile.TarFile, members: Sequence[tarfile.TarInfo]) -> s
     for member in members:
         if not member.name.endswith(".json"):
             continue
-        content = json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]
+        try:
+            content = json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]
+        except ValueError as error:
+            raise InputError(f"{tar.name}: {member.name} is no JSON: {error}") from error
+        if not isinstance(content, dict):
+            return None
         texts = {name: value for name, value in content.items() if isinstance(value, str | list) and value}
         named = [name for name in ("caption", "captions", "text", "description") if name in texts]
         return f"json:{named[0]}" if named else None

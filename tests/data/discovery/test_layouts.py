@@ -176,6 +176,20 @@ def test_tars(caption, look, tmp_path):
     assert section.get("caption") == (None if caption == "txt" else "json:caption")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b'["a boat"]', "no captions .*in it"), (b"{", "0.json is no JSON"), (None, "not an archive, or a damaged one")],
+    ids=["a list", "cut JSON", "cut tar"],
+)
+def test_tars_that_cannot_be_read_are_named(content, message, look, tmp_path):
+    path = tmp_path / "shard-000.tar"
+    write_tar(path, {"0.jpg": picture(0), "0.json": content or b"{}"})
+    if content is None:
+        path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(InputError, match=message):
+        look(str(tmp_path))
+
+
 def test_a_data_set_on_disk(look, tmp_path):
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
     rows = {"img": [{"bytes": picture(n), "path": None} for n in range(20)], "label": [n % 2 for n in range(20)]}

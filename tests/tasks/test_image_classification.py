@@ -216,9 +216,9 @@ def stages_of() -> Callable[[str], list[tuple[str, list[str]]]]:
 @pytest.mark.parametrize(
     ("name", "top"),
     [
-        ("plant_disease/resnet50", ["vision.stages.2", "vision.stages.3"]),
-        ("plant_disease/efficientnet_b0", ["vision.stages.5", "vision.stages.6", "vision.final"]),
-        ("plant_disease/mobilenetv3", ["vision.stages.4", "vision.stages.5"]),
+        ("plant_disease/resnet50", ["vision.layer3", "vision.layer4"]),
+        ("plant_disease/efficientnet_b0", [f"vision.features.{block}" for block in (6, 7, 8)]),
+        ("plant_disease/mobilenetv3", [f"vision.features.{block}" for block in (9, 10, 11, 12)]),
         ("quickstart/image_classifier", ["vision.stages.5", "vision.stages.6", "vision.final"]),
     ],
 )
@@ -226,7 +226,7 @@ def test_recipes_train_the_seeds_groups(name, top, stages_of):
     head, middle, everything = stages_of(name)
     assert head == ("head", ["head"])
     assert middle == ("top", [*top, "head"])
-    assert everything[1][0] == "vision.stem" and set(everything[1]) > set(middle[1])
+    assert everything[1][0] in ("vision.stem", "vision.features.0") and set(everything[1]) > set(middle[1])
 
 
 def test_plant_disease_recipes_are_the_seeds():

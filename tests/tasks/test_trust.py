@@ -163,7 +163,7 @@ def test_calibration_needs_a_validation_split(write_clinic_recipe, tmp_path, cli
     only_train.write_text("\n".join([lines[0], *lines[1:5]]) + "\n", encoding="utf-8")
     data = {"path": None, "split_column": None, "train": str(only_train), "image_root": str(clinic)}
     recipe = write_clinic_recipe(tmp_path / "run", evaluation={"calibrate": True}, data=data)
-    assert main(["train", str(recipe)]) == 2
+    assert main(["train", str(recipe), "training.per_device_train_batch_size=2"]) == 2
     assert "evaluation.calibrate: is fitted on a validation split" in capsys.readouterr().err
 
 

@@ -240,6 +240,7 @@ def test_two_pushes_at_the_same_time_lose_nothing(released: LoopbackHub, runs: d
     assert released.files(REPO, "main") == released.files(REPO, "v1.7")
 
 
+@pytest.mark.slow
 def test_of_two_pushes_of_one_version_one_wins(released: LoopbackHub, runs: dict[str, Path], make_run):
     """At each request of one, another run is released as the same version from beginning to end."""
     before, large = copy.deepcopy(released.repo(REPO)), dict(released.store.large)

@@ -99,6 +99,7 @@ def test_accumulation_is_a_batch_like_any_other(train):
     assert trainer.state.global_step == 8 + 2 + 3
 
 
+@pytest.mark.slow
 def test_the_same_samples_a_step_end_as_if_nothing_had_changed(train, tiny_model):
     """8 × 1, 4 × 2, 2 × 4, 8 × 1 samples, moved in the middle of epochs; batch norm and dropout would see the cuts."""
     for module in tiny_model.modules():

@@ -37,6 +37,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[Stage], int, list[in
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_stopped_run_ends_where_and_as_the_whole_one_does(
     name, make_trainer, fusion_recipe, tiny_model, tiny_data, tmp_path

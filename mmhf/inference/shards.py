@@ -75,9 +75,10 @@ class ShardFolder:
 
     def tidy(self) -> None:
         """Remove the leftovers of a process that was killed after it had written the output."""
-        if self.path.exists() and not self._changes():
-            with self.joined(discard_other=False):
-                pass
+        if self.path.exists() and self._changes() in ([], [IDENTITY_FILE]):  # the identity may be gone already
+            with contextlib.suppress(FileNotFoundError), FileLock(self.path / ".lock"):  # another one tidies up, too
+                if not self._members():
+                    shutil.rmtree(self.path)
 
     def claim(self, number: int) -> FileLock | None:
         """The lock of a shard that is this process's now; None if another one works on it, or it is done."""

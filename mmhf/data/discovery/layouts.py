@@ -487,7 +487,7 @@ def _json_caption(tar: tarfile.TarFile, members: Sequence[tarfile.TarInfo]) -> s
         try:
             content = json.loads(tar.extractfile(member).read())  # type: ignore[union-attr]
         except ValueError as error:
-            raise InputError(f"{tar.name}: {member.name} is no JSON: {error}") from error
+            raise InputError(f"{os.fsdecode(tar.name or '')}: {member.name} is no JSON: {error}") from error
         if not isinstance(content, dict):
             return None
         texts = {name: value for name, value in content.items() if isinstance(value, str | list) and value}

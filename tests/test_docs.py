@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mmhf.cli import _VERBS
+from mmhf.cli.arguments import VERBS
 from mmhf.recipe.by_task import RECIPE_BY_TASK
 from mmhf.recipe.schema_tree import key_paths
 from mmhf.recipe.shipped import shipped_recipes
@@ -38,10 +38,9 @@ def test_commands_can_be_typed(page: Path) -> None:
         words = shlex.split(command, comments=True)[1:]
         if not words or words[0].startswith("-"):
             continue
-        assert words[0] in _VERBS, command
-        module = importlib.import_module(f"mmhf.cli.{words[0].replace('-', '_')}")
+        assert words[0] in VERBS, command
         parser = argparse.ArgumentParser(exit_on_error=False)
-        module.add_arguments(parser)
+        VERBS[words[0]](parser)
         known = {option for action in parser._actions for option in action.option_strings}
         for word in words[1:]:
             if word.startswith("-") and not re.fullmatch(r"-[\d.]+", word):

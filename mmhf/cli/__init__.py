@@ -1,14 +1,15 @@
-"""The command line: one module per verb, loaded only when that verb is used."""
+"""The command line: `mmhf VERB …`. What a verb runs is loaded only when its arguments are right."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import importlib
-import logging
+import inspect
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,29 +17,14 @@ from typing import Any, NoReturn
 import mmhf
 from mmhf._version import __version__
 from mmhf.cli._checks import check_before_imports
+from mmhf.cli.arguments import VERBS
 from mmhf.cpu import prepare_cpu
 from mmhf.errors import InputError, NothingMadeError
 from mmhf.files import expand_path
+from mmhf.recipe.shipped import shipped_recipes, summary_of
 from mmhf.secret_kinds import redact
+from mmhf.verbs._console import log_to_console
 
-_VERBS = {
-    "init": "look at data and write a recipe for it, or copy one that comes with mmhf",
-    "train": "train a recipe, evaluate, and release if it says so",
-    "evaluate": "measure a run or a release on any split of any data",
-    "predict": "predict every row of a table or folder",
-    "embed": "turn the images and texts of a table or folder into embeddings",
-    "search": "find rows of what embed wrote by text or image",
-    "demo": "open a page to try a model on",
-    "convert": "turn a checkpoint of a hand-written program that mmhf replaces into a release",
-    "release": "keep a run as an immutable version, in a folder or on the Hub",
-    "lineage": "show which version was trained from which, and what changed",
-    "diff": "compare the settings, numbers and sizes of two versions",
-    "verify": "check a release's files, and its numbers by measuring them again",
-    "cache": "compute the features of frozen encoders before training",
-    "plan": "show what a recipe would do, without weights or GPU",
-    "find-lr": "try all learning rates of a stage in one short run",
-    "sweep": "search for the best values of recipe keys",
-}
 _MEANT = {
     **dict.fromkeys(("serve", "gui", "app", "web"), "demo"),
     **dict.fromkeys(("fit", "run", "finetune", "fine-tune", "resume", "start"), "train"),
@@ -55,6 +41,7 @@ _MEANT = {
 _COMPUTING = {"train", "evaluate", "predict", "embed", "demo", "verify", "cache", "find-lr", "sweep"}
 """Verbs that run a model."""
 _BROKEN_PIPE = 141
+_WIDTH = 80
 _NO_PATHS = ("text", "prefix", "overrides")
 """Arguments that are sentences, or whose values a recipe puts in."""
 _FROM_WORKER = re.compile(r"Caught \w+ in (DataLoader worker|pin memory thread)")
@@ -95,12 +82,12 @@ def _run(arguments: list[str]) -> None:
     parser = _Parser(prog="mmhf", description=mmhf.__doc__, epilog="mmhf VERB --help tells more.")
     parser.add_argument("--version", action="version", version=f"mmhf {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, summary in _VERBS.items():
-        verbs.add_parser(verb, help=summary, add_help=False)
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in _VERBS:
+    for verb, add_arguments in VERBS.items():
+        verbs.add_parser(verb, help=(add_arguments.__doc__ or "").partition("\n")[0], add_help=False)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
         nearest = [_MEANT.get(arguments[0].lower(), "")] if arguments[0].lower() in _MEANT else []
-        nearest = nearest or difflib.get_close_matches(arguments[0], _VERBS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(_VERBS)}"
+        nearest = nearest or difflib.get_close_matches(arguments[0], VERBS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(VERBS)}"
         raise InputError(f"mmhf {arguments[0]}: there is no such verb, {hint}")
     options, rest = parser.parse_known_args(arguments[:1])
     _unhide_libraries()
@@ -115,16 +102,14 @@ def _unhide_libraries() -> None:
 
 
 def _run_verb(verb: str, arguments: Sequence[str]) -> None:
-    from mmhf.verbs._console import ConsoleHandler
-
-    logger = logging.getLogger("mmhf")  # other libraries' messages reach the terminal by their own handlers
-    logger.setLevel(logging.INFO)
-    logger.handlers = [ConsoleHandler()]
-    module = importlib.import_module(f"mmhf.cli.{verb.replace('-', '_')}")
+    log_to_console()
+    add_arguments = VERBS[verb]
     parser = _Parser(
-        prog=f"mmhf {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"mmhf {verb}",
+        description=inspect.getdoc(add_arguments),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    module.add_arguments(parser)
+    add_arguments(parser)
     parser.add_argument(
         "--accept-moved",
         action="store_true",
@@ -136,12 +121,19 @@ def _run_verb(verb: str, arguments: Sequence[str]) -> None:
             setattr(options, name, _expanded(name, value))
     if options.accept_moved:  # an environment variable reaches the processes of a sweep, too
         os.environ["MMHF_ACCEPT_MOVED"] = "1"
+    if verb == "init" and options.list:
+        _list_recipes()
+        return
     check_before_imports(verb, options)
     if verb in _COMPUTING:
         prepare_cpu()
-    # What calls a function for Python has its `run` beside the arguments; `init` may answer without any library.
-    runner = module if hasattr(module, "run") else importlib.import_module(f"mmhf.verbs.{verb.replace('-', '_')}")
-    runner.run(options)
+    importlib.import_module(f"mmhf.verbs.{verb.replace('-', '_')}").run(options)
+
+
+def _list_recipes() -> None:
+    for name, path in shipped_recipes().items():
+        text = textwrap.fill(summary_of(path), _WIDTH, initial_indent="    ", subsequent_indent="    ")
+        sys.stdout.write(f"{name}\n{text}\n")
 
 
 def _expanded(name: str, value: Any) -> Any:

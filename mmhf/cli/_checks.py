@@ -1,4 +1,4 @@
-"""Mistakes that are found before a library is loaded that takes seconds to import."""
+"""Finds mistakes before any library is loaded that takes seconds to import."""
 
 from __future__ import annotations
 
@@ -37,9 +37,12 @@ def check_before_imports(verb: str, options: argparse.Namespace) -> None:
         if find_spec(module) is None:
             raise InputError(f"mmhf {verb}: {module} is not installed: pip install 'mmhf[{extra}]'")
     given = vars(options)
-    path = given.get(_FILES.get(verb, ""))
-    if path is not None and not Path(path).exists() and not _is_a_shipped_recipe(verb, path):
-        raise InputError(f"{path}: no such file or folder{_nearest(Path(path))}")
+    if verb == "init" and options.data is None:
+        raise InputError("mmhf init: name your data, such as data.csv or photos/; mmhf init --help tells more")
+    path = Path(given[_FILES[verb]]) if verb in _FILES else None
+    if path is not None and not path.exists() and not (verb == "embed" and is_shipped(str(path))):
+        near = nearest_names(str(path), sorted(map(str, path.parent.iterdir()))) if path.parent.is_dir() else []
+        raise InputError(f"{path}: no such file or folder{did_you_mean(near)}")
     if verb in _READ_A_RECIPE and given["recipe"] is not None:
         recipe = find_recipe(given["recipe"])
         if not Path(recipe).is_file():
@@ -47,14 +50,3 @@ def check_before_imports(verb: str, options: argparse.Namespace) -> None:
         from mmhf.recipe.resolve import load_recipe  # not for every verb: pydantic takes its time, too
 
         load_recipe(recipe, given["overrides"])
-
-
-def _is_a_shipped_recipe(verb: str, path: Path) -> bool:
-    return verb == "embed" and is_shipped(str(path))
-
-
-def _nearest(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return ""
-    return did_you_mean(nearest_names(str(path), sorted(str(each) for each in folder.iterdir())))

@@ -16,3 +16,10 @@ class ConsoleHandler(logging.Handler):
             sys.stderr.write(f"{self.format(record)}\n")
         else:
             tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def log_to_console() -> None:
+    """Write mmhf's messages to standard error; other libraries' messages get there by their own handlers."""
+    logger = logging.getLogger("mmhf")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [ConsoleHandler()]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from mmhf.recipe.shipped import shipped_recipes
 from mmhf.tasks import task_of
 
 _WAIT_FOR_HUB = 2.0
+_WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,17 @@ class NewRecipe:
     finding: Finding
     draft: Draft
     others: tuple[str, ...]
+
+
+def run(options: argparse.Namespace) -> None:
+    if options.data in shipped_recipes() and not Path(options.data).exists():
+        path = copy_recipe(options.data, options.output)
+        sys.stdout.write(f"Copied to {path}. Next:\n  mmhf plan {path}\n  mmhf train {path}\n")
+        return
+    asks = sys.stdin.isatty() and not options.yes
+    output = options.output or Path("recipe.yaml")
+    made = init(options.data, output, task=options.task, label=options.label, ask=_ask if asks else first_answer)
+    sys.stdout.write(_described(made))
 
 
 def first_answer(question: str, answers: Sequence[str]) -> str:
@@ -118,3 +133,36 @@ def _this_machine() -> Means:
     if torch.cuda.is_available():
         gib = torch.cuda.get_device_properties(0).total_memory / 2**30
     return Means(gpu_gib=gib, hub=hub_answers(_WAIT_FOR_HUB), offline=Means.has_offline_weights())
+
+
+def _ask(question: str, answers: Sequence[str]) -> str:
+    if len(answers) == 1:
+        return answers[0]
+    listed = "".join(f"  {number}. {answer}\n" for number, answer in enumerate(answers, start=1))
+    while True:
+        sys.stdout.write(f"{question}\n{listed}")
+        given = input("number [1]: ").strip() or "1"
+        if given in answers:
+            return given
+        if given.isdecimal() and 1 <= int(given) <= len(answers):
+            return answers[int(given) - 1]
+
+
+def _described(made: NewRecipe) -> str:
+    """What was seen, guessed, chosen and written, and how to go on."""
+    others = f"; also possible: --task {' or '.join(made.others)}" if made.others else ""
+    rows = ", ".join(f"{split} {count:,}" if count else f"{split} streamed" for split, count in made.rows.items())
+    parts = [
+        ("saw", [made.finding.what, *made.finding.saw]),
+        ("guessed", made.finding.guessed),
+        ("chose", [f"{made.draft.task}{others}", "; ".join(made.draft.chose)]),
+        ("rows", [rows]),
+        ("wrote", [str(made.path)]),
+        ("next", [f"mmhf plan {made.path}", f"mmhf train {made.path}"]),
+    ]
+    lines = []
+    for title, texts in parts:
+        for number, text in enumerate(texts):
+            head = f"{title if number == 0 else '':<8} "
+            lines += textwrap.wrap(text, _WIDTH, initial_indent=head, subsequent_indent=" " * 9)
+    return "\n".join(lines) + "\n"

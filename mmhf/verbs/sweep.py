@@ -19,7 +19,7 @@ from mmhf.sweep.trial_process import TrialOrder, preload
 from mmhf.sweep.worker import OBJECTIVE_SPLIT, Worker
 from mmhf.tasks import task_of
 from mmhf.training.run_folder import OUTPUT_ROOT
-from mmhf.verbs._console import ConsoleHandler
+from mmhf.verbs._console import log_to_console
 from mmhf.verbs.train import train
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,5 @@ def train_trial(order: TrialOrder, callbacks: list[TrainerCallback]) -> None:
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(stream, descriptor)
-    logger = logging.getLogger("mmhf")
-    logger.setLevel(logging.INFO)
-    logger.handlers = [ConsoleHandler()]
+    log_to_console()
     train(order.recipe, order.overrides, callbacks=callbacks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import logging
@@ -42,6 +43,16 @@ from mmhf.verbs.run import Run
 logger = logging.getLogger(__name__)
 
 _WAIT_FOR_HUB = 10.0
+
+
+def run(options: argparse.Namespace) -> None:
+    train(
+        options.recipe,
+        options.overrides,
+        resume=options.resume,
+        allow_changes=options.allow_changes,
+        more=options.more,
+    )
 
 
 def train(

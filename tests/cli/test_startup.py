@@ -52,8 +52,9 @@ def test_helps_and_mistakes_are_answered_at_once():
     """The count of modules stands for the time, which depends on the machine: 0.5 s of one core."""
     statements = f"""
 import sys
-from mmhf.cli import _VERBS, main
-for verb in _VERBS:
+from mmhf.cli import main
+from mmhf.cli.arguments import VERBS
+for verb in VERBS:
     try:
         main([verb, "--help"])
     except SystemExit as end:

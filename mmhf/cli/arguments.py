@@ -1,0 +1,385 @@
+"""The verbs of the command line and their arguments, known before torch is loaded.
+
+`mmhf/verbs/VERB.py` runs a verb; `_checks.py` finds what is wrong with its arguments before that is imported.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, BooleanOptionalAction
+from collections.abc import Callable
+from pathlib import Path
+
+_TASKS = ("image-text-classification", "image-classification", "image-captioning", "contrastive")
+_PROGRAMS = ("captioner", "clip-from-scratch", "dermatology", "fake-news", "plant-disease")
+_MODEL = "a run folder, a release, or REPO@vX.Y"
+_DEVICE = "cpu, cuda, cuda:1, mps; absent: the accelerator, if there is one"
+
+
+def init(parser: ArgumentParser) -> None:
+    """Look at your data and write a recipe that trains on it, or copy one that comes with mmhf.
+
+    mmhf init data.csv                      a table: CSV, TSV, JSONL or parquet
+    mmhf init photos/                       class folders, images with captions, tars, Flickr30k's or Fakeddit's layout
+    mmhf init ORG/NAME                      a data set of the Hub
+    mmhf init --list                        recipes that come with mmhf
+    mmhf init plant_disease/resnet50        copy one of them
+
+    Says what it saw, what it guessed and why. Where two readings are possible it asks on a terminal; with --yes or
+    without a terminal it takes the better one.
+    """
+    parser.add_argument("data", nargs="?", help="a table, a folder, an archive, a data set of the Hub, or a recipe")
+    parser.add_argument("--task", choices=_TASKS, help="absent: what the data is most likely for")
+    parser.add_argument("--label", metavar="COLUMN", help="the column of the label; absent: found by looking")
+    parser.add_argument("-o", "--output", type=Path, help="the recipe to write; default recipe.yaml")
+    parser.add_argument("--yes", action="store_true", help="ask nothing")
+    parser.add_argument("--list", action="store_true", help="list the recipes that come with mmhf")
+
+
+def train(parser: ArgumentParser) -> None:
+    """Train a recipe, evaluate the model, and release it if the recipe says so.
+
+    mmhf train quickstart/fusion training.learning_rate=1e-4
+    """
+    _add_recipe(parser, "training.learning_rate=1e-4")
+    parser.add_argument("--resume", action="store_true", help="resume the latest unfinished run of this recipe")
+    parser.add_argument("--allow-changes", action="store_true", help="continue even though the recipe has changed")
+    parser.add_argument(
+        "--more",
+        type=float,
+        metavar="EPOCHS",
+        help="train the last stage this many epochs longer than the recipe says; also resumes a finished run",
+    )
+
+
+def evaluate(parser: ArgumentParser) -> None:
+    """Measure a run or a release on any split of any data, with the preprocessing that it was trained with.
+
+    mmhf evaluate releases/quickstart@v0.1
+    mmhf evaluate releases/fakeddit@v1.6 fakeddit/v1.7 data.limit=1000 --split test --output outputs/check
+    mmhf evaluate --predictions captions.jsonl --references captions_val2014.json --output outputs/check
+    """
+    parser.add_argument("model", nargs="?", help=_MODEL)
+    parser.add_argument(
+        "recipe", nargs="?", help="recipe whose `data:` is used; absent: the one that trained the model"
+    )
+    parser.add_argument("overrides", nargs="*", help="key=value, such as data.path=data/other")
+    parser.add_argument("--split", action="append", help="train, validation or test; may be repeated")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument("--output", type=Path, help="folder for metrics.json, plots and report.html")
+    captions = parser.add_argument_group("captions made elsewhere, instead of a model")
+    captions.add_argument(
+        "--predictions", type=Path, help="table with one caption per image, and optionally its references"
+    )
+    captions.add_argument("--references", type=Path, help="table with their references, such as COCO's annotations")
+    captions.add_argument("--images", type=Path, help="folder of their images, for the gallery and CLIPScore")
+    captions.add_argument("--clip", help="a CLIP (folder or Hub repository) that measures CLIPScore")
+
+
+def predict(parser: ArgumentParser) -> None:
+    """Predict every row of a table or folder.
+
+    mmhf predict releases/fakeddit@v1.7 --input data/test.tsv --column image={id}.jpg --output predictions.csv
+
+    Start it as often as there are processors, or with `accelerate launch` for one process per GPU: they share the
+    work. If it is killed, start it again and it continues where it stopped.
+    """
+    parser.add_argument("model", help=_MODEL)
+    _add_table_job(parser, output="CSV or parquet file")
+    parser.add_argument("--threshold", type=float, help="two classes: predict the second one from this probability on")
+    parser.add_argument(
+        "--generation", action="append", default=[], metavar="KEY=VALUE", help="captions: such as num_beams=4"
+    )
+    parser.add_argument(
+        "--text-embeddings",
+        type=Path,
+        help="table of text embeddings for these texts (mmhf embed --text), for models trained on one",
+    )
+    parser.add_argument(
+        "--defuse-formulas",
+        action="store_true",
+        help="CSV for spreadsheets: put ' before texts that would run as formulas, such as =cmd",
+    )
+
+
+def embed(parser: ArgumentParser) -> None:
+    """Embed the images and texts of a table or folder with a dual encoder.
+
+    mmhf embed releases/flickr30k@v1.0 --input photos/ --output photos.parquet
+
+    Or embed texts with any text encoder, for fusion models that are trained on the table (`model.text.embeddings`).
+    If the input is a recipe, all texts of its data are embedded:
+
+    mmhf embed pubmedbert --text --input dermatology/fusion --max-length 256 --output pubmedbert.parquet
+
+    Start it as often as there are processors, or with `accelerate launch` for one process per GPU: they share the
+    work. If it is killed, start it again and it continues where it stopped.
+    """
+    parser.add_argument(
+        "model",
+        help=f"{_MODEL} of a dual encoder; with --text a text encoder: "
+        "pubmedbert, sapbert, biosyn, qwen, minilm, a Hub repository, a folder or pypi/NAME",
+    )
+    _add_table_job(parser, output="parquet file")
+    parser.add_argument("--images", action="store_true", help="embed images; absent with --texts: what the input has")
+    parser.add_argument("--texts", action="store_true", help="embed texts")
+    texts = parser.add_argument_group("texts with a text encoder, whose output the table holds as it is")
+    texts.add_argument("--text", action="store_true", help="MODEL is a text encoder; --input may be a recipe")
+    texts.add_argument("--pooling", help="mean, cls, last_token, max or pooler; absent: the encoder's usual one")
+    texts.add_argument("--prefix", help="put before each text, such as an instruction")
+    texts.add_argument(
+        "--max-length", type=int, help="maximum length of a text in tokens; absent: the recipe's, or 512"
+    )
+
+
+def search(parser: ArgumentParser) -> None:
+    """Search the output of `mmhf embed` by text or image, and show the results.
+
+    mmhf search photos.parquet --text "a dog on a beach" --image holiday.jpg
+    """
+    parser.add_argument("index", type=Path, help="parquet file that `mmhf embed` wrote")
+    parser.add_argument("--text", action="append", default=[], help="what to look for; may be repeated")
+    parser.add_argument(
+        "--image", action="append", default=[], help="image file to find similar images for; may be repeated"
+    )
+    parser.add_argument("--among", choices=["image", "text"], help="absent: images, where there are any")
+    parser.add_argument("--top", type=int, default=24, metavar="N", help="rows to find for each, default 24")
+    parser.add_argument(
+        "--approximate", action="store_true", help="look into the clusters around a query only, for millions of rows"
+    )
+    parser.add_argument("--output", type=Path, help="contact sheet; default: INDEX.html next to the index")
+    parser.add_argument("--model", help="new location of the model, if it was moved")
+    parser.add_argument("--device", help=_DEVICE)
+
+
+def demo(parser: ArgumentParser) -> None:
+    """Open a page to try out a model: upload an image, type a text, see the answer and what it is based on.
+
+    mmhf demo releases/fakeddit@v1.7
+    mmhf demo ORG/NAME@v1.7 --port 8000
+    """
+    parser.add_argument("model", help=_MODEL)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; absent: for this machine only")
+    parser.add_argument("--port", type=int, help="absent: the first free one from 7860 on")
+    parser.add_argument(
+        "--captions",
+        type=Path,
+        help="dual encoders: file with the captions to choose from, one per line; absent: the sample's",
+    )
+    parser.add_argument("--max-upload", type=int, default=20, metavar="MB", help="refuse larger files (default: 20)")
+    parser.add_argument("--device", help=_DEVICE)
+
+
+def convert(parser: ArgumentParser) -> None:
+    """Turn a checkpoint (.pth) of one of the programs that mmhf replaces into a release.
+
+    mmhf convert checkpoints/best_model_1.6.pth -o releases/fakeddit/v1.6
+    mmhf convert models/resnet50_best.pth --labels data/plant_disease/train -o releases/plants/v1.0
+    mmhf convert checkpoints/checkpoint_epoch_20.pth --tokenizer openai/clip-vit-base-patch32 -o releases/clip/v1.0
+    mmhf convert checkpoints/best_model.pth --embeddings pubmedbert_512_cls.parquet -o releases/skin/v1.0
+    mmhf convert saved_models/model_state_dict_20241201_120000-1.pth -o releases/captioner/v1.0
+    mmhf evaluate releases/fakeddit/v1.6 data.path=data/fakeddit.csv
+
+    Nothing in the file is executed. What its tensors do not tell, such as an activation, is a key of the new recipe:
+    model.fusion.activation=gelu model.text.pooling=mean.
+    """
+    parser.add_argument("checkpoint", type=Path, help="the .pth file")
+    parser.add_argument("overrides", nargs="*", help="key=value of the new recipe")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="a folder to make, such as releases/plants/v1.0"
+    )
+    parser.add_argument("--from", dest="program", choices=_PROGRAMS, help="what saved it; absent: what its names say")
+    parser.add_argument("--version", help="of the release; absent: the output's or the file's name, else 1.0")
+    parser.add_argument(
+        "--vision", help="its image encoder, such as torchvision/resnet50; absent: found by its shapes"
+    )
+    parser.add_argument("--text", help="its text encoder or language model: a Hub name or a folder")
+    parser.add_argument("--tokenizer", help="its tokenizer, where that belongs to no encoder")
+    parser.add_argument(
+        "--labels", help="names of its classes: a,b,c, a file with one name per line, or a folder of classes"
+    )
+    parser.add_argument("--embeddings", type=Path, help="dermatology: its parquet file of text embeddings")
+    parser.add_argument("--texts", type=Path, help="dermatology: the table of the embedded texts, row by row")
+    parser.add_argument("--metadata", type=Path, help="captioner: training_metadata_*.json; absent: the one beside it")
+    parser.add_argument("--include-frozen", action="store_true", help="captioner: also store CLIP and Qwen")
+    parser.add_argument(
+        "--allow-missing",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a tensor that may be missing or left over",
+    )
+
+
+def release(parser: ArgumentParser) -> None:
+    """Keep a finished run as an immutable version of a model, in a folder or on the Hub.
+
+    mmhf release outputs/quickstart --repo releases/quickstart --version 0.2
+    mmhf release outputs/fakeddit --repo ORG/NAME --version 1.8 --best-metric test_f1_macro
+    """
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--repo", help="folder that holds the versions of the model, or ORG/NAME on the Hub")
+    parser.add_argument("--version", help="the new version, such as 1.8")
+    parser.add_argument(
+        "--push",
+        action=BooleanOptionalAction,
+        help="release to the Hub, or not; absent: to the Hub if the repo is ORG/NAME and no folder has that name",
+    )
+    parser.add_argument("--private", action="store_true", default=None, help="create the repository as a private one")
+    parser.add_argument("--channel", help="branch to move to this version instead of main, such as experimental")
+    parser.add_argument(
+        "--best-metric", help="keep the tag `best` at the version that is best by this, such as test_f1_macro"
+    )
+    parser.add_argument("--card", type=Path, help="YAML file with the keys of `release.card`")
+
+
+def lineage(parser: ArgumentParser) -> None:
+    """Show which version of a model was trained from which, with the settings and numbers that changed.
+
+    mmhf lineage releases/fakeddit
+    mmhf lineage ORG/NAME --metric test_f1_macro
+    """
+    parser.add_argument("repo", help="folder that holds the versions of a model, or ORG/NAME on the Hub")
+    parser.add_argument("--metric", action="append", help="number to show, such as test_f1_macro; may be repeated")
+
+
+def diff(parser: ArgumentParser) -> None:
+    """Compare two versions: settings, numbers, sizes, data, environment.
+
+    mmhf diff releases/fakeddit@v1.7 releases/fakeddit@v1.8
+    mmhf diff ORG/NAME@v1.7 OTHER/NAME@v1.8
+    """
+    parser.add_argument("old", help="REPO@vX.Y, a release folder, or ORG/NAME@vX.Y on the Hub")
+    parser.add_argument("new", help="the other one")
+
+
+def verify(parser: ArgumentParser) -> None:
+    """Check a release: the hash of each file, and its numbers by evaluating it again.
+
+    mmhf verify releases/fakeddit@v1.8
+    mmhf verify ORG/NAME@v1.8 data.path=data/fakeddit --tolerance 1e-3
+    """
+    parser.add_argument("model", help="a release: REPO@vX.Y, its folder, or ORG/NAME@vX.Y on the Hub")
+    parser.add_argument("overrides", nargs="*", help="location of the data, such as data.path=data/other")
+    parser.add_argument(
+        "--split", action="append", help="validation or test; may be repeated; absent: all on the card"
+    )
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest absolute difference of a number")
+    parser.add_argument("--batch-size", type=int, default=32)
+
+
+def cache(parser: ArgumentParser) -> None:
+    """Compute and store the features of a recipe's frozen encoders before training.
+
+    mmhf cache quickstart/fusion
+    accelerate launch --multi_gpu --num_processes 4 -m mmhf cache fakeddit/v1.7
+
+    Training then finds them, just as it finds what other runs with the same encoders have stored. If it is stopped,
+    start it again and it continues. An encoder that one stage trains before another freezes it is left to training.
+    """
+    _add_recipe(parser, "cache.dtype=float16")
+
+
+def plan(parser: ArgumentParser) -> None:
+    """Check a recipe, and show what it would do: values and where they come from, rows, stages, rates, steps, memory.
+
+    mmhf plan quickstart/fusion training.per_device_train_batch_size=64
+    mmhf plan --schema > recipe.schema.json
+
+    What training would refuse is an error: missing images, labels that are ids, batches larger than the data. It needs
+    neither GPU nor weights; from the Hub it fetches configuration files at most, and none for timm's models.
+    """
+    parser.add_argument("recipe", nargs="?", help="YAML file, or a name of `mmhf init --list`")
+    parser.add_argument("overrides", nargs="*", help="key=value, such as training.learning_rate=1e-4")
+    parser.add_argument("--all", action="store_true", help="also show default values, and each parameter group")
+    parser.add_argument("--time", action="store_true", help="also run a few steps of each stage, to time them")
+    parser.add_argument("--schema", action="store_true", help="write the JSON Schema of recipes, for editors")
+
+
+def find_lr(parser: ArgumentParser) -> None:
+    """Try a range of learning rates for a stage in one short run, and plot the loss over them.
+
+    mmhf find-lr quickstart/fusion --stage head
+
+    Trains a throw-away copy of the model as the run begins, while the rate grows from step to step; groups keep the
+    ratios of their rates. Only the plot is kept.
+    """
+    _add_recipe(parser, "data.limit=1000")
+    parser.add_argument("--stage", metavar="NAME", help="the stage to try; absent: the first")
+    parser.add_argument("--from", dest="lowest", type=float, default=1e-7, metavar="RATE", help="default 1e-7")
+    parser.add_argument("--to", dest="highest", type=float, default=1.0, metavar="RATE", help="default 1")
+    parser.add_argument("--steps", type=int, default=100, metavar="N", help="optimizer steps, default 100")
+    parser.add_argument("--output", metavar="DIR", help="folder for the plot; default outputs/RECIPE/find_lr")
+
+
+def sweep(parser: ArgumentParser) -> None:
+    """Search for the best values of recipe keys.
+
+    mmhf sweep quickstart/image_classifier space.yaml
+
+        metric: f1_macro                       # of the validation split
+        trials: 20
+        pruner: {kind: median}
+        space:
+          training.weight_decay: {low: 1e-5, high: 1e-1, log: true}
+          stages.0.epochs: {low: 1, high: 4}
+          model.vision.pooling: [avg, max]
+
+    Start it several times to run several trials at once: processes that name the same study, here or on machines that
+    share its storage, divide its trials among themselves. If one is killed, another runs its trial, or it is run when
+    the sweep is started again.
+    """
+    parser.add_argument("recipe", help="YAML file, or a name of `mmhf init --list`, such as quickstart/fusion")
+    parser.add_argument("space", help="YAML file with the search space")
+    parser.add_argument("overrides", nargs="*", help="key=value for all trials, such as data.limit=1000")
+    parser.add_argument("--study", metavar="NAME", help="default: RECIPE_SPACE")
+    parser.add_argument("--storage", help="journal file, or URL of a database; default: journal.log in the folder")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="default: outputs/STUDY")
+    parser.add_argument(
+        "--trials", type=int, metavar="N", help="number of trials over all processes; absent: the space's"
+    )
+    parser.add_argument(
+        "--stale-after", type=float, default=300.0, metavar="SECONDS",
+        help="a trial of another machine that is silent for this long is taken over; default 300",
+    )  # fmt: skip
+
+
+def _add_recipe(parser: ArgumentParser, override: str) -> None:
+    parser.add_argument("recipe", help="YAML file, or a name of `mmhf init --list`, such as quickstart/fusion")
+    parser.add_argument("overrides", nargs="*", help=f"key=value, such as {override}")
+
+
+def _add_table_job(parser: ArgumentParser, *, output: str) -> None:
+    """Add the options of a job over a table."""
+    parser.add_argument("--input", type=Path, required=True, help="CSV, TSV, JSONL or parquet table, or a folder")
+    parser.add_argument("--output", type=Path, required=True, help=output)
+    parser.add_argument(
+        "--column", action="append", default=[], metavar="NAME=COLUMN", help="column of image or text, or {id}.jpg"
+    )
+    parser.add_argument("--image-root", type=Path, help="folder of the images; absent: the table's own")
+    parser.add_argument("--limit", type=int, help="the first rows only")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images, for each process")
+    parser.add_argument("--device", help=_DEVICE)
+    parser.add_argument("--overwrite", action="store_true", help="replace an output that was made from other inputs")
+
+
+VERBS: dict[str, Callable[[ArgumentParser], None]] = {
+    "init": init,
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "embed": embed,
+    "search": search,
+    "demo": demo,
+    "convert": convert,
+    "release": release,
+    "lineage": lineage,
+    "diff": diff,
+    "verify": verify,
+    "cache": cache,
+    "plan": plan,
+    "find-lr": find_lr,
+    "sweep": sweep,
+}
+"""Verb → what adds its arguments to a parser; its docstring is the verb's help, and its first line the summary."""

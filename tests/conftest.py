@@ -95,6 +95,14 @@ def drawn_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Figure, "savefig", _SAVEFIG)
 
 
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """Images are looked for around a table, too: those of other tests are out of reach here."""
+    folder = tmp_path / "far" / "from" / tmp_path.name
+    folder.mkdir(parents=True)
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_features_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Features of frozen encoders go into a folder of the session, also those of programs that tests start."""

@@ -60,6 +60,7 @@ def same_weights(one: Path, two: Path) -> bool:
     return all(value.equal(second[name]) for name, value in first.items())
 
 
+@pytest.mark.slow
 def test_more_epochs_of_a_finished_run(recipe, succeed, refusal, tmp_path):
     run = tmp_path / "run"
     succeed("train", recipe)
@@ -74,6 +75,7 @@ def test_more_epochs_of_a_finished_run(recipe, succeed, refusal, tmp_path):
     assert state(run)["epoch"] == 5.0
 
 
+@pytest.mark.slow
 def test_more_epochs_of_an_unfinished_run(recipe, stop, succeed, tmp_path):
     stop(6)
     succeed("train", recipe, "--more", 1)

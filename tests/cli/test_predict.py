@@ -63,7 +63,12 @@ def test_a_captioner_that_was_trained_on_a_table_predicts_one(tmp_path: Path, su
         },
         "data": {"source": "table", "path": str(tmp_path / "data.csv"), "image_size": 32, "find_duplicates": "never"},
         "generation": {"max_new_tokens": 4},
-        "training": {"output_dir": str(tmp_path / "run"), "max_steps": 1, "report_to": "none"},
+        "training": {
+            "output_dir": str(tmp_path / "run"),
+            "max_steps": 1,
+            "per_device_train_batch_size": 4,
+            "report_to": "none",
+        },  # fmt: skip
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     succeed("train", tmp_path / "recipe.yaml")

@@ -110,10 +110,11 @@ def test_other_labels_need_a_new_head(tiny_recipe, release_as, succeed, refusal,
     assert config["id2label"] == {"0": "true", "1": "fake with true text", "2": "fake with false text"}
 
 
+@pytest.mark.slow
 def test_release_verb_keeps_a_finished_run(tiny_recipe, succeed, refusal, tmp_path):
     succeed("train", tiny_recipe())
     succeed("release", tmp_path / "run", "--repo", tmp_path / "releases", "--version", "0.2")
     assert read_release(tmp_path / "releases" / "v0.2").version == "v0.2"
     (tmp_path / "run" / "metrics.json").unlink()
     line = refusal("release", tmp_path / "run", "--repo", tmp_path / "releases", "--version", "0.3")
-    assert "lacks metrics.json" in line
+    assert "metrics.json is missing; restore it" in line

@@ -118,6 +118,7 @@ def test_runs_without_output_dir_go_to_outputs(tiny_recipe, succeed, tmp_path, m
     assert (run / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_finished_run_is_refused(tiny_recipe, succeed, refusal, tmp_path):
     recipe = tiny_recipe()
     succeed("train", recipe)
@@ -140,6 +141,7 @@ def test_changed_recipe_is_refused_with_the_difference(tiny_recipe, succeed, ref
     assert "training.learning_rate: 0.01 → 0.02" in caplog.text
 
 
+@pytest.mark.slow
 def test_run_stopped_before_its_first_checkpoint_may_begin_again_with_another_recipe(tiny_recipe, succeed, tmp_path):
     recipe = tiny_recipe()
     (tmp_path / "run").mkdir()

@@ -75,6 +75,7 @@ def test_what_is_converted_evaluates_predicts_and_is_gone_on_with(distilbert, tm
     assert main(["train", str(output / "recipe.yaml"), *shared, *run, "evaluation.splits=[test]"]) == 0
 
 
+@pytest.mark.slow
 def test_another_text_encoder_is_named(distilbert, tmp_path, refused):
     state = {"bert.embeddings.word_embeddings.weight": torch.zeros(10, 8)}
     torch.save({"model_state_dict": state}, tmp_path / "best_model_1.6.pth")

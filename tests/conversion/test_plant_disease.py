@@ -130,6 +130,7 @@ def test_bad_files_are_one_line_and_leave_nothing(tmp_path, refused, capsys):
     assert "exists; name a new folder" in refused(whole, "-o", output)
 
 
+@pytest.mark.slow
 def test_what_is_left_over_may_be_lost_by_name(tmp_path, convert):
     model = plant_model("mobilenetv3", 3)
     torch.save(

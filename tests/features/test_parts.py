@@ -279,6 +279,7 @@ def test_features_of_one_modality_alone(make_fusion: Any, batch: Batch) -> None:
         assert torch.equal(model(**with_features(model, (part,), alone)).logits, model(**alone).logits)
 
 
+@pytest.mark.slow
 def test_what_cannot_be(tiny_timm: Any, make_fusion: Any, batch: Batch) -> None:
     learnt = dual_encoder(text_pooling="attention")
     assert learnt.feature_parts() == (VISION,)

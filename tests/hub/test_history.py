@@ -32,7 +32,7 @@ def _recipe(rate: float, version: str) -> str:
     )
 
 
-@pytest.fixture(params=["folder", "hub"])
+@pytest.fixture(params=["folder", pytest.param("hub", marks=pytest.mark.slow)])
 def family(request, make_run: Callable[..., Path], repo: Path) -> str:
     """A repository with these versions, in a folder or on the Hub; gives its name."""
     name = str(repo) if request.param == "folder" else "org/fakeddit"

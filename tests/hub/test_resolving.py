@@ -69,6 +69,7 @@ def test_another_name_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_p
     asked = []
     snapshot = tmp_path / "snapshots" / "0123abcd"
     snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
 
     def download(repo: str, revision: str | None = None, **options) -> str:
         asked.append((repo, revision))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import importlib, pkgutil, sys, mmhf.recipe
 for found in list(pkgutil.iter_modules(mmhf.recipe.__path__)):
@@ -14,6 +16,7 @@ for found in list(pkgutil.iter_modules(mmhf.recipe.__path__)):
 """
 
 
+@pytest.mark.slow
 def test_any_module_may_come_first() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -68,6 +68,7 @@ def start(make_worker, **options):
 
 
 @pytest.mark.parametrize("storage", ["journal.log", "sqlite"])
+@pytest.mark.slow
 def test_processes_share_a_grid_and_a_killed_one_loses_nothing(make_worker, open_study, tmp_path, storage):
     place = f"sqlite:///{tmp_path / 'study.db'}" if storage == "sqlite" else str(tmp_path / storage)
     num_trials, more = (8, "trials: 8\n") if storage == "sqlite" else (24, "")

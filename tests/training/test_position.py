@@ -79,6 +79,7 @@ def test_another_batch_goes_on_at_the_sample_that_comes_next(train):
     assert [rates[step] for step in range(9, 14)] == pytest.approx([1e-3 * left / 6 for left in (5, 4, 3, 2, 1)])
 
 
+@pytest.mark.slow
 def test_there_and_back_again_sees_each_row_once_an_epoch(train):
     rows = {}
     for batch, until in ((8, 4), (16, 6), (8, None)):

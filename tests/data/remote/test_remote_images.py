@@ -81,6 +81,7 @@ def _pipe(url: str, content: bytes) -> None:
     fs.pipe_file(path, content)
 
 
+@pytest.mark.slow
 def test_local_gs_and_s3_give_the_same_rows(folder: Path, load: Load, cloud_folders: list[str]) -> None:
     expected = load(folder)
     for url in cloud_folders:
@@ -208,6 +209,7 @@ def _labels(loader: Any) -> list[int]:
     return [int(value) for batch in loader for value in batch["pixel_values"][:, 0, 0, 0]]
 
 
+@pytest.mark.slow
 def test_workers_fetch_for_themselves(folder: Path, load: Load, cloud_folders: list[str], processor: Any) -> None:
     upload(folder, cloud_folders[1])
     data = load(cloud_folders[1], split={"validation": 0.0, "test": 0.0})

@@ -366,6 +366,7 @@ file_names = st.text(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(file_names.filter(lambda name: not name.startswith(".")), min_size=2, max_size=4, unique=True))
+@pytest.mark.slow
 def test_any_class_name_survives_folder_and_archive(section, encode, tmp_path_factory, names):
     folder = tmp_path_factory.mktemp("names") / "tree"
     for number, name in enumerate(names):

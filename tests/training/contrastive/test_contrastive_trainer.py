@@ -65,7 +65,9 @@ def test_a_stage_s_own_batch_size_keeps_the_pairs_of_a_step(
     assert_same(weights(own.model), weights(plain.model), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4])
+@pytest.mark.parametrize(
+    "stop_at", [pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 4]
+)
 def test_a_run_with_caching_and_stages_resumes_bit_by_bit(
     tiny_model: Make, rows_of, trainer_of, tmp_path: Path, stop_at: int
 ) -> None:

@@ -14,7 +14,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,34 +175,30 @@ def read_json_object(path: str | Path) -> dict[str, Any]:
     """Read a file that holds one JSON object.
 
     Raises:
-        InputError: The file cannot be read, is not JSON, or holds something else than an object.
+        InputError: The file cannot be read, is not JSON, or holds something other than an object.
     """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return value
+    return _read_object(path, "JSON", json.loads)
 
 
 def read_yaml_object(path: str | Path) -> dict[str, Any]:
     """Read a file that holds one YAML mapping, such as a resolved recipe; an empty one is an empty mapping.
 
     Raises:
-        InputError: The file cannot be read, is not YAML, or holds something else than a mapping.
+        InputError: The file cannot be read, is not YAML, or holds something other than a mapping.
     """
+    return _read_object(path, "YAML", lambda text: {} if (value := yaml.safe_load(text)) is None else value)
+
+
+def _read_object(path: str | Path, language: str, parse: Callable[[str], object]) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        value = parse(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    if value is not None and not isinstance(value, dict):
-        raise InputError(f"{path}: not a YAML mapping")
-    return value or {}
+        raise InputError(f"{path}: not {language} ({' '.join(str(error).split())})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a {language} {'object' if language == 'JSON' else 'mapping'}")
+    return value
 
 
 def _temporary(target: Path) -> Path:

@@ -55,17 +55,12 @@ def training_arguments(recipe: RecipeBase, output_dir: str, *, has_validation: b
     except ValueError as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
     args.gradient_accumulation_steps = accumulation_steps(recipe, args)
-    _refuse_fp16_on_cpu(args)
-    return args
-
-
-def _refuse_fp16_on_cpu(args: TrainingArguments) -> None:
-    is_fp16 = args.fp16 or str(args.mixed_precision) == "fp16"
-    if is_fp16 and args.device.type == "cpu":
+    if args.device.type == "cpu" and (args.fp16 or str(args.mixed_precision) == "fp16"):
         raise InputError(
-            "training.fp16: a CPU does not train in fp16, it would compute in full precision and say nothing; remove "
+            "training.fp16: a CPU does not train in fp16, it would compute in full precision without a word; remove "
             "it, or choose training.bf16, here or in the configuration of accelerate launch"
         )
+    return args
 
 
 def check_batches(recipe: RecipeBase, args: TrainingArguments, num_rows: int | None) -> None:

@@ -1,8 +1,10 @@
-"""Where a run is, on a terminal as a progress bar, in a log file as lines."""
+"""Where a run is: a progress bar on a terminal, lines in a log file, one block of output in a notebook."""
 
 from __future__ import annotations
 
+import html
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -20,6 +22,7 @@ _BAR = "{desc}{percentage:3.0f}%|{bar:24}| {n_fmt}/{total_fmt} [{elapsed}{postfi
 _WINDOW = 50
 """Steps that the speed is averaged over."""
 _SHOWN_METRICS = 3
+_SHOWN_EVALUATIONS = 30
 _UNSHOWN = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 
 RatesByName = Callable[[int], dict[str, float]]
@@ -29,8 +32,7 @@ RatesByName = Callable[[int], dict[str, float]]
 class StageSpeed:
     """Steps per second over the last steps of the stage under way, from one step's end to the next.
 
-    Stages differ by an order of magnitude once features are stored, and so do the first steps of one, which fill the
-    store, from the others: neither says how long the rest of a stage takes.
+    Once features are stored, stages differ by an order of magnitude, so one says nothing of another's speed.
     """
 
     def __init__(self, stages: StageCallback) -> None:
@@ -47,7 +49,7 @@ class StageSpeed:
             self._ends.append((global_step, time.monotonic()))
 
     def step_ends(self, global_step: int) -> None:
-        """Note the time behind it."""
+        """Note the time after it."""
         self._ends.append((global_step, time.monotonic()))
 
     def per_second(self) -> float:
@@ -65,17 +67,86 @@ class StageSpeed:
         return f"{told} left" if self._stage + 1 == len(plan.stages) else f"{told} left in the stage"
 
 
-class StageProgressBar(ProgressCallback):
-    """The progress bar of transformers with the stage, loss, learning rates and samples per second on it."""
-
-    training_bar: tqdm | None
-    prediction_bar: tqdm | None
+class _StageProgress(TrainerCallback):
+    """Measures speed, and shows the losses that Trainer logs and its evaluations, once for all processes."""
 
     def __init__(self, stages: StageCallback, describe_rates: RatesByName) -> None:
         super().__init__()
         self.stages = stages
         self.describe_rates = describe_rates
         self.speed = StageSpeed(stages)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.speed.step_begins(state.global_step)
+        super().on_step_begin(args, state, control, **kwargs)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.speed.step_ends(state.global_step)
+        super().on_step_end(args, state, control, **kwargs)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            self.show_loss(args, state, logs["loss"])
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().on_evaluate(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            measured = {
+                name.removeprefix("eval_"): value
+                for name, value in (metrics or {}).items()
+                if name.startswith("eval_") and name not in _UNSHOWN
+            }
+            self.show_evaluation(state, dict(list(measured.items())[:_SHOWN_METRICS]))
+
+    def show_loss(self, args: TrainingArguments, state: TrainerState, loss: float) -> None:
+        """Show the loss of the steps since the last one."""
+        raise NotImplementedError
+
+    def show_evaluation(self, state: TrainerState, metrics: Mapping[str, float]) -> None:
+        """Show what was measured on the validation split."""
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        logger.info("Validation after step %d: %s", state.global_step, shown)
+
+    def rates_and_speed(self, args: TrainingArguments, state: TrainerState) -> str:
+        """`lr head=1.0e-03, 52 samples/s, 1.2 GiB`, the last one on a GPU: the most that tensors took at once."""
+        by_prefix: dict[str, list[float]] = {}
+        for name, rate in self.describe_rates(state.global_step - 1).items():
+            by_prefix.setdefault(name.split(".")[0], []).append(rate)
+        by_span: dict[str, list[str]] = {}
+        for prefix, rates in by_prefix.items():
+            span = "..".join(dict.fromkeys((f"{min(rates):.1e}", f"{max(rates):.1e}")))
+            by_span.setdefault(span, []).append(prefix)
+        told = " ".join(f"{'+'.join(prefixes)}={span}" for span, prefixes in by_span.items())
+        samples = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        memory = ""
+        if args.device.type == "cuda":
+            memory = f", {torch.cuda.max_memory_allocated(args.device) / 2**30:.1f} GiB"
+        return f"lr {told}, {self.speed.per_second() * samples:.0f} samples/s{memory}"
+
+
+class StageProgressBar(_StageProgress, ProgressCallback):
+    """The progress bar of transformers with the stage, loss, learning rates and samples per second on it."""
+
+    training_bar: tqdm | None
+    prediction_bar: tqdm | None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -94,33 +165,10 @@ class StageProgressBar(ProgressCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.speed.step_begins(state.global_step)
+        super().on_step_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.total = self.stages.plan.last_step
             self.training_bar.set_description(stage_label(self.stages), refresh=False)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.speed.step_ends(state.global_step)
-        super().on_step_end(args, state, control, **kwargs)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self.training_bar is None or not logs or "loss" not in logs:
-            return
-        rates = _rates_text(self.describe_rates(state.global_step - 1))
-        speed = self.speed.per_second() * _samples_per_step(args)
-        left = self.speed.left(state.global_step)
-        self.training_bar.set_postfix_str(
-            f"{left}, loss {logs['loss']:.4f}, lr {rates}, {speed:.0f} samples/s{_device_memory(args)}"
-        )
 
     def on_prediction_step(
         self,
@@ -135,68 +183,86 @@ class StageProgressBar(ProgressCallback):
             self.prediction_bar.leave = False
             self.prediction_bar.set_description("evaluating", refresh=False)
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().on_evaluate(args, state, control, **kwargs)
-        logger.info(_evaluation_line(state, metrics or {}))
+    def show_loss(self, args: TrainingArguments, state: TrainerState, loss: float) -> None:
+        if self.training_bar is not None:
+            left = self.speed.left(state.global_step)
+            self.training_bar.set_postfix_str(f"{left}, loss {loss:.4f}, {self.rates_and_speed(args, state)}")
 
 
-class StageLogLines(TrainerCallback):
+class StageLogLines(_StageProgress):
     """One line for each time that Trainer logs, for output that is not a terminal."""
 
-    def __init__(self, stages: StageCallback, describe_rates: RatesByName) -> None:
-        self.stages = stages
-        self.describe_rates = describe_rates
-        self.speed = StageSpeed(stages)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.speed.step_begins(state.global_step)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.speed.step_ends(state.global_step)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not state.is_world_process_zero or not logs or "loss" not in logs:
-            return
+    def show_loss(self, args: TrainingArguments, state: TrainerState, loss: float) -> None:
         logger.info(
-            "%s: step %d of %d, loss %.4f, lr %s, %.0f samples/s%s, %s",
+            "%s: step %d of %d, loss %.4f, %s, %s",
             stage_label(self.stages),
             state.global_step,
             self.stages.plan.last_step,
-            logs["loss"],
-            _rates_text(self.describe_rates(state.global_step - 1)),
-            self.speed.per_second() * _samples_per_step(args),
-            _device_memory(args),
+            loss,
+            self.rates_and_speed(args, state),
             self.speed.left(state.global_step),
         )
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
+
+class NotebookProgress(_StageProgress):
+    """One block of output that changes: a bar with stage, loss and time left, and a row for each evaluation."""
+
+    def __init__(self, stages: StageCallback, describe_rates: RatesByName) -> None:
+        super().__init__(stages, describe_rates)
+        self._loss: float | None = None
+        self._rows: list[dict[str, float]] = []
+        self._handle: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero:
-            logger.info(_evaluation_line(state, metrics or {}))
+        from IPython.display import HTML, display
+
+        self._html = HTML
+        self._handle = display(HTML("starting"), display_id=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._show(state, "done")
+
+    def show_loss(self, args: TrainingArguments, state: TrainerState, loss: float) -> None:
+        self._loss = loss
+        self._show(state, f"{stage_label(self.stages)}, {self.speed.left(state.global_step)}")
+
+    def show_evaluation(self, state: TrainerState, metrics: Mapping[str, float]) -> None:
+        self._rows.append({"step": state.global_step, **metrics})
+        self._show(state, f"{stage_label(self.stages)}, {self.speed.left(state.global_step)}")
+
+    def _show(self, state: TrainerState, where: str) -> None:
+        if self._handle is None or not state.is_world_process_zero:
+            return
+        last = max(self.stages.plan.last_step, 1)
+        loss = "" if self._loss is None else f", loss {self._loss:.4f}"
+        lines = [
+            f"<div><progress value='{state.global_step}' max='{last}' style='width:300px'></progress> "
+            f"step {state.global_step:,} of {last:,}{loss} · {html.escape(where)}</div>"
+        ]
+        if self._rows:
+            names = list(dict.fromkeys(name for row in self._rows for name in row))
+            head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+            body = "".join(
+                "<tr>" + "".join(f"<td>{_cell(row.get(name))}</td>" for name in names) + "</tr>"
+                for row in self._rows[-_SHOWN_EVALUATIONS:]
+            )
+            lines.append(f"<table><tr>{head}</tr>{body}</table>")
+        self._handle.update(self._html("".join(lines)))
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def is_notebook() -> bool:
+    """Whether this is the kernel of a notebook, and not a terminal's IPython."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
 
 
 def stage_label(stages: StageCallback) -> str:
@@ -204,37 +270,3 @@ def stage_label(stages: StageCallback) -> str:
     if stages.current is None:
         return "starting"
     return f"{stages.current.stage.name} ({stages.current.index + 1}/{len(stages.plan.stages)})"
-
-
-def _rates_text(rates: Mapping[str, float]) -> str:
-    """Rates by prefix of what trains, those of one rate joined: `vision=1.0e-05..1.0e-04 fusion+head=5.0e-04`."""
-    by_prefix: dict[str, list[float]] = {}
-    for name, rate in rates.items():
-        by_prefix.setdefault(name.split(".")[0], []).append(rate)
-    by_rate: dict[str, list[str]] = {}
-    for prefix, of in by_prefix.items():
-        by_rate.setdefault(_span(min(of), max(of)), []).append(prefix)
-    return " ".join(f"{'+'.join(prefixes)}={rate}" for rate, prefixes in by_rate.items())
-
-
-def _span(lowest: float, highest: float) -> str:
-    first, last = f"{lowest:.1e}", f"{highest:.1e}"
-    return first if first == last else f"{first}..{last}"
-
-
-def _samples_per_step(args: TrainingArguments) -> int:
-    samples: int = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return samples
-
-
-def _device_memory(args: TrainingArguments) -> str:
-    """The most that tensors have taken on the GPU at once; nothing without one."""
-    if args.device.type != "cuda":
-        return ""
-    return f", {torch.cuda.max_memory_allocated(args.device) / 2**30:.1f} GiB"
-
-
-def _evaluation_line(state: TrainerState, metrics: Mapping[str, float]) -> str:
-    measured = [(name, value) for name, value in metrics.items() if name.startswith("eval_") and name not in _UNSHOWN]
-    shown = ", ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in measured[:_SHOWN_METRICS])
-    return f"Validation after step {state.global_step}: {shown}"

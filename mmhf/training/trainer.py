@@ -45,11 +45,10 @@ from mmhf.training.checkpoints import (
 from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.evaluator import JoinsOnce
 from mmhf.training.loss_watch import LossWatch, StepSamples
-from mmhf.training.notebook import NotebookProgress, is_notebook
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
 from mmhf.training.plan import ONE_ROW, one_row_refusal
 from mmhf.training.position import RunPosition, run_conditions
-from mmhf.training.progress import RatesByName, StageLogLines, StageProgressBar
+from mmhf.training.progress import NotebookProgress, RatesByName, StageLogLines, StageProgressBar, is_notebook
 from mmhf.training.stages import StagePlan, StagePosition
 from mmhf.training.weights import is_sharded, share_buffers
 

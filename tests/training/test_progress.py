@@ -54,3 +54,23 @@ def test_speed_is_that_of_the_last_steps_of_the_stage(monkeypatch):
         clock[0] += 1.0
         speed.step_ends(step + 1)
     assert speed.per_second() == pytest.approx(1.0) and speed.left(210) == "01:30 left"
+
+
+def test_a_bar_has_stage_loss_rates_and_what_is_left(
+    tiny_model, tiny_data, make_trainer, fusion_recipe, tmp_path, capfd, caplog
+):
+    trainer = make_trainer(
+        tiny_model,
+        tiny_data,
+        tmp_path,
+        stages=STAGES[1:],
+        recipe=fusion_recipe(),
+        eval_strategy="epoch",
+        disable_tqdm=False,
+    )
+    with caplog.at_level(logging.INFO, "mmhf"):
+        trainer.train()
+    bar = capfd.readouterr().err
+    assert re.search(r"all \(1/1\).*left, loss \d\.\d+, lr body=1\.0e-04\.\.5\.0e-04 head=1\.0e-03, \d+ samples/s", bar)
+    assert "evaluating" in bar
+    assert [each for each in caplog.messages if each.startswith("Validation after step 6: loss ")]

@@ -95,14 +95,13 @@ def _fusion_recipe(**sections):
 
 def _make_trainer(model, data, folder, *, stages=STAGES, recipe=None, callbacks=(), **arguments):
     rows = datasets.Dataset.from_dict({"features": data.features.tolist(), "labels": data.labels.tolist()})
-    arguments = {"per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 1, **arguments}
+    given = {"per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 1, "disable_tqdm": True}
     args = TrainingArguments(
         output_dir=str(folder),
-        disable_tqdm=True,
         use_cpu=True,
         remove_unused_columns=False,
         logging_steps=3,
-        **arguments,
+        **(given | arguments),
     )
     plan = StagePlan.build(
         model, stages, steps_per_epoch=lambda stage: steps_per_epoch(len(data), args, stage.batch_size)

@@ -71,6 +71,7 @@ def test_a_bar_has_stage_loss_rates_and_what_is_left(
     with caplog.at_level(logging.INFO, "mmhf"):
         trainer.train()
     bar = capfd.readouterr().err
-    assert re.search(r"all \(1/1\).*left, loss \d\.\d+, lr body=1\.0e-04\.\.5\.0e-04 head=1\.0e-03, \d+ samples/s", bar)
+    told = r"all \(1/1\).*left, loss \d\.\d+, lr body=1\.0e-04\.\.5\.0e-04 head=1\.0e-03, \d+ samples/s"
+    assert re.search(told, bar), bar
     assert "evaluating" in bar
     assert [each for each in caplog.messages if each.startswith("Validation after step 6: loss ")]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from mmhf.data.discovery.layouts import CAPTION, CLASSIFY, CLASSIFY_PAIRS, CONTRAST, Finding
+from mmhf.data.discovery.findings import CAPTION, CLASSIFY, CLASSIFY_PAIRS, CONTRAST, Finding
 from mmhf.errors import InputError
 from mmhf.recipe.yaml_loader import dump_yaml
 

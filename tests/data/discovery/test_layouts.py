@@ -14,7 +14,7 @@ import pytest
 from small_data import picture, write_csv, write_lines, write_tar
 
 from mmhf.data.discovery import look_at
-from mmhf.data.discovery.layouts import Finding, typical_side
+from mmhf.data.discovery.findings import Finding, typical_side
 from mmhf.errors import InputError
 
 

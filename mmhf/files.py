@@ -47,6 +47,7 @@ RELEASE_FILE = "release.json"
 
 _TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[0-9a-f]{16}\.partial")
 _DAY = 86_400.0
+_BLOCK_BYTES = 1 << 20
 _tidied: set[Path] = set()
 
 
@@ -199,6 +200,15 @@ def _read_object(path: str | Path, language: str, parse: Callable[[str], object]
     if not isinstance(value, dict):
         raise InputError(f"{path}: not a {language} {'object' if language == 'JSON' else 'mapping'}")
     return value
+
+
+def file_sha256(path: str | Path) -> str:
+    """The sha256 of a file, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _temporary(target: Path) -> Path:

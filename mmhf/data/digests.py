@@ -99,13 +99,8 @@ def _image_digest(image: dict[str, Any] | None) -> bytes:
             return _digest(content)
         return _digest(Path(image["path"]).read_bytes()) if image["path"] is not None else _NO_IMAGE
     except (OSError, BadImageError):  # it will not be decoded either, and so nothing is ever stored for it
-        return _unreadable(image["path"])
-
-
-def _unreadable(path: str | None) -> bytes:
-    """Eight zeros, and what tells the path from others."""
-    name = f"{path}".encode(errors="surrogateescape")
-    return bytes(8) + hashlib.blake2b(name, digest_size=DIGEST_BYTES - 8).digest()
+        name = f"{image['path']}".encode(errors="surrogateescape")
+        return bytes(8) + hashlib.blake2b(name, digest_size=DIGEST_BYTES - 8).digest()
 
 
 def _digest(content: bytes) -> bytes:

@@ -219,7 +219,8 @@ def _read_separated(path: AnyPath, wanted: Wanted, separator: str | None) -> lis
             columns = list(zip(*(blank if isinstance(record, str) else record for record in records), strict=True))
             first, count = count + 1, count + len(records)
             arrays: dict[str, Values] = {
-                name: _without_empty(columns[place] if columns else ()) for name, place in places.items()
+                name: pa.array([value or None for value in columns[place]] if columns else [], pa.string())
+                for name, place in places.items()
             }
             return Batch(arrays, list(range(first, count + 1)), faults, notes)
 
@@ -227,10 +228,6 @@ def _read_separated(path: AnyPath, wanted: Wanted, separator: str | None) -> lis
 
     header, taken = read_delimited(path, separator, start)
     return taken or [start(header)([])]
-
-
-def _without_empty(values: Sequence[str]) -> pa.Array:
-    return pa.array([value or None for value in values], pa.string())
 
 
 def _read_json_lines(path: AnyPath, wanted: Wanted) -> Iterator[Batch]:

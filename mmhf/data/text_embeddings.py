@@ -180,7 +180,10 @@ def look_up_texts(data: LoadedData, table: TextEmbeddingTable, *, may_lack: bool
 
 
 def _describe(table: TextEmbeddingTable, rows: datasets.Dataset, split: str) -> list[BadExample]:
-    ids = _ids(table.path)
+    file = _open(table.path)
+    ids: set[str] = set()
+    if ID_COLUMN in file.schema_arrow.names:
+        ids = {str(value) for value in file.read(columns=[ID_COLUMN]).column(0).drop_null().to_pylist()}
     stale = f"its text is another than that with its id in {table.path}"
     unknown = f"its text has no embedding in {table.path}"
     return [BadExample(split, row["row"], row["id"], stale if row["id"] in ids else unknown) for row in rows]
@@ -224,10 +227,3 @@ def _read(path: Path, width: int) -> tuple[NDArray[np.bytes_], NDArray[np.float3
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise DamagedError(f"{path}: is damaged ({str(error).splitlines()[0]}); {_REMEDY}") from error
     return np.array(digests, dtype="S16"), embeddings[: len(digests)]
-
-
-def _ids(path: Path) -> set[str]:
-    file = _open(path)
-    if ID_COLUMN not in file.schema_arrow.names:
-        return set()
-    return {str(value) for value in file.read(columns=[ID_COLUMN]).column(0).to_pylist() if value is not None}

@@ -350,7 +350,8 @@ def make_room(root: Path, needed: int, *, max_bytes: int | None, keep: Path) -> 
         InputError: There is not enough room even without the other stores.
     """
     root.mkdir(parents=True, exist_ok=True)
-    others = sorted((path.parent for path in root.glob(f"*/{_DESCRIPTION}") if path.parent != keep), key=_last_used)
+    described = sorted(root.glob(f"*/{_DESCRIPTION}"), key=lambda path: path.stat().st_mtime)  # when last used
+    others = [path.parent for path in described if path.parent != keep]
     while (lack := _lack(root, needed, max_bytes)) > 0:
         if not others:
             raise InputError(
@@ -366,10 +367,6 @@ def _lack(root: Path, needed: int, max_bytes: int | None) -> int:
     if max_bytes is not None:
         lack = max(lack, needed + sum(path.stat().st_size for path in root.glob("*/*")) - max_bytes)
     return lack
-
-
-def _last_used(folder: Path) -> float:
-    return (folder / _DESCRIPTION).stat().st_mtime
 
 
 def _whole_rows(stem: Path, layout: FeatureLayout) -> int:

@@ -20,6 +20,7 @@ from mmhf.files import (
     RECIPE_FILE,
     RELEASE_FILE,
     WEIGHTS_FILE,
+    file_sha256,
     read_json_object,
     read_yaml_object,
 )
@@ -29,7 +30,6 @@ from mmhf.hub.manifest import (
     code_version,
     content_commit,
     environment,
-    file_sha256,
     released_files,
 )
 from mmhf.hub.model_card import CURVE_FILE, CardFacts, model_card

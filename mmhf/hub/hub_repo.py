@@ -27,9 +27,9 @@ from huggingface_hub.errors import (
 )
 
 from mmhf.errors import DamagedError, InputError
-from mmhf.files import CONFIG_FILE, RELEASE_FILE
+from mmhf.files import CONFIG_FILE, RELEASE_FILE, file_sha256
 from mmhf.hub.hub_errors import HUB_ERRORS, named_hub_errors, status_of, with_retries
-from mmhf.hub.manifest import Release, Version, damaged_files, file_sha256, read_release, verify_release
+from mmhf.hub.manifest import Release, Version, damaged_files, read_release, verify_release
 from mmhf.hub.seen_versions import check_seen
 
 logger = logging.getLogger(__name__)

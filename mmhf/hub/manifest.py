@@ -18,12 +18,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mmhf._version import __version__
 from mmhf.damage import content_hash, is_model_file
 from mmhf.errors import DamagedError, InputError
-from mmhf.files import LINEAGE_FILE, RELEASE_FILE, TRACKERS_FILE, TRAINER_STATE_FILE
+from mmhf.files import LINEAGE_FILE, RELEASE_FILE, TRACKERS_FILE, TRAINER_STATE_FILE, file_sha256
 from mmhf.recipe.schema import CardSection
 
 # A release remembers its lineage in its own file.
 _NEVER_RELEASED = {RELEASE_FILE, TRACKERS_FILE, TRAINER_STATE_FILE, LINEAGE_FILE, TRACKERS_FILE}
-_HASH_CHUNK_BYTES = 1 << 20
 _SHOWN = 3
 _VERSION = re.compile(r"v?(?P<numbers>\d+(?:\.\d+)*)(?P<suffix>(?:[-_.][0-9A-Za-z]+)*)")
 _MIN_NUMBERS = 3
@@ -163,15 +162,6 @@ def released_files(folder: str | Path) -> list[Path]:
 def content_commit(hashes: Mapping[str, str]) -> str:
     """One hash for a set of files, from their names and sha256 hashes."""
     return hashlib.sha256("".join(f"{name} {hashes[name]}\n" for name in sorted(hashes)).encode()).hexdigest()
-
-
-def file_sha256(path: str | Path) -> str:
-    """The sha256 of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while chunk := stream.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @total_ordering

@@ -146,18 +146,16 @@ class _Module:
                 if isinstance(node, ast.Name):
                     self.definitions[node.id] = statement
         elif isinstance(statement, ast.Expr) and not isinstance(statement.value, ast.Constant):
-            self._sort_side_effect(statement)
-
-    def _sort_side_effect(self, statement: ast.Expr) -> None:
-        """Keep what prepares another library, drop what registers the module's own classes."""
-        if self.definitions.keys().isdisjoint(_names_in(statement)):
-            self.side_effects.append(statement)
+            is_about_another_library = self.definitions.keys().isdisjoint(_names_in(statement))
+            if is_about_another_library:  # what registers the module's own classes is left out
+                self.side_effects.append(statement)
 
     def segment(self, statement: ast.stmt) -> str:
         decorators = statement.decorator_list if isinstance(statement, (ast.ClassDef, ast.FunctionDef)) else []
         first = min([statement.lineno, *(decorator.lineno for decorator in decorators)])
         lines = self.text.splitlines()
-        for inner in _imports_inside(statement):
+        imports = (node for node in ast.walk(statement) if isinstance(node, (ast.Import, ast.ImportFrom)))
+        for inner in imports:
             if _is_ours(inner):
                 raise ValueError(
                     f"{self.name}: line {inner.lineno} imports mmhf inside a function; move it to the top"
@@ -209,8 +207,10 @@ class _Collector:
             statement, alias = module.imports[name]
             if _is_ours(statement):
                 self.need(_source_of(statement, module), alias.name)
-            else:
-                _check_available(statement, module.name)
+            elif not _is_available(statement):
+                raise ValueError(
+                    f"{module.name}: line {statement.lineno} imports what an environment without mmhf lacks"
+                )
         elif name in module.definitions:
             self.need(module.name, name)
 
@@ -245,10 +245,6 @@ def _names_in(node: ast.AST) -> Iterable[str]:
     return dict.fromkeys(names)
 
 
-def _imports_inside(statement: ast.AST) -> Iterable[ast.Import | ast.ImportFrom]:
-    return [node for node in ast.walk(statement) if isinstance(node, (ast.Import, ast.ImportFrom))]
-
-
 def _mark_as_optional(lines: list[str], statement: ast.Import | ast.ImportFrom) -> None:
     """Put an import inside a function under `try`.
 
@@ -273,11 +269,6 @@ def _source_of(statement: ast.Import | ast.ImportFrom, module: _Module) -> str:
     if not isinstance(statement, ast.ImportFrom) or statement.level or statement.module in (None, _PACKAGE):
         raise ValueError(f"{module.name}: line {statement.lineno} must be of the form `from mmhf.x.y import NAME`")
     return statement.module or ""
-
-
-def _check_available(statement: ast.Import | ast.ImportFrom, module_name: str) -> None:
-    if not _is_available(statement):
-        raise ValueError(f"{module_name}: line {statement.lineno} imports what an environment without mmhf lacks")
 
 
 def _is_available(statement: ast.Import | ast.ImportFrom) -> bool:

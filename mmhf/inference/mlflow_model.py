@@ -41,12 +41,11 @@ class PipelineModel:
             params (`Any`): What MLflow passes; not used.
         """
         rows = model_input.to_dict("records") if isinstance(model_input, pd.DataFrame) else model_input
-        return [self._answer({str(name): value for name, value in row.items()}) for row in rows]
-
-    def _answer(self, row: dict[str, Any]) -> Any:
-        if self._takes_pairs:
-            return self._pipeline(row)
-        return self._pipeline(row.pop("image"), **row)
+        answers = []
+        for row in rows:
+            named = {str(name): value for name, value in row.items()}
+            answers.append(self._pipeline(named) if self._takes_pairs else self._pipeline(named.pop("image"), **named))
+        return answers
 
 
 def _load_pyfunc(path: str) -> PipelineModel:

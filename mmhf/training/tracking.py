@@ -218,10 +218,6 @@ def _artifacts(run_dir: Path) -> list[Path]:
     return [*sorted((run_dir / PLOTS_FOLDER).glob("*.png")), run_dir / REPORT_FILE, run_dir / RECIPE_FILE]
 
 
-def _model_files(run_dir: Path) -> list[Path]:
-    return sorted(path for pattern in _MODEL_FILES for path in run_dir.glob(pattern))
-
-
 def _log_mlflow_artifacts(run_dir: Path) -> None:
     import mlflow
 
@@ -240,6 +236,6 @@ def _log_wandb_artifacts(run_dir: Path, *, with_model: bool) -> None:
     run.save(str(run_dir / REPORT_FILE), base_path=str(run_dir), policy="now")
     if with_model:
         artifact = wandb.Artifact(f"model-{run.id}", type="model")
-        for path in _model_files(run_dir):
+        for path in sorted(path for pattern in _MODEL_FILES for path in run_dir.glob(pattern)):
             artifact.add_file(str(path))
         run.log_artifact(artifact)

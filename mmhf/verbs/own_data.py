@@ -127,9 +127,9 @@ def write_table(data: OwnData, image: str) -> OwnTable:
     root: str | None = None
     if image in columns:
         cells = [_image_cell(value, row) for row, value in enumerate(columns[image])]
-        paths = [os.path.abspath(cell["path"]) for cell in cells if cell["path"] is not None]
+        paths = [cell["path"] for cell in cells if cell["path"] is not None]
         root = os.path.commonpath([os.path.dirname(path) for path in paths]) if paths else None
-        columns = {**columns, image: [_with_absolute_path(cell) for cell in cells]}
+        columns = {**columns, image: cells}
     table = pa.table({name: _array(values, is_image=name == image) for name, values in columns.items()})
     content = io.BytesIO()
     pq.write_table(table, content)
@@ -195,12 +195,13 @@ def _image_cell(value: Any, row: int) -> dict[str, Any]:
     if value is None:
         return {"path": None, "bytes": None}
     if isinstance(value, str | Path):
-        return {"path": str(value), "bytes": None}
+        return {"path": os.path.abspath(value), "bytes": None}
     if isinstance(value, bytes):
         return {"path": None, "bytes": value}
     if isinstance(value, Mapping) and {"path", "bytes"} & value.keys():
-        content = value.get("bytes")
-        return {"path": value.get("path") if content is None else None, "bytes": content}
+        content, path = value.get("bytes"), value.get("path")
+        is_file = content is None and path is not None
+        return {"path": os.path.abspath(path) if is_file else None, "bytes": content}
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
         value = Image.fromarray(value)
     if not isinstance(value, Image.Image):
@@ -211,10 +212,6 @@ def _image_cell(value: Any, row: int) -> dict[str, Any]:
     stream = io.BytesIO()
     value.save(stream, "PNG")
     return {"path": None, "bytes": stream.getvalue()}
-
-
-def _with_absolute_path(cell: dict[str, Any]) -> dict[str, Any]:
-    return cell if cell["path"] is None else {**cell, "path": os.path.abspath(cell["path"])}
 
 
 def _array(values: Sequence[Any], *, is_image: bool) -> pa.Array:

@@ -49,13 +49,10 @@ def pipeline(task: str | None = None, model: str | Path | Run | Any = None, **op
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"pipeline: {task or 'no task'} with {_named(model)}: {reason}") from error
+        named = model if isinstance(model, str | Path) else type(model).__name__
+        raise InputError(f"pipeline: {task or 'no task'} with {named}: {reason}") from error
 
 
 def _is_own(name: str) -> bool:
     """Whether a name is a folder, a version (`REPO@v1.8`), or a path that should be one; others are the Hub's."""
     return Path(name).exists() or "@" in name or name.startswith((".", "/", "outputs/", "releases/"))
-
-
-def _named(model: Any) -> str:
-    return str(model) if isinstance(model, str | Path) else type(model).__name__

@@ -73,20 +73,15 @@ def predict(
         written = Path(scratch) / "predictions.parquet" if output is None else Path(output)
         source = Path(data) if isinstance(data, str | Path) else None
         if source is None:
-            rows = _as_rows(data)
+            rows = data
+            if isinstance(data, list | tuple) and data and not isinstance(data[0], Mapping):
+                rows = [{"image": image} for image in data]
             read = columns_to_read(load_recipe(model_dir / RECIPE_FILE).recipe, list(columns_of(rows)))
             table = write_table(rows, read.get("image", "image"))
             source = table.path
             settings = replace(settings, columns=read, image_root=table.image_root)
         predict_table(model_dir, source, written, settings, **options)
         return pd.read_parquet(written) if written.suffix == ".parquet" else pd.read_csv(written)
-
-
-def _as_rows(data: OwnData) -> OwnData:
-    """Images by themselves as rows of one column."""
-    if isinstance(data, list | tuple) and data and not isinstance(data[0], Mapping):
-        return [{"image": image} for image in data]
-    return data
 
 
 def _generation(pairs: list[str]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mmhf.errors import InputError
-from mmhf.hub.manifest import ReleaseNotes, ReleaseReference, file_sha256, read_release, verify_release
+from mmhf.files import file_sha256
+from mmhf.hub.manifest import ReleaseNotes, ReleaseReference, read_release, verify_release
 from mmhf.hub.releases import check_version_is_free, find_version, list_versions, write_release
 
 _fork = multiprocessing.get_context("fork")

@@ -43,7 +43,9 @@ def nearest_root(names: Sequence[str], beside: Path, *, ending: str = "") -> Ima
     tried = [f"{name}{ending}" for name in sample(names)]
     best = ImageRoot(beside, 0, len(tried))
     if tried and all(os.path.isabs(name) for name in tried):
-        return _absolute_root(tried, best)
+        there = [name for name in tried if os.path.isfile(name)]
+        common = os.path.commonpath([os.path.dirname(name) for name in there]) if there else beside
+        return ImageRoot(Path(common), len(there), len(tried))
     for folder in _folders_around(beside):
         root = DataFolder(folder, follow_links=True)
         found = 0
@@ -55,13 +57,6 @@ def nearest_root(names: Sequence[str], beside: Path, *, ending: str = "") -> Ima
         if found == len(tried):
             break
     return best
-
-
-def _absolute_root(names: list[str], best: ImageRoot) -> ImageRoot:
-    there = [name for name in names if os.path.isfile(name)]
-    if not there:
-        return best
-    return ImageRoot(Path(os.path.commonpath([os.path.dirname(name) for name in there])), len(there), len(names))
 
 
 def _folders_around(folder: Path) -> Iterator[Path]:

@@ -150,13 +150,9 @@ class RemoteImages:
         self._place_of = {
             name: name if listed else posixpath.normpath(name) for name in distinct if name not in self._escapes
         }
-        self._files = self._list()
-
-    def _list(self) -> dict[str, RemoteFile]:
-        """The files of the folder that all images are in; the URL may have much more below it."""
+        # Only the folder that all images are in is listed: the URL may have much more below it.
         folders = {posixpath.dirname(place) for place in self._place_of.values()}
-        common = posixpath.commonpath(folders) if folders else ""
-        return self.folder.listed(common) if folders else {}
+        self._files = self.folder.listed(posixpath.commonpath(folders)) if folders else {}
 
     @property
     def feature(self) -> RemoteImageFeature:

@@ -32,7 +32,7 @@ from mmhf.data.images import MAX_IMAGE_BYTES
 from mmhf.data.remote.paths import RemotePath
 from mmhf.data.sources.image_tree import Listing
 from mmhf.errors import InputError
-from mmhf.files import whole_folder
+from mmhf.files import file_sha256, whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,6 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".ta
 
 _FEATURES = datasets.Features({"path": datasets.Value("string"), "image": datasets.Image(decode=False)})
 _FORMAT = 1
-_HASH_BLOCK = 1 << 20
 _DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -92,7 +91,7 @@ def cache_archive(path: str | Path, *, folder: str | None = None) -> CachedImage
     path = Path(path)
     if not path.is_file():
         raise InputError(f"data.path: no such file: {path}")
-    key = _key("archive", folder, _content_hash(path))
+    key = _key("archive", folder, file_sha256(path))
     with _reading(str(path)):
         return _cached(key, str(path), lambda: _archive_members(path, folder))
 
@@ -135,14 +134,6 @@ def _reading(archive: str) -> Iterator[None]:
 
 def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps([_FORMAT, *parts]).encode()).hexdigest()
-
-
-def _content_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_HASH_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _cached(key: str, origin: str, members: Callable[[], Iterable[_Member]]) -> CachedImages:

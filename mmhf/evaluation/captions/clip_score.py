@@ -77,14 +77,11 @@ class ClipScorer:
         for start in range(0, len(captions), self.batch_size):
             rows = range(start, min(start + self.batch_size, len(captions)))
             pictures = [decode_image(images[row]) for row in rows]
-            scores[rows.start : rows.stop] = clip_scores(
-                self._image_features(pictures), self._text_features([PROMPT + captions[row] for row in rows])
-            )
+            inputs = self.processor(images=pictures, return_tensors="pt").to(self.model.device)
+            image_embeds = _as_array(self.model.get_image_features(**inputs))
+            text_embeds = self._text_features([PROMPT + captions[row] for row in rows])
+            scores[rows.start : rows.stop] = clip_scores(image_embeds, text_embeds)
         return np.where([bool(caption.strip()) for caption in captions], scores, 0.0)
-
-    def _image_features(self, images: Sequence[ImageInput]) -> NDArray[np.float32]:
-        inputs = self.processor(images=images, return_tensors="pt").to(self.model.device)
-        return _as_array(self.model.get_image_features(**inputs))
 
     def _text_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         inputs = self.processor(

@@ -175,9 +175,10 @@ def _all_scores(
 def _coco_scores(guesses: Sequence[CountedCaption], answers: Sequence[Sequence[CountedCaption]]) -> list[_Scores]:
     guess_tokens = [guess.tokens for guess in guesses]
     answer_tokens = [[answer.tokens for answer in of_image] for of_image in answers]
+    statistics = bleu_statistics(guesses, answers)
     scores = [
         _mean("rougeL_coco", coco_rouge_l(guess_tokens, answer_tokens)),
-        _bleu(guesses, answers),
+        _Scores(BLEU_NAMES, statistics, bleu_scores(statistics), bleu_scores),
         _mean("cider", cider_d(guesses, answers)),
     ]
     if is_wordnet_installed():
@@ -196,11 +197,6 @@ def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> N
 def _mean(name: str, values: NDArray[np.float64]) -> _Scores:
     column = values[:, None]
     return _Scores((name,), column, column, lambda sums: sums / len(values))
-
-
-def _bleu(guesses: Sequence[CountedCaption], answers: Sequence[Sequence[CountedCaption]]) -> _Scores:
-    statistics = bleu_statistics(guesses, answers)
-    return _Scores(BLEU_NAMES, statistics, bleu_scores(statistics), bleu_scores)
 
 
 def _overall(scores: Sequence[_Scores]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -150,7 +150,9 @@ class _RankCounter:
         for k, hits in self.caption_hits.items():
             hits[:] = self.image_ranks <= k
         unsettled = np.flatnonzero((self._equal != 1) | self._is_rounded_otherwise)
-        for captions in self._blocks_of(unsettled):
+        size = int(max(_BLOCK_BYTES // (4 * len(self.images)), 8))
+        for start in range(0, len(unsettled), size):
+            captions = unsettled[start : start + size]
             rows = torch.mm(self.texts[torch.from_numpy(captions)], self.images.T).numpy()
             mask = np.empty(len(self.images), bool)
             for caption, row in zip(captions, rows, strict=True):
@@ -158,11 +160,6 @@ class _RankCounter:
                 self.image_ranks[caption] = _rank(row, image, mask)
                 for k, hits in self.caption_hits.items():
                     hits[caption] = image in _top(row, k)
-
-    def _blocks_of(self, captions: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-        size = int(max(_BLOCK_BYTES // (4 * len(self.images)), 8))
-        for start in range(0, len(captions), size):
-            yield captions[start : start + size]
 
     def ranks(self) -> RetrievalRanks:
         return RetrievalRanks(self.caption_ranks, self.image_ranks, self.image_hits, self.caption_hits)

@@ -43,7 +43,7 @@ _COMPUTING = {"train", "evaluate", "predict", "embed", "demo", "verify", "cache"
 _BROKEN_PIPE = 141
 _WIDTH = 80
 _NO_PATHS = ("text", "prefix", "overrides")
-"""Arguments that are sentences, or whose values a recipe puts in."""
+"""Arguments that are texts, or that the recipe fills in."""
 _FROM_WORKER = re.compile(r"Caught \w+ in (DataLoader worker|pin memory thread)")
 
 
@@ -137,10 +137,10 @@ def _list_recipes() -> None:
 
 
 def _expanded(name: str, value: Any) -> Any:
-    """An argument with the home folder and environment variables in it put in: shells do so only where a word begins.
+    """An argument with home folder and environment variables filled in, which shells do only at the start of a word.
 
     Raises:
-        InputError: They cannot be put in.
+        InputError: One of them cannot be filled in.
     """
     if isinstance(value, list):
         return [_expanded(name, each) for each in value]

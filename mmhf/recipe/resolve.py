@@ -134,7 +134,7 @@ _NO_PATHS = (("release", "card"), ("data", "missing"), ("data", "filters"))
 
 
 def _expanded(node: Node, path: KeyPath) -> tuple[Node, list[Problem]]:
-    """A recipe with home folders and environment variables put into its texts, and what cannot be put in."""
+    """The recipe with home folders and environment variables filled in, and a problem for each that cannot be."""
     problems: list[Problem] = []
     value = node.value
     if isinstance(value, dict | list) and path not in _NO_PATHS:
@@ -174,7 +174,7 @@ def _secrets(node: Node, path: KeyPath) -> Iterator[Problem]:
 
 
 def _without_secrets(problems: Sequence[Problem], secrets: dict[KeyPath, Problem]) -> list[Problem]:
-    """These problems without the values that are secret, and those secrets which nothing else is wrong with."""
+    """These problems with secret values hidden, and one for each secret that has no other problem."""
     named = {each.path for each in problems}
     shown_parts = {path[:length] for path in secrets for length in range(len(path) + 1)}
     hidden = [replace(each, got=None, is_secret=True) if each.path in shown_parts else each for each in problems]

@@ -80,7 +80,7 @@ def training_problems(values: dict[str, Any], elsewhere: Iterable[tuple[str, str
 
     Args:
         values: field name → value, as read from a recipe.
-        elsewhere: (key, dotted path) pairs that are offered to who writes a key of another section.
+        elsewhere: (key, dotted path) pairs that are suggested for a key of another section.
 
     Returns:
         A problem for each unknown, removed or reserved field and for each value of the wrong type. Whole numbers are

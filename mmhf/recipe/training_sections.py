@@ -109,11 +109,11 @@ class HistorySection(Section):
     """What a run's recipe was before it was changed on the way; `mmhf train` writes it into `recipe.yaml`."""
 
     until_step: PositiveInt
-    """Optimizer steps, from the run's start, that were done when it was changed."""
+    """Optimizer steps since the run's start when it was changed."""
     changes: list[str] = []
-    """What was changed, as `key: old → new`: also what no recipe says, such as the number of processes."""
+    """What was changed, as `key: old → new`, including what no recipe says, such as the number of processes."""
     sections: dict[str, Any]
-    """The sections that were otherwise before, whole; the others were as they are."""
+    """The changed sections as they were before, whole; the others were as they are now."""
 
 
 class EvaluationSection(Section):

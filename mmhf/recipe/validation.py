@@ -55,7 +55,7 @@ _OF_TASKS: dict[KeyPath, str] = {
 def recipe_problems(
     error: ValidationError, values: dict[str, Any], root: Any, elsewhere: Iterable[tuple[str, str]]
 ) -> list[Problem]:
-    """The problems that validating `values` against the section `root` found, in the recipe's own paths."""
+    """The problems found by validating `values` against the section `root`, in the recipe's own paths."""
     problems: list[Problem] = []
     for path, details in _by_path(error.errors(include_url=False), values, root).items():
         problems += _problems_at(path, details, values, root, elsewhere)
@@ -65,7 +65,7 @@ def recipe_problems(
 
 
 def value_problems(error: ValidationError, value: Any, path: KeyPath) -> list[Problem]:
-    """The problems that validating one `value` that stands at `path` found."""
+    """The problems found by validating one `value` at `path`."""
     grouped = _by_path(error.errors(include_url=False), value, None)
     return [_value_problem((*path, *inner), details) for inner, details in grouped.items()]
 
@@ -79,7 +79,7 @@ def unknown_key(
         path: where it was written.
         value: its value.
         valid: the keys that exist there.
-        elsewhere: (key, dotted path) pairs of other places, which are offered when nothing is near here.
+        elsewhere: (key, dotted path) pairs of other places, which are suggested when no key here is similar.
         note: what decides which keys are valid.
     """
     key, names = str(path[-1]), list(valid)
@@ -145,8 +145,8 @@ def _problems_at(
 
 
 def tag_problems(annotation: Any, path: KeyPath, values: dict[str, Any]) -> list[Problem]:
-    """The problems of a section whose tag (`task`, `source`) is absent or wrong; only a missing tag lets keys be
-    judged, against those of all sections."""
+    """The problems of a section whose tag (`task`, `source`) is absent or wrong. Where it is absent, keys
+    are checked against those of all sections; where it is wrong, they are not checked."""
     sections = schema_tree.sections_for(annotation, None)
     pairs = [pair for section in sections if (pair := schema_tree.tag_of(section)) is not None]
     tag, tags = pairs[0][0], [value for _, value in pairs]
@@ -225,7 +225,7 @@ def check_section(
     Args:
         section: what `values` should be.
         values: what was written.
-        elsewhere: (key, dotted path) pairs that are offered to who writes a key of another section.
+        elsewhere: (key, dotted path) pairs that are suggested for a key of another section.
     """
     try:
         return section.model_validate(values), []

@@ -1,4 +1,4 @@
-"""How a plan is printed: problems first, what differs from the defaults, groups that train alike on one line."""
+"""How a plan is printed: problems first, then what differs from the defaults; groups that train alike share a line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def print_plan(plan: Plan, console: Console, *, all_values: bool) -> None:
     Args:
         plan ([`Plan`]): The plan.
         console (`Console`): Where to.
-        all_values (`bool`): Also what is as by default, and each group by itself.
+        all_values (`bool`): Also default values, and each group by itself.
     """
     for line in plan.problems:
         console.print(Text(f"problem: {line}", style="bold red"), soft_wrap=True)

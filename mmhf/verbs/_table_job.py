@@ -1,4 +1,4 @@
-"""What `predict` and `embed` have in common: settings, and what they say at the end."""
+"""What `predict` and `embed` share: their settings, and what they report at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN_REASONS = 10
 
 
 def job_settings(options: argparse.Namespace) -> JobSettings:
-    """The settings that the options give."""
+    """The settings that the options stand for."""
     return JobSettings(
         columns=_parse_columns(options.column),
         image_root=options.image_root,

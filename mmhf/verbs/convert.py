@@ -29,7 +29,7 @@ from mmhf.hub.manifest import ReleaseNotes, Version
 
 logger = logging.getLogger(__name__)
 
-# In this order: what is asked first knows its checkpoints by more.
+# In this order: the first ones recognise their checkpoints by more.
 _PREDECESSORS: dict[str, Predecessor] = {
     each.name: each for each in (Captioner(), Dermatology(), FakeNews(), ClipFromScratch(), PlantDisease())
 }
@@ -111,7 +111,7 @@ def _version(options: argparse.Namespace, checkpoint: Checkpoint) -> Version:
 
 
 def _labels(given: str | None) -> tuple[str, ...]:
-    """Names of classes out of a list, a file or a folder."""
+    """Names of classes from a list, a file or a folder."""
     if given is None:
         return ()
     path = Path(given)

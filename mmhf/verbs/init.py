@@ -1,4 +1,4 @@
-"""From a stranger's data to a recipe that trains."""
+"""From somebody's data to a recipe that trains on it."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def columns_of(data: OwnData) -> dict[str, list[Any]]:
     """The columns of data in memory.
 
     Raises:
-        InputError: It is nothing of the kind that can be read, or its rows are not.
+        InputError: The data, or one of its rows, is of a kind that cannot be read.
     """
     if isinstance(data, pd.DataFrame):
         return {str(name): [None if _is_missing(value) else value for value in data[name]] for name in data.columns}

@@ -55,8 +55,8 @@ class Plan:
 
     Attributes:
         resolved ([`ResolvedRecipe`]): The recipe.
-        problems (`list[str]`): What training would refuse or learn nothing from, each with a way out.
-        notes (`list[str]`): What it would go on with.
+        problems (`list[str]`): What training would refuse or could not learn from, each with a way out.
+        notes (`list[str]`): What it would accept, but is worth knowing.
         missing (`list[str]`): Files that are not at hand, such as the data or a backbone's configuration.
         run (`dict[str, str]`): Rows, labels, batch, steps, device.
         stages (`list[StageReport]`): By stage, groups, rates and memory; empty without the backbones' configuration.
@@ -80,7 +80,7 @@ class Plan:
 
         Args:
             console (`Console`): Where to.
-            all_values (`bool`, defaults to `False`): Also what is as by default, and each group by itself.
+            all_values (`bool`, defaults to `False`): Also default values, and each group by itself.
         """
         _plan_tables.print_plan(self, console, all_values=all_values)
 

@@ -73,17 +73,17 @@ def train(
         overrides (`Sequence[str]`): Such as `training.learning_rate=1e-4`.
         train_dataset, eval_dataset (*optional*): A DataFrame, a data set of `datasets` or torch, or a list of dicts,
             in place of the recipe's data; images are paths, PIL images or bytes, in the columns that `data.columns`
-            names. Without `eval_dataset`, the recipe's `data.split` cuts what is evaluated off.
-        callbacks (`Sequence[TrainerCallback]`): Of who calls this, such as a sweep.
-        resume (`bool`, defaults to `False`): Go on with the latest unfinished run of this recipe.
-        allow_changes (`bool`, defaults to `False`): Go on although the recipe has changed since.
+            names. Without `eval_dataset`, the recipe's `data.split` holds rows back for evaluation.
+        callbacks (`Sequence[TrainerCallback]`): Added to the trainer's own, as a sweep does.
+        resume (`bool`, defaults to `False`): Resume the latest unfinished run of this recipe.
+        allow_changes (`bool`, defaults to `False`): Continue even though the recipe has changed since.
         more (`float`, *optional*): Train this many epochs longer than the recipe says, in its last stage.
 
     Returns:
         [`Run`]: The run's folder, with its metrics, report and model.
 
     Raises:
-        InputError: Something of the recipe, the data or the folder cannot be used.
+        InputError: The recipe, the data or the folder cannot be used.
     """
     resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
     parts_overrides = list(overrides)
@@ -107,12 +107,12 @@ def train(
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a run may go on.
+    """Where a run may be continued.
 
     Attributes:
-        resume (`bool`): The latest unfinished run of the recipe, where none is named.
-        allow_changes (`bool`): Although the recipe is another one.
-        run_dir (`Path`, *optional*): Its folder, when a part of it has been trained.
+        resume (`bool`): Take the latest unfinished run of the recipe, where none is named.
+        allow_changes (`bool`): Even if its recipe was another one.
+        run_dir (`Path`, *optional*): The run's folder, once a part of it has been trained.
     """
 
     resume: bool
@@ -121,7 +121,7 @@ class _Place:
 
 
 def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -> _Place:
-    """Train a part of a run, evaluate and release after the last one; gives where the next part goes on."""
+    """Train a part of a run, and evaluate and release after the last one; returns where the next part continues."""
     resolved = part.resolved
     recipe, task = resolved.recipe, task_of(resolved.recipe)
     parent = resolve_model(recipe.init_from) if recipe.init_from else None

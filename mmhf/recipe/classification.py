@@ -62,6 +62,6 @@ class ClassificationRecipe(RecipeBase):
         if self.init_from is None and self.model.changed().get("reset_head"):
             yield Problem(("model", "reset_head"), "a new head replaces that of `init_from`, which is absent", "true")
         if self.loss.label_smoothing > 0 and "label_smoothing_factor" in self.training:
-            what = "`loss.label_smoothing` is given too, remove one of the two"
+            what = "`loss.label_smoothing` is given too; remove one of the two"
             given = shown(self.training["label_smoothing_factor"])
             yield Problem(("training", "label_smoothing_factor"), what, given)

@@ -28,7 +28,7 @@ def combination_problems(recipe: RecipeBase) -> list[Problem]:
 def _model_problems(recipe: RecipeBase) -> Iterator[Problem]:
     for name in ("freeze_vision", "freeze_text", "freeze_language"):
         if recipe.stages is not None and name in recipe.model.changed():
-            what = "shorthand for one stage, say what trains in `stages` instead or remove `stages`"
+            what = "shorthand for one stage; say what trains in `stages` instead or remove `stages`"
             yield Problem(("model", name), what, shown(recipe.model.changed()[name]))
 
 
@@ -89,10 +89,10 @@ def _optimizer_problems(recipe: RecipeBase) -> Iterator[Problem]:
         return
     for name in _OPTIMIZER_FIELDS:
         if name in recipe.training:
-            what = "`optimizer:` chooses the optimizer already, remove one of the two"
+            what = "`optimizer:` chooses the optimizer already; remove one of the two"
             yield Problem(("training", name), what, shown(recipe.training[name]))
     if optimizer.weight_decay is not None and "weight_decay" in recipe.training:
-        what = "`training.weight_decay` is given too, remove one of the two"
+        what = "`training.weight_decay` is given too; remove one of the two"
         yield Problem(("optimizer", "weight_decay"), what, shown(optimizer.weight_decay))
     yield from _option_problems(optimizer, ("optimizer",))
 
@@ -109,12 +109,12 @@ def _option_problems(optimizer: OptimizerSection, path: KeyPath) -> Iterator[Pro
 
 def _training_problems(training: dict[str, Any]) -> Iterator[Problem]:
     if training.get("fp16") and training.get("bf16"):
-        yield Problem(("training", "fp16"), "`bf16: true` is given too, remove one of the two", "true")
+        yield Problem(("training", "fp16"), "`bf16: true` is given too; remove one of the two", "true")
     if training.get("dataloader_prefetch_factor") is not None and not training.get("dataloader_num_workers"):
-        what = "only workers prefetch, set `dataloader_num_workers`"
+        what = "only workers prefetch; set `dataloader_num_workers`"
         yield Problem(("training", "dataloader_prefetch_factor"), what, shown(training["dataloader_prefetch_factor"]))
     if training.get("dataloader_persistent_workers") and not training.get("dataloader_num_workers"):
-        what = "there are no workers to keep, set `dataloader_num_workers`"
+        what = "there are no workers to keep; set `dataloader_num_workers`"
         yield Problem(("training", "dataloader_persistent_workers"), what, "true")
     if training.get("load_best_model_at_end"):
         yield from _best_model_problems(training)
@@ -158,7 +158,7 @@ def _unread_problems(recipe: RecipeBase) -> Iterator[Problem]:
     if recipe.reads_labels and not recipe.reads_texts:
         for name in ("text", "max_length", "on_empty_text"):
             if data.get(name) not in (None, "mask"):
-                yield Problem(("data", name), "an image classifier reads no texts, remove it", shown(data[name]))
+                yield Problem(("data", name), "an image classifier reads no texts; remove it", shown(data[name]))
     for name in ("on_bad_image", "on_empty_text"):
         if data.get(name) == "mask" and not recipe.reads_texts:
             what = "only a model of images and texts can go by one of them alone (task: image-text-classification)"
@@ -167,7 +167,7 @@ def _unread_problems(recipe: RecipeBase) -> Iterator[Problem]:
         what = "only classifiers compute them, encoders of other tasks have their own"
         yield Problem(("data", "mean_std"), what, "computed")
     elif recipe.data.mean_std == "computed" and recipe.init_from is not None:
-        what = "`init_from` has images normalised as its parent was trained, remove one"
+        what = "`init_from` normalises images as its parent did; remove one of the two"
         yield Problem(("data", "mean_std"), what, "computed")
     for index, stage in enumerate(recipe.stages or []):
         if stage.label_smoothing is not None and not recipe.reads_labels:

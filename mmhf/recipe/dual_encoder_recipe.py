@@ -184,7 +184,7 @@ class ContrastiveRecipe(RecipeBase):
         if (batch_size := self.contrastive.batch_size) is None:
             return
         if "gradient_accumulation_steps" in self.training:
-            what = "follows from `contrastive.batch_size` and the micro-batch, remove one of the two"
+            what = "follows from `contrastive.batch_size` and the micro-batch; remove one of the two"
             given = shown(self.training["gradient_accumulation_steps"])
             yield Problem(("training", "gradient_accumulation_steps"), what, given)
         micro_batches = {"training.per_device_train_batch_size": self.training.get("per_device_train_batch_size", 8)}

@@ -99,12 +99,12 @@ def _split(text: str) -> tuple[str, str, str]:
 
 def _parse_key(text: str, key: str) -> tuple[str, ...]:
     if key.startswith("+"):
-        raise InputError(f"override {text}: new keys need no +, write {key.lstrip('+')}=VALUE")
+        raise InputError(f"override {text}: new keys need no +; write {key.lstrip('+')}=VALUE")
     parts, position = [], 0
     while True:
         part = _KEY_PART.match(key, position)
         if part is None:
-            raise InputError(f"override {text}: {key!r} is not a key, write names and list indices joined by dots")
+            raise InputError(f"override {text}: {key!r} is not a key; write names and list indices joined by dots")
         parts.append(next(found for found in part.group("double", "single", "plain") if found is not None))
         position = part.end()
         if not part.group("end"):
@@ -128,7 +128,7 @@ def _resolve(override: Override, tree: Node, root: Any) -> KeyPath:
         path.append(_index(override, part, path, node) if is_list else part)
         node = node.child(path[-1]) if node is not None else None
     if path == ["extends"]:
-        raise override.error("`extends` is read before overrides, write it in the recipe")
+        raise override.error("`extends` is read before overrides; write it in the recipe")
     return tuple(path)
 
 

@@ -26,26 +26,26 @@ TRACKERS = (
 )
 
 REMOVED = {
-    "warmup_ratio": "removed from transformers, write the share as `warmup_steps` below 1",
-    "evaluation_strategy": "removed from transformers, write `eval_strategy`",
+    "warmup_ratio": "removed from transformers; write the share as `warmup_steps` below 1",
+    "evaluation_strategy": "removed from transformers; write `eval_strategy`",
     "save_safetensors": "removed from transformers, models are always saved as safetensors",
-    "overwrite_output_dir": "removed from transformers, give another `output_dir` or continue the run in it",
-    "no_cuda": "removed from transformers, write `use_cpu`",
+    "overwrite_output_dir": "removed from transformers; give another `output_dir` or continue the run in it",
+    "no_cuda": "removed from transformers; write `use_cpu`",
     "use_mps_device": "removed from transformers, MPS is found by itself (`use_cpu: true` turns it off)",
-    "group_by_length": "removed from transformers, write `train_sampling_strategy: group_by_length`",
-    "logging_dir": "removed from transformers, set the environment variable TENSORBOARD_LOGGING_DIR",
+    "group_by_length": "removed from transformers; write `train_sampling_strategy: group_by_length`",
+    "logging_dir": "removed from transformers; set the environment variable TENSORBOARD_LOGGING_DIR",
     "fp16_backend": "removed from transformers, `fp16: true` is enough",
     "half_precision_backend": "removed from transformers, `fp16: true` or `bf16: true` is enough",
     "fp16_opt_level": "removed from transformers, `fp16: true` is enough",
-    "push_to_hub_model_id": "removed from transformers, write `hub_model_id`",
-    "push_to_hub_organization": "removed from transformers, write `hub_model_id: ORGANISATION/NAME`",
+    "push_to_hub_model_id": "removed from transformers; write `hub_model_id`",
+    "push_to_hub_organization": "removed from transformers; write `hub_model_id: ORGANISATION/NAME`",
     "push_to_hub_token": "removed from transformers; run `hf auth login` or set HF_TOKEN",
-    "per_gpu_train_batch_size": "removed from transformers, write `per_device_train_batch_size`",
-    "per_gpu_eval_batch_size": "removed from transformers, write `per_device_eval_batch_size`",
-    "batch_size": "not a field of TrainingArguments, write `per_device_train_batch_size`",
-    "eval_batch_size": "not a field of TrainingArguments, write `per_device_eval_batch_size`",
-    "epochs": "not a field of TrainingArguments, write `num_train_epochs`",
-    "lr": "not a field of TrainingArguments, write `learning_rate`",
+    "per_gpu_train_batch_size": "removed from transformers; write `per_device_train_batch_size`",
+    "per_gpu_eval_batch_size": "removed from transformers; write `per_device_eval_batch_size`",
+    "batch_size": "not a field of TrainingArguments; write `per_device_train_batch_size`",
+    "eval_batch_size": "not a field of TrainingArguments; write `per_device_eval_batch_size`",
+    "epochs": "not a field of TrainingArguments; write `num_train_epochs`",
+    "lr": "not a field of TrainingArguments; write `learning_rate`",
 }
 
 CONTROLLED = {
@@ -56,7 +56,7 @@ CONTROLLED = {
     "do_predict": "set by the command: `mmhf predict` predicts",
     "local_rank": "set by the launcher (`accelerate launch`, `torchrun`)",
     "hub_token": "does not belong in a recipe, which is kept and released; run `hf auth login` or set HF_TOKEN",
-    "parallelism_config": "cannot be written in a recipe, name it in the configuration of `accelerate launch`",
+    "parallelism_config": "cannot be written in a recipe; name it in the configuration of `accelerate launch`",
 }
 
 _SECRETS = ("hub_token", "push_to_hub_token")

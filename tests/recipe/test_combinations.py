@@ -105,8 +105,8 @@ def test_a_task_without_texts_refuses_what_is_said_of_them(
     head = "task: image-classification\n"
     lines = problems(f"{head}data: {{source: fakeddit, path: x, text: title, max_length: 64, on_empty_text: skip}}\n")
     assert lines == [
-        "r.yaml:2: data.text: an image classifier reads no texts, remove it; got 'title'",
-        "r.yaml:2: data.max_length: an image classifier reads no texts, remove it; got 64",
-        "r.yaml:2: data.on_empty_text: an image classifier reads no texts, remove it; got 'skip'",
+        "r.yaml:2: data.text: an image classifier reads no texts; remove it; got 'title'",
+        "r.yaml:2: data.max_length: an image classifier reads no texts; remove it; got 64",
+        "r.yaml:2: data.on_empty_text: an image classifier reads no texts; remove it; got 'skip'",
     ]
     assert load(load(f"{head}data: {{source: sample}}\n").to_yaml()).recipe

@@ -92,7 +92,7 @@ def test_a_tilde_removes_a_list_item() -> None:
         ("=1", "override =1: '' is not a key"),
         ("a..b=1", "override a..b=1: 'a..b' is not a key"),
         ("a.=1", "override a.=1: 'a.' is not a key"),
-        ("+a.b=1", "override +a.b=1: new keys need no +, write a.b=VALUE"),
+        ("+a.b=1", "override +a.b=1: new keys need no +; write a.b=VALUE"),
         ("++a.b=1", "write a.b=VALUE"),
         ("a=[1", "override a=[1: not YAML"),
         ("a={x: 1, x: 2}", "override a={x: 1, x: 2}: the key 'x' appears twice"),

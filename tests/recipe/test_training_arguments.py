@@ -90,15 +90,15 @@ def test_values_that_users_write_are_valid() -> None:
         (
             "warmup_ratio",
             0.1,
-            "warmup_ratio: removed from transformers, write the share as `warmup_steps` below 1; got 0.1",
+            "warmup_ratio: removed from transformers; write the share as `warmup_steps` below 1; got 0.1",
         ),
         (
             "evaluation_strategy",
             "no",
-            "evaluation_strategy: removed from transformers, write `eval_strategy`; got 'no'",
+            "evaluation_strategy: removed from transformers; write `eval_strategy`; got 'no'",
         ),
-        ("no_cuda", True, "no_cuda: removed from transformers, write `use_cpu`; got true"),
-        ("batch_size", 8, "batch_size: not a field of TrainingArguments, write `per_device_train_batch_size`; got 8"),
+        ("no_cuda", True, "no_cuda: removed from transformers; write `use_cpu`; got true"),
+        ("batch_size", 8, "batch_size: not a field of TrainingArguments; write `per_device_train_batch_size`; got 8"),
         (
             "remove_unused_columns",
             False,

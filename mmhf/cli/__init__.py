@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import mmhf
 from mmhf._version import __version__
@@ -136,7 +136,7 @@ def _list_recipes() -> None:
         sys.stdout.write(f"{name}\n{text}\n")
 
 
-def _expanded(name: str, value: Any) -> Any:
+def _expanded(name: str, value: object) -> object:
     """An argument with home folder and environment variables filled in, which shells do only at the start of a word.
 
     Raises:

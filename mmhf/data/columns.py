@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 IMAGE_TYPE = pa.struct({"path": pa.string(), "bytes": pa.binary()})
 
 
-def as_text(value: Any) -> str | None:
+def as_text(value: object) -> str | None:
     """Write a table's value as a string: whole floats as integers, booleans in lower case, missing values as None."""
     if isinstance(value, str):  # first, since nearly all values are
         return value.strip() or None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -174,7 +173,7 @@ def _describe(condition: ConditionSection | list[Scalar | None] | Scalar) -> str
     return _shown(condition)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(_shown(each) for each in value)
     return "null" if value is None else as_text(value) or ""

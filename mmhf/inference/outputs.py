@@ -73,7 +73,7 @@ def _to_arrow(values: Sequence[Any], *, nested: bool) -> pa.Array | pa.ChunkedAr
     return pa.array([None if value is None else _as_string(value) for value in values], pa.string())
 
 
-def _as_string(value: Any) -> str:
+def _as_string(value: object) -> str:
     if isinstance(value, str):
         return _encodable(value)
     try:
@@ -155,7 +155,7 @@ class CsvWriter:
         """Close the file."""
         self._stream.close()
 
-    def _cell(self, value: Any) -> str:
+    def _cell(self, value: object) -> str:
         if value is None:
             return ""
         if isinstance(value, str):

@@ -105,7 +105,7 @@ def dotted(path: KeyPath) -> str:
     return ".".join(str(part) for part in path)
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as messages show it: like YAML's flow style, cut when long."""
     if isinstance(value, str):
         text = repr(value)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.node import KeyPath, Node, Origin, dotted, merge
-from mmhf.recipe.schema_tree import annotation_at, takes_list, takes_only_text
+from mmhf.recipe.schema_tree import Annotation, annotation_at, takes_list, takes_only_text
 from mmhf.recipe.training_arguments import training_fields
 from mmhf.recipe.yaml_loader import parse_scalar, parse_yaml
 
@@ -68,7 +67,7 @@ def parse_override(text: str) -> Override:
         raise InputError(f"override {text[:60]}...: the number is too long") from error
 
 
-def apply_overrides(tree: Node, overrides: Sequence[Override], root: Any) -> Node:
+def apply_overrides(tree: Node, overrides: Sequence[Override], root: Annotation) -> Node:
     """The recipe with the overrides in it, the later ones over the earlier.
 
     Args:
@@ -114,7 +113,7 @@ def _parse_key(text: str, key: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _resolve(override: Override, tree: Node, root: Any) -> KeyPath:
+def _resolve(override: Override, tree: Node, root: Annotation) -> KeyPath:
     """The override's key with numbers for list indices."""
     path: list[str | int] = []
     values = tree.plain()
@@ -142,7 +141,7 @@ def _index(override: Override, part: str, path: list[str | int], node: Node | No
     return int(part)
 
 
-def _typed(override: Override, path: KeyPath, tree: Node, root: Any) -> Node:
+def _typed(override: Override, path: KeyPath, tree: Node, root: Annotation) -> Node:
     value = override.value
     assert value is not None
     if override.raw is None or value.value is None or isinstance(value.value, str):

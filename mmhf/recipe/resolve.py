@@ -18,7 +18,7 @@ from mmhf.recipe.combinations import combination_problems
 from mmhf.recipe.node import KeyPath, Node, Origin, Problem, as_input_error, dotted, merge, shown
 from mmhf.recipe.overrides import Override, apply_overrides, parse_override
 from mmhf.recipe.schema import RecipeBase
-from mmhf.recipe.schema_tree import alternatives, annotation_at, is_section, key_paths, sections_for
+from mmhf.recipe.schema_tree import Annotation, alternatives, annotation_at, is_section, key_paths, sections_for
 from mmhf.recipe.shipped import find_recipe, is_shipped, missing_recipe
 from mmhf.recipe.training_arguments import training_fields, training_problems, without_unset_fields
 from mmhf.recipe.validation import check_section, tag_problems
@@ -187,12 +187,12 @@ def _what_is_secret(value: str, kind: str) -> str:
     return f"holds a secret ({kind}); {_NO_SECRETS}"
 
 
-def _root_of(values: Any) -> type[RecipeBase] | None:
+def _root_of(values: object) -> type[RecipeBase] | None:
     task = values.get("task") if isinstance(values, dict) else None
     return RECIPE_BY_TASK.get(task) if isinstance(task, str) else None
 
 
-def _node(value: Any, origin: Origin, path: KeyPath = ()) -> Node:
+def _node(value: object, origin: Origin, path: KeyPath = ()) -> Node:
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
@@ -222,7 +222,7 @@ def _provenance(tree: Node, path: KeyPath) -> str:
     return overridden.provenance
 
 
-def read_recipe(path: str, root_of: Callable[[Any], Any]) -> Node:
+def read_recipe(path: str, root_of: Callable[[object], Annotation]) -> Node:
     """Read a recipe file with all that it extends.
 
     Args:
@@ -238,7 +238,7 @@ def read_recipe(path: str, root_of: Callable[[Any], Any]) -> Node:
     return _read(path, (), root_of)
 
 
-def drop_replaced(tree: Node, before: Any, after: Any, root: Any) -> Node:
+def drop_replaced(tree: Node, before: object, after: object, root: Annotation) -> Node:
     """`tree` without the keys that belonged to a tag value (`data.source`) that changed.
 
     Keys that every alternative has, such as `image_size`, stay; those that mean something else in each, such as
@@ -272,7 +272,7 @@ def drop_replaced(tree: Node, before: Any, after: Any, root: Any) -> Node:
     )
 
 
-def _read(path: str, extended_by: tuple[str, ...], root_of: Callable[[Any], Any]) -> Node:
+def _read(path: str, extended_by: tuple[str, ...], root_of: Callable[[object], Annotation]) -> Node:
     if not os.path.isfile(path):
         raise InputError(missing_recipe(path))
     tree = load_yaml(Path(path), path)
@@ -283,7 +283,7 @@ def _read(path: str, extended_by: tuple[str, ...], root_of: Callable[[Any], Any]
     return _extended(tree, path, extended_by, root_of)
 
 
-def _extended(tree: Node, path: str, extended_by: tuple[str, ...], root_of: Callable[[Any], Any]) -> Node:
+def _extended(tree: Node, path: str, extended_by: tuple[str, ...], root_of: Callable[[object], Annotation]) -> Node:
     """A recipe laid over what it extends."""
     extends = tree.value.get("extends")
     if extends is None:
@@ -294,7 +294,7 @@ def _extended(tree: Node, path: str, extended_by: tuple[str, ...], root_of: Call
     return merge(drop_replaced(base, base.plain(), merged, root_of(merged)), own)
 
 
-def _read_base(path: str, extends: Node, chain: tuple[str, ...], root_of: Callable[[Any], Any]) -> Node:
+def _read_base(path: str, extends: Node, chain: tuple[str, ...], root_of: Callable[[object], Annotation]) -> Node:
     place = f"{extends.origin.place}: extends"
     if not isinstance(extends.value, str) or not extends.value:
         raise InputError(f"{place}: must be the path of a recipe; got {shown(extends.plain())}")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from mmhf.recipe.node import KeyPath, dotted
 from mmhf.recipe.sections import Section
 
+Annotation: TypeAlias = Any
+"""What a key may be: a class, a union, `list[...]`, `Literal[...]`, `Annotated[...]`; typing has no type for these."""
 
-def alternatives(annotation: Any) -> tuple[Any, ...]:
+
+def alternatives(annotation: Annotation) -> tuple[Annotation, ...]:
     """The members of a union, without `Annotated` wrappers and without None."""
     if get_origin(annotation) is Annotated:
         return alternatives(get_args(annotation)[0])
@@ -22,7 +25,7 @@ def alternatives(annotation: Any) -> tuple[Any, ...]:
     return () if annotation is type(None) else (annotation,)
 
 
-def is_section(annotation: Any) -> typing.TypeGuard[type[Section]]:
+def is_section(annotation: Annotation) -> typing.TypeGuard[type[Section]]:
     # In Python 3.10, `list[str]` is an instance of `type`.
     is_class = isinstance(annotation, type) and get_origin(annotation) is None
     return is_class and issubclass(annotation, Section)
@@ -37,7 +40,7 @@ def tag_of(section: type[Section]) -> tuple[str, str] | None:
     return None
 
 
-def sections_for(annotation: Any, value: Any) -> list[type[Section]]:
+def sections_for(annotation: Annotation, value: object) -> list[type[Section]]:
     """The sections that `value` may be; several only when its tag is absent or wrong."""
     sections = [member for member in alternatives(annotation) if is_section(member)]
     chosen = [
@@ -48,7 +51,7 @@ def sections_for(annotation: Any, value: Any) -> list[type[Section]]:
     return chosen or sections
 
 
-def annotation_at(root: Any, path: KeyPath, values: Any) -> Any:
+def annotation_at(root: Annotation, path: KeyPath, values: object) -> Annotation:
     """The annotation of what stands at `path`, for the tags that `values` choose; None when the path is unknown."""
     annotation = root
     for part in path:
@@ -57,13 +60,13 @@ def annotation_at(root: Any, path: KeyPath, values: Any) -> Any:
     return annotation
 
 
-def fields_at(root: Any, path: KeyPath, values: Any) -> dict[str, FieldInfo]:
+def fields_at(root: Annotation, path: KeyPath, values: object) -> dict[str, FieldInfo]:
     """The keys that may be written in the section at `path`; empty when that is not a section."""
     sections = sections_for(annotation_at(root, path, values), _descend(values, path))
     return {name: field for section in sections for name, field in section.model_fields.items()}
 
 
-def chosen_tag(root: Any, path: KeyPath, values: Any) -> tuple[str, str] | None:
+def chosen_tag(root: Annotation, path: KeyPath, values: object) -> tuple[str, str] | None:
     """`("source", "fakeddit")` when the section at `path` was chosen among several by its tag."""
     annotation = annotation_at(root, path, values)
     sections = sections_for(annotation, _descend(values, path))
@@ -73,7 +76,7 @@ def chosen_tag(root: Any, path: KeyPath, values: Any) -> tuple[str, str] | None:
     return tag_of(sections[0])
 
 
-def takes_only_text(annotation: Any) -> bool:
+def takes_only_text(annotation: Annotation) -> bool:
     """Whether every value of this type is text, so that `1.10` can only mean the text "1.10"."""
     members = alternatives(annotation)
     return bool(members) and all(
@@ -82,16 +85,16 @@ def takes_only_text(annotation: Any) -> bool:
     )
 
 
-def takes_list(annotation: Any) -> bool:
+def takes_list(annotation: Annotation) -> bool:
     return any(get_origin(member) is list for member in alternatives(annotation))
 
 
-def key_paths(root: Any) -> Iterator[tuple[str, str]]:
+def key_paths(root: Annotation) -> Iterator[tuple[str, str]]:
     """Every (key, dotted path) of the schema; list items stand at index 0."""
     yield from _key_paths(root, ())
 
 
-def _key_paths(annotation: Any, path: KeyPath) -> Iterator[tuple[str, str]]:
+def _key_paths(annotation: Annotation, path: KeyPath) -> Iterator[tuple[str, str]]:
     for member in alternatives(annotation):
         if get_origin(member) is list:
             yield from _key_paths(get_args(member)[0], (*path, 0))
@@ -101,7 +104,7 @@ def _key_paths(annotation: Any, path: KeyPath) -> Iterator[tuple[str, str]]:
                 yield from _key_paths(field.annotation, (*path, name))
 
 
-def _step(annotation: Any, part: str | int, value: Any) -> Any:
+def _step(annotation: Annotation, part: str | int, value: object) -> Annotation:
     for section in sections_for(annotation, value):
         if part in section.model_fields:
             return section.model_fields[str(part)].annotation
@@ -113,7 +116,7 @@ def _step(annotation: Any, part: str | int, value: Any) -> Any:
     return None
 
 
-def _child(value: Any, part: str | int) -> Any:
+def _child(value: object, part: str | int) -> object:
     if isinstance(value, dict):
         return value.get(part)
     if isinstance(value, list) and isinstance(part, int) and part < len(value):
@@ -121,7 +124,7 @@ def _child(value: Any, part: str | int) -> Any:
     return None
 
 
-def _descend(value: Any, path: KeyPath) -> Any:
+def _descend(value: object, path: KeyPath) -> object:
     for part in path:
         value = _child(value, part)
     return value

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from mmhf.recipe.node import KeyPath, Node, Problem, shown
+from mmhf.recipe.schema_tree import Annotation
 from mmhf.recipe.validation import unknown_key, value_problems
 
 TABLE = Path(__file__).with_name("training_fields.json")
@@ -121,7 +122,7 @@ def without_unset_fields(tree: Node) -> Node:
 
 
 @functools.cache
-def training_fields() -> dict[str, Any]:
+def training_fields() -> dict[str, Annotation]:
     """The fields that a recipe may set: name → annotation, with enums as the literals of their values."""
     return {name: _annotation(name, field["type"]) for name, field in _table().items()}
 
@@ -166,14 +167,14 @@ _TYPES = {
 }
 
 
-def _annotation(name: str, members: list[Any]) -> Any:
+def _annotation(name: str, members: list[Any]) -> Annotation:
     if name in _BOUNDS:
-        bounded: Any = Annotated[_member(members[0]), _BOUNDS[name]]
+        bounded: Annotation = Annotated[_member(members[0]), _BOUNDS[name]]
         return bounded | None if "null" in members else bounded
     return functools.reduce(operator.or_, (_member(member) for member in members))
 
 
-def _member(member: Any) -> Any:
+def _member(member: Any) -> Annotation:
     if isinstance(member, str):
         return _TYPES[member]
     if "one of" in member:
@@ -181,20 +182,20 @@ def _member(member: Any) -> Any:
     return list[_member(member["list of"][0])]  # type: ignore[misc]
 
 
-def _takes_null(annotation: Any) -> bool:
+def _takes_null(annotation: Annotation) -> bool:
     return type(None) in _members(annotation)
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
+def _members(hint: Annotation) -> tuple[Annotation, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 @functools.cache
-def _adapter(annotation: Any) -> TypeAdapter[Any]:
+def _adapter(annotation: Annotation) -> TypeAdapter[Any]:
     return TypeAdapter(annotation, config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
-def _field_problems(path: KeyPath, value: Any, annotation: Any) -> list[Problem]:
+def _field_problems(path: KeyPath, value: object, annotation: Annotation) -> list[Problem]:
     try:
         _adapter(annotation).validate_python(value)
     except ValidationError as error:

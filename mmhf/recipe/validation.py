@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from mmhf.recipe import schema_tree
 from mmhf.recipe.nearest import nearest_names
 from mmhf.recipe.node import KeyPath, Problem, shown
+from mmhf.recipe.schema_tree import Annotation
 from mmhf.recipe.sections import SecretValueError, Section
 from mmhf.recipe.yaml_loader import parse_scalar
 
@@ -53,7 +54,7 @@ _OF_TASKS: dict[KeyPath, str] = {
 
 
 def recipe_problems(
-    error: ValidationError, values: dict[str, Any], root: Any, elsewhere: Iterable[tuple[str, str]]
+    error: ValidationError, values: dict[str, Any], root: Annotation, elsewhere: Iterable[tuple[str, str]]
 ) -> list[Problem]:
     """The problems found by validating `values` against the section `root`, in the recipe's own paths."""
     problems: list[Problem] = []
@@ -64,14 +65,14 @@ def recipe_problems(
     return [problem for problem in problems if not (problem.what == _MISSING and problem.path in meant)]
 
 
-def value_problems(error: ValidationError, value: Any, path: KeyPath) -> list[Problem]:
+def value_problems(error: ValidationError, value: object, path: KeyPath) -> list[Problem]:
     """The problems found by validating one `value` at `path`."""
     grouped = _by_path(error.errors(include_url=False), value, None)
     return [_value_problem((*path, *inner), details) for inner, details in grouped.items()]
 
 
 def unknown_key(
-    path: KeyPath, value: Any, valid: Iterable[str], *, elsewhere: Iterable[tuple[str, str]] = (), note: str = ""
+    path: KeyPath, value: object, valid: Iterable[str], *, elsewhere: Iterable[tuple[str, str]] = (), note: str = ""
 ) -> Problem:
     """The problem of a key that does not exist.
 
@@ -92,7 +93,7 @@ def unknown_key(
     return Problem(path, f"unknown key{note}{listed}", shown(value), nearest)
 
 
-def _by_path(errors: list[ErrorDetails], values: Any, root: Any) -> dict[KeyPath, list[ErrorDetails]]:
+def _by_path(errors: list[ErrorDetails], values: Any, root: Annotation) -> dict[KeyPath, list[ErrorDetails]]:
     grouped: dict[KeyPath, list[ErrorDetails]] = {}
     in_union: set[KeyPath] = set()
     for details in errors:
@@ -108,7 +109,7 @@ def _by_path(errors: list[ErrorDetails], values: Any, root: Any) -> dict[KeyPath
     }
 
 
-def _path_in_values(details: ErrorDetails, values: Any, root: Any) -> KeyPath:
+def _path_in_values(details: ErrorDetails, values: Any, root: Annotation) -> KeyPath:
     """pydantic's location without the names of union members that it puts between the keys."""
     path: list[str | int] = []
     loc, node, skipped = details["loc"], values, False
@@ -130,7 +131,7 @@ def _problems_at(
     path: KeyPath,
     errors: list[ErrorDetails],
     values: dict[str, Any],
-    root: Any,
+    root: Annotation,
     elsewhere: Iterable[tuple[str, str]],
 ) -> list[Problem]:
     first = errors[0]
@@ -144,7 +145,7 @@ def _problems_at(
     return [_value_problem(path, errors)]
 
 
-def tag_problems(annotation: Any, path: KeyPath, values: dict[str, Any]) -> list[Problem]:
+def tag_problems(annotation: Annotation, path: KeyPath, values: dict[str, Any]) -> list[Problem]:
     """The problems of a section whose tag (`task`, `source`) is absent or wrong. Where it is absent, keys
     are checked against those of all sections; where it is wrong, they are not checked."""
     sections = schema_tree.sections_for(annotation, None)
@@ -194,7 +195,7 @@ def _constraint(details: ErrorDetails) -> str:
     return message[:1].lower() + message[1:]
 
 
-def _quotes(given: Any, kinds: list[str]) -> str:
+def _quotes(given: object, kinds: list[str]) -> str:
     """The usual mistake about quotes, if it was made."""
     if kinds == ["text"] and isinstance(given, bool | int | float):
         return " (put it in quotes)"
@@ -206,7 +207,7 @@ def _quotes(given: Any, kinds: list[str]) -> str:
     return ""
 
 
-def _meant_bool(given: Any, kinds: list[str]) -> tuple[str, ...]:
+def _meant_bool(given: object, kinds: list[str]) -> tuple[str, ...]:
     if "true or false" not in kinds or not isinstance(given, str):
         return ()
     meant = _YAML_1_1_BOOLS.get(given.lower())

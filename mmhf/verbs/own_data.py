@@ -159,7 +159,7 @@ def columns_of(data: OwnData) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _is_missing(value: Any) -> bool:
+def _is_missing(value: object) -> bool:
     return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value))
 
 
@@ -177,7 +177,7 @@ def _columns_of_data_set(data: datasets.Dataset) -> dict[str, list[Any]]:
     return columns
 
 
-def _row(row: Any, data: Any) -> dict[str, Any]:
+def _row(row: object, data: object) -> dict[str, Any]:
     """A row of a torch data set or list: a dict, or an image with its label or captions as torchvision gives them."""
     if isinstance(row, Mapping):
         return dict(row)
@@ -191,7 +191,7 @@ def _row(row: Any, data: Any) -> dict[str, Any]:
     raise InputError(f"a row of the data is a {type(row).__name__}; give dicts of columns, or (image, label) tuples")
 
 
-def _image_cell(value: Any, row: int) -> dict[str, Any]:
+def _image_cell(value: object, row: int) -> dict[str, Any]:
     if value is None:
         return {"path": None, "bytes": None}
     if isinstance(value, str | Path):

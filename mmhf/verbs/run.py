@@ -106,5 +106,5 @@ class Run:
         return f"<p><b>{html.escape(str(self.folder))}</b> · {link}</p><table>{rows}</table>{drawn}"
 
 
-def _number(value: Any) -> str:
+def _number(value: object) -> str:
     return "undefined" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

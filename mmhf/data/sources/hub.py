@@ -150,7 +150,7 @@ def _split_names(section: HubDataSection | CaptionHubSection, available: Collect
     return match_splits(given, available, section.path)
 
 
-def _name_of(feature: Any, value: Any) -> str | None:
+def _name_of(feature: object, value: object) -> str | None:
     if isinstance(feature, datasets.ClassLabel) and isinstance(value, int):
         return feature.int2str(value) if value >= 0 else None
     return as_text(value)

@@ -180,7 +180,7 @@ def _references(table: TableFile, ids: Sequence[str], exclude: str | None = None
     return by_image, num_empty
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     try:
         return [as_text(text) or "" for text in captions_in(value)]
     except ValueError:  # a number, or a text that only begins like a list

@@ -229,6 +229,28 @@ def read_rows(
     if IMAGE in given and reads[IMAGE] is False:
         raise InputError("columns.image: texts alone are read")
     path = _table_file(Path(input_path), needs_table=reads[TEXT] is True)
+    table, table_hash = _read_table_or_folder(path)
+    if limit is not None:
+        table = table.select(list(range(min(limit, len(table.rows)))))
+    trained_on = {} if path.is_dir() else _trained_columns(model_dir)
+    image_column, text_columns = _choose_columns(table, given, reads, trained_on, captions=captions)
+    if not text_columns and image_column is None:
+        raise InputError(f"{path}: has neither a column of images nor one of texts; name one with --column")
+    of_captions = {*trained_on.get("captions", ()), *_CAPTION_COLUMNS} if captions else set()
+    table, texts = _with_texts(table, text_columns, of_captions)
+    beside = path if path.is_dir() else path.parent
+    return TableRows(
+        table=table,
+        texts=texts,
+        image_column=image_column,
+        text_columns=text_columns,
+        folder=DataFolder(_image_root(beside, image_root, trained_on.get("image_dirs", ()))),
+        table_hash=table_hash,
+    )
+
+
+def _read_table_or_folder(path: Path) -> tuple[TableFile, str]:
+    """The rows of a table, or of a folder's images in the order of their names, and a hash of them."""
     if path.is_dir():
         names = sorted(list_folder(path, on_link_out="skip").images)
         table = TableFile.of(str(path), {"file_name": names})
@@ -237,9 +259,18 @@ def read_rows(
         table, table_hash = read_table(path), files_hash([path])
     if not table.rows:
         raise InputError(f"{path}: has no {'images' if path.is_dir() else 'rows'}")
-    if limit is not None:
-        table = table.select(list(range(min(limit, len(table.rows)))))
-    trained_on = {} if path.is_dir() else _trained_columns(model_dir)
+    return table, table_hash
+
+
+def _choose_columns(
+    table: TableFile,
+    given: Mapping[str, str],
+    reads: Mapping[str, bool | None],
+    trained_on: Mapping[str, Sequence[str]],
+    *,
+    captions: bool,
+) -> tuple[str | None, tuple[str, ...]]:
+    """The column of images and those of texts: what is given, else what the model was trained on, else the usual."""
     candidates = {
         role: [given[role]] if role in given else [*trained_on.get(role, ()), *usual]
         for role, usual in _USUAL_COLUMNS.items()
@@ -255,18 +286,7 @@ def read_rows(
     text_columns: tuple[str, ...] = () if chosen.get(TEXT) is None else (str(chosen[TEXT]),)
     if captions and TEXT not in given and text_columns[:1] == trained_captions[:1]:
         text_columns = tuple(name for name in trained_captions if name in table.columns)
-    if not text_columns and chosen.get(IMAGE) is None:
-        raise InputError(f"{path}: has neither a column of images nor one of texts; name one with --column")
-    table, texts = _with_texts(table, text_columns, {*trained_captions, *_CAPTION_COLUMNS} if captions else set())
-    beside = path if path.is_dir() else path.parent
-    return TableRows(
-        table=table,
-        texts=texts,
-        image_column=chosen.get(IMAGE),
-        text_columns=text_columns,
-        folder=DataFolder(_image_root(beside, image_root, trained_on.get("image_dirs", ()))),
-        table_hash=table_hash,
-    )
+    return chosen.get(IMAGE), text_columns
 
 
 def _with_texts(

@@ -147,12 +147,20 @@ def plan(
     found.missing += unreachable
     if unreachable or found.problems:
         return found
+    _plan_stages(task, found, data, args, num_rows=num_rows, time=time)
+    return found
+
+
+def _plan_stages(
+    task: AnyTask, found: Plan, data: LoadedData | None, args: TrainingArguments, *, num_rows: int | None, time: bool
+) -> None:
+    """Work out what each stage would train, cache and take, on a model without weights."""
     parent = _find_parent(task, found)
     model = task.build_model(data, parent=parent, device="meta")
     found.run["images"] = _describe_images(model, args)
     # Without data an epoch has no length: shapes and rates are still planned, as if it had one step.
     stage_plan = build_stage_plan(model, task.recipe, args, num_rows or args.per_device_train_batch_size)
-    if one_row := stages_with_one_row(resolved.recipe, args, num_rows):
+    if one_row := stages_with_one_row(task.recipe, args, num_rows):
         with _as_problem(found):
             check_batches_of_one(stage_plan, task.example_inputs(1, "meta"), one_row)
     optimizer = task.recipe.optimizer.name if task.recipe.optimizer else str(args.optim)
@@ -176,7 +184,6 @@ def plan(
         fresh_plan = build_stage_plan(fresh, task.recipe, args, num_rows or args.per_device_train_batch_size)
         inputs = task.example_inputs(args.per_device_train_batch_size, str(args.device))
         found.times = measure_stages(fresh_plan, inputs, accumulation=args.gradient_accumulation_steps)
-    return found
 
 
 @contextlib.contextmanager

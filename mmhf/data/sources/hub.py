@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,16 +59,7 @@ def read_hub(section: HubDataSection | CaptionHubSection, reading: Reading) -> S
     origin = f"data set {section.path}"
     loaded = load_hub_splits(section.path, section.name, revision=section.revision)
     split_column = section.split_column if isinstance(section, CaptionHubSection) else None
-    if split_column is not None:
-        if len(loaded) > 1:
-            raise InputError(f"data.split_column: {origin} is split already, into {', '.join(loaded)}")
-        names: dict[str | None, str] = {None: next(iter(loaded))}
-    else:
-        names = dict(_split_names(section, loaded).items())
-        if section.split is not None:
-            if "train" not in names:
-                raise InputError(f"{origin}: no split 'train' for data.split to cut; name it in data.splits")
-            names = {None: names["train"]}
+    names = _splits_to_read(section, list(loaded), origin, has_column=split_column is not None)
     extra = [*section.filters.columns(), *reading.extra_columns]
     if isinstance(section.split, SplitSection) and section.split.group_by is not None:
         extra.append(section.split.group_by)
@@ -95,6 +86,22 @@ def read_hub(section: HubDataSection | CaptionHubSection, reading: Reading) -> S
     part = Part(origin, EmbeddedImages(datasets.Image(decode=False)))
     rows = datasets.concatenate_datasets([rows for rows, _ in parts])
     return SourceTable(rows, {None: part}, label_of, section.split, used=used)
+
+
+def _splits_to_read(
+    section: HubDataSection | CaptionHubSection, available: Sequence[str], origin: str, *, has_column: bool
+) -> dict[str | None, str]:
+    """Our split → the data set's; None: the rows are split by a column, or by `data.split`."""
+    if has_column:
+        if len(available) > 1:
+            raise InputError(f"data.split_column: {origin} is split already, into {', '.join(available)}")
+        return {None: available[0]}
+    names = _split_names(section, available)
+    if section.split is None:
+        return dict(names.items())
+    if "train" not in names:
+        raise InputError(f"{origin}: no split 'train' for data.split to cut; name it in data.splits")
+    return {None: names["train"]}
 
 
 def _stream_labelled(section: HubDataSection) -> SourceTable:

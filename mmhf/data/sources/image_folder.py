@@ -6,12 +6,14 @@ import logging
 import os
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from mmhf.data.columns import named_images
 from mmhf.data.images import DataFolder, find_name_escape
@@ -83,17 +85,7 @@ def read_image_folder(section: ImageFolderDataSection, reading: Reading) -> Sour
     }
     used = None
     if isinstance(where, CachedImages):
-        # The images stay in the cache, in its order.
-        place_of = {path: place for place, path in enumerate(listing.images)}
-        used = np.array([place_of[path] for path in paths], dtype=np.int64)
-        places = np.zeros(len(where.table), dtype=np.int64)
-        places[used] = np.arange(len(used))
-        unused = np.ones(len(places), dtype=bool)
-        unused[used] = False
-        table = make_rows({**columns, "image": [NO_IMAGE] * len(found)}).remove_columns("image").data.table
-        rows = datasets.concatenate_datasets(
-            [where.table, as_dataset(table.take(pa.array(places, mask=unused)))], axis=1
-        )
+        rows, used = _beside_cached_images(where, columns)
         images: Images = EmbeddedImages(datasets.Image(decode=False))
     else:
         rows = make_rows({**columns, "image": named_images(paths)})
@@ -110,8 +102,19 @@ def read_image_folder(section: ImageFolderDataSection, reading: Reading) -> Sour
     return SourceTable(rows, {None: Part(section.path, images)}, label_of, cut, used)
 
 
-def _files(folder: Path, section: ImageFolderDataSection) -> ImageFiles:
-    return ImageFiles(folder, listed=True, follow_links=section.follow_links)
+def _beside_cached_images(
+    cached: CachedImages, columns: Mapping[str, Any]
+) -> tuple[datasets.Dataset, NDArray[np.int64]]:
+    """Rows beside the images of an archive, which stay in the cache in its order; and the place of each row."""
+    place_of = {path: place for place, path in enumerate(cached.listing.images)}
+    used = np.array([place_of[path] for path in columns["id"]], dtype=np.int64)
+    row_of = np.zeros(len(cached.table), dtype=np.int64)
+    row_of[used] = np.arange(len(used))
+    is_unused = np.ones(len(row_of), dtype=bool)
+    is_unused[used] = False
+    table = make_rows({**columns, "image": [NO_IMAGE] * len(used)}).remove_columns("image").data.table
+    rows = as_dataset(table.take(pa.array(row_of, mask=is_unused)))
+    return datasets.concatenate_datasets([cached.table, rows], axis=1), used
 
 
 def _open(section: ImageFolderDataSection) -> tuple[Path | RemotePath | CachedImages, Listing]:

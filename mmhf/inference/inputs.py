@@ -292,7 +292,7 @@ def _choose_columns(
 def _with_texts(
     table: TableFile, columns: Sequence[str], of_captions: Collection[str]
 ) -> tuple[TableFile, pa.Array | None]:
-    """Each row's texts, and the table with the rows whose texts are none marked as malformed."""
+    """Each row's texts, and the table with rows marked as malformed whose texts cannot be read."""
     if not columns:
         return table, None
     values = table.columns[columns[0]]

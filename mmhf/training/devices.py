@@ -1,4 +1,4 @@
-"""What a run does by the device at hand, where its recipe is silent: precision, copies, processes that read."""
+"""Settings that suit the device, where a recipe is silent: precision, copies to the GPU, processes that read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Precision:
 def choose_precision(training: Mapping[str, Any]) -> Precision:
     """What the recipe says, else what accelerate was configured with, else what suits the device.
 
-    `mixed_precision: no` is what `accelerate launch` says without being asked: it leaves the choice to the device.
+    `accelerate launch` says `mixed_precision: no` by default, so this leaves the choice to the device.
 
     Args:
         training (`Mapping[str, Any]`): The recipe's `training` section, as it is written.
@@ -68,8 +68,8 @@ def choose_precision(training: Mapping[str, Any]) -> Precision:
 def device_defaults(training: Mapping[str, Any], *, is_stream: bool) -> dict[str, Any]:
     """Values of `TrainingArguments` that suit the device, for keys that a recipe leaves open.
 
-    None of them changes the order of samples, nor how one looks. On a CPU nothing is set: processes that read would
-    take cores from the one that computes.
+    None of them changes the order of samples or what a sample looks like. On a CPU no readers are started: they would
+    take cores from the process that computes.
 
     Args:
         training (`Mapping[str, Any]`): The recipe's `training` section.
@@ -81,12 +81,12 @@ def device_defaults(training: Mapping[str, Any], *, is_stream: bool) -> dict[str
     precision = choose_precision(training)
     if not uses_cuda(training):
         return {"dataloader_pin_memory": False}  # TrainingArguments itself reads what accelerate was launched with
-    # From pinned memory a copy goes on while the program does.
+    # A copy from pinned memory runs beside the program.
     values: dict[str, Any] = {"dataloader_pin_memory": True, "accelerator_config": {"non_blocking": True}}
     if precision.mixed != "no":
         values[precision.mixed] = True
     if precision.mixed != "no" and torch.cuda.get_device_capability() >= _TF32_FROM:
-        values["tf32"] = True  # what stays fp32 under autocast needs no more than its neighbours have
+        values["tf32"] = True  # what stays fp32 under autocast needs no more precision than what surrounds it
     if not is_stream and "dataloader_num_workers" not in training:
         own_cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if workers := min(max(own_cores - 1, 0), _MOST_WORKERS):

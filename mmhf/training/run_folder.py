@@ -1,4 +1,4 @@
-"""The folder of a run: where it lies, whether it may be used, where to go on."""
+"""The folder of a run: where it is, whether it may be used, where a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class RunFolder:
 
     Attributes:
         path (`Path`): The folder; it need not exist yet.
-        checkpoint (`Path`, *optional*): Where an interrupted run goes on; None for a new run.
+        checkpoint (`Path`, *optional*): Where a stopped run resumes; None for a new run.
         is_finished (`bool`): Whether training and evaluation are done, so that only the release is missing.
-        changes (`tuple[str, ...]`): What is otherwise than when the checkpoint was written, as `key: old → new`.
+        changes (`tuple[str, ...]`): What has changed since the checkpoint was written, as `key: old → new`.
     """
 
     path: Path
@@ -79,10 +79,10 @@ class RunFolder:
             yield
 
     def _note_changes(self, checkpoint: Path, resolved: ResolvedRecipe) -> None:
-        """Write into the run's history what is otherwise from now on, and whose checkpoint this is."""
+        """Write into the run's history what changes from now on, and which run the checkpoint is from."""
         run, step = checkpoint.parent, step_of(checkpoint)
         is_foreign = run.resolve() != self.path.resolve()
-        # Steps that a damaged checkpoint lost were not trained as they are again.
+        # Steps that were lost with a damaged checkpoint are trained again, as the recipe says now.
         history = [{**entry, "step": min(entry["step"], step)} for entry in run_history(run)]
         if self.changes or is_foreign:
             sections = changed_sections(load_recipe(run / RECIPE_FILE), resolved)
@@ -99,7 +99,7 @@ def steps_done(run_dir: Path) -> int:
 
 
 def run_history(run_dir: Path) -> list[dict[str, Any]]:
-    """What was changed in a run on the way: steps done, changes, sections of the recipe as they were before."""
+    """Changes made to a run on the way: steps done by then, what changed, and the recipe's sections before that."""
     path = run_dir / CHANGES_FILE
     if not path.is_file():
         return []
@@ -140,27 +140,27 @@ def find_run_folder(
     conditions: Mapping[str, str] | None = None,
     allow_changes: bool = False,
 ) -> RunFolder:
-    """Look whether a folder may be trained in, and where a run in it stopped. Changes nothing.
+    """Find out whether a folder may be trained in, and where a run in it stopped. Changes nothing.
 
-    A run that was stopped before its first checkpoint has nothing to go on from: it may begin again with any recipe.
-    A run without a checkpoint of its own goes on from `training.resume_from_checkpoint`, one of another run. More
-    epochs or steps of the last stage are no other recipe: a run is trained longer so, also a finished one.
+    A run that was stopped before its first checkpoint has nothing to resume: it may begin again with any recipe. A
+    run without a checkpoint of its own resumes from `training.resume_from_checkpoint`, a checkpoint of another run.
+    More epochs or steps of the last stage do not make another recipe: they train a run longer, a finished one, too.
 
     Args:
         path (`Path`): The folder.
         resolved (`ResolvedRecipe`): The recipe about to be trained.
         conditions (`Mapping[str, str]`, *optional*): Those of now, as `run_conditions` gives them.
-        allow_changes (`bool`, defaults to `False`): Go on although the recipe is not the one that the run began with.
+        allow_changes (`bool`, defaults to `False`): Resume even if the run began with another recipe.
 
     Raises:
         InputError: The folder holds a finished run, another recipe's run, or files that are no run; or the checkpoint
-            that the recipe names cannot be gone on from.
+            that the recipe names cannot be resumed from.
     """
     named = resolved.recipe.training.get("resume_from_checkpoint")
     if named is not None and Path(named).parent.resolve() == path.resolve():
         raise InputError(
-            f"training.resume_from_checkpoint: {named} lies in training.output_dir, where the latest checkpoint is "
-            "gone on from anyhow; choose another training.output_dir to go on from an earlier one"
+            f"training.resume_from_checkpoint: {named} lies in training.output_dir, where training resumes from the "
+            "latest checkpoint anyway; choose another training.output_dir to resume from an earlier one"
         )
     if path.exists() and not path.is_dir():
         raise InputError(f"training.output_dir: {path} is a file; choose a folder")
@@ -168,7 +168,7 @@ def find_run_folder(
         if path.is_dir() and any(entry.name != _LOCK_FILE for entry in path.iterdir()):
             if complete_checkpoints(path):
                 raise DamagedError(
-                    f"{path}: {RECIPE_FILE} is missing, so that nobody knows what its checkpoints are of; restore it, "
+                    f"{path}: {RECIPE_FILE} is missing, so nobody knows what its checkpoints belong to; restore it, "
                     "or choose another training.output_dir"
                 )
             raise InputError(f"{path} holds files but no run; choose another training.output_dir")
@@ -197,7 +197,7 @@ def find_run_folder(
 
 
 def _is_longer(old: ResolvedRecipe, new: ResolvedRecipe) -> bool:
-    """Whether all that a recipe changes is that its last stage becomes longer."""
+    """Whether a recipe changes nothing but the length of its last stage, which grows."""
     before, after = old.leaves(), new.leaves()
     changed = {key.partition(":")[0] for key in recipe_changes(old, new)}
     last = f"stages.{len(new.recipe.stages or []) - 1}"
@@ -217,7 +217,7 @@ def _is_longer(old: ResolvedRecipe, new: ResolvedRecipe) -> bool:
 def _named_checkpoint(
     path: Path, resolved: ResolvedRecipe, conditions: Mapping[str, str], allow_changes: bool
 ) -> RunFolder:
-    """A new run; it goes on from `training.resume_from_checkpoint`, one of another run of the same recipe."""
+    """A new run; it resumes from `training.resume_from_checkpoint`, a checkpoint of another run, if that is given."""
     key, recipe = "training.resume_from_checkpoint", resolved.recipe
     given = recipe.training.get("resume_from_checkpoint")
     if given is None:
@@ -243,7 +243,7 @@ def _refuse_changes(run: Path, changes: Sequence[str], allow_changes: bool) -> N
     if changes and not allow_changes:
         raise InputError(
             f"{run} holds a run of another recipe ({'; '.join(changes)}); choose another training.output_dir, "
-            "or add --allow-changes to go on with the new recipe, which the run's history will tell"
+            "or add --allow-changes to continue with the new recipe, which the run's history will record"
         )
     for change in changes:
         logger.warning("The recipe changed since the run began: %s", change)

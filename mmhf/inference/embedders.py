@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from mmhf.conventions import Processor
 from mmhf.data.pixels import PicturePreparer
 from mmhf.errors import InputError
-from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, model_hash, read_rows
+from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, model_hash
 from mmhf.inference.jobs import EMBEDDING_SUFFIX, Batch, JobSettings, JobSummary, place_rows
 from mmhf.inference.loading import load_model, load_with, model_type_of
 from mmhf.inference.outputs import check_output, refuse_existing
@@ -263,17 +263,10 @@ def _read(
     unknown = [name for name in modalities if name not in embedder.modalities]
     if unknown:
         raise InputError(f"modalities: the model does not embed {unknown[0]}, but {' and '.join(embedder.modalities)}")
-    rows = read_rows(
-        input_path,
-        model_dir=model_dir,
-        columns=settings.columns,
-        image_root=settings.image_root,
-        limit=settings.limit,
-        reads={
-            name: name in modalities if modalities else (None if name in embedder.modalities else False)
-            for name in (IMAGE, TEXT)
-        },
-        captions=True,
-    )
+    reads = {
+        name: name in modalities if modalities else (None if name in embedder.modalities else False)
+        for name in (IMAGE, TEXT)
+    }
+    rows = settings.read(input_path, model_dir, reads=reads, captions=True)
     found = {IMAGE: rows.image_column is not None, TEXT: bool(rows.text_columns)}
     return rows, [name for name, is_there in found.items() if is_there]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from mmhf.errors import InputError
-from mmhf.inference.inputs import Example, TableRows
+from mmhf.inference.inputs import Example, TableRows, read_rows
 from mmhf.inference.loading import choose_device
 
 EMBEDDING_SUFFIX = "_embedding"
@@ -63,6 +63,25 @@ class JobSettings:
         if self.device is None and accelerator is not None and "LOCAL_RANK" in os.environ:
             return torch.device(accelerator.type, int(os.environ["LOCAL_RANK"]) % torch.accelerator.device_count())
         return choose_device(self.device)
+
+    def read(
+        self,
+        input_path: str | Path,
+        model_dir: str | Path | None,
+        *,
+        reads: Mapping[str, bool | None],
+        captions: bool = False,
+    ) -> TableRows:
+        """`read_rows` of these columns, this folder of images and this many rows."""
+        return read_rows(
+            input_path,
+            model_dir=model_dir,
+            columns=self.columns,
+            image_root=self.image_root,
+            limit=self.limit,
+            reads=reads,
+            captions=captions,
+        )
 
     def facts(self, rows: TableRows, device: torch.device) -> dict[str, str]:
         """The settings and inputs that the results of any job depend on."""

@@ -15,7 +15,7 @@ from mmhf.data.pixels import PicturePreparer
 from mmhf.data.text_embeddings import TextEmbeddingTable, TextTableProcessor
 from mmhf.errors import InputError
 from mmhf.inference.captioning import check_generation
-from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, files_hash, model_hash, read_rows
+from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, files_hash, model_hash
 from mmhf.inference.jobs import Batch, JobSettings, JobSummary, place_rows
 from mmhf.inference.loading import load_model, takes_text
 from mmhf.inference.outputs import check_output, refuse_existing
@@ -259,14 +259,7 @@ def predict_table(
         refuse_existing(output)
     device = settings.choose_device()
     model, processor = load_model(model_dir, needs="predictor", device=device)
-    rows = read_rows(
-        input_path,
-        model_dir=model_dir,
-        columns=settings.columns,
-        image_root=settings.image_root,
-        limit=settings.limit,
-        reads={TEXT: takes_text(model)},
-    )
+    rows = settings.read(input_path, model_dir, reads={TEXT: takes_text(model)})
     if text_embeddings is not None:
         processor = _with_table(model, processor, rows, Path(text_embeddings))
     predictor = family_of(model).load("predictor").of(model, processor, threshold=threshold, generation=generation)

@@ -18,7 +18,7 @@ from mmhf.data.readers import TableFile
 from mmhf.data.text_embeddings import EMBEDDING_COLUMN, ENCODER_KEY, HASH_COLUMN, text_hashes
 from mmhf.errors import InputError
 from mmhf.inference.embedders import EmbedderInputs, RowEmbedder
-from mmhf.inference.inputs import IMAGE, TEXT, TableRows, read_rows
+from mmhf.inference.inputs import IMAGE, TEXT, TableRows
 from mmhf.inference.jobs import JobSettings, JobSummary
 from mmhf.inference.loading import choose_device
 from mmhf.inference.outputs import check_output, refuse_existing
@@ -185,7 +185,7 @@ def embed_texts(
         refuse_existing(output)
     rows = input_path
     if not isinstance(rows, TableRows):
-        rows = read_rows(rows, columns=settings.columns, limit=settings.limit, reads={IMAGE: False})
+        rows = settings.read(rows, None, reads={IMAGE: False})
     device = settings.choose_device()
     embedder = load_text_embedder(name, encoding, device=device)
     facts = embedder.facts.to_dict()

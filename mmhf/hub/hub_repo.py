@@ -67,7 +67,9 @@ def download_model(repo: str, revision: str | None, *, only: Sequence[str] | Non
         if not verify or only is not None:
             return path
         if not (path / CONFIG_FILE).is_file():
-            _fetch_if_there(repo, RELEASE_FILE, path.name)  # the cache may hold a listing of files that was damaged
+            # The cache may hold a listing of files that was damaged.
+            with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
+                with_retries(lambda: hf_hub_download(repo, RELEASE_FILE, revision=path.name))
         if not (path / RELEASE_FILE).is_file():
             return path
         try:
@@ -79,11 +81,6 @@ def download_model(repo: str, revision: str | None, *, only: Sequence[str] | Non
                 with_retries(lambda: hf_hub_download(repo, name, revision=path.name, force_download=True))  # noqa: B023
             verify_release(path)
     return path
-
-
-def _fetch_if_there(repo: str, name: str, commit: str) -> None:
-    with contextlib.suppress(EntryNotFoundError, LocalEntryNotFoundError):
-        with_retries(lambda: hf_hub_download(repo, name, revision=commit))
 
 
 def download_file(repo: str, name: str, revision: str | None) -> Path | None:

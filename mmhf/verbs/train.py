@@ -135,7 +135,7 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
         shapes = build_stage_plan(task.build_model(data, parent=parent_dir, device="meta"), recipe, args, num_rows)
         check_batches_of_one(shapes, task.example_inputs(1, "meta"), stages)
     _set_verbosity(args)
-    folder = _find_folder_once(part, args, place)
+    folder = _find_folder(part, args, place)
     is_just_done = not folder.is_finished or steps_done(folder.path) == part.until_step
     after = replace(place, run_dir=folder.path, allow_changes=place.allow_changes or is_just_done)
     if folder.is_finished:
@@ -274,13 +274,19 @@ def _facts(trainer: MMTrainer, data: LoadedData) -> dict[str, object]:
     }
 
 
-def _find_folder_once(part: RunPart, args: TrainingArguments, place: _Place) -> RunFolder:
+def _find_folder(part: RunPart, args: TrainingArguments, place: _Place) -> RunFolder:
     """Let the first process choose the run folder and tell the others, or all of them what is wrong with it."""
     args.device  # noqa: B018  (starts the process group that the broadcast needs)
     outcome: list[RunFolder | Exception | None] = [None]
     if args.process_index == 0:
         try:
-            outcome[0] = _find_folder(part, args, place)
+            path = place.run_dir or choose_run_dir(part.resolved, resume=place.resume)
+            if part.until_step is not None and steps_done(path) >= part.until_step:
+                outcome[0] = RunFolder(path, is_finished=True)
+            else:
+                outcome[0] = find_run_folder(
+                    path, part.resolved, conditions=run_conditions(args), allow_changes=place.allow_changes
+                )
         except ValueError as error:
             outcome[0] = error
     broadcast_object_list(outcome)
@@ -289,13 +295,6 @@ def _find_folder_once(part: RunPart, args: TrainingArguments, place: _Place) -> 
     assert outcome[0] is not None
     args.output_dir = str(outcome[0].path)
     return outcome[0]
-
-
-def _find_folder(part: RunPart, args: TrainingArguments, place: _Place) -> RunFolder:
-    path = place.run_dir or choose_run_dir(part.resolved, resume=place.resume)
-    if part.until_step is not None and steps_done(path) >= part.until_step:
-        return RunFolder(path, is_finished=True)
-    return find_run_folder(path, part.resolved, conditions=run_conditions(args), allow_changes=place.allow_changes)
 
 
 def _set_verbosity(args: TrainingArguments) -> None:

@@ -1,1 +1,1 @@
-"""What the verbs of the command line do, as functions for Python; `mmhf.train` and the others are these."""
+"""What each verb of the command line does, and what `mmhf.train`, `mmhf.predict` and the like call."""

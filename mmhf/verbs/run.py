@@ -38,7 +38,7 @@ class Run:
         """
         if not (self.folder / METRICS_FILE).is_file():
             raise InputError(
-                f"{self.folder}: no {METRICS_FILE}: not the folder of a run, or of one that is unfinished"
+                f"{self.folder}: no {METRICS_FILE}: not the folder of a run, or the run is unfinished"
             )
         return read_json_object(self.folder / METRICS_FILE)
 

@@ -37,9 +37,7 @@ class Run:
             InputError: The run is not finished.
         """
         if not (self.folder / METRICS_FILE).is_file():
-            raise InputError(
-                f"{self.folder}: no {METRICS_FILE}: not the folder of a run, or the run is unfinished"
-            )
+            raise InputError(f"{self.folder}: no {METRICS_FILE}: not the folder of a run, or the run is unfinished")
         return read_json_object(self.folder / METRICS_FILE)
 
     @property

@@ -69,9 +69,8 @@ def class_folders(path: Path, tree: ImageTree, root: Path | None) -> Finding:
             finding.guessed.append("a tenth of the training images is kept for validation, which has no folder")
     else:
         finding.guessed.append("a tenth of the images each for validation and test")
-        if (
-            finding.leave_out_rare_classes()
-        ):  # a folder is a class although its rows are filtered: the classes are named instead
+        # A folder is a class even if its rows are filtered out, so the classes that are left are named.
+        if finding.leave_out_rare_classes():
             section |= {"labels": {name: name for name in sorted(classes)}, "on_bad_row": "skip"}
     if tree.outside or tree.empty:
         finding.saw.append(

@@ -9,12 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
 
 from mmhf.conventions import IGNORED_LABEL
 from mmhf.errors import InputError
@@ -166,7 +160,10 @@ def _per_class_rows(
     predictions: NDArray[np.int64],
     label_names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    # scikit-learn refuses to score no rows at all.
+    # Here, because scikit-learn takes a second to load, which nobody waits for who plans or has mistyped something.
+    from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
+
+    # It refuses to score no rows at all.
     columns: Any = np.zeros((4, len(label_names)))
     if len(targets):
         ids = np.arange(len(label_names))
@@ -192,6 +189,8 @@ def _per_class_rows(
 def _overall(
     targets: NDArray[np.int64], predictions: NDArray[np.int64], per_class: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float], dict[str, str]]:
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
     names = [name for name in PROTOCOLS if name != "loss"]
     if not len(targets):
         return {}, dict.fromkeys(names, "no row has a label")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from mmhf.recipe.training_sections import greater_is_better
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 RATE_PREFIX = "lr/"
 """A log entry's `lr/GROUP` is the learning rate of a parameter group."""
@@ -130,7 +130,7 @@ def plot_training_curves(
     if best_metric is not None and best_metric not in already and series(log_history, f"eval_{best_metric}").steps:
         drawn.insert(0, (best_metric,))
     num_rows = (len(drawn) + 3) // 2
-    figure = Figure(figsize=(11.0, 3.7 * num_rows), layout="constrained")
+    figure = new_figure(11.0, 3.7 * num_rows)
     panels = list(figure.subplots(num_rows, 2, squeeze=False).flat)
     if len(drawn) % 2:
         panels.pop().remove()
@@ -151,6 +151,13 @@ def plot_training_curves(
         key = "stages:   " + "    ".join(f"{number} {_cut(span.name, 40)}" for number, span in enumerate(spans, 1))
         figure.supxlabel(key, fontsize=9, color="#4b5563", parse_math=False, wrap=True)
     save_figure(figure, path)
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches; matplotlib is loaded when the first one is made."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -190,6 +197,8 @@ def _draw_metrics(axes: Axes, log_history: Sequence[Mapping[str, Any]], metrics:
 
 
 def _draw_rates(axes: Axes, log_history: Sequence[Mapping[str, Any]]) -> None:
+    from matplotlib import colormaps
+
     axes.set_title("Learning rate", loc="left")
     curves = {
         name: Series(curve.steps, [value if value > 0 else float("nan") for value in curve.values])
@@ -231,6 +240,8 @@ def _draw(axes: Axes, curve: Series, *, color: Any, label: str | None, width: fl
 
 
 def _finish(axes: Axes, last_step: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_xlim(0, max(last_step, 1) * 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.set_xlabel("step", fontsize=9)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from mmhf.evaluation.calibration import CalibrationEvaluation
 from mmhf.evaluation.classification import ClassificationEvaluation
-from mmhf.evaluation.curves import has_values, plot_training_curves, save_figure
+from mmhf.evaluation.curves import has_values, new_figure, plot_training_curves, save_figure
 from mmhf.evaluation.retrieval.metrics import RetrievalEvaluation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MAX_NAME = 30
 """Characters of a class name that a plot shows; the middle of a longer one is cut."""
@@ -113,7 +114,7 @@ def plot_confusion_matrix(matrix: ArrayLike, label_names: Sequence[str], path: s
     size = len(label_names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(2.4 + 0.34 * size, 4.6, 17.0))
-    figure = Figure(figsize=(side + 0.9, side), layout="constrained")
+    figure = new_figure(side + 0.9, side)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     colorbar = figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, label="share of the label's rows")
@@ -169,7 +170,7 @@ def plot_per_class(table: Sequence[Mapping[str, Any]], path: str | Path) -> None
     """
     present = sorted((row for row in table if row["support"]), key=lambda row: row["f1"])
     shown = present[:MAX_BARS]
-    figure = Figure(figsize=(8.0, 1.5 + 0.26 * max(len(shown), 2)), layout="constrained")
+    figure = new_figure(8.0, 1.5 + 0.26 * max(len(shown), 2))
     axes = figure.add_subplot()
     places = np.arange(len(shown))
     axes.barh(places, [row["f1"] for row in shown], color=_BLUE, alpha=0.3, height=0.72, label="F1")
@@ -206,7 +207,7 @@ def plot_reliability(evaluation: CalibrationEvaluation, path: str | Path) -> Non
         evaluation ([`CalibrationEvaluation`]): Of one split, with rows.
         path (`str` or `Path`): The PNG; parent folders are made.
     """
-    figure = Figure(figsize=(5.6, 5.8), layout="constrained")
+    figure = new_figure(5.6, 5.8)
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     lows = np.array([each.low for each in evaluation.bins])
     widths = np.array([each.high - each.low for each in evaluation.bins])
@@ -249,7 +250,7 @@ def plot_selective(evaluation: CalibrationEvaluation, path: str | Path) -> None:
         evaluation ([`CalibrationEvaluation`]): Of one split, with rows.
         path (`str` or `Path`): The PNG; parent folders are made.
     """
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     axes.step(evaluation.coverages, evaluation.accuracies, where="pre", color=_VIOLET, linewidth=1.6)
     axes.axhline(float(evaluation.accuracies[-1]), color=_GREY, linewidth=0.8, linestyle="--", label="all answered")
@@ -272,7 +273,7 @@ def plot_recall(evaluation: RetrievalEvaluation, path: str | Path) -> None:
         evaluation (`RetrievalEvaluation`): one split's.
         path (`str` or `Path`): the PNG; parent folders are made.
     """
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
     captions, images = len(evaluation.captions), evaluation.num_images
     for name, color, ranks, candidates, right in (
@@ -311,7 +312,7 @@ def plot_lr_range(
         exploded (`bool`, defaults to `False`): whether the loss ended the test.
     """
     rates, losses, smoothed = np.asarray(rates), np.asarray(losses), np.asarray(smoothed)
-    figure = Figure(figsize=(8.0, 4.8), layout="constrained")
+    figure = new_figure(8.0, 4.8)
     axes = figure.add_subplot()
     axes.plot(rates, losses, color=_GREY, linewidth=0.9, marker=".", markersize=4, label="loss of each step")
     axes.plot(rates, smoothed, color=_BLUE, linewidth=2.2, label="smoothed")

@@ -16,7 +16,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import aiohttp
 import datasets
 import fsspec
 
@@ -315,6 +314,10 @@ def failures_of(url: str) -> tuple[type[Exception], ...]:
 
 @lru_cache
 def _errors_of(protocol: str) -> _Errors:
+    if not protocol:
+        return _Errors((OSError,), partial(_is_any, (PermissionError,)))
+    import aiohttp  # here, because files of this machine need none
+
     failures: tuple[type[Exception], ...] = (OSError, aiohttp.ClientError, asyncio.TimeoutError)
     refusals: tuple[type[Exception], ...] = (PermissionError,)
     if protocol in ("s3", "s3a"):

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-import aiohttp
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,9 +32,8 @@ UNREADABLE = (
     lzma.LZMAError,
     zlib.error,
     pa.ArrowException,
-    aiohttp.ClientError,
 )
-"""What reading a damaged or missing file was seen to raise."""
+"""What reading a damaged or missing file was seen to raise, beside `failures_of` its URL."""
 _ROWS_AT_ONCE = 64
 
 

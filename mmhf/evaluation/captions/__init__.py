@@ -5,7 +5,6 @@ from __future__ import annotations
 from mmhf.evaluation.captions.baselines import best_constant_caption, nearest_neighbour_captions
 from mmhf.evaluation.captions.caption_files import CaptionFile, read_caption_files
 from mmhf.evaluation.captions.clip_score import ClipScorer, clip_scores
-from mmhf.evaluation.captions.evaluate_metrics import CocoRouge, RougeScore
 from mmhf.evaluation.captions.metrics import (
     BOOTSTRAP_PROTOCOL,
     CAPTION_PROTOCOLS,
@@ -21,8 +20,6 @@ __all__ = [
     "CaptionEvaluation",
     "CaptionFile",
     "ClipScorer",
-    "CocoRouge",
-    "RougeScore",
     "best_constant_caption",
     "caption_metrics",
     "clip_scores",

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from rouge_score.tokenizers import DefaultTokenizer
 
 MAX_CANDIDATES = 2000
 """Captions that `best_constant_caption` tries on all images."""
@@ -31,6 +30,8 @@ def best_constant_caption(references: Sequence[Sequence[str]], *, max_candidates
     Raises:
         ValueError: There is no caption, or an image without one.
     """
+    from rouge_score.tokenizers import DefaultTokenizer  # here, because it brings nltk
+
     if not references or not all(references):
         raise ValueError("the best constant caption needs images, each with a caption")
     texts = [text for of_image in references for text in of_image]

@@ -6,29 +6,15 @@ several references are combined, so that numbers of one must not be compared wit
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
 ROUGE_SCORE_TYPES = ("rouge1", "rouge2", "rougeL")
 COCO_BETA = 1.2
 """Weight of recall against precision in COCO's ROUGE-L."""
-
-
-class _RememberingTokenizer(Tokenizer):
-    """rouge-score tokenises a prediction again for each of its references; this asks it once for each text."""
-
-    def __init__(self, use_stemmer: bool) -> None:
-        self._tokenizer = DefaultTokenizer(use_stemmer)
-        self._known: dict[str, list[str]] = {}
-
-    def tokenize(self, text: str) -> list[str]:
-        if text not in self._known:
-            self._known[text] = self._tokenizer.tokenize(text)
-        return self._known[text]
 
 
 def rouge_scores(
@@ -45,7 +31,13 @@ def rouge_scores(
     Returns:
         `dict[str, NDArray[np.float64]]`: `rouge1`, `rouge2` and `rougeL`, each of shape `(N,)`, from 0 to 1.
     """
-    scorer = RougeScorer(ROUGE_SCORE_TYPES, tokenizer=_RememberingTokenizer(use_stemmer))
+    from rouge_score.rouge_scorer import RougeScorer  # here, because it brings nltk
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    tokenizer = DefaultTokenizer(use_stemmer)
+    # rouge-score tokenises a prediction again for each of its references.
+    tokenizer.tokenize = functools.cache(tokenizer.tokenize)
+    scorer = RougeScorer(ROUGE_SCORE_TYPES, tokenizer=tokenizer)
     scores: list[Mapping[str, float]] = []
     for prediction, of_image in zip(predictions, references, strict=True):
         best = scorer.score_multi(of_image, prediction)

@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from nltk.corpus import wordnet
-from nltk.stem.porter import PorterStemmer
-from nltk.translate.meteor_score import meteor_score
 from numpy.typing import NDArray
 
 MAX_ORDER = 4
@@ -160,16 +157,10 @@ def _cosine(prediction: _Weighted, reference: _Weighted, order: int) -> float:
     return sum(min(prediction.weights[order][ngram], others[ngram]) * others[ngram] for ngram in shared) / norm
 
 
-class _RememberingStemmer(PorterStemmer):
-    """nltk stems every word again for each pair of captions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = cache(super().stem)
-
-
 def is_wordnet_installed() -> bool:
     """Whether nltk finds its WordNet data, whole; nothing is downloaded."""
+    from nltk.corpus import wordnet
+
     try:
         wordnet.ensure_loaded()
     except (LookupError, OSError):
@@ -190,7 +181,12 @@ def meteor_scores(
     Raises:
         LookupError: nltk finds no WordNet.
     """
-    stemmer = _RememberingStemmer()
+    from nltk.stem.porter import PorterStemmer
+    from nltk.translate.meteor_score import meteor_score
+
+    stemmer = PorterStemmer()
+    # nltk stems every word again for each pair of captions.
+    stemmer.stem = cache(stemmer.stem)
     scores = [
         meteor_score(of_image, tokens, stemmer=stemmer) if tokens else 0.0
         for tokens, of_image in zip(predictions, references, strict=True)

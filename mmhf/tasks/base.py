@@ -128,7 +128,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         return RunFacts(
             folder=folder,
             title=str(resolved.name),
-            subtitle=f"{resolved.recipe.task} · {folder}",
+            subtitle=f"{resolved.recipe.task} · run {folder.name}",
             recipe_yaml=resolved.to_yaml(),
             best_metric=None if best is None else str(best).removeprefix("eval_"),
             **facts,

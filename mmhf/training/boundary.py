@@ -17,7 +17,7 @@ from mmhf.errors import InputError
 from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.training_sections import PlateauSection, StageSection, greater_is_better
 from mmhf.training.optimizers import StageScheduler, configure_groups
-from mmhf.training.stages import PlannedStage, StagePlan, StagePosition
+from mmhf.training.stages import PlannedStage, StagePlan, StagePosition, folded_groups
 from mmhf.training.weights import (
     BestWeights,
     apply_freezing,
@@ -132,7 +132,7 @@ class StageCallback(TrainerCallback):
             position.index + 1,
             len(plan.stages),
             stage.num_steps,
-            ", ".join(stage.curves),
+            folded_groups(list(stage.curves)),
         )
 
     def on_train_begin(

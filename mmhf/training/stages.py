@@ -289,13 +289,13 @@ class StagePlan:
             groups: dict[float, list[str]] = {}
             for group, rate in stage.peak_rates.items():
                 groups.setdefault(rate, []).append(group)
-            rates = [f"{rate:g} for {_folded(groups[rate])}" for rate in sorted(groups, reverse=True)]
+            rates = [f"{rate:g} for {folded_groups(groups[rate])}" for rate in sorted(groups, reverse=True)]
             rows.append(
                 {
                     "stage": stage.name,
                     "steps": ends_at - started_at,
                     "ended early": "yes" if index in self.early_ends else "",
-                    "trains": _folded(list(stage.curves)),
+                    "trains": folded_groups(list(stage.curves)),
                     "learning rate": "; ".join(rates),
                     "schedule": stage.schedule,
                 }
@@ -369,7 +369,7 @@ class StagePlan:
         return StageScheduler(optimizer, self)
 
 
-def _folded(groups: Sequence[str]) -> str:
+def folded_groups(groups: Sequence[str]) -> str:
     """Names of groups, those of one part as a range: `vision.stages.4 … 6, fusion, head`."""
     parts: dict[str, list[str]] = {}
     for group in groups:

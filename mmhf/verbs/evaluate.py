@@ -240,7 +240,7 @@ def _write_captions(
         "empty references, left out": captions.num_empty_references,
         "CLIP": options.clip or "none",
     }
-    title, subtitle = f"Captions of {options.predictions.name}", f"image-captioning · {options.predictions}"
+    title, subtitle = f"Captions of {options.predictions.name}", "image-captioning"
     write_caption_gallery(options.output / "captions.html", examples, title=title, subtitle=subtitle)
     run = RunFacts(folder=options.output, title=title, subtitle=subtitle, trained=facts)
     write_captions_report(run, {_CAPTIONS_SPLIT: MeasuredCaptions(evaluation)})

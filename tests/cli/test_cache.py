@@ -47,9 +47,7 @@ def tiny(tiny_recipe: Callable[..., Path], fakeddit_dir: Path, tmp_path: Path) -
 
 
 def computed(run: Path) -> dict[str, int]:
-    return {
-        name: int(text.split(" rows read, ")[1].split(" ")[0].replace(",", "")) for name, text in facts(run).items()
-    }
+    return {name: int(text.split(" of ")[0].replace(",", "")) for name, text in facts(run).items()}
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def check_equal(one: Path, other: Path, *, tolerance: float = 1e-5) -> None:
 def facts(run: Path) -> dict[str, str]:
     """What the report says of each cache."""
     page = html.unescape((run / "report.html").read_text())
-    return dict(re.findall(r"cache of (\w+ \w+)\W.*?(\d[^<]*)<", page, flags=re.DOTALL))
+    return dict(re.findall(r">stored (\w+ \w+)<.*?(\d[^<]*)<", page, flags=re.DOTALL))
 
 
 @pytest.mark.slow

@@ -78,6 +78,27 @@ def test_scripts_do_not_hide_libraries_of_their_names(monkeypatch):
     assert Path(PathFinder.find_spec("evaluate").origin).name == "__init__.py"
 
 
+USED_LATER = ["sklearn", "matplotlib", "nltk", "rouge_score", "evaluate", "wandb", "aiohttp"]
+
+
+@pytest.mark.slow
+def test_a_plan_loads_nothing_that_only_training_or_a_report_uses():
+    """What is beyond the import of torch and transformers.Trainer is counted in modules: 2 s of one core."""
+    statements = f"""
+import torch
+from transformers import Trainer
+before = len(sys.modules)
+from mmhf.cli import main
+assert main(["plan", "quickstart/fusion"]) == 0
+assert len(sys.modules) - before < 800, len(sys.modules) - before
+assert not [name for name in {USED_LATER} if name in sys.modules]
+import wandb
+assert wandb.__version__
+import mmhf.verbs.train
+"""
+    assert "timm" in loaded_after(statements)
+
+
 @pytest.mark.slow
 def test_torchvision_works_after_importing_mmhf():
     assert "torch" in loaded_after("import mmhf\nimport torchvision, timm\nfrom transformers import Trainer")

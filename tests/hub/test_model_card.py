@@ -10,6 +10,7 @@ from loopback_store import card_problems
 
 from mmhf.hub.manifest import ReleaseNotes, ReleaseReference
 from mmhf.hub.releases import write_release
+from mmhf.recipe import load_recipe
 from mmhf.recipe.schema import CardSection
 
 RECIPE = """\
@@ -107,6 +108,20 @@ def test_what_is_of_this_machine_alone_is_no_base_model(make_run: Callable[..., 
     )
     card = ModelCard.load(write_release(make_run("run", recipe=recipe), repo, "1.0") / "README.md")
     assert card.data.base_model is None
+
+
+def test_weights_from_packages_are_named_as_the_hub_names_them(make_run: Callable[..., Path], repo: Path):
+    recipe = load_recipe("quickstart/fusion").to_yaml()
+    card = ModelCard.load(write_release(make_run("run", recipe=recipe), repo, "1.0") / "README.md")
+    assert card.data.base_model == ["sentence-transformers/all-MiniLM-L6-v2", "timm/tf_efficientnet_lite0.in1k"]
+    assert "Started from `pypi/efficientnet-lite0`, `pypi/all-minilm-l6-v2`." in card.text
+    assert card_problems(str(card)) == []
+
+
+@pytest.mark.parametrize("name", ["fusion", "image_classifier", "captioner"])
+def test_releases_of_the_quickstart_have_a_licence(name: str):
+    release = load_recipe(f"quickstart/{name}").recipe.release
+    assert release is not None and (release.card.license, release.card.language) == ("apache-2.0", ["en"])
 
 
 @pytest.mark.parametrize(

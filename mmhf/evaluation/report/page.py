@@ -24,6 +24,7 @@ from mmhf.files import write_text
 THUMBNAIL_SIDE = 160
 """Longest side of a gallery's image, in pixels."""
 _MAX_TEXT = 280
+_WIDE = 900
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -94,6 +95,12 @@ class Figure:
     macro: ClassVar[str] = "figure"
     png: Path
     caption: str
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it would be too small to read at the width of a phone, and is scrolled there."""
+        with Image.open(self.png) as image:
+            return image.width > _WIDE
 
 
 @dataclass(frozen=True, kw_only=True)

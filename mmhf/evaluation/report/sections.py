@@ -62,7 +62,7 @@ def trained_section(run: RunFacts) -> Section:
     if run.trained:
         blocks.append(Table(["", ""], [[name, _plain(value)] for name, value in run.trained.items()]))
     if run.stages:
-        columns = list(run.stages[0])
+        columns = [name for name in run.stages[0] if any(stage.get(name) not in (None, "") for stage in run.stages)]
         rows = [[_plain(stage.get(name)) for name in columns] for stage in run.stages]
         blocks += [Heading("Stages"), Table(columns, rows)]
     return Section("What was trained", blocks or [Text("See the recipe below.", "nothing")])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from looks import SCHEMES, WIDTHS, chromium, looked_at
+from playwright.sync_api import Browser, Page, expect
 
 import mmhf
 from mmhf.inference.demo.server import served_demo
@@ -23,12 +24,8 @@ PATIENCE_MS = 300_000
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "chromium is not installed: apt-get install chromium"
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium)
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
@@ -131,6 +128,23 @@ def test_dual_encoder(open_demo, picture):
     ask(page, "frog, lamp")
     expect(page.locator("#label")).to_contain_text("frog", timeout=PATIENCE_MS)
     page.wait_for_selector("#heat img")
+
+
+def test_the_page_fits_a_phone_and_follows_the_scheme_of_the_machine(browser, tiny_model):
+    backgrounds = {}
+    with served_demo(tiny_model("fusion"), name="releases/fusion@v1.0", captions=CAPTIONS) as url:
+        for width, scheme in itertools.product(WIDTHS, SCHEMES):
+            with looked_at(browser, url, width, scheme, least_contrast=3) as (page, looks):
+                page.wait_for_selector("#ask")
+                page.locator("table tbody tr").first.click()
+                page.wait_for_selector("#image img")
+                ask(page)
+                page.wait_for_selector("#heat img")
+                backgrounds[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+                shown = page.locator("body").inner_text()
+                assert "/tmp" not in shown and str(Path.home()) not in shown
+            assert (looks.wide, looks.faint, looks.errors) == ([], [], []), (width, scheme)
+    assert backgrounds["light"] != backgrounds["dark"]
 
 
 def test_an_example_is_one_click_away(open_demo):

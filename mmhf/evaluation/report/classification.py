@@ -284,7 +284,8 @@ def _modalities(split: str, evaluation: ModalityEvaluation) -> Section:
     blocks: list[Block] = [Table(["shown", *_VIEW_METRICS], rows), Text(note, "note")]
     if evaluation.num_left_out:
         blocks.append(Text(f"{evaluation.num_left_out:,} rows lack one of the two.", "note"))
-    blocks.append(Text(" ".join(MODALITY_PROTOCOLS.values()), "note"))
+    defined = [[name, value, MODALITY_PROTOCOLS[name]] for name, value in evaluation.flat().items()]
+    blocks.append(Table(["metric", split, "definition"], defined, definition="definition"))
     return Section(f"By modality: {split}", blocks)
 
 

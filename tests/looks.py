@@ -14,6 +14,21 @@ from playwright.sync_api import Browser, Page, sync_playwright
 WIDTHS = (390, 1280)
 SCHEMES = ("light", "dark")
 PATIENCE_MS = 300_000
+# Text that stands beyond the right edge of the window and that no scrolling brings there.
+_CUT_OFF = """() => {
+  const found = new Set();
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const range = document.createRange(), text = walker.currentNode.textContent.trim();
+    range.selectNodeContents(walker.currentNode);
+    const box = range.getBoundingClientRect();
+    if (!text || box.width < 2 || box.height < 2 || box.right <= innerWidth + 1 || box.left > innerWidth) continue;
+    let at = walker.currentNode.parentElement;
+    while (at && !["auto", "scroll"].includes(getComputedStyle(at).overflowX)) at = at.parentElement;
+    if (!at) found.add(text.slice(0, 40));
+  }
+  return [...found];
+}"""
 # Text whose contrast with what is behind it is below what WCAG 2 asks for. Pictures are not looked into.
 _FAINT = """least => {
   const parse = text => (text.match(/[\\d.]+/g) || []).map(Number);
@@ -98,7 +113,7 @@ def looked_at(
     page.goto(url)
     yield page, looks
     over = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    looks.wide = [f"{over} pixels"] if over > 0 else []
+    looks.wide = [*([f"{over} pixels"] if over > 0 else []), *page.evaluate(_CUT_OFF)]
     looks.faint = page.evaluate(_FAINT, least_contrast)
     if picture is not None:
         page.screenshot(path=picture, full_page=True)

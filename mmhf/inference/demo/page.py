@@ -54,7 +54,8 @@ class Page:
         with blocks:
             way = _WAY[self.subject.family].format(and_text=" and a text" if self.subject.takes_text else "")
             # Not as Markdown, which makes a link to an e-mail address of `releases/name@v1.8`.
-            gr.HTML(f"<h1>{html.escape(self.name)}</h1><p>{way}</p>", elem_id="title", padding=False)
+            name = f'<h1 style="overflow-wrap: anywhere">{html.escape(self.name)}</h1>'
+            gr.HTML(f"{name}<p>{way}</p>", elem_id="title", padding=False)
             with gr.Row():
                 with gr.Column():
                     image = gr.Image(

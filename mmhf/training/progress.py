@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import itertools
 import logging
+import statistics
 import sys
 import time
 from collections import deque
@@ -53,17 +55,19 @@ class StageSpeed:
         self._ends.append((global_step, time.monotonic()))
 
     def per_second(self) -> float:
-        """Steps per second; 0 before the first step."""
-        if len(self._ends) < 2:
+        """Steps per second; 0 before the first step. The median, because evaluations and checkpoints come between."""
+        times = [time for _, time in self._ends]
+        if len(times) < 2:
             return 0.0
-        (first, began), (last, ended) = self._ends[0], self._ends[-1]
-        return (last - first) / max(ended - began, 1e-9)
+        return 1 / max(statistics.median(after - before for before, after in itertools.pairwise(times)), 1e-9)
 
     def left(self, global_step: int) -> str:
         """The time that is left in the stage, and how many stages follow."""
         plan = self.stages.plan
         end = plan.spans()[self._stage][1] if self._stage >= 0 else plan.last_step
-        told = tqdm.format_interval(max(end - global_step, 0) / max(self.per_second(), 1e-9))
+        (first, began), (last, ended) = self._ends[0], self._ends[-1]
+        # The mean: what comes between steps takes its time.
+        told = tqdm.format_interval(max(end - global_step, 0) * (ended - began) / max(last - first, 1))
         return f"{told} left" if self._stage + 1 == len(plan.stages) else f"{told} left in the stage"
 
 

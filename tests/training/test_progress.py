@@ -36,6 +36,21 @@ def test_rates_take_no_more_room_than_prefixes(lines):
     assert "lr body=1.0e-04..5.0e-04 head=1.0e-03, " in lines[-1]
 
 
+def test_evaluations_take_time_but_no_speed(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("mmhf.training.progress.time.monotonic", lambda: clock[0])
+    plan = SimpleNamespace(stages=[1], last_step=140, spans=lambda: [(0, 140)])
+    speed = StageSpeed(SimpleNamespace(plan=plan, current=SimpleNamespace(index=0)))
+    for step in range(100):
+        speed.step_begins(step)
+        clock[0] += 0.5
+        speed.step_ends(step + 1)
+        clock[0] += 5.0 if step % 10 == 9 else 0.0
+    assert speed.per_second() == pytest.approx(2.0)
+    told = speed.left(100)
+    assert "00:36" <= told.removesuffix(" left") <= "00:40", told  # 40 steps and 4 evaluations
+
+
 def test_speed_is_that_of_the_last_steps_of_the_stage(monkeypatch):
     """A stage whose first step fills a store for 100 s, then makes 8 steps a second; the next one makes one."""
     clock = [0.0]

@@ -129,7 +129,8 @@ def _leaves(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str 
 
 def test_the_page_of_backbones_names_all_that_come_from_packages() -> None:
     text = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
-    source = (ROOT / "mmhf" / "models" / "backbones.py").read_text(encoding="utf-8")
+    modules = (ROOT / "mmhf" / "models").glob("*backbones.py")
+    source = "\n".join(module.read_text(encoding="utf-8") for module in modules)
     names = re.findall(r'^[A-Z0-9_]+ = "([a-z0-9-]+)"$', source, re.MULTILINE)
     assert names and not [name for name in names if f"`pypi/{name}`" not in text]
 

@@ -346,7 +346,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **context: Any) -> str:
     """Links to files outside of docs/ lead to the repository; called by mkdocs."""
-    return markdown.replace("](../", "](https://github.com/mmhf/mmhf/blob/main/")
+    on_github = "](https://github.com/mmhf/mmhf/blob/main/"
+    return markdown.replace("](../", on_github).replace("](upstream/", f"{on_github}docs/upstream/")
 
 
 def _sections_in(section: type[Section], name: str) -> Iterator[type[Section]]:

@@ -103,7 +103,8 @@ def main() -> None:
         # Two at a time, each with one core.
         settings = {"OMP_NUM_THREADS": "1", "MMHF_FEATURES": str(folder / "features"), "HF_HUB_OFFLINE": "1"}
         assert "train" in run(programs / "mmhf", "--help", cwd=work, **settings)
-        assert "fusion" in run(programs / "mmhf", "plan", "quickstart/fusion", cwd=work, **settings)
+        run(programs / "mmhf", "init", "quickstart/fusion", "-o", "copied.yaml", cwd=work, **settings)
+        assert "image-text-classification" in (work / "copied.yaml").read_text()
         run(programs / "python", "-c", WRITE_DATA, cwd=work)
 
         def from_data_to_predictions(data: str) -> Path:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from mmhf.recipe.training_sections import PlateauSection
-from mmhf.training.progress import StageSpeed
+from mmhf.training.progress import NotebookProgress, StageSpeed
 from mmhf.training.stages import Stage
 
 STALLS = PlateauSection(metric="loss", patience=1, min_delta=100.0)
@@ -90,3 +90,22 @@ def test_a_bar_has_stage_loss_rates_and_what_is_left(
     assert re.search(told, bar), bar
     assert "evaluating" in bar
     assert [each for each in caplog.messages if each.startswith("Validation after step 6: loss ")]
+
+
+def test_a_notebook_shows_one_block_that_changes(monkeypatch):
+    pytest.importorskip("IPython")
+    shown = []
+    handle = SimpleNamespace(update=lambda page: shown.append(page.data))
+    monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: handle)
+    plan = SimpleNamespace(stages=[1], last_step=10, spans=lambda: [(0, 10)])
+    stages = SimpleNamespace(plan=plan, current=SimpleNamespace(index=0, stage=SimpleNamespace(name="all")))
+    progress, state = NotebookProgress(stages, lambda step: {}), SimpleNamespace(global_step=4)
+    state.is_world_process_zero = True
+    for event in (progress.on_train_begin, progress.on_step_begin, progress.on_step_end):
+        event(None, state, None)
+    progress.on_log(None, state, None, logs={"loss": 0.5})
+    progress.on_evaluate(None, state, None, metrics={"eval_loss": 0.25, "eval_accuracy": 1.0, "eval_runtime": 3.0})
+    progress.on_train_end(None, state, None)
+    assert "step 4 of 10, loss 0.5000" in shown[0] and "all (1/1), " in shown[0] and "<table>" not in shown[0]
+    assert "<td>4</td><td>0.2500</td><td>1.0000</td>" in shown[-1] and "runtime" not in shown[-1]
+    assert "done" in shown[-1] and len(shown) == 3

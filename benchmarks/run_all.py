@@ -52,31 +52,35 @@ FLOORS = [
 ]
 
 
-def main(names):
-    unknown = set(names) - {each.script for each in FLOORS}
-    if unknown:
-        sys.exit(f"no floors for {', '.join(sorted(unknown))}; there are {', '.join(sorted({f[0] for f in FLOORS}))}")
-    outputs, failed = {}, 0
-    for each in FLOORS:
-        if names and each.script not in names:
-            continue
-        if each.script not in outputs:
-            begun = time.perf_counter()
-            command = [sys.executable, str(FOLDER / f"{each.script}.py"), *each.arguments.split()]
-            done = subprocess.run(command, capture_output=True, text=True)
-            outputs[each.script] = done.stdout
-            print(f"{each.script} ({time.perf_counter() - begun:.0f} s)", flush=True)
-            if done.returncode:
-                print(f"    failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+def run(script: str, arguments: str) -> str:
+    """What a benchmark prints; where it fails, that is told at once and nothing is found."""
+    begun = time.perf_counter()
+    command = [sys.executable, str(FOLDER / f"{script}.py"), *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    told = f"failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}" if done.returncode else "done"
+    print(f"{script}: {told}, {time.perf_counter() - begun:.0f} s", flush=True)
+    return "" if done.returncode else done.stdout
+
+
+def main(names: list[str]) -> int:
+    if unknown := set(names) - {each.script for each in FLOORS}:
+        sys.exit(
+            f"no floors for {', '.join(sorted(unknown))}; there are {', '.join(sorted({f.script for f in FLOORS}))}"
+        )
+    chosen = [each for each in FLOORS if not names or each.script in names]
+    outputs = {script: run(script, arguments) for script, arguments in {f.script: f.arguments for f in chosen}.items()}
+    lines, failed = [f"{'':<16} {'ratio of':<62} {'found':>7}  floor"], 0
+    for each in chosen:
         found = re.search(each.pattern, outputs[each.script], re.MULTILINE)
         value = None if found is None else float(found[1].replace(",", ""))
         holds = value is not None and (value >= each.floor if each.floor >= 0 else value <= -each.floor)
         failed += not holds
         limit = f"at least {each.floor:g}" if each.floor >= 0 else f"at most {-each.floor:g}"
         shown = "none" if value is None else f"{value:.2f}"
-        print(f"    {each.what:<52} {shown:>7}  {limit:<15} {'' if holds else '<--'}", flush=True)
-    sys.exit(1 if failed else 0)
+        lines.append(f"{each.script:<16} {each.what:<62} {shown:>7}  {limit}{'' if holds else '  <-- fails'}")
+    print("\n" + "\n".join(lines) + f"\n{len(chosen) - failed} of {len(chosen)} hold")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -71,16 +71,11 @@ class CaptionDataset(RowDataset):
     def digests(self, content: Modality, *, shard: int = 0, num_shards: int = 1) -> Digests:
         """See `RowDataset`."""
         if content == "text":
-            return digest_texts(self._captions[shard::num_shards].to_pylist())
+            return digest_texts(self._texts[shard::num_shards].to_pylist())
         return super().digests(content, shard=shard, num_shards=num_shards)
 
-    def texts(self, places: NDArray[np.int64]) -> list[str | None]:
-        """See `RowDataset`."""
-        texts: list[str | None] = self._captions.take(pa.array(places)).to_pylist()
-        return texts
-
     @functools.cached_property
-    def _captions(self) -> pa.Array:
+    def _texts(self) -> pa.Array:
         """All captions, in the order of the table."""
         return self._light.column("captions").combine_chunks().flatten()
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
@@ -122,8 +123,22 @@ class RowDataset(Dataset[Row]):
 
     def texts(self, places: NDArray[np.int64]) -> list[str | None]:
         """Some of the data set's texts."""
-        texts: list[str | None] = self._light.column("text").take(places).to_pylist()
+        texts: list[str | None] = self._texts.take(pa.array(places)).to_pylist()
         return texts
+
+    def lengths(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) characters of the texts of samples with these keys, (B, 3)."""
+        lengths: NDArray[np.int64] = self._text_lengths[self.places("text", keys)]
+        return lengths
+
+    @functools.cached_property
+    def _text_lengths(self) -> NDArray[np.int64]:
+        lengths: NDArray[np.int64] = pc.fill_null(pc.utf8_length(self._texts), 0).to_numpy().astype(np.int64)
+        return lengths
+
+    @property
+    def _texts(self) -> pa.Array:
+        return self._light.column("text").combine_chunks()
 
     @functools.cached_property
     def _images(self) -> datasets.Dataset:

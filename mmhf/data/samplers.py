@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +12,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
-_WEIGHTED = 0x776569
-"""Sets the seeds of weighted draws apart from those of permutations."""
+_WEIGHTED, _GROUPED = 0x776569, 0x67726F
+"""Set the seeds of weighted draws, and of the order of steps of like length, apart from those of permutations."""
+_STEPS_SORTED = 50
+"""Steps whose samples are sorted by length together: more would save little padding, and mix samples less."""
 
 
 class SampleKey(NamedTuple):
@@ -68,7 +70,20 @@ class EpochSampler(Sampler[SampleKey]):
         self.seed = seed
         self.epoch = 0
         self._start = (0, 0)
+        self._lengths: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None
+        self._step_samples = 1
         self._cumulative = None if weights is None else np.cumsum(np.asarray(weights, dtype=np.float64))
+
+    def group_by_length(self, lengths: Callable[[NDArray[np.int64]], NDArray[np.int64]], step_samples: int) -> None:
+        """Let the samples of a step have like lengths, so that little is padded; steps stay in random order.
+
+        Args:
+            lengths (`Callable`):
+                (N, 3) index, epoch and draw of samples → (N,) lengths.
+            step_samples (`int`):
+                Samples of a step, over all micro-batches and processes; the order depends on it.
+        """
+        self._lengths, self._step_samples = lengths, step_samples
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""
@@ -91,15 +106,45 @@ class EpochSampler(Sampler[SampleKey]):
     def epoch_rows(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Two arrays of shape (num_rows,): the rows of an epoch, and how often each has been drawn before in it."""
         if self._cumulative is not None:
-            return draw_rows(self._cumulative, self.num_rows, derive_seed(_WEIGHTED, self.seed, epoch))
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
-        return torch.randperm(self.num_rows, generator=generator).numpy(), np.zeros(self.num_rows, dtype=np.int64)
+            rows, draws = draw_rows(self._cumulative, self.num_rows, derive_seed(_WEIGHTED, self.seed, epoch))
+        else:
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
+            rows = torch.randperm(self.num_rows, generator=generator).numpy()
+            draws = np.zeros(self.num_rows, dtype=np.int64)
+        if self._lengths is None:
+            return rows, draws
+        lengths = self._lengths(np.stack([rows, np.full_like(rows, epoch), draws], axis=1))
+        order = steps_of_like_length(lengths, self._step_samples, derive_seed(_GROUPED, self.seed, epoch))
+        return rows[order], draws[order]
 
     def __iter__(self) -> Iterator[SampleKey]:
         epoch, first = self.epoch, self.num_passed
         rows, draws = self.epoch_rows(epoch)
         for index, draw in zip(rows[first:].tolist(), draws[first:].tolist(), strict=True):
             yield SampleKey(index, epoch, draw)
+
+
+def steps_of_like_length(lengths: NDArray[np.int64], step_samples: int, seed: int) -> NDArray[np.int64]:
+    """Put samples into an order in which those of a step have like lengths.
+
+    Args:
+        lengths (`NDArray` of shape `(N,)`):
+            Of the samples as they stand; those of 50 steps that follow each other are sorted among themselves.
+        step_samples (`int`):
+            Samples of a step.
+        seed (`int`):
+            Of the order of the steps.
+
+    Returns:
+        `NDArray` of shape `(N,)`: the samples' places; those that fill no whole step come last.
+    """
+    whole = len(lengths) // step_samples * step_samples
+    order = np.arange(len(lengths))
+    for first in range(0, whole, step_samples * _STEPS_SORTED):
+        span = slice(first, min(first + step_samples * _STEPS_SORTED, whole))
+        order[span] = order[span][np.argsort(lengths[span], kind="stable")]
+    steps = order[:whole].reshape(-1, step_samples)
+    return np.concatenate([np.random.default_rng(seed).permutation(steps).reshape(-1), order[whole:]])
 
 
 def draw_rows(cumulative: NDArray[np.float64], count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -171,6 +171,9 @@ class WebDatasetSection(CaptionDataSectionBase):
     """Ending of the member with the caption; `json:KEY` reads a text or a list of texts from a JSON member."""
     stream: StreamSection = StreamSection()
 
+    def is_stream(self) -> bool:
+        return True
+
 
 CaptionDataSection = Annotated[
     CaptionSampleSection | Flickr30kSection | CaptionTableSection | CaptionHubSection | WebDatasetSection,

@@ -134,6 +134,7 @@ def _best_model_problems(training: dict[str, Any]) -> Iterator[Problem]:
 def _between_sections(recipe: RecipeBase) -> Iterator[Problem]:
     yield from _mixing_problems(recipe)
     yield from _unread_problems(recipe)
+    yield from _graph_problems(recipe)
     yield from recipe.problems()
     for path in _evaluation_users(recipe):
         if recipe.training.get("eval_strategy") == "no":
@@ -152,6 +153,9 @@ def _evaluation_users(recipe: RecipeBase) -> Iterator[KeyPath]:
                 yield ("stages", index, key)
 
 
+_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+
+
 def _unread_problems(recipe: RecipeBase) -> Iterator[Problem]:
     """Settings for texts, labels or modalities that the task does not read."""
     data = recipe.data.changed()
@@ -159,6 +163,10 @@ def _unread_problems(recipe: RecipeBase) -> Iterator[Problem]:
         for name in ("text", "max_length", "on_empty_text"):
             if data.get(name) not in (None, "mask"):
                 yield Problem(("data", name), "an image classifier reads no texts; remove it", shown(data[name]))
+    strategy = recipe.training.get("train_sampling_strategy")
+    if strategy == "group_by_length" and (recipe.data.is_stream() or (recipe.reads_labels and not recipe.reads_texts)):
+        what = "groups texts by their length: streams are read as they come, and image classifiers read no texts"
+        yield Problem(("training", "train_sampling_strategy"), what, shown(strategy))
     for name in ("on_bad_image", "on_empty_text"):
         if data.get(name) == "mask" and not recipe.reads_texts:
             what = "only a model of images and texts can go by one of them alone (task: image-text-classification)"
@@ -173,6 +181,19 @@ def _unread_problems(recipe: RecipeBase) -> Iterator[Problem]:
         if stage.label_smoothing is not None and not recipe.reads_labels:
             path = ("stages", index, "label_smoothing")
             yield Problem(path, "only the loss of a classifier changes with the stage", shown(stage.label_smoothing))
+
+
+def _graph_problems(recipe: RecipeBase) -> Iterator[Problem]:
+    """CUDA graphs replay what was recorded for one shape; each other one is recorded anew."""
+    mode = recipe.training.get("torch_compile_mode")
+    if mode not in _CUDA_GRAPHS:
+        return
+    path = ("training", "torch_compile_mode")
+    if not recipe.reads_labels or recipe.reads_texts:
+        yield Problem(path, "CUDA graphs need batches of one shape, and texts are padded batch by batch", shown(mode))
+    elif not recipe.training.get("dataloader_drop_last"):
+        what = "CUDA graphs need batches of one shape, set `dataloader_drop_last: true`"
+        yield Problem(path, what, shown(mode))
 
 
 def _mixing_problems(recipe: RecipeBase) -> Iterator[Problem]:

@@ -145,6 +145,10 @@ class DataSectionBase(Section):
         """Whether reading the data needs the Hub."""
         return False
 
+    def is_stream(self) -> bool:
+        """Whether the training split is read while training goes on."""
+        return bool(self.model_dump(include={"streaming"}).get("streaming"))
+
 
 class FakedditDataSection(DataSectionBase):
     source: Literal["fakeddit"]

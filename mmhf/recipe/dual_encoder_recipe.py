@@ -143,7 +143,8 @@ class ContrastiveSection(Section):
     """`softmax` is CLIP's, over all texts for an image and all images for a text; `sigmoid` SigLIP's, pair by pair."""
     batch_size: PositiveInt | None = None
     """Pairs contrasted in one step, over all processes. They pass through the model in micro-batches of
-    `training.per_device_train_batch_size` and need the memory of one. Absent: what `training` accumulates."""
+    `training.per_device_train_batch_size` and need the memory of one; where that is absent, of as many as fit. Absent:
+    what `training` accumulates."""
     label_smoothing: Fraction = 0.0
     same_image: Relation = "ignore"
     """How two captions of the same image are treated as a pair."""
@@ -187,7 +188,10 @@ class ContrastiveRecipe(RecipeBase):
             what = "follows from `contrastive.batch_size` and the micro-batch; remove one of the two"
             given = shown(self.training["gradient_accumulation_steps"])
             yield Problem(("training", "gradient_accumulation_steps"), what, given)
-        micro_batches = {"training.per_device_train_batch_size": self.training.get("per_device_train_batch_size", 8)}
+        micro_batches = {}
+        if "per_device_train_batch_size" in self.training:
+            key = "training.per_device_train_batch_size"
+            micro_batches[key] = self.training["per_device_train_batch_size"]
         for index, stage in enumerate(self.stages or []):
             if stage.batch_size is not None:
                 micro_batches[f"stages.{index}.batch_size"] = stage.batch_size

@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import transformers
+from accelerate.utils import parse_flag_from_env
 from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.errors import InputError
+from mmhf.parallel import gather
 from mmhf.recipe.schema import RecipeBase
 from mmhf.recipe.training_sections import StageSection, greater_is_better
-from mmhf.training.devices import device_defaults
+from mmhf.training.devices import choose_precision, device_defaults
+from mmhf.training.memory import estimate_memory, fits_at_once, largest_share
 from mmhf.training.stages import StagePlan
+from mmhf.training.weights import apply_freezing
 
 # What mmhf sets where a recipe is silent; TrainingArguments' own defaults hold for the rest.
 _DEFAULTS: dict[str, Any] = {"save_strategy": "epoch", "save_total_limit": 2, "logging_steps": 10}
@@ -31,11 +37,10 @@ def training_arguments(recipe: RecipeBase, output_dir: str, *, has_validation: b
     Raises:
         InputError: TrainingArguments refuses the combination, or accelerate's configuration contradicts the recipe.
     """
-    given, data = dict(recipe.training), recipe.data.model_dump()
-    is_stream = bool(data.get("streaming")) or data.get("source") == "webdataset"
+    given = dict(recipe.training)
     values = {
         **_DEFAULTS,
-        **device_defaults(given, is_stream=is_stream),
+        **device_defaults(given, is_stream=recipe.data.is_stream()),
         **given,
         "output_dir": output_dir,
         "remove_unused_columns": False,
@@ -54,13 +59,26 @@ def training_arguments(recipe: RecipeBase, output_dir: str, *, has_validation: b
         args = TrainingArguments(**values)
     except ValueError as error:
         raise InputError(f"training: {' '.join(str(error).split())}") from error
+    if leaves_micro_batch_open(recipe):
+        args.per_device_train_batch_size = max((recipe.pairs_per_step() or 0) // args.world_size, 1)
     args.gradient_accumulation_steps = accumulation_steps(recipe, args)
-    if args.device.type == "cpu" and (args.fp16 or str(args.mixed_precision) == "fp16"):
+    _refuse_what_a_cpu_lacks(args)
+    return args
+
+
+def _refuse_what_a_cpu_lacks(args: TrainingArguments) -> None:
+    if args.device.type != "cpu":
+        return
+    if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise InputError(
+            "FSDP: accelerate 1.15 shards nothing on CPUs, it would give each process the whole model without a word; "
+            "start with accelerate_configs/cpu_2_processes.yaml, and remove training.fsdp"
+        )
+    if args.fp16 or str(args.mixed_precision) == "fp16":
         raise InputError(
             "training.fp16: a CPU does not train in fp16, it would compute in full precision without a word; remove "
             "it, or choose training.bf16, here or in the configuration of accelerate launch"
         )
-    return args
 
 
 def check_batches(recipe: RecipeBase, args: TrainingArguments, num_rows: int | None) -> None:
@@ -89,6 +107,66 @@ def check_batches(recipe: RecipeBase, args: TrainingArguments, num_rows: int | N
             raise InputError(
                 f"{key}: {factors}{size}{processes} is more than the {num_rows} training rows; set it to {fits}"
             )
+
+
+def leaves_micro_batch_open(recipe: RecipeBase) -> bool:
+    """Whether a step's pairs are given and how many pass through the model at once is not."""
+    return recipe.pairs_per_step() is not None and "per_device_train_batch_size" not in recipe.training
+
+
+def fit_micro_batch(
+    recipe: RecipeBase,
+    args: TrainingArguments,
+    model: PreTrainedModel,
+    example_inputs: Callable[[int], Mapping[str, torch.Tensor]],
+) -> str | None:
+    """Where a recipe leaves its micro-batch open, set the largest that fits: then the least is computed twice.
+
+    It is the same on the same kind of machine, because it depends on the memory that there is, not on what is free.
+
+    Args:
+        recipe (`RecipeBase`): The validated recipe.
+        args (`TrainingArguments`): What is changed; until now, the whole step is one micro-batch.
+        model (`PreTrainedModel`): On any device, such as `meta`.
+        example_inputs (`Callable`): Makes a micro-batch of so many samples of the largest shape.
+
+    Returns:
+        `str`: what was chosen, in words; None where the recipe says it.
+
+    Raises:
+        InputError: Not even one pair fits.
+    """
+    if not leaves_micro_batch_open(recipe):
+        return None
+    share = args.per_device_train_batch_size
+    plan = build_stage_plan(model, recipe, args, share * args.world_size)
+    precision, count = choose_precision(recipe.training).mixed, min(share, 4)
+    fits, name = share, ""
+    for stage in plan.stages:
+        if stage.section.batch_size is None:
+            apply_freezing(model, plan.partition, stage.curves, hold_batch_norm=stage.section.batch_norm == "frozen")
+            memory = estimate_memory(
+                plan, stage, example_inputs(count), state_values=state_values(recipe, args), precision=precision
+            )
+            found = fits_at_once(memory, count, args.device)
+            if found is not None and found < fits:
+                fits, name = found, stage.name
+    fits = min(gather(fits))
+    if fits < 1:
+        raise InputError(
+            f"stage {name}: not even one pair fits into the memory of the {args.device.type} device; choose smaller "
+            "towers, or training.gradient_checkpointing: true"
+        )
+    args.per_device_train_batch_size = largest_share(share, fits)
+    args.gradient_accumulation_steps = accumulation_steps(recipe, args)
+    if args.per_device_train_batch_size == share:
+        return f"all {share:,} pairs of a device at once, which fit"
+    return f"{args.per_device_train_batch_size:,} of a device's {share:,} pairs; about {fits:,} fit in stage {name}"
+
+
+def state_values(recipe: RecipeBase, args: TrainingArguments) -> int:
+    """Values that the run's optimizer keeps for each parameter."""
+    return 1 if (recipe.optimizer.name if recipe.optimizer else str(args.optim)) == "sgd" else 2
 
 
 def stages_with_one_row(recipe: RecipeBase, args: TrainingArguments, num_rows: int | None) -> list[str]:

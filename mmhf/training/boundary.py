@@ -58,7 +58,7 @@ class StageCallback(TrainerCallback):
             stages that do not say.
         average ([`StageFollower`], *optional*): Averages the weights that train.
         features ([`StageFeatures`], *optional*): Stores features of what is frozen.
-        data ([`StageFollower`], *optional*): Makes the stage's batches.
+        data ([`StageFollower`], *optional*): Makes the stage's batches, and what synchronises its gradients.
         save_every (`int`, defaults to 1): With `save_strategy="epoch"`, epochs from one checkpoint to the next; there
             is one at the end in any case.
         evaluate_every (`int`, defaults to 1): With `eval_strategy="epoch"`, epochs from one evaluation to the next;
@@ -121,9 +121,9 @@ class StageCallback(TrainerCallback):
         if self.features is not None:
             with random_state_kept():
                 self.features.enter(position.index)
+        check_ranks_agree(plan.model, args)
         if self.data is not None:
             self.data.begin_stage(position)
-        check_ranks_agree(plan.model, args)
         self._awaiting_gradients = self._newly_trained(position.index)
         self.current = position
         logger.info(

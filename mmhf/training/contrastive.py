@@ -29,6 +29,7 @@ from mmhf.training.gradient_caching import (
     contrast_outputs,
     embed_without_graph,
 )
+from mmhf.training.parallel import whole
 from mmhf.training.stages import StagePosition
 from mmhf.training.trainer import MMTrainer
 
@@ -176,7 +177,11 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
     def _begin_step(self, model: nn.Module) -> DualEncoderOutput:
         """Contrast all pairs of the step; gives the first micro-batch's output, with its graph."""
         batches: list[Batch] = [self._prepare_inputs(batch) for batch in self._batches]
+        if self._compiled is not None:
+            self._compiled.expect(self.plan.model, lambda: _embeddings(self.plan.model(**batches[0])))
         output: DualEncoderOutput = model(**batches[0])
+        if self._compiled is not None:
+            self._compiled.compare(_embeddings(output))
         self._step = contrast_outputs([output, *self._others], batches, self._dual_encoder.contrast)
         self._remember(self._step)
         if self._others and self._replay_is_unchecked:
@@ -259,13 +264,20 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         if "loss" in logs and self._counts is not None:
             self._judge()
             taking_part, skipped, images, captions = self._counts.tolist()
-            logs["temperature"] = 1 / self._dual_encoder.logit_scale.exp().item()
+            logs["temperature"] = 1 / whole(self._dual_encoder.logit_scale.detach()).exp().item()
             logs["repeated_images"] = images / max(taking_part, 1)
             logs["repeated_captions"] = captions / max(taking_part, 1)
             if skipped:
                 logs["skipped_pairs"] = skipped
             self._counts = None
         super().log(logs, start_time)
+
+
+def _embeddings(output: DualEncoderOutput) -> Tensor:
+    """(2 B, D) embeddings of a batch's images and texts."""
+    assert output.image_embeds is not None
+    assert output.text_embeds is not None
+    return torch.cat([output.image_embeds, output.text_embeds]).float()
 
 
 class KeepTemperature(TrainerCallback):

@@ -20,6 +20,7 @@ from mmhf.conventions import IGNORED_IMAGE
 from mmhf.models.contrastive_loss import Contrast, EmbeddedPairs, block_losses, caption_ids
 from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderOutput
 from mmhf.parallel import rank, world_size
+from mmhf.training.weights import unmoved_statistics
 
 Batch = dict[str, Tensor]
 
@@ -94,7 +95,7 @@ def embed_without_graph(model: nn.Module, batch: Batch) -> tuple[DualEncoderOutp
 
     Statistics of batch-norm layers stay as they are: the second pass is the one that counts.
     """
-    with torch.no_grad(), _unmoved_statistics(model):
+    with torch.no_grad(), unmoved_statistics(model):
         state = RandomState.now(batch)
         return model(**batch), state
 
@@ -198,14 +199,3 @@ def _all_gather(tensor: Tensor) -> list[Tensor]:
     gathered = [torch.empty_like(tensor) for _ in range(world_size())]
     torch.distributed.all_gather(gathered, tensor.contiguous())
     return gathered
-
-
-@contextlib.contextmanager
-def _unmoved_statistics(model: nn.Module) -> Iterator[None]:
-    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    before = [(buffer, buffer.clone()) for layer in layers if layer.training for buffer in layer.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)

@@ -62,7 +62,7 @@ class RunPosition:
             )
         if order != self.order:
             raise InputError(
-                f"the training stream is read by {order}, and was by {self.order} when the checkpoint was written, "
+                f"the training data is read by {order}, and was by {self.order} when the checkpoint was written, "
                 "which changes the order of its samples; go on as before, or start a new run"
             )
 

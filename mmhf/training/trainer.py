@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from accelerate.utils import is_compiled_module
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PrinterCallback,
@@ -42,10 +43,14 @@ from mmhf.training.checkpoints import (
     removed_if_unwritable,
     saved_under_own_names,
 )
+from mmhf.training.compiled import CUDA_GRAPH_MODES, CompiledStage
 from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.evaluator import JoinsOnce
+from mmhf.training.frozen_copies import keep_copies, release_copies, why_no_copies
 from mmhf.training.loss_watch import LossWatch, StepSamples
+from mmhf.training.memory import shortage_named
 from mmhf.training.optimizers import OptimizerChoice, optimizer_choice
+from mmhf.training.parallel import find_data_parallel, ready_for_sharding, synchronise_what_trains
 from mmhf.training.plan import ONE_ROW, one_row_refusal
 from mmhf.training.position import RunPosition, run_conditions
 from mmhf.training.progress import NotebookProgress, RatesByName, StageLogLines, StageProgressBar, is_notebook
@@ -146,7 +151,7 @@ class MMTrainer(JoinsOnce):
         # (docs/upstream/nan_loss_shown_as_zero.py).
         kwargs["args"].logging_nan_inf_filter = False
         self._rest_of_epoch: Iterator[Any] | None = None
-        _let_processes_freeze(kwargs["args"], plan)
+        self._compiled: CompiledStage | None = None
         super().__init__(**kwargs)
         self.stages = StageCallback(
             plan,
@@ -203,7 +208,7 @@ class MMTrainer(JoinsOnce):
     def _rows_of(self, samples: StepSamples) -> str:
         """The rows of a step in words."""
         rows = self.train_dataset
-        if self._order != "table" or not isinstance(rows, RowDataset) or rows.order is None:
+        if isinstance(rows, CaptionStream) or not isinstance(rows, RowDataset) or rows.order is None:
             return "rows unknown, the data is a stream"
         ids = rows.ids(rows.order.epoch_rows(samples.epoch)[0][samples.first : samples.last])
         return f"rows {', '.join(ids[:_SHOWN_IDS])}{', ...' if len(ids) > _SHOWN_IDS else ''}"
@@ -218,12 +223,17 @@ class MMTrainer(JoinsOnce):
         Raises:
             InputError: It is one row, which batch norm cannot normalise.
         """
+        replays_graphs = self._compiled is not None and self.args.torch_compile_mode in CUDA_GRAPH_MODES
+        if replays_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         try:
             loss = super().training_step(*args, **kwargs)
         except ValueError as error:
             if ONE_ROW not in str(error) or self.stages.current is None:
                 raise
             raise InputError(one_row_refusal(self.stages.current.stage.name)) from error
+        if replays_graphs:
+            loss = loss.clone()  # the next step writes into the same memory
         self._watch.add(loss)
         return loss
 
@@ -245,6 +255,7 @@ class MMTrainer(JoinsOnce):
 
         Raises:
             OSError: A checkpoint cannot be written; nothing is left of it.
+            InputError: Memory has run out; it says which key to change.
         """
         if resume_from_checkpoint is True:
             resumed: str | None = get_last_checkpoint(str(self.run_dir))
@@ -257,28 +268,43 @@ class MMTrainer(JoinsOnce):
         # training ends: a run that is stopped while its splits are evaluated would go back to that one.
         self._save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            with removed_if_unwritable(lambda: checkpoint_path(self.run_dir, self.state.global_step)):
+            unwritable = removed_if_unwritable(lambda: checkpoint_path(self.run_dir, self.state.global_step))
+            with unwritable, shortage_named(self._explain_shortage):
                 output = super().train(resumed, *args, **kwargs)
         finally:
             self.args.save_total_limit = self._save_total_limit
+            release_copies(self.plan.model)
         self._check_weights()
         return output
+
+    def _explain_shortage(self) -> str:
+        """Which key to change where the memory of a step has run out."""
+        size, position = self._train_batch_size, self.stages.current
+        key, stage = "training.per_device_train_batch_size", ""
+        if position is not None:
+            stage = f"stage {position.stage.name}: "
+            key = f"stages.{position.index}.batch_size" if position.stage.section.batch_size else key
+        begun = f"{stage}memory ran out on the {self.args.device.type} device, in batches of {size}"
+        if size == 1:
+            return f"{begun}; set training.gradient_checkpointing: true, or a smaller data.image_size"
+        is_exact = self._recipe is not None and self._recipe.pairs_per_step() is not None
+        same = "contrastive.batch_size stays" if is_exact else "and raise training.gradient_accumulation_steps as much"
+        return f"{begun}; lower {key} to {size // 2} ({same}), and go on from the last checkpoint with --allow-changes"
 
     def _place(self, checkpoint: Path) -> RunPosition | None:
         """Let the plan go on where a checkpoint was written, in samples; None where it does not say."""
         position = RunPosition.load(checkpoint)
         if position is None or not self._is_seekable:
             return None
-        position.check_data(self._num_samples, self._order)
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        early_ends = dict(torch.load(checkpoint / SCHEDULER_NAME, weights_only=True)["early_ends"])
         index = len(position.starts) - 1
         stage = self.plan.stages[index]
-        size, accumulation = self._batch_shape(stage.section)
+        position.check_data(self._num_samples, self._order(stage.section))
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        early_ends = dict(torch.load(checkpoint / SCHEDULER_NAME, weights_only=True)["early_ends"])
         left = position.steps_left(
             epochs=stage.section.epochs,
             num_steps=stage.num_steps,
-            step_samples=size * accumulation * self.args.world_size,
+            step_samples=self._step_samples(stage.section),
             cut_short=early_ends.get(index, state.global_step) > state.global_step,
             drop_last=self.args.dataloader_drop_last,
         )
@@ -292,9 +318,16 @@ class MMTrainer(JoinsOnce):
         assert isinstance(self.train_dataset, RowDataset)
         return len(self.train_dataset)
 
-    @property
-    def _order(self) -> str:
+    def _step_samples(self, section: StageSection) -> int:
+        """Samples of a stage's step, over all micro-batches and processes."""
+        size, accumulation = self._batch_shape(section)
+        samples: int = size * accumulation * self.args.world_size
+        return samples
+
+    def _order(self, section: StageSection) -> str:
         """What the order of samples depends on beside seed and epoch."""
+        if self.args.train_sampling_strategy == "group_by_length":
+            return f"length, in steps of {self._step_samples(section)} samples"
         if not isinstance(self.train_dataset, CaptionStream):
             return "table"
         readers = self.args.world_size * max(self.args.dataloader_num_workers, 1)
@@ -305,15 +338,14 @@ class MMTrainer(JoinsOnce):
         position = self.plan.locate(self.state.global_step) or self.plan.end()
         starts = [start for start, _ in self.plan.spans()][: position.index + 1]
         is_epoch_over = self._num_taken >= self._steps_in_epoch
-        size, accumulation = self._batch_shape(position.stage.section)
         return RunPosition(
             starts=starts,
             stage_step=position.step,
             epoch=self._epoch + is_epoch_over,
             samples=0 if is_epoch_over else self._samples_taken,
             num_samples=self._num_samples,
-            step_samples=size * accumulation * self.args.world_size,
-            order=self._order,
+            step_samples=self._step_samples(position.stage.section),
+            order=self._order(position.stage.section),
             conditions=run_conditions(self.args),
         )
 
@@ -326,6 +358,19 @@ class MMTrainer(JoinsOnce):
             self.train_dataset.stage = position.index
         self._loader = None
         self._watch.forget()
+        if (parallel := find_data_parallel(self.model_wrapped)) is not None:
+            synchronise_what_trains(
+                parallel,
+                self.accelerator.ddp_handler,
+                find_unused=self.args.ddp_find_unused_parameters,
+                accumulates=self.args.gradient_accumulation_steps > 1,
+            )
+        precision = str(self.accelerator.mixed_precision)
+        self._compiled = None
+        if is_compiled_module(self.model_wrapped):
+            self._compiled = CompiledStage(precision, position.stage.name)
+        elif not is_sharded() and why_no_copies(self.args.device, precision) is None:
+            keep_copies(self.plan.model, precision)
 
     def _batch_shape(self, section: StageSection) -> tuple[int, int]:
         """Samples of a stage's micro-batch in each process, and how many of these make a step."""
@@ -342,6 +387,22 @@ class MMTrainer(JoinsOnce):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The loss as `transformers.Trainer` computes it; a classifier's right answers are counted for the log."""
+        if self._compiled is not None and model.training:
+            compute: Callable[..., Any] = super().compute_loss
+            plain = functools.partial(compute, self.plan.model, dict(inputs), False, num_items_in_batch)
+            self._compiled.expect(self.plan.model, plain)
+        loss = self._loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._compiled is not None and model.training:
+            self._compiled.compare(loss[0] if return_outputs else loss)
+        return loss
+
+    def _loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> Any:
         if not (model.training and self._losses and "labels" in inputs):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
@@ -354,8 +415,9 @@ class MMTrainer(JoinsOnce):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build one optimizer over all groups; what is frozen gets no gradient and is passed over by it."""
-        # DistributedDataParallel, which comes next, never synchronises what is frozen when it wraps a model.
-        self.plan.model.requires_grad_(True)
+        self.plan.model.requires_grad_(True)  # what wraps it next expects something that trains
+        if is_sharded():
+            ready_for_sharding(self.plan.model)
         if self.optimizer is None:
             if is_sharded():
                 refuse_what_needs_whole_weights(self.plan)
@@ -388,10 +450,14 @@ class MMTrainer(JoinsOnce):
         assert isinstance(dataset, RowDataset)
         if isinstance(dataset, CaptionStream):
             dataset.lay_out(self._train_batch_size, args.world_size * max(args.dataloader_num_workers, 1))
+        sampler = dataset.epoch_sampler(args.seed if args.data_seed is None else args.data_seed)
+        if args.train_sampling_strategy == "group_by_length":
+            step = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
+            sampler.group_by_length(dataset.lengths, step)
         loader = DataLoader(
             dataset,
             batch_size=self._train_batch_size,
-            sampler=dataset.epoch_sampler(args.seed if args.data_seed is None else args.data_seed),
+            sampler=sampler,
             collate_fn=self.data_collator,
             drop_last=args.dataloader_drop_last,
             num_workers=args.dataloader_num_workers,
@@ -409,7 +475,8 @@ class MMTrainer(JoinsOnce):
     @property
     def _is_seekable(self) -> bool:
         """Whether an epoch can begin at any of its samples, without reading those before."""
-        return isinstance(self.train_dataset, RowDataset) and self.args.train_sampling_strategy == "random"
+        strategy = self.args.train_sampling_strategy
+        return isinstance(self.train_dataset, RowDataset) and strategy in ("random", "group_by_length")
 
     def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
         """The batches of a split that is evaluated, without augmentation."""
@@ -547,11 +614,18 @@ class MMTrainer(JoinsOnce):
             return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate or predict with the same model on all processes."""
+        """Evaluate or predict with the same model on all processes.
+
+        Raises:
+            InputError: Memory has run out; it says which key to change.
+        """
         share_buffers(self.plan.model, self.args)
         if self.features is not None:
             self.features.check()
-        return super().evaluation_loop(*args, **kwargs)
+        size = self.args.per_device_eval_batch_size
+        what = f"evaluation: memory ran out in batches of {size}; lower training.per_device_eval_batch_size"
+        with shortage_named(lambda: what):
+            return super().evaluation_loop(*args, **kwargs)
 
     def _rates_by_name(self, global_step: int) -> dict[str, float]:
         """Learning rate of what trains after a step: by prefix where its groups share one, otherwise by group."""
@@ -654,17 +728,3 @@ class _RunEvents(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer.finish_checkpoint()
-
-
-def _let_processes_freeze(args: TrainingArguments, plan: StagePlan) -> None:
-    """Several processes must be ready for parameters without a gradient, or a frozen group stops them.
-
-    Raises:
-        InputError: The recipe forbids it although a stage freezes something.
-    """
-    freezes = any(len(stage.curves) < len(plan.partition) for stage in plan.stages)
-    if args.world_size == 1 or not freezes:
-        return
-    if args.ddp_find_unused_parameters is False:
-        raise InputError("training.ddp_find_unused_parameters: false, but a stage freezes parameters; remove it")
-    args.ddp_find_unused_parameters = True

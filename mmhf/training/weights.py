@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 
@@ -13,6 +14,7 @@ from accelerate.utils import DistributedType
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainingArguments
 
@@ -63,16 +65,44 @@ def apply_freezing(
             groups still train their weights and biases.
     """
     release_from_eval(model)
-    parameters = dict(model.named_parameters())
-    for group, names in partition.items():
-        for name in names:
-            parameters[name].requires_grad_(group in trained)
+    for parameters in _forms(model):
+        for group, names in partition.items():
+            for name in names:
+                parameters[name].requires_grad_(group in trained)
     for _, module in partition.frozen_modules(model, trained):
         hold_in_eval(module)
     if hold_batch_norm:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 hold_in_eval(module)
+
+
+@contextlib.contextmanager
+def unmoved_statistics(model: nn.Module) -> Iterator[None]:
+    """Let batch-norm layers have the statistics afterwards that they have now."""
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [(buffer, buffer.clone()) for layer in layers if layer.training for buffer in layer.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
+def _forms(model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
+    """A model's parameters by name; those that `fully_shard` split come twice, as kept and as gathered for a step.
+
+    What is gathered is made once, and remembers whether it trained then: torch 2.13 does not look again.
+    """
+    yield dict(model.named_parameters())
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    if not shards:
+        return
+    for module in shards:
+        module.unshard()
+    yield dict(model.named_parameters())
+    for module in shards:
+        module.reshard()
 
 
 def is_sharded() -> bool:

@@ -18,7 +18,7 @@ from mmhf.recipe import load_recipe
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import RecipeBase
 from mmhf.tasks import task_of
-from mmhf.training.arguments import build_stage_plan, training_arguments
+from mmhf.training.arguments import build_stage_plan, fit_micro_batch, training_arguments
 from mmhf.training.lr_range import (
     RangeTest,
     RangeTestTrainer,
@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
 
     processor = task.build_processor(data, parent=parent)
     model = task.build_model(data, processor=processor, parent=parent)
+    fit_micro_batch(recipe, args, model, lambda count: task.example_inputs(count, "meta"))
     plan = range_test_plan(
         build_stage_plan(model, recipe, args, task.num_train_rows(data)),
         lowest=options.lowest,

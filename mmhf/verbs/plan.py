@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from transformers import TrainingArguments
 
@@ -34,12 +33,16 @@ from mmhf.tasks.feature_caching import planned_caching
 from mmhf.training.arguments import (
     build_stage_plan,
     check_batches,
+    fit_micro_batch,
     recipe_stages,
     stages_with_one_row,
+    state_values,
     steps_per_epoch,
     training_arguments,
 )
 from mmhf.training.devices import choose_precision
+from mmhf.training.frozen_copies import SWITCH, why_no_copies
+from mmhf.training.memory import GIB, device_memory, fits_at_once, usable_memory
 from mmhf.training.plan import StageReport, check_batches_of_one, describe_stages
 from mmhf.training.step_time import StepTime, measure_stages
 from mmhf.verbs import _plan_tables
@@ -158,18 +161,26 @@ def _plan_stages(
     parent = _find_parent(task, found)
     model = task.build_model(data, parent=parent, device="meta")
     found.run["images"] = _describe_images(model, args)
+    if micro_batch := fit_micro_batch(task.recipe, args, model, lambda count: task.example_inputs(count, "meta")):
+        found.run["micro-batch"] = micro_batch
+        found.run["effective batch"] = _effective_batch(args)
     # Without data an epoch has no length: shapes and rates are still planned, as if it had one step.
     stage_plan = build_stage_plan(model, task.recipe, args, num_rows or args.per_device_train_batch_size)
     if one_row := stages_with_one_row(task.recipe, args, num_rows):
         with _as_problem(found):
             check_batches_of_one(stage_plan, task.example_inputs(1, "meta"), one_row)
-    optimizer = task.recipe.optimizer.name if task.recipe.optimizer else str(args.optim)
+    precision = choose_precision(task.recipe.training).mixed
     found.stages = describe_stages(
         stage_plan,
         task.example_inputs(args.per_device_train_batch_size, "meta"),
-        state_values_per_parameter=1 if optimizer == "sgd" else 2,
+        state_values_per_parameter=state_values(task.recipe, args),
+        precision=precision,
         length_known=num_rows is not None,
     )
+    if any(len(stage.curves) < len(stage_plan.partition) for stage in stage_plan.stages):
+        found.run["frozen weights"] = _describe_copies(why_no_copies(args.device, precision))
+    found.run["torch.compile"] = _describe_compiling(args, len(stage_plan.stages))
+    found.run["fits at once"] = _largest_batch(args, found)
     if cache_section(task.recipe.cache).mode == "off":
         found.cached = ["off"] * len(found.stages)
     elif data is None:
@@ -242,20 +253,49 @@ def _describe_run(args: TrainingArguments, data: LoadedData | None, num_rows: in
     )
     if data is not None and data.label_names:
         facts["labels"] = ", ".join(data.label_names)
-    batch, steps, processes = (
-        args.per_device_train_batch_size,
-        args.gradient_accumulation_steps,
-        args.world_size,
-    )
-    facts["effective batch"] = (
-        f"{batch * steps * processes} = {batch} a device × {steps} accumulated × {processes} processes"
-    )
+    facts["effective batch"] = _effective_batch(args)
     facts["steps an epoch"] = str(steps_per_epoch(num_rows, args)) if num_rows else _plan_tables.MISSING_DATA
     facts["device"] = str(args.device)
     facts["CPU threads"] = str(num_threads())
     facts["memory allocator"] = describe_allocator()
     facts["JPEG decoder"] = describe_jpeg_decoder()
     return facts
+
+
+def _effective_batch(args: TrainingArguments) -> str:
+    batch, steps, processes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
+    return f"{batch * steps * processes} = {batch} a device × {steps} accumulated × {processes} processes"
+
+
+def _largest_batch(args: TrainingArguments, found: Plan) -> str:
+    """How many samples pass through the model at once where that takes most memory."""
+    stage = max(found.stages, key=lambda each: each.memory.total_gib)
+    fits = fits_at_once(stage.memory, args.per_device_train_batch_size, args.device)
+    there = usable_memory(args.device)
+    if fits is None or there is None:
+        return f"unknown: how much memory the {args.device.type} device has is not known"
+    return f"about {fits:,} samples in stage {stage.name}, by the {there / GIB:.1f} GiB that the device can spare"
+
+
+def _describe_copies(reason: str | None) -> str:
+    """In which precision the weights of what is frozen are kept."""
+    if reason is not None:
+        return f"as they are ({reason})"
+    return f"also in the precision that is computed in, so that no step casts them again ({SWITCH}=off turns it off)"
+
+
+def _describe_compiling(args: TrainingArguments, num_stages: int) -> str:
+    """Whether the model is compiled, what that costs, and why it is not of itself."""
+    if not args.torch_compile:
+        return (
+            "off: on an H100 a step took as long as before, and the first one 61 s; training.torch_compile: true asks "
+            "for it"
+        )
+    mode = f", mode {args.torch_compile_mode}" if args.torch_compile_mode else ""
+    return (
+        f"{args.torch_compile_backend}{mode}: made anew in each of {num_stages} stages, about a minute each for large "
+        "models, and compared with the plain model at the first step of each"
+    )
 
 
 def _describe_images(model: Any, args: TrainingArguments) -> str:
@@ -273,17 +313,14 @@ def _as_written(stage: StageSection, args: TrainingArguments) -> tuple[str, str,
 
 
 def _memory_problems(args: TrainingArguments, found: Plan) -> list[str]:
-    device = args.device
-    if device.type == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory / 2**30
-    elif device.type == "cpu":
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    else:
-        return []
-    return [
-        f"stage {stage.name} needs about {stage.memory.total_gib:.1f} GiB, the {device.type} has {there:.1f}; lower "
-        "training.per_device_train_batch_size (and raise training.gradient_accumulation_steps), or set "
-        "training.gradient_checkpointing=true"
-        for stage in found.stages
-        if stage.memory.total_gib > there
-    ]
+    device, there = args.device, device_memory(args.device)
+    problems = []
+    for stage in found.stages:
+        if there is not None and stage.memory.total_gib > there / GIB:
+            fits = fits_at_once(stage.memory, args.per_device_train_batch_size, device) or 1
+            problems.append(
+                f"stage {stage.name} needs about {stage.memory.total_gib:.1f} GiB, the {device.type} has "
+                f"{there / GIB:.1f}; lower training.per_device_train_batch_size to {fits} (and raise "
+                "training.gradient_accumulation_steps), or set training.gradient_checkpointing=true"
+            )
+    return problems

@@ -29,7 +29,15 @@ from mmhf.hub.lineage import check_release_is_possible, release_run, write_linea
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.history import RunPart, run_parts
 from mmhf.tasks import AnyTask, Measured, task_of
-from mmhf.training.arguments import build_stage_plan, check_batches, longer, stages_with_one_row, training_arguments
+from mmhf.training.arguments import (
+    build_stage_plan,
+    check_batches,
+    fit_micro_batch,
+    leaves_micro_batch_open,
+    longer,
+    stages_with_one_row,
+    training_arguments,
+)
 from mmhf.training.checkpoints import step_of
 from mmhf.training.plan import check_batches_of_one
 from mmhf.training.position import run_conditions
@@ -131,6 +139,10 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
     args = training_arguments(recipe, str(resolved.name), has_validation="validation" in data.splits)
     num_rows, parent_dir = task.num_train_rows(data), parent.path if parent else None
     check_batches(recipe, args, num_rows)
+    if leaves_micro_batch_open(recipe):
+        shapes_only = task.build_model(data, parent=parent_dir, device="meta")
+        chosen = fit_micro_batch(recipe, args, shapes_only, lambda count: task.example_inputs(count, "meta"))
+        logger.info("Micro-batch: %s", chosen)
     if stages := stages_with_one_row(recipe, args, num_rows):
         shapes = build_stage_plan(task.build_model(data, parent=parent_dir, device="meta"), recipe, args, num_rows)
         check_batches_of_one(shapes, task.example_inputs(1, "meta"), stages)

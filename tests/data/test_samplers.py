@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from torch.utils.data import DataLoader
 
 from mmhf.data.datasets import RowDataset
-from mmhf.data.samplers import EpochSampler, SampleKey, derive_seed, draw_rows, sample_seed
+from mmhf.data.samplers import EpochSampler, SampleKey, derive_seed, draw_rows, sample_seed, steps_of_like_length
 from mmhf.data.table import ROW_FEATURES
 
 
@@ -134,3 +134,55 @@ def test_draws_number_the_repetitions_of_each_row(weights, seed):
     assert (weights[rows] > 0).all()
     for row in set(rows.tolist()):
         assert sorted(draws[rows == row]) == list(range((rows == row).sum()))
+
+
+def _caption_lengths(count: int) -> np.ndarray:
+    return np.random.default_rng(1).lognormal(2.5, 0.5, count).astype(np.int64) + 5
+
+
+def _padded(lengths: np.ndarray, order: list[int], step: int) -> float:
+    """Share of tokens that are padding, where each step is padded to its longest."""
+    batches = [lengths[order[start : start + step]] for start in range(0, len(order), step)]
+    return 1 - lengths.sum() / sum(batch.max() * len(batch) for batch in batches)
+
+
+def test_steps_of_like_length_pad_little():
+    lengths = _caption_lengths(5000)
+    plain, grouped = EpochSampler(5000, seed=2), EpochSampler(5000, seed=2)
+    grouped.group_by_length(lambda keys: lengths[keys[:, 0]], 32)
+    assert _padded(lengths, _order(plain, 1), 32) > 0.4
+    assert _padded(lengths, _order(grouped, 1), 32) < 0.08
+    assert sorted(_order(grouped, 1)) == list(range(5000))
+    assert _order(grouped, 1) != _order(grouped, 2)
+    firsts = [lengths[_order(grouped, epoch)[:32]].mean() for epoch in range(12)]
+    assert np.std(firsts) > 2  # steps come in random order, not the short ones first
+
+
+def test_rows_by_length_depend_on_seed_epoch_and_step_alone():
+    lengths = _caption_lengths(103)
+
+    def order(seed, step):
+        sampler = EpochSampler(103, seed=seed)
+        sampler.group_by_length(lambda keys: lengths[keys[:, 0]], step)
+        return _order(sampler, 4)
+
+    torch.manual_seed(5)
+    assert order(1, 8) == order(1, 8)
+    assert len({tuple(order(seed, step)) for seed in (1, 2) for step in (4, 8)}) == 4
+    sampler = EpochSampler(103, seed=1)
+    sampler.group_by_length(lambda keys: lengths[keys[:, 0]], 8)
+    sampler.start_epoch(4, at=24)
+    assert [key.index for key in sampler] == order(1, 8)[24:]
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=80), st.integers(1, 9), st.integers(0, 2**60))
+def test_no_sample_is_lost_and_the_rest_comes_last(lengths, step, seed):
+    order = steps_of_like_length(np.array(lengths), step, seed)
+    assert sorted(order.tolist()) == list(range(len(lengths)))
+    whole = len(lengths) // step * step
+    assert order[whole:].tolist() == list(range(whole, len(lengths)))
+
+
+def test_lengths_are_those_of_the_texts_of_an_epoch():
+    rows = _rows(3)
+    assert rows.lengths(np.array([[2, 0, 0], [0, 5, 0]])).tolist() == [4, 4]

@@ -22,7 +22,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedModel
 
+from mmhf.models.partition import Partition
+from mmhf.training.frozen_copies import keep_copies, release_copies
 from mmhf.training.gradient_caching import RandomState, contrast_outputs, embed_without_graph
+from mmhf.training.weights import apply_freezing
 
 ROWS = 6
 
@@ -49,10 +52,10 @@ def fake_batch(family: TinyFamily, mode: FakeTensorMode) -> Batch:
     return {name: mode.from_tensor(tensor).to("cuda") for name, tensor in family.batch(range(ROWS)).items()}
 
 
-def train(family: TinyFamily, model: PreTrainedModel, batch: Batch, dtype: torch.dtype) -> None:
-    """Forward, loss, backward, clipping and step, twice."""
+def train(family: TinyFamily, model: PreTrainedModel, batch: Batch, dtype: torch.dtype, *, num_steps: int = 1) -> None:
+    """Forward, loss, backward, clipping and step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    for _ in range(2):
+    for _ in range(num_steps):
         with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
             loss = family.loss(model.train(), batch)
         assert loss.device.type == "cuda"
@@ -62,6 +65,16 @@ def train(family: TinyFamily, model: PreTrainedModel, batch: Batch, dtype: torch
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+
+
+def train_head(family: TinyFamily, model: PreTrainedModel, batch: Batch) -> None:
+    """A step of the head, on copies of what is frozen."""
+    partition = Partition.of(model)
+    apply_freezing(model, partition, {group for name in family.head for group in partition.select(name)})
+    assert keep_copies(model, "bf16") > 0
+    train(family, model, batch, torch.bfloat16)
+    release_copies(model)
+    apply_freezing(model, partition, list(partition))
 
 
 def cache_gradients(family: TinyFamily, model: Any, batch: Batch) -> None:
@@ -107,9 +120,10 @@ def no_random_states() -> Iterator[None]:
 
 
 ACTS: dict[str, tuple[Callable[..., None], bool]] = {
-    "train in fp32": (lambda *given: train(*given, torch.float32), False),
+    "train in fp32": (lambda *given: train(*given, torch.float32, num_steps=2), False),
     "train in bf16": (lambda *given: train(*given, torch.bfloat16), False),
     "train in fp16": (lambda *given: train(*given, torch.float16), False),
+    "train the head": (train_head, False),
     "cache gradients": (cache_gradients, False),
     "store features": (store, False),
     "generate": (generate, True),
@@ -119,22 +133,25 @@ ACTS: dict[str, tuple[Callable[..., None], bool]] = {
 
 def main() -> int:
     torch.cuda.current_device = lambda: 0
-    for (name, family), (act, (do, may_look)) in itertools.product(FAMILIES.items(), ACTS.items()):
-        if (act == "cache gradients" and name != "dual_encoder") or (act == "generate" and name != "captioner"):
-            continue
+    for name, family in FAMILIES.items():
+        # One mode for all that a family does: it remembers what each operator makes of which shapes.
         mode = FakeTensorMode()
         model = fake_model(family.model(dropout=0.1, **({"prompt_ids": [3, 4]} if name == "captioner" else {})), mode)
-        error, asked = None, itertools.count()
-        watch = Waits(lambda asked=asked: int(next(asked) > 20))
-        try:
-            with mode, no_random_states():
-                batch = fake_batch(family, mode)
-                with watch:
+        with mode:
+            batch = fake_batch(family, mode)
+        for act, (do, may_look) in ACTS.items():
+            if (act == "cache gradients" and name != "dual_encoder") or (act == "generate" and name != "captioner"):
+                continue
+            error, asked = None, itertools.count()
+            watch = Waits(lambda asked=asked: int(next(asked) > 20))
+            model.zero_grad()
+            try:
+                with mode, no_random_states(), watch:
                     do(family, model, batch)
-        except Exception:  # noqa: BLE001  (it is what is looked for, and is told)
-            error = traceback.format_exc()
-        said = {"family": name, "act": act, "error": error, "waits": [] if may_look else watch.seen}
-        sys.stdout.write(json.dumps(said) + "\n")
+            except Exception:  # noqa: BLE001  (it is what is looked for, and is told)
+                error = traceback.format_exc()
+            said = {"family": name, "act": act, "error": error, "waits": [] if may_look else watch.seen}
+            sys.stdout.write(json.dumps(said) + "\n")
     return 0
 
 

@@ -48,6 +48,7 @@ def train(make_trainer, tiny_model, tiny_data, tmp_path):
             per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **arguments,
         )  # fmt: skip
         rows = {}
+        trainer.train_dataset.lengths = lambda keys: keys[:, 0] * 7 % 13
         read = trainer.train_dataset.read_rows
 
         def read_rows(keys):
@@ -62,6 +63,28 @@ def train(make_trainer, tiny_model, tiny_data, tmp_path):
         return rows, seen.rates, trainer
 
     return run
+
+
+@pytest.mark.slow
+def test_rows_by_length_go_on_exactly_and_keep_to_their_steps(train, tiny_model):
+    """Stopped within an epoch; with other micro-batches of the same step it goes on, with another step it does not."""
+    by_length = {"train_sampling_strategy": "group_by_length"}
+    whole, _, _ = train("whole", batch=8, **by_length)
+    end = weights_hash(tiny_model)
+    assert all(sorted(rows) == list(range(48)) for rows in whole.values())
+    for rows in whole.values():
+        lengths = [[row * 7 % 13 for row in rows[start : start + 8]] for start in range(0, 48, 8)]
+        assert max(max(step) - min(step) for step in lengths) <= 4
+    first, _, _ = train("run", batch=8, until=9, **by_length)
+    with pytest.raises(
+        InputError, match=r"read by length, in steps of 16 samples, and was by length, in steps of 8 sam"
+    ):
+        train("run", batch=16, **by_length)
+    second, _, _ = train("run", batch=8, **by_length)
+    assert first[1][:24] + second[1] == whole[1] and second[2] == whole[2]
+    assert weights_hash(tiny_model) == end
+    again, _, _ = train("halves", batch=4, accumulation=2, **by_length)
+    assert again == whole
 
 
 @pytest.mark.slow

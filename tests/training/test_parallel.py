@@ -13,7 +13,7 @@ import torch
 from stages_in_processes import train
 from tiny_families import FAMILIES
 
-SCRIPT = Path(__file__).parent / "stages_in_processes.py"
+SCRIPT = Path(__file__).parents[1] / "stages_in_processes.py"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def together(tmp_path_factory):
         port = free.getsockname()[1]
     shared = {
         **os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "PYTHONPATH": str(SCRIPT.parents[1]),
+        "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "PYTHONPATH": str(SCRIPT.parent),
     }  # fmt: skip
     processes = [
         subprocess.Popen(

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 # Comes with a declared package, which asks for exactly one version of it.
 PART_OF = {"pydantic_core": "pydantic"}
 # Imported only by the verb that an extra is for.
-NEEDS_AN_EXTRA = ("mmhf/sweep/", "mmhf/verbs/sweep.py", "mmhf/inference/demo/")
+NEEDS_AN_EXTRA = ("mmhf/sweep/", "mmhf/verbs/sweep.py", "mmhf/inference/demo/", "mmhf/inference/serving/")
 
 
 @pytest.fixture(scope="module")

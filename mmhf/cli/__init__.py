@@ -26,7 +26,8 @@ from mmhf.secret_kinds import redact
 from mmhf.verbs._console import log_to_console
 
 _MEANT = {
-    **dict.fromkeys(("serve", "gui", "app", "web"), "demo"),
+    **dict.fromkeys(("gui", "app", "web"), "demo"),
+    **dict.fromkeys(("server", "api", "deploy", "host"), "serve"),
     **dict.fromkeys(("fit", "run", "finetune", "fine-tune", "resume", "start"), "train"),
     **dict.fromkeys(("test", "eval", "validate", "score", "measure"), "evaluate"),
     **dict.fromkeys(("infer", "inference", "classify", "caption", "apply"), "predict"),
@@ -38,7 +39,7 @@ _MEANT = {
     **dict.fromkeys(("import", "migrate", "convert-captioner"), "convert"),
 }
 """What people type → the verb that does it."""
-_COMPUTING = {"train", "evaluate", "predict", "embed", "demo", "verify", "cache", "find-lr", "sweep"}
+_COMPUTING = {"train", "evaluate", "predict", "embed", "demo", "serve", "verify", "cache", "find-lr", "sweep"}
 """Verbs that run a model."""
 _BROKEN_PIPE = 141
 _WIDTH = 80

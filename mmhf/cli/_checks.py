@@ -10,7 +10,11 @@ from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.shipped import find_recipe, is_shipped, missing_recipe
 
-_EXTRAS = {"sweep": {"optuna": "sweep"}, "demo": {"gradio": "demo", "captum": "demo"}}
+_EXTRAS = {
+    "sweep": {"optuna": "sweep"},
+    "demo": {"gradio": "demo", "captum": "demo"},
+    "serve": dict.fromkeys(("fastapi", "uvicorn", "python_multipart", "prometheus_client"), "serve"),
+}
 _READ_A_RECIPE = ("train", "plan", "cache", "find-lr", "sweep")
 _FILES = {
     "predict": "input",

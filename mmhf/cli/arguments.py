@@ -170,6 +170,39 @@ def demo(parser: ArgumentParser) -> None:
     parser.add_argument("--device", help=_DEVICE)
 
 
+def serve(parser: ArgumentParser) -> None:
+    """Serve models over HTTP: predictions, captions, embeddings, search.
+
+    mmhf serve releases/fakeddit@v1.8
+    mmhf serve plants=releases/plants clip=ORG/NAME@v1.0 --index photos.parquet --port 9000
+
+    http://127.0.0.1:8000/ describes the endpoints, with examples that run. If MMHF_API_KEY is set, requests need that
+    key. SIGTERM answers what was accepted and ends; SIGHUP loads new versions and takes them when they are ready.
+    """
+    parser.add_argument("model", nargs="+", metavar="MODEL", help=f"{_MODEL}; NAME=MODEL gives it a name for requests")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; absent: for this machine only")
+    parser.add_argument("--port", type=int, default=8000, help="default 8000; 0: a free one")
+    parser.add_argument(
+        "--index", action="append", default=[], metavar="FILE",
+        help="dual encoders: output of `mmhf embed` to search, or NAME=FILE; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--device", help=_DEVICE)
+    batches = parser.add_argument_group("batches")
+    batches.add_argument("--max-batch", type=int, default=32, metavar="N", help="inputs that run together, default 32")
+    batches.add_argument(
+        "--max-wait", type=float, default=5.0, metavar="MS", help="how long an input waits for others, default 5"
+    )
+    limits = parser.add_argument_group("what requests may cost")
+    limits.add_argument(
+        "--max-queue", type=int, default=256, metavar="N",
+        help="requests under way, and inputs waiting for a model, before more are refused; default 256",
+    )  # fmt: skip
+    limits.add_argument("--max-body", type=float, default=20, metavar="MB", help="of a request, default 20")
+    limits.add_argument("--max-pixels", type=float, default=25, metavar="MILLIONS", help="of an image, default 25")
+    limits.add_argument("--max-text", type=int, default=10_000, metavar="N", help="characters, default 10,000")
+    limits.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="for an answer, default 30")
+
+
 def convert(parser: ArgumentParser) -> None:
     """Turn a checkpoint (.pth) of one of the programs that mmhf replaces into a release.
 
@@ -372,6 +405,7 @@ VERBS: dict[str, Callable[[ArgumentParser], None]] = {
     "embed": embed,
     "search": search,
     "demo": demo,
+    "serve": serve,
     "convert": convert,
     "release": release,
     "lineage": lineage,

@@ -81,6 +81,25 @@ def decode_image(image: ImageInput, *, least_side: int | None = None) -> Image.I
         raise BadImageError(_one_line(error)) from error
 
 
+def find_size(content: bytes) -> tuple[int, int]:
+    """Width and height of an encoded image, which is not decoded.
+
+    Raises:
+        BadImageError: it is no image.
+    """
+    if not content:
+        raise BadImageError("the image file is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as opened:
+            return opened.size
+    except Image.DecompressionBombError as error:
+        raise BadImageError(f"too large: more than {MAX_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise BadImageError("not an image") from error
+    except _DECODE_ERRORS as error:
+        raise BadImageError(_one_line(error)) from error
+
+
 def find_image_problem(image: str | Path | bytes) -> str | None:
     """Say what is wrong with an encoded image, cheaply when nothing is.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +29,8 @@ from mmhf.inference.jobs import EMBEDDING_SUFFIX, Batch, JobSettings, JobSummary
 from mmhf.inference.loading import load_model, load_with, model_type_of
 from mmhf.inference.outputs import check_output, refuse_existing
 from mmhf.inference.table_job import TableJob
+from mmhf.models.classification_loss import class_probabilities
+from mmhf.models.dual_encoder.modeling_dual_encoder import MAX_LOGIT_SCALE, DualEncoderModel
 from mmhf.models.family import families
 
 SOURCE_KEY = b"mmhf.source"
@@ -118,6 +121,25 @@ class DualEncoderEmbedder:
         # transformers 5 gives the whole output, 4 gave the tensor.
         embeds: Any = output.pooler_output if isinstance(output, BaseModelOutputWithPooling) else output
         return torch.nn.functional.normalize(embeds.float(), dim=-1).cpu()
+
+    def probabilities(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+        """How probable each text is for each image, as transformers' `zero-shot-image-classification` has it.
+
+        Args:
+            images (`torch.Tensor` of shape `(N, D)`): Embeddings, as `embed` gives them.
+            texts (`torch.Tensor` of shape `(M, D)`): The same of texts.
+
+        Returns:
+            `torch.Tensor` of shape `(N, M)`: Rows add up to 1, except of SigLIP, for which each text stands alone.
+        """
+        scale = self.model.logit_scale.detach().float().cpu()
+        if isinstance(self.model, DualEncoderModel):
+            scale = scale.clamp(max=math.log(MAX_LOGIT_SCALE))
+        logits = scale.exp() * (images @ texts.T)
+        bias = getattr(self.model, "logit_bias", None)
+        if bias is not None:
+            logits = logits + bias.detach().float().cpu()
+        return torch.sigmoid(logits) if isinstance(self.model, SiglipModel) else class_probabilities(logits)
 
 
 def load_embedder(model_dir: str | Path, *, device: torch.device | None = None) -> DualEncoderEmbedder:

@@ -107,7 +107,13 @@ class EmbeddingIndex:
         return self.search_all(query[None], among=among, top=top, approximate=approximate)[0]
 
     def search_all(
-        self, queries: torch.Tensor, *, among: str | None = None, top: int = 24, approximate: bool = False
+        self,
+        queries: torch.Tensor,
+        *,
+        among: str | None = None,
+        top: int = 24,
+        approximate: bool = False,
+        images: bool = True,
     ) -> list[list[Hit]]:
         """The rows whose embeddings are nearest to each query, the nearest first; of equal ones the earlier.
 
@@ -119,6 +125,7 @@ class EmbeddingIndex:
             among (`str`, *optional*): `image` or `text`; absent: images, where there are any.
             top (`int`, defaults to 24): How many at most.
             approximate (`bool`, defaults to `False`): Look only into the clusters around each query, see `recall`.
+            images (`bool`, defaults to `True`): Whether hits have their images.
 
         Raises:
             InputError: The file has no such embeddings, or of another width; or clusters cannot be kept.
@@ -141,7 +148,7 @@ class EmbeddingIndex:
             else:
                 nearest = find_nearest(self._blocks(modality), asked, top)
                 found = list(zip(nearest.scores, nearest.rows, strict=True))
-            return [self._hits(scores, rows) for scores, rows in found]
+            return [self._hits(scores, rows, images) for scores, rows in found]
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
@@ -215,9 +222,9 @@ class EmbeddingIndex:
             yield present + start, vectors.copy()  # torch wants to be able to write
             start += len(batch)
 
-    def _hits(self, scores: np.ndarray, rows: np.ndarray) -> list[Hit]:
+    def _hits(self, scores: np.ndarray, rows: np.ndarray, with_images: bool) -> list[Hit]:
         values = self._values(rows)
-        images = self._images(values)
+        images = self._images(values) if with_images else [None] * len(values)
         return [
             Hit(int(row), float(score), value, image)
             for row, score, value, image in zip(rows, scores, values, images, strict=True)

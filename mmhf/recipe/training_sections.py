@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.sections import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section, SplitName
@@ -116,11 +116,19 @@ class HistorySection(Section):
     """The changed sections as they were before, whole; the others were as they are now."""
 
 
+def _as_mode(given: Any) -> Any:
+    """Recipes of earlier releases say `true` and `false`."""
+    return ("auto" if given else "off") if isinstance(given, bool) else given
+
+
 class EvaluationSection(Section):
     every_epochs: PositiveInt = 1
     """With `training.eval_strategy: epoch`: epochs from one evaluation to the next; the end of a stage has one."""
     splits: list[SplitName] = ["validation", "test"]
     """Splits to evaluate after training; splits that the data lacks are left out."""
+    baselines: Annotated[Literal["auto", "off"], BeforeValidator(_as_mode)] = "auto"
+    """Also measure what the frozen encoders give without training: logistic regression, linear projections, the
+    caption of the nearest image. `auto`: where their features are stored or cheap."""
 
 
 class TrackingSection(Section):

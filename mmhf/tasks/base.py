@@ -26,12 +26,14 @@ from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import RecipeBase
 from mmhf.tasks.feature_caching import stage_features
+from mmhf.tasks.frozen_features import FrozenFeatures
 from mmhf.training.evaluator import Evaluator, ReadsFeatures
 from mmhf.training.stages import StagePlan
 from mmhf.training.trainer import MMTrainer
 
 RecipeT = TypeVar("RecipeT", bound=RecipeBase)
 
+Baselines = Mapping[str, Mapping[str, Mapping[str, float]]]
 Collator = Callable[[list[Any]], dict[str, Any]]
 
 
@@ -46,6 +48,11 @@ class Measured(Protocol):
     @property
     def num_rows(self) -> int:
         """Rows that were evaluated."""
+        ...
+
+    @property
+    def baselines(self) -> Mapping[str, Mapping[str, float]]:
+        """Name of what needs no training → its metrics, and `cpu_seconds`."""
         ...
 
 
@@ -112,6 +119,18 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
     @abstractmethod
     def measure(self, trainer: Trainer, data: LoadedData, split: str) -> MeasuredT:
         """Evaluate a split: all that the report and `metrics.json` say of it."""
+
+    def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
+        """What can be had without training, to stand beside the model's numbers.
+
+        Args:
+            frozen ([`FrozenFeatures`]): What the encoders gave before training.
+            data (`LoadedData`): The data.
+
+        Returns:
+            `Mapping`: Split → name → metrics and `cpu_seconds`.
+        """
+        return {}
 
     @abstractmethod
     def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredT]) -> None:

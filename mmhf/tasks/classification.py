@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,6 +24,7 @@ from mmhf.data.mixing import build_mixer
 from mmhf.data.pixel_statistics import PixelSums, sum_pixels
 from mmhf.data.table import extra_column
 from mmhf.errors import InputError
+from mmhf.evaluation.baselines import Rows, learnt_rows, logistic_regression
 from mmhf.evaluation.calibration import abstention_threshold, evaluate_calibration, fit_temperature
 from mmhf.evaluation.classification import (
     PROTOCOLS,
@@ -43,7 +44,8 @@ from mmhf.models.classification_loss import LossSettings, class_names
 from mmhf.parallel import gather, rank, world_size
 from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.classification import ClassificationRecipe, LossSection, SamplingSection
-from mmhf.tasks.base import Task
+from mmhf.tasks.base import Baselines, Task
+from mmhf.tasks.frozen_features import FrozenFeatures, SplitFeatures, by_split
 
 ClassificationRecipeT = TypeVar("ClassificationRecipeT", bound=ClassificationRecipe)
 
@@ -190,6 +192,41 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
         subgroups = evaluate_subgroups(logits, labels, columns, len(names), min_rows=section.subgroup_min_rows)
         return replace(measured, mistakes=mistake_examples(mistakes, wrong, names), subgroups=subgroups)
 
+    def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
+        rows = {
+            split: (found, np.asarray(_table(data, split)["label"][:])[found.rows])
+            for split, found in frozen.splits.items()
+        }
+        if "train" not in rows:
+            return {}
+        return by_split(
+            {
+                name: self._regressions(
+                    {split: _labelled(make(found), labels) for split, (found, labels) in rows.items()}, data
+                )
+                for name, make in self._kinds_of_features(frozen.splits["train"]).items()
+            }
+        )
+
+    def _kinds_of_features(self, train: SplitFeatures) -> dict[str, Callable[[SplitFeatures], NDArray[np.floating]]]:
+        """Name of a regression → what makes its features."""
+        return {"logistic regression": lambda split: split.images}
+
+    def _regressions(self, rows: Mapping[str, Rows], data: LoadedData) -> dict[str, dict[str, float]]:
+        names = data.label_names
+        train = rows["train"]
+        learnt = learnt_rows(len(train.labels), train.features.shape[1], len(names))
+        tested = {split: each for split, each in rows.items() if split in self.recipe.evaluation.splits}
+        tested.pop("train", None)
+        best = str(self.recipe.training.get("metric_for_best_model", "accuracy")).removeprefix("eval_")
+        return logistic_regression(
+            Rows(train.features[learnt], train.labels[learnt]),
+            rows.get("validation"),
+            {split: each for split, each in tested.items() if len(each.labels)},
+            names,
+            metric=best if best == "f1_macro" else "accuracy",
+        )
+
     def measure_modalities(
         self, model: PreTrainedModel, predicted: Predicted, label_names: list[str]
     ) -> ModalityEvaluation | None:
@@ -219,6 +256,17 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         labels = torch.zeros(batch_size, dtype=torch.long, device=device)
         return {**super().example_inputs(batch_size, device), "labels": labels}
+
+
+def _table(data: LoadedData, split: str) -> datasets.Dataset:
+    rows = data.splits[split]
+    assert isinstance(rows, datasets.Dataset)
+    return rows
+
+
+def _labelled(features: NDArray[np.floating], labels: NDArray[np.int64]) -> Rows:
+    known = labels >= 0
+    return Rows(features[known], labels[known])
 
 
 def _majority(data: LoadedData) -> str | None:

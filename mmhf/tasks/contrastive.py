@@ -22,6 +22,7 @@ from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.streams.captions import caption_dataset
 from mmhf.errors import InputError
+from mmhf.evaluation.baselines import Pairs, frozen_projections
 from mmhf.evaluation.report.page import small_image
 from mmhf.evaluation.report.retrieval import (
     MeasuredRetrieval,
@@ -44,7 +45,8 @@ from mmhf.evaluation.retrieval import (
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_processor, load_dual_encoder
 from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe, ZeroShotSection
-from mmhf.tasks.base import Collator, Task
+from mmhf.tasks.base import Baselines, Collator, Task
+from mmhf.tasks.frozen_features import FrozenFeatures, SplitFeatures, by_split
 from mmhf.training.contrastive import ContrastiveEvaluator, ContrastiveTrainer
 from mmhf.training.evaluator import ReadsFeatures
 
@@ -142,6 +144,15 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
             zero_shot={} if probe is None else probe.measure(trainer, split),
         )
 
+    def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
+        pairs = {split: found for split, each in frozen.splits.items() if (found := _pairs(each)) is not None}
+        if "train" not in pairs:
+            return {}
+        evaluated: list[str] = list(self.recipe.evaluation.splits)
+        tested = {split: pairs[split] for split in evaluated if split in pairs and split != "train"}
+        projections = frozen_projections(pairs["train"], pairs.get("validation"), tested)
+        return by_split({"frozen projections": projections})
+
     def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredRetrieval]) -> None:
         write_retrieval_report(run, measured, protocols={**self.protocols, **UNIQUE_TEXT_PROTOCOLS})
 
@@ -182,6 +193,13 @@ def _table(data: LoadedData, split: str) -> datasets.Dataset:
     if not isinstance(rows, datasets.Dataset):
         raise InputError(f"{split}: a stream cannot be searched; give the split as a table")
     return rows
+
+
+def _pairs(features: SplitFeatures) -> Pairs | None:
+    if features.texts is None or features.caption_owners is None:
+        return None
+    known = features.caption_owners >= 0
+    return Pairs(features.images, features.texts[known], features.caption_owners[known])
 
 
 def _training_metrics(prediction: EvalPrediction) -> dict[str, float]:

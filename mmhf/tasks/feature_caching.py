@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -72,17 +73,34 @@ def planned_caching(
 
 
 def stage_features(
-    task: Task[Any, Any], data: LoadedData, *, plan: StagePlan, args: TrainingArguments, processor: Processor
+    task: Task[Any, Any],
+    data: LoadedData,
+    *,
+    plan: StagePlan,
+    args: TrainingArguments,
+    processor: Processor,
+    setting: CacheSetting | None = None,
+    choose: Callable[[Measure], list[list[PartChoice]]] | None = None,
 ) -> StageFeatures | None:
-    """The stored features of a run; None where the recipe turns them off."""
-    setting = cache_setting(task, data, args)
+    """The stored features of a run; None where the recipe turns them off.
+
+    Args:
+        task (`Task`): The task.
+        data (`LoadedData`): What it trains on.
+        plan (`StagePlan`): The stages.
+        args (`TrainingArguments`): Seed and device.
+        processor (`Processor`): What makes the model's inputs.
+        setting ([`CacheSetting`], *optional*): What the choice goes by; absent: the run's own.
+        choose (`Callable`, *optional*): Given what measures a part, chooses what is stored; absent: `choose_parts`.
+    """
+    setting = setting or cache_setting(task, data, args)
     if setting.section.mode == "off":
         return None
     sections = [augment_of(task, index) for index in range(len(plan.stages))]
     size = task.recipe.data.image_size
     return StageFeatures(
         plan.model,
-        functools.partial(choose_parts, plan, setting),
+        choose or functools.partial(choose_parts, plan, setting),
         setting,
         processor=processor,
         example_inputs=task.example_inputs(1, "cpu"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmhf.data.caption_datasets import CaptionDataset, find_long_captions
 from mmhf.data.collators import CaptioningCollator
 from mmhf.data.loading import LoadedData
 from mmhf.data.streams.captions import StreamedCaptions, caption_dataset
+from mmhf.evaluation.baselines import CPU_SECONDS
 from mmhf.evaluation.captions import CAPTION_PROTOCOLS, CaptionEvaluation, caption_metrics, evaluate_captions
 from mmhf.evaluation.captions.baselines import best_constant_caption, nearest_neighbour_captions
 from mmhf.evaluation.captions.clip_score import ClipScorer
@@ -34,13 +36,12 @@ from mmhf.models.captioner.building import (
 )
 from mmhf.models.partition import Partition
 from mmhf.recipe.captioner_recipe import CaptioningRecipe
-from mmhf.tasks.base import Task
-from mmhf.training.captioning import CaptioningTrainer, image_features_of, run_captioner
+from mmhf.tasks.base import Baselines, Task
+from mmhf.tasks.frozen_features import FrozenFeatures
+from mmhf.training.captioning import CaptioningTrainer, run_captioner
 from mmhf.training.evaluator import ReadsFeatures
 
 logger = logging.getLogger(__name__)
-
-Baselines = dict[str, dict[str, float]]
 
 
 class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
@@ -49,10 +50,6 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
     protocols = CAPTION_PROTOCOLS
     collator_class = CaptioningCollator
     trainer_class = CaptioningTrainer
-
-    def __init__(self, recipe: CaptioningRecipe) -> None:
-        super().__init__(recipe)
-        self._train_vectors: np.ndarray | None = None
 
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> CaptionerProcessor:
         if parent is not None:
@@ -133,10 +130,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             loss=written.loss,
             resamples=self.recipe.evaluation.bootstrap,
         )
-        baselines = self._baselines(trainer, data, split, usable)
-        for name, metrics in baselines.items():
-            logger.info("%s, %s: rougeL %.4f, cider %.4f", split, name, metrics["rougeL"], metrics["cider"])
-        return MeasuredCaptions(evaluation, baselines, _examples(evaluation, of_captions, captions))
+        return MeasuredCaptions(evaluation, examples=_examples(evaluation, of_captions, captions))
 
     def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredCaptions]) -> None:
         decoding = ", ".join(f"{key} {value}" for key, value in self.recipe.generation.model_dump().items())
@@ -176,24 +170,30 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             return None
         return ClipScorer.from_pretrained(self.recipe.evaluation.clip).score(rows["image"][:], captions)
 
-    def _baselines(self, trainer: Trainer, data: LoadedData, split: str, usable: Sequence[int]) -> Baselines:
-        """What the best constant caption and the caption of the most similar training image score."""
-        train, rows = data.splits.get("train"), data.splits[split]
-        if not self.recipe.evaluation.baselines or not usable or split == "train":
+    def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
+        """What the best constant caption scores, and, by frozen features, that of the most similar training image."""
+        train = data.splits.get("train")
+        if self.recipe.evaluation.baselines == "off" or not isinstance(train, datasets.Dataset):
             return {}
-        if not isinstance(train, datasets.Dataset) or not isinstance(rows, datasets.Dataset):
-            return {}
-        known = train["captions"][:]
-        references = rows.select(usable)["captions"][:]
-        constant = [best_constant_caption(known)] * len(usable)
-        if self._train_vectors is None:
-            self._train_vectors = _image_vectors(trainer, CaptionDataset(train))
-        of_split = _image_vectors(trainer, CaptionDataset(rows))
-        neighbours = nearest_neighbour_captions(self._train_vectors, known, of_split[list(usable)])
-        return {
-            "best constant caption": caption_metrics(constant, references),
-            "nearest neighbour": caption_metrics(neighbours, references),
-        }
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        constant: str | None = None
+        for split in self.recipe.evaluation.splits:
+            rows, features = data.splits.get(split), frozen.splits.get(split)
+            if split == "train" or not isinstance(rows, datasets.Dataset):
+                continue
+            references = _captions_of(rows, np.arange(len(rows)) if features is None else features.rows)
+            begun = time.process_time()
+            constant = best_constant_caption(train["captions"][:]) if constant is None else constant
+            named = {"best constant caption": [constant] * len(references)}
+            if features is not None:
+                of_train = frozen.splits["train"]
+                known = _captions_of(train, of_train.rows)
+                named["nearest neighbour"] = nearest_neighbour_captions(of_train.images, known, features.images)
+            for name, captions in named.items():
+                scores = caption_metrics(captions, references) if captions else {}
+                found.setdefault(split, {})[name] = {**scores, CPU_SECONDS: time.process_time() - begun}
+                begun = time.process_time()
+        return found
 
 
 def _captions(data: LoadedData, split: str) -> list[list[str]]:
@@ -203,17 +203,9 @@ def _captions(data: LoadedData, split: str) -> list[list[str]]:
     return rows["captions"][:] if isinstance(rows, datasets.Dataset) else []
 
 
-@torch.no_grad()
-def _image_vectors(trainer: Trainer, dataset: CaptionDataset) -> np.ndarray:
-    """(rows, width) features of the image encoder, patches averaged."""
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    model.eval()
-    vectors = []
-    for batch in trainer.get_test_dataloader(dataset):
-        features = image_features_of(model, trainer._prepare_inputs(batch))
-        pooled = features.float().mean(dim=1) if features.dim() == 3 else features.float()
-        vectors.append(trainer.accelerator.gather_for_metrics(pooled).cpu().numpy())
-    return np.concatenate(vectors)
+def _captions_of(table: datasets.Dataset, rows: np.ndarray) -> list[list[str]]:
+    captions = table.select_columns("captions")[:]["captions"]
+    return [captions[row] for row in rows]
 
 
 def _examples(evaluation: CaptionEvaluation, rows: datasets.Dataset, captions: Sequence[str]) -> list[CaptionExample]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mmhf.data.text_embeddings import (
     read_table_encoder,
 )
 from mmhf.errors import InputError
+from mmhf.evaluation.baselines import PAIR_WIDTH, PairFeatures, learnt_rows
 from mmhf.evaluation.modalities import ModalityEvaluation, evaluate_modalities, other_rows
 from mmhf.models.building import text_values
 from mmhf.models.classification_loss import LossSettings
@@ -34,6 +35,7 @@ from mmhf.models.text_tables import TableEncoder
 from mmhf.recipe.data_sections import FilteredDataSection
 from mmhf.recipe.fusion_recipe import FusionRecipe
 from mmhf.tasks.classification import ClassificationTask, Predicted
+from mmhf.tasks.frozen_features import SplitFeatures
 
 _ROWS_AT_ONCE = 1024
 
@@ -127,6 +129,17 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
         num_left_out = num_labelled - int((labels != IGNORED_LABEL).sum())
         return evaluate_modalities(views, labels, partners, label_names, num_left_out=num_left_out)
 
+    def _kinds_of_features(self, train: SplitFeatures) -> dict[str, Callable[[SplitFeatures], NDArray[np.floating]]]:
+        if train.texts is None:
+            return super()._kinds_of_features(train)
+        width = train.images.shape[1] + train.texts.shape[1] + PAIR_WIDTH**2
+        learnt = learnt_rows(len(train.images), width, 2)
+        pairs = PairFeatures(train.images[learnt], train.texts[learnt])
+        return {
+            "logistic regression": lambda split: np.concatenate([split.images, _texts(split)], axis=1),
+            "logistic regression on products": lambda split: pairs(split.images, _texts(split)),
+        }
+
     @property
     def _evaluates_by_modality(self) -> bool:
         return self.recipe.evaluation.by_modality and self.recipe.model.modalities.mask is None
@@ -190,6 +203,11 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
             text_table=self._encoder_of_table(options["device"]),
             **options,
         )
+
+
+def _texts(split: SplitFeatures) -> NDArray[np.float32]:
+    assert split.texts is not None
+    return split.texts
 
 
 @torch.no_grad()

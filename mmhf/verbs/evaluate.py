@@ -6,8 +6,10 @@ import argparse
 import logging
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -34,7 +36,8 @@ from mmhf.evaluation.report.captions import (
 )
 from mmhf.evaluation.report.page import CaptionExample, small_image
 from mmhf.evaluation.report.sections import RunFacts
-from mmhf.files import BAD_EXAMPLES_FILE, RECIPE_FILE
+from mmhf.evaluation.results import read_baselines
+from mmhf.files import BAD_EXAMPLES_FILE, EVALUATION_FILE, LINEAGE_FILE, RECIPE_FILE, RELEASE_FILE, read_json_object
 from mmhf.hub.releases import resolve_model
 from mmhf.recipe import load_recipe, recipe_from_dict
 from mmhf.tasks import AnyTask, Measured, task_of
@@ -130,6 +133,7 @@ def evaluate(
             evaluator = task.make_evaluator(trained, args, collator)
             evaluator.read_features(evaluation_features(task, trained, args=args, processor=processor))
             measured[split] = task.measure(evaluator, loaded, split)
+        measured = _beside_baselines(measured, model_dir, loaded)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
             bad_examples.write_csv(Path(output) / BAD_EXAMPLES_FILE)
@@ -140,6 +144,20 @@ def evaluate(
                 mark_complete(Path(output), is_run_file)
             logger.info("Written to %s", output)
     return measured
+
+
+def _beside_baselines(measured: Mapping[str, Any], model_dir: Path, loaded: LoadedData) -> dict[str, Measured]:
+    """Put the baselines that training measured beside the numbers of the splits that are the same rows."""
+    known, rows = read_baselines(model_dir / EVALUATION_FILE), {}
+    if known and (model_dir / LINEAGE_FILE).is_file():
+        rows = read_json_object(model_dir / LINEAGE_FILE).get("data_fingerprint", {})
+    elif known and (model_dir / RELEASE_FILE).is_file():
+        rows = read_json_object(model_dir / RELEASE_FILE).get("extra", {}).get("data_fingerprint", {})
+    present = loaded.fingerprint() if rows else {}
+    same = {split for split in known if split in present and present[split] == rows.get(split)}
+    return {
+        split: replace(each, baselines=known[split]) if split in same else each for split, each in measured.items()
+    }
 
 
 def _load_data(
@@ -187,7 +205,7 @@ def _evaluate_caption_files(options: argparse.Namespace) -> None:
         captions.references,
         clip_scores=None if options.clip is None else _clip_scores(options.clip, captions, paths),
     )
-    print_metrics(str(options.predictions), {_CAPTIONS_SPLIT: evaluation})
+    print_metrics(str(options.predictions), {_CAPTIONS_SPLIT: MeasuredCaptions(evaluation)})
     if options.output is not None:
         _write_captions(options, captions, paths, evaluation)
         logger.info("Written to %s", options.output)

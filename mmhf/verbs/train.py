@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -29,6 +30,7 @@ from mmhf.hub.lineage import check_release_is_possible, release_run, write_linea
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.history import RunPart, run_parts
 from mmhf.tasks import AnyTask, Measured, task_of
+from mmhf.tasks.frozen_features import FrozenFeatures, frozen_features
 from mmhf.training.arguments import (
     build_stage_plan,
     check_batches,
@@ -169,24 +171,27 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
     with folder.claimed(resolved) if is_first else contextlib.nullcontext():
         if is_first:
             bad_examples.extend(data.bad_examples)
-            write_lineage(folder.path, parent.reference if parent else None, data.fingerprint())
+            reference = parent.reference if parent else None
+            write_lineage(folder.path, reference, data.fingerprint(), trained_on=_machine(args))
             _say_what_begins(resolved, data, model, folder)
         done = 0 if folder.checkpoint is None else step_of(folder.checkpoint)
         with tracked_run(args, resolved, folder.path.name, done=done):
             trainer = task.make_trainer(data, plan=plan, args=args, processor=processor, bad_examples=bad_examples)
             for callback in (*callbacks, *([] if part.until_step is None else [_StopAfter(part.until_step)])):
                 trainer.add_callback(callback)
+            frozen = FrozenFeatures() if part.until_step is not None else frozen_features(task, trainer, data)
             trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
             if part.until_step is not None:
                 return after
             task.finish(trainer, data)
-            measured = _measure(trainer, task, data)
+            measured = _measure(trainer, task, data, frozen)
             trainer.save_model()
             trainer.save_state()
             if is_first:
                 mark_complete(folder.path, is_run_file)
                 bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
-                _report(trainer, task, data, resolved=resolved, measured=measured, bad_examples=bad_examples)
+                facts = _facts(trainer, data, frozen)
+                _report(trainer, task, data, facts, resolved=resolved, measured=measured, bad_examples=bad_examples)
                 mark_complete(folder.path, is_run_file)
                 if "mlflow" in (args.report_to or []) and "mlflow" in recipe.tracking.log_model:
                     importlib.import_module("mmhf.inference.mlflow_model").log_model(folder.path)
@@ -215,6 +220,7 @@ def _report(
     trainer: MMTrainer,
     task: AnyTask,
     data: LoadedData,
+    trained: Mapping[str, object],
     *,
     resolved: ResolvedRecipe,
     measured: dict[str, Measured],
@@ -227,7 +233,7 @@ def _report(
     facts = task.run_facts(
         run_dir,
         resolved,
-        trained=_facts(trainer, data),
+        trained=trained,
         stages=trainer.plan.summary(),
         log_history=trainer.state.log_history,
         bad_examples=bad_examples.read(),
@@ -254,13 +260,14 @@ def _say_what_begins(resolved: ResolvedRecipe, data: LoadedData, model: PreTrain
         logger.info("Going on from %s", folder.checkpoint)
 
 
-def _measure(trainer: MMTrainer, task: AnyTask, data: LoadedData) -> dict[str, Measured]:
-    """Evaluate the splits that the recipe asks for, and give their numbers to the trackers."""
+def _measure(trainer: MMTrainer, task: AnyTask, data: LoadedData, frozen: FrozenFeatures) -> dict[str, Measured]:
+    """Evaluate the splits that the recipe asks for, give their numbers to the trackers, and put baselines beside."""
     splits = [split for split in task.recipe.evaluation.splits if split in data.splits]
     measured = {split: task.measure(trainer, data, split) for split in splits}
     for split, result in measured.items():
         trainer.log({f"{split}_{name}": value for name, value in result.metrics.items()})
-    return measured
+    baselines = task.baselines(frozen, data) if trainer.is_world_process_zero() else {}
+    return {split: replace(each, baselines=baselines.get(split, {})) for split, each in measured.items()}
 
 
 def _release(resolved: ResolvedRecipe, args: TrainingArguments, folder: RunFolder) -> None:
@@ -269,7 +276,7 @@ def _release(resolved: ResolvedRecipe, args: TrainingArguments, folder: RunFolde
         logger.info("Release: %s", release_run(folder.path, release))
 
 
-def _facts(trainer: MMTrainer, data: LoadedData) -> dict[str, object]:
+def _facts(trainer: MMTrainer, data: LoadedData, frozen: FrozenFeatures) -> dict[str, object]:
     args = trainer.args
     rows = {f"rows, {split}": data.num_rows(split) or "streamed" for split in data.splits}
     filters = {"filters": describe_steps(data.filter_steps)} if data.filter_steps else {}
@@ -281,8 +288,22 @@ def _facts(trainer: MMTrainer, data: LoadedData) -> dict[str, object]:
         "optimizer steps": trainer.state.global_step,
         "effective batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "device": f"{args.world_size} × {args.device.type}",
+        "CPU": "{cpu}, {threads} threads".format_map(_machine(args)),
         "seed": args.seed,
         **({} if trainer.features is None else trainer.features.facts()),
+        **({"no baselines of frozen features": frozen.why_not} if frozen.why_not else {}),
+        **({"features for baselines": f"{frozen.seconds:.1f} s of CPU time"} if frozen.splits else {}),
+    }
+
+
+def _machine(args: TrainingArguments) -> dict[str, str]:
+    """What kernels round by beside the versions of packages."""
+    gpu = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "none"
+    return {
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "gpu": gpu,
+        "processes": str(args.world_size),
     }
 
 

@@ -64,7 +64,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 9,
             "eval_strategy": "no", "dataloader_num_workers": 1,
         },
-        "evaluation": {"splits": ["validation"], "baselines": False, "bootstrap": 10},
+        "evaluation": {"splits": ["validation"], "baselines": "off", "bootstrap": 10},
     }  # fmt: skip
     path = tmp_path / "stream.yaml"
     path.write_text(yaml.safe_dump(values))

@@ -110,7 +110,8 @@ def write_captions_report(run: RunFacts, measured: Mapping[str, MeasuredCaptions
     judged = judged_split(measured)
     verdict = None if judged is None else caption_verdict(run, judged[0], judged[1].evaluation, judged[1].baselines)
     write_report(run, caption_sections(run, measured, plots=plots), verdict)
-    write_details(run.folder / EVALUATION_FILE, CAPTION_PROTOCOLS)
+    baselines = {split: each.baselines for split, each in measured.items()}
+    write_details(run.folder / EVALUATION_FILE, CAPTION_PROTOCOLS, baselines=baselines)
     write_metrics(run.folder / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
 
 

@@ -167,7 +167,8 @@ def write_classification_report(
     if any(each.subgroups for each in measured.values()):
         write_subgroups(run.folder / SUBGROUPS_FILE, {split: each.subgroups for split, each in measured.items()})
     tables = {split: classification_tables(each.evaluation, each.subgroups) for split, each in measured.items()}
-    write_details(run.folder / EVALUATION_FILE, protocols, tables)
+    baselines = {split: each.baselines for split, each in measured.items()}
+    write_details(run.folder / EVALUATION_FILE, protocols, tables, baselines=baselines)
     write_metrics(run.folder / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
 
 

@@ -128,7 +128,8 @@ def write_retrieval_report(
     if (judged := judged_split(measured)) is not None:
         verdict = retrieval_verdict(run, judged[0], judged[1].evaluation, baselines=judged[1].baselines)
     write_report(run, retrieval_sections(run, measured, plots=plots), verdict)
-    write_details(run.folder / EVALUATION_FILE, protocols)
+    baselines = {split: each.baselines for split, each in measured.items()}
+    write_details(run.folder / EVALUATION_FILE, protocols, baselines=baselines)
     write_metrics(run.folder / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
 
 

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
+from mmhf.evaluation.baselines import CPU_SECONDS
 from mmhf.evaluation.calibration import CalibrationEvaluation
 from mmhf.evaluation.captions.metrics import CaptionEvaluation
 from mmhf.evaluation.classification import ClassificationEvaluation
@@ -22,6 +23,25 @@ MAX_STEPS = 3
 _SHORTCUT = 0.02
 _ECE = 0.05
 _BAD_SHARE = 0.01
+
+_HEAD_FIRST = (
+    "A first stage that trains the head alone until it no longer improves (its features are stored, so that epochs "
+    "cost little), and lower rates for what is unfrozen later: {} on the same frozen features is ahead."
+)
+_CATCH_UP = {
+    "logistic regression": _HEAD_FIRST.format("logistic regression"),
+    "logistic regression on products": "model.fusion.strategy: product_difference, and "
+    + _HEAD_FIRST[2:].format("logistic regression with products of image and text"),
+    "frozen projections": (
+        "Longer training of the projections alone, with more weight decay, before the towers are unfrozen: two "
+        "linear maps of the frozen features are ahead."
+    ),
+    "nearest neighbour": (
+        "A pretrained language model (model.language.pretrained) and patches (model.vision.features): the caption of "
+        "the most similar training image is ahead."
+    ),
+}
+"""What to try where one of these is ahead."""
 
 SplitT = TypeVar("SplitT")
 
@@ -131,7 +151,7 @@ def classification_verdict(
     constant, values = _constant_answer(evaluation, majority)
     rivals = {f"always “{constant}”": values[metric]}
     rivals |= {name: each[metric] for name, each in (baselines or {}).items() if metric in each}
-    findings = [_against(rivals, intervals[metric])]
+    findings = [_against(rivals, intervals[metric]), *_times(baselines)]
     second = intervals[other]
     findings.append(Finding(f"{METRIC_TITLES[other]} is {second.value:.4f} ({second.low:.4f} to {second.high:.4f})."))
     steps = _data_steps(run) + _learning_steps(run, rivals, intervals[metric])
@@ -176,7 +196,7 @@ def caption_verdict(
     value = evaluation.metrics[metric]
     result = Interval(value, *evaluation.intervals.get(metric, (value, value)))
     rivals = {name: each[metric] for name, each in baselines.items() if metric in each}
-    findings = [_against(rivals, result)] if rivals else []
+    findings = [_against(rivals, result), *_times(baselines)] if rivals else []
     others = [name for name in ("rougeL", "cider", "bleu4") if name != metric and name in evaluation.metrics]
     findings.append(
         Finding(", ".join(f"{METRIC_TITLES[name]} {evaluation.metrics[name]:.4f}" for name in others) + ".")
@@ -185,8 +205,6 @@ def caption_verdict(
     if evaluation.num_empty:
         empty = "1 caption is" if evaluation.num_empty == 1 else f"{evaluation.num_empty:,} captions are"
         findings.append(Finding(f"{empty} empty.", "bad"))
-    if rivals and value <= max(rivals.values()):
-        steps.append("A pretrained language model (model.language.pretrained) and patches (model.vision.features).")
     return Verdict(
         metric=metric,
         split=split,
@@ -233,7 +251,7 @@ def retrieval_verdict(
         result=result,
         size=f"{evaluation.num_images:,} images, {len(evaluation.captions):,} captions",
         rivals=rivals,
-        findings=[_against(rivals, result), *map(Finding, ways)],
+        findings=[_against(rivals, result), *_times(baselines), *map(Finding, ways)],
         next_steps=steps[:MAX_STEPS],
     )
 
@@ -258,6 +276,12 @@ def _against(rivals: Mapping[str, float], result: Interval) -> Finding:
     if beaten:
         return Finding(f"Better than {' and '.join(beaten)}, not yet as good as {name} ({value:.4f}).")
     return Finding(f"No better than {name} ({value:.4f}).", "bad")
+
+
+def _times(baselines: Mapping[str, Mapping[str, float]] | None) -> list[Finding]:
+    """How little time the baselines took."""
+    taken = [f"{name} {each[CPU_SECONDS]:.1f} s" for name, each in (baselines or {}).items() if CPU_SECONDS in each]
+    return [Finding(f"CPU time without training a network: {', '.join(taken)}.")] if taken else []
 
 
 def _modality_finding(modalities: ModalityEvaluation) -> tuple[Finding, list[str]]:
@@ -308,6 +332,13 @@ def _learning_steps(run: RunFacts, rivals: Mapping[str, float], result: Interval
     """What to do about a model that a rival comes near to."""
     if not rivals or result.low > max(rivals.values()):
         return []
+    ahead = [_CATCH_UP[name] for name in sorted(rivals, key=lambda each: -rivals[each]) if name in _CATCH_UP]
+    if ahead and result.value <= max(rivals[name] for name in _CATCH_UP if name in rivals):
+        return [*ahead[:1], *_usual_steps(run, rivals, result)]
+    return _usual_steps(run, rivals, result)
+
+
+def _usual_steps(run: RunFacts, rivals: Mapping[str, float], result: Interval) -> list[str]:
     if run.log_history and result.low > min(rivals.values()):
         return ["Longer training, or another learning rate (mmhf find-lr): the best of the others is still ahead."]
     return [

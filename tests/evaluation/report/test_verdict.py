@@ -161,3 +161,33 @@ def test_a_captioner_is_told_what_it_is_better_than():
     assert "1 caption is empty." in said(verdict)
     trained = caption_verdict(run_facts(log_history=[{"step": 1, "loss": 1.0}]), "test", evaluation, rivals)
     assert "still ahead" in said(trained) and "has not paid" not in said(trained)
+
+
+def test_a_classifier_that_frozen_features_beat_is_told_so_and_what_to_try(labels):
+    evaluation = evaluate_classification(logits_for(labels, 0.7), labels, NAMES)
+    ahead = {"logistic regression": {"accuracy": 0.93, "f1_macro": 0.9, "cpu_seconds": 1.24}}
+    trained = run_facts(log_history=[{"step": 1, "loss": 1.0}])
+    verdict = classification_verdict(trained, "test", evaluation, baselines=ahead)
+    assert [bar.name for bar in verdict.bars][0] == "logistic regression"
+    assert "not yet as good as logistic regression (0.9300)" in verdict.findings[0].text
+    assert verdict.findings[1].text == "CPU time without training a network: logistic regression 1.2 s."
+    assert "A first stage that trains the head alone" in verdict.next_steps[0]
+    behind = {"logistic regression": {**ahead["logistic regression"], "accuracy": 0.3}}
+    verdict = classification_verdict(trained, "test", evaluation, baselines=behind)
+    assert "head alone" not in said(verdict) and verdict.findings[0].kind == "good"
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [("frozen projections", "projections alone"), ("nearest neighbour", "pretrained language model")],
+)
+def test_whichever_baseline_is_ahead_has_a_step_of_its_own(name, step):
+    run = run_facts(log_history=[{"step": 1, "loss": 1.0}])
+    if name == "nearest neighbour":
+        captions = evaluate_captions(["a dog", "a cat"], [["a dog runs"], ["a cat sits"]], resamples=20)
+        verdict = caption_verdict(run, "test", captions, {name: {"rougeL": 1.0}})
+    else:
+        rng = np.random.default_rng(0)
+        retrieval = evaluate_retrieval(rng.normal(size=(40, 8)), rng.normal(size=(40, 8)), np.arange(40))
+        verdict = retrieval_verdict(run, "test", retrieval, baselines={name: {"mean_recall": 0.99}})
+    assert step in verdict.next_steps[0]

@@ -1,0 +1,254 @@
+"""What frozen features give without training a network: the numbers that a recipe must beat.
+
+Settings are chosen on the validation split, or, where there is none, on a fifth of the training rows that is then
+learnt from, too. The split that is reported is never looked at for them.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from mmhf.evaluation.classification import classification_metrics
+from mmhf.evaluation.retrieval import retrieval_metrics
+
+Floats = NDArray[np.float64]
+
+CPU_SECONDS = "cpu_seconds"
+"""Beside a baseline's metrics: the time of all cores together that it took."""
+STRENGTHS = (1e-3, 1e-2, 1e-1)
+"""scikit-learn's `C` of the regressions that are tried, on standardised features."""
+RIDGES = (0.03, 0.3, 3.0)
+"""Regularisation of the projections that are tried, in units of the features' mean variance."""
+MAX_WORK = 2e8
+"""Rows × features × classes that one regression learns from at most; see `learnt_rows`."""
+PAIR_WIDTH = 48
+"""Principal components of image and text whose products tell how the two go together."""
+_UNEVEN = 1.5
+_MAX_ITERATIONS = 500
+_SEARCHED_DIMS = (64, 256)
+
+
+class Rows(NamedTuple):
+    """Features (N, D) of labelled rows, and the labels (N,)."""
+
+    features: NDArray[np.floating]
+    labels: NDArray[np.int64]
+
+
+class Pairs(NamedTuple):
+    """Features of images (I, D) and of captions (T, E), and the number of each caption's image (T,)."""
+
+    images: NDArray[np.floating]
+    texts: NDArray[np.floating]
+    owners: NDArray[np.int64]
+
+
+class LinearProbe:
+    """Logistic regression on standardised features.
+
+    Args:
+        rows ([`Rows`]): What it learns from.
+        strength (`float`): scikit-learn's `C`; larger is less regularised.
+        balanced (`bool`): Let rare classes weigh as much as frequent ones.
+        start ([`LinearProbe`], *optional*): Begin where this one ended, which saves time.
+    """
+
+    def __init__(
+        self, rows: Rows, *, strength: float, balanced: bool = False, start: LinearProbe | None = None
+    ) -> None:
+        self.strength, self.balanced = strength, balanced
+        features = np.asarray(rows.features, dtype=np.float64)
+        self._mean, self._scale = features.mean(axis=0), features.std(axis=0)
+        self._scale[self._scale < 1e-8] = 1.0
+        self._regression = LogisticRegression(
+            C=strength, class_weight="balanced" if balanced else None, max_iter=_MAX_ITERATIONS, warm_start=True
+        )
+        if start is not None and np.array_equal(start._regression.classes_, np.unique(rows.labels)):
+            for name in ("coef_", "intercept_", "classes_"):
+                setattr(self._regression, name, getattr(start._regression, name).copy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self._regression.fit(self._standardised(features), rows.labels)
+
+    def logits(self, features: NDArray[np.floating], num_classes: int) -> Floats:
+        """(N, C) logarithms of probabilities; classes that it never saw have almost none."""
+        found = np.full((len(features), num_classes), -1e3)
+        found[:, self._regression.classes_] = self._regression.predict_log_proba(self._standardised(features))
+        return found
+
+    def _standardised(self, features: NDArray[np.floating]) -> Floats:
+        standardised: Floats = (features - self._mean) / self._scale
+        return standardised
+
+
+def learnt_rows(num_rows: int, width: int, num_classes: int) -> NDArray[np.int64]:
+    """The training rows that a regression learns from: all, or evenly spaced ones where it would take too long."""
+    most = max(int(MAX_WORK / (width * num_classes)), num_classes)
+    return np.arange(num_rows) if num_rows <= most else np.linspace(0, num_rows - 1, most).astype(np.int64)
+
+
+def logistic_regression(
+    train: Rows,
+    validation: Rows | None,
+    tested: Mapping[str, Rows],
+    label_names: Sequence[str],
+    *,
+    metric: str = "accuracy",
+) -> dict[str, dict[str, float]]:
+    """What the best of a few logistic regressions scores.
+
+    Args:
+        train, validation ([`Rows`]): What they learn from, and what the best is chosen on.
+        tested (`Mapping[str, Rows]`): What it is measured on, by split.
+        label_names (`Sequence[str]`): The classes.
+        metric (`str`, defaults to `"accuracy"`): What it is chosen by: `accuracy` or `f1_macro`.
+
+    Returns:
+        `dict[str, dict[str, float]]`: Split → `accuracy`, `f1_macro`, `cpu_seconds`. Empty where the training rows
+        have one class only.
+    """
+    begun = time.process_time()
+    counts = np.unique(train.labels, return_counts=True)[1]
+    if len(counts) < 2:
+        return {}
+    learnt, judge = (train, validation) if validation is not None and len(validation.labels) else _held_out(train)
+    weightings = (False, True) if counts.max() > _UNEVEN * counts.min() else (False,)
+    best, best_score = None, -1.0
+    for balanced in weightings:
+        probe = None
+        for strength in STRENGTHS:
+            probe = LinearProbe(learnt, strength=strength, balanced=balanced, start=probe)
+            score = _score(probe, judge, label_names)[metric]
+            if score > best_score:
+                best, best_score = probe, score
+    assert best is not None
+    if learnt is not train:
+        best = LinearProbe(train, strength=best.strength, balanced=best.balanced, start=best)
+    found = {split: _score(best, rows, label_names) for split, rows in tested.items()}
+    seconds = time.process_time() - begun
+    return {split: {**scores, CPU_SECONDS: seconds} for split, scores in found.items()}
+
+
+class PairFeatures:
+    """Features of pairs: the image's, the text's, and all products of their first principal components.
+
+    Args:
+        images, texts (`NDArray`): (N, D) and (N, E), of the training rows.
+    """
+
+    def __init__(self, images: NDArray[np.floating], texts: NDArray[np.floating]) -> None:
+        self._components = [_whitened_components(features) for features in (images, texts)]
+
+    def __call__(self, images: NDArray[np.floating], texts: NDArray[np.floating]) -> NDArray[np.float32]:
+        """(N, D + E + products)."""
+        first, second = (
+            (features - mean) @ axes for features, (mean, axes) in zip((images, texts), self._components, strict=True)
+        )
+        products = (first[:, :, None] * second[:, None, :]).reshape(len(first), -1)
+        return np.concatenate([images, texts, products], axis=1).astype(np.float32)
+
+
+def frozen_projections(
+    train: Pairs, validation: Pairs | None, tested: Mapping[str, Pairs]
+) -> dict[str, dict[str, float]]:
+    """Retrieval by two linear maps of frozen features into one space, found in closed form.
+
+    The maps are those of regularised canonical correlation analysis (Vinod, 1976); each direction counts by its
+    correlation. Ridge and number of directions are chosen by the validation split's mean recall.
+
+    Args:
+        train, validation ([`Pairs`]): What the maps are found from, and chosen on.
+        tested (`Mapping[str, Pairs]`): What they are measured on, by split.
+
+    Returns:
+        `dict[str, dict[str, float]]`: Split → the numbers of `retrieval_metrics`, and `cpu_seconds`.
+    """
+    begun = time.process_time()
+    if validation is None or not len(validation.owners):
+        train, validation = _split_pairs(train)
+    best: tuple[float, Callable[[Pairs], dict[str, float]]] | None = None
+    for ridge in RIDGES:
+        maps = _canonical_maps(train, ridge)
+        for dims in sorted({min(dims, maps[0].shape[1]) for dims in _SEARCHED_DIMS}):
+            measure = _measure_of(train, maps, dims)
+            score = measure(validation)["mean_recall"]
+            if best is None or score > best[0]:
+                best = score, measure
+    assert best is not None
+    found = {split: best[1](pairs) for split, pairs in tested.items()}
+    seconds = time.process_time() - begun
+    return {split: {**scores, CPU_SECONDS: seconds} for split, scores in found.items()}
+
+
+def _measure_of(train: Pairs, maps: tuple[Floats, Floats], dims: int) -> Callable[[Pairs], dict[str, float]]:
+    means = train.images.mean(axis=0), train.texts.mean(axis=0)
+
+    def measure(pairs: Pairs) -> dict[str, float]:
+        images, texts = (
+            (features - mean) @ axes[:, :dims]
+            for features, mean, axes in zip((pairs.images, pairs.texts), means, maps, strict=True)
+        )
+        return retrieval_metrics(images, texts, pairs.owners)
+
+    return measure
+
+
+def _canonical_maps(pairs: Pairs, ridge: float) -> tuple[Floats, Floats]:
+    """(D, K) and (E, K): from image and text features to directions, the most correlated first."""
+    images, texts = (np.asarray(each, dtype=np.float64) for each in (pairs.images, pairs.texts))
+    images, texts = images - images.mean(axis=0), texts - texts.mean(axis=0)
+    roots = []
+    for features in (images, texts):
+        variances = features.T @ features / len(features)
+        variances[np.diag_indices(len(variances))] += ridge * np.trace(variances) / len(variances)
+        roots.append(np.linalg.cholesky(variances))
+    summed = np.zeros((len(images), texts.shape[1]))
+    np.add.at(summed, pairs.owners, texts)
+    shared = images.T @ summed / len(texts)
+    whitened = np.linalg.solve(roots[1], np.linalg.solve(roots[0], shared).T).T
+    left, correlations, right = np.linalg.svd(whitened, full_matrices=False)
+    weights = np.sqrt(correlations)
+    return np.linalg.solve(roots[0].T, left) * weights, np.linalg.solve(roots[1].T, right.T) * weights
+
+
+def _score(probe: LinearProbe, rows: Rows, label_names: Sequence[str]) -> dict[str, float]:
+    found = classification_metrics(probe.logits(rows.features, len(label_names)), rows.labels, label_names)
+    return {name: found.get(name, 0.0) for name in ("accuracy", "f1_macro")}
+
+
+def _whitened_components(features: NDArray[np.floating]) -> tuple[Floats, Floats]:
+    """The mean (D,) of features and their first principal axes (D, K), scaled to unit variance."""
+    values = np.asarray(features, dtype=np.float64)
+    mean = values.mean(axis=0)
+    variances, axes = np.linalg.eigh((values - mean).T @ (values - mean) / len(values))
+    variances, axes = variances[::-1][:PAIR_WIDTH], axes[:, ::-1][:, :PAIR_WIDTH]
+    return mean, axes / np.sqrt(np.maximum(variances, 1e-8 * variances[0]))
+
+
+def _held_out(rows: Rows) -> tuple[Rows, Rows]:
+    """Four fifths of each class, and the rest; a class of one row is learnt from."""
+    order = np.argsort(rows.labels, kind="stable")
+    firsts = np.searchsorted(rows.labels[order], rows.labels[order])
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order)) - firsts
+    held = place % 5 == 1
+    return Rows(rows.features[~held], rows.labels[~held]), Rows(rows.features[held], rows.labels[held])
+
+
+def _split_pairs(pairs: Pairs) -> tuple[Pairs, Pairs]:
+    """Four fifths of the images with their captions, and the rest."""
+    held = np.arange(len(pairs.images)) % 5 == 1
+    parts = []
+    for chosen in (~held, held):
+        of_chosen = chosen[pairs.owners]
+        numbers = np.cumsum(chosen) - 1
+        parts.append(Pairs(pairs.images[chosen], pairs.texts[of_chosen], numbers[pairs.owners[of_chosen]]))
+    return parts[0], parts[1]

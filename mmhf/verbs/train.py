@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 import transformers
 from accelerate.utils import broadcast_object_list
@@ -184,12 +185,13 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
             if part.until_step is not None:
                 return after
             task.finish(trainer, data)
-            measured = _measure(trainer, task, data, frozen)
+            measured = _measure(trainer, task, data)
             trainer.save_model()
             trainer.save_state()
             if is_first:
                 mark_complete(folder.path, is_run_file)
                 bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
+                measured = _beside_baselines(measured, task, data, frozen)
                 facts = _facts(trainer, data, frozen)
                 _report(trainer, task, data, facts, resolved=resolved, measured=measured, bad_examples=bad_examples)
                 mark_complete(folder.path, is_run_file)
@@ -260,13 +262,24 @@ def _say_what_begins(resolved: ResolvedRecipe, data: LoadedData, model: PreTrain
         logger.info("Going on from %s", folder.checkpoint)
 
 
-def _measure(trainer: MMTrainer, task: AnyTask, data: LoadedData, frozen: FrozenFeatures) -> dict[str, Measured]:
-    """Evaluate the splits that the recipe asks for, give their numbers to the trackers, and put baselines beside."""
+def _measure(trainer: MMTrainer, task: AnyTask, data: LoadedData) -> dict[str, Measured]:
+    """Evaluate the splits that the recipe asks for, and give their numbers to the trackers."""
     splits = [split for split in task.recipe.evaluation.splits if split in data.splits]
     measured = {split: task.measure(trainer, data, split) for split in splits}
     for split, result in measured.items():
         trainer.log({f"{split}_{name}": value for name, value in result.metrics.items()})
-    baselines = task.baselines(frozen, data) if trainer.is_world_process_zero() else {}
+    return measured
+
+
+def _beside_baselines(
+    measured: Mapping[str, Any], task: AnyTask, data: LoadedData, frozen: FrozenFeatures
+) -> dict[str, Measured]:
+    """Put what needs no training beside what was measured; where that fails, the run is finished without it."""
+    try:
+        baselines = task.baselines(frozen, data)
+    except (ValueError, np.linalg.LinAlgError) as error:  # such as features that are no numbers
+        logger.warning("The baselines could not be measured: %s", error)
+        baselines = {}
     return {split: replace(each, baselines=baselines.get(split, {})) for split, each in measured.items()}
 
 

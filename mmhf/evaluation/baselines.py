@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
@@ -174,9 +175,10 @@ def frozen_projections(
     begun = time.process_time()
     if validation is None or not len(validation.owners):
         train, validation = _split_pairs(train)
+    moments = _Moments.of(train)
     best: tuple[float, Callable[[Pairs], dict[str, float]]] | None = None
     for ridge in RIDGES:
-        maps = _canonical_maps(train, ridge)
+        maps = _canonical_maps(moments, ridge)
         for dims in sorted({min(dims, maps[0].shape[1]) for dims in _SEARCHED_DIMS}):
             measure = _measure_of(train, maps, dims)
             score = measure(validation)["mean_recall"]
@@ -201,22 +203,34 @@ def _measure_of(train: Pairs, maps: tuple[Floats, Floats], dims: int) -> Callabl
     return measure
 
 
-def _canonical_maps(pairs: Pairs, ridge: float) -> tuple[Floats, Floats]:
+class _Moments(NamedTuple):
+    """Variances of image features (D, D) and text features (E, E), and what the two share (D, E)."""
+
+    images: Floats
+    texts: Floats
+    shared: Floats
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> _Moments:
+        images, texts = (np.asarray(each, dtype=np.float64) for each in (pairs.images, pairs.texts))
+        images, texts = images - images.mean(axis=0), texts - texts.mean(axis=0)
+        summed = np.zeros((len(images), texts.shape[1]))
+        np.add.at(summed, pairs.owners, texts)
+        return cls(images.T @ images / len(images), texts.T @ texts / len(texts), images.T @ summed / len(texts))
+
+
+def _canonical_maps(moments: _Moments, ridge: float) -> tuple[Floats, Floats]:
     """(D, K) and (E, K): from image and text features to directions, the most correlated first."""
-    images, texts = (np.asarray(each, dtype=np.float64) for each in (pairs.images, pairs.texts))
-    images, texts = images - images.mean(axis=0), texts - texts.mean(axis=0)
     roots = []
-    for features in (images, texts):
-        variances = features.T @ features / len(features)
-        variances[np.diag_indices(len(variances))] += ridge * np.trace(variances) / len(variances)
-        roots.append(np.linalg.cholesky(variances))
-    summed = np.zeros((len(images), texts.shape[1]))
-    np.add.at(summed, pairs.owners, texts)
-    shared = images.T @ summed / len(texts)
-    whitened = np.linalg.solve(roots[1], np.linalg.solve(roots[0], shared).T).T
+    for variances in (moments.images, moments.texts):
+        size = len(variances)
+        roots.append(np.linalg.cholesky(variances + ridge * np.trace(variances) / size * np.eye(size)))
+    half = solve_triangular(roots[0], moments.shared, lower=True)
+    whitened = solve_triangular(roots[1], half.T, lower=True).T
     left, correlations, right = np.linalg.svd(whitened, full_matrices=False)
-    weights = np.sqrt(correlations)
-    return np.linalg.solve(roots[0].T, left) * weights, np.linalg.solve(roots[1].T, right.T) * weights
+    images = solve_triangular(roots[0], left, lower=True, trans="T")
+    texts = solve_triangular(roots[1], right.T, lower=True, trans="T")
+    return images * np.sqrt(correlations), texts * np.sqrt(correlations)
 
 
 def _score(probe: LinearProbe, rows: Rows, label_names: Sequence[str]) -> dict[str, float]:

@@ -65,9 +65,11 @@ class StageSpeed:
         """The time that is left in the stage, and how many stages follow."""
         plan = self.stages.plan
         end = plan.spans()[self._stage][1] if self._stage >= 0 else plan.last_step
-        (first, began), (last, ended) = self._ends[0], self._ends[-1]
-        # The mean: what comes between steps takes its time.
-        told = tqdm.format_interval(max(end - global_step, 0) * (ended - began) / max(last - first, 1))
+        told = "?"
+        if len(self._ends) > 1:
+            (first, began), (last, ended) = self._ends[0], self._ends[-1]
+            # The mean: what comes between steps takes its time.
+            told = tqdm.format_interval(max(end - global_step, 0) * (ended - began) / max(last - first, 1))
         return f"{told} left" if self._stage + 1 == len(plan.stages) else f"{told} left in the stage"
 
 

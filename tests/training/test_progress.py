@@ -101,11 +101,14 @@ def test_a_notebook_shows_one_block_that_changes(monkeypatch):
     stages = SimpleNamespace(plan=plan, current=SimpleNamespace(index=0, stage=SimpleNamespace(name="all")))
     progress, state = NotebookProgress(stages, lambda step: {}), SimpleNamespace(global_step=4)
     state.is_world_process_zero = True
-    for event in (progress.on_train_begin, progress.on_step_begin, progress.on_step_end):
-        event(None, state, None)
+    progress.on_train_begin(None, state, None)
+    progress.on_evaluate(None, state, None, metrics={"eval_loss": 0.75})  # eval_on_start
+    assert "? left" in shown.pop() and not shown
+    progress.on_step_begin(None, state, None)
+    progress.on_step_end(None, state, None)
     progress.on_log(None, state, None, logs={"loss": 0.5})
     progress.on_evaluate(None, state, None, metrics={"eval_loss": 0.25, "eval_accuracy": 1.0, "eval_runtime": 3.0})
     progress.on_train_end(None, state, None)
-    assert "step 4 of 10, loss 0.5000" in shown[0] and "all (1/1), " in shown[0] and "<table>" not in shown[0]
+    assert "step 4 of 10, loss 0.5000" in shown[0] and "all (1/1), " in shown[0] and "0.7500" in shown[0]
     assert "<td>4</td><td>0.2500</td><td>1.0000</td>" in shown[-1] and "runtime" not in shown[-1]
     assert "done" in shown[-1] and len(shown) == 3

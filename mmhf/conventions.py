@@ -1,5 +1,5 @@
-"""What all parts of mmhf agree on: how a row without label or image is marked, what a sample consists of, what makes a
-model's inputs, and where looking at a value costs nothing."""
+"""What all parts of mmhf agree on: how a row without label or image is marked, what a sample consists of, how large an
+image is, what makes a model's inputs, and where looking at a value costs nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ IGNORED_IMAGE = -1
 Modality = Literal["image", "text"]
 """What a sample has: an image, a text, or both."""
 
+ImageSize = int | tuple[int, int]
+"""Of the images that a model sees, in pixels: the side of a square, or height and width."""
+
 HOST_DEVICES = {"cpu"}
 """Types of devices on which the program may look at a value without waiting for anything. Elsewhere a look at one
 value makes the program wait for all that it has asked for so far."""
@@ -26,3 +29,8 @@ class Processor(Protocol):
     """Makes a model's inputs of images, texts or both: a processor or image processor, or something that wraps one."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> BatchFeature: ...
+
+
+def height_and_width(size: ImageSize) -> tuple[int, int]:
+    """Both sides of an image in pixels."""
+    return (size, size) if isinstance(size, int) else size

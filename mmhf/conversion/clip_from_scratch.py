@@ -22,6 +22,7 @@ from transformers import (
     ViTConfig,
 )
 
+from mmhf.conventions import ImageSize
 from mmhf.conversion.checkpoint import Checkpoint, listed
 from mmhf.conversion.converting import Options, Parts, Predecessor
 from mmhf.conversion.encoders import kept_names, skeleton
@@ -338,7 +339,7 @@ def _block(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _vision_config(section: Any, image_size: int, *, with_class: bool) -> PreTrainedConfig:
+def _vision_config(section: Any, image_size: ImageSize, *, with_class: bool) -> PreTrainedConfig:
     values = {
         "image_size": image_size,
         "patch_size": section.patch_size,

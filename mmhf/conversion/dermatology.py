@@ -53,7 +53,7 @@ class Dermatology(Predecessor):
         text_section = {"backbone": text, "pooling": encoding.pooling}
         if options.embeddings is not None:
             text_section["embeddings"] = str(options.embeddings)
-        side = (vision_settings.get("img_size") or settings.get("data", {}).get("img_size") or [224, 224])[0]
+        size = vision_settings.get("img_size") or settings.get("data", {}).get("img_size") or [224, 224]
         weight = float(own.get("auxiliary_loss_weight", 0.3))
         return {
             "task": "image-text-classification",
@@ -70,7 +70,7 @@ class Dermatology(Predecessor):
                 "version": "dataset_v1",
                 "columns": {"image": "filename", "text": "text_desc", "label": "label"},
                 "labels": {name: name for name in labels},
-                "image_size": int(side),
+                "image_size": [int(side) for side in size],
                 "max_length": encoding.max_length,
                 "on_empty_text": "mask",
             },

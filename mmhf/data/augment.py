@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from mmhf.conventions import ImageSize, height_and_width
 from mmhf.data.pixels import picture_of, pixels_of
 from mmhf.recipe.augment_sections import AffineSection, AugmentSection, RandomErasingSection
 
@@ -24,15 +25,19 @@ class Augmentation(Protocol):
 
 
 class ShrinkToSide(torch.nn.Module):
-    """Scale an image down until its shorter side is `side` pixels, so that later changes cost little; never up."""
+    """Scale an image down as far as it still covers what the model sees, so that later changes cost little; never up.
 
-    def __init__(self, side: int) -> None:
+    Args:
+        side ([`ImageSize`]): Of the image that the model sees: one side, or height and width.
+    """
+
+    def __init__(self, side: ImageSize) -> None:
         super().__init__()
-        self.side = side
+        self.height, self.width = height_and_width(side)
 
     def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
         size = image.size if isinstance(image, Image.Image) else (image.shape[2], image.shape[1])
-        scale = self.side / min(size)
+        scale = max(self.width / size[0], self.height / size[1])
         if scale >= 1:
             return image
         width, height = (max(1, round(length * scale)) for length in size)
@@ -60,7 +65,7 @@ class Flips(torch.nn.Module):
     """Flips and nothing else: an image has two views, or four, and a seed says which of them a sample is.
 
     Args:
-        side (`int`): See [`ShrinkToSide`].
+        side ([`ImageSize`]): See [`ShrinkToSide`].
         horizontal, vertical (`float`): How often.
 
     Attributes:
@@ -68,7 +73,7 @@ class Flips(torch.nn.Module):
         description (`str`): The same for the same views, however often each is shown.
     """
 
-    def __init__(self, side: int, horizontal: float, vertical: float) -> None:
+    def __init__(self, side: ImageSize, horizontal: float, vertical: float) -> None:
         super().__init__()
         self.shrink = ShrinkToSide(side)
         flips = ((horizontal, v2.functional.horizontal_flip), (vertical, v2.functional.vertical_flip))
@@ -111,7 +116,7 @@ class EraseRectangle(torch.nn.Module):
 _ONLY_FLIPS = (ShrinkToSide, v2.RandomHorizontalFlip, v2.RandomVerticalFlip)
 
 
-def build_augmentation(section: AugmentSection | None, image_size: int) -> Augmentation | None:
+def build_augmentation(section: AugmentSection | None, image_size: ImageSize) -> Augmentation | None:
     """Build the random changes of a training image.
 
     All randomness comes from PyTorch's CPU generator, so a seed decides what an image becomes.
@@ -119,8 +124,8 @@ def build_augmentation(section: AugmentSection | None, image_size: int) -> Augme
     Args:
         section (`AugmentSection`, *optional*):
             What to do, each change off when absent.
-        image_size (`int`):
-            Side of the image that the model sees, in pixels: the size of a random resized crop.
+        image_size ([`ImageSize`]):
+            Of the image that the model sees: the size of a random resized crop.
 
     Returns:
         `Augmentation` or `None`: see there; nothing when every change is off. Pixels become what a PIL image becomes,
@@ -132,12 +137,13 @@ def build_augmentation(section: AugmentSection | None, image_size: int) -> Augme
     return v2.Compose(changes) if changes else None
 
 
-def _changes(section: AugmentSection, image_size: int) -> list[torch.nn.Module]:
+def _changes(section: AugmentSection, image_size: ImageSize) -> list[torch.nn.Module]:
     bilinear = v2.InterpolationMode.BILINEAR
     changes: list[torch.nn.Module] = []
     if (crop := section.random_resized_crop) is not None:
         bicubic = v2.InterpolationMode.BICUBIC
-        changes.append(v2.RandomResizedCrop(image_size, scale=crop.scale, ratio=crop.ratio, interpolation=bicubic))
+        size = height_and_width(image_size)
+        changes.append(v2.RandomResizedCrop(size, scale=crop.scale, ratio=crop.ratio, interpolation=bicubic))
     if section.horizontal_flip:
         changes.append(v2.RandomHorizontalFlip(section.horizontal_flip))
     if section.vertical_flip:

@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmhf.data.bad_examples import BadExample
@@ -47,6 +48,8 @@ class LoadedData:
     """Rows that were dropped or blanked, and why."""
     duplicates: list[DuplicatePair] = field(default_factory=list)
     """Duplicate images, those across splits first; empty if none were looked for."""
+    empty_texts: dict[str, int] = field(default_factory=dict)
+    """Split → rows without a text that are used, where the recipe lets texts be empty; streams are not counted."""
     filter_steps: list[FilterStep] = field(default_factory=list)
     """The rows before and after each of the recipe's filters, over all splits; empty without filters."""
 
@@ -124,7 +127,18 @@ def load_data(
     if wanted is not None:
         loaded.splits = {split: table for split, table in loaded.splits.items() if split in wanted}
         loaded.bad_examples = [example for example in loaded.bad_examples if example.split in wanted]
+    if reading.text and reading.label and section.may_have_empty_texts():
+        loaded.empty_texts = _count_empty_texts(loaded.splits)
     return loaded
+
+
+def _count_empty_texts(splits: Mapping[str, object]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for split, table in splits.items():
+        if isinstance(table, datasets.Dataset):
+            texts = table.select_columns("text").with_format("arrow")[:]["text"]
+            counts[split] = pc.sum(pc.equal(texts, "")).as_py() or 0
+    return {split: count for split, count in counts.items() if count}
 
 
 def _make_splits(

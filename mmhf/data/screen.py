@@ -31,7 +31,7 @@ _COPIED_BELOW = 64 << 20
 _WAYS_OUT = {
     "on_bad_row": "data.on_bad_row=skip",
     "on_bad_image": "data.on_bad_image=skip or blank",
-    "on_empty_text": "data.on_empty_text=skip or blank",
+    "on_empty_text": "data.on_empty_text=skip, blank or keep",
     "on_empty_caption": "data.on_empty_text=skip",
 }
 
@@ -123,7 +123,7 @@ class SplitScreen:
         if self.reading.label:
             labels = pc.is_in(rows.column("label"), pa.array(list(self.label_ids), pa.string()))
             faulty |= ~labels.to_numpy()
-            if self.reading.text:
+            if self.reading.text and not self.section.may_have_empty_texts():
                 faulty |= rows.column("text").is_null().to_numpy()
         else:
             captions = rows.column("captions").combine_chunks()
@@ -151,7 +151,9 @@ class SplitScreen:
         if row["label"] not in self.label_ids:
             unknown = "the label is missing" if row["label"] is None else f"unknown label {shorten(row['label'])}"
             return Fault(unknown, "on_bad_row")
-        return Fault("the text is empty", "on_empty_text") if self.reading.text and row["text"] is None else None
+        if self.reading.text and row["text"] is None and not self.section.may_have_empty_texts():
+            return Fault("the text is empty", "on_empty_text")
+        return None
 
     def _find_caption_fault(self, row: dict[str, Any]) -> Fault | None:
         captions = row["captions"]
@@ -167,10 +169,8 @@ class SplitScreen:
         """List a bad row; returns whether it is used all the same, with its text or image left blank."""
         number, name = number or row["row"], row["id"]
         section = self.section
-        if fault.key in ("on_bad_row", "on_bad_image"):
-            policy = section.on_bad_row if fault.key == "on_bad_row" else section.on_bad_image
-        else:
-            policy = section.on_empty_text
+        policies = {"on_bad_row": section.on_bad_row, "on_bad_image": section.on_bad_image}
+        policy = policies.get(fault.key, section.on_empty_text)
         if policy == "raise":
             named = "" if name == str(number) else f" (id {name})"
             way_out = f"{_WAYS_OUT[fault.key]} goes on without it"

@@ -5,7 +5,7 @@ in which order, and what shapes they give. Going up to the boundary, the pass is
 Going on from it, those calls return tensors of their shapes that take no memory and are never read, and the last of
 them returns the features. Whether an encoder really reads nothing else is not believed but checked, see `is_exact`.
 
-Depends on torch, transformers and `layer_groups` only, so that a release can carry this file.
+Depends on torch, transformers, `conventions` and `layer_groups` only, so that a release can carry this file.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from transformers import PreTrainedModel
 
+from mmhf.conventions import ImageSize, height_and_width
 from mmhf.models.layer_groups import layer_groups, modules_outside
 
 Run = Callable[[Tensor], Tensor]
@@ -68,14 +69,14 @@ class Boundary:
 
     Attributes:
         group (`str`): The last layer group below it, such as `stages.3`.
-        image_size (`int`): Side in pixels of the images.
+        image_size ([`ImageSize`]): Of the images.
         calls (`tuple`): The calls below it; the last one gives the features.
         order (`tuple[int, ...]`): The features' axes as they lie in memory, the slowest first.
         checkpointed (`tuple[bool, ...]`): Which modules checkpointed their gradients when the calls were traced.
     """
 
     group: str
-    image_size: int
+    image_size: ImageSize
     calls: tuple[_Call, ...]
     order: tuple[int, ...]
     checkpointed: tuple[bool, ...]
@@ -89,7 +90,7 @@ class _Reached(BaseException):
         self.output = output
 
 
-def find_boundary(encoder: PreTrainedModel, run: Run, group: str, *, image_size: int) -> Boundary | None:
+def find_boundary(encoder: PreTrainedModel, run: Run, group: str, *, image_size: ImageSize) -> Boundary | None:
     """Trace where `group` and the groups before it end.
 
     Args:
@@ -97,15 +98,16 @@ def find_boundary(encoder: PreTrainedModel, run: Run, group: str, *, image_size:
             it was.
         run (`Callable[[Tensor], Tensor]`): Runs it, and reads its output.
         group (`str`): One of its layer groups.
-        image_size (`int`): Side in pixels of the images to come.
+        image_size ([`ImageSize`]): Of the images to come.
 
     Returns:
         `Boundary`, or `None`: the encoder does not call its lower groups first, or they do not end in one tensor with
         a row for each image.
     """
+    height, width = height_and_width(image_size)
     traced = []
     for batch_size in (2, 3):
-        pixel_values = torch.zeros(batch_size, 3, image_size, image_size, dtype=encoder.dtype, device=encoder.device)
+        pixel_values = torch.zeros(batch_size, 3, height, width, dtype=encoder.dtype, device=encoder.device)
         traced.append(_trace(encoder, run, group, pixel_values))
     few, more = traced
     if not few or [name for name, _ in few] != [name for name, _ in more]:
@@ -170,7 +172,7 @@ def run_above(
         `RuntimeError`: the encoder does not call its modules as it did when it was traced.
     """
     number = torch.zeros((), dtype=encoder.dtype, device=features.device) if stand_in is None else stand_in
-    pixel_values = number.expand(len(features), 3, boundary.image_size, boundary.image_size)
+    pixel_values = number.expand(len(features), 3, *height_and_width(boundary.image_size))
     with _replaced(encoder, boundary, _laid_out(features, boundary.order), number) as remaining:
         output = run(pixel_values)
     if remaining:
@@ -185,8 +187,8 @@ def is_exact(encoder: PreTrainedModel, run: Run, boundary: Boundary) -> bool:
     two random images it is, to the last bit, the output of the whole encoder in eval mode (on the meta device only the
     former is looked at).
     """
-    size = boundary.image_size
-    noise = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    height, width = height_and_width(boundary.image_size)
+    noise = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
     pixel_values = noise.to(device=encoder.device, dtype=encoder.dtype)
     with in_eval_mode(encoder):
         try:

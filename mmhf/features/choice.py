@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
-from mmhf.conventions import Modality
+from mmhf.conventions import ImageSize, Modality
 from mmhf.data.augment import Flips
 from mmhf.data.collators import RandomChanges
 from mmhf.features.boundaries import in_eval_mode
@@ -100,7 +100,7 @@ class CacheSetting:
         samples_per_epoch (`int`, *optional*): Training samples of an epoch; None for a stream, which is not cached.
         places (`Mapping[str, int]`): `image`, `text` → how many of them the training split has.
         evaluated (`Mapping[str, int]`): Likewise, of the split that is evaluated while training.
-        image_size (`int`): Side in pixels of the images.
+        image_size ([`ImageSize`]): Of the images.
         device_type (`str`): Where the parts run.
     """
 
@@ -110,7 +110,7 @@ class CacheSetting:
     samples_per_epoch: int | None
     places: Mapping[str, int]
     evaluated: Mapping[str, int]
-    image_size: int
+    image_size: ImageSize
     device_type: str = "cpu"
 
 

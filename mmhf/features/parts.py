@@ -1,6 +1,6 @@
 """The parts of a model whose outputs `forward` takes in place of what they are computed from.
 
-Depends on torch, transformers and `boundaries` only, so that a release can carry this file.
+Depends on torch, transformers, `conventions` and `boundaries` only, so that a release can carry this file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from mmhf.conventions import ImageSize
 from mmhf.features.boundaries import Boundary, find_boundary, is_exact, is_traced_for, run_above, run_below
 
 
@@ -25,14 +26,14 @@ class FeaturePart:
         feature (`str`): Argument of `forward` that takes its output in their place.
         boundary (`str`, *optional*): The last parameter group of the part, such as `vision.stages.3`; absent, the
             whole encoder, with the pooling that is not learnt.
-        image_size (`int`, *optional*): Side in pixels of the images, where there is a boundary.
+        image_size ([`ImageSize`], *optional*): Of the images, where there is a boundary.
     """
 
     name: str
     inputs: tuple[str, ...]
     feature: str
     boundary: str | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
 
 
 VISION = FeaturePart("vision", ("pixel_values",), "image_features")
@@ -77,14 +78,14 @@ class HasFeatureParts:
         return tuple(groups if part.boundary is None else groups[: groups.index(part.boundary) + 1])
 
     def part_below(
-        self, part: FeaturePart, trained: Collection[str], *, image_size: int | None = None
+        self, part: FeaturePart, trained: Collection[str], *, image_size: ImageSize | None = None
     ) -> FeaturePart | None:
         """The largest part of an encoder that stays as it is while some groups train.
 
         Args:
             part (`FeaturePart`): One of `feature_parts()`.
             trained (`Collection[str]`): Parameter groups that train.
-            image_size (`int`, *optional*): Side in pixels of the images; absent, the whole encoder or nothing.
+            image_size ([`ImageSize`], *optional*): Of the images; absent, the whole encoder or nothing.
 
         Returns:
             `FeaturePart`, or `None`: `part` itself where nothing of it trains; else, for an image encoder, what ends

@@ -20,20 +20,23 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 
 from mmhf.errors import InputError
 from mmhf.files import RELEASE_FILE
 from mmhf.hub.assembling import assemble, check_run
 from mmhf.hub.hub_errors import HUB_ERRORS, is_hub_error, named_hub_errors, with_retries
 from mmhf.hub.hub_repo import HubRepo, Refs, download_file
-from mmhf.hub.manifest import Release, ReleaseNotes, Version
+from mmhf.hub.manifest import Release, ReleaseNotes, Version, released_files
+from mmhf.hub.remote_code import add_remote_code
+from mmhf.hub.secret_scan import refuse_secrets
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import ReleaseSection
 from mmhf.recipe.training_sections import greater_is_better
@@ -91,6 +94,34 @@ def push_release(run_dir: str | Path, settings: ReleaseSection, *, notes: Releas
         release = assemble(staging, run_dir, notes, place=_link)
         _check_metric(settings, release.metrics)
         return _Push(HubRepo(settings.repo), settings, staging, release).run()
+
+
+def complete_pushed_run(repo: str, run_dir: str | Path, *, revision: str | None = None) -> None:
+    """Add to a repository that `training.push_to_hub` has filled what a run has once it is finished.
+
+    Trainer pushes the weights, before anything was measured. One more commit brings metrics, evaluation and the code
+    that serves the model without mmhf.
+
+    Args:
+        repo (`str`): `ORG/NAME`.
+        run_dir (`str` or `Path`): The finished run folder.
+        revision (`str`, *optional*): The branch that Trainer pushed to; absent, `main`.
+
+    Raises:
+        InputError: A file holds a secret, or the Hub refuses.
+        UnreachableError: The Hub does not answer.
+    """
+    with tempfile.TemporaryDirectory() as scratch, named_hub_errors(repo):
+        staging = Path(scratch)
+        for source in released_files(run_dir):
+            if source.suffix != ".safetensors":
+                shutil.copyfile(source, staging / source.name)
+        add_remote_code(staging)
+        refuse_secrets(sorted(staging.iterdir()))
+        message = "Metrics, and the code that serves the model"
+        with_retries(
+            lambda: HfApi().upload_folder(repo_id=repo, folder_path=staging, revision=revision, commit_message=message)
+        )
 
 
 def check_push_is_possible(settings: ReleaseSection) -> None:

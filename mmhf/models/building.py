@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import CLIPImageProcessor, PreTrainedConfig, PreTrainedModel
 
+from mmhf.conventions import ImageSize, height_and_width
 from mmhf.errors import InputError
 from mmhf.models.backbones import ImageStatistics, image_statistics, load_encoder_config
 from mmhf.models.classification_loss import LossSettings
@@ -24,12 +25,12 @@ ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
-def vision_values(section: VisionEncoderSection, *, image_size: int | None) -> dict[str, Any]:
+def vision_values(section: VisionEncoderSection, *, image_size: ImageSize | None) -> dict[str, Any]:
     """An image encoder as a config keeps it; fetches its configuration file at most.
 
     Raises:
         `InputError`: the backbone is unknown, its config cannot be fetched, it lacks the pooling, or images of this
-            size in pixels do not fit it.
+            size do not fit it.
     """
     config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
     with _names_encoder("vision", section):
@@ -55,19 +56,21 @@ def text_values(section: TextEncoderSection) -> dict[str, Any]:
     }
 
 
-def build_image_processor(statistics: ImageStatistics, *, image_size: int, resize: str) -> CLIPImageProcessor:
-    """Image processor for square images.
+def build_image_processor(statistics: ImageStatistics, *, image_size: ImageSize, resize: str) -> CLIPImageProcessor:
+    """Image processor for images of one size.
 
     Args:
         statistics ([`ImageStatistics`]): Mean, standard deviation and resampling of the encoder.
-        image_size (`int`): Side in pixels.
-        resize (`str`): `squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre.
+        image_size ([`ImageSize`]): Side, or height and width, in pixels.
+        resize (`str`): `squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre to a
+            square.
     """
-    square = {"height": image_size, "width": image_size}
+    height, width = height_and_width(image_size)
+    box = {"height": height, "width": width}
     return CLIPImageProcessor(
-        size={"shortest_edge": image_size} if resize == "crop" else square,
+        size={"shortest_edge": height} if resize == "crop" else box,
         do_center_crop=resize == "crop",
-        crop_size=square,
+        crop_size=box,
         image_mean=list(statistics.mean),
         image_std=list(statistics.std),
         resample=statistics.interpolation,

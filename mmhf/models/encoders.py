@@ -1,7 +1,7 @@
 """What every family needs to know of an encoder: how to run and pool it, its width, its unused parameters.
 
-Depends on torch, transformers, timm, `layer_groups` and `torchvision_encoder` only, so that a release can carry this
-file.
+Depends on torch, transformers, timm, `conventions`, `layer_groups` and `torchvision_encoder` only, so that a release
+can carry this file.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
 
+from mmhf.conventions import ImageSize, height_and_width
 from mmhf.models.layer_groups import layer_groups
 from mmhf.models.torchvision_encoder import TorchvisionConfig, TorchvisionEncoder
 
@@ -91,41 +92,42 @@ def fresh_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     return encoder
 
 
-def native_image_size(config: PreTrainedConfig) -> int:
-    """Side in pixels of the square images that an encoder was made for (224 where its config does not say)."""
+def native_image_size(config: PreTrainedConfig) -> tuple[int, int]:
+    """Height and width in pixels of the images that an encoder was made for (224 where its config does not say)."""
     values = config.to_dict()
+    size: Any = values.get("image_size") or 224
     if config.model_type == "timm_wrapper":
-        return int((values.get("pretrained_cfg") or {}).get("input_size", (3, 224, 224))[-1])
-    size = values.get("image_size") or 224
-    return int(size if isinstance(size, int) else size[0])
+        size = (values.get("pretrained_cfg") or {}).get("input_size", (3, 224, 224))[-2:]
+    return height_and_width(size if isinstance(size, int) else (int(size[0]), int(size[1])))
 
 
 # What is used is read off the graph, also where the caller wants none.
 @torch.enable_grad()
-def describe_vision(config: PreTrainedConfig, pooling: str, *, image_size: int | None = None) -> EncoderOutput:
+def describe_vision(config: PreTrainedConfig, pooling: str, *, image_size: ImageSize | None = None) -> EncoderOutput:
     """Read an image encoder's output from its config alone; no weights are made.
 
     Args:
         config (`PreTrainedConfig`): The encoder's config.
         pooling (`str`): As in [`pool_vision`].
-        image_size (`int`, *optional*): Side in pixels of the images to come; absent = what the encoder was made for.
+        image_size ([`ImageSize`], *optional*): Of the images to come; absent = what the encoder was made for.
 
     Raises:
         `ValueError`: the encoder has no such pooling, no layer groups, or cannot take images of this size.
     """
-    size = image_size or native_image_size(config)
+    height, width = height_and_width(image_size or native_image_size(config))
     encoder = _skeleton(config)
     layer_groups(encoder)
     with torch.device("meta"):
-        pixel_values = torch.zeros(2, 3, size, size)
+        pixel_values = torch.zeros(2, 3, height, width)
     try:
         output = run_vision(encoder, pixel_values, pooling)
-    except AssertionError as error:
-        # How timm refuses a size.
+    except (AssertionError, RuntimeError) as error:
+        # How timm refuses a size, and torch what does not fit together.
+        size = str(height) if height == width else f"{height} x {width}"
         raise ValueError(f"images of {size} px do not fit: {error}") from error
     if not isinstance(output.last_hidden_state, Tensor):
         raise ValueError("the encoder gives several feature maps; choose one that gives a single one")
-    shape = _vision_shape(encoder, output.last_hidden_state, size)
+    shape = _vision_shape(encoder, output.last_hidden_state, (height, width))
     pooled = pool_vision(output, pooling, shape)
     return replace(shape, width=pooled.shape[-1], unused=_unused(encoder, pooled))
 
@@ -160,7 +162,7 @@ def run_vision(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, **a
     if encoder.config.model_type in ("timm_wrapper", TorchvisionConfig.model_type):
         return encoder(pixel_values=pixel_values, do_pooling=pooling == "pooler", return_dict=True, **asked)
     accepted = inspect.signature(type(encoder).forward).parameters
-    if "interpolate_pos_encoding" in accepted and pixel_values.shape[-1] != native_image_size(encoder.config):
+    if "interpolate_pos_encoding" in accepted and tuple(pixel_values.shape[-2:]) != native_image_size(encoder.config):
         asked["interpolate_pos_encoding"] = True
     return encoder(pixel_values=pixel_values, return_dict=True, **asked)
 
@@ -305,7 +307,7 @@ def _pooled_text(config: PreTrainedConfig, pooling: str, *, device: str) -> tupl
         return encoder, pool_text_output(output, mask, pooling)
 
 
-def _vision_shape(encoder: PreTrainedModel, hidden: Tensor, size: int) -> EncoderOutput:
+def _vision_shape(encoder: PreTrainedModel, hidden: Tensor, size: tuple[int, int]) -> EncoderOutput:
     """Layout and prefix tokens; the width is found by pooling."""
     if hidden.dim() == 4:
         # transformers keeps channels first; a few of timm's models keep them last.
@@ -314,7 +316,7 @@ def _vision_shape(encoder: PreTrainedModel, hidden: Tensor, size: int) -> Encode
     if isinstance(encoder, TimmWrapperModel):
         return EncoderOutput(width=0, prefix_tokens=vars(encoder.timm_model).get("num_prefix_tokens", 0))
     patch = encoder.config.to_dict().get("patch_size")
-    patches = (size // patch) ** 2 if isinstance(patch, int) else hidden.shape[1]
+    patches = (size[0] // patch) * (size[1] // patch) if isinstance(patch, int) else hidden.shape[1]
     return EncoderOutput(width=0, prefix_tokens=max(hidden.shape[1] - patches, 0))
 
 

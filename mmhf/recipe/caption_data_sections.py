@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mmhf.recipe.data_sections import DataSectionBase, check_image_roots
+from mmhf.recipe.data_sections import DataSectionBase, ImageSizeSetting, check_image_roots
 from mmhf.recipe.sections import CloudSection, DataPath, Fraction, PositiveInt, Section, SplitName
 
 
@@ -51,7 +51,7 @@ class CaptionSampleSection(CaptionDataSectionBase):
     """The embedded drawings: Noto's to train on, Fluent's to evaluate."""
 
     source: Literal["sample"]
-    image_size: PositiveInt = 96
+    image_size: ImageSizeSetting = 96
     max_length: PositiveInt = 32
     keywords: bool = False
     """Add another caption to each drawing: its name followed by the first keywords that are not part of it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.sections import CloudSection, DataPath, Fraction, PositiveInt, Section, SplitName
@@ -99,15 +99,27 @@ class ColumnsSection(Section):
     """Absent: the row number is the id."""
 
 
+def _read_image_size(value: object) -> object:
+    """YAML's list as the pair that it stands for; a square by its side."""
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return value[0] if value[0] == value[1] else tuple(value)
+    if not isinstance(value, int):
+        raise ValueError("must be the side of a square or [height, width]")
+    return value
+
+
+ImageSizeSetting = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], BeforeValidator(_read_image_size)]
+
+
 class DataSectionBase(Section):
     has_texts: ClassVar[bool] = True
     """Whether there are texts, or captions, with the images."""
 
     source: str
-    image_size: PositiveInt = 224
-    """Side of the square image that the model sees, in pixels."""
+    image_size: ImageSizeSetting = 224
+    """Of the image that the model sees, in pixels: the side of a square, or `[height, width]`."""
     resize: Literal["squash", "crop"] = "squash"
-    """`squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre."""
+    """`squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre, to a square alone."""
     mean_std: Literal["backbone", "computed"] = "backbone"
     """Mean and standard deviation that normalise pixels, saved with the processor: the backbone's own, or those of
     the training images, `computed` in one pass before training (classifiers only)."""
@@ -124,8 +136,10 @@ class DataSectionBase(Section):
     on_bad_image: Literal["skip", "blank", "mask", "raise"] = "skip"
     """What to do about a missing or unreadable image: drop the row, use a white image, use the text alone (`mask`, for
     image-text-classification; see `model.modalities`), or stop."""
-    on_empty_text: Literal["skip", "blank", "mask", "raise"] = "blank"
-    """What to do about an empty text: drop the row, keep the empty string, use the image alone (`mask`), or stop."""
+    on_empty_text: Literal["skip", "blank", "keep", "mask", "raise"] = "blank"
+    """What to do about an empty text: drop the row, use the empty string and list the row as a bad one (`blank`), or
+    stop. Where texts may be empty, `keep` uses the empty string and `mask` the image alone; both count such rows and
+    list none."""
     on_bad_row: Literal["skip", "raise"] = "raise"
     """What to do about a malformed row or a label that is not in `labels`: drop the row or stop."""
     follow_links: bool = False
@@ -134,6 +148,12 @@ class DataSectionBase(Section):
     """Look for duplicate images: `exact` compares file contents, `near` also the pictures themselves."""
     on_duplicate: Literal["keep", "skip_across_splits"] = "keep"
     """Training images that are also in validation or test: keep them, or leave them out of training."""
+
+    @model_validator(mode="after")
+    def _crops_squares(self) -> DataSectionBase:
+        if self.resize == "crop" and not isinstance(self.image_size, int):
+            raise ValueError("resize = crop cuts out a square; with a height and a width as image_size use squash")
+        return self
 
     @model_validator(mode="after")
     def _looks_for_what_it_skips(self) -> DataSectionBase:
@@ -148,6 +168,10 @@ class DataSectionBase(Section):
     def is_stream(self) -> bool:
         """Whether the training split is read while training goes on."""
         return bool(self.model_dump(include={"streaming"}).get("streaming"))
+
+    def may_have_empty_texts(self) -> bool:
+        """Whether a row without a text is as good as any other."""
+        return self.on_empty_text in ("keep", "mask")
 
 
 class FakedditDataSection(DataSectionBase):
@@ -273,7 +297,7 @@ class ClinicalDataSection(FilteredDataSection):
 
 class SampleDataSection(DataSectionBase):
     source: Literal["sample"]
-    image_size: PositiveInt = 96
+    image_size: ImageSizeSetting = 96
     max_length: PositiveInt = 32
 
 

@@ -11,7 +11,7 @@ import datasets
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from mmhf.conventions import Processor
+from mmhf.conventions import Processor, height_and_width
 from mmhf.data.augment import build_augmentation
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.collators import ImageCollator, RandomChanges
@@ -259,8 +259,8 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         """A batch of the largest shape that training can meet, to plan memory with."""
-        side = self.recipe.data.image_size
-        return {"pixel_values": torch.zeros(batch_size, 3, side, side, device=device)}
+        height, width = height_and_width(self.recipe.data.image_size)
+        return {"pixel_values": torch.zeros(batch_size, 3, height, width, device=device)}
 
     def uses_hub(self, *, weights: bool) -> bool:
         """Whether data, parent, backbones' configuration files or, if asked for, their weights come from the Hub."""

@@ -138,7 +138,8 @@ def evaluate(
             Path(output).mkdir(parents=True, exist_ok=True)
             bad_examples.write_csv(Path(output) / BAD_EXAMPLES_FILE)
             facts = {"model": name, **{f"rows, {split}": loaded.num_rows(split) for split in loaded.splits}}
-            run = task.run_facts(Path(output), resolved, trained=facts, bad_examples=bad_examples.read())
+            bad = {"bad_examples": bad_examples.read(), "empty_texts": loaded.empty_texts}
+            run = task.run_facts(Path(output), resolved, trained=facts, **bad)
             task.write_report(run, measured)
             if (Path(output) / COMPLETE_FILE).is_file():  # the run's own folder, whose files were just checked
                 mark_complete(Path(output), is_run_file)

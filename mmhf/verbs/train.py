@@ -28,6 +28,7 @@ from mmhf.files import BAD_EXAMPLES_FILE, BAD_EXAMPLES_LOG, DUPLICATES_FILE, REP
 from mmhf.hub import resolve_model
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.hub.lineage import check_release_is_possible, release_run, write_lineage
+from mmhf.hub.pushing import complete_pushed_run
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.history import RunPart, run_parts
 from mmhf.tasks import AnyTask, Measured, task_of
@@ -201,6 +202,8 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
             print_metrics(resolved.name, measured)
             logger.info("Run folder: %s", folder.path)
             logger.info("Report: %s", folder.path / REPORT_FILE)
+            if args.push_to_hub:
+                complete_pushed_run(str(trainer.hub_model_id), folder.path, revision=args.hub_revision)
             _release(resolved, args, folder)
     return after
 
@@ -239,6 +242,7 @@ def _report(
         stages=trainer.plan.summary(),
         log_history=trainer.state.log_history,
         bad_examples=bad_examples.read(),
+        empty_texts=data.empty_texts,
         duplicates=data.duplicates,
     )
     task.write_report(facts, measured)
@@ -258,6 +262,8 @@ def _say_what_begins(resolved: ResolvedRecipe, data: LoadedData, model: PreTrain
     logger.info("%s, %s parameters", type(model).__name__, f"{model.num_parameters():,}")
     if data.bad_examples:
         logger.info("%d bad rows, see %s when the run ends", len(data.bad_examples), folder.path / BAD_EXAMPLES_FILE)
+    if data.empty_texts:
+        logger.info("%d rows without a text are used, as the recipe allows", sum(data.empty_texts.values()))
     if folder.checkpoint is not None:
         logger.info("Going on from %s", folder.checkpoint)
 

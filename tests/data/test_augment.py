@@ -35,7 +35,7 @@ def picture() -> Image.Image:
     return Image.fromarray((pixels * np.linspace(1, 0.5, 40)[:, None, None]).astype(np.uint8))
 
 
-def change(picture: Image.Image, seed: int = 0, size: int = 32, **section: object) -> np.ndarray:
+def change(picture: Image.Image, seed: int = 0, size: int | tuple[int, int] = 32, **section: object) -> np.ndarray:
     augmentation = build_augmentation(AugmentSection.model_validate(section), size)
     assert augmentation is not None
     torch.manual_seed(seed)
@@ -167,6 +167,14 @@ def test_changes_come_in_the_order_of_the_recipe():
         "RandomApply",
         "EraseRectangle",
     ]
+
+
+def test_rectangles_are_covered_and_cropped_to(picture):
+    """The picture is 40 high and 60 wide."""
+    assert change(picture, size=(20, 40), horizontal_flip=1.0).shape == (27, 40, 3)
+    assert change(picture, size=(30, 20), horizontal_flip=1.0).shape == (30, 45, 3)
+    assert change(picture, size=(50, 20), horizontal_flip=1.0).shape == (40, 60, 3)
+    assert change(picture, size=(24, 16), **EVERYTHING).shape == (24, 16, 3)
 
 
 def test_flips_alone_are_views_that_a_seed_chooses_from(picture):

@@ -48,9 +48,14 @@ def test_a_limit_draws_first_and_checks_then(section, table, monkeypatch):
     assert len(checked) < 15
 
 
-@pytest.mark.parametrize(("on_empty_text", "kept", "listed"), [("blank", True, True), ("skip", False, True)])
+@pytest.mark.parametrize(
+    ("on_empty_text", "kept", "listed"),
+    [("blank", True, True), ("skip", False, True), ("keep", True, False), ("mask", True, False)],
+)
 def test_empty_text(section, table, on_empty_text, kept, listed):
+    """A text that may be empty is counted, and no bad row."""
     data = load(section, table, on_empty_text=on_empty_text)
+    assert data.empty_texts == ({} if listed else {"train": 1})
     assert (2 in data.splits["train"]["row"][:]) is kept
     assert (("train", 2, "2", "the text is empty") in data.bad_examples) is listed
 

@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
+from mmhf.conventions import ImageSize, height_and_width
 from mmhf.features.boundaries import Run, find_boundary, is_exact, is_traced_for, run_above, run_below
 from mmhf.models.backbones import load_encoder_config
 from mmhf.models.encoders import describe_vision, drop_unused, fresh_encoder, pool_vision, run_vision, timm_config
@@ -57,11 +58,11 @@ TIMM: dict[str, dict[str, Any]] = {
 REAL = ("efficientnet_b0", "resnet18", "vgg11_bn", "vit_tiny_patch16_224", "convnext_atto")
 
 
-def pixels(batch_size: int, side: int = 32) -> Tensor:
-    return torch.randn(batch_size, 3, side, side, generator=torch.Generator().manual_seed(batch_size))
+def pixels(batch_size: int, side: ImageSize = 32) -> Tensor:
+    return torch.randn(batch_size, 3, *height_and_width(side), generator=torch.Generator().manual_seed(batch_size))
 
 
-def build(config: PreTrainedConfig, *, image_size: int | None = None) -> tuple[PreTrainedModel, Run]:
+def build(config: PreTrainedConfig, *, image_size: ImageSize | None = None) -> tuple[PreTrainedModel, Run]:
     """An encoder with random weights, none of which are 0, and what reads it."""
     torch.manual_seed(0)
     shape = describe_vision(config, "avg", image_size=image_size)
@@ -93,7 +94,7 @@ def below_and_above(encoder: PreTrainedModel, group: str) -> tuple[list[nn.Param
     return tuple([parameters[name] for key in keys for name in groups[key]] for keys in (below, above))  # type: ignore[return-value]
 
 
-def check_boundary(encoder: PreTrainedModel, run: Run, group: str, side: int = 32) -> None:
+def check_boundary(encoder: PreTrainedModel, run: Run, group: str, side: ImageSize = 32) -> None:
     boundary = find_boundary(encoder, run, group, image_size=side)
     assert boundary is not None and is_exact(encoder, run, boundary), group
     images = pixels(5, side)
@@ -114,6 +115,12 @@ def test_every_layer_group_is_a_boundary(config: PreTrainedConfig | str) -> None
     assert len(groups) > 2
     for group in groups[:-1]:
         check_boundary(encoder, run, group)
+
+
+@pytest.mark.parametrize("config", ["test_efficientnet", "test_vit", TRANSFORMERS[0]], ids=name_of)
+def test_boundaries_for_rectangles(config: PreTrainedConfig | str) -> None:
+    encoder, run = build(tiny(config), image_size=(32, 64))
+    check_boundary(encoder, run, list(layer_groups(encoder))[1], (32, 64))
 
 
 @pytest.mark.slow

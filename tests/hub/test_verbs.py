@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import transformers
+from families import write_image
 from loopback_hub import TOKEN, LoopbackHub
 
+import mmhf
 from mmhf.cli import main
 from mmhf.damage import is_run_file, mark_complete
 from mmhf.hub.manifest import read_release
@@ -129,7 +132,18 @@ def test_training_goes_on_from_the_hub_and_releases_to_it(hub: LoopbackHub, copi
 
 
 @pytest.mark.slow
-def test_trainers_own_push_to_the_hub_works(hub: LoopbackHub, tiny_recipe: Callable[..., Path]):
+def test_what_trainer_pushes_to_the_hub_is_served(hub: LoopbackHub, tiny_recipe: Callable[..., Path], tmp_path: Path):
     settings = {"push_to_hub": True, "hub_model_id": "writer/own", "hub_strategy": "end"}
     assert main(["train", str(tiny_recipe({"training": settings}))]) == 0
-    hub.repo("writer/own")
+    run_dir, pushed = tmp_path / "run", hub.files("writer/own", "main")
+    for name in ("model.safetensors", "metrics.json", "recipe.yaml", "tokenizer.json"):
+        assert pushed[name] == (run_dir / name).read_bytes(), name
+    assert {"README.md", "processor_config.json", "modeling_fusion.py", "processing_fusion.py"} <= pushed.keys()
+    assert json.loads(pushed["config.json"])["auto_map"]["AutoConfig"] == "configuration_fusion.FusionConfig"
+    assert "auto_map" not in json.loads((run_dir / "config.json").read_text())
+    assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in pushed), "nothing to unpickle"
+    assert not any(TOKEN.encode() in content for content in pushed.values())
+
+    pair = {"image": str(write_image(tmp_path / "photo.jpg")), "text": "grinning face"}
+    answer = transformers.pipeline("image-text-classification", model="writer/own")(pair)
+    assert answer == mmhf.pipeline("image-text-classification", model=str(run_dir))(pair)

@@ -32,6 +32,8 @@ from mmhf.models.encoders import (
     describe_text,
     describe_vision,
     drop_unused,
+    fresh_encoder,
+    native_image_size,
     pool_text,
     pool_text_output,
     pool_vision,
@@ -196,6 +198,26 @@ def test_an_image_size_that_does_not_fit_is_refused(tiny_timm):
     vit = load_encoder_config("timm/vit_tiny_patch16_224", pretrained=False)
     assert describe_vision(vit, "avg", image_size=96).width == 192
     assert describe_vision(ViTConfig(**PATCHES), "avg", image_size=64).prefix_tokens == 1
+
+
+def test_images_may_be_rectangles(tiny_timm):
+    tall = (64, 32)
+    assert describe_vision(ViTConfig(**PATCHES), "avg", image_size=tall).prefix_tokens == 1
+    assert describe_vision(load_encoder_config("timm/vit_tiny_patch16_224", pretrained=False), "avg", image_size=tall)
+    assert describe_vision(tiny_timm("test_efficientnet"), "avg", image_size=tall)
+    with pytest.raises(ValueError, match="images of 64 x 32 px do not fit"):
+        describe_vision(tiny_timm("swin_tiny_patch4_window7_224"), "avg", image_size=tall)
+    with pytest.raises(ValueError, match="images of 64 x 224 px do not fit"):
+        describe_vision(load_encoder_config("torchvision/vit_b_32", pretrained=False), "avg", image_size=(64, 224))
+
+
+def test_position_embeddings_fit_rectangles_of_the_own_width():
+    config = ViTConfig(**PATCHES)
+    encoder, (height, width) = fresh_encoder(config).eval(), native_image_size(config)
+    images = torch.randn(2, 3, 2 * height, width)
+    with torch.no_grad():
+        tokens = run_vision(encoder, images, "avg").last_hidden_state
+    assert tokens.shape[1] == 1 + 2 * (height // config.patch_size) * (width // config.patch_size)
 
 
 def test_describing_needs_no_weights_and_leaves_the_random_state():

@@ -110,3 +110,17 @@ def test_a_task_without_texts_refuses_what_is_said_of_them(
         "r.yaml:2: data.on_empty_text: an image classifier reads no texts; remove it; got 'skip'",
     ]
     assert load(load(f"{head}data: {{source: sample}}\n").to_yaml()).recipe
+
+
+def test_an_image_size_is_a_side_or_height_and_width(
+    problems: Callable[..., list[str]], load: Callable[..., ResolvedRecipe]
+) -> None:
+    resolved = load(HEAD, "data.image_size=[48, 64]")
+    assert resolved.recipe.data.image_size == (48, 64)
+    assert load(resolved.to_yaml()).recipe == resolved.recipe
+    assert load(HEAD, "data.image_size=[64,64]").recipe == load(HEAD, "data.image_size=64").recipe
+    for wrong in ("[48]", "[48, 64, 3]", "[48, 0]", "0", "large"):
+        [line] = problems(HEAD, f"data.image_size={wrong}")
+        assert "data.image_size" in line, line
+    [line] = problems(HEAD, "data.image_size=[48,64]", "data.resize=crop")
+    assert "data: resize = crop cuts out a square" in line

@@ -141,6 +141,38 @@ def test_model_pipeline_and_prediction_of_a_folder_agree(work, pictures, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["timm/test_efficientnet", "timm/test_vit"])
+def test_rectangles_on_the_whole_road(backbone, pictures, tmp_path, monkeypatch):
+    """Stored features of frozen layers, training, release, served and predicted: one size, one set of numbers."""
+    read = []
+    monkeypatch.setattr(
+        "mmhf.models.tower.laid_out",
+        lambda pixels, output: read.append(tuple(pixels.shape[-2:])) or pixels,
+    )
+    run(
+        "train",
+        write_recipe(
+            tmp_path,
+            "wide",
+            model={"vision": {"backbone": backbone, "pretrained": False}},
+            data={"source": "sample", "image_size": [32, 48], "limit": 24, "augment": {"horizontal_flip": 0.5}},
+            stages=[{"name": "top", "epochs": 2, "train": ["head", "vision:last 1"], "learning_rate": 1e-2}],
+            cache={"mode": "on"},
+            release={"repo": str(tmp_path / "releases"), "version": "0.1"},
+        ),
+    )
+    assert set(read) == {(32, 48)}
+    output = tmp_path / "predictions.csv"
+    run("predict", tmp_path / "releases", "--input", pictures, "--output", output)
+    served = mmhf.pipeline("image-classification", model=str(tmp_path / "releases" / "v0.1"))
+    rows = [row for row in predictions(output) if not row["error"]]
+    assert rows and set(read) == {(32, 48)}
+    for row in rows:
+        scores = {entry["label"]: entry["score"] for entry in served(str(pictures / row["file_name"]), top_k=100)}
+        np.testing.assert_allclose(probabilities(row, list(scores)), list(scores.values()), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_prediction_of_a_table_needs_no_text(work, pictures, tmp_path):
     files = [path.relative_to(pictures).as_posix() for path in image_files(pictures)][:3]
     table = tmp_path / "input.csv"

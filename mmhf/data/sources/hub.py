@@ -205,14 +205,14 @@ def _stream(
 def _usable_row(
     section: HubDataSection, features: datasets.Features, label_ids: dict[str, int]
 ) -> Callable[[dict[str, Any]], bool]:
-    columns = section.columns
+    columns, keeps_empty = section.columns, section.may_have_empty_texts()
     label_feature = features[columns.label]
 
     def usable(example: dict[str, Any]) -> bool:
         label = _name_of(label_feature, example[columns.label])
         if label not in label_ids:
             return _judge(f"unknown label {label!r}", "on_bad_row", section.on_bad_row)
-        if columns.text is not None and as_text(example[columns.text]) is None:
+        if columns.text is not None and not keeps_empty and as_text(example[columns.text]) is None:
             return _judge("the text is empty", "on_empty_text", section.on_empty_text)
         return True
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mmhf.evaluation.captions.rouge import coco_rouge_l, rouge_scores
-from mmhf.evaluation.captions.tokenization import coco_tokens
-from mmhf.evaluation.captions.word_scores import (
-    MAX_ORDER,
-    NO_WORDNET,
-    CountedCaption,
-    bleu_scores,
-    bleu_statistics,
-    cider_d,
-    count_ngrams,
-    is_wordnet_installed,
-    meteor_scores,
-)
 from mmhf.evaluation.intervals import RESAMPLES, bootstrap_interval
+
+if TYPE_CHECKING:
+    from mmhf.evaluation.captions.evaluate_metrics import Scores
 
 _ROUGE_SCORE = (
     "by rouge-score: F1, tokens are lower-case runs of a-z and 0-9 (other scripts have no tokens), no stemmer, the "
@@ -63,8 +54,6 @@ BOOTSTRAP_PROTOCOL = (
 )
 """How the intervals of `evaluate_captions` are made."""
 
-BLEU_NAMES = tuple(f"bleu{order}" for order in range(1, MAX_ORDER + 1))
-
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionEvaluation:
@@ -93,16 +82,6 @@ class CaptionEvaluation:
     def num_rows(self) -> int:
         """Images, under the name that every family's evaluation has."""
         return self.num_images
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """One or more metrics: what each image adds, its own scores, and how the numbers come from sums over images."""
-
-    names: tuple[str, ...]
-    statistics: NDArray[np.float64]
-    per_image: NDArray[np.float64]
-    value_of: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 def caption_metrics(
@@ -153,62 +132,27 @@ def evaluate_captions(
 
 def _all_scores(
     predictions: Sequence[str], references: Sequence[Sequence[str]], clip_scores: ArrayLike | None
-) -> tuple[list[_Scores], int]:
-    _check(predictions, references)
+) -> tuple[list[Scores], int]:
+    from mmhf.evaluation.captions.evaluate_metrics import CAPTION_METRICS, CaptionPairs, Scores  # it brings `evaluate`
+
+    pairs = CaptionPairs(predictions, references)
     if not len(predictions):
         return [], 0
-    counted = {
-        text: count_ngrams(coco_tokens(text)) for text in {*predictions, *(t for each in references for t in each)}
-    }
-    guesses = [counted[text] for text in predictions]
-    answers = [[counted[text] for text in of_image] for of_image in references]
-    scores = [_mean(name, values) for name, values in rouge_scores(predictions, references).items()]
-    scores += _coco_scores(guesses, answers)
+    scores = [metric.scores(pairs) for metric in CAPTION_METRICS if metric.missing() is None]
     if clip_scores is not None:
         values = np.asarray(clip_scores, dtype=np.float64)
         if values.shape != (len(predictions),):
             raise ValueError(f"expected {len(predictions)} CLIPScores, got shape {values.shape}")
-        scores.append(_mean("clipscore", values))
-    return scores, sum(not guess.tokens for guess in guesses)
+        scores.append(Scores.means({"clipscore": values}))
+    return scores, sum(not guess.tokens for guess in pairs.guesses)
 
 
-def _coco_scores(guesses: Sequence[CountedCaption], answers: Sequence[Sequence[CountedCaption]]) -> list[_Scores]:
-    guess_tokens = [guess.tokens for guess in guesses]
-    answer_tokens = [[answer.tokens for answer in of_image] for of_image in answers]
-    statistics = bleu_statistics(guesses, answers)
-    scores = [
-        _mean("rougeL_coco", coco_rouge_l(guess_tokens, answer_tokens)),
-        _Scores(BLEU_NAMES, statistics, bleu_scores(statistics), bleu_scores),
-        _mean("cider", cider_d(guesses, answers)),
-    ]
-    if is_wordnet_installed():
-        scores.append(_mean("meteor", meteor_scores(guess_tokens, answer_tokens)))
-    return scores
-
-
-def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} predictions, but references of {len(references)} images")
-    for at, of_image in enumerate(references):
-        if isinstance(of_image, str) or not len(of_image):
-            raise ValueError(f"image {at}: expected a list of at least one reference, got {of_image!r}")
-
-
-def _mean(name: str, values: NDArray[np.float64]) -> _Scores:
-    column = values[:, None]
-    return _Scores((name,), column, column, lambda sums: sums / len(values))
-
-
-def _overall(scores: Sequence[_Scores]) -> dict[str, float]:
-    values = {
-        name: float(value)
-        for each in scores
-        for name, value in zip(each.names, each.value_of(each.statistics.sum(axis=0)), strict=True)
-    }
+def _overall(scores: Sequence[Scores]) -> dict[str, float]:
+    values = {name: value for each in scores for name, value in each.overall().items()}
     return {name: values[name] for name in CAPTION_PROTOCOLS if name in values}
 
 
-def _intervals(scores: Sequence[_Scores], resamples: int, seed: int) -> dict[str, tuple[float, float]]:
+def _intervals(scores: Sequence[Scores], resamples: int, seed: int) -> dict[str, tuple[float, float]]:
     if not scores or not resamples:
         return {}
     ends = np.cumsum([each.statistics.shape[1] for each in scores])[:-1]
@@ -226,5 +170,8 @@ def _intervals(scores: Sequence[_Scores], resamples: int, seed: int) -> dict[str
 def _undefined(metrics: Mapping[str, float], num_images: int) -> dict[str, str]:
     if not num_images:
         return dict.fromkeys((name for name in CAPTION_PROTOCOLS if name != "loss"), "there is no image")
-    reasons = {"meteor": NO_WORDNET, "clipscore": "no CLIP was given"}
-    return {name: reason for name, reason in reasons.items() if name not in metrics}
+    from mmhf.evaluation.captions.evaluate_metrics import CAPTION_METRICS
+
+    reasons = {name: metric.missing() for metric in CAPTION_METRICS for name in metric.numbers}
+    reasons["clipscore"] = "no CLIP was given"
+    return {name: reason for name, reason in reasons.items() if reason is not None and name not in metrics}

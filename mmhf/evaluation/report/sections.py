@@ -35,6 +35,7 @@ class RunFacts:
         stages (`Sequence[Mapping[str, object]]`): One row a stage, column → value, the same columns in each.
         log_history (`Sequence[Mapping[str, Any]]`): Trainer's, for the curves; empty = nothing was trained.
         bad_examples (`Sequence[BadExample]`): Rows that were skipped or blanked.
+        empty_texts (`Mapping[str, int]`): Split → rows whose text may be, and is, empty.
         duplicates (`Sequence[DuplicatePair]`): Images that are there twice.
     """
 
@@ -47,6 +48,7 @@ class RunFacts:
     stages: Sequence[Mapping[str, object]] = ()
     log_history: Sequence[Mapping[str, Any]] = ()
     bad_examples: Sequence[BadExample] = ()
+    empty_texts: Mapping[str, int] = field(default_factory=dict)
     duplicates: Sequence[DuplicatePair] = ()
 
 
@@ -119,23 +121,30 @@ def metrics_section(
 
 def data_sections(run: RunFacts) -> list[Section]:
     """What is wrong with the data: bad rows and, where some were found, images that are there twice."""
-    return [_bad_rows(run.bad_examples), *([_duplicates(run.duplicates)] if run.duplicates else [])]
+    return [_bad_rows(run.bad_examples, run.empty_texts), *([_duplicates(run.duplicates)] if run.duplicates else [])]
 
 
-def _bad_rows(bad_examples: Sequence[BadExample]) -> Section:
+def _bad_rows(bad_examples: Sequence[BadExample], empty_texts: Mapping[str, int]) -> Section:
+    said: list[Block] = []
+    if empty_texts:
+        total = sum(empty_texts.values())
+        said = [Text(f"{total:,} rows without a text are used, as the recipe allows: {_by_split(empty_texts)}.")]
     if not bad_examples:
-        return Section("Bad rows", [Text("None was found.", "nothing")])
+        return Section("Bad rows", [Text("None was found.", "nothing"), *said])
     counts = Counter(each.split for each in bad_examples)
-    by_split = ", ".join(f"{count:,} in {split}" for split, count in counts.items())
     rows = [[each.split, str(each.row), each.id, each.reason] for each in bad_examples[:MAX_BAD_ROWS]]
     blocks: list[Block] = [
-        Text(f"{len(bad_examples):,} rows were skipped or blanked: {by_split}."),
+        Text(f"{len(bad_examples):,} rows were skipped or blanked: {_by_split(counts)}."),
         Table(["split", "row", "id", "reason"], rows),
     ]
     hidden = len(bad_examples) - MAX_BAD_ROWS
     if hidden > 0:
         blocks.append(Text(f"… and {hidden:,} more in bad_examples.csv.", "note"))
-    return Section("Bad rows", blocks)
+    return Section("Bad rows", [*blocks, *said])
+
+
+def _by_split(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} in {split}" for split, count in counts.items())
 
 
 def _duplicates(pairs: Sequence[DuplicatePair]) -> Section:

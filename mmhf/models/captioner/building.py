@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from mmhf.conventions import ImageSize
 from mmhf.errors import InputError
 from mmhf.models.backbones import image_statistics, load_encoder_config, load_tokenizer
 from mmhf.models.building import build_image_processor, check_same_model, load_released, released_config
@@ -69,7 +70,7 @@ def build_captioner_processor(
 
 
 def build_captioner_config(
-    section: CaptionerModelSection, *, processor: CaptionerProcessor | None = None, image_size: int | None = None
+    section: CaptionerModelSection, *, processor: CaptionerProcessor | None = None, image_size: ImageSize | None = None
 ) -> PrefixCaptionerConfig:
     """Config of the captioner that a recipe describes; fetches configuration files at most.
 
@@ -77,7 +78,7 @@ def build_captioner_config(
         section ([`CaptionerModelSection`]): Section `model` of the recipe.
         processor ([`CaptionerProcessor`], *optional*): Its tokenizer makes the tokens of the prompt; absent, each
             byte of it is planned as one token.
-        image_size (`int`, *optional*): Side in pixels of the images to come.
+        image_size ([`ImageSize`], *optional*): Of the images to come.
 
     Raises:
         `InputError`: a backbone is unknown, its config cannot be fetched, it lacks the features, or images of this
@@ -151,7 +152,7 @@ def build_captioner_model(
     section: CaptionerModelSection,
     *,
     processor: CaptionerProcessor | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     device: str | None = None,
 ) -> PrefixCaptionerForConditionalGeneration:
     """Captioner of a recipe, with its pretrained encoders and a fresh projector.
@@ -159,7 +160,7 @@ def build_captioner_model(
     Args:
         section ([`CaptionerModelSection`]): Section `model` of the recipe.
         processor ([`CaptionerProcessor`], *optional*): Makes its inputs; absent when only shapes are wanted.
-        image_size (`int`, *optional*): Side in pixels of the images to come.
+        image_size ([`ImageSize`], *optional*): Of the images to come.
         device (`str`, *optional*): `"meta"` builds the shapes alone and fetches no weights.
 
     Raises:

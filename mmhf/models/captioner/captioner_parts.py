@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.models.metaclip_2 import MetaClip2VisionModelWithProjection
 
+from mmhf.conventions import ImageSize, height_and_width
 from mmhf.errors import InputError
 from mmhf.models.backbones import load_encoder
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
@@ -50,7 +51,9 @@ def fresh_vision(config: PreTrainedConfig, features: str) -> PreTrainedModel:
     return fresh_encoder(config) if encoder_class is AutoModel else encoder_class(config)
 
 
-def describe_features(config: PreTrainedConfig, features: str, *, image_size: int | None = None) -> EncoderOutput:
+def describe_features(
+    config: PreTrainedConfig, features: str, *, image_size: ImageSize | None = None
+) -> EncoderOutput:
     """Read what the projector will get from the encoder's config alone; no weights are made.
 
     Raises:
@@ -67,11 +70,12 @@ def describe_features(config: PreTrainedConfig, features: str, *, image_size: in
     return EncoderOutput(encoder.config.projection_dim)
 
 
-def num_patches(config: PreTrainedConfig, shape: EncoderOutput, image_size: int) -> int:
-    """Patch or grid features of a square image, found by a pass on the meta device."""
+def num_patches(config: PreTrainedConfig, shape: EncoderOutput, image_size: ImageSize) -> int:
+    """Patch or grid features of an image, found by a pass on the meta device."""
+    height, width = height_and_width(image_size)
     with torch.device("meta"):
         encoder = AutoModel.from_config(config).eval()
-        output = run_vision(encoder, torch.zeros(1, 3, image_size, image_size), "avg")
+        output = run_vision(encoder, torch.zeros(1, 3, height, width), "avg")
     return patch_tokens(output.last_hidden_state, shape).shape[1]
 
 

@@ -83,6 +83,11 @@ class PrefixCaptionerConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         super().__init__(**kwargs)
 
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        """The language model's, by the name that it has in transformers' own composite configs."""
+        return self.language_config
+
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """Config of the language model, whatever is asked for: texts are read and written by it."""
         return self.language_config.get_text_config(decoder=decoder, encoder=encoder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, can_return_tuple
 
+from mmhf.conventions import ImageSize
 from mmhf.features.parts import VISION, FeaturePart
 from mmhf.models.attention_masks import causal_mask
 from mmhf.models.captioner.caption_loss import caption_loss
@@ -153,7 +153,8 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             new_num_tokens, pad_to_multiple_of, mean_resizing
         )
         # The language model may have a config of its own, when it was given with its weights.
-        self.config.get_text_config().vocab_size = self.language.config.get_text_config().vocab_size
+        self.vocab_size: int = self.language.config.get_text_config().vocab_size
+        self.config.get_text_config().vocab_size = self.vocab_size
         return embeddings
 
     def feature_parts(self) -> tuple[FeaturePart, ...]:
@@ -245,41 +246,42 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             input_ids (`Tensor`, *optional*): (B, T), how the captions begin, as the processor gives them: the tokens
                 that end and pad them are left out. Absent = the whole captions are to be written.
             attention_mask (`Tensor`, *optional*): (B, T), of `input_ids` or `inputs_embeds`; absent = no padding.
-            inputs_embeds (`Tensor`, *optional*): (B, T, D), instead of `input_ids`.
+            inputs_embeds (`Tensor`, *optional*): (B, T, D), instead of `input_ids`, or what is read in their place.
             image_features (`Tensor`, *optional*): Instead of `pixel_values`, what `image_features` made of them.
             generation_config ([`GenerationConfig`], *optional*): Absent, the model's own.
-            kwargs: As `GenerationMixin.generate` takes them: `num_beams`, `do_sample`, `max_new_tokens`, ...
+            kwargs: As `GenerationMixin.generate` takes them: `num_beams`, `do_sample`, `max_new_tokens`,
+                `prompt_lookup_num_tokens`, ...
 
         Returns:
             `Tensor`: (B, T + at most `max_new_tokens`) token ids, without the prefix and the prompt: the beginnings,
             padded on the left, and what was written. With `return_dict_in_generate` an output of transformers.
 
         Raises:
-            `ValueError`: no image, or both of `input_ids` and `inputs_embeds`.
+            `ValueError`: no image, an assistant, or prompt lookup with `input_ids`.
         """
+        _refuse_assistants(generation_config, kwargs, has_begun=input_ids is not None)
         if image_features is None:
             if pixel_values is None:
                 raise ValueError("the model needs pixel_values or image_features")
             image_features = self.image_features(pixel_values)
-        if input_ids is not None and inputs_embeds is not None:
-            raise ValueError("give input_ids or inputs_embeds, not both")
         embeds = self.prefix_embeds(image_features)
         embeds = embeds.to(self.language.get_input_embeddings().weight.dtype)
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
-        config = copy.deepcopy(self.generation_config if generation_config is None else generation_config)
-        others = config.update(**kwargs)
-        begun = input_ids if inputs_embeds is None else inputs_embeds
+        # What neither the call nor its generation config says is the captioner's to say, not the language model's.
+        self.language.generation_config = self.generation_config
+        config, _ = self.language._prepare_generation_config(generation_config, **kwargs)
+        begun = inputs_embeds if input_ids is None else input_ids
         if begun is not None:
             begun_mask = torch.ones(begun.shape[:2], dtype=torch.long, device=begun.device)
             begun_mask = begun_mask if attention_mask is None else attention_mask.to(torch.long)
             if input_ids is not None:
                 begun_mask = begun_mask * ~torch.isin(input_ids, _ends(config, input_ids.device))
-                inputs_embeds = self._embed(input_ids)
+                inputs_embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
                 padding = _ends(config, input_ids.device)[0] if config.pad_token_id is None else config.pad_token_id
                 longest = int(begun_mask.sum(dim=1).max())
                 if longest:
                     last = begun_mask.argsort(dim=1, stable=True)[:, -longest:]
-                    others["input_ids"] = input_ids.masked_fill(begun_mask == 0, padding).gather(1, last)
+                    kwargs["input_ids"] = input_ids.masked_fill(begun_mask == 0, padding).gather(1, last)
             assert inputs_embeds is not None
             embeds = torch.cat([embeds, inputs_embeds.to(embeds.dtype)], dim=1)
             mask = torch.cat([mask, begun_mask.to(mask.device)], dim=1)
@@ -287,7 +289,9 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             order = mask.argsort(dim=1, stable=True)
             embeds = embeds.gather(1, order[..., None].expand_as(embeds))
             mask = mask.gather(1, order)
-        return self.language.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config, **others)
+        return self.language.generate(
+            inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
+        )
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """`vision.*` by layer, `projector`, `language.*` by layer, and `language.lora`."""
@@ -321,7 +325,9 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
     def _bring_back(self, part: str) -> None:
         loaded: Any = load_part(self.config, part, self.config.references[part])
         example = next(self.projector.parameters())
-        self.add_module(part, loaded.to(device=example.device, dtype=example.dtype).eval())
+        # Of a model that is partly on disk the projector may be there.
+        device = torch.device("cpu") if example.is_meta else example.device
+        self.add_module(part, loaded.to(device=device, dtype=example.dtype).eval())
         self._prepare(part)
         self._leave_referenced_out()
 
@@ -371,7 +377,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             init.copy_(module.prompt, torch.tensor(self.config.prompt_ids, dtype=torch.long))
 
 
-def complete_config(config: PrefixCaptionerConfig, *, image_size: int | None = None) -> None:
+def complete_config(config: PrefixCaptionerConfig, *, image_size: ImageSize | None = None) -> None:
     """Find out what a config leaves open: the image features' shape and the length of the prefix.
 
     Raises:
@@ -395,6 +401,16 @@ def language_width(config: PrefixCaptionerConfig) -> int:
     """Width of the language model's token embeddings."""
     values = config.language_config.get_text_config()
     return int(values.to_dict().get("word_embed_proj_dim") or values.hidden_size)
+
+
+def _refuse_assistants(config: GenerationConfig | None, given: dict[str, Any], *, has_begun: bool) -> None:
+    """Candidate tokens are checked by token ids alone in transformers 5.24; an image's prefix would be forgotten."""
+    asked = {**({} if config is None else config.to_dict()), **given}
+    for name in ("assistant_model", "assistant_early_exit"):
+        if asked.get(name) is not None:
+            raise ValueError(f"{name}: an assistant reads token ids, and an image has none; leave it out")
+    if has_begun and asked.get("prompt_lookup_num_tokens") is not None:
+        raise ValueError("prompt_lookup_num_tokens: behind input_ids the image is forgotten; leave out one of them")
 
 
 def _ends(config: GenerationConfig, device: torch.device) -> Tensor:

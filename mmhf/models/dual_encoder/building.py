@@ -18,6 +18,7 @@ from transformers import (
     ViTConfig,
 )
 
+from mmhf.conventions import height_and_width
 from mmhf.errors import InputError
 from mmhf.models.backbones import ImageStatistics, load_encoder, load_encoder_config, load_tokenizer
 from mmhf.models.building import (
@@ -142,6 +143,7 @@ def load_dual_encoder(path: str | Path, recipe: ContrastiveRecipe, *, device: st
     config = released_config(DualEncoderConfig, path)
     check_same_model(config, recipe.model.model_dump(), _FIXED_BY_RELEASE, path)
     _check_same_sizes(config, recipe, path)
+    _check_images_fit(config, recipe, path)
     config.learn_temperature = recipe.model.temperature.learn
     if recipe.contrastive.loss == "sigmoid" and config.logit_bias is None:
         config.logit_bias = SIGMOID_BIAS
@@ -160,13 +162,13 @@ def _loss_values(section: ContrastiveSection) -> dict[str, Any]:
 def _vision_config(section: VisionTowerSection, data: DataSectionBase) -> PreTrainedConfig:
     if section.backbone is not None:
         return load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
-    if data.image_size % section.patch_size:
+    if any(side % section.patch_size for side in height_and_width(data.image_size)):
         raise InputError(
             f"model.vision.patch_size: images of {data.image_size} px do not divide into patches of "
             f"{section.patch_size} px"
         )
     return ViTConfig(
-        image_size=data.image_size,
+        image_size=data.image_size if isinstance(data.image_size, int) else list(data.image_size),
         patch_size=section.patch_size,
         hidden_size=section.width,
         num_hidden_layers=section.layers,
@@ -216,6 +218,16 @@ def _check_same_sizes(config: DualEncoderConfig, recipe: ContrastiveRecipe, path
                 raise InputError(
                     f"model.{name}.{key}: {wanted}, but init_from {path} was trained with {size}; set it so"
                 )
+
+
+def _check_images_fit(config: DualEncoderConfig, recipe: ContrastiveRecipe, path: str | Path) -> None:
+    """Position embeddings of a square can be interpolated to any size, those of a rectangle cannot."""
+    pooling = described_as("vision", config.vision_pooling)
+    try:
+        describe_vision(config.vision_config, pooling, image_size=recipe.data.image_size)
+    except ValueError as error:
+        problem = str(error).partition("\n")[0]
+        raise InputError(f"data.image_size: init_from {path} cannot take it: {problem}") from error
 
 
 def _wrong_tower(name: str, section: VisionTowerSection | TextTowerSection, error: ValueError) -> InputError:

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from mmhf.conventions import ImageSize
 from mmhf.errors import InputError
 from mmhf.models.backbones import load_encoder, load_tokenizer
 from mmhf.models.building import (
@@ -53,7 +54,7 @@ def build_fusion_config(
     label_names: Sequence[str],
     loss: LossSettings = PLAIN_LOSS,
     missing_modalities: Sequence[str] = (),
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     text_table: TableEncoder | None = None,
 ) -> FusionConfig:
     """Config of the fusion classifier that a recipe describes; fetches configuration files at most.
@@ -63,7 +64,7 @@ def build_fusion_config(
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
         loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
         missing_modalities (`Sequence[str]`, *optional*): Those that rows may lack, `image`, `text` or both.
-        image_size (`int`, *optional*): Side in pixels of the images to come, to refuse what the encoder cannot take.
+        image_size ([`ImageSize`], *optional*): Of the images to come, to refuse what the encoder cannot take.
         text_table ([`TableEncoder`], *optional*): What made the table of text embeddings that the recipe names.
 
     Raises:
@@ -93,7 +94,7 @@ def build_fusion_model(
     label_names: Sequence[str],
     loss: LossSettings = PLAIN_LOSS,
     missing_modalities: Sequence[str] = (),
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     text_table: TableEncoder | None = None,
     device: str | None = None,
 ) -> FusionForImageTextClassification:
@@ -104,7 +105,7 @@ def build_fusion_model(
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
         loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
         missing_modalities (`Sequence[str]`, *optional*): Those that rows may lack, `image`, `text` or both.
-        image_size (`int`, *optional*): Side in pixels of the images to come.
+        image_size ([`ImageSize`], *optional*): Of the images to come.
         text_table ([`TableEncoder`], *optional*): What made the table of text embeddings that the recipe names; the
             model then holds no text encoder.
         device (`str`, *optional*): `"meta"` builds the shapes alone and fetches no weights.

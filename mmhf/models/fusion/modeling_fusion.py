@@ -34,7 +34,7 @@ class FusionOutput(TowerOutput):
         logits (`Tensor`): (B, num_labels), divided by the config's temperature.
         image_embeds (`Tensor`): (B, embedding_dim), as they were fused.
         text_embeds (`Tensor`): (B, embedding_dim), as they were fused.
-        modalities (`Tensor`): (B, 2), whether the row's image and text were looked at.
+        modalities (`Tensor`): (B, 2), 1 where the row's image and text were looked at, else 0.
         text_model_output, vision_model_output (`BaseModelOutputWithPooling`, *optional*): The encoders' own outputs,
             when hidden states or attentions were asked for and the encoder was run.
     """
@@ -169,7 +169,7 @@ class FusionForImageTextClassification(TowerModel):
             logits=calibrated(logits, self.config.calibration_temperature),
             image_embeds=image_embeds,
             text_embeds=text_embeds,
-            modalities=modalities,
+            modalities=modalities.long(),  # transformers' common tests subtract outputs
         )
 
     def classify_embeds(self, image_embeds: Tensor, text_embeds: Tensor, modalities: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmhf.conventions import ImageSize
 from mmhf.models.backbones import load_encoder
 from mmhf.models.building import (
     config_of_child,
@@ -32,7 +33,7 @@ def build_image_classifier_config(
     *,
     label_names: Sequence[str],
     loss: LossSettings = PLAIN_LOSS,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
 ) -> BackboneForImageClassificationConfig:
     """Config of the image classifier that a recipe describes; fetches a configuration file at most.
 
@@ -40,7 +41,7 @@ def build_image_classifier_config(
         section ([`ImageClassifierModelSection`]): Section `model` of the recipe.
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
         loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
-        image_size (`int`, *optional*): Side in pixels of the images to come, to refuse what the encoder cannot take.
+        image_size ([`ImageSize`], *optional*): Of the images to come, to refuse what the encoder cannot take.
 
     Raises:
         `InputError`: the backbone is unknown, its config cannot be fetched, it lacks the pooling, or images of this
@@ -59,7 +60,7 @@ def build_image_classifier(
     *,
     label_names: Sequence[str],
     loss: LossSettings = PLAIN_LOSS,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     device: str | None = None,
 ) -> BackboneForImageClassification:
     """Image classifier of a recipe, with its pretrained encoder and a fresh head.
@@ -68,7 +69,7 @@ def build_image_classifier(
         section ([`ImageClassifierModelSection`]): Section `model` of the recipe.
         label_names (`Sequence[str]`): Names of the classes in the order of their ids.
         loss ([`LossSettings`], *optional*): Absent: plain cross-entropy.
-        image_size (`int`, *optional*): Side in pixels of the images to come.
+        image_size ([`ImageSize`], *optional*): Of the images to come.
         device (`str`, *optional*): `"meta"` builds the shapes alone and fetches no weights.
 
     Raises:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import evaluate
+import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from mmhf.evaluation.captions import caption_metrics
-from mmhf.evaluation.captions.evaluate_metrics import CocoRouge, RougeScore
+from mmhf.evaluation.captions.evaluate_metrics import CAPTION_METRICS, CocoRouge, RougeScore, Scores
 
 PREDICTIONS = ["grinning faces", "", "a dog 🐶 runs"]
 REFERENCES = [["grinning face with big eyes", "smiley"], ["cat"], ["the dog runs"]]
@@ -23,6 +24,16 @@ def test_both_combine_and_equal_caption_metrics():
     result = both.compute(predictions=PREDICTIONS, references=REFERENCES)
     assert result == pytest.approx({name: expected[name] for name in ("rouge1", "rouge2", "rougeL", "rougeL_coco")})
     assert result["rougeL"] != pytest.approx(result["rougeL_coco"], abs=1e-3)
+
+
+def test_what_is_evaluated_is_what_the_metrics_compute(monkeypatch):
+    expected = caption_metrics(PREDICTIONS, REFERENCES)
+    there = [metric for metric in CAPTION_METRICS if metric.missing() is None]
+    combined = evaluate.combine([metric() for metric in there])
+    assert combined.compute(predictions=PREDICTIONS, references=REFERENCES) == expected
+    assert {name for metric in CAPTION_METRICS for name in metric.numbers} >= expected.keys()
+    monkeypatch.setattr(CocoRouge, "scores", lambda pairs: Scores.means({"rougeL_coco": np.full(3, 7.0)}))
+    assert caption_metrics(PREDICTIONS, REFERENCES)["rougeL_coco"] == 7.0
 
 
 def test_forced_prefixes_name_the_definition():

@@ -94,6 +94,20 @@ def test_going_on_from_a_release(
     assert torch.equal(model.vision_projection.weight, parent.vision_projection.weight)
 
 
+def test_a_tower_for_rectangles_takes_no_other_size(tiny_recipe_of: RecipeOf, tmp_path: Path) -> None:
+    """Position embeddings of a square can be interpolated."""
+    square = tiny_recipe_of()
+    tall = square.model_copy(update={"data": square.data.model_copy(update={"image_size": (48, 32)})})
+    model = build_dual_encoder(tall)
+    assert model.get_image_features(pixel_values=torch.zeros(1, 3, 48, 32)).pooler_output.shape == (1, 16)
+    for recipe, folder in ((square, "square"), (tall, "tall")):
+        build_dual_encoder(recipe).save_pretrained(tmp_path / folder)
+    assert load_dual_encoder(tmp_path / "tall", tall).vision.config.image_size == [48, 32]
+    assert load_dual_encoder(tmp_path / "square", tall, device="meta")
+    with pytest.raises(InputError, match=r"data\.image_size: init_from .*tall cannot take it: images of 32 px do not"):
+        load_dual_encoder(tmp_path / "tall", square, device="meta")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [

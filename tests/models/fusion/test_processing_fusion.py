@@ -62,6 +62,14 @@ def test_squash_keeps_the_whole_image_and_crop_its_centre():
     assert cropped[2].eq(1).all() and cropped[0].eq(-1).all()
 
 
+def test_a_rectangle_is_given_by_height_and_width():
+    image = Image.new("RGB", (90, 30), (255, 0, 0))
+    image.paste((0, 0, 255), (45, 0, 90, 30))
+    pixels = processor_for(image_size=(20, 40))(images=[image])["pixel_values"][0]
+    assert pixels.shape == (3, 20, 40)
+    assert pixels[0, :, 1].eq(1).all() and pixels[2, :, 38].eq(1).all()
+
+
 def test_normalisation_is_that_of_the_backbone():
     pixels = processor_for(image_size=16)(images=[Image.new("RGB", (8, 8), (255, 0, 51))])["pixel_values"][0]
     assert torch.allclose(pixels.mean((1, 2)), torch.tensor([1.0, -1.0, -0.6]), atol=1e-6)

@@ -83,7 +83,7 @@ def read_image_folder(section: ImageFolderDataSection, reading: Reading) -> Sour
         "split": [split for _, _, split in found],
         "fault": pa.nulls(len(found), pa.string()),
     }
-    used = None
+    used: NDArray[np.int64] | None = None
     if isinstance(where, CachedImages):
         rows, used = _beside_cached_images(where, columns)
         images: Images = EmbeddedImages(datasets.Image(decode=False))

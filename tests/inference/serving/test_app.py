@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
 import logging
 import re
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +25,9 @@ from mmhf.errors import InputError
 from mmhf.inference import JobSettings, predict_table
 from mmhf.inference.embedders import embed_table, load_embedder
 from mmhf.inference.search import EmbeddingIndex, embed_query
+from mmhf.inference.serving.app import create_app
 from mmhf.inference.serving.limits import Limits
+from mmhf.inference.serving.schemas import Prediction
 from mmhf.inference.serving.services import PredictService
 from mmhf.inference.serving.shelf import Asked, Found, Shelf
 
@@ -377,3 +381,67 @@ def test_limits_and_names_are_checked(tiny_model):
     assert Asked.parse("releases/x@v1") == Asked("releases/x@v1", "releases/x@v1")
     with pytest.raises(InputError, match="named twice"):
         Shelf([Asked("a", "x"), Asked("a", "y")], lambda _: None, Limits())
+
+
+def asked(content, *, more=False):
+    """The scope of a request, and the first message of its body."""
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/predict", "raw_path": b"/v1/predict", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")], "http_version": "1.1", "scheme": "http",
+        "root_path": "", "server": ("served", 80), "client": ("client", 1),
+    }  # fmt: skip
+    return scope, {"type": "http.request", "body": content, "more_body": more}
+
+
+@pytest.mark.parametrize("goes_away", [False, True])
+def test_a_body_that_does_not_arrive_is_not_waited_for(goes_away, serve, tiny_model):
+    client = serve({"m": tiny_model("image classifier")}, timeout=0.2)
+    scope, first = asked(b"{", more=True)
+    messages, sent = [first], []
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        if not goes_away:
+            await asyncio.sleep(600)
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(client.app(scope, receive, send))
+    assert [each["status"] for each in sent if "status" in each] == ([] if goes_away else [408])
+    status = 499 if goes_away else 408
+    assert f'endpoint="/v1/predict",status="{status}"' in client.get("/metrics").text
+
+
+def test_a_caption_that_nobody_reads_any_more_is_not_written_on(tiny_model, encoded, monkeypatch):
+    def write_for_ever(service, options, stream, example):
+        stream.emit("a")
+        assert stream.stop.wait(300)
+        return Prediction(caption="a")
+
+    monkeypatch.setattr(PredictService, "_stream", write_for_ever)
+    shelf = Shelf([Asked("m", str(tiny_model("captioner")))], lambda path: Found(Path(path), None, path), Limits())
+    shelf.load()
+    scope, first = asked(json.dumps({"inputs": {"image": encoded}, "stream": True}).encode())
+
+    async def scenario():
+        gone, messages = asyncio.Event(), [first]
+
+        async def receive():
+            if not messages:
+                await gone.wait()
+                return {"type": "http.disconnect"}
+            return messages.pop()
+
+        async def send(message):
+            if message.get("body"):
+                gone.set()
+
+        await create_app(shelf)(scope, receive, send)
+        await shelf.close()
+
+    begun = time.monotonic()
+    asyncio.run(scenario())
+    assert time.monotonic() - begun < Limits().timeout

@@ -6,7 +6,7 @@ FAMILY ?=
 # All families, or the tests of one: `make test FAMILY=captioner`.
 PYTEST := $(BIN)/python -m pytest -n 2 $(if $(FAMILY),--family $(FAMILY))
 
-.PHONY: install install-test install-dev quickstart test test-all test-other-cpu bench wheel-test style quality docs clean
+.PHONY: install install-test install-dev quickstart test test-all test-other-cpu bench campaigns wheel-test style quality docs clean
 
 # What a user needs; the next two add what tests and development need.
 install: $(VENV)/.installed
@@ -60,7 +60,7 @@ test-other-cpu: install-test
 bench: install-test
 	$(BIN)/python benchmarks/run_all.py
 
-# Hundreds of kills and damages and thousands of broken inputs, in an hour: docs/reliability.md.
+# Hundreds of kills and damages, thousands of broken inputs, many rows and steps: docs/reliability.md.
 campaigns: install-test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/run.py
 

@@ -7,7 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from trials import Disturbance, Tally, World, run
+from trials import Disturbance, Tally, run
+from world import World
 
 _KINDS = ("flipped", "cut", "deleted", "swapped")
 
@@ -54,7 +55,7 @@ def damage_campaign(world: World, scratch: Path, num_trials: int, generator: ran
     tallies = {place.name: Tally(f"damage to {place.name}") for place in PLACES}
     sources = {place.name: _make(world, scratch / f"of-{number}", place) for number, place in enumerate(PLACES)}
     for number in range(num_trials):
-        place, kind = PLACES[number % len(PLACES)], _KINDS[number // len(PLACES) % len(_KINDS)]
+        place, kind = PLACES[number % len(PLACES)], _KINDS[number % len(_KINDS)]
         folder = scratch / f"damage-{number}"
         shutil.copytree(sources[place.name], folder)
         files = [path for path in sorted((folder / place.folder).rglob("*")) if _may_be_damaged(path, folder)]

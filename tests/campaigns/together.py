@@ -9,7 +9,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from trials import Result, Tally, World, run
+from trials import Result, Tally, run
+from world import World
 
 VERBS = ("train", "predict", "embed", "sweep", "release", "cache")
 

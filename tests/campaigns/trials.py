@@ -1,4 +1,4 @@
-"""What campaigns share: a small world to do damage in, verbs that run in forked children, and the table of verdicts.
+"""What campaigns share: verbs that run in forked children and are disturbed there, and the table of verdicts.
 
 Importing takes longer than a tiny run; a forked child needs no import. So this process must have one thread when it
 forks, and OMP_NUM_THREADS must be 1.
@@ -7,42 +7,22 @@ forks, and OMP_NUM_THREADS must be 1.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import hashlib
-import json
 import os
 import resource
 import select
 import signal
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-import yaml
-from PIL import Image
-
-import mmhf.evaluation.report.classification
-import mmhf.evaluation.report.retrieval
-import mmhf.sweep.outcome
-import mmhf.sweep.trial_process
-import mmhf.verbs._table_job
-import mmhf.verbs.cache
-import mmhf.verbs.embed
-import mmhf.verbs.evaluate
-import mmhf.verbs.predict
-import mmhf.verbs.release
-import mmhf.verbs.search
-import mmhf.verbs.sweep
-import mmhf.verbs.train
 from mmhf.cli import main
 
 TRACEBACK = "Traceback (most recent call last)"
-_ROWS = 16
 _LONGEST = 300.0
 
 
@@ -60,10 +40,11 @@ class Tally:
         self.all.append(self)
 
     def count(self, verdict: str, note: str) -> None:
-        """Count a trial; what should not be is noted."""
+        """Count a trial; what should not be is noted, and told at once."""
         self.counts[verdict] += 1
         if verdict in ("silent", "traceback"):
             self.notes.append(f"{verdict}: {note}")
+            sys.stderr.write(f"{self.notes[-1]}\n")
 
     @property
     def tried(self) -> int:
@@ -81,11 +62,12 @@ def table(tallies: Sequence[Tally]) -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """How a child ended: exit code, or the negative signal, and what it printed."""
+    """How a child ended: exit code, or the negative signal, what it printed, and how long it took."""
 
     code: int
     output: str
     seconds: float
+    cpu_seconds: float = 0.0
 
     def verdict(self, is_same: bool, name: str = "") -> str:
         """The verdict on a verb that ran to its end.
@@ -106,44 +88,52 @@ class Disturbance:
     """What happens to a child.
 
     Args:
-        signals (`tuple[int, ...]`): Sent after `delay` seconds, one after the other.
-        delay (`float`): Seconds.
-        file_size (`int`, *optional*): No file may become larger, as when the disk is full in the middle of it.
+        signals (`tuple[tuple[float, int], ...]`): Each with the second at which it is sent, in their order.
+        file_size (`int`, *optional*): No file may become larger.
     """
 
-    signals: tuple[int, ...] = ()
-    delay: float = 0.0
+    signals: tuple[tuple[float, int], ...] = ()
     file_size: int | None = None
 
 
-def run(arguments: Sequence[object], folder: Path, disturbance: Disturbance | None = None) -> Result:
-    """Run `mmhf VERB ...` in a forked child whose working directory is a folder."""
+def run(
+    arguments: Sequence[object], folder: Path, disturbance: Disturbance | None = None, *, is_fresh: bool = False
+) -> Result:
+    """Run `mmhf VERB ...` in a child whose working directory is a folder.
+
+    Args:
+        arguments (`Sequence`): The verb and what follows it.
+        folder (`Path`): Where it runs.
+        disturbance ([`Disturbance`], *optional*): What happens to it.
+        is_fresh (`bool`, defaults to `False`): The child starts Python anew, as a user does; absent: it is forked, and
+            needs no import.
+    """
     disturbance, started = disturbance or Disturbance(), time.monotonic()
     read, write = os.pipe()
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        _be_child(arguments, folder, disturbance, write)
+        _be_child([str(argument) for argument in arguments], folder, disturbance, write, is_fresh)
     os.close(write)
     output, signals = [], list(disturbance.signals)
     with contextlib.closing(os.fdopen(read, "rb", buffering=0)) as stream:
         while True:
-            wait = max(started + disturbance.delay - time.monotonic(), 0) if signals else 0.5
+            wait = max(started + signals[0][0] - time.monotonic(), 0) if signals else 0.5
             if select.select([stream], [], [], wait)[0]:
                 if not (part := stream.read(65536)):
                     break
                 output.append(part)
             elif signals:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signals.pop(0))
+                    os.killpg(pid, signals.pop(0)[1])
             elif time.monotonic() - started > _LONGEST:
                 os.killpg(pid, signal.SIGABRT)
-    _, status = os.waitpid(pid, 0)
+    _, status, usage = os.wait4(pid, 0)
     text = b"".join(output).decode(errors="replace")
-    return Result(os.waitstatus_to_exitcode(status), text, time.monotonic() - started)
+    return Result(os.waitstatus_to_exitcode(status), text, time.monotonic() - started, usage.ru_utime + usage.ru_stime)
 
 
-def _be_child(arguments: Sequence[object], folder: Path, disturbance: Disturbance, write: int) -> None:
+def _be_child(arguments: list[str], folder: Path, disturbance: Disturbance, write: int, is_fresh: bool) -> None:
     code = 70
     try:
         os.setsid()
@@ -156,7 +146,9 @@ def _be_child(arguments: Sequence[object], folder: Path, disturbance: Disturbanc
         if disturbance.file_size is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (disturbance.file_size, resource.RLIM_INFINITY))
-        code = main([str(argument) for argument in arguments])
+        if is_fresh:
+            os.execv(sys.executable, [sys.executable, "-m", "mmhf", *arguments])
+        code = main(arguments)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     except BaseException:  # noqa: BLE001  (the child ends here, whatever it was)
         traceback.print_exc()
@@ -168,174 +160,26 @@ def _be_child(arguments: Sequence[object], folder: Path, disturbance: Disturbanc
 
 
 @contextlib.contextmanager
-def quick_verbs() -> Iterator[None]:
-    """No plots, small shards, and trials of sweeps that are forked: for the children of this process."""
-    import multiprocessing
-
-    original = mmhf.verbs._table_job.job_settings
-    patches = [
-        (mmhf.evaluation.report.classification, "save_classification_plots", lambda *args, **kwargs: {}),
-        (mmhf.sweep.outcome, "_draw", lambda *args, **kwargs: {}),
-        (mmhf.sweep.trial_process, "_CONTEXT", multiprocessing.get_context("fork")),
-        (mmhf.verbs.sweep, "preload", lambda module: None),
-    ]
-    for verb in (mmhf.verbs.predict, mmhf.verbs.embed):
-        small = lambda options: dataclasses.replace(original(options), shard_rows=4, batch_size=2, progress=False)  # noqa: E731
-        patches.append((verb, "job_settings", small))
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in patches]
-    for owner, name, value in patches:
-        setattr(owner, name, value)
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """A disk of so many bytes in place of an empty folder, until the block ends; `OSError` where we may not mount."""
+    _mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
     try:
         yield
     finally:
-        for owner, name, value in before:
-            setattr(owner, name, value)
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-class World:
-    """Sixteen pictures, a classifier and a dual encoder trained on them, and all that the verbs make of these.
-
-    Args:
-        folder (`Path`): An empty folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.durations: dict[str, float] = {}
-        _write_data(folder)
-        self.recipe = _write(folder / "ic.yaml", _classifier(folder))
-        self.pairs = _write(folder / "du.yaml", _dual_encoder(folder))
-        space = {"metric": "accuracy", "sampler": "random", "trials": 2}
-        space["space"] = {"training.learning_rate": {"low": 1e-4, "high": 1e-2}}
-        self.space = _write(folder / "space.yaml", space)
-        self.expected: dict[str, str] = {}
-        (folder / "whole").mkdir()
-        for recipe, name in ((self.pairs, "pairs"), (self.recipe, "run")):
-            self._run(["train", recipe, f"training.output_dir={name}"], folder)
-        for verb in ("train", "cache", "evaluate", "predict", "embed", "sweep", "release"):
-            result = self._run(self.arguments(verb), folder / "whole")
-            self.durations[verb] = result.seconds
-            self.expected[verb] = self.fingerprint(verb, folder / "whole")
-
-    def _run(self, arguments: Sequence[object], folder: Path) -> Result:
-        result = run(arguments, folder)
-        if result.code != 0:
-            raise RuntimeError(f"{arguments}: {result.code}\n{result.output}")
-        return result
-
-    def arguments(self, verb: str) -> list[object]:
-        """A verb's command line, which writes below the working directory."""
-        model, pairs, data = self.folder / "run", self.folder / "pairs", self.folder / "table.csv"
-        return {
-            "train": ["train", self.recipe, "training.output_dir=run"],
-            "cache": ["cache", self.recipe],
-            "evaluate": ["evaluate", model, "--output", "evaluated"],
-            "predict": ["predict", model, "--input", data, "--output", "out.csv"],
-            "embed": ["embed", pairs, "--input", self.folder / "pairs.csv", "--output", "out.parquet"],
-            "sweep": ["sweep", self.recipe, self.space, "--output", "sweep", "training.max_steps=2", "~stages"],
-            "release": ["release", model, "--repo", "releases", "--version", "1.0"],
-            "search": ["search", "out.parquet", "--text", "a red square", "--top", "3", "--output", "found.html"],
-        }[verb]
-
-    def fingerprint(self, verb: str, folder: Path) -> str:
-        """What a verb made, without times."""
-        digest = hashlib.sha256()
-        if verb == "train":
-            for name in ("run/model.safetensors", "run/metrics.json"):
-                digest.update((folder / name).read_bytes())
-        elif verb == "cache":
-            records = {path.name: path.read_bytes() for path in folder.glob("features/*/*.records")}
-            rows = {content[at : at + 24] for content in records.values() for at in range(0, len(content) - 23, 24)}
-            digest.update(b"".join(sorted(rows)))
-        elif verb == "evaluate":
-            digest.update((folder / "evaluated" / "metrics.json").read_bytes())
-        elif verb == "predict":
-            digest.update((folder / "out.csv").read_bytes())
-        elif verb == "embed":
-            import pyarrow.parquet as pq
-
-            digest.update(repr(pq.read_table(folder / "out.parquet").to_pylist()).encode())
-        elif verb == "sweep":
-            rows = (folder / "sweep" / "trials.csv").read_text().splitlines()
-            kept = [[cell for at, cell in enumerate(row.split(",")) if at != 4] for row in rows]
-            digest.update(json.dumps(kept).encode() + (folder / "sweep" / "best.yaml").read_bytes())
-        elif verb == "release":
-            release = json.loads((folder / "releases" / "v1.0" / "release.json").read_text())
-            digest.update(release["commit"].encode())
-            for name in sorted(release["files"]):
-                digest.update((folder / "releases" / "v1.0" / name).read_bytes())
-        return digest.hexdigest()
-
-    def is_same(self, verb: str, folder: Path) -> bool:
-        """Whether a verb made there what it makes undisturbed."""
-        try:
-            return self.fingerprint(verb, folder) == self.expected[verb]
-        except (OSError, ValueError, KeyError, IndexError):  # not there, or not what it should be
-            return False
+def make_room(folder: Path) -> None:
+    """The small disk in a folder becomes large."""
+    _mount("-o", "remount,size=1g", str(folder))
 
 
-def _write(path: Path, values: Mapping[str, object]) -> Path:
-    path.write_text(yaml.safe_dump(dict(values), sort_keys=False))
-    return path
+def _mount(*arguments: str) -> None:
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(done.stderr.strip())
 
 
-def _write_data(folder: Path) -> None:
-    generator = np.random.default_rng(0)
-    lines, pairs = ["image,label"], ["image,caption"]
-    for number in range(_ROWS):
-        pixels = generator.integers(0, 80, (32, 32, 3), dtype=np.uint8)
-        pixels[..., number % 2] += 150
-        Image.fromarray(pixels).save(folder / f"{number}.jpg")
-        lines.append(f"{number}.jpg,{'red' if number % 2 else 'green'}")
-        pairs.append(f"{number}.jpg,a {'red' if number % 2 else 'green'} square number {number}")
-    (folder / "table.csv").write_text("\n".join(lines) + "\n")
-    (folder / "pairs.csv").write_text("\n".join(pairs) + "\n")
-
-
-_TRAINING = {
-    "per_device_train_batch_size": 4,
-    "per_device_eval_batch_size": 8,
-    "save_strategy": "steps",
-    "save_steps": 1,
-    "eval_strategy": "epoch",
-    "logging_steps": 1,
-    "report_to": "none",
-    "use_cpu": True,
-    "disable_tqdm": True,
-}
-
-
-def _classifier(folder: Path) -> dict[str, object]:
-    split = {"validation": 0.25, "test": 0.0}
-    return {
-        "task": "image-classification",
-        "model": {"vision": {"backbone": "timm/test_efficientnet", "pretrained": False, "pooling": "avg"}},
-        "data": {
-            "source": "table",
-            "path": str(folder / "table.csv"),
-            "image_size": 32,
-            "split": split,
-            "find_duplicates": "near",
-        },
-        "cache": "on",
-        "training": dict(_TRAINING),
-        "stages": [
-            {"name": "head", "epochs": 1, "train": ["head"], "carry_best": "accuracy"},
-            {"name": "all", "epochs": 1, "train": "all"},
-        ],
-        "evaluation": {"splits": ["validation"]},
-    }
-
-
-def _dual_encoder(folder: Path) -> dict[str, object]:
-    return {
-        "task": "contrastive",
-        "model": {
-            "vision": {"patch_size": 16, "width": 32, "layers": 1, "heads": 2, "pooling": "avg"},
-            "text": {"width": 32, "layers": 1, "heads": 2, "pooling": "eot", "vocab_size": 300},
-            "embedding_dim": 16,
-        },
-        "data": {"source": "table", "path": str(folder / "pairs.csv"), "image_size": 32, "max_length": 16},
-        "contrastive": {"batch_size": 4},
-        "training": {**_TRAINING, "num_train_epochs": 1, "save_strategy": "no"},
-    }
+def disk_usage(folder: Path) -> int:
+    """Bytes that a folder occupies."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

@@ -36,6 +36,7 @@ _MEANT = {
     **dict.fromkeys(("new", "create", "recipe", "recipes", "list"), "init"),
     **dict.fromkeys(("hpo", "tune", "optimize", "search-space"), "sweep"),
     **dict.fromkeys(("compare",), "diff"),
+    **dict.fromkeys(("pack", "prep", "shard", "preprocess"), "prepare"),
     **dict.fromkeys(("import", "migrate", "convert-captioner"), "convert"),
 }
 """What people type → the verb that does it."""

@@ -15,7 +15,7 @@ _EXTRAS = {
     "demo": {"gradio": "demo", "captum": "demo"},
     "serve": dict.fromkeys(("fastapi", "uvicorn", "python_multipart", "prometheus_client"), "serve"),
 }
-_READ_A_RECIPE = ("train", "plan", "cache", "find-lr", "sweep")
+_READ_A_RECIPE = ("train", "plan", "prepare", "cache", "find-lr", "sweep")
 _FILES = {
     "predict": "input",
     "embed": "input",

@@ -301,6 +301,20 @@ def verify(parser: ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
 
 
+def prepare(parser: ArgumentParser) -> None:
+    """Pack a recipe's data once, for starts in seconds.
+
+    mmhf prepare fakeddit/v1.7 -o prepared/fakeddit
+    mmhf train fakeddit/v1.7 data.prepared=prepared/fakeddit
+
+    Rows, ids, labels and splits are those of the recipe, and images keep their own bytes; with data.exact=false large
+    ones are scaled to what the model needs. If it is stopped, start it again and it continues where it stopped.
+    """
+    _add_recipe(parser, "data.exact=false")
+    parser.add_argument("-o", "--output", type=Path, help="folder to fill; absent: the recipe's data.prepared")
+    parser.add_argument("--overwrite", action="store_true", help="make a folder anew that holds other data")
+
+
 def cache(parser: ArgumentParser) -> None:
     """Compute and store the features of a recipe's frozen encoders before training.
 
@@ -411,6 +425,7 @@ VERBS: dict[str, Callable[[ArgumentParser], None]] = {
     "lineage": lineage,
     "diff": diff,
     "verify": verify,
+    "prepare": prepare,
     "cache": cache,
     "plan": plan,
     "find-lr": find_lr,

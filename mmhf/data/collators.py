@@ -80,6 +80,8 @@ class ImageCollator:
     Attributes:
         blank (`PIL.Image.Image` or `Tensor`):
             The white picture that stands for one that cannot be used.
+        least_side (`int`, *optional*):
+            Large JPEG files are decoded no larger than their sides need to be, see `decode_pixels`; None: whole.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class ImageCollator:
         self.changes = RandomChanges(augmentation, mixer)
         self.stage_changes = dict(stage_changes or {})
         self.seed = seed
+        self.least_side: int | None = None
         self.on_bad_image = on_bad_image
         self.bad_examples = bad_examples
         self.split = split
@@ -146,7 +149,7 @@ class ImageCollator:
         """
         if image is None or names_no_image(image):
             return self.blank
-        pixels, augmentation = decode_pixels(image), self._changes_for(stage).augmentation
+        pixels, augmentation = decode_pixels(image, least_side=self.least_side), self._changes_for(stage).augmentation
         if view is not None and isinstance(augmentation, Flips):
             pixels = augmentation.view(pixels, view)
         elif view is not None and augmentation is not None:
@@ -200,7 +203,7 @@ class ImageCollator:
         if image is STORED_IMAGE or names_no_image(image):  # the latter was listed when the data was loaded
             return self.blank
         try:
-            pixels = decode_pixels(image)
+            pixels = decode_pixels(image, least_side=self.least_side)
         except BadImageError as error:
             self._report(row, str(error))
             return None

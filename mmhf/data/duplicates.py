@@ -243,30 +243,22 @@ class _Rows:
         said = [self._columns[split].column(2)[position] for split, position in map(self.place, (first, second))]
         return DuplicatePair(kind, self.image_of(first), self.image_of(second), said[0].equals(said[1]), distance)
 
-    def map(self, function: Callable[[dict[str, Any]], T], numbers: Sequence[int], label: str) -> Iterator[T]:
-        """Apply a function to the images of these rows, in threads; results come in their order."""
-        chunks = list(self._chunks(numbers))
+    def map(self, function: Callable[[dict[str, Any]], T], numbers: NDArray[np.int64], label: str) -> Iterator[T]:
+        """Apply a function to the images of these rows, ascending, in threads; results come in their order."""
+        owners = np.searchsorted(self._ends, numbers, side="right")
+        chunks = [
+            (split, inside[start : start + _CHUNK])
+            for at, split in enumerate(self._splits)
+            for inside in [numbers[owners == at] - self.span(split).start]
+            for start in range(0, len(inside), _CHUNK)
+        ]
 
-        def apply(chunk: tuple[str, list[int]]) -> list[T]:
+        def apply(chunk: tuple[str, NDArray[np.int64]]) -> list[T]:
             split, positions = chunk
-            return [function(image) for image in self.images[split][positions]["image"]]
+            return [function(image) for image in self.images[split][positions.tolist()]["image"]]
 
         results = map_in_threads(apply, chunks, label=label if len(numbers) > _PROGRESS_ABOVE else None)
         return (value for values in results for value in values)
-
-    def _chunks(self, numbers: Sequence[int]) -> Iterator[tuple[str, list[int]]]:
-        """Neighbours of one split."""
-        chunk: list[int] = []
-        current = ""
-        for number in numbers:
-            split, position = self.place(number)
-            if chunk and (split != current or len(chunk) == _CHUNK):
-                yield current, chunk
-                chunk = []
-            current = split
-            chunk.append(position)
-        if chunk:
-            yield current, chunk
 
 
 def _contents(rows: _Rows) -> tuple[NDArray[np.int64], NDArray[np.int64], Digests]:
@@ -334,7 +326,7 @@ def _thumbnails(rows: _Rows, numbers: NDArray[np.int64], path: Path) -> tuple[ND
         return kept["pixels"], kept["present"]
     pixels = np.zeros((len(numbers), 3 * _SIDE * _SIDE), np.uint8)
     present = np.zeros(len(numbers), bool)
-    for place, thumbnail in enumerate(rows.map(_thumbnail, numbers.tolist(), "comparing images")):
+    for place, thumbnail in enumerate(rows.map(_thumbnail, numbers, "comparing images")):
         if thumbnail is not None:
             pixels[place], present[place] = thumbnail.ravel(), True
     _keep(path, {"pixels": pixels, "present": present})

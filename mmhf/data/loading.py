@@ -21,6 +21,7 @@ from mmhf.data.bad_examples import BadExample
 from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplicates
 from mmhf.data.filters import blank_placeholders, filter_rows
 from mmhf.data.labels import name_rare_labels, number_labels, sorted_labels, with_unified_labels
+from mmhf.data.prepared import open_prepared
 from mmhf.data.remote.images import parse_reference
 from mmhf.data.screen import SplitScreen
 from mmhf.data.sources import READERS
@@ -52,6 +53,8 @@ class LoadedData:
     """Split → rows without a text that are used, where the recipe lets texts be empty; streams are not counted."""
     filter_steps: list[FilterStep] = field(default_factory=list)
     """The rows before and after each of the recipe's filters, over all splits; empty without filters."""
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Those of splits of which they are known beforehand."""
 
     def num_rows(self, split: str) -> int | None:
         """Rows of a split, of a stream those of an epoch; None when it has no length, or is absent."""
@@ -65,7 +68,8 @@ class LoadedData:
         the same data in another folder has the same hash.
         """
         return {
-            split: _fingerprint(table) if isinstance(table, datasets.Dataset) else "streamed"
+            split: self.fingerprints.get(split)
+            or (_fingerprint(table) if isinstance(table, datasets.Dataset) else "streamed")
             for split, table in self.splits.items()
         }
 
@@ -79,7 +83,7 @@ def load_data(
     check_images: bool = True,
     extra_columns: Sequence[str] = (),
 ) -> LoadedData:
-    """Load the data that a recipe describes.
+    """Load the data that a recipe describes, from the source or from what `mmhf prepare` made of it.
 
     Args:
         section (`DataSectionBase`):
@@ -119,11 +123,14 @@ def load_data(
         extra_columns=tuple(extra_columns),
         splits=None if splits is None else frozenset(splits),
     )
-    if not reading.text and isinstance(section, TableDataSection):
-        section = section.without_text()
-    source = READERS[type(section)](section, reading)
-    loaded = _make_splits(source, section, reading, splits, label_names, check_images=check_images)
-    _judge_duplicates(loaded, section, check_images=check_images)
+    if section.prepared is not None:
+        loaded = _load_prepared(section, reading, label_names)
+    else:
+        if not reading.text and isinstance(section, TableDataSection):
+            section = section.without_text()
+        source = READERS[type(section)](section, reading)
+        loaded = _make_splits(source, section, reading, splits, label_names, check_images=check_images)
+        _judge_duplicates(loaded, section, check_images=check_images)
     if wanted is not None:
         loaded.splits = {split: table for split, table in loaded.splits.items() if split in wanted}
         loaded.bad_examples = [example for example in loaded.bad_examples if example.split in wanted]
@@ -139,6 +146,37 @@ def _count_empty_texts(splits: Mapping[str, object]) -> dict[str, int]:
             texts = table.select_columns("text").with_format("arrow")[:]["text"]
             counts[split] = pc.sum(pc.equal(texts, "")).as_py() or 0
     return {split: count for split, count in counts.items() if count}
+
+
+def _load_prepared(section: DataSectionBase, reading: Reading, label_names: Sequence[str] | None) -> LoadedData:
+    """The rows of a prepared folder, with the class ids of a model."""
+    folder = open_prepared(section, reading)
+    for split in reading.splits or ():
+        if split not in folder.splits:
+            raise InputError(f"{folder.path}: no split {split!r}; there is {', '.join(folder.splits)}")
+    own: list[str] = folder.facts["label_names"]
+    read = folder.splits if reading.splits is None else reading.splits
+    loaded = LoadedData(
+        {split: folder.table(split) for split in folder.splits},
+        own,
+        folder.bad_examples,
+        duplicates=[pair for pair in folder.duplicates if {pair.first.split, pair.second.split} <= set(read)],
+        filter_steps=folder.filter_steps,
+        fingerprints=dict(folder.origin.rows),
+    )
+    if reading.label:
+        loaded.label_names, ids = number_labels({name: name for name in own}, label_names, origin=str(folder.path))
+        if [ids[name] for name in own] != list(range(len(own))):
+            numbers = pa.array([ids[name] for name in own])
+            loaded.splits = {split: _with_labels(folder.table(split), numbers) for split in folder.splits}
+            loaded.fingerprints = {}
+    return loaded
+
+
+def _with_labels(table: datasets.Dataset, numbers: pa.Array) -> datasets.Dataset:
+    labels = as_dataset(pa.table({"label": numbers.take(table.data.column("label"))}))
+    others = table.remove_columns("label")
+    return datasets.concatenate_datasets([others, labels], axis=1).select_columns(table.column_names)
 
 
 def _make_splits(

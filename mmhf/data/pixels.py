@@ -30,7 +30,7 @@ _OWN_STEPS = ("process_image", "resize", "center_crop", "rescale_and_normalize",
 """Methods of `TorchvisionBackend` that decide what becomes of an image (transformers 5.24)."""
 
 
-def decode_pixels(image: ImageInput) -> Tensor:
+def decode_pixels(image: ImageInput, *, least_side: int | None = None) -> Tensor:
     """Decode an image as uint8 RGB (3, H, W), as `decode_image` does.
 
     JPEG files of grey or YCbCr that nothing turns are decoded by simplejpeg where it is installed, to the same values;
@@ -38,6 +38,8 @@ def decode_pixels(image: ImageInput) -> Tensor:
 
     Args:
         image (`dict`, `str`, `Path`, `bytes` or `PIL.Image.Image`): As `decode_image` takes it.
+        least_side (`int`, *optional*): As there: a JPEG whose sides stay that long is decoded at a half, a quarter or
+            an eighth of its size.
 
     Raises:
         BadImageError: the file is missing, empty, cut off, too large or no image.
@@ -45,8 +47,8 @@ def decode_pixels(image: ImageInput) -> Tensor:
     if isinstance(image, Image.Image):
         return pixels_of(decode_image(image))
     content = read_image(image)
-    decoded = _decode_jpeg(content)
-    return pixels_of(decode_image(content)) if decoded is None else _as_pixels(decoded)
+    decoded = _decode_jpeg(content, least_side)
+    return pixels_of(decode_image(content, least_side=least_side)) if decoded is None else _as_pixels(decoded)
 
 
 def pixels_of(image: Image.Image) -> Tensor:
@@ -59,8 +61,12 @@ def picture_of(pixels: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
-def describe_jpeg_decoder() -> str:
+def describe_jpeg_decoder(least_side: int | None = None) -> str:
     """What `mmhf plan` says of it."""
+    if least_side is not None:
+        return (
+            f"{describe_jpeg_decoder()}; large files at a half or less, but of {least_side} pixels (data.exact=false)"
+        )
     if _simplejpeg() is not None:
         return f"simplejpeg, to the same values as Pillow and faster ({JPEG_SWITCH}=pillow turns it off)"
     if os.environ.get(JPEG_SWITCH) == "pillow":
@@ -127,7 +133,7 @@ def _as_pixels(array: np.ndarray) -> Tensor:
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def _decode_jpeg(content: bytes) -> np.ndarray | None:
+def _decode_jpeg(content: bytes, least_side: int | None) -> np.ndarray | None:
     """The pixels (H, W, 3) of a plain JPEG; None where Pillow has to look at it."""
     library = _simplejpeg()
     if library is None or not content.startswith(b"\xff\xd8\xff") or _is_turned(content):
@@ -136,7 +142,11 @@ def _decode_jpeg(content: bytes) -> np.ndarray | None:
         height, width, colours, _ = library.decode_jpeg_header(content)
         if colours not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
             return None
-        decoded: np.ndarray = library.decode_jpeg(content, colorspace="RGB", strict=True)
+        # Its other factors, such as 5/8, take longer than the whole picture.
+        halvings = (each for each in (8, 4, 2) if least_side is not None and min(height, width) >= each * least_side)
+        factor = next(halvings, 1)
+        least = {"min_height": -(-height // factor), "min_width": -(-width // factor), "min_factor": factor}
+        decoded: np.ndarray = library.decode_jpeg(content, colorspace="RGB", strict=True, **least)
         return decoded
     except ValueError:  # Pillow says what is wrong with it, or reads it all the same
         return None

@@ -45,6 +45,8 @@ CAPTION_FEATURES = datasets.Features(
 )
 """The columns of captioned data: row number of the image's first row in the source, its name, image and captions."""
 
+DIGEST_COLUMN = "digest"
+"""Where rows have it: the digest of their image's content, so that the image need not be read for it."""
 CAPTIONS_TYPE = pa.list_(pa.string())
 NOTES_TYPE = pa.list_(pa.struct({"row": pa.int64(), "note": pa.string()}))
 _BASE64 = re.compile(r"data:image/|[A-Za-z0-9+/\r\n]{256,}={0,2}\s*$")

@@ -102,6 +102,7 @@ class CacheSetting:
         evaluated (`Mapping[str, int]`): Likewise, of the split that is evaluated while training.
         image_size ([`ImageSize`]): Of the images.
         device_type (`str`): Where the parts run.
+        least_side (`int`, *optional*): How long the shorter side of a decoded image is at least; None: it is whole.
     """
 
     section: CacheSection
@@ -112,6 +113,7 @@ class CacheSetting:
     evaluated: Mapping[str, int]
     image_size: ImageSize
     device_type: str = "cpu"
+    least_side: int | None = None
 
 
 def measure_shapes(model: PreTrainedModel, part: FeaturePart, inputs: Mapping[str, Tensor]) -> PartMeasure | None:

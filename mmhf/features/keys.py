@@ -63,6 +63,7 @@ def store_name(
     dtype: torch.dtype,
     precision: str,
     device: torch.device,
+    least_side: int | None = None,
 ) -> str:
     """Name of the store for a part's features: the same exactly where samples get the same features.
 
@@ -76,8 +77,9 @@ def store_name(
         dtype (`torch.dtype`): In which features are stored.
         precision (`str`): Accelerate's mixed precision that it computes in: `no`, `bf16`, ...
         device (`torch.device`): Where.
+        least_side (`int`, *optional*): See [`~mmhf.data.collators.ImageCollator`].
     """
-    values = {
+    values: dict[str, Any] = {
         "format": _FORMAT,
         "model": type(model).__name__,
         "part": repr(part),
@@ -91,6 +93,8 @@ def store_name(
         "float32": _float32_products(device),
         "versions": [torch.__version__, transformers.__version__, timm.__version__, PIL.__version__],
     }
+    if least_side is not None and part.name == "vision":
+        values["least side"] = least_side
     content = json.dumps(values, sort_keys=True, default=str).encode()
     return f"{part.name}-{hashlib.blake2b(content, digest_size=16).hexdigest()}"
 

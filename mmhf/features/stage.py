@@ -236,6 +236,7 @@ class StageFeatures:
             dtype=choice.dtype,
             precision=self._precision,
             device=self.model.device,
+            least_side=self.setting.least_side,
         )
 
     def _measure(self, part: FeaturePart) -> PartMeasure | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -123,3 +125,16 @@ class AugmentSection(Section):
     """CutMix (Yun et al., 2019), as `mixup`, such as 1.0; with both, each batch gets either by the toss of a coin."""
     mix_probability: Fraction = 1.0
     """Share of the batches that mixup or CutMix change."""
+
+
+def needed_side(image_size: int | tuple[int, int], sections: Iterable[AugmentSection | None]) -> int:
+    """The pixels that the shorter side of a picture needs, so that none is scaled up for want of them.
+
+    Args:
+        image_size (`int` or `tuple[int, int]`): Of the image that the model sees: a square's side, or height and width.
+        sections (`Iterable[AugmentSection | None]`): Random changes that pictures get; a random crop is cut out of a
+            larger one.
+    """
+    crops = [each.random_resized_crop.scale[0] for each in sections if each and each.random_resized_crop]
+    side = image_size if isinstance(image_size, int) else max(image_size)
+    return math.ceil(side / math.sqrt(min(crops, default=1.0)))

@@ -148,6 +148,12 @@ class DataSectionBase(Section):
     """Look for duplicate images: `exact` compares file contents, `near` also the pictures themselves."""
     on_duplicate: Literal["keep", "skip_across_splits"] = "keep"
     """Training images that are also in validation or test: keep them, or leave them out of training."""
+    exact: bool = True
+    """false: large JPEG files are decoded at a half, a quarter or an eighth of their size, and `mmhf prepare` packs
+    images at the size that is needed. Faster and smaller, with slightly other pixels."""
+    prepared: str | None = None
+    """A folder that `mmhf prepare` made of this data: rows and images come from there, and the source is only asked
+    whether it has changed."""
 
     @model_validator(mode="after")
     def _crops_squares(self) -> DataSectionBase:

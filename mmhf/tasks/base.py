@@ -22,7 +22,7 @@ from mmhf.evaluation.report.sections import RunFacts
 from mmhf.inference.loading import load_model
 from mmhf.models.backbones import is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
-from mmhf.recipe.augment_sections import AugmentSection
+from mmhf.recipe.augment_sections import AugmentSection, needed_side
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import RecipeBase
 from mmhf.tasks.feature_caching import stage_features
@@ -199,7 +199,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
                 for index, stage in enumerate(self.recipe.stages or [])
                 if stage.augment is not None
             }
-        return self.collator_class(
+        collator = self.collator_class(
             processor,
             augmentation=changes.augmentation,
             mixer=changes.mixer,
@@ -210,6 +210,15 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             split=split,
             **self.collator_options(is_training=training_data is not None),
         )
+        collator.least_side = self.least_side()
+        return collator
+
+    def least_side(self) -> int | None:
+        """How long the shorter side of a decoded image must be; None: images are decoded whole."""
+        section, stages = self.recipe.data, self.recipe.stages or []
+        if section.exact:
+            return None
+        return needed_side(section.image_size, [section.augment, *(stage.augment for stage in stages)])
 
     def collator_options(self, *, is_training: bool) -> dict[str, Any]:
         """What this task's collator takes beside what every collator does."""

@@ -53,6 +53,7 @@ def cache_setting(task: Task[Any, Any], data: LoadedData, args: TrainingArgument
         evaluated={} if validation is None else {content: validation.num_places(content) for content in _CONTENTS},
         image_size=task.recipe.data.image_size,
         device_type=args.device.type,
+        least_side=task.least_side(),
     )
 
 
@@ -128,7 +129,7 @@ def evaluation_features(
         ]
 
     size, nothing = task.recipe.data.image_size, RandomChanges()
-    setting = CacheSetting(section, lambda stage: nothing, (), None, {}, {}, size, args.device.type)
+    setting = CacheSetting(section, lambda stage: nothing, (), None, {}, {}, size, args.device.type, task.least_side())
     example = task.example_inputs(1, "cpu")
     return StageFeatures(
         model, choose, setting, processor=processor, example_inputs=example, most_lacking=_MOST_LACKING

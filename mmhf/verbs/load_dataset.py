@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 
+from mmhf.data.table import DIGEST_COLUMN
 from mmhf.tasks import task_of
 from mmhf.verbs.own_data import resolve
 
@@ -46,5 +47,8 @@ def load_dataset(
             features["image"] = datasets.Image()
         if "label" in features and data.label_names:
             features["label"] = datasets.ClassLabel(names=list(data.label_names))
+        if DIGEST_COLUMN in features:
+            each = each.remove_columns(DIGEST_COLUMN)
+            del features[DIGEST_COLUMN]
         found[split] = each.cast(features)
     return datasets.DatasetDict(found)

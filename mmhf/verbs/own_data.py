@@ -31,7 +31,7 @@ OwnData: TypeAlias = pd.DataFrame | datasets.Dataset | Dataset[Any] | Sequence[A
 """Rows with columns: a DataFrame, a data set of `datasets` or torch, or a list of dicts."""
 
 _FOLDER = "mmhf_own_data"
-_OF_FILES = {"source", "path", "train", "validation", "test", "image_root", "split_column"}
+_OF_FILES = {"source", "path", "train", "validation", "test", "image_root", "split_column", "prepared"}
 _TASKS_WITH_CAPTIONS = ("image-captioning", "contrastive")
 
 

@@ -139,6 +139,7 @@ def plan(
     )
     num_rows = None if data is None else task.num_train_rows(data)
     found.run = _describe_run(args, data, num_rows)
+    found.run["JPEG decoder"] = describe_jpeg_decoder(task.least_side())
     found.run["precision"] = str(choose_precision(resolved.recipe.training))
     found.as_written = [_as_written(stage, args) for stage in recipe_stages(resolved.recipe, args)]
     if num_rows == 0:
@@ -258,7 +259,6 @@ def _describe_run(args: TrainingArguments, data: LoadedData | None, num_rows: in
     facts["device"] = str(args.device)
     facts["CPU threads"] = str(num_threads())
     facts["memory allocator"] = describe_allocator()
-    facts["JPEG decoder"] = describe_jpeg_decoder()
     return facts
 
 

@@ -207,5 +207,22 @@ def test_pixels_change_at_random_as_pictures_do(section, tolerance):
         assert difference.max() <= tolerance and difference.float().mean() <= 0.5
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_large_jpegs_are_decoded_no_larger_than_need_be(encode, simplejpeg, monkeypatch, kind):
+    content = encode(photo().resize((400, 301), Image.Resampling.BICUBIC), kind)
+    whole = decode_pixels(content)
+    for least_side, factor in ((38, 4), (75, 4), (76, 2), (150, 2), (151, 1), (1000, 1)):
+        found = decode_pixels(content, least_side=least_side)
+        factor = factor if kind == "JPEG" else 1
+        assert found.shape == (3, -(-301 // factor), 400 // factor)
+        back = torch.nn.functional.interpolate(found[None].float(), whole.shape[1:], mode="bilinear")[0]
+        assert (back - whole).abs().mean() < (12 if factor > 1 else 0.01), "the same picture"
+        monkeypatch.setenv(JPEG_SWITCH, "pillow")
+        pixels._simplejpeg.cache_clear()
+        assert decode_pixels(content, least_side=least_side).shape == found.shape
+        monkeypatch.delenv(JPEG_SWITCH)
+        pixels._simplejpeg.cache_clear()
+
+
 def test_pixels_and_pictures_are_one_another():
     assert np.array_equal(np.asarray(picture_of(pixels_of(photo()))), np.asarray(photo()))

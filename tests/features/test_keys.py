@@ -54,6 +54,7 @@ def test_weights_and_statistics(model):
         {"dtype": torch.float16},
         {"precision": "bf16"},
         {"precision": "fp16"},
+        {"least_side": 224},
         {"device": torch.device("meta")},
         {"processor": CLIPImageProcessor(size={"height": 32, "width": 32})},
         {"processor": CLIPImageProcessor(image_mean=[0.5, 0.5, 0.5])},

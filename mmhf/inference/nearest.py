@@ -5,9 +5,11 @@ The vectors may be larger than memory: they lie in a file that is mapped, and on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -43,13 +45,15 @@ class Nearest:
 
 
 def find_nearest(blocks: Iterable[Block], queries: NDArray[np.float32], top: int) -> Nearest:
-    """Compare queries with every vector.
+    """Compare queries with every vector; by faiss where it is installed (`pip install 'mmhf[search]'`).
 
     Args:
         blocks (`Iterable[Block]`): The vectors, in the order of their rows.
         queries (`NDArray`): (Q, D).
         top (`int`): How many to find for each at most.
     """
+    if (library := _faiss()) is not None:
+        return _find_by_faiss(library, blocks, np.ascontiguousarray(queries, dtype=np.float32), top)
     asked = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
     scores = [np.empty(0, np.float32) for _ in queries]
     found = [np.empty(0, np.int64) for _ in queries]
@@ -63,6 +67,33 @@ def find_nearest(blocks: Iterable[Block], queries: NDArray[np.float32], top: int
             for query, row in enumerate(products):
                 _keep_best(scores, found, query, row, numbers[start : start + step], top)
     return Nearest(scores, found)
+
+
+def _find_by_faiss(library: ModuleType, blocks: Iterable[Block], asked: NDArray[np.float32], top: int) -> Nearest:
+    scores, found = np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.int64)
+    library.omp_set_num_threads(torch.get_num_threads())
+    for numbers, vectors in blocks:
+        for start in range(0, len(numbers), _BLOCK_ROWS):
+            part = np.ascontiguousarray(vectors[start : start + _BLOCK_ROWS])
+            kept = min(top, len(part))
+            # Of equal ones at the end of its list it keeps the earlier, but in another order.
+            products, places = library.knn(asked, part, kept, metric=library.METRIC_INNER_PRODUCT)
+            scores = np.concatenate([scores, products], axis=1)
+            found = np.concatenate([found, numbers[start : start + _BLOCK_ROWS][places]], axis=1)
+            best = np.lexsort((found, -scores), axis=1)[:, :top]
+            scores, found = np.take_along_axis(scores, best, axis=1), np.take_along_axis(found, best, axis=1)
+    return Nearest(list(scores), list(found))
+
+
+@functools.cache
+def _faiss() -> ModuleType | None:
+    """The library, whose products of few queries are faster, where it is installed."""
+    try:
+        import faiss
+    except ImportError:
+        return None
+    module: ModuleType = faiss
+    return module
 
 
 def _keep_best(

@@ -7,6 +7,13 @@ from mmhf.inference import nearest
 from mmhf.inference.nearest import Clusters, VectorFile, find_nearest
 
 
+@pytest.fixture(params=["own", "faiss"], autouse=True)
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without the library that compares."""
+    found = pytest.importorskip("faiss") if request.param == "faiss" else None
+    monkeypatch.setattr(nearest, "_faiss", lambda: found)
+
+
 def directions(count: int, width: int = 16, seed: int = 0) -> np.ndarray:
     vectors = np.random.default_rng(seed).standard_normal((count, width), dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -54,7 +54,8 @@ def section(photos: Path) -> Callable[..., Any]:
     """The data section of these, with changes."""
 
     def make(**changes: Any) -> Any:
-        values = {"source": "image_folder", "path": str(photos), "image_size": SIDE, **changes}
+        values = {"source": "image_folder", "path": str(photos), "image_size": SIDE, "find_duplicates": "never"}
+        values.update(changes)
         return _SECTIONS.validate_python(values)
 
     return make
@@ -100,10 +101,11 @@ def check_same(prepared: LoadedData, source: LoadedData) -> None:
 
 
 def test_rows_are_those_of_the_source(section, tmp_path):
-    pack(section(), tmp_path / "packed")
-    source = load(section())
+    given = section(find_duplicates="near")
+    pack(given, tmp_path / "packed")
+    source = load(given)
     assert source.bad_examples and source.duplicates, "there is something to keep"
-    prepared = load(section(prepared=str(tmp_path / "packed")))
+    prepared = load(section(find_duplicates="near", prepared=str(tmp_path / "packed")))
     check_same(prepared, source)
     assert prepared.fingerprint() == source.fingerprint()
     assert len(list((tmp_path / "packed").glob("train-*.images.arrow"))) == 3
@@ -116,13 +118,15 @@ def test_keys_that_leave_rows_alone_may_change(section, tmp_path):
 
 
 def test_some_splits_and_a_models_own_classes(section, tmp_path):
-    pack(section(), tmp_path / "packed")
+    exact = {"find_duplicates": "exact"}
+    pack(section(**exact), tmp_path / "packed")
     options: dict[str, Any] = {"splits": ["test"], "label_names": ["b", "c", "a"]}
-    prepared, source = load(section(prepared=str(tmp_path / "packed")), **options), load(section(), **options)
+    prepared = load(section(**exact, prepared=str(tmp_path / "packed")), **options)
+    source = load(section(**exact), **options)
     assert set(prepared.splits["test"]["label"][:]) == {0, 2}
     check_same(prepared, source)
     with pytest.raises(InputError, match="the model has no label 'a'"):
-        load(section(prepared=str(tmp_path / "packed")), label_names=["x", "y"])
+        load(section(**exact, prepared=str(tmp_path / "packed")), label_names=["x", "y"])
 
 
 def test_captions_texts_and_columns_of_ones_own(caption_section, tmp_path):
@@ -151,7 +155,8 @@ def test_captions_texts_and_columns_of_ones_own(caption_section, tmp_path):
         check_same(load_data(found, task=task, **options), source)
     packed = captioned.model_copy(update={"prepared": str(tmp_path / "packed0")})
     captions = CaptionDataset(load_data(packed, task="image-captioning").splits["train"], "all")
-    assert {row["caption"] for row in captions} == {text for row in captions for text in row["captions"]}
+    rows = [captions[number] for number in range(len(captions))]
+    assert {row["caption"] for row in rows} == {text for row in rows for text in row["captions"]}
     other = labelled.model_copy(update={"prepared": str(tmp_path / "packed1")})
     with pytest.raises(InputError, match="without the column 'other'"):
         load_data(other, task="image-text-classification", extra_columns=["other"])
@@ -291,10 +296,19 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["train-00001.images.arrow", "val", "prepared.json"])
-@pytest.mark.parametrize("damage", [flip, grow, os.unlink])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("train-00001.images.arrow", flip),
+        ("train-00001.images.arrow", os.unlink),
+        ("validation.rows.arrow", grow),
+        ("validation.rows.arrow", os.unlink),
+        ("prepared.json", flip),
+        ("prepared.json", os.unlink),
+    ],
+)
 def test_damage_is_named_and_mended(section, tmp_path, name, damage):
-    folder, name = tmp_path / "packed", {"val": "validation.rows.arrow"}.get(name, name)
+    folder = tmp_path / "packed"
     pack(section(), folder)
     load(section(prepared=str(folder)))
     damage(folder / name)

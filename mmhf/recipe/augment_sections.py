@@ -131,7 +131,8 @@ def needed_side(image_size: int | tuple[int, int], sections: Iterable[AugmentSec
     """The pixels that the shorter side of a picture needs, so that none is scaled up for want of them.
 
     Args:
-        image_size (`int` or `tuple[int, int]`): Of the image that the model sees: a square's side, or height and width.
+        image_size (`int` or `tuple[int, int]`): Of the image that the model sees: side of a square, or height and
+            width.
         sections (`Iterable[AugmentSection | None]`): Random changes that pictures get; a random crop is cut out of a
             larger one.
     """

@@ -18,9 +18,10 @@ Annotation: TypeAlias = Any
 
 def alternatives(annotation: Annotation) -> tuple[Annotation, ...]:
     """The members of a union, without `Annotated` wrappers and without None."""
-    if get_origin(annotation) is Annotated:
+    origin: Annotation = get_origin(annotation)
+    if origin is Annotated:
         return alternatives(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
+    if origin in (Union, types.UnionType):
         return tuple(found for member in get_args(annotation) for found in alternatives(member))
     return () if annotation is type(None) else (annotation,)
 
@@ -79,10 +80,9 @@ def chosen_tag(root: Annotation, path: KeyPath, values: object) -> tuple[str, st
 def takes_only_text(annotation: Annotation) -> bool:
     """Whether every value of this type is text, so that `1.10` can only mean the text "1.10"."""
     members = alternatives(annotation)
-    return bool(members) and all(
-        member is str or (get_origin(member) is Literal and all(isinstance(value, str) for value in get_args(member)))
-        for member in members
-    )
+    # Of what has arguments, only those of a Literal can be values.
+    named = [value for member in members if member is not str for value in get_args(member) or (None,)]
+    return bool(members) and all(isinstance(value, str) for value in named)
 
 
 def takes_list(annotation: Annotation) -> bool:

@@ -200,8 +200,7 @@ def _image_cell(value: object, row: int) -> dict[str, Any]:
         return {"path": None, "bytes": value}
     if isinstance(value, Mapping) and {"path", "bytes"} & value.keys():
         content, path = value.get("bytes"), value.get("path")
-        is_file = content is None and path is not None
-        return {"path": os.path.abspath(path) if is_file else None, "bytes": content}
+        return {"path": os.path.abspath(path) if content is None and path is not None else None, "bytes": content}
     if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
         value = Image.fromarray(value)
     if not isinstance(value, Image.Image):

@@ -119,7 +119,7 @@ def _where(error: Exception) -> str:
 
 
 def _log(**facts: str | float | None) -> None:
-    line = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    line: dict[str, str | float] = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     line |= {name: value for name, value in facts.items() if value is not None}
     with suppress(OSError):  # a full disk is no reason not to answer
         logger.info(json.dumps(line))

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from mmhf.inference.serving.schemas import (
@@ -20,7 +21,7 @@ from mmhf.inference.serving.schemas import (
 from mmhf.inference.serving.services import EmbedService, PredictService
 from mmhf.inference.serving.shelf import Shelf
 
-_REQUESTS = {
+_REQUESTS: dict[str, type[BaseModel]] = {
     "/v1/predict": PredictRequest,
     "/v1/embed": EmbedRequest,
     "/v1/zero-shot": ZeroShotRequest,

@@ -66,7 +66,8 @@ class PredictService:
     """
 
     def __init__(self, model: PreTrainedModel, processor: Processor) -> None:
-        self.model, self.processor = model, processor
+        self.model: Any = model
+        self.processor = processor
         family = family_of(model)
         self.task = family.task
         self._predictor_class = family.load("predictor")

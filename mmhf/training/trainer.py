@@ -314,6 +314,11 @@ class MMTrainer(JoinsOnce):
         return position
 
     @property
+    def is_epoch_over(self) -> bool:
+        """Whether the present epoch's last micro-batch has been taken."""
+        return self._num_taken >= self._steps_in_epoch
+
+    @property
     def _num_samples(self) -> int:
         assert isinstance(self.train_dataset, RowDataset)
         return len(self.train_dataset)
@@ -337,12 +342,11 @@ class MMTrainer(JoinsOnce):
         """Where the run is, after a step."""
         position = self.plan.locate(self.state.global_step) or self.plan.end()
         starts = [start for start, _ in self.plan.spans()][: position.index + 1]
-        is_epoch_over = self._num_taken >= self._steps_in_epoch
         return RunPosition(
             starts=starts,
             stage_step=position.step,
-            epoch=self._epoch + is_epoch_over,
-            samples=0 if is_epoch_over else self._samples_taken,
+            epoch=self._epoch + self.is_epoch_over,
+            samples=0 if self.is_epoch_over else self._samples_taken,
             num_samples=self._num_samples,
             step_samples=self._step_samples(position.stage.section),
             order=self._order(position.stage.section),
@@ -704,11 +708,24 @@ class _RunEvents(TrainerCallback):
 
     def __init__(self, trainer: MMTrainer) -> None:
         self.trainer = trainer
+        self._is_save_due = False
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Put off the checkpoint of an epoch's last step until the epoch was evaluated.
+
+        A run that is stopped in that evaluation goes on before it; from a checkpoint it would begin the next epoch.
+        """
         self.trainer.count_epochs()
+        is_last = self.trainer.is_epoch_over or control.should_training_stop
+        if control.should_save and is_last and "epoch" in (args.eval_strategy, args.logging_strategy):
+            control.should_save, self._is_save_due = False, True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_save = control.should_save or self._is_save_due
 
     def on_evaluate(
         self,
@@ -727,4 +744,5 @@ class _RunEvents(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._is_save_due = False
         self.trainer.finish_checkpoint()

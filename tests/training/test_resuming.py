@@ -78,3 +78,43 @@ class Stop(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
             raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("at", [6, 18])
+def test_a_run_stopped_while_an_epoch_is_evaluated_evaluates_it_again(
+    at, make_trainer, tiny_model, tiny_data, tmp_path
+):
+    """Checkpoints are saved at steps, evaluations come at the ends of epochs: at 6, 12 and 18 steps."""
+    start = copy.deepcopy(tiny_model.state_dict())
+    ends = []
+    for folder, stops in (("whole", [None]), ("stopped", [at, None])):
+        for stop in stops:
+            tiny_model.load_state_dict(start)
+            trainer = make_trainer(
+                tiny_model,
+                tiny_data,
+                tmp_path / folder,
+                stages=STAGES,
+                callbacks=[StopInEvaluation(stop)],
+                save_steps=2,
+                eval_strategy="epoch",
+            )
+            checkpoint = last_complete_checkpoint(tmp_path / folder)
+            with contextlib.suppress(KeyboardInterrupt):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        history = [(entry["step"], entry["eval_loss"]) for entry in trainer.state.log_history if "eval_loss" in entry]
+        steps = sorted(int(path.name.rpartition("-")[2]) for path in complete_checkpoints(tmp_path / folder))
+        ends.append((weights_hash(tiny_model), history, steps))
+    assert ends[0] == ends[1]
+    assert [step for step, _ in ends[0][1]] == [6, 12, 18] and ends[0][2] == list(range(2, 19, 2))
+
+
+class StopInEvaluation(TrainerCallback):
+    """Interrupts a run while it evaluates after a step."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt

@@ -1,13 +1,86 @@
-"""The first pass of a compiled stage is compared with the plain model."""
+"""A compiled model through two stages: made anew, compared with the plain one, resumed, saved under its own names."""
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tiny_families import FAMILIES
+from transformers import TrainerCallback
 
 from mmhf.training.compiled import CompiledStage
+from mmhf.training.stages import Stage
+from mmhf.training.weights import tensors_hash
+
+COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
+
+
+@pytest.fixture(autouse=True)
+def _no_trace_of_compiling(monkeypatch):
+    for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    yield
+    torch.compiler.reset()
+
+
+class Stop(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise InterruptedError
+
+
+TWO_STAGES = [Stage(name="head", epochs=1.0, train="head", learning_rate=1e-2), Stage(name="all", epochs=1.0)]
+"""Of 6 steps each."""
+
+
+def told_of_compiling(caplog):
+    return [record.message for record in caplog.records if "first pass, compiled" in record.message]
+
+
+@pytest.mark.slow
+def test_two_stages_compile_resume_and_save_the_same_names(make_trainer, tiny_model, tiny_data, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="mmhf")
+    for module in tiny_model.body:
+        module[3] = torch.nn.Identity()  # dropout is drawn in another order where it is compiled
+
+    def train(folder, *, stop=None, resume=None, **more):
+        model = copy.deepcopy(tiny_model)  # accelerate compiles nothing that it has prepared before
+        trainer = make_trainer(
+            model, tiny_data, tmp_path / folder, stages=TWO_STAGES, callbacks=[Stop(stop)], save_steps=4, **more
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return model.state_dict()
+
+    plain, whole = train("plain"), train("whole", **COMPILED)
+    for key, value in plain.items():
+        torch.testing.assert_close(whole[key], value, rtol=1e-3, atol=1e-4)
+    told = told_of_compiling(caplog)
+    assert [line.partition(":")[0] for line in told] == ["Stage head", "Stage all"]
+    assert all("equal to the plain model within" in line for line in told)
+    with pytest.raises(InterruptedError):
+        train("stopped", stop=9, **COMPILED)
+    resumed = train("stopped", resume=str(tmp_path / "stopped" / "checkpoint-8"), **COMPILED)
+    assert tensors_hash(resumed) == tensors_hash(whole)
+    saved = [load_file(tmp_path / folder / "checkpoint-12" / "model.safetensors") for folder in ("plain", "whole")]
+    assert saved[0].keys() == saved[1].keys()
+    assert not any("_orig_mod" in key for key in saved[1])
+
+
+@pytest.mark.slow
+def test_a_contrastive_step_is_compared_by_its_embeddings(tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="mmhf")
+    family = FAMILIES["dual_encoder"]
+    stages = [Stage(name="projections", steps=1, train="projections")]
+    family.trainer(family.model(), tmp_path, stages=stages, use_cpu=True, **COMPILED).train()
+    (line,) = told_of_compiling(caplog)
+    assert line.startswith("Stage projections: ") and "equal to the plain model within" in line
 
 
 def test_another_result_than_the_plain_models_ends_the_run():

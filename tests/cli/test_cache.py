@@ -222,7 +222,7 @@ def test_evaluate_reads_what_training_stored(tiny, succeed, caplog, tmp_path):
     succeed("train", tiny.write("run"))
     caplog.clear()
     succeed("evaluate", tmp_path / "run", "--split", "test", "--output", tmp_path / "measured")
-    assert re.findall(r"image_features: (\d+) of (\d+) are stored", caplog.text) == [("12", "12")]
+    assert re.findall(r"for each of (\d+) images: (\d+) there already", caplog.text) == [("12", "12")]
     one, other = (json.loads((tmp_path / run / "metrics.json").read_text()) for run in ("run", "measured"))
     assert other == pytest.approx({name: one[name] for name in other})
 

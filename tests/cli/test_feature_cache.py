@@ -123,7 +123,7 @@ def test_stored_features_give_the_same_run(write, succeed, tmp_path):
         assert list(folder.glob("*.features")), "every part was stored"
     succeed("train", with_cache(write("again"), {"mode": "on", "folder": str(tmp_path / "features")}))
     assert fingerprint(tmp_path / "again") == fingerprint(tmp_path / "cached")
-    assert all("100.0% of" in text for text in facts(tmp_path / "again").values())
+    assert all(text.startswith("0 of ") for text in facts(tmp_path / "again").values())
 
 
 @pytest.mark.slow

@@ -185,9 +185,9 @@ class StageProgressBar(_StageProgress, ProgressCallback):
         **kwargs: Any,
     ) -> None:
         super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
-        if self.prediction_bar is not None:
+        if self.prediction_bar is not None and not self.prediction_bar.desc:  # it has just been made
             self.prediction_bar.leave = False
-            self.prediction_bar.set_description("evaluating", refresh=False)
+            self.prediction_bar.set_description("evaluating")
 
     def show_loss(self, args: TrainingArguments, state: TrainerState, loss: float) -> None:
         if self.training_bar is not None:

@@ -100,11 +100,13 @@ class Built:
 
     def optimizers(self) -> set[str]:
         """Kinds of the optimizers of the first stage."""
+        vars(self).pop("trainer", None)
         self.trainer.create_optimizer()
         return {choice.optimizer_class.__name__ for choice in self.trainer.plan.optimizer_choices(0).values()}
 
     def option(self, name: str) -> Any:
         """An option of the optimizer, for weights that decay."""
+        vars(self).pop("trainer", None)  # one of an earlier test has lost accelerate's state
         groups = self.trainer.create_optimizer().param_groups
         value = next(group for group in groups if group["decays"])[name]
         return tuple(value) if isinstance(value, list) else value

@@ -8,6 +8,7 @@ import copy  # isort: skip
 import csv
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,9 @@ from mmhf.sample_data import read_sample
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves the folders of tests out of it
 
 from cloud_emulators import BUCKET, started_emulators
+
+# A shell without job control has Ctrl-C ignored by what it runs in the background, and by the programs started there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SAVEFIG = Figure.savefig
 # What the tests of a family have in their path or name; a family that is not here has its own name there.

@@ -212,7 +212,8 @@ def test_cached_images_and_a_table_train_as_without_a_cache(
         }
         assert main(["train", str(write_tiny_recipe(tmp_path / f"{cache}.yaml", changes))]) == 0
         found[cache] = load_file(tmp_path / cache / "model.safetensors")
-    assert all(torch.allclose(found["on"][name], found["off"][name], atol=1e-6) for name in found["off"])
+    # Adam divides a rounding error by the size of its gradient; a wrong feature differs by hundredths.
+    assert all(torch.allclose(found["on"][name], found["off"][name], atol=1e-3) for name in found["off"])
 
 
 def test_the_plan_and_the_recipe_s_own_errors(

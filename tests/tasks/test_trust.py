@@ -190,7 +190,7 @@ def test_images_are_normalised_by_their_own_statistics(write_clinic_recipe, tmp_
 def test_computed_statistics_do_not_go_with_a_parents(write_clinic_recipe, tmp_path, trained, capsys):
     recipe = write_clinic_recipe(tmp_path / "run", data={"mean_std": "computed"}, init_from=str(trained))
     assert main(["train", str(recipe)]) == 2
-    assert "data.mean_std: `init_from` has images normalised" in capsys.readouterr().err
+    assert "data.mean_std: `init_from` normalises images as its parent did" in capsys.readouterr().err
 
 
 @pytest.mark.slow

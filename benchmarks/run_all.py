@@ -48,6 +48,8 @@ FLOORS = [
     Floor("retrieval", "1 4000", "retrieval metrics, bare products / ours", r"processor: .*: ratio ([\d.]+)", 0.65),
     Floor("embedding", "3", "embedding a table, ours / bare model, in speed", r"ratio ([\d.]+)", 0.85),
     Floor("table_reading", "100000", "reading CSV, pandas / ours", r"; ([\d.]+) of pandas", 0.55),
+    Floor("checks", "2 256", "weights compared at start, s a gigabyte", r"start: ([\d.]+) s", -0.5),
+    Floor("checks", "2 256", "loss watched at each step, % of it", r"step: ([\d.]+) %", -1.0),
     Floor("two_processes", "1", "two processes, in speed", r": ([\d.]+) times as fast", 1.4),
 ]
 

@@ -32,6 +32,7 @@ class Place:
 
 PLACES = (
     Place("an unfinished run", "run", "train", ("train",)),
+    Place("a prepared data set", "prepared", "train", ("prepare",)),
     Place("stored features", "features", "train", ("cache",)),
     Place("partial predictions", "out.csv.partial", "predict", ("predict",)),
     Place("partial embeddings", "out.parquet.partial", "embed", ("embed",)),
@@ -49,13 +50,13 @@ def damage_campaign(world: World, scratch: Path, num_trials: int, generator: ran
     Args:
         world ([`World`]): The small world.
         scratch (`Path`): For what the verbs make.
-        num_trials (`int`): Damages; places and kinds take turns.
+        num_trials (`int`): Damages; places and kinds take turns, and 40 try each kind on each place.
         generator (`random.Random`): Chooses files and bytes.
     """
     tallies = {place.name: Tally(f"damage to {place.name}") for place in PLACES}
     sources = {place.name: _make(world, scratch / f"of-{number}", place) for number, place in enumerate(PLACES)}
     for number in range(num_trials):
-        place, kind = PLACES[number % len(PLACES)], _KINDS[number % len(_KINDS)]
+        place, kind = PLACES[number % len(PLACES)], _KINDS[sum(divmod(number, len(PLACES))) % len(_KINDS)]
         folder = scratch / f"damage-{number}"
         shutil.copytree(sources[place.name], folder)
         files = [path for path in sorted((folder / place.folder).rglob("*")) if _may_be_damaged(path, folder)]
@@ -102,6 +103,8 @@ def _arguments(world: World, place: Place, folder: Path) -> list[object]:
     arguments = world.arguments(place.verb)
     if place.name.startswith("a finished run"):
         arguments[1] = folder / "run"
+    if place.folder == "prepared":
+        arguments.append("data.prepared=prepared")
     if place.name == "a release":
         arguments[1] = f"{folder / 'releases'}@1.0"
     return arguments

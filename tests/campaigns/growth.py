@@ -100,8 +100,9 @@ def classes_campaign(world: World, scratch: Path, classes: int, few: int, many: 
     for rows in (few, many):
         table = _write_rows(world, f"many-{rows}.csv", rows, names)
         peaks.append(_in_child(lambda table=table: _evaluate(scratch / "many", world, table)))
-    copies = (peaks[1] - peaks[0]) / ((many - few) * classes * 4)
-    return Growth(f"evaluate, {classes} classes, {few:,} and {many:,} rows", copies, 6, "× the logits")
+    allowed = _STEADY + 6 * (many - few) * classes * 4  # six times what their logits take
+    what = f"evaluate, {classes} classes, {few:,} and {many:,} rows"
+    return Growth(what, (peaks[1] - peaks[0]) / _MB, allowed / _MB, "MB")
 
 
 def steps_campaign(world: World, scratch: Path, few: int, many: int, *, workers: int = 0) -> list[Growth]:

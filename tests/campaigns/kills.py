@@ -33,12 +33,12 @@ def kill_campaign(world: World, scratch: Path, num_trials: int, generator: rando
     Args:
         world ([`World`]): The small world.
         scratch (`Path`): For what the verbs make.
-        num_trials (`int`): Disturbances; verbs and ways take turns, and 42 try each verb in each way.
+        num_trials (`int`): Disturbances; verbs and ways take turns, and 48 try each verb in each way.
         generator (`random.Random`): Chooses moments and sizes.
     """
     tallies = {way: Tally(name) for way, name in _NAMES.items()}
     for number in range(num_trials):
-        verb, way = VERBS[number % len(VERBS)], WAYS[number % len(WAYS)]
+        verb, way = VERBS[number % len(VERBS)], WAYS[sum(divmod(number, len(VERBS))) % len(WAYS)]
         if way == "full disk" and not _may_mount(scratch):
             way = "file size"
         _try(world, scratch / f"kill-{number}", verb, way, tally=tallies[way], generator=generator)

@@ -70,10 +70,10 @@ def _run(options: argparse.Namespace, folder: Path) -> None:
     say("seconds: " + ", ".join(f"{verb} {each:.1f}" for verb, each in world.durations.items()))
     if options.steps:
         steps_campaign(world, folder, options.steps // 4, options.steps)
-        steps_campaign(world, folder, options.steps // 80, options.steps // 20, workers=1)
+        steps_campaign(world, folder, max(5, options.steps // 80), max(20, options.steps // 20), workers=1)
     if options.rows:
         rows_campaign(world, folder, options.rows // 5, options.rows)
-        classes_campaign(world, folder, 200, options.rows // 20, options.rows // 5)
+        classes_campaign(world, folder, 200, max(200, options.rows // 20), max(800, options.rows // 5))
     if options.damages:
         damage_campaign(world, folder, options.damages, random.Random(options.seed))
     if options.kills:

@@ -25,7 +25,7 @@ import mmhf.verbs.embed
 import mmhf.verbs.predict
 import mmhf.verbs.sweep
 
-VERBS = ("train", "cache", "evaluate", "predict", "embed", "sweep", "release")
+VERBS = ("train", "prepare", "cache", "evaluate", "predict", "embed", "sweep", "release")
 _ROWS = 16
 # What children would import again and again; verbs import some of it late.
 _IMPORTED = (
@@ -114,6 +114,7 @@ class World:
         batch = ("--batch-size", 2)
         return {
             "train": ["train", self.recipe, "training.output_dir=run"],
+            "prepare": ["prepare", self.recipe, "-o", "prepared"],
             "cache": ["cache", self.recipe],
             "evaluate": ["evaluate", model, "--output", "evaluated"],
             "predict": ["predict", model, "--input", data, "--output", "out.csv", *batch],
@@ -128,6 +129,9 @@ class World:
         if verb == "train":
             for name in ("run/model.safetensors", "run/metrics.json"):
                 digest.update((folder / name).read_bytes())
+        elif verb == "prepare":
+            for path in sorted((folder / "prepared").glob("[!.]*")):
+                digest.update(path.name.encode() + path.read_bytes())
         elif verb == "cache":
             records = {path.name: path.read_bytes() for path in folder.glob("features/*/*.records")}
             rows = {content[at : at + 24] for content in records.values() for at in range(0, len(content) - 23, 24)}

@@ -6,6 +6,7 @@ import mmhf  # noqa: F401  (first: it makes torchvision importable beside a CPU 
 
 import copy  # isort: skip
 import csv
+import gc
 import os
 import re
 import signal
@@ -64,6 +65,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [item for item in items if any(word in item.nodeid.lower() for word in words)]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+def pytest_collection_finish() -> None:
+    """Trainer collects garbage at each start: what libraries made when they were imported is none."""
+    gc.collect()
+    gc.freeze()
 
 
 def _wordpiece_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

@@ -29,10 +29,10 @@ def part_tensors(model: PreTrainedModel, part: FeaturePart) -> Iterator[tuple[st
     """Names, parameters and buffers of a part; below a boundary, the buffers of modules that hold its parameters."""
     assert isinstance(model, HasFeatureParts)
     partition = Partition.of(model)
-    trained = [group for group in partition if group not in model.part_groups(part)]
-    modules = partition.frozen_modules(model, trained)
+    own = model.part_groups(part)
+    modules = partition.frozen_modules(model, [group for group in partition if group not in own])
     prefixes = tuple(f"{name}." for name, _ in modules if f"{name}.".startswith(f"{part.name}."))
-    inside = set(partition.parameters_of(model.part_groups(part)))
+    inside = set(partition.parameters_of(own))
     for name, parameter in model.named_parameters():
         if name in inside:
             yield name, parameter

@@ -79,7 +79,8 @@ def _timm_groups(encoder: TimmWrapperPreTrainedModel) -> dict[str, list[str]]:
     model = encoder.timm_model
     if not isinstance(model, _LayeredTimmModel):
         raise ValueError(f"timm does not say how {encoder.config.architecture} is layered; choose another backbone")
-    keys = {name: _timm_key(name, model.group_matcher(coarse=True)) for name, _ in model.named_parameters()}
+    matcher = model.group_matcher(coarse=True)
+    keys = {name: _timm_key(name, matcher) for name, _ in model.named_parameters()}
     layers = sorted({key for key in keys.values() if key[0] == 1})
     prefix = "layers" if len({info["reduction"] for info in model.feature_info}) == 1 else "stages"
     groups: dict[str, list[str]] = {"stem": []}

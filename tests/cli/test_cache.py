@@ -8,14 +8,13 @@ import logging
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from PIL import Image
+from programs import Program
 
 from mmhf.features import store as feature_store
 from tests.cli.test_feature_cache import FUSION, IMAGE, check_equal, facts, with_cache
@@ -155,9 +154,8 @@ def test_too_little_room_is_found_before_anything_is_computed(mode, tiny, mmhf_c
 @pytest.mark.slow
 def test_two_runs_build_the_same_store(tiny, succeed, tmp_path):
     recipe = tiny.write("ahead")
-    command = [sys.executable, "-m", "mmhf", "cache", str(recipe)]
-    runs = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
-    assert [run.wait(300) for run in runs] == [0, 0]
+    runs = [Program("cache", recipe) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
     succeed("train", tiny.write("run"))
     assert set(computed(tmp_path / "run").values()) == {0}
     succeed("train", tiny.write("plain", "off"))

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from programs import run_together
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -23,7 +24,6 @@ from mmhf.data.loading import load_data
 from mmhf.models.captioner import CaptionerProcessor
 from mmhf.recipe import load_recipe
 from mmhf.sample_data import read_sample
-from tests.cli.test_processes import launch
 
 RECIPE: dict[str, Any] = {
     "task": "image-captioning",
@@ -223,7 +223,8 @@ def test_two_processes_and_accumulation_weigh_each_token_alike(tmp_path: Path) -
     recipe = _write(tmp_path / "r.yaml", tmp_path / "run", evaluation={"generate_rows": 5})
     ways = {"one": (8, 1, 1), "two": (4, 1, 2), "accumulated": (2, 4, 1)}
     for name, (batch, accumulated, processes) in ways.items():
-        launch(
+        run_together(
+            "train",
             recipe,
             f"training.output_dir={tmp_path / name}",
             f"training.per_device_train_batch_size={batch}",

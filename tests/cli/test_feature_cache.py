@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from programs import run_together
 from safetensors.torch import load_file
 
 from tests.cli.test_captioner import RECIPE as CAPTIONER
 from tests.cli.test_interruptions import Trainings, fingerprint
-from tests.cli.test_processes import launch
 from tests.tasks.test_contrastive import RECIPE as DUAL_ENCODER
 
 _VISION = {"backbone": "timm/test_efficientnet", "pretrained": False}
@@ -130,8 +130,8 @@ def test_stored_features_give_the_same_run(write, succeed, tmp_path):
 def test_two_processes_share_a_store(write, succeed, tmp_path):
     folder = {"mode": "on", "folder": str(tmp_path / "features")}
     half = {"per_device_train_batch_size": 4}
-    launch(with_cache(write("plain", **half), "off"), num_processes=2)
-    launch(with_cache(write("cached", **half), folder), num_processes=2)
+    run_together("train", with_cache(write("plain", **half), "off"), num_processes=2)
+    run_together("train", with_cache(write("cached", **half), folder), num_processes=2)
     check_equal(tmp_path / "cached", tmp_path / "plain")
 
 

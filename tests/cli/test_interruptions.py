@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import Program
 
 from mmhf.training.trainer import MMTrainer
 
@@ -114,22 +115,12 @@ def test_full_disk_leaves_no_half_checkpoint(name, tiny_recipe, two_stages, mmhf
 def test_ctrl_c_with_workers_is_one_line(tiny_recipe, tmp_path):
     """A terminal sends the signal to the data loader's workers too."""
     recipe = tiny_recipe({"training": {"max_steps": 5000, "dataloader_num_workers": 2, "eval_strategy": "no"}})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mmhf", "train", str(recipe)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    lines = []
-    assert process.stderr is not None
-    for line in process.stderr:
-        lines.append(line)
-        if "step 2 of" in line:
-            os.killpg(process.pid, signal.SIGINT)
-            break
-    _, rest = process.communicate(timeout=300)
-    assert process.returncode == 130
+    program = Program("train", recipe)
+    program.wait_until(lambda: "step 2 of" in program.output)
+    before = len(program.output)
+    program.send(signal.SIGINT)
+    assert program.wait() == 130
+    rest = program.output[before:]
     assert "Traceback" not in rest and rest.splitlines()[-1] == "interrupted", rest
 
 

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import run_together
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 
 
-def launch(recipe: Path, *overrides: str, num_processes: int) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(num_processes)]
+def launch_two(recipe: Path, *overrides: str) -> None:
+    """`accelerate launch`, as a user types it."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--multi_gpu"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command += ["--multi_gpu"] if num_processes > 1 else []
     done = subprocess.run(
         [*command, str(ROOT / "scripts" / "train.py"), str(recipe), *overrides],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
@@ -59,7 +60,7 @@ def encoder(text_encoder_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tiny_recipe, encoder, tmp_path):
+def test_two_processes_equal_one(tiny_recipe, encoder, succeed, tmp_path):
     """Across a stage boundary, with the same global batch; dropout and augmentation off, no batch norm that trains."""
     stages = [
         {"name": "head", "steps": 3, "train": ["fusion", "head"]},
@@ -71,8 +72,8 @@ def test_two_processes_equal_one(tiny_recipe, encoder, tmp_path):
         "stages": stages,
     }
     recipe = tiny_recipe(changes)
-    launch(recipe, f"training.output_dir={tmp_path / 'one'}", num_processes=1)
-    launch(recipe, f"training.output_dir={tmp_path / 'two'}", *HALVES, num_processes=2)
+    succeed("train", recipe, f"training.output_dir={tmp_path / 'one'}")
+    launch_two(recipe, f"training.output_dir={tmp_path / 'two'}", *HALVES)
     start = load_file(encoder / "model.safetensors")
     check_same_metrics(tmp_path / "one", tmp_path / "two")
     one = check_same_weights(tmp_path / "one", tmp_path / "two")
@@ -106,7 +107,7 @@ def test_two_processes_equal_one_over_three_stages_of_an_image_classifier(tiny_r
     }
     recipe = tiny_recipe(changes)
     succeed("train", recipe, f"training.output_dir={tmp_path / 'one'}")
-    launch(recipe, f"training.output_dir={tmp_path / 'two'}", *HALVES, num_processes=2)
+    run_together("train", recipe, f"training.output_dir={tmp_path / 'two'}", *HALVES, num_processes=2)
     check_same_metrics(tmp_path / "one", tmp_path / "two")
     ends = [
         check_same_weights(tmp_path / "one" / checkpoint, tmp_path / "two" / checkpoint)
@@ -149,7 +150,7 @@ def test_a_run_moved_to_two_processes_and_back_ends_as_if_it_had_stayed(tiny_rec
     succeed("train", recipe, f"training.output_dir={whole}")
     shutil.copytree(whole, moved)
     forget_what_follows(moved, 6)
-    launch(recipe, f"training.output_dir={moved}", *HALVES, "--allow-changes", num_processes=2)
+    run_together("train", recipe, f"training.output_dir={moved}", *HALVES, "--allow-changes", num_processes=2)
     forget_what_follows(moved, 9)
     succeed("train", recipe, f"training.output_dir={moved}", "--allow-changes")
     check_same_metrics(whole, moved)

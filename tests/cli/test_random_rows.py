@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from programs import run_together
 from safetensors.torch import load_file
 
 from mmhf.training.trainer import MMTrainer
-
-ROOT = Path(__file__).parents[2]
 
 DRAWN = {
     "model": {"modalities": {"stand_in": "learnt", "dropout": {"image": 0.3, "text": 0.3}}},
@@ -82,16 +78,8 @@ def test_two_processes_draw_what_one_does(tiny_recipe, succeed, text_encoder_dir
     model = {**DRAWN["model"], "fusion": {"dropout": 0.0}, "text": {"backbone": str(encoder)}, "freeze_vision": True}
     recipe = tiny_recipe({**DRAWN, "model": model, "optimizer": {"name": "sgd"}, **steps(tmp_path / "one")})
     succeed("train", recipe)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *(str(ROOT / "scripts" / "train.py"), str(recipe), f"training.output_dir={tmp_path / 'two'}"),
-            "training.per_device_train_batch_size=4",
-        ],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=600,
-    )
+    changes = [f"training.output_dir={tmp_path / 'two'}", "training.per_device_train_batch_size=4"]
+    run_together("train", recipe, *changes, num_processes=2)
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
     assert two == pytest.approx(one, abs=1e-4)
     check_close(tmp_path / "one", tmp_path / "two")

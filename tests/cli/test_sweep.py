@@ -4,11 +4,9 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
+from programs import Program
 
 from mmhf.recipe import load_recipe
 
@@ -56,20 +54,14 @@ def test_two_processes_finish_a_sweep_although_one_is_killed(tiny_recipe, space,
         "  training.learning_rate: [1e-2, 1e-3]\n  model.fusion.dropout: [0.0, 0.5]\n"
     )
     folder = tmp_path / "sweep"
-    command = [sys.executable, "-m", "mmhf", "sweep", str(recipe), str(path), "--output", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    workers = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    deadline = time.monotonic() + 900
-    while not list(folder.glob("trials/*.log")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    workers = [Program("sweep", recipe, path, "--output", folder) for _ in range(2)]
+    workers[0].wait_until(lambda: any(folder.glob("trials/*.log")))
     log = next(folder.glob("trials/*.log"))
     victim = next(worker for worker in workers if worker_of(folder, int(log.stem)) == worker.pid)
     os.kill(victim.pid, signal.SIGKILL)
     victim.wait()
     (survivor,) = [worker for worker in workers if worker is not victim]
-    _, said = survivor.communicate(timeout=900)
-    assert survivor.returncode == 0, said
+    assert survivor.wait() == 0, survivor.output
 
     rows = list(csv.DictReader((folder / "trials.csv").open()))
     assert [row["state"] for row in rows] == ["complete"] * 4

@@ -17,7 +17,7 @@ from trials import table
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_pushes_and_downloads_are_whole_or_told(
     hub: LoopbackHub, make_run: Callable[..., Path], tmp_path: Path, no_waiting: list[float], seed: int
 ):

@@ -20,7 +20,7 @@ from mmhf.inference import table_job
 from mmhf.inference.embedders import RowEmbedder, embed_table
 
 SETTINGS = table_job.JobSettings(batch_size=2, shard_rows=2, progress=False)
-EVERY = 7
+EVERY = 17
 
 
 def in_child(model_dir: str, table: str, output: Path, die_at: int = 0) -> bool:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from programs import Program
 from transformers import AutoModel, AutoTokenizer
 
 from mmhf.data.text_embeddings import TextEmbeddingTable, text_hashes
@@ -161,14 +159,11 @@ def test_bad_calls(text_encoder_dir: Path, table: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_share_the_work_of_a_real_encoder(table: Path, tmp_path: Path) -> None:
     write_csv(table, [{"id": str(n), "text": f"{TEXTS[n % 2]} number {n}"} for n in range(1500)])
-    command = [sys.executable, "-m", "mmhf", "embed", "minilm", "--text", "--input", str(table), "--output"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     output = tmp_path / "t.parquet"
-    running = [
-        subprocess.Popen([*command, str(output)], env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    shares = [process.communicate()[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], shares
+    running = [Program("embed", "minilm", "--text", "--input", table, "--output", output) for _ in range(2)]
+    codes = [program.wait() for program in running]
+    shares = [program.output for program in running]
+    assert codes == [0, 0], shares
     here = [int(text.partition(" of them here")[0].rpartition(" ")[2]) for text in shares]
     assert sum(here) == 1500
     opened = TextEmbeddingTable.open(output)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import mmhf  # (first: it makes torchvision importable beside a CPU build of torch)
 
-import inspect  # isort: skip
+import configparser  # isort: skip
+import inspect
 import re
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
@@ -348,8 +350,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **context: Any) -> str:
     """Links to files outside of docs/ lead to the repository; called by mkdocs."""
-    on_github = "](https://github.com/mmhf/mmhf/blob/main/"
-    return markdown.replace("](../", on_github).replace("](upstream/", f"{on_github}docs/upstream/")
+    setup = configparser.ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
+    in_repository = f"]({setup['metadata']['url']}/blob/main/"
+    return markdown.replace("](../", in_repository).replace("](upstream/", f"{in_repository}docs/upstream/")
 
 
 def _sections_in(section: type[Section], name: str) -> Iterator[type[Section]]:

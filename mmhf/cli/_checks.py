@@ -11,10 +11,11 @@ from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.shipped import find_recipe, is_shipped, missing_recipe
 
 _EXTRAS = {
-    "sweep": {"optuna": "sweep"},
-    "demo": {"gradio": "demo", "captum": "demo"},
-    "serve": dict.fromkeys(("fastapi", "uvicorn", "python_multipart", "prometheus_client"), "serve"),
+    "sweep": ("optuna",),
+    "demo": ("gradio", "captum"),
+    "serve": ("fastapi", "starlette", "uvicorn", "python_multipart", "prometheus_client"),
 }
+"""Verb → the modules that the extra of its name brings."""
 _READ_A_RECIPE = ("train", "plan", "prepare", "cache", "find-lr", "sweep")
 _FILES = {
     "predict": "input",
@@ -37,9 +38,9 @@ def check_before_imports(verb: str, options: argparse.Namespace) -> None:
     Raises:
         InputError: an extra is not installed, a file is not there, or the recipe is wrong.
     """
-    for module, extra in _EXTRAS.get(verb, {}).items():
+    for module in _EXTRAS.get(verb, ()):
         if find_spec(module) is None:
-            raise InputError(f"mmhf {verb}: {module} is not installed: pip install 'mmhf[{extra}]'")
+            raise InputError(f"mmhf {verb}: {module} is not installed: pip install 'mmhf[{verb}]'")
     given = vars(options)
     if verb == "init" and options.data is None:
         raise InputError("mmhf init: name your data, such as data.csv or photos/; mmhf init --help tells more")

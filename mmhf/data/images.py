@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
@@ -243,6 +244,23 @@ def find_name_escape(name: str) -> str | None:
     if ".." in name.replace("\\", "/").split("/"):
         return f"the image path leaves the data folder: {cut(name)}"
     return None
+
+
+class NamedImages(ABC):
+    """Images that a table names by their paths, or holds."""
+
+    def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
+        """See `mmhf.data.table.Images`."""
+        content = None if image is None else image["bytes"]
+        if content is not None:
+            reason = find_image_problem(content) if read else None
+            return ImageFault(reason) if reason else None
+        name = None if image is None else image["path"]
+        return self.fault_of(name, read=read) if name else ImageFault("no image is named")
+
+    @abstractmethod
+    def fault_of(self, name: str, *, read: bool) -> ImageFault | None:
+        """What is wrong with the image of this name."""
 
 
 class DataFolder:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.columns import IMAGE_TYPE
-from mmhf.data.images import DataFolder, ImageFault, cut, find_image_problem
+from mmhf.data.images import DataFolder, ImageFault, NamedImages, cut, find_image_problem
 from mmhf.files import whole_file
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class EmbeddedImages:
         return images
 
 
-class ImageFiles:
+class ImageFiles(NamedImages):
     """Images that a table names by their paths below a folder, or holds.
 
     Args:
@@ -137,15 +137,8 @@ class ImageFiles:
         self.folder = DataFolder(folder, follow_links=follow_links)
         self.listed = listed
 
-    def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
-        """See `Images`."""
-        content = None if image is None else image["bytes"]
-        if content is not None:
-            reason = find_image_problem(content) if read else None
-            return ImageFault(reason) if reason else None
-        name = None if image is None else image["path"]
-        if not name:
-            return ImageFault("no image is named")
+    def fault_of(self, name: str, *, read: bool) -> ImageFault | None:
+        """See `NamedImages`."""
         if not self.listed and _BASE64.match(name):
             return ImageFault("the image is base64 text; write it as bytes into a parquet file, or into files", "row")
         name = name if self.listed else self.folder.find_name(name)

@@ -11,21 +11,13 @@ import transformers
 
 from mmhf.errors import InputError
 from mmhf.hub import resolve_model
+from mmhf.inference.demo.server import read_captions, sample_captions, served_demo
 from mmhf.inference.loading import choose_device
 
 logger = logging.getLogger(__name__)
 
-_EXTRA = ("gradio", "captum")
-
 
 def run(options: argparse.Namespace) -> None:
-    try:
-        from mmhf.inference.demo.server import read_captions, sample_captions, served_demo
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXTRA:
-            raise
-        raise InputError(f"mmhf demo: {package} is not installed: pip install 'mmhf[demo]'") from error
     if options.max_upload < 1:
         raise InputError(f"--max-upload {options.max_upload}: expected 1 (megabyte) or more")
     captions = sample_captions() if options.captions is None else read_captions(options.captions)

@@ -9,30 +9,17 @@ from pathlib import Path
 
 import transformers
 
-from mmhf.errors import InputError
 from mmhf.hub import resolve_model
 from mmhf.inference.loading import choose_device
+from mmhf.inference.serving.app import create_app
+from mmhf.inference.serving.limits import Limits
+from mmhf.inference.serving.server import KEY_VARIABLE, api_key, bind, serve
+from mmhf.inference.serving.shelf import Asked, Found, Shelf
 
 logger = logging.getLogger(__name__)
 
-_EXTRA = ("fastapi", "starlette", "uvicorn", "python_multipart", "prometheus_client")
-
 
 def run(options: argparse.Namespace) -> None:
-    try:
-        import prometheus_client  # noqa: F401  (first needed when a server counts)
-        import python_multipart  # noqa: F401
-
-        from mmhf.inference.serving.app import create_app
-        from mmhf.inference.serving.limits import Limits
-        from mmhf.inference.serving.server import KEY_VARIABLE, api_key, bind, serve
-        from mmhf.inference.serving.shelf import Asked, Found, Shelf
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in _EXTRA:
-            raise
-        raise InputError(f"mmhf serve: {package} is not installed: pip install 'mmhf[serve]'") from error
-
     def resolve(reference: str) -> Found:
         resolved = resolve_model(reference)
         return Found(resolved.path, resolved.revision, resolved.commit)

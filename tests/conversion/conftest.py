@@ -16,7 +16,7 @@ from mmhf.models.tokenizers import train_text_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's importlib mode leaves the folders of tests out of it
 
-WORDS = ["a dog runs on the grass", "a red bird sits on a branch", "two dogs and a bird in the snow"]
+from seed_texts import WORDS
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import json
 
 import pytest
 import torch
-from conftest import WORDS
 from seed_models import ClipFromScratch, Config
+from seed_texts import WORDS
 from transformers import pipeline
 
 import mmhf

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import WORDS
 from seed_models import ClinicalClassifier, ClinicalVision, settle
+from seed_texts import WORDS
 from transformers import AutoModel, AutoTokenizer
 
 from mmhf.cli import main

@@ -13,11 +13,11 @@ import pytest
 import torch
 from clean_environment import make_clean_environment
 from closeness import check_alike
-from families import FAMILIES, Family, model_inputs, write_family_run, write_image
 from huggingface_hub import HfApi
 from loopback_hub import LoopbackHub
 from loopback_store import card_problems
 from safetensors.torch import load
+from saved_families import FAMILIES, Family, model_inputs, write_family_run, write_image
 from transformers import AutoModel, dynamic_module_utils
 
 import mmhf
@@ -34,7 +34,7 @@ def _push_versions(folder: Path, name: str) -> dict[str, Path]:
     runs, parent = {}, None
     for seed, version in enumerate(VERSIONS):
         run_dir = write_family_run(
-            folder / name / version, FAMILIES[name], seed=seed, metrics={"test_accuracy": 0.5 + seed / 10}
+            folder / name / version, name, seed=seed, metrics={"test_accuracy": 0.5 + seed / 10}
         )
         settings = release_settings({"repo": _repo(name), "version": version, "push": True})
         push_release(run_dir, settings, notes=ReleaseNotes(parent=parent))
@@ -81,7 +81,7 @@ def test_an_encoder_held_by_reference_is_fetched_at_its_pinned_commit(hub: Loopb
     torch.manual_seed(0)
     model, processor = family.make()
     pinned = _push_encoder(tmp_path / "encoder", model.vision)
-    run_dir = write_family_run(tmp_path / "run", family, seed=0, metrics={"test_rougeL": 0.5})
+    run_dir = write_family_run(tmp_path / "run", "captioner", seed=0, metrics={"test_rougeL": 0.5})
     model.refer_to({"vision": f"org/encoder@{pinned}"})
     model.save_pretrained(run_dir)
     push_release(run_dir, release_settings({"repo": "org/small", "version": "1.0", "push": True}))
@@ -142,7 +142,7 @@ def test_with_mmhf_no_remote_code_is_needed_or_run(hub, tmp_path: Path, monkeypa
 
     family = FAMILIES[name]
     image = str(write_image(tmp_path / "photo.png"))
-    run_dir = write_family_run(tmp_path / "run", family, seed=0, metrics={"test_accuracy": 0.5})
+    run_dir = write_family_run(tmp_path / "run", name, seed=0, metrics={"test_accuracy": 0.5})
     push_release(run_dir, release_settings({"repo": _repo(name), "version": "1.0", "push": True}))
     monkeypatch.setattr(dynamic_module_utils, "get_cached_module_file", refuse)
     path = resolve_model(f"{_repo(name)}@v1.0").path

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import transformers
-from families import write_image
 from loopback_hub import TOKEN, LoopbackHub
+from saved_families import write_image
 
 import mmhf
 from mmhf.cli import main

@@ -8,23 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from saved_families import save_tiny_family
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, CLIPImageProcessor, PreTrainedTokenizerFast, ViTConfig
+from saved_families import TOWER, save_tiny_family
+from tiny_processors import WORDS, square_images, word_tokenizer
+from transformers import BertConfig, ViTConfig
 
 from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification, FusionProcessor
-
-WORDS = ["frog", "lamp", "shield", "weapon", "sitting", "on", "a", "the", "red", "green"]
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
 
 
 @torch.no_grad()
@@ -40,22 +28,8 @@ def save_tiny_model(folder: Path, label_names: list[str]) -> Path:
     """A random fusion classifier whose answers differ widely between inputs."""
     torch.manual_seed(0)
     config = FusionConfig(
-        ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=16,
-            patch_size=8,
-        ),
-        BertConfig(
-            vocab_size=32,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=32,
-        ),
+        ViTConfig(image_size=16, patch_size=8, **TOWER),
+        BertConfig(vocab_size=32, max_position_embeddings=32, **TOWER),
         text_pooling="mean",
         embedding_dim=16,
         hidden_dims=[16],
@@ -65,10 +39,7 @@ def save_tiny_model(folder: Path, label_names: list[str]) -> Path:
     )
     model = FusionForImageTextClassification(config).eval()
     _spread_answers(model)
-    square = {"height": 16, "width": 16}
-    processor = FusionProcessor(
-        CLIPImageProcessor(size=square, do_center_crop=False, crop_size=square), _tokenizer(), max_length=12
-    )
+    processor = FusionProcessor(square_images(16), word_tokenizer(), max_length=12)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder

@@ -22,14 +22,7 @@ from mmhf.inference import JobSettings, JobSummary, outputs, predict_table
 from mmhf.inference.loading import choose_device, load_model
 from mmhf.inference.shards import ShardFolder
 from mmhf.inference.table_job import TableJob
-
-
-def write_csv(path: Path, rows: list[dict[str, str]], delimiter: str = ",") -> Path:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, rows[0].keys(), delimiter=delimiter)
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
+from tests.inference.conftest import write_csv
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -24,7 +24,7 @@ from mmhf.inference.text_embedders import (
     rows_of_texts,
 )
 from mmhf.models.encoders import pool_text
-from tests.inference.test_predictors import write_csv
+from tests.inference.conftest import write_csv
 
 TEXTS = ["grinning face", "a dog", "", "red heart with an arrow", "grinning face", "cat"]
 SMALL = JobSettings(batch_size=2, shard_rows=2, progress=False)

@@ -15,12 +15,11 @@ import pyarrow.parquet as pq
 
 from mmhf.data.discovery.columns import Ask, ColumnRoles, find_roles
 from mmhf.data.discovery.findings import (
-    CAPTION,
     CLASSIFY,
     CLASSIFY_PAIRS,
-    CONTRAST,
     LOOKED_AT,
     Finding,
+    for_captions,
     listed,
     typical_side,
 )
@@ -223,7 +222,7 @@ def _table_sections(
     if roles.captions:
         captions = roles.captions[0] if len(roles.captions) == 1 else roles.captions
         section = {**base, "columns": {"image": roles.image, "captions": captions}}
-        sections |= {CONTRAST: section, CAPTION: section}
+        sections |= for_captions(section)
     if not sections:
         raise InputError(
             f"{finding.what}: its images are there, but no column is a label (2 values or more, each in several rows) "

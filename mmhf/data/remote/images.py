@@ -13,7 +13,7 @@ from datasets.features.features import register_feature
 from datasets.table import array_cast
 
 from mmhf.data.columns import IMAGE_TYPE, codes_of
-from mmhf.data.images import MAX_IMAGE_BYTES, BadImageError, ImageFault, find_image_problem, find_name_escape
+from mmhf.data.images import MAX_IMAGE_BYTES, BadImageError, ImageFault, NamedImages, find_name_escape
 from mmhf.data.remote.files import Access, RemoteFile, RemoteFileError, RemoteFiles, remote_files
 from mmhf.data.remote.paths import RemotePath
 
@@ -126,7 +126,7 @@ def parse_reference(reference: str, root: str = "") -> tuple[str, RemoteFile | N
     return url, RemoteFile(url[len(root) + 1 :], int(size) if size else None, version)
 
 
-class RemoteImages:
+class RemoteImages(NamedImages):
     """Images named by path below a URL; the twin of `ImageFiles`, as `Images` asks for.
 
     They are listed once. What they contain is seen when they are decoded.
@@ -159,15 +159,8 @@ class RemoteImages:
         """The type of the column."""
         return RemoteImageFeature(self.folder.files.url, *self.folder.files.access)
 
-    def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
-        """See `Images`; `read` compares with the listing."""
-        content = None if image is None else image["bytes"]
-        if content is not None:
-            reason = find_image_problem(content) if read else None
-            return ImageFault(reason) if reason else None
-        name = None if image is None else image["path"]
-        if not name:
-            return ImageFault("no image is named")
+    def fault_of(self, name: str, *, read: bool) -> ImageFault | None:
+        """See `NamedImages`; `read` compares with the listing."""
         if name in self._escapes:
             return ImageFault(self._escapes[name], "row")
         reason = self._reason(self._files.get(self._place_of[name])) if read else None

@@ -174,16 +174,26 @@ class RougeScore(CaptionMetric):
         return self.scores(_pairs(predictions, references), use_stemmer=use_stemmer).overall()
 
 
-class CocoRouge(CaptionMetric):
-    """ROUGE-L by COCO's definition, under the name `rougeL_coco`."""
+class MeanMetric(CaptionMetric):
+    """One number, the mean of a score of each caption's own, over COCO's tokens.
 
-    numbers = ("rougeL_coco",)
-    source = _LIN
+    `score_each` goes from N pairs to (N,).
+    """
+
+    score_each: ClassVar[staticmethod[[CaptionPairs], NDArray[np.float64]]]
 
     @classmethod
     def scores(cls, pairs: CaptionPairs) -> Scores:
         """By COCO's tokens."""
-        return Scores.means({"rougeL_coco": coco_rouge_l(pairs.guess_tokens, pairs.answer_tokens)})
+        return Scores.means({cls.numbers[0]: cls.score_each(pairs)})
+
+
+class CocoRouge(MeanMetric):
+    """ROUGE-L by COCO's definition, under the name `rougeL_coco`."""
+
+    numbers = ("rougeL_coco",)
+    source = _LIN
+    score_each = staticmethod(lambda pairs: coco_rouge_l(pairs.guess_tokens, pairs.answer_tokens))
 
 
 class CocoBleu(CaptionMetric):
@@ -199,21 +209,17 @@ class CocoBleu(CaptionMetric):
         return Scores(cls.numbers, statistics, bleu_scores(statistics), bleu_scores)
 
 
-class CiderD(CaptionMetric):
-    """CIDEr-D by COCO's definition, under the name `cider`."""
+class CiderD(MeanMetric):
+    """CIDEr-D by COCO's definition, under the name `cider`; document frequencies are those of the references given."""
 
     numbers = ("cider",)
     source = (
         "Vedantam et al., 2015. CIDEr: Consensus-based Image Description Evaluation, https://arxiv.org/abs/1411.5726"
     )
-
-    @classmethod
-    def scores(cls, pairs: CaptionPairs) -> Scores:
-        """By COCO's tokens; document frequencies are those of the references given."""
-        return Scores.means({"cider": cider_d(pairs.guesses, pairs.answers)})
+    score_each = staticmethod(lambda pairs: cider_d(pairs.guesses, pairs.answers))
 
 
-class Meteor(CaptionMetric):
+class Meteor(MeanMetric):
     """METEOR by nltk, under the name `meteor`; it needs nltk's WordNet.
 
     Raises:
@@ -224,11 +230,7 @@ class Meteor(CaptionMetric):
     source = (
         "Banerjee and Lavie, 2005. METEOR: An Automatic Metric for MT Evaluation. https://aclanthology.org/W05-0909"
     )
-
-    @classmethod
-    def scores(cls, pairs: CaptionPairs) -> Scores:
-        """By COCO's tokens."""
-        return Scores.means({"meteor": meteor_scores(pairs.guess_tokens, pairs.answer_tokens)})
+    score_each = staticmethod(lambda pairs: meteor_scores(pairs.guess_tokens, pairs.answer_tokens))
 
     @classmethod
     def missing(cls) -> str | None:

@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    CLIPImageProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    ViTConfig,
-)
+from transformers import BertConfig, PreTrainedModel, Qwen3Config, ViTConfig
 
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerConfig, PrefixCaptionerForConditionalGeneration
 from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel, DualEncoderProcessor
@@ -27,7 +19,6 @@ from mmhf.models.image_classifier import BackboneForImageClassification, Backbon
 
 SIDE, LAYERS = 32, 2
 TOWER = {"hidden_size": 16, "num_hidden_layers": LAYERS, "num_attention_heads": 2, "intermediate_size": 16}
-WORDS = ["frog", "lamp", "shield", "weapon", "sitting", "on", "a", "the", "red", "green"]
 FAMILIES = ["fusion", "image classifier", "captioner", "dual encoder"]
 ENCODERS = ["transformers", "timm"]
 
@@ -78,22 +69,6 @@ def inputs_of(family: str, batch: int = 2) -> dict[str, torch.Tensor]:
     if family != "image classifier":
         inputs["input_ids"] = torch.randint(4, 14, (batch, 5), generator=generator)
     return inputs
-
-
-def make_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
-    vocabulary = {word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    roles = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **roles, **options)
-
-
-def make_image_processor(**options: Any) -> CLIPImageProcessor:
-    square = {"height": SIDE, "width": SIDE}
-    return CLIPImageProcessor(**{"size": square, "do_center_crop": False, "crop_size": square, **options})
 
 
 def picture() -> Image.Image:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_processors import square_images, word_tokenizer
 from transformers import GenerationConfig
 
 from mmhf.models.captioner import CaptionerProcessor
-from tests.models.contract.conftest import ENCODERS, inputs_of, make_image_processor, make_tokenizer, picture
+from tests.models.contract.conftest import ENCODERS, SIDE, inputs_of, picture
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -95,7 +96,7 @@ def test_a_captioner_loads_in_another_dtype(make_model, tmp_path):
 def test_a_caption_goes_on_from_how_it_begins(make_model):
     """Rows of different lengths, as the processor gives them, are what each would be alone."""
     model = make_model("captioner")
-    processor = CaptionerProcessor(make_image_processor(), make_tokenizer())
+    processor = CaptionerProcessor(square_images(SIDE), word_tokenizer())
     texts = ["a red frog on the lamp", "green"]
     encoding = processor(images=[picture(), picture()], text=texts)
     together = model.generate(**encoding, max_new_tokens=5)

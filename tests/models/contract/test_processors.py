@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_processors import square_images, word_tokenizer
 
-from tests.models.contract.conftest import PROCESSORS, make_image_processor, make_tokenizer, picture
+from tests.models.contract.conftest import PROCESSORS, SIDE, picture
 
 EVERY = pytest.mark.parametrize("family", PROCESSORS)
 
 
 def made(family: str, tokenizer: Any = None, images: Any = None, **options: Any) -> Any:
-    return PROCESSORS[family](images or make_image_processor(), tokenizer or make_tokenizer(), **options)
+    return PROCESSORS[family](images or square_images(SIDE), tokenizer or word_tokenizer(), **options)
 
 
 def call(processor: Any, **options: Any) -> Any:
@@ -35,8 +36,8 @@ def test_defaults_pad_to_the_longest_and_cut_at_the_family_s_length(family: str)
 def test_what_the_parts_were_given_is_kept(family: str):
     processor = made(
         family,
-        make_tokenizer(max_length=31, padding="max_length"),
-        make_image_processor(do_rescale=True, rescale_factor=-1.0, do_normalize=False),
+        word_tokenizer(max_length=31, padding="max_length"),
+        square_images(SIDE, do_rescale=True, rescale_factor=-1.0, do_normalize=False),
     )
     encoding = call(processor)
     assert encoding["input_ids"].shape[-1] == 31
@@ -50,7 +51,7 @@ def test_arguments_override_the_parts_when_called_and_when_made(family: str, nes
     text = {"max_length": 21, "padding": "max_length"}
     images = {"do_rescale": True, "rescale_factor": -1.0, "do_normalize": False, "size": {"height": 16, "width": 16}}
     options: dict[str, Any] = {"text_kwargs": text, "images_kwargs": images} if nested else {**text, **images}
-    parts = {"tokenizer": make_tokenizer(max_length=31), "images": make_image_processor(do_rescale=False)}
+    parts = {"tokenizer": word_tokenizer(max_length=31), "images": square_images(SIDE, do_rescale=False)}
     if at == "call":
         encodings = [call(made(family, **parts), **options)]
     else:
@@ -66,7 +67,7 @@ def test_arguments_override_the_parts_when_called_and_when_made(family: str, nes
 
 @EVERY
 def test_a_recipe_s_length_counts_more_than_the_tokenizer_s(family: str):
-    processor = made(family, make_tokenizer(max_length=31), max_length=7)
+    processor = made(family, word_tokenizer(max_length=31), max_length=7)
     assert call(processor, padding="max_length")["input_ids"].shape[-1] == 7
 
 
@@ -80,7 +81,7 @@ def test_the_same_argument_given_twice_is_refused(family: str):
 
 
 def test_captions_are_padded_on_the_right_unless_a_call_says_otherwise():
-    processor = made("captioner", make_tokenizer(padding_side="left"))
+    processor = made("captioner", word_tokenizer(padding_side="left"))
     right = processor(text=["a red frog", "a"])
     assert right["input_ids"][1].tolist() == [10, 3, 0, 0] and right["attention_mask"][1].tolist() == [1, 1, 0, 0]
     left = processor(text=["a red frog", "a"], padding_side="left")

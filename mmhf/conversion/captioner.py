@@ -13,8 +13,8 @@ from mmhf.errors import InputError
 from mmhf.files import read_json_object
 from mmhf.models.backbones import reference_of
 from mmhf.models.captioner.building import build_captioner_config, build_captioner_processor, generation_config
-from mmhf.models.captioner.captioner_parts import fresh_vision
-from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration, language_width
+from mmhf.models.captioner.captioner_parts import fresh_vision, language_width
+from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.models.encoders import drop_unused
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.captioner_recipe import GenerationSection

@@ -32,6 +32,7 @@ from mmhf.errors import InputError
 from mmhf.recipe.by_task import RECIPE_BY_TASK
 from mmhf.recipe.caption_data_sections import CaptionDataSectionBase
 from mmhf.recipe.data_sections import DataSectionBase, FilteredDataSection, TableDataSection
+from mmhf.recipe.schema import RecipeBase
 
 logger = logging.getLogger(__name__)
 
@@ -107,13 +108,7 @@ def load_data(
         InputError: something is missing, a split is empty, a label is unknown, or a row is bad where the recipe says
             to raise.
     """
-    recipe = RECIPE_BY_TASK.get(task)
-    reads_captions = isinstance(section, CaptionDataSectionBase)
-    if recipe is None or reads_captions == recipe.reads_labels or (recipe.reads_texts and not section.has_texts):
-        raise InputError(f"task {task!r} cannot be loaded from the source {section.source!r}")
-    for split in splits or ():
-        if split not in SPLITS:
-            raise InputError(f"no split {split!r}; a split is one of {', '.join(SPLITS)}")
+    recipe = _checked(section, task, splits)
     wanted = splits
     if section.on_duplicate == "skip_across_splits":
         splits = None  # what is left of the training split depends on the others
@@ -137,6 +132,18 @@ def load_data(
     if reading.text and reading.label and section.may_have_empty_texts():
         loaded.empty_texts = _count_empty_texts(loaded.splits)
     return loaded
+
+
+def _checked(section: DataSectionBase, task: str, splits: Collection[str] | None) -> type[RecipeBase]:
+    """The recipe class of a task, which must be able to read this source and these splits."""
+    recipe = RECIPE_BY_TASK.get(task)
+    reads_captions = isinstance(section, CaptionDataSectionBase)
+    if recipe is None or reads_captions == recipe.reads_labels or (recipe.reads_texts and not section.has_texts):
+        raise InputError(f"task {task!r} cannot be loaded from the source {section.source!r}")
+    for split in splits or ():
+        if split not in SPLITS:
+            raise InputError(f"no split {split!r}; a split is one of {', '.join(SPLITS)}")
+    return recipe
 
 
 def _count_empty_texts(splits: Mapping[str, object]) -> dict[str, int]:

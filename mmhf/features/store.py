@@ -142,7 +142,10 @@ class FeatureStore:
                 segment = _Segment(path.with_suffix(""))
                 self._segments.append(segment)
             done = segment.num_rows
-            if (more := _whole_rows(segment.stem, self.layout) - done) > 0:
+            written = segment.record_path.stat().st_size // _RECORD.itemsize
+            features = segment.feature_path
+            whole = min(written, features.stat().st_size // self.layout.row_bytes) if features.exists() else 0
+            if (more := whole - done) > 0:
                 segment.extend(np.fromfile(segment.record_path, _RECORD, more, offset=done * _RECORD.itemsize))
         if self.is_writable and (self.folder / _DESCRIPTION).exists():
             os.utime(self.folder / _DESCRIPTION)
@@ -255,7 +258,12 @@ class FeatureStore:
         for position in positions[positions >= 0].tolist():
             segment, row = self._segments[position >> _SEGMENT_BITS], position & _ROW_MASK
             segment.records["digest"][row] = bytes(DIGEST_BYTES)
-            self._erase(segment, row)
+            try:
+                with segment.record_path.open("r+b") as file:
+                    file.seek(row * _RECORD.itemsize)
+                    file.write(bytes(DIGEST_BYTES))
+            except OSError as error:
+                logger.warning("%s: a damaged row stays in it (%s)", segment.record_path, error.strerror)
         self._index()
 
     def _as_bytes(self, features: Tensor, num_rows: int) -> NDArray[np.uint8]:
@@ -306,14 +314,6 @@ class FeatureStore:
             segment.features = np.asarray(mapped)  # np.memmap itself is slow to index
         return segment.features
 
-    def _erase(self, segment: _Segment, row: int) -> None:
-        try:
-            with segment.record_path.open("r+b") as file:
-                file.seek(row * _RECORD.itemsize)
-                file.write(bytes(DIGEST_BYTES))
-        except OSError as error:
-            logger.warning("%s: a damaged row stays in it (%s)", segment.record_path, error.strerror)
-
     def _describe(self) -> None:
         path = self.folder / _DESCRIPTION
         own = {"shape": list(self.layout.shape), "dtype": str(self.layout.dtype)}
@@ -352,7 +352,12 @@ def make_room(root: Path, needed: int, *, max_bytes: int | None, keep: Path) -> 
     root.mkdir(parents=True, exist_ok=True)
     described = sorted(root.glob(f"*/{_DESCRIPTION}"), key=lambda path: path.stat().st_mtime)  # when last used
     others = [path.parent for path in described if path.parent != keep]
-    while (lack := _lack(root, needed, max_bytes)) > 0:
+    while True:
+        lack = needed - shutil.disk_usage(root).free
+        if max_bytes is not None:
+            lack = max(lack, needed + sum(path.stat().st_size for path in root.glob("*/*")) - max_bytes)
+        if lack <= 0:
+            return
         if not others:
             raise InputError(
                 f"{root}: {lack:,} bytes short of room for new features; free the disk or raise cache.max_bytes"
@@ -360,19 +365,6 @@ def make_room(root: Path, needed: int, *, max_bytes: int | None, keep: Path) -> 
         oldest = others.pop(0)
         logger.warning("%s: removed to make room for new features", oldest)
         shutil.rmtree(oldest)
-
-
-def _lack(root: Path, needed: int, max_bytes: int | None) -> int:
-    lack = needed - shutil.disk_usage(root).free
-    if max_bytes is not None:
-        lack = max(lack, needed + sum(path.stat().st_size for path in root.glob("*/*")) - max_bytes)
-    return lack
-
-
-def _whole_rows(stem: Path, layout: FeatureLayout) -> int:
-    records = stem.with_suffix(".records").stat().st_size // _RECORD.itemsize
-    features = stem.with_suffix(".features")
-    return min(records, features.stat().st_size // layout.row_bytes) if features.exists() else 0
 
 
 def _by_segment(positions: NDArray[np.int64]) -> list[tuple[int, NDArray[np.bool_] | slice]]:

@@ -113,6 +113,21 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
         """What the new layers read of that output."""
         return pool_vision(output, self.config.vision_pooling, self.vision_output)
 
+    def _seen(
+        self, pixel_values: Tensor | None, image_features: Tensor | None, image_hidden: Tensor | None, **asked: bool
+    ) -> tuple[Tensor | None, Any]:
+        """What the new layers read of images, or of the features given in their place; None where there is neither.
+
+        Returns:
+            `tuple`: that, and the image encoder's own output where it was run whole.
+        """
+        if image_hidden is not None:
+            return self.resumed_image_features(image_hidden), None
+        if image_features is not None or pixel_values is None:
+            return image_features, None
+        output = self._run_vision(pixel_values, **asked)
+        return self._read_image(output), output
+
     def _asked(self, output_hidden_states: bool | None, output_attentions: bool | None) -> dict[str, bool]:
         """What a call, or else the config, asks of the encoders beside their last states; empty = nothing."""
         config = self.config

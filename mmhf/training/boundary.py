@@ -17,7 +17,8 @@ from mmhf.errors import InputError
 from mmhf.models.classification_loss import ClassificationLoss
 from mmhf.recipe.training_sections import PlateauSection, StageSection, greater_is_better
 from mmhf.training.optimizers import StageScheduler, configure_groups
-from mmhf.training.stages import PlannedStage, StagePlan, StagePosition, folded_groups
+from mmhf.training.planned_stage import PlannedStage
+from mmhf.training.stages import StagePlan, StagePosition, folded_groups
 from mmhf.training.weights import (
     BestWeights,
     apply_freezing,

@@ -225,9 +225,9 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
                 if not math.isfinite(loss):
                     raise InputError(self._explain_bad_step(step, loss))
 
-    def _check_weights(self) -> None:
+    def check_weights(self) -> None:
         self._judge()
-        super()._check_weights()
+        super().check_weights()
 
     def _explain_bad_step(self, step: _UnjudgedStep, loss: float) -> str:
         takes_part = step.image_index != IGNORED_IMAGE

@@ -1,9 +1,9 @@
-"""Evaluation in the memory that its metrics need; trainers that only evaluate, and read stored features."""
+"""Evaluation in the memory that its metrics need; how splits are read; trainers that only evaluate."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,41 @@ def _joined(batches: Any) -> Any:
     if len({batch.shape[1:] for batch in batches}) > 1:  # padded to the longest, as Trainer does
         return functools.reduce(nested_concat, batches)
     return np.concatenate(batches)
+
+
+class ReadsSplits(JoinsOnce):
+    """The part of a Trainer that reads the splits it evaluates: without augmentation, with features that are stored.
+
+    Attributes:
+        features ([`StageFeatures`], *optional*): Stores features of frozen parts; absent, they are always computed.
+        eval_collator (`Callable`, *optional*): Makes the batches; absent, `data_collator` makes these too.
+    """
+
+    features: StageFeatures | None = None
+    eval_collator: Callable[[list[Any]], dict[str, Any]] | None = None
+
+    def get_eval_dataloader(self, eval_dataset: str | Dataset[Any] | None = None) -> DataLoader[Any]:
+        """The batches of a split that is evaluated, without augmentation."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        return self._evaluated(super().get_eval_dataloader, dataset, eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Dataset[Any]) -> DataLoader[Any]:
+        """The batches of a split that is predicted, without augmentation."""
+        return self._evaluated(super().get_test_dataloader, test_dataset, test_dataset)
+
+    def _evaluated(self, make: Callable[[Any], DataLoader[Any]], dataset: Any, given: Any) -> DataLoader[Any]:
+        collator = self.data_collator
+        self.data_collator = self.eval_collator or collator
+        persistent = self.args.dataloader_persistent_workers
+        if self.features is not None:
+            self.features.attach(dataset, self.data_collator, is_training=False)
+            self.features.check()
+            # Workers of one stage would not see the next one's columns.
+            self.args.dataloader_persistent_workers = False
+        try:
+            return make(given)
+        finally:
+            self.data_collator, self.args.dataloader_persistent_workers = collator, persistent
 
 
 class ReadsFeatures(JoinsOnce):

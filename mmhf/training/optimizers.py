@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedModel, Trainer
 
 from mmhf.recipe.training_sections import OptimizerSection
 
@@ -45,6 +46,14 @@ def optimizer_choice(section: OptimizerSection, *, weight_decay: float) -> Optim
         options = {"betas": tuple(section.betas), "eps": section.eps, "fused": True}
     decay = weight_decay if section.weight_decay is None else section.weight_decay
     return OptimizerChoice(_CLASSES[section.name], options, decay)
+
+
+def run_optimizer(section: OptimizerSection | None, trainer: Trainer, model: PreTrainedModel) -> OptimizerChoice:
+    """The optimizer of a whole run: the recipe's, or the one that training arguments name."""
+    if section is not None:
+        return optimizer_choice(section, weight_decay=trainer.args.weight_decay)
+    optimizer_class, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+    return OptimizerChoice(optimizer_class, options, trainer.args.weight_decay)
 
 
 def configure_groups(param_groups: Iterable[dict[str, Any]], choices: Mapping[str, OptimizerChoice]) -> None:

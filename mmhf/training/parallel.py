@@ -6,7 +6,7 @@ from accelerate.utils import DistributedDataParallelKwargs, is_compiled_module
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 
 def find_data_parallel(model: nn.Module) -> DistributedDataParallel | None:
@@ -16,32 +16,31 @@ def find_data_parallel(model: nn.Module) -> DistributedDataParallel | None:
 
 
 def synchronise_what_trains(
-    parallel: DistributedDataParallel,
-    handler: DistributedDataParallelKwargs | None,
-    *,
-    find_unused: bool | None,
-    accumulates: bool,
+    model: nn.Module, handler: DistributedDataParallelKwargs | None, args: TrainingArguments
 ) -> None:
-    """Let DistributedDataParallel begin anew with the parameters that require a gradient now.
+    """Let DistributedDataParallel, where there is one, begin anew with the parameters that require a gradient now.
 
     It takes them up when it is made, and never looks at what was frozen then. So it is made again, in place, because
     Trainer's loop holds on to it. What a stage trains is fixed and all of it gets a gradient: no step is searched for
     parameters without one, and gradients live in the buffers that are exchanged.
 
     Args:
-        parallel (`DistributedDataParallel`): Around a model whose parameters are frozen as the stage asks.
+        model (`nn.Module`): As it is wrapped; its parameters are frozen as the stage asks.
         handler (`DistributedDataParallelKwargs`, *optional*): What accelerate made it with.
-        find_unused (`bool`, *optional*): Search each step for parameters without a gradient, as a recipe's
-            `training.ddp_find_unused_parameters` may ask.
-        accumulates (`bool`): Whether a step has several micro-batches. The graph is static where it has not: a static
-            one fails when the first backward pass exchanges nothing (torch 2.13, `expect_autograd_hooks_`).
+        args (`TrainingArguments`): With `ddp_find_unused_parameters`, each step is searched for parameters without a
+            gradient.
     """
+    if (parallel := find_data_parallel(model)) is None:
+        return
+    find_unused = bool(args.ddp_find_unused_parameters)
+    # A static graph fails when the first backward pass exchanges nothing (torch 2.13, `expect_autograd_hooks_`).
+    is_static = not find_unused and args.gradient_accumulation_steps == 1
     options = {} if handler is None else handler.to_kwargs()
     options.update(
         device_ids=parallel.device_ids,
         output_device=parallel.output_device,
-        find_unused_parameters=bool(find_unused),
-        static_graph=not find_unused and not accumulates,
+        find_unused_parameters=find_unused,
+        static_graph=is_static,
         gradient_as_bucket_view=True,
     )
     parallel.__init__(parallel.module, **options)  # type: ignore[misc]
@@ -55,11 +54,7 @@ def ready_for_sharding(model: PreTrainedModel) -> None:
     try:
         model.get_input_embeddings()
     except NotImplementedError:
-        model.get_input_embeddings = _no_embeddings  # type: ignore[assignment, method-assign]
-
-
-def _no_embeddings() -> None:
-    return None
+        model.get_input_embeddings = lambda: None  # type: ignore[assignment, method-assign, return-value]
 
 
 def whole(tensor: Tensor) -> Tensor:

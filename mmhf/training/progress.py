@@ -9,12 +9,21 @@ import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from mmhf.training.boundary import StageCallback
 
@@ -26,9 +35,6 @@ _WINDOW = 50
 _SHOWN_METRICS = 3
 _SHOWN_EVALUATIONS = 30
 _UNSHOWN = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
-
-RatesByName = Callable[[int], dict[str, float]]
-"""Finished steps → learning rates of the step after them, by the name of what they move."""
 
 
 class StageSpeed:
@@ -76,10 +82,9 @@ class StageSpeed:
 class _StageProgress(TrainerCallback):
     """Measures speed, and shows the losses that Trainer logs and its evaluations, once for all processes."""
 
-    def __init__(self, stages: StageCallback, describe_rates: RatesByName) -> None:
+    def __init__(self, stages: StageCallback) -> None:
         super().__init__()
         self.stages = stages
-        self.describe_rates = describe_rates
         self.speed = StageSpeed(stages)
 
     def on_step_begin(
@@ -134,8 +139,9 @@ class _StageProgress(TrainerCallback):
     def rates_and_speed(self, args: TrainingArguments, state: TrainerState) -> str:
         """`lr head=1.0e-03, 52 samples/s, 1.2 GiB`, the last one on a GPU: the most that tensors took at once."""
         by_prefix: dict[str, list[float]] = {}
-        for name, rate in self.describe_rates(state.global_step - 1).items():
-            by_prefix.setdefault(name.split(".")[0], []).append(rate)
+        for name, rate in self.stages.plan.learning_rates(state.global_step - 1).items():
+            if rate > 0:
+                by_prefix.setdefault(name.split(".")[0], []).append(rate)
         by_span: dict[str, list[str]] = {}
         for prefix, rates in by_prefix.items():
             span = "..".join(dict.fromkeys((f"{min(rates):.1e}", f"{max(rates):.1e}")))
@@ -213,8 +219,8 @@ class StageLogLines(_StageProgress):
 class NotebookProgress(_StageProgress):
     """One block of output that changes: a bar with stage, loss and time left, and a row for each evaluation."""
 
-    def __init__(self, stages: StageCallback, describe_rates: RatesByName) -> None:
-        super().__init__(stages, describe_rates)
+    def __init__(self, stages: StageCallback) -> None:
+        super().__init__(stages)
         self._loss: float | None = None
         self._rows: list[dict[str, float]] = []
         self._handle: Any = None
@@ -264,15 +270,21 @@ def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
-def is_notebook() -> bool:
-    """Whether this is the kernel of a notebook, and not a terminal's IPython."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
-    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
-
-
 def stage_label(stages: StageCallback) -> str:
     """The stage under way, by name and number."""
     if stages.current is None:
         return "starting"
     return f"{stages.current.stage.name} ({stages.current.index + 1}/{len(stages.plan.stages)})"
+
+
+def replace_progress(trainer: Trainer, stages: StageCallback) -> None:
+    """Show where a run is, with its stages, in place of what transformers shows."""
+    with_bar = not trainer.args.disable_tqdm
+    trainer.remove_callback(ProgressCallback if with_bar else PrinterCallback)
+    show: type[_StageProgress] = StageProgressBar if with_bar else StageLogLines
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if type(shell).__name__ == "ZMQInteractiveShell":  # the kernel of a notebook, and not a terminal's IPython
+        trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+        show = NotebookProgress
+    trainer.add_callback(show(stages))

@@ -159,6 +159,20 @@ def layer_scales(partition: Partition, decay: float | None) -> dict[str, float]:
     return scales
 
 
+def named_rates(rates: Mapping[str, float]) -> dict[str, float]:
+    """Rates above 0 for display: by prefix where all groups of one share theirs, otherwise by group."""
+    by_prefix: dict[str, set[float]] = {}
+    for group, rate in rates.items():
+        if rate > 0:
+            by_prefix.setdefault(group.split(".")[0], set()).add(rate)
+    named = {}
+    for group, rate in rates.items():
+        if rate > 0:
+            prefix = group.split(".")[0]
+            named[prefix if len(by_prefix[prefix]) == 1 else group] = rate
+    return named
+
+
 def _cosine_between(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
 

@@ -162,16 +162,8 @@ def find_run_folder(
             f"training.resume_from_checkpoint: {named} lies in training.output_dir, where training resumes from the "
             "latest checkpoint anyway; choose another training.output_dir to resume from an earlier one"
         )
-    if path.exists() and not path.is_dir():
-        raise InputError(f"training.output_dir: {path} is a file; choose a folder")
     if not (path / RECIPE_FILE).exists():
-        if path.is_dir() and any(entry.name != _LOCK_FILE for entry in path.iterdir()):
-            if complete_checkpoints(path):
-                raise DamagedError(
-                    f"{path}: {RECIPE_FILE} is missing, so nobody knows what its checkpoints belong to; restore it, "
-                    "or choose another training.output_dir"
-                )
-            raise InputError(f"{path} holds files but no run; choose another training.output_dir")
+        _check_free(path)
         return _named_checkpoint(path, resolved, conditions or {}, allow_changes)
     old = load_recipe(path / RECIPE_FILE)
     changes = recipe_changes(old, resolved)
@@ -194,6 +186,19 @@ def find_run_folder(
     others = condition_changes(checkpoint, conditions or {})
     _refuse_changes(path, [*([] if is_longer else changes), *others], allow_changes)
     return RunFolder(path, checkpoint, changes=(*changes, *others))
+
+
+def _check_free(path: Path) -> None:
+    """Refuse a path without a run in it that something else is at."""
+    if path.exists() and not path.is_dir():
+        raise InputError(f"training.output_dir: {path} is a file; choose a folder")
+    if path.is_dir() and any(entry.name != _LOCK_FILE for entry in path.iterdir()):
+        if complete_checkpoints(path):
+            raise DamagedError(
+                f"{path}: {RECIPE_FILE} is missing, so nobody knows what its checkpoints belong to; restore it, or "
+                "choose another training.output_dir"
+            )
+        raise InputError(f"{path} holds files but no run; choose another training.output_dir")
 
 
 def _is_longer(old: ResolvedRecipe, new: ResolvedRecipe) -> bool:

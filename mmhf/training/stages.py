@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
 from mmhf.models.partition import Partition
-from mmhf.recipe.training_sections import OptimizerSection, StageSection
+from mmhf.recipe.training_sections import StageSection
 from mmhf.training.optimizers import (
     MixedOptimizer,
     OptimizerChoice,
@@ -20,44 +20,11 @@ from mmhf.training.optimizers import (
     configure_groups,
     optimizer_choice,
 )
-from mmhf.training.rates import RateCurve, RateDefaults, by_group, rate_curves
+from mmhf.training.planned_stage import PlannedStage, plan_stage
+from mmhf.training.rates import RateDefaults
 
 Stage = StageSection
 """What a user says about one stage; see `mmhf.recipe.training_sections.StageSection` for its fields."""
-
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """One stage with everything resolved.
-
-    Attributes:
-        section (`StageSection`): What the user said.
-        num_steps (`int`): Optimizer steps.
-        steps_per_epoch (`int`, *optional*): Of them in one pass over the data; None for a stream.
-        curves (`Mapping[str, RateCurve]`): Group that trains → its learning rate over the stage.
-        schedule (`str`): Name of the schedule.
-        optimizers (`Mapping[str, OptimizerSection]`): Group → optimizer, where the stage has its own.
-    """
-
-    section: StageSection
-    num_steps: int
-    steps_per_epoch: int | None
-    curves: Mapping[str, RateCurve]
-    schedule: str = "constant"
-    optimizers: Mapping[str, OptimizerSection] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.section.name
-
-    @property
-    def peak_rates(self) -> dict[str, float]:
-        """Group that trains → its highest learning rate."""
-        return {group: curve.peak for group, curve in self.curves.items()}
-
-    def learning_rate(self, group: str, step: int) -> float:
-        """Learning rate of a group at a step counted from the stage's start; 0 for a group that is frozen."""
-        return self.curves[group].at(step) if group in self.curves else 0.0
 
 
 @dataclass(frozen=True)
@@ -138,7 +105,7 @@ class StagePlan:
         planned = []
         for stage in stages:
             steps = steps_per_epoch(stage) if callable(steps_per_epoch) else steps_per_epoch
-            planned.append(_plan_stage(stage, partition, steps, defaults, whole_epochs=has_own_batches))
+            planned.append(plan_stage(stage, partition, steps, defaults, whole_epochs=has_own_batches))
         return cls(model, partition, planned)
 
     def without(self, prefixes: Sequence[str]) -> StagePlan:
@@ -378,36 +345,3 @@ def folded_groups(groups: Sequence[str]) -> str:
         f"{names[0]} … {names[-1].split('.', 1)[1]}" if len(names) > 2 else ", ".join(names)
         for names in parts.values()
     )
-
-
-def _plan_stage(
-    stage: Stage, partition: Partition, steps_per_epoch: int | None, defaults: RateDefaults, *, whole_epochs: bool
-) -> PlannedStage:
-    num_steps = _count_steps(stage, steps_per_epoch)
-    if whole_epochs and (steps_per_epoch is None or num_steps % steps_per_epoch):
-        raise InputError(
-            f"stage {stage.name!r} ends within an epoch ({num_steps} steps, {steps_per_epoch or 'unknown'} an epoch); "
-            "where a stage has its own batch_size or augment, all stages need whole epochs"
-        )
-    trained = partition.select(stage.train)
-    curves = rate_curves(
-        stage, partition, trained, num_steps=num_steps, steps_per_epoch=steps_per_epoch, defaults=defaults
-    )
-    optimizers = by_group(stage.optimizer, stage, partition, trained, key="optimizer", default=None)
-    return PlannedStage(
-        section=stage,
-        num_steps=num_steps,
-        steps_per_epoch=steps_per_epoch,
-        curves=curves,
-        schedule=stage.schedule or defaults.schedule,
-        optimizers={group: section for group, section in optimizers.items() if section is not None},
-    )
-
-
-def _count_steps(stage: Stage, steps_per_epoch: int | None) -> int:
-    if stage.steps is not None:
-        return stage.steps
-    if steps_per_epoch is None:
-        raise InputError(f"stage {stage.name!r} counts epochs, but the data's length is unknown; give it `steps`")
-    assert stage.epochs is not None
-    return max(math.ceil(stage.epochs * steps_per_epoch), 1)

@@ -26,8 +26,8 @@ from mmhf.training.lr_range import (
     range_test_plan,
     run_range_test,
 )
+from mmhf.training.planned_stage import PlannedStage
 from mmhf.training.run_folder import OUTPUT_ROOT
-from mmhf.training.stages import PlannedStage
 
 _WAIT_FOR_HUB = 10.0
 

@@ -99,7 +99,7 @@ def test_a_notebook_shows_one_block_that_changes(monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: handle)
     plan = SimpleNamespace(stages=[1], last_step=10, spans=lambda: [(0, 10)])
     stages = SimpleNamespace(plan=plan, current=SimpleNamespace(index=0, stage=SimpleNamespace(name="all")))
-    progress, state = NotebookProgress(stages, lambda step: {}), SimpleNamespace(global_step=4)
+    progress, state = NotebookProgress(stages), SimpleNamespace(global_step=4)
     state.is_world_process_zero = True
     progress.on_train_begin(None, state, None)
     progress.on_evaluate(None, state, None, metrics={"eval_loss": 0.75})  # eval_on_start

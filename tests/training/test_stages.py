@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmhf.errors import InputError
-from mmhf.training.stages import PlannedStage, Stage, StagePlan
+from mmhf.training.planned_stage import PlannedStage
+from mmhf.training.stages import Stage, StagePlan
 
 HEAD_THEN_ALL = [
     Stage(name="head", epochs=2.0, train="head", learning_rate=1e-2, schedule="cosine", min_lr=1e-4),

@@ -7,10 +7,12 @@ from transformers import Trainer
 
 from mmhf.training.captioning import CaptioningTrainer
 from mmhf.training.contrastive import ContrastiveEvaluator, ContrastiveTrainer
+from mmhf.training.evaluator import ReadsSplits
 from mmhf.training.lr_range import RangeTestTrainer
-from mmhf.training.trainer import PRIVATE_ATTRIBUTES, PRIVATE_HOOKS, MMTrainer
+from mmhf.training.trainer import MMTrainer
+from mmhf.training.trainer_hooks import PRIVATE_ATTRIBUTES, PRIVATE_HOOKS
 
-TRAINERS = [MMTrainer, CaptioningTrainer, ContrastiveTrainer, ContrastiveEvaluator, RangeTestTrainer]
+TRAINERS = [ReadsSplits, MMTrainer, CaptioningTrainer, ContrastiveTrainer, ContrastiveEvaluator, RangeTestTrainer]
 
 
 @pytest.mark.parametrize("name", PRIVATE_HOOKS)

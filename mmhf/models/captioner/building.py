@@ -18,9 +18,9 @@ from mmhf.conventions import ImageSize
 from mmhf.errors import InputError
 from mmhf.models.backbones import image_statistics, load_encoder_config, load_tokenizer
 from mmhf.models.building import build_image_processor, check_same_model, load_released, released_config
-from mmhf.models.captioner.captioner_parts import fresh_vision, load_part
+from mmhf.models.captioner.captioner_parts import complete_config, fresh_vision, load_part
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
-from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration, complete_config
+from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.processing_captioner import CaptionerProcessor
 from mmhf.models.tokenizers import END_OF_TEXT_ID, PADDING_ID, train_caption_tokenizer
 from mmhf.recipe.captioner_recipe import CaptionerModelSection, GenerationSection, LanguageModelSection

@@ -1,4 +1,4 @@
-"""Of a captioner: what it reads of an image encoder, and the adapters of its language model.
+"""Of a captioner: what it reads of an image encoder, what its config leaves open, and its language model's adapters.
 
 An image encoder gives CLIP's projected vector, all patches, or one pooled vector. Releases carry this file.
 """
@@ -22,8 +22,16 @@ from mmhf.conventions import ImageSize, height_and_width
 from mmhf.errors import InputError
 from mmhf.models.backbones import load_encoder
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
-from mmhf.models.encoders import EncoderOutput, describe_vision, fresh_encoder, pool_vision, run_vision
+from mmhf.models.encoders import (
+    EncoderOutput,
+    describe_vision,
+    fresh_encoder,
+    native_image_size,
+    pool_vision,
+    run_vision,
+)
 
+_DEFAULT_PREFIX_LENGTH = 10
 _LORA_MARK = ".lora_"
 # Image towers whose projection into the space of texts belongs to a class of its own.
 _WITH_PROJECTION: dict[str, type[PreTrainedModel]] = {
@@ -77,6 +85,32 @@ def num_patches(config: PreTrainedConfig, shape: EncoderOutput, image_size: Imag
         encoder = AutoModel.from_config(config).eval()
         output = run_vision(encoder, torch.zeros(1, 3, height, width), "avg")
     return patch_tokens(output.last_hidden_state, shape).shape[1]
+
+
+def complete_config(config: PrefixCaptionerConfig, *, image_size: ImageSize | None = None) -> None:
+    """Find out what a config leaves open: the image features' shape and the length of the prefix.
+
+    Raises:
+        `ValueError`: the image encoder does not have the features, or a prefix length was given where the number of
+            patches decides it.
+    """
+    if config.vision_output is None:
+        shape = describe_features(config.vision_config, config.vision_features, image_size=image_size)
+        config.vision_output = shape.to_dict()
+    each_patch = config.projector == "mlp" and config.vision_features == "patches"
+    if config.prefix_length is not None:
+        return
+    config.prefix_length = _DEFAULT_PREFIX_LENGTH
+    if each_patch:
+        shape = EncoderOutput.from_dict(config.vision_output)
+        size = image_size or native_image_size(config.vision_config)
+        config.prefix_length = num_patches(config.vision_config, shape, size)
+
+
+def language_width(config: PrefixCaptionerConfig) -> int:
+    """Width of the language model's token embeddings."""
+    values = config.language_config.get_text_config()
+    return int(values.to_dict().get("word_embed_proj_dim") or values.hidden_size)
 
 
 def read_features(output: Any, features: str, shape: EncoderOutput) -> Tensor:

@@ -13,25 +13,23 @@ from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, can_return_tuple
 
-from mmhf.conventions import ImageSize
 from mmhf.features.parts import VISION, FeaturePart
 from mmhf.models.attention_masks import causal_mask
 from mmhf.models.captioner.caption_loss import caption_loss
 from mmhf.models.captioner.captioner_parts import (
     add_lora,
-    describe_features,
+    complete_config,
     fresh_vision,
     is_lora,
+    language_width,
     load_part,
-    num_patches,
     read_features,
 )
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.projectors import TransformerProjector, build_projector
-from mmhf.models.encoders import EncoderOutput, drop_unused, laid_out, native_image_size, run_vision
+from mmhf.models.encoders import EncoderOutput, drop_unused, laid_out, run_vision
 from mmhf.models.tower import TOWER, TowerModel
 
-_DEFAULT_PREFIX_LENGTH = 10
 _HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "subfolder", "force_download")
 
 
@@ -169,6 +167,14 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         prompt = self._embed(self.prompt)[None].expand(prefix.shape[0], -1, -1)
         return torch.cat([prefix, prompt.to(prefix.dtype)], dim=1)
 
+    def _prefix(
+        self, pixel_values: Tensor | None, image_features: Tensor | None, image_hidden: Tensor | None = None
+    ) -> Tensor:
+        features, _ = self._seen(pixel_values, image_features, image_hidden)
+        if features is None:
+            raise ValueError("the model needs pixel_values or image_features")
+        return self.prefix_embeds(features)
+
     @can_return_tuple
     def forward(
         self,
@@ -203,17 +209,11 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         Raises:
             `ValueError`: no image, or not one of `input_ids` and `inputs_embeds`.
         """
-        if image_hidden is not None:
-            image_features = self.resumed_image_features(image_hidden)
-        elif image_features is None:
-            if pixel_values is None:
-                raise ValueError("the model needs pixel_values or image_features")
-            image_features = self.image_features(pixel_values)
+        prefix = self._prefix(pixel_values, image_features, image_hidden)
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self._embed(input_ids)
         elif inputs_embeds is None or input_ids is not None:
             raise ValueError("the model needs input_ids or inputs_embeds, and not both")
-        prefix = self.prefix_embeds(image_features)
         asked = self._asked(output_hidden_states, output_attentions)
         hidden, language = self._caption_states(prefix, inputs_embeds, **asked)
         head = self.language.get_output_embeddings()
@@ -260,11 +260,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             `ValueError`: no image, an assistant, or prompt lookup with `input_ids`.
         """
         _refuse_assistants(generation_config, kwargs, has_begun=input_ids is not None)
-        if image_features is None:
-            if pixel_values is None:
-                raise ValueError("the model needs pixel_values or image_features")
-            image_features = self.image_features(pixel_values)
-        embeds = self.prefix_embeds(image_features)
+        embeds = self._prefix(pixel_values, image_features)
         embeds = embeds.to(self.language.get_input_embeddings().weight.dtype)
         mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
         # What neither the call nor its generation config says is the captioner's to say, not the language model's.
@@ -275,13 +271,11 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             begun_mask = torch.ones(begun.shape[:2], dtype=torch.long, device=begun.device)
             begun_mask = begun_mask if attention_mask is None else attention_mask.to(torch.long)
             if input_ids is not None:
-                begun_mask = begun_mask * ~torch.isin(input_ids, _ends(config, input_ids.device))
+                ends = _ends(config, input_ids.device)
+                begun_mask = begun_mask * ~torch.isin(input_ids, ends)
                 inputs_embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
-                padding = _ends(config, input_ids.device)[0] if config.pad_token_id is None else config.pad_token_id
-                longest = int(begun_mask.sum(dim=1).max())
-                if longest:
-                    last = begun_mask.argsort(dim=1, stable=True)[:, -longest:]
-                    kwargs["input_ids"] = input_ids.masked_fill(begun_mask == 0, padding).gather(1, last)
+                padding = ends[0] if config.pad_token_id is None else config.pad_token_id
+                kwargs |= _padded_left(input_ids, begun_mask, padding)
             assert inputs_embeds is not None
             embeds = torch.cat([embeds, inputs_embeds.to(embeds.dtype)], dim=1)
             mask = torch.cat([mask, begun_mask.to(mask.device)], dim=1)
@@ -377,32 +371,6 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             init.copy_(module.prompt, torch.tensor(self.config.prompt_ids, dtype=torch.long))
 
 
-def complete_config(config: PrefixCaptionerConfig, *, image_size: ImageSize | None = None) -> None:
-    """Find out what a config leaves open: the image features' shape and the length of the prefix.
-
-    Raises:
-        `ValueError`: the image encoder does not have the features, or a prefix length was given where the number of
-            patches decides it.
-    """
-    if config.vision_output is None:
-        shape = describe_features(config.vision_config, config.vision_features, image_size=image_size)
-        config.vision_output = shape.to_dict()
-    each_patch = config.projector == "mlp" and config.vision_features == "patches"
-    if config.prefix_length is not None:
-        return
-    config.prefix_length = _DEFAULT_PREFIX_LENGTH
-    if each_patch:
-        shape = EncoderOutput.from_dict(config.vision_output)
-        size = image_size or native_image_size(config.vision_config)
-        config.prefix_length = num_patches(config.vision_config, shape, size)
-
-
-def language_width(config: PrefixCaptionerConfig) -> int:
-    """Width of the language model's token embeddings."""
-    values = config.language_config.get_text_config()
-    return int(values.to_dict().get("word_embed_proj_dim") or values.hidden_size)
-
-
 def _refuse_assistants(config: GenerationConfig | None, given: dict[str, Any], *, has_begun: bool) -> None:
     """Candidate tokens are checked by token ids alone in transformers 5.24; an image's prefix would be forgotten."""
     asked = {**({} if config is None else config.to_dict()), **given}
@@ -411,6 +379,15 @@ def _refuse_assistants(config: GenerationConfig | None, given: dict[str, Any], *
             raise ValueError(f"{name}: an assistant reads token ids, and an image has none; leave it out")
     if has_begun and asked.get("prompt_lookup_num_tokens") is not None:
         raise ValueError("prompt_lookup_num_tokens: behind input_ids the image is forgotten; leave out one of them")
+
+
+def _padded_left(input_ids: Tensor, mask: Tensor, padding: Tensor | int) -> dict[str, Tensor]:
+    """`input_ids` for `generate`: what `mask` leaves of beginnings, (B, longest); no argument if that is nothing."""
+    longest = int(mask.sum(dim=1).max())
+    if not longest:
+        return {}
+    last = mask.argsort(dim=1, stable=True)[:, -longest:]
+    return {"input_ids": input_ids.masked_fill(mask == 0, padding).gather(1, last)}
 
 
 def _ends(config: GenerationConfig, device: torch.device) -> Tensor:

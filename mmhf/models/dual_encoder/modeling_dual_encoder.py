@@ -201,12 +201,8 @@ class DualEncoderModel(TowerModel):
         if text_features is not None and self.text_pooling is not None:
             raise ValueError("text_features cannot stand for texts whose pooling is learnt")
         asked = self._asked(output_hidden_states, output_attentions)
-        vision = text = None
-        if image_hidden is not None:
-            image_features = self.resumed_image_features(image_hidden)
-        elif image_features is None and pixel_values is not None:
-            vision = self._run_vision(pixel_values, **asked)
-            image_features = self._read_image(vision)
+        image_features, vision = self._seen(pixel_values, image_features, image_hidden, **asked)
+        text = None
         if text_features is None and input_ids is not None:
             text, text_features = self._pooled_text(input_ids, attention_mask, **asked)
         if image_features is None and text_features is None:
@@ -215,28 +211,37 @@ class DualEncoderModel(TowerModel):
         projected_text = None if text_features is None else self.text_projection(text_features)
         image_embeds = None if projected_image is None else functional.normalize(projected_image, dim=-1)
         text_embeds = None if projected_text is None else functional.normalize(projected_text, dim=-1)
-        text_output = encoder_output(text, projected_text) if asked and text is not None else None
-        vision_output = encoder_output(vision, projected_image) if asked and vision is not None else None
         if image_embeds is None or text_embeds is None:
             either = text_embeds if image_embeds is None else image_embeds
-            return DualEncoderOutput(
-                text_embeds=text_embeds,
-                image_embeds=image_embeds,
-                pooler_output=either,
-                text_model_output=text_output,
-                vision_model_output=vision_output,
-            )
+            output = DualEncoderOutput(text_embeds=text_embeds, image_embeds=image_embeds, pooler_output=either)
+        elif not return_loss:
+            output = self._compare(image_embeds, text_embeds)
+        elif input_ids is None:
+            raise ValueError("return_loss needs input_ids, by which equal captions are found")
+        else:
+            output = self._compare(image_embeds, text_embeds, image_index, caption_ids(input_ids, attention_mask))
+        if asked:
+            output.text_model_output = None if text is None else encoder_output(text, projected_text)
+            output.vision_model_output = None if vision is None else encoder_output(vision, projected_image)
+        return output
+
+    def _compare(
+        self,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        image_index: Tensor | None = None,
+        captions: Tensor | None = None,
+    ) -> DualEncoderOutput:
+        """How alike images and texts are; with ids of equal captions, whose rows are pairs, also their loss."""
         scale = self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
         logits_per_text = scale * (text_embeds @ image_embeds.T)
         if self.logit_bias is not None:
             logits_per_text = logits_per_text + self.logit_bias
         loss = None
-        if return_loss:
-            if input_ids is None:
-                raise ValueError("return_loss needs input_ids, by which equal captions are found")
+        if captions is not None:
             if image_index is None:
                 image_index = torch.arange(len(image_embeds), device=image_embeds.device)
-            pairs = EmbeddedPairs(image_embeds, text_embeds, image_index, caption_ids(input_ids, attention_mask))
+            pairs = EmbeddedPairs(image_embeds, text_embeds, image_index, captions)
             loss = contrastive_loss(pairs, scale, self.logit_bias, self.contrast)
         return DualEncoderOutput(
             loss=loss,
@@ -246,8 +251,6 @@ class DualEncoderModel(TowerModel):
             image_embeds=image_embeds,
             logit_scale=scale,
             logit_bias=None if self.logit_bias is None else self.logit_bias.clone(),
-            text_model_output=text_output,
-            vision_model_output=vision_output,
         )
 
     def _read_image(self, output: Any) -> Tensor:

@@ -234,35 +234,47 @@ class FusionForImageTextClassification(TowerModel):
         if self.config.mask == "image" or _first(pixel_values, image_features, image_hidden) is None:
             image_features = self._no_features(self.vision_output.width, given)
             image_mask = self._nowhere(given)
-        elif image_hidden is not None:
-            image_hidden = _features_of_rows(image_hidden, image_mask)
-            image_features = _of_rows(self.resumed_image_features, image_mask, image_rows, image_hidden)
-        elif image_features is not None:
-            image_features = _features_of_rows(image_features, image_mask)
-        elif pixel_values is not None and asked:
-            vision = self._run_vision(pixel_values, **asked)
-            image_features = _features_of_rows(self._read_image(vision), image_mask)
-        elif pixel_values is not None:
-            image_features = _of_rows(self.image_features, image_mask, image_rows, pixel_values)
+        else:
+            image_features, vision = self._seen_in_rows(
+                pixel_values, image_features, image_hidden, present=image_mask, rows=image_rows, asked=asked
+            )
         if self.config.mask == "text" or (input_ids is None and text_features is None):
             text_features = self._no_features(self.text_output.width, given)
             text_mask = self._nowhere(given)
         elif text_features is not None:
             text_features = _features_of_rows(text_features, text_mask)
-        elif input_ids is not None:
-            if attention_mask is None:
-                attention_mask = torch.ones_like(input_ids)
+        else:
+            assert input_ids is not None
+            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             if asked and self.text is not None:
                 text_features, text = self._read_text(input_ids, attention_mask, **asked)
                 text_features = _features_of_rows(text_features, text_mask)
             else:
                 text_features = _of_rows(self.text_features, text_mask, text_rows, input_ids, attention_mask)
-        assert image_features is not None
-        assert text_features is not None
         output = self.classify(image_features, text_features, labels, num_items_in_batch, image_mask, text_mask)
         output.text_model_output = None if text is None else encoder_output(text)
         output.vision_model_output = None if vision is None else encoder_output(vision)
         return output
+
+    def _seen_in_rows(
+        self,
+        pixel_values: Tensor | None,
+        image_features: Tensor | None,
+        image_hidden: Tensor | None,
+        *,
+        present: Tensor | None,
+        rows: Tensor | None,
+        asked: dict[str, bool],
+    ) -> tuple[Tensor, Any]:
+        """As `_seen`, with zeros in the rows that lack an image."""
+        if image_hidden is not None:
+            image_hidden = _features_of_rows(image_hidden, present)
+            return _of_rows(self.resumed_image_features, present, rows, image_hidden), None
+        if pixel_values is not None and image_features is None and not asked:
+            return _of_rows(self.image_features, present, rows, pixel_values), None
+        features, output = self._seen(pixel_values, image_features, None, **asked)
+        assert features is not None
+        return _features_of_rows(features, present), output
 
     def _encoder_of_table(self) -> PreTrainedModel:
         if not self._table_encoder:

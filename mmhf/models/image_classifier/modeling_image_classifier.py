@@ -104,15 +104,11 @@ class BackboneForImageClassification(TowerModel):
             `ImageClassifierOutput` with `logits` (B, num_labels), divided by the config's temperature, and `loss`, a
             scalar, of the logits before that, when labels were given.
         """
-        vision = None
-        if image_hidden is not None:
-            image_features = self.resumed_image_features(image_hidden)
-        elif image_features is None:
-            if pixel_values is None:
-                raise ValueError("the model needs pixel_values or image_features")
-            vision = self._run_vision(pixel_values, **self._asked(output_hidden_states, output_attentions))
-            image_features = self._read_image(vision)
-        output = self.classify(image_features, labels, num_items_in_batch)
+        asked = self._asked(output_hidden_states, output_attentions)
+        features, vision = self._seen(pixel_values, image_features, image_hidden, **asked)
+        if features is None:
+            raise ValueError("the model needs pixel_values or image_features")
+        output = self.classify(features, labels, num_items_in_batch)
         if vision is not None:
             output.hidden_states, output.attentions = vision.get("hidden_states"), vision.get("attentions")
         return output

@@ -92,15 +92,11 @@ def _run(arguments: list[str]) -> None:
         hint = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(VERBS)}"
         raise InputError(f"mmhf {arguments[0]}: there is no such verb, {hint}")
     options, rest = parser.parse_known_args(arguments[:1])
-    _unhide_libraries()
-    _run_verb(options.verb, [*rest, *arguments[1:]])
-
-
-def _unhide_libraries() -> None:
-    """Python looks next to the running program first: `scripts/evaluate.py` would hide the library `evaluate`."""
+    # Python looks next to the running program first: `scripts/evaluate.py` would hide the library `evaluate`.
     folder = os.path.dirname(os.path.abspath(sys.argv[0]))
     if os.path.isfile(os.path.join(folder, "evaluate.py")):
         sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != folder]
+    _run_verb(options.verb, [*rest, *arguments[1:]])
 
 
 def _run_verb(verb: str, arguments: Sequence[str]) -> None:
@@ -124,18 +120,14 @@ def _run_verb(verb: str, arguments: Sequence[str]) -> None:
     if options.accept_moved:  # an environment variable reaches the processes of a sweep, too
         os.environ["MMHF_ACCEPT_MOVED"] = "1"
     if verb == "init" and options.list:
-        _list_recipes()
+        for name, path in shipped_recipes().items():
+            text = textwrap.fill(summary_of(path), _WIDTH, initial_indent="    ", subsequent_indent="    ")
+            sys.stdout.write(f"{name}\n{text}\n")
         return
     check_before_imports(verb, options)
     if verb in _COMPUTING:
         prepare_cpu()
     importlib.import_module(f"mmhf.verbs.{verb.replace('-', '_')}").run(options)
-
-
-def _list_recipes() -> None:
-    for name, path in shipped_recipes().items():
-        text = textwrap.fill(summary_of(path), _WIDTH, initial_indent="    ", subsequent_indent="    ")
-        sys.stdout.write(f"{name}\n{text}\n")
 
 
 def _expanded(name: str, value: object) -> object:

@@ -187,12 +187,10 @@ def _fill(model: PreTrainedModel, parts: Parts, checkpoint: Checkpoint, allowed:
     if wrong or refused:
         what = "of other shapes: " + listed(wrong) if wrong else "missing: " + listed(refused)
         raise InputError(f"{checkpoint.path}: {what}" + ("" if wrong else "; --allow-missing NAME starts one anew"))
-    started = {name: _started(wanted[name]) for name in missing}
+    started = {name: torch.zeros(wanted[name].shape, dtype=wanted[name].dtype) for name in missing}
+    for value in started.values():
+        if value.dim() > 1:
+            nn.init.normal_(value, std=0.02)
     tensors = {name: parts.tensors[name].to(tensor.dtype) for name, tensor in wanted.items() if name in parts.tensors}
     model.load_state_dict({**tensors, **started}, strict=False, assign=True)
     model.tie_weights()
-
-
-def _started(like: Tensor) -> Tensor:
-    value = torch.zeros(like.shape, dtype=like.dtype)
-    return nn.init.normal_(value, std=0.02) if value.dim() > 1 else value

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from mmhf.conversion.checkpoint import Checkpoint
 from mmhf.conversion.converting import Options, Parts, Predecessor, class_names
@@ -100,7 +99,10 @@ class Dermatology(Predecessor):
         checkpoint.used.update(vision.names.values())
         tensors = {**checkpoint.take(prefixed("vision.", kept)), **layers.tensors(checkpoint)}
         if table is None:
-            tensors |= _text_weights(section.text.backbone, config)
+            # The text encoder, which the program's checkpoint does not hold.
+            encoder = load_encoder(section.text.backbone, config.text_config, pretrained=True)
+            drop_unused(encoder, tuple(config.text_output["unused"]))
+            tensors |= {f"text.{name}": tensor for name, tensor in encoder.state_dict().items()}
         processor = build_fusion_processor(section, recipe.data, text_table=table)
         return Parts(FusionForImageTextClassification, config, tensors, processor)
 
@@ -126,13 +128,6 @@ def _text(checkpoint: Checkpoint, options: Options) -> tuple[str, TextEncoding]:
     pooling = str(settings.get("pooling_type") or (known.pooling if known else "cls"))
     encoding = TextEncoding(pooling=pooling, max_length=int(settings.get("max_length", 512)))
     return (known.backbone if known else name), encoding
-
-
-def _text_weights(backbone: str, config: Any) -> dict[str, Tensor]:
-    """The text encoder, which the program's checkpoint does not hold."""
-    encoder = load_encoder(backbone, config.text_config, pretrained=True)
-    drop_unused(encoder, tuple(config.text_output["unused"]))
-    return {f"text.{name}": tensor for name, tensor in encoder.state_dict().items()}
 
 
 def import_embeddings(checkpoint: Checkpoint, options: Options, target: Path) -> Path:

@@ -118,7 +118,9 @@ def find_image_problem(image: str | Path | bytes) -> str | None:
             head, tail = image[:8], image[-_TAIL_BYTES:]
         else:
             head, tail = _read_ends(image)
-        if not _ends_as_it_begins(head, tail):
+        is_jpeg = head.startswith(b"\xff\xd8\xff") and tail.endswith(b"\xff\xd9")
+        is_png = head == b"\x89PNG\r\n\x1a\n" and b"IEND" in tail
+        if not (is_jpeg or is_png):
             decode_image(image)
     except BadImageError as error:
         return str(error)
@@ -159,12 +161,6 @@ def _read_ends(path: str | Path) -> tuple[bytes, bytes]:
             return head, file.read(_TAIL_BYTES)
     except OSError as error:
         raise BadImageError(_file_reason(error)) from error
-
-
-def _ends_as_it_begins(head: bytes, tail: bytes) -> bool:
-    if head.startswith(b"\xff\xd8\xff"):
-        return tail.endswith(b"\xff\xd9")
-    return head == b"\x89PNG\r\n\x1a\n" and b"IEND" in tail
 
 
 def _file_reason(error: OSError) -> str:

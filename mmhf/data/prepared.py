@@ -96,7 +96,9 @@ class PreparedFolder:
         """
         manifest = path / MANIFEST_FILE
         if not manifest.is_file():
-            raise InputError(f"{path}: {_what_is_there(path)}")
+            if shards := len(list(path.glob("*.images.arrow"))):
+                raise InputError(f"{path}: is cut short: {shards} files of images, but no {MANIFEST_FILE}")
+            raise InputError(f"{path}: has no {MANIFEST_FILE}")
         try:
             facts = read_json_object(manifest)
             if facts.pop("seal", None) != _hash_of(facts):
@@ -253,11 +255,6 @@ def reads_of(reading: Reading) -> dict[str, bool]:
 def rows_file(split: str) -> str:
     """The file of a split's columns."""
     return f"{split}.rows.arrow"
-
-
-def _what_is_there(path: Path) -> str:
-    shards = len(list(path.glob("*.images.arrow")))
-    return f"is cut short: {shards} files of images, but no {MANIFEST_FILE}" if shards else f"has no {MANIFEST_FILE}"
 
 
 def _hash_of(facts: object) -> str:

@@ -145,7 +145,9 @@ class _Packing:
 
     def run(self) -> None:
         shards = {
-            split: [self.folder / _shard_file(split, number) for number in range(-(-len(table) // _SHARD_ROWS))]
+            split: [
+                self.folder / f"{split}-{number:05}.images.arrow" for number in range(-(-len(table) // _SHARD_ROWS))
+            ]
             for split, table in self._tables.items()
         }
         total = sum(len(table) for table in self._tables.values())
@@ -243,10 +245,6 @@ def scaled_image(content: bytes, side: int) -> bytes:
     stream = io.BytesIO()
     picture_of(ShrinkToSide(side)(pixels_of(picture))).save(stream, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return stream.getvalue()
-
-
-def _shard_file(split: str, number: int) -> str:
-    return f"{split}-{number:05}.images.arrow"
 
 
 def _is_whole(path: Path, key: bytes, num_rows: int) -> bool:

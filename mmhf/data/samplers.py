@@ -167,10 +167,7 @@ def draw_rows(cumulative: NDArray[np.float64], count: int, seed: int) -> tuple[N
     points = np.sort(generator.random(count)) * cumulative[-1]
     rows = np.searchsorted(cumulative, points, side="right").clip(max=len(cumulative) - 1)
     order = generator.permutation(count)
-    return rows[order], _number_equals(rows)[order]
-
-
-def _number_equals(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number equal neighbours from 0: [3, 3, 3, 7, 7] → [0, 1, 2, 0, 1]."""
-    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
-    return np.arange(len(values)) - np.repeat(starts, np.diff(np.append(starts, len(values))))
+    # Equal neighbours are numbered from 0: [3, 3, 3, 7, 7] → [0, 1, 2, 0, 1].
+    starts = np.flatnonzero(np.concatenate([[True], rows[1:] != rows[:-1]]))
+    draws = np.arange(count) - np.repeat(starts, np.diff(np.append(starts, count)))
+    return rows[order], draws[order]

@@ -79,6 +79,8 @@ def store_name(
         device (`torch.device`): Where.
         least_side (`int`, *optional*): See [`~mmhf.data.collators.ImageCollator`].
     """
+    assert isinstance(model, HasFeatureParts)
+    is_channels_last = part.name == "vision" and why_not_channels_last(model.vision_output, device) is None
     values: dict[str, Any] = {
         "format": _FORMAT,
         "model": type(model).__name__,
@@ -89,7 +91,7 @@ def store_name(
         "dtype": str(dtype),
         "precision": precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "images": _image_format(model, part, device),
+        "images": "channels last" if is_channels_last else "contiguous",
         "float32": _float32_products(device),
         "versions": [torch.__version__, transformers.__version__, timm.__version__, PIL.__version__],
     }
@@ -109,12 +111,6 @@ def _float32_products(device: torch.device) -> list[str]:
     )
     switches = (products.matmul.fp32_precision, convolutions.conv.fp32_precision)
     return ["ieee" if switch == "none" else switch for switch in switches]
-
-
-def _image_format(model: PreTrainedModel, part: FeaturePart, device: torch.device) -> str:
-    assert isinstance(model, HasFeatureParts)
-    is_last = part.name == "vision" and why_not_channels_last(model.vision_output, device) is None
-    return "channels last" if is_last else "contiguous"
 
 
 def _config_of(model: PreTrainedModel, part: FeaturePart) -> dict[str, Any]:

@@ -131,11 +131,10 @@ def _base_models(notes: ReleaseNotes, recipe: Mapping[str, Any]) -> list[str]:
     """Hub names of the parent, or of the backbones; what lies in folders has none."""
     names = [notes.parent.repo] if notes.parent is not None else list(_backbones(recipe.get("model") or {}))
     names = [_ON_HUB.get(name, name).partition("@")[0] for name in names]
-    return sorted({name for name in names if _is_hub_name(name)})
-
-
-def _is_hub_name(name: str) -> bool:
-    return name.count("/") == _HUB_BACKBONE_DEPTH and not name.startswith(_LOCAL_PREFIXES) and not Path(name).exists()
+    on_hub = [
+        name for name in names if name.count("/") == _HUB_BACKBONE_DEPTH and not name.startswith(_LOCAL_PREFIXES)
+    ]
+    return sorted({name for name in on_hub if not Path(name).exists()})
 
 
 def _backbones(section: Mapping[str, Any]) -> Iterator[str]:
@@ -191,7 +190,9 @@ def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
     if parent is not None:
         started = f"{_code(parent)} (commit {_code((parent.commit or 'unknown')[:12])})"
     data = facts.recipe.get("data") or {}
-    lines = [f"- Started from {started}.", f"- Data: {_code(data.get('source', 'unknown'))}{_data_place(data)}."]
+    # A path of somebody's machine says nothing to others, and may say more than its owner wants.
+    place = f", {_code(Path(str(data['path'])).name)}" if data.get("path") else ""
+    lines = [f"- Started from {started}.", f"- Data: {_code(data.get('source', 'unknown'))}{place}."]
     stages = facts.recipe.get("stages") or []
     if stages:
         lines.append(f"- Stages: {', '.join(_plain(str(stage.get('name'))) for stage in stages)}.")
@@ -202,12 +203,6 @@ def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
     if facts.has_curve:
         lines += ["", f"![Training curves]({CURVE_FILE})"]
     return "\n".join(lines)
-
-
-def _data_place(data: Mapping[str, Any]) -> str:
-    name = str(data.get("path") or "")
-    # A path of somebody's machine says nothing to others, and may say more than its owner wants.
-    return f", {_code(Path(name).name)}" if name else ""
 
 
 def _markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -22,10 +22,8 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, ModelCard
 
@@ -92,7 +90,10 @@ def push_release(run_dir: str | Path, settings: ReleaseSection, *, notes: Releas
     with tempfile.TemporaryDirectory() as scratch, named_hub_errors(f"{settings.repo}@{tag}"):
         staging = Path(scratch)
         release = assemble(staging, run_dir, notes, place=_link)
-        _check_metric(settings, release.metrics)
+        metric = settings.best_metric
+        if metric is not None and _number(release, metric) is None:
+            hint = did_you_mean(nearest_names(metric, release.metrics))
+            raise InputError(f"release.best_metric: the run has no number {metric!r}{hint}")
         return _Push(HubRepo(settings.repo), settings, staging, release).run()
 
 
@@ -276,13 +277,6 @@ def _refuse_existing(repo: HubRepo, refs: Refs, version: Version, *, pending: st
 
 def _link(source: Path, target: Path) -> None:
     target.symlink_to(source)
-
-
-def _check_metric(settings: ReleaseSection, metrics: Mapping[str, Any]) -> None:
-    metric = settings.best_metric
-    if metric is not None and not isinstance(metrics.get(metric), (int, float)):
-        hint = did_you_mean(nearest_names(metric, metrics))
-        raise InputError(f"release.best_metric: the run has no number {metric!r}{hint}")
 
 
 def _number(release: Release | None, metric: str) -> float | None:

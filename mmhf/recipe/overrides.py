@@ -55,8 +55,10 @@ def parse_override(text: str) -> Override:
         raise InputError(f"override {ascii(text)}: an override is one line")
     if text.startswith("~"):
         return Override(text, _parse_key(text, text[1:]), None)
-    key, equals, raw = _split(text)
-    if not equals:
+    matched = re.match(r"""(?:"[^"]*"|'[^']*'|[^"'=])*""", text)
+    end = matched.end() if matched else 0  # the first `=` outside quotes
+    key, raw = text[:end], text[end + 1 :]
+    if text[end : end + 1] != "=":
         raise InputError(f"override {text}: write KEY=VALUE, or ~KEY to remove a key")
     path, origin, raw = _parse_key(text, key.strip()), Origin(text, overridden=True), raw.strip()
     if raw[:1] in ("[", "{", '"', "'"):
@@ -87,13 +89,6 @@ def apply_overrides(tree: Node, overrides: Sequence[Override], root: Annotation)
         else:
             tree = _with(tree, path, _typed(override, path, tree, root))
     return tree
-
-
-def _split(text: str) -> tuple[str, str, str]:
-    """`text` at the first `=` outside quotes."""
-    matched = re.match(r"""(?:"[^"]*"|'[^']*'|[^"'=])*""", text)
-    end = matched.end() if matched else 0
-    return text[:end], text[end : end + 1] if text[end : end + 1] == "=" else "", text[end + 1 :]
 
 
 def _parse_key(text: str, key: str) -> tuple[str, ...]:

@@ -170,7 +170,10 @@ def _secrets(node: Node, path: KeyPath) -> Iterator[Problem]:
     elif isinstance(node.value, str):
         by_name = "by its name" if path and node.value and _SECRET_KEY.fullmatch(str(path[-1])) else None
         if kind := find_secret(node.value) or by_name:
-            yield Problem(path, _what_is_secret(node.value, kind), is_secret=True)
+            what = f"holds a secret ({kind})"
+            if kind.endswith("in a URL"):
+                what = f"the {node.value.partition('://')[0]}:// URL holds credentials"
+            yield Problem(path, f"{what}; {_NO_SECRETS}", is_secret=True)
 
 
 def _without_secrets(problems: Sequence[Problem], secrets: dict[KeyPath, Problem]) -> list[Problem]:
@@ -179,12 +182,6 @@ def _without_secrets(problems: Sequence[Problem], secrets: dict[KeyPath, Problem
     shown_parts = {path[:length] for path in secrets for length in range(len(path) + 1)}
     hidden = [replace(each, got=None, is_secret=True) if each.path in shown_parts else each for each in problems]
     return [*hidden, *(problem for path, problem in secrets.items() if path not in named)]
-
-
-def _what_is_secret(value: str, kind: str) -> str:
-    if kind.endswith("in a URL"):
-        return f"the {value.partition('://')[0]}:// URL holds credentials; {_NO_SECRETS}"
-    return f"holds a secret ({kind}); {_NO_SECRETS}"
 
 
 def _root_of(values: object) -> type[RecipeBase] | None:

@@ -110,7 +110,11 @@ class StageCallback(TrainerCallback):
         """All that happens when a stage begins, in this order."""
         plan, stage = self.plan, position.stage
         if position.is_start and position.index > 0:
-            self._carry_best_weights(args, plan.stages[position.index - 1])
+            finished = plan.stages[position.index - 1]
+            if finished.section.carry_best is not None:
+                torch.distributed.barrier() if args.world_size > 1 else None
+                _best_weights(args, finished).load(plan.model)
+                logger.info("Stage %s goes on from its best %s", finished.name, finished.section.carry_best)
         hold_batch_norm = stage.section.batch_norm == "frozen"
         apply_freezing(self._model, plan.partition, stage.curves, hold_batch_norm=hold_batch_norm)
         configure_groups(self._optimizer.param_groups, plan.optimizer_choices(position.index))
@@ -125,7 +129,9 @@ class StageCallback(TrainerCallback):
         check_ranks_agree(plan.model, args)
         if self.data is not None:
             self.data.begin_stage(position)
-        self._awaiting_gradients = self._newly_trained(position.index)
+        before = plan.stages[position.index - 1].curves if position.index > 0 else {}
+        newly_trained = [group for group in stage.curves if group not in before]
+        self._awaiting_gradients = tuple(name for group in newly_trained for name in plan.partition[group])
         self.current = position
         logger.info(
             "Stage %s (%d of %d): %d steps, training %s",
@@ -216,17 +222,6 @@ class StageCallback(TrainerCallback):
         # Where the best model is kept, an evaluation may save, too.
         if control.should_save or (control.should_evaluate and args.load_best_model_at_end):
             control.should_log = True
-
-    def _newly_trained(self, index: int) -> tuple[str, ...]:
-        before = set() if index == 0 else set(self.plan.stages[index - 1].curves)
-        new = [group for group in self.plan.stages[index].curves if group not in before]
-        return tuple(name for group in new for name in self.plan.partition[group])
-
-    def _carry_best_weights(self, args: TrainingArguments, finished: PlannedStage) -> None:
-        if finished.section.carry_best is not None:
-            torch.distributed.barrier() if args.world_size > 1 else None
-            _best_weights(args, finished).load(self.plan.model)
-            logger.info("Stage %s goes on from its best %s", finished.name, finished.section.carry_best)
 
 
 @contextlib.contextmanager

@@ -87,7 +87,9 @@ class WeightAverage:
             by_age.setdefault(entry.num_updates, []).append(entry)
             entry.num_updates += 1
         for age, entries in by_age.items():
-            average_all = get_ema_multi_avg_fn(self._decay(age))
+            assert self.section is not None
+            decay = self.section.decay
+            average_all = get_ema_multi_avg_fn(min(decay, (1 + age) / (10 + age)) if self.section.warmup else decay)
             average_all([entry.average for entry in entries], [entry.tensor for entry in entries], age)
 
     @contextlib.contextmanager
@@ -142,12 +144,6 @@ class WeightAverage:
             if name in saved and buffer.is_floating_point() and not name.startswith(frozen)
         ]
         return [name for group in trained for name in partition[group]] + buffers
-
-    def _decay(self, num_updates: int) -> float:
-        assert self.section is not None
-        if not self.section.warmup:
-            return self.section.decay
-        return min(self.section.decay, (1 + num_updates) / (10 + num_updates))
 
     def _exchange(self) -> None:
         for entry in self._entries.values():

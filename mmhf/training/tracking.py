@@ -63,7 +63,10 @@ def tracked_run(args: TrainingArguments, resolved: ResolvedRecipe, run_name: str
         if not (run_dir / METRICS_FILE).is_file():  # a part of a run, which goes on
             return
         if "mlflow" in trackers:
-            _log_mlflow_artifacts(run_dir)
+            import mlflow
+
+            for path in _artifacts(run_dir):
+                mlflow.log_artifact(str(path), PLOTS_FOLDER if path.suffix == ".png" else None)
         if "wandb" in trackers:
             _log_wandb_artifacts(run_dir, with_model="wandb" in tracking.log_model)
 
@@ -216,13 +219,6 @@ def _flat(resolved: ResolvedRecipe) -> Iterator[tuple[str, Any]]:
 
 def _artifacts(run_dir: Path) -> list[Path]:
     return [*sorted((run_dir / PLOTS_FOLDER).glob("*.png")), run_dir / REPORT_FILE, run_dir / RECIPE_FILE]
-
-
-def _log_mlflow_artifacts(run_dir: Path) -> None:
-    import mlflow
-
-    for path in _artifacts(run_dir):
-        mlflow.log_artifact(str(path), PLOTS_FOLDER if path.suffix == ".png" else None)
 
 
 def _log_wandb_artifacts(run_dir: Path, *, with_model: bool) -> None:

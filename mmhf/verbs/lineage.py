@@ -19,7 +19,11 @@ _PREFERRED = ("test_accuracy", "test_f1_macro", "test_cider", "test_recall@1")
 
 def run(options: argparse.Namespace) -> None:
     records = read_history(options.repo)
-    metrics = options.metric or _usual_metrics(records)
+    metrics = options.metric
+    if not metrics:  # the most common ones, else the first of a test split, else any
+        numbers = [name for name, value in records[-1].release.metrics.items() if isinstance(value, (int, float))]
+        metrics = [name for name in _PREFERRED if name in numbers]
+        metrics = metrics or [name for name in numbers if name.startswith("test_")][:2] or numbers[:2]
     known = {name for record in records for name in record.release.metrics}
     for metric in metrics:
         if metric not in known:
@@ -28,13 +32,6 @@ def run(options: argparse.Namespace) -> None:
     for tree in family_trees(records):
         _grow(root, tree, None, metrics)
     Console().print(root)
-
-
-def _usual_metrics(records: list[VersionRecord]) -> list[str]:
-    """The most common metrics, else the first ones of a test split, else any."""
-    numbers = [name for name, value in records[-1].release.metrics.items() if isinstance(value, (int, float))]
-    chosen = [name for name in _PREFERRED if name in numbers]
-    return chosen or [name for name in numbers if name.startswith("test_")][:2] or numbers[:2]
 
 
 def _grow(place: Tree, tree: FamilyTree, parent: VersionRecord | None, metrics: list[str]) -> None:

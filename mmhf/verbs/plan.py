@@ -179,7 +179,11 @@ def _plan_stages(
         length_known=num_rows is not None,
     )
     if any(len(stage.curves) < len(stage_plan.partition) for stage in stage_plan.stages):
-        found.run["frozen weights"] = _describe_copies(why_no_copies(args.device, precision))
+        reason = why_no_copies(args.device, precision)
+        copies = (
+            f"also in the precision that is computed in, so that no step casts them again ({SWITCH}=off turns it off)"
+        )
+        found.run["frozen weights"] = copies if reason is None else f"as they are ({reason})"
     found.run["torch.compile"] = _describe_compiling(args, len(stage_plan.stages))
     found.run["fits at once"] = _largest_batch(args, found)
     if cache_section(task.recipe.cache).mode == "off":
@@ -275,13 +279,6 @@ def _largest_batch(args: TrainingArguments, found: Plan) -> str:
     if fits is None or there is None:
         return f"unknown: how much memory the {args.device.type} device has is not known"
     return f"about {fits:,} samples in stage {stage.name}, by the {there / GIB:.1f} GiB that the device can spare"
-
-
-def _describe_copies(reason: str | None) -> str:
-    """In which precision the weights of what is frozen are kept."""
-    if reason is not None:
-        return f"as they are ({reason})"
-    return f"also in the precision that is computed in, so that no step casts them again ({SWITCH}=off turns it off)"
 
 
 def _describe_compiling(args: TrainingArguments, num_stages: int) -> str:

@@ -93,7 +93,9 @@ def draft_recipe(finding: Finding, means: Means, *, task: str, name: str) -> Dra
         InputError: there are no pretrained weights to be had, and the task needs them.
     """
     writers = {CLASSIFY_PAIRS: _pairs, CLASSIFY: _images, CONTRAST: _contrast, CAPTION: _captions}
-    side = _image_side(finding, means)
+    # As large as the images are, up to what the machine trains in reasonable time.
+    most = 224 if means.gpu_gib else 128
+    side = most if finding.side is None else max(min(finding.side // 16 * 16, most), 64)
     data = {**finding.sections[task], "image_size": side}
     rows = finding.rows or _SOME
     body, comments, chose = writers[task](finding, means, rows)
@@ -117,13 +119,6 @@ def _emit(body: Mapping[str, Any], comments: Mapping[str, list[str]]) -> str:
         text = dump_yaml({key: value}).rstrip("\n")
         parts.append(text if isinstance(value, dict | list) else text[1:-1])  # a scalar comes as {key: value}
     return "\n".join(parts) + "\n"
-
-
-def _image_side(finding: Finding, means: Means) -> int:
-    """As large as the images are, up to what the machine trains in reasonable time."""
-    most = 224 if means.gpu_gib else 128
-    side = most if finding.side is None else finding.side
-    return max(min(side // 16 * 16, most), 64)
 
 
 def _batch_size(rows: int, most: int) -> int:

@@ -78,14 +78,15 @@ def partner_of(drawings: list[dict[str, Any]], seed: str) -> list[int]:
     for members in groups.values():
         members.sort(key=lambda position: hashlib.sha256(f"{seed}{drawings[position]['hexcode']}".encode()).digest())
         kinds = [drawings[position]["subgroup"] for position in members]
-        turn = min(range(1, len(members)), key=lambda turn: _same_kind(kinds, turn), default=0)
+        # How many would get a partner of their own kind, by how far each is from its partner.
+        same = {
+            turn: sum(kind == kinds[(place + turn) % len(kinds)] for place, kind in enumerate(kinds))
+            for turn in range(1, len(members))
+        }
+        turn = min(same, key=same.__getitem__, default=0)
         for place, position in enumerate(members):
             partners[position] = members[(place + turn) % len(members)]
     return partners
-
-
-def _same_kind(kinds: list[str], turn: int) -> int:
-    return sum(kind == kinds[(place + turn) % len(kinds)] for place, kind in enumerate(kinds))
 
 
 def _pairs(drawings: list[dict[str, Any]], seed: str) -> Iterator[dict[str, Any]]:

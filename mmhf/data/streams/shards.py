@@ -125,16 +125,15 @@ class TarShard:
                 if ending in members:
                     members["twice"] = ending
                 elif ending in self.image:
-                    members[ending] = read() if with_images and self._is_chosen(ending, members) else b""
+                    preferred = self.image[: self.image.index(ending)]
+                    is_chosen = not any(other in members for other in preferred)
+                    members[ending] = read() if with_images and is_chosen else b""
                 elif ending == self.caption.partition(":")[0]:
                     members[ending] = read()
             if members:
                 yield self._sample(number, members)
         except (*UNREADABLE, *failures_of(self.url)) as error:
             yield _fault(self.url, max(number, 1), error)
-
-    def _is_chosen(self, ending: str, members: dict[str, Any]) -> bool:
-        return not any(other in members for other in self.image[: self.image.index(ending)])
 
     def _sample(self, number: int, members: dict[str, Any]) -> ShardImage | ShardFault:
         name = f"{shard_name(self.url)}/{members['key']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL.Image import Image
 
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.errors import InputError
-from mmhf.inference.demo.subjects import Answer, Explanation, Subject
+from mmhf.inference.demo.subjects import Answer, Subject
 
 MAX_TEXT = 1000
 """Longer texts, in characters, are refused."""
@@ -118,11 +119,11 @@ class Page:
         return [*self._shown(answer), ""]
 
     def _explain(self, upload: Upload, text: str | None) -> Any:
-        try:
-            explanation = self.subject.explain(self._open(upload), _bounded(text))
-        except (BadImageError, InputError):
-            explanation = None
-        shown = _shown_explanation(explanation)
+        shown: list[Any] = [None, None]
+        with contextlib.suppress(BadImageError, InputError):
+            if (found := self.subject.explain(self._open(upload), _bounded(text))) is not None:
+                words = [piece for word, relevance in found.words for piece in ((word, relevance), (" ", None))]
+                shown = [found.image, words or None]
         return shown if self.subject.family == "classifier" and self.subject.takes_text else shown[0]
 
     def _shown(self, answer: Answer) -> list[Any]:
@@ -148,10 +149,3 @@ def _bounded(text: str | None) -> str:
 
 def _refusal(error: ValueError) -> str:
     return f"<strong>Refused:</strong> {html.escape(str(error))}"
-
-
-def _shown_explanation(explanation: Explanation | None) -> list[Any]:
-    if explanation is None:
-        return [None, None]
-    words = [piece for word, relevance in explanation.words for piece in ((word, relevance), (" ", None))]
-    return [explanation.image, words or None]

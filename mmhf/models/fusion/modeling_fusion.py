@@ -156,7 +156,9 @@ class FusionForImageTextClassification(TowerModel):
         modalities = torch.stack(
             [self._present("image", image_mask, image_embeds), self._present("text", text_mask, text_embeds)], dim=1
         )
-        if self._can_lack(image_mask, text_mask):
+        is_masked = image_mask is not None or text_mask is not None or self.config.mask is not None
+        # Learnt stand-ins are part of every batch's graph, so that they always have a gradient.
+        if is_masked or self.config.stand_in == "learnt":
             image_embeds = self.fusion.fill(image_embeds, modalities[:, 0], modality=0)
             text_embeds = self.fusion.fill(text_embeds, modalities[:, 1], modality=1)
         logits = self.head(self.fusion(image_embeds, text_embeds))
@@ -281,12 +283,6 @@ class FusionForImageTextClassification(TowerModel):
             table = TableEncoder.from_dict(self.config.text_table or {})
             self._table_encoder.append(load_table_encoder(table, self.config.text_config))
         return self._table_encoder[0]
-
-    def _can_lack(self, image_mask: Tensor | None, text_mask: Tensor | None) -> bool:
-        """Whether stand-ins are part of this batch's graph; learnt ones are, so that they always have a gradient."""
-        config = self.config
-        masked = image_mask is not None or text_mask is not None or config.mask is not None
-        return masked or config.stand_in == "learnt"
 
     def _present(self, modality: str, mask: Tensor | None, embeds: Tensor) -> Tensor:
         if self.config.mask == modality:

@@ -114,6 +114,17 @@ def _joint_name(names: Sequence[str]) -> str:
     return f"{names[0]} … {names[-1]} ({len(names)} groups)"
 
 
+def save_training_curves(
+    folder: Path, log_history: Sequence[Mapping[str, Any]], best_metric: str | None
+) -> dict[str, Path]:
+    """Draw `training_curves.png` into a folder; gives `training_curves` → PNG, nothing of a log without numbers."""
+    if not has_values(log_history):
+        return {}
+    path = folder / "training_curves.png"
+    plot_training_curves(log_history, path, best_metric=best_metric)
+    return {"training_curves": path}
+
+
 def plot_training_curves(
     log_history: Sequence[Mapping[str, Any]], path: str | Path, *, best_metric: str | None = None
 ) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmhf.evaluation.calibration import CalibrationEvaluation
 from mmhf.evaluation.classification import ClassificationEvaluation
-from mmhf.evaluation.curves import has_values, new_figure, plot_training_curves, save_figure
+from mmhf.evaluation.curves import new_figure, save_figure, save_training_curves
 from mmhf.evaluation.retrieval.metrics import RetrievalEvaluation
 
 if TYPE_CHECKING:
@@ -47,10 +47,7 @@ def save_classification_plots(
         labelled rows has none, nor has a log without numbers.
     """
     folder = Path(folder)
-    paths = {}
-    if has_values(log_history):
-        paths["training_curves"] = folder / "training_curves.png"
-        plot_training_curves(log_history, paths["training_curves"], best_metric=best_metric)
+    paths = save_training_curves(folder, log_history, best_metric)
     for split, evaluation in evaluations.items():
         if not evaluation.num_rows:
             continue
@@ -92,10 +89,7 @@ def save_retrieval_plots(
         `dict[str, Path]`: `training_curves` and `SPLIT_recall` -> PNG.
     """
     folder = Path(folder)
-    paths = {}
-    if has_values(log_history):
-        paths["training_curves"] = folder / "training_curves.png"
-        plot_training_curves(log_history, paths["training_curves"], best_metric=best_metric)
+    paths = save_training_curves(folder, log_history, best_metric)
     for split, evaluation in evaluations.items():
         paths[f"{split}_recall"] = folder / f"{split}_recall.png"
         plot_recall(evaluation, paths[f"{split}_recall"])

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,16 +179,19 @@ class HubRepo:
 
     def create_branch(self, branch: str, revision: str) -> None:
         """Create a branch at a commit, unless it is there already."""
+        create = functools.partial(self._api.create_branch, self.name, branch=branch, revision=revision)
+        self._create(create, lambda refs: refs.branches.get(branch) == revision)
 
-        def create() -> None:
+    def _create(self, create: Callable[[], object], is_there: Callable[[Refs], bool]) -> None:
+        def attempt() -> None:
             try:
-                self._api.create_branch(self.name, branch=branch, revision=revision)
+                create()
             except HUB_ERRORS as error:
                 refs = self.refs() if status_of(error) == _CONFLICT else None
-                if refs is None or refs.branches.get(branch) != revision:
+                if refs is None or not is_there(refs):
                     raise
 
-        with_retries(create)
+        with_retries(attempt)
 
     def delete_branch(self, branch: str) -> None:
         """Delete a branch, if it is there."""
@@ -202,16 +205,8 @@ class HubRepo:
 
     def create_tag(self, tag: str, revision: str) -> None:
         """Set a tag at a commit, unless it is there already. One that somebody set elsewhere is an error."""
-
-        def create() -> None:
-            try:
-                self._api.create_tag(self.name, tag=tag, revision=revision)
-            except HUB_ERRORS as error:
-                refs = self.refs() if status_of(error) == _CONFLICT else None
-                if refs is None or refs.tags.get(tag) != revision:
-                    raise
-
-        with_retries(create)
+        create = functools.partial(self._api.create_tag, self.name, tag=tag, revision=revision)
+        self._create(create, lambda refs: refs.tags.get(tag) == revision)
         for wait in (1.0, 4.0, None):
             refs = self.refs()
             if refs is not None and refs.tags.get(tag) == revision:

@@ -229,8 +229,7 @@ def predict_table(
     there, and so is a row without a usable image if the model was trained to go by the text alone. Any number of
     processes may be started with the same arguments: they share the work. Killed at any moment and started again, it
     writes the file that it would have written; started again when it is done, nothing happens. Work in progress lies
-    in `OUTPUT.partial/`; the output appears when it is complete, with `OUTPUT.job.json`, which says what it
-    was made from.
+    in `OUTPUT.partial/`; the output appears when it is complete, and `OUTPUT.job.json` says what it was made from.
 
     Args:
         model_dir (`str` or `Path`): Run or release folder.

@@ -1,7 +1,6 @@
 import math
 
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from mmhf.evaluation.curves import (
@@ -111,16 +110,8 @@ def test_unusual_logs_are_drawn_without_a_warning(log, tmp_path):
 
 
 @pytest.fixture
-def panels(monkeypatch, tmp_path):
+def panels(figures, tmp_path):
     """Draw, and give the titles of the panels with the number of curves in each."""
-    figures = []
-    original = Figure.savefig
-
-    def savefig(figure, *args, **kwargs):
-        figures.append(figure)
-        return original(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
 
     def draw(log, **options):
         plot_training_curves(log, tmp_path / "curves.png", **options)

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 
 from mmhf.evaluation.classification import evaluate_classification
@@ -67,16 +66,8 @@ LOSSES = np.where(RATES < 1e-1, 2.0 - 0.2 * np.log10(RATES / 1e-6), 500.0)
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path):
+def drawn(figures, tmp_path):
     """Draw, and give the axes that were written to a PNG."""
-    figures = []
-    original = Figure.savefig
-
-    def savefig(figure, *args, **kwargs):
-        figures.append(figure)
-        return original(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", savefig)
 
     def draw(suggestions, **options):
         path = tmp_path / "plots" / "lr.png"

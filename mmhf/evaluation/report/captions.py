@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mmhf.evaluation.captions.metrics import BOOTSTRAP_PROTOCOL, CAPTION_PROTOCOLS, CaptionEvaluation
-from mmhf.evaluation.curves import has_values, plot_training_curves
+from mmhf.evaluation.curves import save_training_curves
 from mmhf.evaluation.report.page import (
     Block,
     CaptionExample,
     Captions,
-    Code,
     Heading,
     Section,
     Table,
@@ -24,8 +23,8 @@ from mmhf.evaluation.report.page import (
 )
 from mmhf.evaluation.report.sections import (
     RunFacts,
+    closing_sections,
     curves_section,
-    data_sections,
     metrics_section,
     trained_section,
     write_report,
@@ -103,10 +102,7 @@ def write_captions_report(run: RunFacts, measured: Mapping[str, MeasuredCaptions
         run (`RunFacts`): The run.
         measured (`Mapping[str, MeasuredCaptions]`): By split.
     """
-    plots = {}
-    if has_values(run.log_history):
-        plots["training_curves"] = run.folder / PLOTS_FOLDER / "training_curves.png"
-        plot_training_curves(run.log_history, plots["training_curves"], best_metric=run.best_metric)
+    plots = save_training_curves(run.folder / PLOTS_FOLDER, run.log_history, run.best_metric)
     judged = judged_split(measured)
     verdict = None if judged is None else caption_verdict(run, judged[0], judged[1].evaluation, judged[1].baselines)
     write_report(run, caption_sections(run, measured, plots=plots), verdict)
@@ -136,8 +132,7 @@ def caption_sections(
             note = Text(f"{len(each.examples):,} of {each.num_rows:,} images.", "note")
             gallery = Captions(each.examples, f"captions-{number}")
             sections.append(Section(f"Captions: {split}", [note, gallery]))
-    recipe = [] if run.recipe_yaml is None else [Section("Recipe", [Code(run.recipe_yaml)])]
-    return [*sections, *data_sections(run), *recipe]
+    return [*sections, *closing_sections(run)]
 
 
 def _metrics(evaluations: Mapping[str, CaptionEvaluation]) -> Section:

@@ -18,7 +18,6 @@ from mmhf.evaluation.plots import save_calibration_plots, save_classification_pl
 from mmhf.evaluation.report.page import (
     Block,
     Card,
-    Code,
     Figure,
     Folded,
     Gallery,
@@ -31,8 +30,8 @@ from mmhf.evaluation.report.page import (
 )
 from mmhf.evaluation.report.sections import (
     RunFacts,
+    closing_sections,
     curves_section,
-    data_sections,
     metrics_section,
     trained_section,
     write_report,
@@ -200,8 +199,7 @@ def classification_sections(
         if each.calibration is not None and each.calibration.bins:
             sections.append(_calibration(split, each.calibration, figures))
     sections += [_mistakes(split, each.mistakes) for split, each in measured.items() if each.mistakes is not None]
-    recipe = [] if run.recipe_yaml is None else [Section("Recipe", [Code(run.recipe_yaml)])]
-    return [*sections, *data_sections(run), *recipe]
+    return [*sections, *closing_sections(run)]
 
 
 def _metrics(measured: Mapping[str, MeasuredClassification]) -> Section:

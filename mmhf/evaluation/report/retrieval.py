@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from mmhf.evaluation.plots import save_retrieval_plots
-from mmhf.evaluation.report.page import Card, Code, Figure, Gallery, Section, Text, write_page
+from mmhf.evaluation.report.page import Card, Figure, Gallery, Section, Text, write_page
 from mmhf.evaluation.report.sections import (
     RunFacts,
+    closing_sections,
     curves_section,
-    data_sections,
     metrics_section,
     trained_section,
     write_report,
@@ -150,8 +150,7 @@ def retrieval_sections(
             caption = f"Share of queries answered within the first k results, {split} split; dashed: by chance."
             sections.append(Section(f"Recall: {split}", [Figure(figures[f"{split}_recall"], caption)]))
     sections += [_late_finds(split, each.examples) for split, each in measured.items() if each.examples is not None]
-    recipe = [] if run.recipe_yaml is None else [Section("Recipe", [Code(run.recipe_yaml)])]
-    return [*sections, *data_sections(run), *recipe]
+    return [*sections, *closing_sections(run)]
 
 
 def _metrics(measured: Mapping[str, MeasuredRetrieval]) -> Section:

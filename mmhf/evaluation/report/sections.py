@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmhf.evaluation.report.page import Block, Figure, Heading, Section, Table, Text, write_page
+from mmhf.evaluation.report.page import Block, Code, Figure, Heading, Section, Table, Text, write_page
 from mmhf.files import REPORT_FILE
 
 if TYPE_CHECKING:
@@ -119,9 +119,11 @@ def metrics_section(
     return Section("Metrics", [table, *(Text(sentence, "note") for sentence in sentences)])
 
 
-def data_sections(run: RunFacts) -> list[Section]:
-    """What is wrong with the data: bad rows and, where some were found, images that are there twice."""
-    return [_bad_rows(run.bad_examples, run.empty_texts), *([_duplicates(run.duplicates)] if run.duplicates else [])]
+def closing_sections(run: RunFacts) -> list[Section]:
+    """What is wrong with the data (bad rows and, where there are any, images that are there twice), and the recipe."""
+    duplicates = [_duplicates(run.duplicates)] if run.duplicates else []
+    recipe = [] if run.recipe_yaml is None else [Section("Recipe", [Code(run.recipe_yaml)])]
+    return [_bad_rows(run.bad_examples, run.empty_texts), *duplicates, *recipe]
 
 
 def _bad_rows(bad_examples: Sequence[BadExample], empty_texts: Mapping[str, int]) -> Section:

@@ -49,4 +49,5 @@ class Answers:
         """The share of right answers since the last time; `total` sums a tensor over all processes."""
         right, answered = total(self._counts).tolist()
         self._counts = torch.zeros_like(self._counts)
-        return right / max(answered, 1)
+        accuracy: float = right / max(answered, 1)
+        return accuracy

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from mmhf.training.boundary import random_state_kept
 from mmhf.training.weights import unmoved_statistics
 
 logger = logging.getLogger(__name__)
@@ -73,13 +73,6 @@ class CompiledStage:
 
 def _without_trace(model: nn.Module, run: Callable[[], Tensor], seed: int) -> Tensor:
     """Run the plain model without a graph; its statistics and everybody's random numbers stay as they are."""
-    with torch.no_grad(), unmoved_statistics(model), _other_random_numbers(seed):
-        return run().detach().clone()
-
-
-@contextlib.contextmanager
-def _other_random_numbers(seed: int) -> Iterator[None]:
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
+    with torch.no_grad(), unmoved_statistics(model), random_state_kept():
         torch.manual_seed(seed)
-        yield
+        return run().detach().clone()

@@ -176,7 +176,7 @@ class StageData:
 
     def epochs_done(self) -> float | None:
         """Passes over the data that are done; None where Trainer, which counts from a resumed sample, is right."""
-        before = self._epoch_start / (self.batch_size * self.args.world_size)
+        before: float = self._epoch_start / (self.batch_size * self.args.world_size)
         if before <= 0:
             return None
         return self.epoch + (before + self._num_taken) / (before + self.steps_in_epoch)

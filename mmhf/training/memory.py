@@ -15,10 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from mmhf.errors import InputError
-from mmhf.recipe.schema import RecipeBase
 from mmhf.training.planned_stage import PlannedStage
-from mmhf.training.stage_data import StageData
-from mmhf.training.stages import StagePlan, StagePosition
+from mmhf.training.stages import StagePlan
 
 GIB = 2**30
 Inputs = Mapping[str, torch.Tensor]
@@ -159,28 +157,6 @@ def shortage_named(explain: Callable[[], str]) -> Iterator[None]:
             "a process that reads data was killed; lower training.dataloader_num_workers" if was_killed else explain()
         )
         raise InputError(f"{what} ({said})") from error
-
-
-def training_shortage(position: StagePosition | None, data: StageData, recipe: RecipeBase | None) -> str:
-    """Which key to change where the memory of a training step has run out.
-
-    Args:
-        position (`StagePosition`, *optional*): The stage under way.
-        data ([`StageData`]): Its micro-batches.
-        recipe (`RecipeBase`, *optional*): May say how many pairs a step has.
-    """
-    key, stage, batch_size = "training.per_device_train_batch_size", "", data.batch_size
-    if position is not None:
-        stage = f"stage {position.stage.name}: "
-        key = f"stages.{position.index}.batch_size" if position.stage.section.batch_size else key
-    begun = f"{stage}memory ran out on the {data.args.device.type} device, in batches of {batch_size}"
-    if batch_size == 1:
-        return f"{begun}; set training.gradient_checkpointing: true, or a smaller data.image_size"
-    is_exact = recipe is not None and recipe.pairs_per_step() is not None
-    same = "contrastive.batch_size stays" if is_exact else "and raise training.gradient_accumulation_steps as much"
-    return (
-        f"{begun}; lower {key} to {batch_size // 2} ({same}), and go on from the last checkpoint with --allow-changes"
-    )
 
 
 def saved_activations(model: nn.Module, example_inputs: Inputs, precision: str = "no") -> list[torch.Tensor]:

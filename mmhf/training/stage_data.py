@@ -205,6 +205,19 @@ class StageData:
         ids = rows.ids(rows.order.epoch_rows(samples.epoch)[0][samples.first : samples.last])
         return f"rows {', '.join(ids[:_SHOWN_IDS])}{', ...' if len(ids) > _SHOWN_IDS else ''}"
 
+    def explain_shortage(self, position: StagePosition | None) -> str:
+        """Which key to change where the memory of a step has run out, in the stage under way."""
+        key, stage, size = "training.per_device_train_batch_size", "", self.batch_size
+        if position is not None:
+            stage = f"stage {position.stage.name}: "
+            key = f"stages.{position.index}.batch_size" if position.stage.section.batch_size else key
+        begun = f"{stage}memory ran out on the {self.args.device.type} device, in batches of {size}"
+        if size == 1:
+            return f"{begun}; set training.gradient_checkpointing: true, or a smaller data.image_size"
+        is_exact = self._recipe is not None and self._recipe.pairs_per_step() is not None
+        same = "contrastive.batch_size stays" if is_exact else "and raise training.gradient_accumulation_steps as much"
+        return f"{begun}; lower {key} to {size // 2} ({same}), and go on from the last checkpoint with --allow-changes"
+
     @property
     def _dataset(self) -> RowDataset:
         assert isinstance(self.rows, RowDataset)

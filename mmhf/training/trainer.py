@@ -35,7 +35,7 @@ from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.evaluator import ReadsSplits
 from mmhf.training.frozen_copies import keep_copies, release_copies, why_no_copies
 from mmhf.training.loss_watch import LossWatch
-from mmhf.training.memory import shortage_named, training_shortage
+from mmhf.training.memory import shortage_named
 from mmhf.training.optimizers import run_optimizer
 from mmhf.training.parallel import ready_for_sharding, synchronise_what_trains
 from mmhf.training.plan import ONE_ROW, one_row_refusal
@@ -182,7 +182,7 @@ class MMTrainer(ReadsSplits):
         self._average.go_on_from(checkpoint)
         self.data.go_on_from(checkpoint)
         unwritable = removed_if_unwritable(lambda: checkpoint_path(self.run_dir, self.state.global_step))
-        shortage = shortage_named(lambda: training_shortage(self.stages.current, self.data, self._recipe))
+        shortage = shortage_named(lambda: self.data.explain_shortage(self.stages.current))
         try:
             with self._checkpoints.kept_until_replaced(), unwritable, shortage:
                 output = super().train(resumed, *args, **kwargs)

@@ -108,8 +108,6 @@ class FeatureStore:
         self.is_writable = True
         self._writer: int | None = None
         self._segments: list[_Segment] = []
-        self._rows = np.empty(0, dtype=np.int64)
-        self._keys = np.empty(0, dtype=np.uint64)
         self._describe()
         self.refresh()
 

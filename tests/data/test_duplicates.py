@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from mmhf.data import duplicates
+from mmhf.data import duplicates, thumbnails
 from mmhf.data.duplicates import DuplicateImage, DuplicatePair, find_duplicates, write_duplicates
 from mmhf.data.loading import load_data
 from mmhf.data.table import ROW_FEATURES
@@ -167,7 +167,7 @@ def test_leaks_are_the_training_images_that_are_elsewhere(train, test, data):
 def test_thumbnails_are_made_once(monkeypatch):
     splits = {"train": table([saved(picture(number % 3), quality=60 + number) for number in range(6)])}
     found = find_duplicates(splits)
-    monkeypatch.setattr(duplicates, "decode_image", None)
+    monkeypatch.setattr(thumbnails, "decode_image", None)
     assert find_duplicates(splits) == found and len(found.pairs) == 3
 
 
@@ -176,7 +176,7 @@ def test_pairs_are_found_once(monkeypatch):
     splits = {"train": table(images[:4]), "test": table(images[4:])}
     found = find_duplicates(splits)
     with monkeypatch.context() as patch:
-        patch.setattr(duplicates, "cKDTree", None)
+        patch.setattr(thumbnails, "cKDTree", None)
         assert find_duplicates(splits) == found and found.leaks
     moved = find_duplicates({"train": table(images[:2]), "test": table(images[2:])})
     assert moved != found and len(moved.pairs) == len(found.pairs)

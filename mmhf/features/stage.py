@@ -71,6 +71,7 @@ class _Counts:
 
     read: int = 0
     computed: int = 0
+    unstored: int = 0
     seconds: float = 0.0
     num_bytes: int = 0
 
@@ -219,6 +220,11 @@ class StageFeatures:
         """Features that were computed, by all processes together."""
         return sum(counts.computed for counts in self._counts.values())
 
+    @property
+    def num_unstored(self) -> int:
+        """Those of them that were computed for a store that could not be written to its end."""
+        return sum(counts.unstored for counts in self._counts.values())
+
     def _open_stage(self, index: int) -> None:
         self.stage = index
         self._open = {}
@@ -327,7 +333,10 @@ class StageFeatures:
                 filled.num_rows += more.num_rows
         counts.computed += filled.num_rows
         counts.seconds += filled.seconds
-        counts.num_bytes += filled.num_rows * store.layout.row_bytes if store.is_writable else 0
+        if store.is_writable:
+            counts.num_bytes += filled.num_rows * store.layout.row_bytes
+        else:
+            counts.unstored += filled.num_rows
         seconds, what = filled.seconds, CONTENT[part.name]
         logger.info("%s %ss done in %.1f s", f"{filled.num_rows:,}", what, seconds)
 

@@ -94,16 +94,19 @@ class SharedStudy:
             study.set_user_attr(part, text)
 
     def load(self, number: int = 0) -> Study:
-        """The study as it is now. The sampler's seed depends on the trial, so that no two workers propose alike."""
-        section = self.space.section
-        seed = section.seed * 100_003 + number
+        """The study as it is now. The sampler's seed depends on the place in the sweep: no two workers propose alike.
+
+        What is tried again, because its worker was killed before it chose, is so given the same values again.
+        """
+        section, place = self.space.section, self.ordinal(number)
+        seed = section.seed * 100_003 + place
         sampler: BaseSampler
         if section.sampler == "tpe":
             sampler = TPESampler(seed=seed, constant_liar=True)
         elif section.sampler == "random":
             sampler = RandomSampler(seed=seed)
         else:
-            sampler = _GridPoint(self.space.grid(), self.ordinal(number))
+            sampler = _GridPoint(self.space.grid(), place)
         return optuna.load_study(study_name=self.name, storage=self.storage, sampler=sampler, pruner=self._pruner())
 
     def _pruner(self) -> optuna.pruners.BasePruner:
@@ -190,7 +193,10 @@ class SharedStudy:
             # The worker of one that runs is about to finish this one; it would give up if somebody else did.
             if states:
                 continue
-            retry = self._create({ROOT: root}, left.params, left.distributions, left.intermediate_values)
+            if left.params.keys() >= self.space.distributions().keys():
+                retry = self._create({ROOT: root}, left.params, left.distributions, left.intermediate_values)
+            else:  # it was killed while it chose: all is chosen again, in the same order
+                retry = self._create({ROOT: root})
             if self._finish(left, f"its worker {left.user_attrs.get(WORKER)} is gone"):
                 return self._with_values(retry)
             self._drop(retry, "another worker was faster")

@@ -56,6 +56,11 @@ class TrialOutcome:
     error: str | None = None
 
 
+def evaluated_epoch(epoch: float | None) -> int:
+    """The epoch that an evaluation counts for, from 1."""
+    return max(1, round(epoch or 0))
+
+
 class ReportEvaluations(TrainerCallback):
     """Sends each epoch's metric to the sweep and ends the training when the answer says so."""
 
@@ -74,7 +79,7 @@ class ReportEvaluations(TrainerCallback):
         value = (metrics or {}).get(f"eval_{self.metric}")
         if value is None or not state.is_world_process_zero:
             return
-        self.connection.send((max(1, round(state.epoch or 0)), float(value)))
+        self.connection.send((evaluated_epoch(state.epoch), float(value)))
         if self.connection.recv():
             raise PrunedTrialError
 

@@ -16,11 +16,11 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from mmhf.damage import find_damage
-from mmhf.files import METRICS_FILE, RECIPE_FILE, read_json_object
+from mmhf.files import METRICS_FILE, RECIPE_FILE, TRAINER_STATE_FILE, read_json_object
 from mmhf.recipe import load_recipe
 from mmhf.sweep.space import as_overrides
 from mmhf.sweep.study import HEARTBEAT, SharedStudy
-from mmhf.sweep.trial_process import Train, TrialOrder, TrialOutcome, run_trial
+from mmhf.sweep.trial_process import Train, TrialOrder, TrialOutcome, evaluated_epoch, run_trial
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,12 @@ class Worker:
             return TrialOutcome(error=f"{run_dir} holds a run with other values ({other}); remove it"), None
         if (damage := find_damage(run_dir)) is not None:
             return TrialOutcome(error=f"{run_dir}: {damage}; remove the folder"), None
-        name = f"{OBJECTIVE_SPLIT}_{self.study.space.section.metric}"
+        metric = self.study.space.section.metric
+        state = run_dir / TRAINER_STATE_FILE
+        for entry in read_json_object(state).get("log_history", []) if state.is_file() else ():
+            if f"eval_{metric}" in entry:  # what the journal lost, or a worker that was killed did not report
+                _report(trial, evaluated_epoch(entry.get("epoch")), float(entry[f"eval_{metric}"]))
+        name = f"{OBJECTIVE_SPLIT}_{metric}"
         value = read_json_object(run_dir / METRICS_FILE).get(name)
         if value is None:
             return TrialOutcome(error=f"{run_dir / METRICS_FILE} has no number for {name}"), None
@@ -108,12 +113,9 @@ class Worker:
     def _train(self, trial: Trial, run_dir: Path) -> TrialOutcome:
         values = [*as_overrides(trial.params), f"training.output_dir={json.dumps(str(run_dir))}"]
         order = TrialOrder(self.recipe, [*self.overrides, *values], str(run_dir), self.study.space.section.metric)
-        reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
 
         def should_prune(epoch: int, value: float) -> bool:
-            if epoch not in reported:
-                trial.report(value, epoch)
-                reported.add(epoch)
+            _report(trial, epoch, value)
             return bool(trial.should_prune())
 
         return run_trial(self.train, order, should_prune)
@@ -150,3 +152,9 @@ class Worker:
         finally:
             ended.set()
             thread.join()
+
+
+def _report(trial: Trial, epoch: int, value: float) -> None:
+    """Note what an epoch came to, once: Optuna warns of a second time."""
+    if epoch not in trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
+        trial.report(value, epoch)

@@ -52,7 +52,10 @@ def run(options: argparse.Namespace) -> None:
             if split in data.splits:
                 features.attach(task.torch_dataset(data, split), collator, is_training=False)
         features.store_ahead(plan)
+    folder = features_folder(cache_section(recipe.cache))
+    if features.num_unstored:
+        raise InputError(f"{folder}: features cannot be stored there, as the warning says; make room and repeat this")
     for stage, choices in zip(plan.stages, features.choices, strict=True):
         for choice in choices:
             logger.info("Stage %s: %s", stage.name, choice.describe())
-    logger.info("%d rows computed, %s", features.num_computed, features_folder(cache_section(recipe.cache)))
+    logger.info("%d rows computed, %s", features.num_computed, folder)

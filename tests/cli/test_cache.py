@@ -122,6 +122,17 @@ def test_a_full_disk_stops_storing_and_nothing_else(tiny, succeed, caplog, monke
 
 
 @pytest.mark.slow
+def test_storing_ahead_on_a_full_disk_is_refused(tiny, mmhf_cli, monkeypatch):
+    def fail(path: Path, *_: Any) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(feature_store, "_append", fail)
+    outcome = mmhf_cli("cache", tiny.write("ahead"))
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].startswith(f"error: {tiny.features}: features cannot be stored there")
+
+
+@pytest.mark.slow
 def test_a_folder_that_can_only_be_read_is_read(tiny, succeed, caplog, monkeypatch, tmp_path):
     succeed("cache", tiny.write("ahead"))
     before = {path: path.read_bytes() for path in tiny.features.glob("*/*")}

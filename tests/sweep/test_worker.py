@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from optuna.trial import TrialState
@@ -44,6 +45,8 @@ def train_by_formula(train, order, should_prune):
     folder = Path(order.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "checkpoint-2").mkdir(exist_ok=True)
+    history = [{"epoch": float(epoch), "eval_accuracy": score} for epoch in (1, 2)]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
     (folder / "metrics.json").write_text(json.dumps({"validation_accuracy": score}))
     with (folder.parent / "log").open("a") as log:
         log.write(f"{a}{b}\n")
@@ -188,3 +191,28 @@ def test_half_a_line_of_a_killed_worker_is_no_damage(open_study, tmp_path):
     with (tmp_path / "journal.log").open("ab") as file:
         file.write(b'{"op_code": 4, "worker')
     assert len(open_study().trials()) == 1
+
+
+def test_a_journal_that_was_cut_anywhere_ends_as_it_would_have(make_worker, open_study, tmp_path, monkeypatch):
+    """Finished runs are read again, with the values of their epochs; what had not been chosen is chosen alike."""
+    monkeypatch.setattr(worker_module, "load_recipe", lambda *_: SimpleNamespace(leaves=dict))
+    options = {"sampler": "random", "more": "trials: 3\n"}
+
+    def end():
+        study = open_study(**options)
+        return {
+            study.ordinal(trial.number): (trial.state, trial.params, trial.values, trial.intermediate_values)
+            for trial in study.trials()
+        }
+
+    worker = make_worker(**options)
+    worker.run()
+    whole, journal = end(), tmp_path / "journal.log"
+    entries = journal.read_bytes().replace(worker.study.worker.encode(), b"elsewhere:1:1").splitlines(keepends=True)
+    assert len(whole) == 3 and len(entries) > 20
+    for kept in range(len(entries)):
+        journal.write_bytes(b"".join(entries[:kept]))
+        again = make_worker(**options)
+        again.study.patience = Patience(0.05, elsewhere=0.0)
+        again.run()
+        assert end() == whole, entries[kept]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -38,6 +39,16 @@ def test_each_damage_is_told_by_name(folder: Path, name: str):
     with pytest.raises(DamagedError, match=f"{folder}: {name} is missing; restore it, or remove") as caught:
         refuse_damage(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_a_release_is_known_by_its_own_list(folder: Path):
+    noted = json.loads((folder / "complete").read_text())
+    (folder / "complete").unlink()
+    values = {name: {file: each[at] for file, each in noted.items()} for at, name in enumerate(("sizes", "checksums"))}
+    (folder / "release.json").write_text(json.dumps(values))
+    assert find_damage(folder) is None
+    (folder / "recipe.yaml").write_text("task: x")
+    assert (find_damage(folder) or "").startswith("recipe.yaml has 7 bytes")
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"recipe.yaml": 3}', '{"recipe.yaml": ["a"]}', "\0"])

@@ -6,7 +6,7 @@ import pytest
 
 from mmhf.damage import find_damage
 from mmhf.errors import InputError
-from mmhf.training.checkpoints import last_complete_checkpoint
+from mmhf.training.checkpoints import complete_checkpoints, last_complete_checkpoint
 
 
 @pytest.fixture
@@ -47,6 +47,11 @@ def test_a_damaged_checkpoint_is_passed_over_by_name(run_dir, caplog, name, dama
     with pytest.raises(InputError, match=words):
         flip(run_dir / "checkpoint-9" / "model.safetensors")
         last_complete_checkpoint(run_dir)
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end_is_none(run_dir):
+    (run_dir / "checkpoint-18" / "complete").unlink()
+    assert [path.name for path in complete_checkpoints(run_dir)] == ["checkpoint-9"]
 
 
 def test_a_checkpoint_of_a_version_without_hashes_is_taken_as_it_is(run_dir):

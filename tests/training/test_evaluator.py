@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments, trainer_pt_utils
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from mmhf.training import evaluator
 from mmhf.training.evaluator import Evaluator
 
 
 @pytest.fixture
 def predict(tiny_model, tiny_data, tmp_path):
-    """Predict in batches of 5, by a class of trainers, with two outputs; gives the output and what was measured on."""
+    """Predict in batches of 5, by a class of trainers, with two outputs; gives the output and what was measured on.
+
+    The trainer must be as it was. With `uneven`, every other batch's second output is narrower.
+    """
     arguments = {"output_dir": str(tmp_path), "use_cpu": True, "per_device_eval_batch_size": 5, "disable_tqdm": True}
 
-    def run(trainer_class):
-        seen = []
+    def run(trainer_class, *, uneven=False):
+        seen, batches = [], itertools.count()
         forward = tiny_model.forward
 
         def two_outputs(features, labels=None):
             found = forward(features, labels)
-            return SequenceClassifierOutput(loss=found.loss, logits=found.logits, hidden_states=(features,))
+            width = 1 + next(batches) % 2 if uneven else None
+            return SequenceClassifierOutput(loss=found.loss, logits=found.logits, hidden_states=(features[:, :width],))
 
         def measure(found):
             seen.append((found.predictions, found.label_ids))
@@ -32,7 +39,9 @@ def predict(tiny_model, tiny_data, tmp_path):
         trainer = trainer_class(
             model=tiny_model, args=TrainingArguments(**arguments), data_collator=_collate, compute_metrics=measure
         )
+        before = trainer.args.to_dict()
         output = trainer.predict(tiny_data)
+        assert trainer.compute_metrics is measure and trainer.args.to_dict() == before
         tiny_model.forward = forward
         return output, seen
 
@@ -43,8 +52,9 @@ def _collate(rows):
     return {name: torch.stack([row[name] for row in rows]) for name in ("features", "labels")}
 
 
-def test_outputs_are_those_of_trainer(predict):
-    (stock, stock_seen), (ours, seen) = predict(Trainer), predict(Evaluator)
+@pytest.mark.parametrize("uneven", [False, True])
+def test_outputs_are_those_of_trainer(predict, uneven):
+    (stock, stock_seen), (ours, seen) = predict(Trainer, uneven=uneven), predict(Evaluator, uneven=uneven)
     assert ours.metrics["test_loss"] == pytest.approx(stock.metrics["test_loss"])
     assert ours.metrics["test_first"] == stock.metrics["test_first"]
     np.testing.assert_array_equal(ours.label_ids, stock.label_ids)
@@ -60,3 +70,16 @@ def test_no_batch_copies_those_before_it(predict, monkeypatch):
 
     monkeypatch.setattr(trainer_pt_utils, "nested_concat", refuse)
     assert len(predict(Evaluator)[0].label_ids) == 48
+
+
+def test_few_batches_wait_on_the_device(predict, monkeypatch):
+    add, waiting = trainer_pt_utils.EvalLoopContainer.add, []
+
+    def counted(self, tensors):
+        add(self, tensors)
+        waiting.append(len(self.tensors) if isinstance(self.tensors, list) else 0)
+
+    monkeypatch.setattr(evaluator, "_BATCHES_ON_DEVICE", 4)
+    monkeypatch.setattr(trainer_pt_utils.EvalLoopContainer, "add", counted)
+    predict(Evaluator)
+    assert max(waiting) == 4 and len(waiting) > 10

@@ -31,16 +31,21 @@ class SecretKind:
         name (`str`): What messages call it.
         words (`tuple[bytes, ...]`): Of which one is in each secret of the kind: to look for them is fast in gigabytes
             of weights.
-        pattern (`re.Pattern[bytes]`): What must stand around such a word.
+        expression (`str`): What must stand around such a word.
     """
 
     name: str
     words: tuple[bytes, ...]
-    pattern: re.Pattern[bytes]
+    expression: str
+
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[bytes]:
+        """The expression, compiled when such a word is first met."""
+        return re.compile(self.expression.encode())
 
 
-def _kind(name: str, words: str, pattern: str) -> SecretKind:
-    return SecretKind(name, tuple(word.encode() for word in words.split()), re.compile(pattern.encode()))
+def _kind(name: str, words: str, expression: str) -> SecretKind:
+    return SecretKind(name, tuple(word.encode() for word in words.split()), expression)
 
 
 _URL = r"[A-Za-z][A-Za-z0-9+.-]{1,30}://"
@@ -128,8 +133,10 @@ def redact(text: str) -> str:
     content = text.encode("utf-8", errors="surrogateescape")
     for secret in own_secrets():
         content = content.replace(secret, b"***")
+    lowered = content.lower()
     for kind in SECRET_KINDS:
-        content = kind.pattern.sub(b"***", content)
+        if any(word.lower() in lowered for word in kind.words):
+            content = kind.pattern.sub(b"***", content)
     return content.decode("utf-8", errors="surrogateescape")
 
 

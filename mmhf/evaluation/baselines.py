@@ -14,8 +14,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 from mmhf.evaluation.classification import classification_metrics
 from mmhf.evaluation.retrieval import retrieval_metrics
@@ -65,6 +63,10 @@ class LinearProbe:
     def __init__(
         self, rows: Rows, *, strength: float, balanced: bool = False, start: LinearProbe | None = None
     ) -> None:
+        # Here, because scikit-learn takes a second to load, which nobody waits for who only plans.
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
         self.strength, self.balanced = strength, balanced
         features = np.asarray(rows.features, dtype=np.float64)
         self._mean, self._scale = features.mean(axis=0), features.std(axis=0)

@@ -76,7 +76,7 @@ class Flickr30kSection(CaptionDataSectionBase):
     split: ImageSplitSection | None = None
     """How to split all images; absent: Karpathy's splits where they are known, else a tenth each for validation and
     test."""
-    cloud: CloudSection = CloudSection()
+    cloud: CloudSection = CloudSection.model_construct()
 
     def is_on_hub(self) -> bool:
         return self.path is None
@@ -95,10 +95,10 @@ class CaptionTableSection(CaptionDataSectionBase):
     image_root: DataPath | dict[SplitName, DataPath] | None = None
     """Folder that image paths are relative to, as a path or URL, one for all or one by split (`{train: …}`); absent:
     the table's own folder."""
-    columns: CaptionColumnsSection = CaptionColumnsSection()
-    split: ImageSplitSection = ImageSplitSection()
+    columns: CaptionColumnsSection = CaptionColumnsSection.model_construct()
+    split: ImageSplitSection = ImageSplitSection.model_construct()
     split_column: str | None = None
-    cloud: CloudSection = CloudSection()
+    cloud: CloudSection = CloudSection.model_construct()
 
     @model_validator(mode="after")
     def _one_way_to_name_files(self) -> CaptionTableSection:
@@ -136,8 +136,8 @@ class CaptionHubSection(CaptionDataSectionBase):
     """Configuration of the data set."""
     revision: str | None = None
     streaming: bool = False
-    stream: StreamSection = StreamSection()
-    columns: CaptionColumnsSection = CaptionColumnsSection()
+    stream: StreamSection = StreamSection.model_construct()
+    columns: CaptionColumnsSection = CaptionColumnsSection.model_construct()
     splits: dict[SplitName, str] | None = None
     """Our split → the data set's split; absent: the splits of the same names."""
     split: ImageSplitSection | None = None
@@ -169,7 +169,7 @@ class WebDatasetSection(CaptionDataSectionBase):
     """Endings of image members; the first one present is used."""
     caption: str = "txt"
     """Ending of the member with the caption; `json:KEY` reads a text or a list of texts from a JSON member."""
-    stream: StreamSection = StreamSection()
+    stream: StreamSection = StreamSection.model_construct()
 
     def is_stream(self) -> bool:
         return True

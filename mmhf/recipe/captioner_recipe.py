@@ -84,9 +84,9 @@ class LoraSection(Section):
 
 
 class CaptionerModelSection(ModelSection):
-    vision: CaptionVisionSection = CaptionVisionSection()
-    language: LanguageModelSection = LanguageModelSection()
-    projector: ProjectorSection = ProjectorSection()
+    vision: CaptionVisionSection = CaptionVisionSection.model_construct()
+    language: LanguageModelSection = LanguageModelSection.model_construct()
+    projector: ProjectorSection = ProjectorSection.model_construct()
     lora: LoraSection | None = None
     prompt: str = ""
     """Text between the image and its caption, never part of the caption; may be empty."""
@@ -154,10 +154,10 @@ class CaptioningRecipe(RecipeBase):
     reads_labels: ClassVar[bool] = False
 
     task: Literal["image-captioning"]
-    model: CaptionerModelSection = CaptionerModelSection()
+    model: CaptionerModelSection = CaptionerModelSection.model_construct()
     data: CaptionDataSection
-    generation: GenerationSection = GenerationSection()
-    evaluation: CaptionEvaluationSection = CaptionEvaluationSection()
+    generation: GenerationSection = GenerationSection.model_construct()
+    evaluation: CaptionEvaluationSection = CaptionEvaluationSection.model_construct()
 
     def problems(self) -> Iterator[Problem]:
         if "label_smoothing_factor" in self.training:

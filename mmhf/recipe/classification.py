@@ -53,10 +53,10 @@ class ClassificationRecipe(RecipeBase):
     """What the recipes of all classifiers have in common."""
 
     data: DataSection
-    loss: LossSection = LossSection()
+    loss: LossSection = LossSection.model_construct()
     sampling: SamplingSection | None = None
     """Absent = every training row once an epoch."""
-    evaluation: ClassificationEvaluationSection = ClassificationEvaluationSection()
+    evaluation: ClassificationEvaluationSection = ClassificationEvaluationSection.model_construct()
 
     def problems(self) -> Iterator[Problem]:
         if self.init_from is None and self.model.changed().get("reset_head"):

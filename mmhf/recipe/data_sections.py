@@ -130,7 +130,7 @@ class DataSectionBase(Section):
     limit_seed: int = 42
     missing: list[str] = []
     """Placeholders that are read as missing values, ignoring case; `*` matches anything (`No * information`)."""
-    filters: FiltersSection = FiltersSection()
+    filters: FiltersSection = FiltersSection.model_construct()
     """Which rows are used; applied before splitting and before `limit`."""
     augment: AugmentSection | None = None
     on_bad_image: Literal["skip", "blank", "mask", "raise"] = "skip"
@@ -188,7 +188,7 @@ class FakedditDataSection(DataSectionBase):
     text: Literal["clean_title", "title"] = "clean_title"
     image_dir: str | None = None
     """Folder of the images inside `path`; absent: `public_image_set` or `images`, whichever is there."""
-    cloud: CloudSection = CloudSection()
+    cloud: CloudSection = CloudSection.model_construct()
 
 
 _VERSION = "{version}"
@@ -201,8 +201,8 @@ class FilteredDataSection(DataSectionBase):
     """Replaces `{version}` in paths, so that another version of the data is a change of one word."""
     labels: dict[str, str] | None = None
     """Label value in the table → label name, in the order of the class ids; absent: the sorted values themselves."""
-    split: SplitSection = SplitSection()
-    cloud: CloudSection = CloudSection()
+    split: SplitSection = SplitSection.model_construct()
+    cloud: CloudSection = CloudSection.model_construct()
 
     def versioned(self, path: str) -> str:
         """The path with the version filled in."""
@@ -238,7 +238,7 @@ class TableDataSection(FilteredDataSection):
     image_root: DataPath | dict[SplitName, DataPath] | None = None
     """Folder that image paths are relative to, as a path or URL, one for all or one by split (`{train: …}`); absent:
     the table's own folder."""
-    columns: ColumnsSection = ColumnsSection()
+    columns: ColumnsSection = ColumnsSection.model_construct()
     split_column: str | None = None
     """A column with the split of each row. Given splits are only checked for `split.group_by`."""
 
@@ -293,7 +293,7 @@ class ClinicalDataSection(FilteredDataSection):
     tables: Annotated[dict[ClinicalName, ClinicalTableSection], Field(min_length=1)]
     """Data set → where it is."""
     missing: list[str] = ["No * information", "unknown"]
-    split: ClinicalSplitSection = ClinicalSplitSection()
+    split: ClinicalSplitSection = ClinicalSplitSection.model_construct()
 
     @model_validator(mode="after")
     def _has_version_in_path(self) -> ClinicalDataSection:
@@ -315,7 +315,7 @@ class HubDataSection(DataSectionBase):
     """Configuration of the data set."""
     revision: str | None = None
     streaming: bool = False
-    columns: ColumnsSection = ColumnsSection()
+    columns: ColumnsSection = ColumnsSection.model_construct()
     labels: dict[str, str] | None = None
     splits: dict[SplitName, str] | None = None
     """Our split → the data set's split; absent: the splits of the same names."""
@@ -334,7 +334,7 @@ class ImageFolderDataSection(DataSectionBase):
     source: Literal["image_folder"]
     path: DataPath
     """A folder, a zip or tar of one, or the URL of either (`https://`, `s3://`, `gs://`, ...)."""
-    cloud: CloudSection = CloudSection()
+    cloud: CloudSection = CloudSection.model_construct()
     """For a folder behind a URL; an archive behind one is copied whole into the cache of `datasets`."""
     folder: str | None = None
     """Where inside `path` the class or split folders are, such as `raw/color`."""

@@ -111,11 +111,11 @@ class TemperatureSection(Section):
 
 
 class DualEncoderModelSection(ModelSection):
-    vision: VisionTowerSection = VisionTowerSection()
-    text: TextTowerSection = TextTowerSection()
+    vision: VisionTowerSection = VisionTowerSection.model_construct()
+    text: TextTowerSection = TextTowerSection.model_construct()
     embedding_dim: PositiveInt = 512
     """Width of the space that both towers are projected to."""
-    temperature: TemperatureSection = TemperatureSection()
+    temperature: TemperatureSection = TemperatureSection.model_construct()
     freeze_vision: bool = False
     """Shorthand for one stage that trains everything but the vision tower."""
     freeze_text: bool = False
@@ -173,10 +173,10 @@ class ContrastiveRecipe(RecipeBase):
     reads_labels: ClassVar[bool] = False
 
     task: Literal["contrastive"]
-    model: DualEncoderModelSection = DualEncoderModelSection()
+    model: DualEncoderModelSection = DualEncoderModelSection.model_construct()
     data: CaptionDataSection
-    contrastive: ContrastiveSection = ContrastiveSection()
-    evaluation: ContrastiveEvaluationSection = ContrastiveEvaluationSection()
+    contrastive: ContrastiveSection = ContrastiveSection.model_construct()
+    evaluation: ContrastiveEvaluationSection = ContrastiveEvaluationSection.model_construct()
 
     def pairs_per_step(self) -> int | None:
         return self.contrastive.batch_size

@@ -75,7 +75,7 @@ class ModalitiesSection(Section):
     """Stand-in for a missing embedding: zeros, or a vector that is trained with the group `fusion`."""
     mask: Modality | None = None
     """Hide this modality of every row, in training, evaluation and prediction; its encoder is not run."""
-    dropout: ModalityDropoutSection = ModalityDropoutSection()
+    dropout: ModalityDropoutSection = ModalityDropoutSection.model_construct()
 
     @model_validator(mode="after")
     def _hides_something_once(self) -> ModalitiesSection:
@@ -101,14 +101,14 @@ class FusionTextSection(TextEncoderSection):
 
 
 class FusionModelSection(ModelSection):
-    vision: VisionEncoderSection = VisionEncoderSection()
-    text: FusionTextSection = FusionTextSection()
+    vision: VisionEncoderSection = VisionEncoderSection.model_construct()
+    text: FusionTextSection = FusionTextSection.model_construct()
     embedding_dim: PositiveInt = 512
     """Width of the space that both encoders are projected to."""
-    fusion: FusionSection = FusionSection()
-    image_projection: ProjectionSection = ProjectionSection()
-    text_projection: ProjectionSection = ProjectionSection()
-    modalities: ModalitiesSection = ModalitiesSection()
+    fusion: FusionSection = FusionSection.model_construct()
+    image_projection: ProjectionSection = ProjectionSection.model_construct()
+    text_projection: ProjectionSection = ProjectionSection.model_construct()
+    modalities: ModalitiesSection = ModalitiesSection.model_construct()
     freeze_vision: bool = False
     """Shorthand for one stage that trains everything but the vision encoder."""
     freeze_text: bool = False
@@ -161,7 +161,7 @@ class FusionRecipe(ClassificationRecipe):
     reads_texts: ClassVar[bool] = True
 
     task: Literal["image-text-classification"]
-    model: FusionModelSection = FusionModelSection()
+    model: FusionModelSection = FusionModelSection.model_construct()
     data: PairDataSection
-    loss: FusionLossSection = FusionLossSection()
-    evaluation: FusionEvaluationSection = FusionEvaluationSection()
+    loss: FusionLossSection = FusionLossSection.model_construct()
+    evaluation: FusionEvaluationSection = FusionEvaluationSection.model_construct()

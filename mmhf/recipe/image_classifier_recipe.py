@@ -29,8 +29,8 @@ class ClassifierHeadSection(Section):
 
 
 class ImageClassifierModelSection(ModelSection):
-    vision: VisionEncoderSection = VisionEncoderSection()
-    head: ClassifierHeadSection = ClassifierHeadSection()
+    vision: VisionEncoderSection = VisionEncoderSection.model_construct()
+    head: ClassifierHeadSection = ClassifierHeadSection.model_construct()
     freeze_vision: bool = False
     """Shorthand for one stage that trains the head alone."""
     reset_head: bool = False
@@ -47,4 +47,4 @@ class ImageClassificationRecipe(ClassificationRecipe):
     """A recipe of the task image-classification."""
 
     task: Literal["image-classification"]
-    model: ImageClassifierModelSection = ImageClassifierModelSection()
+    model: ImageClassifierModelSection = ImageClassifierModelSection.model_construct()

@@ -69,7 +69,7 @@ class ReleaseSection(Section):
     """The tag `best` is kept at the version that is best by this metric, such as `test_f1_macro`."""
     greater_is_better: bool | None = None
     """For `best_metric`; absent: derived from its name, false for a loss, an error or a rank."""
-    card: CardSection = CardSection()
+    card: CardSection = CardSection.model_construct()
 
     @model_validator(mode="after")
     def _names_a_hub_repository(self) -> ReleaseSection:
@@ -114,9 +114,9 @@ class RecipeBase(Section):
     """Absent = the plain weights are evaluated and saved."""
     cache: CacheChoice = "auto"
     """Store the features of frozen encoders, so that each sample is computed once."""
-    checkpoints: CheckpointsSection = CheckpointsSection()
-    evaluation: EvaluationSection = EvaluationSection()
-    tracking: TrackingSection = TrackingSection()
+    checkpoints: CheckpointsSection = CheckpointsSection.model_construct()
+    evaluation: EvaluationSection = EvaluationSection.model_construct()
+    tracking: TrackingSection = TrackingSection.model_construct()
     release: ReleaseSection | None = None
     history: list[HistorySection] = []
     """Of a run that was changed on the way: its parts are trained again as they were. `history=[]` trains all of it as

@@ -19,7 +19,10 @@ SplitName = Literal["train", "validation", "test"]
 
 
 class Section(BaseModel):
-    """Base of all sections: strict types, no unknown keys, read-only."""
+    """Base of all sections: strict types, no unknown keys, read-only.
+
+    A section that is a default is made by `model_construct()`: what checks it is then built where a recipe needs it.
+    """
 
     # Built when it is first validated: of the recipes of four tasks, one is read.
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, defer_build=True)

@@ -16,10 +16,19 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 HEAVY = ["torch", "transformers", "datasets", "pandas", "sklearn", "matplotlib", "timm", "pydantic", "rich", "numpy"]
 
 
-def loaded_after(statements: str) -> set[str]:
-    script = f"import json, sys\n{statements}\nprint(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(json.loads(done.stdout.splitlines()[-1]))
+@pytest.fixture
+def loaded_after(tmp_path):
+    """A function that runs statements in a program of their own, in an empty folder: which heavy modules it loads."""
+
+    def run(statements: str) -> set[str]:
+        script = (
+            f"import json, sys\n{statements}\nprint(json.dumps([name for name in {HEAVY} if name in sys.modules]))"
+        )
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return set(json.loads(done.stdout.splitlines()[-1]))
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -32,7 +41,7 @@ def loaded_after(statements: str) -> set[str]:
         "from mmhf.cli import main\nassert main(['trian']) == 2",
     ],
 )
-def test_loads_nothing_heavy(statements):
+def test_loads_nothing_heavy(statements, loaded_after):
     assert loaded_after(statements) == set()
 
 
@@ -48,7 +57,7 @@ MISTAKES = [
 ]
 
 
-def test_helps_and_mistakes_are_answered_at_once():
+def test_helps_and_mistakes_are_answered_at_once(loaded_after):
     """The count of modules stands for the time, which depends on the machine: 0.5 s of one core."""
     statements = f"""
 import sys
@@ -82,7 +91,7 @@ USED_LATER = ["sklearn", "matplotlib", "nltk", "rouge_score", "evaluate", "wandb
 
 
 @pytest.mark.slow
-def test_a_plan_loads_nothing_that_only_training_or_a_report_uses():
+def test_a_plan_loads_nothing_that_only_training_or_a_report_uses(loaded_after):
     """What is beyond the import of torch and transformers.Trainer is counted in modules: 2 s of one core."""
     statements = f"""
 import torch
@@ -91,7 +100,8 @@ before = len(sys.modules)
 from mmhf.cli import main
 assert main(["plan", "quickstart/fusion"]) == 0
 assert len(sys.modules) - before < 800, len(sys.modules) - before
-assert not [name for name in {USED_LATER} if name in sys.modules]
+early = [name for name in {USED_LATER} if name in sys.modules]
+assert not early, early
 import wandb
 assert wandb.__version__
 import mmhf.verbs.train
@@ -100,5 +110,5 @@ import mmhf.verbs.train
 
 
 @pytest.mark.slow
-def test_torchvision_works_after_importing_mmhf():
+def test_torchvision_works_after_importing_mmhf(loaded_after):
     assert "torch" in loaded_after("import mmhf\nimport torchvision, timm\nfrom transformers import Trainer")

@@ -13,7 +13,7 @@ from mmhf.conventions import Modality, Processor
 from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData
-from mmhf.features.choice import CacheSetting, PartChoice, choose_parts, measure_shapes, stored_dtype
+from mmhf.features.choice import CacheSetting, PartChoice, choose_parts, stored_dtype
 from mmhf.features.parts import HasFeatureParts
 from mmhf.features.stage import Measure, StageFeatures
 from mmhf.recipe.augment_sections import AugmentSection
@@ -63,14 +63,6 @@ def augment_of(task: Task[Any, Any], stage: int) -> AugmentSection | None:
     own: AugmentSection | None = stages[stage].augment if stage < len(stages) else None
     everywhere: AugmentSection | None = task.recipe.data.augment
     return everywhere if own is None else own
-
-
-def planned_caching(
-    task: Task[Any, Any], data: LoadedData, *, plan: StagePlan, args: TrainingArguments
-) -> list[list[PartChoice]]:
-    """For each stage of a plan over a model on the meta device: its frozen parts, and whether they are stored."""
-    example = task.example_inputs(1, "meta")
-    return choose_parts(plan, cache_setting(task, data, args), lambda part: measure_shapes(plan.model, part, example))
 
 
 def stage_features(

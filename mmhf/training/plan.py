@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mmhf.errors import InputError
+from mmhf.features.choice import PartMeasure
+from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.training.memory import MemoryEstimate, estimate_memory, saved_activations
-from mmhf.training.stages import StagePlan
+from mmhf.training.stages import PlannedStage, StagePlan
 from mmhf.training.weights import apply_freezing
 
 
@@ -42,6 +44,7 @@ def describe_stages(
     example_inputs: Mapping[str, torch.Tensor],
     *,
     state_values_per_parameter: int,
+    measure: Callable[[FeaturePart], PartMeasure | None],
     precision: str = "no",
     length_known: bool = True,
 ) -> list[StageReport]:
@@ -51,6 +54,7 @@ def describe_stages(
         plan (`StagePlan`): Of any model.
         example_inputs (`Mapping[str, torch.Tensor]`): One micro-batch of the largest shape, with labels.
         state_values_per_parameter (`int`): What the optimizer keeps.
+        measure (`Callable`): Measures a part of the model; asked for encoders that a stage freezes.
         precision (`str`, defaults to `"no"`): What is computed under autocast: `bf16`, `fp16`, or nothing.
         length_known (`bool`, defaults to `True`): Whether the plan's steps mean anything.
     """
@@ -67,11 +71,36 @@ def describe_stages(
                 counted=plan.partition.counted(stage.section.train),
                 batch_norm=_batch_norm_mode(plan.model),
                 memory=estimate_memory(
-                    plan, stage, example_inputs, state_values=state_values_per_parameter, precision=precision
+                    plan,
+                    stage,
+                    _past_frozen_encoders(plan, stage, example_inputs, measure),
+                    state_values=state_values_per_parameter,
+                    precision=precision,
                 ),
             )
         )
     return reports
+
+
+def _past_frozen_encoders(
+    plan: StagePlan,
+    stage: PlannedStage,
+    example_inputs: Mapping[str, torch.Tensor],
+    measure: Callable[[FeaturePart], PartMeasure | None],
+) -> dict[str, torch.Tensor]:
+    """A batch with the features of frozen encoders in place of what these read.
+
+    They keep nothing for a backward pass, or at most the tokens of which a pooled one is a view, and to run their
+    shapes takes most of a plan's time.
+    """
+    inputs, model = dict(example_inputs), plan.model
+    for part in model.feature_parts() if isinstance(model, HasFeatureParts) else ():
+        if not stage.curves.keys().isdisjoint(model.part_groups(part)) or not inputs.keys() & part.inputs:
+            continue
+        if (measured := measure(part)) is not None:
+            read = [inputs.pop(name) for name in part.inputs if name in inputs]
+            inputs[part.feature] = torch.empty(len(read[0]), *measured.shape, dtype=measured.dtype, device="meta")
+    return inputs
 
 
 def _batch_norm_mode(model: nn.Module) -> str:

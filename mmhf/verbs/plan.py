@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from mmhf.data.filters import describe_steps
 from mmhf.data.loading import LoadedData
 from mmhf.data.pixels import describe_jpeg_decoder
 from mmhf.errors import InputError, UnreachableError
+from mmhf.features.choice import choose_parts, measure_shapes
 from mmhf.files import CONFIG_FILE
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.hub.releases import resolve_model
@@ -29,7 +31,7 @@ from mmhf.recipe import ResolvedRecipe, json_schema
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.training_sections import StageSection, cache_section
 from mmhf.tasks import AnyTask, task_of
-from mmhf.tasks.feature_caching import planned_caching
+from mmhf.tasks.feature_caching import cache_setting
 from mmhf.training.arguments import (
     build_stage_plan,
     check_batches,
@@ -171,10 +173,13 @@ def _plan_stages(
         with _as_problem(found):
             check_batches_of_one(stage_plan, task.example_inputs(1, "meta"), one_row)
     precision = choose_precision(task.recipe.training).mixed
+    a_sample = task.example_inputs(1, "meta")
+    measure = functools.cache(lambda part: measure_shapes(model, part, a_sample))
     found.stages = describe_stages(
         stage_plan,
         task.example_inputs(args.per_device_train_batch_size, "meta"),
         state_values_per_parameter=state_values(task.recipe, args),
+        measure=measure,
         precision=precision,
         length_known=num_rows is not None,
     )
@@ -191,7 +196,7 @@ def _plan_stages(
     elif data is None:
         found.cached = [_plan_tables.MISSING_DATA] * len(found.stages)
     else:
-        choices = planned_caching(task, data, plan=stage_plan, args=args)
+        choices = choose_parts(stage_plan, cache_setting(task, data, args), measure)
         found.cached = ["; ".join(choice.describe() for choice in stage) or "nothing" for stage in choices]
     # A recipe whose data is elsewhere will train elsewhere.
     (found.notes if data is None else found.problems).extend(_memory_problems(args, found))

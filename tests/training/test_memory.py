@@ -7,10 +7,20 @@ import torch
 from tiny_families import FAMILIES
 
 from mmhf.errors import InputError
+from mmhf.features.choice import measure_shapes
 from mmhf.recipe import recipe_from_dict
 from mmhf.training import memory
 from mmhf.training.arguments import fit_micro_batch, training_arguments
-from mmhf.training.memory import GIB, MemoryEstimate, estimate_memory, fits_at_once, largest_share, shortage_named
+from mmhf.training.memory import (
+    GIB,
+    MemoryEstimate,
+    estimate_memory,
+    fits_at_once,
+    largest_share,
+    saved_activations,
+    shortage_named,
+)
+from mmhf.training.plan import describe_stages
 from mmhf.training.stages import Stage, StagePlan
 from mmhf.training.weights import apply_freezing
 
@@ -37,6 +47,33 @@ def test_what_is_not_shared_grows_with_the_batch(name, precision):
 def test_low_precision_takes_less():
     plain, low = estimate("dual_encoder", 8), estimate("dual_encoder", 8, "bf16")
     assert 0.4 < (low.activations - low.shared) / plain.activations < 0.8
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_plan_does_not_run_frozen_encoders(name, monkeypatch):
+    """What their features take is known from one sample, and it is what running them for the batch says."""
+    family = FAMILIES[name]
+    # Not "cls", which is a view that keeps all tokens alive.
+    model = family.model(**({"vision_pooling": "avg"} if name == "dual_encoder" else {})).to("meta")
+    stages = [Stage(name="head", steps=1, train=list(family.head)), Stage(name="all", steps=1, train="all")]
+    plan = StagePlan.build(model, stages, steps_per_epoch=1)
+    batch = {key: value.to("meta") for key, value in family.batch(range(4)).items() if key != "image_index"}
+    sample = {key: value[:1] for key, value in batch.items()}
+    given = []
+
+    def saved(model, inputs, precision="no"):
+        given.append(set(inputs))
+        return saved_activations(model, inputs, precision)
+
+    monkeypatch.setattr(memory, "saved_activations", saved)
+    whole, short = (
+        describe_stages(plan, batch, state_values_per_parameter=2, measure=measure)
+        for measure in (lambda part: None, lambda part: measure_shapes(model, part, sample))
+    )
+    assert [stage.memory for stage in whole] == [stage.memory for stage in short]
+    assert given[0] == given[1] == given[3] == set(batch)
+    assert "pixel_values" not in given[2]
+    assert {"image_features"} <= given[2]
 
 
 def test_how_many_fit(monkeypatch):

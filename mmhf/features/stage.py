@@ -206,10 +206,13 @@ class StageFeatures:
         """What was read and computed in this run, by part, in words."""
         found = {}
         for feature, counts in self._counts.items():
-            total = counts.read + counts.computed
-            is_known = counts.read and counts.computed
-            saved = f", which saved about {counts.read * counts.seconds / counts.computed:.0f} s" if is_known else ""
-            found[f"stored {feature.replace('_', ' ')}"] = (
+            total, name = counts.read + counts.computed, f"stored {feature.replace('_', ' ')}"
+            if not counts.computed:
+                found[name] = f"0 of {total:,} computed: all were there already"
+                continue
+            spared = counts.read * counts.seconds / counts.computed
+            saved = f", which saved about {spared:.0f} s" if counts.read else ""
+            found[name] = (
                 f"{counts.computed:,} of {total:,} computed in {counts.seconds:.1f} s "
                 f"({counts.num_bytes / 2**20:.1f} MiB written), {counts.read:,} there already{saved}"
             )

@@ -307,7 +307,7 @@ def _facts(trainer: MMTrainer, data: LoadedData, frozen: FrozenFeatures) -> dict
         "optimizer steps": trainer.state.global_step,
         "effective batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "device": f"{args.world_size} × {args.device.type}",
-        "CPU": "{cpu}, {threads} threads".format_map(_machine(args)),
+        "CPU": "{cpu}, threads: {threads}".format_map(_machine(args)),
         "seed": args.seed,
         **({} if trainer.features is None else trainer.features.facts()),
         **({"no baselines of frozen features": frozen.why_not} if frozen.why_not else {}),

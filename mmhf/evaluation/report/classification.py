@@ -44,7 +44,14 @@ from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER, SUBGROUPS_FI
 _MAX_OPEN_CLASSES = 12
 _MAX_MATRIX_CLASSES = 60
 _MAX_CONFUSIONS = 12
-_VIEW_NAMES = {"both": "image and text", "image_only": "image alone", "text_only": "text alone"}
+_VIEW_NAMES = {
+    "both": "image and text",
+    "image_only": "image alone",
+    "text_only": "text alone",
+    # Not "mismatched", which can be a class.
+    "mismatched, image's label": "another row's text, image's label",
+    "mismatched, text's label": "another row's text, text's label",
+}
 _VIEW_METRICS = ("accuracy", "f1_macro", "roc_auc")
 
 
@@ -276,9 +283,9 @@ def _modalities(split: str, evaluation: ModalityEvaluation) -> Section:
         for view, metrics in evaluation.metrics.items()
     ]
     note = (
-        f"{evaluation.num_rows:,} rows that have both. Each mismatched pair is an image with the text of another row; "
-        f"the text changes {evaluation.changed:.1%} of the predictions. Where one modality alone is as good as both, "
-        "or mismatched pairs keep one side's label, the model goes by a shortcut through it."
+        f"{evaluation.num_rows:,} rows that have both. Another row's text beside an image changes "
+        f"{evaluation.changed:.1%} of the predictions. Where one modality alone is as good as both, or predictions "
+        "for such pairs keep one side's label, the model goes by a shortcut through it."
     )
     blocks: list[Block] = [Table(["shown", *_VIEW_METRICS], rows), Text(note, "note")]
     if evaluation.num_left_out:

@@ -156,10 +156,14 @@ def classification_verdict(
     findings.append(Finding(f"{METRIC_TITLES[other]} is {second.value:.4f} ({second.low:.4f} to {second.high:.4f})."))
     steps = _data_steps(run) + _learning_steps(run, rivals, intervals[metric])
     accuracy, macro = (evaluation.metrics[name] for name in ("accuracy", "f1_macro"))
-    if accuracy - macro > 0.1:
-        weak = sum(row["f1"] < 0.5 * accuracy for row in evaluation.per_class if row["support"])
-        findings.append(Finding(f"Rare classes are missed: F1 of {weak} classes is below half the accuracy.", "bad"))
-        steps.append("loss.class_weights: balanced, or loss.logit_adjustment: 1, for the rare classes.")
+    seen = [row for row in evaluation.per_class if row["support"]]
+    weak = [row["support"] for row in seen if row["f1"] < 0.5 * accuracy]
+    if accuracy - macro > 0.1 and weak:
+        is_rare = min(weak) < sum(row["support"] for row in seen) / len(seen)
+        which, classes = "Rare classes" if is_rare else "Classes", f"{len(weak)} class{'es' * (len(weak) != 1)}"
+        findings.append(Finding(f"{which} are missed: F1 of {classes} is below half the accuracy.", "bad"))
+        if is_rare:
+            steps.append("loss.class_weights: balanced, or loss.logit_adjustment: 1, for the rare classes.")
     if modalities is not None and modalities.num_rows:
         finding, step = _modality_finding(modalities)
         findings.append(finding)

@@ -95,6 +95,13 @@ def test_leaks_and_curves_say_what_to_try(labels):
     assert "has risen from 0.8000 to 1.2000" in step
 
 
+def test_a_missed_class_that_is_as_large_as_the_others_is_not_called_rare():
+    labels = np.arange(40) % 2
+    evaluation = evaluate_classification(np.eye(2)[labels * 0], labels, NAMES[:2])
+    verdict = classification_verdict(run_facts(), "test", evaluation)
+    assert "Classes are missed: F1 of 1 class is below" in said(verdict) and "loss.class_weights" not in said(verdict)
+
+
 def test_a_split_without_labels_has_no_verdict():
     nothing = evaluate_classification(np.zeros((1, 3)), [-100], NAMES)
     assert classification_verdict(run_facts(), "test", nothing) is None

@@ -39,7 +39,7 @@ from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.results import read_baselines
 from mmhf.files import BAD_EXAMPLES_FILE, EVALUATION_FILE, LINEAGE_FILE, RECIPE_FILE, RELEASE_FILE, read_json_object
 from mmhf.hub.releases import resolve_model
-from mmhf.recipe import load_recipe, recipe_from_dict
+from mmhf.recipe import ResolvedRecipe, load_recipe, recipe_from_dict
 from mmhf.tasks import AnyTask, Measured, task_of
 from mmhf.tasks.feature_caching import evaluation_features
 from mmhf.verbs._metrics_table import print_metrics
@@ -103,13 +103,9 @@ def evaluate(
     transformers.logging.disable_progress_bar()
     name = str(model.folder if isinstance(model, Run) else model)
     model_dir = resolve_model(name).path
-    recipe: str | Path = model_dir / RECIPE_FILE
-    if isinstance(data, str | Path):
-        recipe = data
-    resolved = load_recipe(recipe, overrides)
+    resolved = _recipe_of(model_dir, data, overrides)
     if data is not None and not isinstance(data, str | Path):
-        values = with_own_data(resolved.recipe.model_dump(), {"test": data})
-        resolved, splits = recipe_from_dict(values, name=resolved.name), ["test"]
+        splits = ["test"]
     task = task_of(resolved.recipe)
     trained, processor = task.load_trained(model_dir)
     loaded = _load_data(task, trained, splits, usual=resolved.recipe.evaluation.splits)
@@ -135,16 +131,25 @@ def evaluate(
             measured[split] = task.measure(evaluator, loaded, split)
         measured = _beside_baselines(measured, model_dir, loaded)
         if output is not None:
-            Path(output).mkdir(parents=True, exist_ok=True)
-            bad_examples.write_csv(Path(output) / BAD_EXAMPLES_FILE)
             facts = {"model": name, **{f"rows, {split}": loaded.num_rows(split) for split in loaded.splits}}
             bad = {"bad_examples": bad_examples.read(), "empty_texts": loaded.empty_texts}
-            run = task.run_facts(Path(output), resolved, trained=facts, **bad)
-            task.write_report(run, measured)
+            Path(output).mkdir(parents=True, exist_ok=True)
+            bad_examples.write_csv(Path(output) / BAD_EXAMPLES_FILE)
+            task.write_report(task.run_facts(Path(output), resolved, trained=facts, **bad), measured)
             if (Path(output) / COMPLETE_FILE).is_file():  # the run's own folder, whose files were just checked
                 mark_complete(Path(output), is_run_file)
             logger.info("Written to %s", output)
     return measured
+
+
+def _recipe_of(model_dir: Path, data: str | Path | OwnData | None, overrides: Sequence[str]) -> ResolvedRecipe:
+    """The recipe whose data is measured: another one, or the model's, which may be given data of the user's own."""
+    if isinstance(data, str | Path):
+        return load_recipe(data, overrides)
+    resolved = load_recipe(model_dir / RECIPE_FILE, overrides)
+    if data is None:
+        return resolved
+    return recipe_from_dict(with_own_data(resolved.recipe.model_dump(), {"test": data}), name=resolved.name)
 
 
 def _beside_baselines(measured: Mapping[str, Any], model_dir: Path, loaded: LoadedData) -> dict[str, Measured]:

@@ -143,13 +143,7 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
     args = training_arguments(recipe, str(resolved.name), has_validation="validation" in data.splits)
     num_rows, parent_dir = task.num_train_rows(data), parent.path if parent else None
     check_batches(recipe, args, num_rows)
-    if leaves_micro_batch_open(recipe):
-        shapes_only = task.build_model(data, parent=parent_dir, device="meta")
-        chosen = fit_micro_batch(recipe, args, shapes_only, lambda count: task.example_inputs(count, "meta"))
-        logger.info("Micro-batch: %s", chosen)
-    if stages := stages_with_one_row(recipe, args, num_rows):
-        shapes = build_stage_plan(task.build_model(data, parent=parent_dir, device="meta"), recipe, args, num_rows)
-        check_batches_of_one(shapes, task.example_inputs(1, "meta"), stages)
+    _fit_batches(task, args, data, parent_dir)
     _set_verbosity(args)
     folder = _find_folder(part, args, place)
     is_just_done = not folder.is_finished or steps_done(folder.path) == part.until_step
@@ -206,6 +200,18 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
                 complete_pushed_run(str(trainer.hub_model_id), folder.path, revision=args.hub_revision)
             _release(resolved, args, folder)
     return after
+
+
+def _fit_batches(task: AnyTask, args: TrainingArguments, data: LoadedData, parent_dir: Path | None) -> None:
+    """Choose the micro-batch where the recipe leaves it open, and refuse batches that a stage cannot train on."""
+    recipe, num_rows = task.recipe, task.num_train_rows(data)
+    if leaves_micro_batch_open(recipe):
+        shapes_only = task.build_model(data, parent=parent_dir, device="meta")
+        chosen = fit_micro_batch(recipe, args, shapes_only, lambda count: task.example_inputs(count, "meta"))
+        logger.info("Micro-batch: %s", chosen)
+    if stages := stages_with_one_row(recipe, args, num_rows):
+        shapes = build_stage_plan(task.build_model(data, parent=parent_dir, device="meta"), recipe, args, num_rows)
+        check_batches_of_one(shapes, task.example_inputs(1, "meta"), stages)
 
 
 class _StopAfter(TrainerCallback):

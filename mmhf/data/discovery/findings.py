@@ -59,7 +59,7 @@ class Finding:
         return {"filters": {"min_samples_per_label": _RARE, "min_samples_per_split": 0}}
 
 
-def for_captions(section: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def captioned(section: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The sections of images with captions, which train a dual encoder as well as a captioner."""
     return {CONTRAST: section, CAPTION: section}
 

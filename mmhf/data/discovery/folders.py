@@ -17,7 +17,7 @@ from mmhf.data.discovery.findings import (
     CLASSIFY_PAIRS,
     LOOKED_AT,
     Finding,
-    for_captions,
+    captioned,
     listed,
     typical_side,
 )
@@ -110,7 +110,7 @@ def with_caption_files(path: Path, captions: dict[str, list[str]], derived: Path
         section["split_column"] = "split"
     return Finding(
         f"{len(captions):,} images with text files in {path}",
-        for_captions(section),
+        captioned(section),
         guessed=[f"{derived}: a table of the captions, written from the text files; each line is one caption"],
         rows=len(captions),
         side=typical_side([path / image for image in sample(list(captions), LOOKED_AT)]),
@@ -138,7 +138,7 @@ def flickr30k(path: Path) -> Finding:
     images = len(list_folder(path, on_link_out="skip").images)
     return Finding(
         f"Flickr30k's layout, {images:,} images in {path}",
-        for_captions(section),
+        captioned(section),
         guessed=["splits: Karpathy's where his file is there, else a tenth each for validation and test"],
         rows=images,
         side=typical_side(_first_images(path)),
@@ -189,7 +189,7 @@ def look_at_tars(path: Path, names: Sequence[str]) -> Finding:
     if caption != "txt":
         section["caption"] = caption
     finding.guessed.append(f"caption: {caption}")
-    finding.sections = for_captions(section)
+    finding.sections = captioned(section)
     return finding
 
 

@@ -19,7 +19,7 @@ from mmhf.data.discovery.findings import (
     CLASSIFY_PAIRS,
     LOOKED_AT,
     Finding,
-    for_captions,
+    captioned,
     listed,
     typical_side,
 )
@@ -222,7 +222,7 @@ def _table_sections(
     if roles.captions:
         captions = roles.captions[0] if len(roles.captions) == 1 else roles.captions
         section = {**base, "columns": {"image": roles.image, "captions": captions}}
-        sections |= for_captions(section)
+        sections |= captioned(section)
     if not sections:
         raise InputError(
             f"{finding.what}: its images are there, but no column is a label (2 values or more, each in several rows) "

@@ -87,21 +87,7 @@ def find_tower(checkpoint: Checkpoint, prefix: str) -> Tower:
         InputError: There is none of the kind that the program builds.
     """
     weights = {name: tensor for name, tensor in checkpoint.weights.items() if name.startswith(prefix)}
-    stacks: dict[str, dict[int, list[str]]] = {}
-    outside: list[str] = []
-    for name in weights:
-        match = _BLOCK.fullmatch(name)
-        if match is None:
-            outside.append(name)
-        else:
-            stacks.setdefault(match["stack"], {}).setdefault(int(match["index"]), []).append(name)
-    if not stacks:
-        raise InputError(f"{checkpoint.path}: no numbered blocks below {prefix}")
-    stack = max(stacks, key=lambda name: sum(len(names) for names in stacks[name].values()))
-    outside += [
-        name for other, blocks in stacks.items() if other != stack for names in blocks.values() for name in names
-    ]
-    blocks = [_block(checkpoint, names) for _, names in sorted(stacks[stack].items())]
+    blocks, outside = _blocks(checkpoint, prefix, list(weights))
     tokens, norms = {}, []
     for name in outside:
         tensor = weights[name]
@@ -144,6 +130,25 @@ def find_tower(checkpoint: Checkpoint, prefix: str) -> Tower:
         projection=matrices[0] if matrices else None,
         tokens=tokens,
     )
+
+
+def _blocks(checkpoint: Checkpoint, prefix: str, names: Sequence[str]) -> tuple[list[dict[str, str]], list[str]]:
+    """The blocks of the tower below a prefix, in order, and the names of what is in none of them."""
+    stacks: dict[str, dict[int, list[str]]] = {}
+    outside: list[str] = []
+    for name in names:
+        match = _BLOCK.fullmatch(name)
+        if match is None:
+            outside.append(name)
+        else:
+            stacks.setdefault(match["stack"], {}).setdefault(int(match["index"]), []).append(name)
+    if not stacks:
+        raise InputError(f"{checkpoint.path}: no numbered blocks below {prefix}")
+    stack = max(stacks, key=lambda name: sum(len(members) for members in stacks[name].values()))
+    outside += [
+        name for other, blocks in stacks.items() if other != stack for names in blocks.values() for name in names
+    ]
+    return [_block(checkpoint, members) for _, members in sorted(stacks[stack].items())], outside
 
 
 def _block(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, str]:

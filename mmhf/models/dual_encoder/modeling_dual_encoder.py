@@ -195,7 +195,7 @@ class DualEncoderModel(TowerModel):
             return_dict (`bool`, *optional*): False = a tuple; absent = as the config says.
 
         Raises:
-            `ValueError`: no image, text or features; text features where pooling is learnt; a loss without `input_ids`.
+            `ValueError`: no image, text or features; text features of a learnt pooling; a loss without `input_ids`.
         """
         if text_features is not None and self.text_pooling is not None:
             raise ValueError("text_features cannot stand for texts whose pooling is learnt")

@@ -1,19 +1,29 @@
 """`python -m mmhf VERB …`, the same program as the console command `mmhf`."""
 
+from __future__ import annotations
+
 import signal
+from collections.abc import Sequence
 
 import mmhf.cli
 
 
-def main() -> int:
-    """Run the verb that the command line names.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb as all that this process does.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): The verb and what follows it; absent: those of the command line.
 
     Returns:
         `int`: As `mmhf.cli.main`.
     """
-    code = mmhf.cli.main()
-    # Nothing is left to tidy up: a second Ctrl-C while libraries are unloaded ends the program without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        code = mmhf.cli.main(arguments)
+        # Nothing is left to tidy up: a second Ctrl-C while libraries are unloaded ends the program without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    except KeyboardInterrupt:  # the second one, while the first was answered
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        code = 130
     return code
 
 

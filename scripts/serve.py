@@ -1,6 +1,6 @@
 import sys
 
-from mmhf.cli import main
+from mmhf.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["serve", *sys.argv[1:]]))

@@ -123,7 +123,7 @@ def _one_thread() -> Iterator[None]:
 
 def _become(arguments: list[str], environment: dict[str, str], folder: str, log: str) -> None:
     """In the forked process: be the program, from its streams to its exit code."""
-    from mmhf.cli import main
+    from mmhf.__main__ import main
 
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)

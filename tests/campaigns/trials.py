@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from mmhf.cli import main
+from mmhf.__main__ import main
 
 TRACEBACK = "Traceback (most recent call last)"
 _LONGEST = 300.0
@@ -149,7 +149,6 @@ def _be_child(arguments: list[str], folder: Path, disturbance: Disturbance, writ
         if is_fresh:
             os.execv(sys.executable, [sys.executable, "-m", "mmhf", *arguments])
         code = main(arguments)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
     except BaseException:  # noqa: BLE001  (the child ends here, whatever it was)
         traceback.print_exc()
     finally:

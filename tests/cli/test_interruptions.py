@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from programs import Program
 
+import mmhf.cli
+from mmhf.__main__ import main
 from mmhf.training.trainer import MMTrainer
 
 AUGMENTED = {"horizontal_flip": 0.5, "rotation": 10, "color_jitter": {"brightness": 0.2}}
@@ -122,6 +124,19 @@ def test_ctrl_c_with_workers_is_one_line(tiny_recipe, tmp_path):
     assert program.wait() == 130
     rest = program.output[before:]
     assert "Traceback" not in rest and rest.splitlines()[-1] == "interrupted", rest
+
+
+def test_a_second_ctrl_c_while_the_first_is_answered_is_no_traceback(monkeypatch):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(mmhf.cli, "main", interrupted)
+    try:
+        assert main(["train"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL, "a third one ends what is left to do"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Trainings:

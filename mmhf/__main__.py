@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         code = mmhf.cli.main(arguments)
-        # Nothing is left to tidy up: a second Ctrl-C while libraries are unloaded ends the program without a traceback.
+        # Nothing is left to tidy up: a second Ctrl-C while libraries are unloaded ends the program without a word.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     except KeyboardInterrupt:  # the second one, while the first was answered
         signal.signal(signal.SIGINT, signal.SIG_DFL)

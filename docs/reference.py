@@ -209,6 +209,7 @@ EXAMPLES: dict[str, Any] = {
     "ContrastiveEvaluationSection.splits": ["test"],
     "splits": {"train": "train", "test": "held_out"},
     "stages": [{"name": "head", "epochs": 5, "train": ["head"]}],
+    "StageSection.start": "linear_probe",
     "start": 0.05,
     "steps": 500,
     "stream": {"shuffle_buffer": 10_000},

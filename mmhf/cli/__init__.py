@@ -36,11 +36,12 @@ _MEANT = {
     **dict.fromkeys(("new", "create", "recipe", "recipes", "list"), "init"),
     **dict.fromkeys(("hpo", "tune", "optimize", "search-space"), "sweep"),
     **dict.fromkeys(("compare",), "diff"),
+    **dict.fromkeys(("average", "merge", "blend", "wise-ft"), "soup"),
     **dict.fromkeys(("pack", "prep", "shard", "preprocess"), "prepare"),
     **dict.fromkeys(("import", "migrate", "convert-captioner"), "convert"),
 }
 """What people type → the verb that does it."""
-_COMPUTING = {"train", "evaluate", "predict", "embed", "demo", "serve", "verify", "cache", "find-lr", "sweep"}
+_COMPUTING = {"train", "evaluate", "predict", "embed", "demo", "serve", "verify", "cache", "find-lr", "sweep", "soup"}
 """Verbs that run a model."""
 _BROKEN_PIPE = 141
 _WIDTH = 80

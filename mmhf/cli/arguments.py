@@ -9,7 +9,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 
-from mmhf.cli.version_arguments import convert, diff, lineage, release, verify
+from mmhf.cli.version_arguments import convert, diff, lineage, release, soup, verify
 
 _TASKS = ("image-text-classification", "image-classification", "image-captioning", "contrastive")
 _MODEL = "a run folder, a release, or REPO@vX.Y"
@@ -327,6 +327,7 @@ VERBS: dict[str, Callable[[ArgumentParser], None]] = {
     "release": release,
     "lineage": lineage,
     "diff": diff,
+    "soup": soup,
     "verify": verify,
     "prepare": prepare,
     "cache": cache,

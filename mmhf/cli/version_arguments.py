@@ -91,6 +91,34 @@ def diff(parser: ArgumentParser) -> None:
     parser.add_argument("new", help="the other one")
 
 
+def soup(parser: ArgumentParser) -> None:
+    """Average the weights of models that were trained alike.
+
+    mmhf soup outputs/seed1 outputs/seed2 outputs/seed3 -o outputs/soup
+    mmhf soup outputs/frozen outputs/finetuned --alpha 0.5 -o outputs/between       (WiSE-FT)
+    mmhf soup outputs/a outputs/b outputs/c --greedy --metric f1_macro -o outputs/best
+    mmhf evaluate outputs/soup --output outputs/soup
+
+    All must have the same architecture, classes and processor; what does not fit is named and nothing is written. The
+    new folder is like a run's: it can be evaluated, released and trained on, and its lineage names all parents.
+    """
+    parser.add_argument(
+        "models", nargs="+", help="two or more, each a run folder, a checkpoint, a release or REPO@vX.Y"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="a folder to make")
+    parser.add_argument(
+        "--weights", type=float, nargs="+", metavar="W", help="share of each model; absent: equal shares"
+    )
+    parser.add_argument("--alpha", type=float, help="of two models, the second one's share, from 0 to 1")
+    parser.add_argument(
+        "--greedy", action="store_true", help="take in only what makes the average no worse on the validation split"
+    )
+    parser.add_argument("--metric", help="what --greedy goes by; absent: the recipe's metric_for_best_model")
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="KEY=VALUE", help="of the recipe, such as data.path=data/x"
+    )
+
+
 def verify(parser: ArgumentParser) -> None:
     """Check a release: the hash of each file, and its numbers by evaluating it again.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from mmhf.evaluation.classification import classification_metrics
 from mmhf.evaluation.retrieval import retrieval_metrics
 
 Floats = NDArray[np.float64]
+ClassWeights = Mapping[int, float] | Literal["balanced"] | None
 
 CPU_SECONDS = "cpu_seconds"
 """Beside a baseline's metrics: the time of all cores together that it took."""
@@ -56,23 +57,26 @@ class LinearProbe:
     Args:
         rows ([`Rows`]): What it learns from.
         strength (`float`): scikit-learn's `C`; larger is less regularised.
-        balanced (`bool`): Let rare classes weigh as much as frequent ones.
+        weights (`Mapping[int, float]` or `"balanced"`, *optional*): What a row of each class counts for; `balanced`:
+            as much in sum for rare classes as for frequent ones; absent: all the same.
         start ([`LinearProbe`], *optional*): Begin where this one ended, which saves time.
     """
 
     def __init__(
-        self, rows: Rows, *, strength: float, balanced: bool = False, start: LinearProbe | None = None
+        self, rows: Rows, *, strength: float, weights: ClassWeights = None, start: LinearProbe | None = None
     ) -> None:
         # Here, because scikit-learn takes a second to load, which nobody waits for who only plans.
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
 
-        self.strength, self.balanced = strength, balanced
+        self.strength, self.weights = strength, weights
         features = np.asarray(rows.features, dtype=np.float64)
         self._mean, self._scale = features.mean(axis=0), features.std(axis=0)
         self._scale[self._scale < 1e-8] = 1.0
+        if isinstance(weights, Mapping):
+            weights = {label: weights[label] for label in np.unique(rows.labels).tolist()}
         self._regression = LogisticRegression(
-            C=strength, class_weight="balanced" if balanced else None, max_iter=_MAX_ITERATIONS, warm_start=True
+            C=strength, class_weight=weights, max_iter=_MAX_ITERATIONS, warm_start=True
         )
         if start is not None and np.array_equal(start._regression.classes_, np.unique(rows.labels)):
             for name in ("coef_", "intercept_", "classes_"):
@@ -86,6 +90,20 @@ class LinearProbe:
         found = np.full((len(features), num_classes), -1e3)
         found[:, self._regression.classes_] = self._regression.predict_log_proba(self._standardised(features))
         return found
+
+    def linear(self, num_classes: int, *, below: float) -> tuple[Floats, Floats]:
+        """Weight (C, D) and bias (C,) that give the same probabilities on features as they are.
+
+        Classes that it never saw have weight 0, and a bias that lies `below` the smallest.
+        """
+        own, offsets = self._regression.coef_, self._regression.intercept_
+        if len(own) == 1:  # two classes: the one row tells the second from the first
+            own, offsets = np.concatenate([-own, own]) / 2, np.concatenate([-offsets, offsets]) / 2
+        own = own / self._scale
+        offsets = offsets - own @ self._mean
+        weight, bias = np.zeros((num_classes, own.shape[1])), np.full(num_classes, offsets.min() - below)
+        weight[self._regression.classes_], bias[self._regression.classes_] = own, offsets
+        return weight, bias
 
     def _standardised(self, features: NDArray[np.floating]) -> Floats:
         standardised: Floats = (features - self._mean) / self._scale
@@ -120,24 +138,52 @@ def logistic_regression(
     """
     begun = time.process_time()
     counts = np.unique(train.labels, return_counts=True)[1]
-    if len(counts) < 2:
+    is_uneven = counts.max(initial=0) > _UNEVEN * counts.min(initial=1)
+    best = best_probe(
+        train, validation, label_names, metric=metric, weightings=(None, "balanced") if is_uneven else (None,)
+    )
+    if best is None:
         return {}
+    found = {split: _score(best, rows, label_names) for split, rows in tested.items()}
+    seconds = time.process_time() - begun
+    return {split: {**scores, CPU_SECONDS: seconds} for split, scores in found.items()}
+
+
+def best_probe(
+    train: Rows,
+    validation: Rows | None,
+    label_names: Sequence[str],
+    *,
+    metric: str = "accuracy",
+    weightings: Sequence[ClassWeights] = (None,),
+) -> LinearProbe | None:
+    """The best of a few logistic regressions.
+
+    Args:
+        train, validation ([`Rows`]): What they learn from, and what the best is chosen on; without the second, a fifth
+            of the first, all of which the best one then learns from.
+        label_names (`Sequence[str]`): The classes.
+        metric (`str`, defaults to `"accuracy"`): What it is chosen by: `accuracy` or `f1_macro`.
+        weightings (`Sequence`): Weights of the classes that are tried.
+
+    Returns:
+        [`LinearProbe`], or None where the training rows have fewer than two classes.
+    """
+    if len(np.unique(train.labels)) < 2:
+        return None
     learnt, judge = (train, validation) if validation is not None and len(validation.labels) else _held_out(train)
-    weightings = (False, True) if counts.max() > _UNEVEN * counts.min() else (False,)
     best, best_score = None, -1.0
-    for balanced in weightings:
+    for weights in weightings:
         probe = None
         for strength in STRENGTHS:
-            probe = LinearProbe(learnt, strength=strength, balanced=balanced, start=probe)
+            probe = LinearProbe(learnt, strength=strength, weights=weights, start=probe)
             score = _score(probe, judge, label_names)[metric]
             if score > best_score:
                 best, best_score = probe, score
     assert best is not None
     if learnt is not train:
-        best = LinearProbe(train, strength=best.strength, balanced=best.balanced, start=best)
-    found = {split: _score(best, rows, label_names) for split, rows in tested.items()}
-    seconds = time.process_time() - begun
-    return {split: {**scores, CPU_SECONDS: seconds} for split, scores in found.items()}
+        best = LinearProbe(train, strength=best.strength, weights=best.weights, start=best)
+    return best
 
 
 class PairFeatures:

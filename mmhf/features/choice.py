@@ -157,9 +157,9 @@ def choose_parts(
     """Choose, for each stage, the parts whose features are stored.
 
     A part may be where the stage trains none of its groups: an encoder, or what lies below the first group that
-    trains. Under `mode: auto` it is where that takes less time: by
-    the operations of the part, by rough constants for decoding, reading and writing, and by how often training meets
-    each sample.
+    trains. Under `mode: auto` it is where that takes less time (by the operations of the part, by rough constants for
+    decoding, reading and writing, and by how often training meets each sample), and where a stage starts from a linear
+    probe.
 
     Args:
         plan (`StagePlan`): The stages.
@@ -176,7 +176,7 @@ def choose_parts(
     for encoder in model.feature_parts():
         for part, run in _frozen_runs(plan, model, encoder, setting):
             most = sum(stage_epochs(plan, index) for index in run) * _repeats(encoder, setting)
-            if setting.section.mode == "auto" and most < _LEAST_GAIN:
+            if _must_pay(plan, run, setting) and most < _LEAST_GAIN:
                 for index in run:
                     chosen[index].append(_refused(_nothing(part), f"training meets each sample {most:.2g} times"))
                 continue
@@ -221,10 +221,15 @@ def _choose(
     limit = setting.section.max_bytes
     if limit is not None and choice.num_bytes > limit:
         return _refused(choice, f"{choice.num_bytes:,} bytes are more than cache.max_bytes")
-    if setting.section.mode == "auto" and gain < _LEAST_GAIN:
+    if _must_pay(plan, run, setting) and gain < _LEAST_GAIN:
         why = f"{passes:.3g} passes would be only {gain:.2g} times as fast"
         return _refused(choice, why)
     return choice
+
+
+def _must_pay(plan: StagePlan, run: Sequence[int], setting: CacheSetting) -> bool:
+    """Whether features are stored only where that saves time; a linear probe needs them in any case."""
+    return setting.section.mode == "auto" and all(plan.stages[stage].section.start is None for stage in run)
 
 
 def _nothing(part: FeaturePart) -> PartChoice:

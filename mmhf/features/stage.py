@@ -163,12 +163,12 @@ class StageFeatures:
         self._open_stage(index)
         self._give_columns(self._sources)
 
-    def count_lacking(self, index: int) -> list[dict[str, int]]:
-        """How many features a stage would compute: for each data set, in the order of `attach`, part → number."""
+    def lacking(self, index: int) -> list[dict[str, Digests]]:
+        """What a stage would compute: for each data set, in the order of `attach`, part → digests of its samples."""
         self._open_stage(index)
         return [
             {
-                opened.choice.part.name: len(find_lacking([self._column(opened, source)]))
+                opened.choice.part.name: find_lacking([self._column(opened, source)]).digests
                 for opened in self._open.values()
             }
             for source in self._sources

@@ -70,8 +70,7 @@ def release_run(run_dir: Path, settings: ReleaseSection) -> str:
     try:
         parent = ReleaseReference(**lineage["parent"]) if lineage["parent"] else None
         extra: dict[str, object] = {"data_fingerprint": lineage["data_fingerprint"]}
-        if "trained_on" in lineage:
-            extra["trained_on"] = lineage["trained_on"]
+        extra.update({name: lineage[name] for name in ("trained_on", "soup") if name in lineage})
         if (run_dir / CHANGES_FILE).is_file():
             extra["changes"] = read_json_object(run_dir / CHANGES_FILE)["history"]
     except (KeyError, TypeError) as error:

@@ -6,7 +6,7 @@ import hashlib
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import total_ordering
 from importlib import metadata
@@ -157,6 +157,13 @@ def released_files(folder: str | Path) -> list[Path]:
     """The files of a run folder that make up its model and enter a release, sorted by name."""
     found = [path for path in Path(folder).iterdir() if is_model_file(path.name) and path.is_file()]
     return sorted(path for path in found if path.name not in _NEVER_RELEASED)
+
+
+def soup_names(soup: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What an average is of, from `extra.soup`: `runs/a (0.5)`, `org/b@v1.2 (0.5)`."""
+    return [
+        f"{ReleaseReference(each['repo'], each['revision'], each['commit'])} ({each['weight']:.3g})" for each in soup
+    ]
 
 
 def content_commit(hashes: Mapping[str, str]) -> str:

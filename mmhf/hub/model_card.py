@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mmhf.hub.manifest import ReleaseNotes
+from mmhf.hub.manifest import ReleaseNotes, soup_names
 from mmhf.models.family import family_of_task
 from mmhf.recipe.history import history_lines
 
@@ -189,6 +189,8 @@ def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
     started = ", ".join(map(_code, _backbones(facts.recipe.get("model") or {}))) or "its backbones"
     if parent is not None:
         started = f"{_code(parent)} (commit {_code((parent.commit or 'unknown')[:12])})"
+    if "soup" in notes.extra:
+        started = f"an average of {', '.join(_code(each) for each in soup_names(notes.extra['soup']))}"
     data = facts.recipe.get("data") or {}
     # A path of somebody's machine says nothing to others, and may say more than its owner wants.
     place = f", {_code(Path(str(data['path'])).name)}" if data.get("path") else ""

@@ -17,6 +17,7 @@ from mmhf.recipe.sections import (
     Section,
     VisionEncoderSection,
 )
+from mmhf.recipe.training_sections import StageSection
 
 
 class ClassifierHeadSection(Section):
@@ -48,3 +49,10 @@ class ImageClassificationRecipe(ClassificationRecipe):
 
     task: Literal["image-classification"]
     model: ImageClassifierModelSection = ImageClassifierModelSection.model_construct()
+
+    def why_no_probe(self, stage: StageSection) -> str | None:
+        if self.model.head.hidden_dim is not None:
+            return "a linear probe is a linear head's start; set `model.head.hidden_dim: null`"
+        if stage.train not in ("head", ["head"]):
+            return "a linear probe fits the head on frozen features; set the stage's `train: [head]`"
+        return None

@@ -133,6 +133,10 @@ class RecipeBase(Section):
         """Pairs of one optimizer step, over all processes; None: as many as `training` accumulates."""
         return None
 
+    def why_no_probe(self, stage: StageSection) -> str | None:
+        """Why a stage's `start: linear_probe` means nothing in this recipe; None where it does."""
+        return "only an image classifier has a linear head on stored features; remove it"
+
     def problems(self) -> Iterator[Problem]:
         """Contradictions that only recipes of this task can have; `combination_problems` finds the others."""
         yield from ()

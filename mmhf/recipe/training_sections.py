@@ -41,6 +41,9 @@ class StageSection(Section):
     epochs: PositiveFloat | None = None
     steps: PositiveInt | None = None
     """Optimizer steps; give either this or `epochs`."""
+    start: Literal["linear_probe"] | None = None
+    """What an image classifier's head starts from in this stage: `linear_probe` is the best logistic regression on the
+    stored features, chosen on the validation split. Absent: from the weights as they are."""
     train: str | list[str] = "all"
     """Groups that train: names (`head`), prefixes (`vision`), globs (`vision.stages.*`), `vision:last 30%`,
     `text:last 2`, `all`; `!NAME` excludes."""
@@ -126,9 +129,9 @@ class EvaluationSection(Section):
     """With `training.eval_strategy: epoch`: epochs from one evaluation to the next; the end of a stage has one."""
     splits: list[SplitName] = ["validation", "test"]
     """Splits to evaluate after training; splits that the data lacks are left out."""
-    baselines: Annotated[Literal["auto", "off"], BeforeValidator(_as_mode)] = "auto"
+    baselines: Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_mode)] = "auto"
     """Also measure what the frozen encoders give without training: logistic regression, linear projections, the
-    caption of the nearest image. `auto`: where their features are stored or cheap."""
+    caption of the nearest image. `auto`: where their features are stored or cheap; `on`: whatever they cost."""
 
 
 class TrackingSection(Section):

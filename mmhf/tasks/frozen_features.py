@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,9 @@ MOST_ROWS = 50_000
 """Training rows whose features baselines learn from; of more, evenly spaced ones are taken."""
 _SHARE = 0.03
 _CHEAP_SECONDS = 10.0
+_TEXTS_LOOKED_AT = 256
+_CHARACTERS_A_TOKEN = 4
+_SPECIAL_TOKENS = 2
 _ROWS_AT_ONCE = 1024
 
 
@@ -82,8 +85,8 @@ def by_split(named: Mapping[str, Mapping[str, dict[str, float]]]) -> dict[str, d
 def frozen_features(task: Task[Any, Any], trainer: MMTrainer, data: LoadedData) -> FrozenFeatures:
     """The features of the training rows and of all that will be evaluated; asked before training, by all processes.
 
-    They are taken from where training stores them. Where it does not, they are computed if that is cheap: some
-    seconds, or a small share of what the run itself will compute.
+    They are taken from where training stores them. What it does not store is computed if that is cheap: some seconds,
+    or a small share of what the run itself will compute; or if the recipe asks for it.
 
     Args:
         task (`Task`): The task.
@@ -122,6 +125,7 @@ class _Collector:
         self.args, self.plan = trainer.args, trainer.plan
         setting = cache_setting(task, data, self.args)
         self._measured: dict[str, PartMeasure] = {}
+        self._text_share = 1.0
         choices = [] if trainer.features is None else trainer.features.choices[0]
         whole = {
             choice.part.name for choice in choices if choice.is_used and choice.for_training and _is_whole(choice)
@@ -166,7 +170,9 @@ class _Collector:
                 processor, split=split, seed=self.args.seed, training_data=self.data if is_training else None
             )
             self.features.attach(sets[split], collator, is_training=is_training)
-        if (why_not := self._too_dear(list(sets))) is not None:
+        self._text_share = self._mean_length(sets["train"])
+        section = self.task.recipe.evaluation
+        if section.baselines == "auto" and (why_not := self._too_dear(sets)) is not None:
             return FrozenFeatures(why_not=why_not)
         self.features.enter(0)
         if any(part.feature not in dataset.columns for dataset in sets.values() for part in self.parts):
@@ -176,39 +182,88 @@ class _Collector:
             dataset.columns = {}
         return FrozenFeatures(found, seconds=time.process_time() - begun)
 
-    def _too_dear(self, splits: Sequence[str]) -> str | None:
-        """Why the features are not worth their time; None where they are."""
+    def _too_dear(self, sets: Mapping[str, RowDataset]) -> str | None:
+        """Why the features are not worth their time; None where they are.
+
+        What is stored already costs nothing, nor does what the run itself will store.
+        """
+        lacking = dict(zip(sets, self.features.lacking(0), strict=True))
         seconds, number = 0.0, 0
-        for split, lacking in zip(splits, self.features.count_lacking(0), strict=True):
-            for part in self.parts:
-                if self.is_stored[part.name] and split == "train":
-                    continue
-                number += lacking.get(part.name, 0)
-                seconds += lacking.get(part.name, 0) * self._seconds(part)
-        if seconds <= max(_CHEAP_SECONDS, _SHARE * self._planned_seconds()):
+        for part in self.parts:
+            found: dict[bool, set[bytes]] = {True: set(), False: set()}
+            for split, of_split in lacking.items():
+                digests = of_split.get(part.name)
+                found[self._is_free(split, part)] |= set() if digests is None else set(digests.view("S16").tolist())
+            dear = found[False] - found[True]
+            number += len(dear)
+            seconds += len(dear) * self._seconds(part)
+        planned = self._planned_seconds(sets)
+        if seconds <= max(_CHEAP_SECONDS, _SHARE * planned):
             return None
         return (
-            f"the features of {number:,} images and texts would take about {seconds:.0f} s, more than {_SHARE:.0%} of "
-            "the run; a first stage that trains the head alone, or cache: on, stores them"
+            f"{number:,} features are missing, and computing them would take about {seconds:.0f} s, more than "
+            f"{_SHARE:.0%} of the run's {planned:.0f} s; evaluation.baselines: on takes that time"
         )
 
-    def _planned_seconds(self) -> float:
-        """About how long the encoders compute in the stages of the plan."""
+    def _is_free(self, split: str, part: FeaturePart) -> bool:
+        """Whether the run stores a part's features of a split in any case, as the part was pretrained."""
+        if split == "train":
+            return self.is_stored[part.name]
+        if split == "validation":
+            return self.trainer.eval_dataset is not None and self._is_read(part, 0)
+        trained = {group for stage in self.plan.stages for group in stage.curves}
+        return trained.isdisjoint(self.model.part_groups(part)) and self._is_read(part, len(self.plan.stages) - 1)
+
+    def _is_read(self, part: FeaturePart, stage: int) -> bool:
+        """Whether a stage's evaluations read stored features of a whole part."""
+        choices = [] if self.trainer.features is None else self.trainer.features.choices[stage]
+        return any(choice.part == part and choice.is_used for choice in choices)
+
+    def _planned_seconds(self, sets: Mapping[str, RowDataset]) -> float:
+        """About how long the encoders compute in the run: in training, in its evaluations, and at its end."""
         seconds = 0.0
         samples = self.setting.samples_per_epoch or 0
         for index, stage in enumerate(self.plan.stages):
             choices = [] if self.trainer.features is None else self.trainer.features.choices[index]
             stored = {choice.part.name for choice in choices if choice.for_training and _is_whole(choice)}
             for part in self.parts:
+                content = CONTENT[part.name]
                 passes = stage_epochs(self.plan, index) * samples
                 if part.name in stored:
-                    passes = min(passes, self.setting.places.get(CONTENT[part.name], 0)) if index == 0 else 0
+                    passes = min(passes, self.setting.places.get(content, 0)) if index == 0 else 0
                 trains = any(group in stage.curves for group in self.model.part_groups(part))
-                seconds += passes * self._seconds(part) * (3 if trains else 1)
+                evaluations = 1 if self._is_read(part, index) and index == 0 else self._evaluations(index)
+                passes = passes * (3 if trains else 1) + evaluations * self.setting.evaluated.get(content, 0)
+                seconds += passes * self._seconds(part)
+        measured = [dataset for split, dataset in sets.items() if split in self.task.recipe.evaluation.splits]
+        for part in self.parts:
+            seconds += sum(dataset.num_places(CONTENT[part.name]) for dataset in measured) * self._seconds(part)
         return seconds
 
+    def _evaluations(self, index: int) -> float:
+        """How often the validation split is evaluated in a stage."""
+        if self.trainer.eval_dataset is None or self.args.eval_strategy == "no":
+            return 0
+        if self.args.eval_strategy == "epoch":
+            return max(stage_epochs(self.plan, index) / self.task.recipe.evaluation.every_epochs, 1)
+        return self.plan.stages[index].num_steps / (self.args.eval_steps or self.args.logging_steps)
+
     def _seconds(self, part: FeaturePart) -> float:
-        return part_seconds(self._measured[part.name], CONTENT[part.name], self.args.device.type)
+        measured, content = self._measured.get(part.name), CONTENT[part.name]
+        if measured is None:  # of no fixed shape: it is never stored
+            return 0.0
+        if content == "text":  # it was measured on the longest that there can be
+            measured = replace(measured, flops=int(measured.flops * self._text_share))
+        return part_seconds(measured, content, self.args.device.type)
+
+    def _mean_length(self, dataset: RowDataset) -> float:
+        """About how long texts are in comparison with the longest; 1 where the model reads none."""
+        tokens = self.features.example_inputs.get("input_ids")
+        if tokens is None or "text" not in self.is_stored:
+            return 1.0
+        places = _spread(dataset.num_places("text"), min(dataset.num_places("text"), _TEXTS_LOOKED_AT))
+        characters = np.mean([len(text or "") for text in dataset.texts(places)] or [0.0])
+        return float(min(characters / _CHARACTERS_A_TOKEN + _SPECIAL_TOKENS, tokens.shape[1]) / tokens.shape[1])
 
     def _choose(self, measure: Measure) -> list[list[PartChoice]]:
         chosen = []
@@ -224,10 +279,10 @@ class _Collector:
         images: FeatureColumn = columns["image_features"]
         sound = np.array([place not in images.faults for place in range(len(rows))], dtype=bool)
         texts = columns.get("text_features")
-        found = SplitFeatures(rows[sound], _read_column(images)[sound])
+        found = SplitFeatures(rows[sound], read_features(images)[sound])
         if texts is None:
             return found
-        values = _read_column(texts)
+        values = read_features(texts)
         if not isinstance(dataset, CaptionDataset):
             return replace(found, texts=values[sound])
         keys = np.zeros((len(dataset), 3), dtype=np.int64)
@@ -237,9 +292,9 @@ class _Collector:
         return replace(found, texts=values, caption_owners=position[owners])
 
 
-def _read_column(column: FeatureColumn) -> NDArray[np.float32]:
-    """(N, D) features of every image, or text, as the first of its views shows it; patches are averaged."""
-    places = column.positions[:, 0]
+def read_features(column: FeatureColumn, view: int = 0) -> NDArray[np.float32]:
+    """(N, D) features of every image, or text, as one of its stored views shows it; patches are averaged."""
+    places = column.positions[:, view]
     found = []
     for start in range(0, len(places), _ROWS_AT_ONCE):
         values = column.store.read(places[start : start + _ROWS_AT_ONCE]).float()

@@ -14,6 +14,8 @@ from mmhf.models.image_classifier import BackboneForImageClassification
 from mmhf.models.image_classifier.building import build_image_classifier, load_image_classifier
 from mmhf.recipe.image_classifier_recipe import ImageClassificationRecipe
 from mmhf.tasks.classification import ClassificationTask
+from mmhf.tasks.linear_probe import LinearProbeStart
+from mmhf.training.trainer import MMTrainer
 
 
 class ImageClassification(ClassificationTask[ImageClassificationRecipe]):
@@ -29,6 +31,12 @@ class ImageClassification(ClassificationTask[ImageClassificationRecipe]):
             own = image_processor_of(self.recipe.model.vision, self.recipe.data)
             processor = self.normalised_by_data(own, data)
         return processor
+
+    def make_trainer(self, data: LoadedData, **options: Any) -> MMTrainer:
+        trainer = super().make_trainer(data, **options)
+        if any(stage.section.start is not None for stage in trainer.plan.stages):
+            trainer.stages.starts = LinearProbeStart(self.recipe, trainer, data)
+        return trainer
 
     def _fresh_model(self, **options: Any) -> BackboneForImageClassification:
         return build_image_classifier(self.recipe.model, **options)

@@ -68,6 +68,7 @@ class StageCallback(TrainerCallback):
     Attributes:
         current (`StagePosition`): The stage under way, and where the run was when it began or was resumed; None
             before training.
+        starts ([`StageFollower`], *optional*): Gives stages weights of their own to start from, out of the features.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class StageCallback(TrainerCallback):
         self.save_every = save_every
         self.evaluate_every = evaluate_every
         self.current: StagePosition | None = None
+        self.starts: StageFollower | None = None
         self._awaiting_gradients: tuple[str, ...] = ()
 
     def begin_due_stage(self, args: TrainingArguments, state: TrainerState) -> bool:
@@ -121,11 +123,13 @@ class StageCallback(TrainerCallback):
         self._scheduler.refresh()
         set_label_smoothing(plan.model, stage.section)
         share_buffers(plan.model, args)
-        if self.average is not None:
-            self.average.begin_stage(position)
         if self.features is not None:
             with random_state_kept():
                 self.features.enter(position.index)
+        if self.starts is not None:
+            self.starts.begin_stage(position)
+        if self.average is not None:
+            self.average.begin_stage(position)
         check_ranks_agree(plan.model, args)
         if self.data is not None:
             self.data.begin_stage(position)
@@ -147,6 +151,8 @@ class StageCallback(TrainerCallback):
     ) -> None:
         if is_sharded():
             refuse_what_needs_whole_weights(self.plan)
+        if self.starts is None and (probed := [each.name for each in self.plan.stages if each.section.start]):
+            raise InputError(f"stage {probed[0]!r}: start: linear_probe is for image classifiers that a recipe trains")
         self._model: nn.Module = unwrap_model(kwargs["model"])
         self._optimizer: torch.optim.Optimizer = kwargs["optimizer"]
         self._scheduler: StageScheduler = kwargs["lr_scheduler"]

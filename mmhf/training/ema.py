@@ -72,7 +72,8 @@ class WeightAverage:
             return
         if self._checkpoint is not None:
             self.load(self._checkpoint)
-        if position.is_start and position.index > 0 and self.plan.stages[position.index - 1].section.carry_best:
+        carried = position.index > 0 and self.plan.stages[position.index - 1].section.carry_best is not None
+        if position.is_start and (carried or position.stage.section.start is not None):
             self._entries = {}  # the stage starts from other weights than those that were averaged
         tensors = self.plan.model.state_dict()
         self._entries = {

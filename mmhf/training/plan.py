@@ -30,6 +30,8 @@ class StageReport:
     """One stage as `mmhf plan` shows it."""
 
     name: str
+    start: str | None
+    """What its head starts from: `linear_probe`, or the weights as they are."""
     length: str
     schedule: str
     groups: tuple[GroupRow, ...]
@@ -65,6 +67,7 @@ def describe_stages(
         reports.append(
             StageReport(
                 name=stage.name,
+                start=stage.section.start,
                 length=f"{stage.num_steps} steps" if length_known else "steps unknown",
                 schedule=stage.schedule,
                 groups=tuple(GroupRow(name, counts[name], stage.peak_rates.get(name)) for name in plan.partition),

@@ -262,7 +262,8 @@ class StagePlan:
                     "stage": stage.name,
                     "steps": ends_at - started_at,
                     "ended early": "yes" if index in self.early_ends else "",
-                    "trains": folded_groups(list(stage.curves)),
+                    "trains": folded_groups(list(stage.curves))
+                    + (", from a linear probe" if stage.section.start == "linear_probe" else ""),
                     "learning rate": "; ".join(rates),
                     "schedule": stage.schedule,
                 }

@@ -47,6 +47,8 @@ def print_plan(plan: Plan, console: Console, *, all_values: bool) -> None:
         lines = [f"batch norm: {report.batch_norm}", f"cached: {cached}", _memory(report.memory)]
         if plan.times:
             lines.append(_time(plan.times[number]))
+        if report.start == "linear_probe":
+            lines.insert(0, "start: the head is the best logistic regression on the stored features")
         lines[:0] = [f"{selector}: {', '.join(groups)}" for selector, groups in report.counted.items()]
         for line in lines:
             console.print(Text(line), soft_wrap=True)

@@ -84,6 +84,12 @@ def _with_one_stage(recipe: RecipeBase, name: str | None) -> RecipeBase:
     if chosen not in by_name:
         hint = did_you_mean(nearest_names(chosen, by_name)) or f"; it has {', '.join(by_name) or 'none'}"
         raise InputError(f"--stage {chosen}: the recipe has no such stage{hint}")
+    if by_name[chosen].start is not None:
+        number = list(by_name).index(chosen)
+        raise InputError(
+            f"--stage {chosen}: it starts from a linear probe, which a range test does not fit; "
+            f"stages.{number}.start=null tries the rates of a head that knows nothing"
+        )
     return recipe.model_copy(update={"stages": [by_name[chosen]]})
 
 

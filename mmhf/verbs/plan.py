@@ -22,7 +22,7 @@ from mmhf.data.filters import describe_steps
 from mmhf.data.loading import LoadedData
 from mmhf.data.pixels import describe_jpeg_decoder
 from mmhf.errors import InputError, UnreachableError
-from mmhf.features.choice import choose_parts, measure_shapes
+from mmhf.features.choice import PartChoice, choose_parts, measure_shapes
 from mmhf.files import CONFIG_FILE
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.hub.releases import resolve_model
@@ -32,6 +32,7 @@ from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.training_sections import StageSection, cache_section
 from mmhf.tasks import AnyTask, task_of
 from mmhf.tasks.feature_caching import cache_setting
+from mmhf.tasks.linear_probe import refuse_probes_without_features
 from mmhf.training.arguments import (
     build_stage_plan,
     check_batches,
@@ -191,6 +192,7 @@ def _plan_stages(
         found.run["frozen weights"] = copies if reason is None else f"as they are ({reason})"
     found.run["torch.compile"] = _describe_compiling(args, len(stage_plan.stages))
     found.run["fits at once"] = _largest_batch(args, found)
+    choices: list[list[PartChoice]] = [[] for _ in found.stages]
     if cache_section(task.recipe.cache).mode == "off":
         found.cached = ["off"] * len(found.stages)
     elif data is None:
@@ -198,6 +200,9 @@ def _plan_stages(
     else:
         choices = choose_parts(stage_plan, cache_setting(task, data, args), measure)
         found.cached = ["; ".join(choice.describe() for choice in stage) or "nothing" for stage in choices]
+    if data is not None:
+        with _as_problem(found):
+            refuse_probes_without_features(stage_plan, choices)
     # A recipe whose data is elsewhere will train elsewhere.
     (found.notes if data is None else found.problems).extend(_memory_problems(args, found))
     if time and data is not None:

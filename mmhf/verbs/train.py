@@ -176,6 +176,8 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
             for callback in (*callbacks, *([] if part.until_step is None else [_StopAfter(part.until_step)])):
                 trainer.add_callback(callback)
             frozen = FrozenFeatures() if part.until_step is not None else frozen_features(task, trainer, data)
+            if is_first and frozen.why_not not in ("", "off"):
+                logger.info("No baselines beside the results: %s", frozen.why_not)
             trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
             if part.until_step is not None:
                 return after

@@ -14,6 +14,7 @@ from mmhf.evaluation import baselines
 from mmhf.evaluation.baselines import (
     CPU_SECONDS,
     STRENGTHS,
+    LinearProbe,
     PairFeatures,
     Pairs,
     Rows,
@@ -142,3 +143,22 @@ def test_the_maps_are_those_of_canonical_correlation_analysis():
         assert [abs(np.corrcoef(own[:, at], others[:, at])[0, 1]) for at in range(3)] == pytest.approx(
             [1] * 3, abs=1e-4
         )
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.4), (0.6, 0.3, 0.1)])
+def test_a_probe_as_a_linear_layer_gives_the_same_probabilities(shares):
+    """Two classes, which scikit-learn tells apart by one row, and three; a class without rows is improbable."""
+    rows = drawn_rows(200, seed=0, shares=shares)
+    probe = LinearProbe(rows, strength=0.1, weights={label: 1.0 + label for label in range(4)})
+    weight, bias = probe.linear(4, below=10.0)
+    logits = rows.features @ weight.T + bias
+    found = np.exp(logits - logits.max(axis=1, keepdims=True))
+    found /= found.sum(axis=1, keepdims=True)
+    seen = len(shares)
+    own = found[:, :seen] / found[:, :seen].sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(own, np.exp(probe.logits(rows.features, 4))[:, :seen], atol=1e-9)
+    assert (weight[seen:] == 0).all() and (bias[seen:] == bias[:seen].min() - 10).all()
+    weighted = LogisticRegression(C=0.1, max_iter=5000, tol=1e-8)
+    scale = StandardScaler().fit(rows.features)
+    weighted.fit(scale.transform(rows.features), rows.labels, sample_weight=1.0 + rows.labels)
+    np.testing.assert_allclose(own, weighted.predict_proba(scale.transform(rows.features)), atol=5e-3)

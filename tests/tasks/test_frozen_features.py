@@ -158,6 +158,39 @@ def test_features_that_would_cost_too_much_are_left_out_and_the_reason_is_said(
     assert collected(longer, tmp_path).splits  # 3 % of much is enough
 
 
+@pytest.mark.slow
+def test_only_what_neither_the_store_has_nor_the_run_will_store_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CHEAP_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_SHARE", 0.0)
+    head = {"name": "head", "epochs": 3, "train": ["head"]}
+    everything = {"name": "all", "steps": 1, "train": "all"}
+    model = {"vision": {"backbone": "timm/test_efficientnet", "pretrained": False}}
+
+    def found(stages: list[dict[str, Any]], store: str, **evaluation: Any) -> module.FrozenFeatures:
+        changes: dict[str, Any] = {
+            "stages": stages,
+            "evaluation": evaluation,
+            "cache": {"folder": str(tmp_path / store)},
+        }
+        changes |= {"model": model, "init_from": "a release"}
+        torch.manual_seed(0)  # always the same encoder
+        return collected(recipe_of("image-classification", tmp_path, **changes), tmp_path)
+
+    assert found([head], "a").splits  # frozen throughout: the run's own evaluations store all of it
+    assert found([head, everything], "b", splits=["validation"]).splits  # the first stage evaluates it
+    missing = found([head, everything], "c", splits=["test"])
+    assert not missing.splits and missing.why_not.startswith("90 features are missing")
+    assert "\n" not in missing.why_not and "evaluation.baselines: on" in missing.why_not
+    assert found([head, everything], "c", splits=["test"], baselines="on").splits.keys() == {
+        "train",
+        "validation",
+        "test",
+    }
+    assert found([head, everything], "c", splits=["test"]).splits  # now they are there
+
+
 @pytest.mark.parametrize(
     ("changes", "why_not"),
     [

@@ -23,7 +23,8 @@ from mmhf.parallel import rank, world_size
 from mmhf.recipe.classification import ClassificationRecipe
 from mmhf.tasks.frozen_features import read_features
 from mmhf.training.boundary import random_state_kept
-from mmhf.training.stages import PlannedStage, StagePlan, StagePosition
+from mmhf.training.planned_stage import PlannedStage
+from mmhf.training.stages import StagePlan, StagePosition
 from mmhf.training.trainer import MMTrainer
 
 logger = logging.getLogger(__name__)

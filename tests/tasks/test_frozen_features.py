@@ -17,9 +17,10 @@ from sklearn.preprocessing import StandardScaler
 import mmhf
 from mmhf.data.images import decode_image
 from mmhf.evaluation.baselines import CPU_SECONDS, STRENGTHS
+from mmhf.features.stage import StageFeatures
 from mmhf.files import LINEAGE_FILE
 from mmhf.models.backbones import load_encoder, load_encoder_config
-from mmhf.recipe import recipe_from_dict
+from mmhf.recipe import load_recipe, recipe_from_dict
 from mmhf.tasks import frozen_features as module
 from mmhf.tasks import task_of
 from mmhf.training.arguments import build_stage_plan, training_arguments
@@ -189,6 +190,16 @@ def test_only_what_neither_the_store_has_nor_the_run_will_store_counts(
         "test",
     }
     assert found([head, everything], "c", splits=["test"]).splits  # now they are there
+
+
+@pytest.mark.slow
+def test_the_quickstarts_missing_features_are_worth_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the test split; only asked, not computed."""
+    monkeypatch.setattr(StageFeatures, "enter", lambda self, index: None)
+    values = load_recipe("quickstart/fusion", [f"cache.folder={tmp_path}"]).recipe.model_dump()
+    assert collected(values, tmp_path).why_not == "they could not be stored"
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names
-from mmhf.recipe.shipped import find_recipe, is_shipped, missing_recipe
+from mmhf.recipe.shipped import find_recipe, is_shipped, missing_recipe, shipped_recipes
 
 _EXTRAS = {
     "sweep": ("optuna",),
@@ -44,6 +45,10 @@ def check_before_imports(verb: str, options: argparse.Namespace) -> None:
     given = vars(options)
     if verb == "init" and options.data is None:
         raise InputError("mmhf init: name your data, such as data.csv or photos/; mmhf init --help tells more")
+    if verb == "init" and not is_shipped(given["data"]) and not Path(given["data"]).exists():
+        near = nearest_names(given["data"], list(shipped_recipes()))
+        if near:
+            raise InputError(f"{given['data']}: no data, and no recipe that comes with mmhf{did_you_mean(near)}")
     path = Path(given[_FILES[verb]]) if verb in _FILES else None
     if path is not None and not path.exists() and not (verb == "embed" and is_shipped(str(path))):
         near = nearest_names(str(path), sorted(map(str, path.parent.iterdir()))) if path.parent.is_dir() else []
@@ -52,6 +57,8 @@ def check_before_imports(verb: str, options: argparse.Namespace) -> None:
         recipe = find_recipe(given["recipe"])
         if not Path(recipe).is_file():
             raise InputError(missing_recipe(recipe))
+        # pydantic would read the entry points of all that is installed, to find plugins that log what is validated.
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         from mmhf.recipe.resolve import load_recipe  # not for every verb: pydantic takes its time, too
 
         load_recipe(recipe, given["overrides"])

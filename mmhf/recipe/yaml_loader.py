@@ -122,7 +122,8 @@ class _Reader:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             what = " ".join(part for part in (error.context, error.problem) if part)
-            raise self._error(mark.line if mark else 0, f"not YAML: {what}") from error
+            hint = "; indent with spaces, not with tabs" if r"'\t'" in what else ""
+            raise self._error(mark.line if mark else 0, f"not YAML: {what}{hint}") from error
         except yaml.reader.ReaderError as error:
             line = text.count("\n", 0, error.position)
             raise self._error(line, f"not YAML: character U+{error.character:04X} is not allowed") from error

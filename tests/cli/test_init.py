@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,12 @@ from mmhf.data.discovery import Means
 from mmhf.recipe import load_recipe
 from mmhf.recipe.shipped import shipped_recipes
 
+PAGE = (Path(__file__).parents[2] / "docs" / "shapes.md").read_text(encoding="utf-8")
 TINY_VISION = {"vision": {"backbone": "timm/test_efficientnet", "pretrained": False}}
+
+
+def json_lines(folder: Path) -> str:
+    return str(write_lines(folder / "data.jsonl", make_rows(folder)))
 
 
 def pairs(folder: Path) -> str:
@@ -32,50 +39,75 @@ def ids(folder: Path) -> str:
 
 def classes(folder: Path) -> str:
     for number, name in enumerate(("frog", "bird")):
-        for place, image in enumerate(write_images(folder / "data" / name, 15)):
-            (folder / "data" / name / image).write_bytes(picture(2 * place + number))
-    return str(folder / "data")
+        for place, image in enumerate(write_images(folder / "animals" / name, 15)):
+            (folder / "animals" / name / image).write_bytes(picture(2 * place + number))
+    return str(folder / "animals")
 
 
 def rare_class(folder: Path) -> str:
     data = classes(folder)
-    write_images(folder / "data" / "whale", 1)
+    write_images(folder / "animals" / "whale", 1)
     return data
 
 
 def captioned(folder: Path) -> str:
-    names = write_images(folder / "data", 40)
-    write_lines(folder / "data" / "metadata.jsonl", [{"file_name": n, "caption": f"a drawing {n[:3]}"} for n in names])
-    return str(folder / "data")
+    names = write_images(folder / "drawings", 40)
+    write_lines(
+        folder / "drawings" / "metadata.jsonl", [{"file_name": n, "caption": f"a drawing {n[:3]}"} for n in names]
+    )
+    return str(folder / "drawings")
 
 
 def text_files(folder: Path) -> str:
-    for name in write_images(folder / "data", 40):
-        (folder / "data" / f"{name[:3]}.txt").write_text(f"the drawing {name[:3]}")
-    return str(folder / "data")
+    for name in write_images(folder / "drawings", 40):
+        (folder / "drawings" / f"{name[:3]}.txt").write_text(f"the drawing {name[:3]}")
+    return str(folder / "drawings")
 
 
 def flickr30k(folder: Path) -> str:
-    lines = [
-        f"{name}| {n}| a boat {name[:3]} {n}" for name in write_images(folder / "f" / "images", 40) for n in range(2)
+    data = folder / "flickr30k"
+    names = write_images(data / "flickr30k_images", 40)
+    lines = [f"{name}| {n}| a boat {name[:3]} {n}" for name in names for n in range(2)]
+    (data / "results.csv").write_text("\n".join(["image_name| comment_number| comment", *lines]))
+    return str(data)
+
+
+def fakeddit(folder: Path) -> str:
+    data = folder / "fakeddit"
+    rows = [
+        {"id": name[:3], "clean_title": f"a boat {name[:3]}", "hasImage": "True", "2_way_label": int(name[:3]) % 2}
+        for name in write_images(data / "public_image_set", 60)
     ]
-    (folder / "f" / "results.csv").write_text("\n".join(["image_name| comment_number| comment", *lines]))
-    return str(folder / "f")
+    for split, chosen in (("train", rows[:40]), ("validate", rows[40:50]), ("test_public", rows[50:])):
+        write_csv(data / f"multimodal_{split}.tsv", chosen, "\t")
+    return str(data)
 
 
 def tars(folder: Path) -> str:
+    data = folder / "shards"
+    data.mkdir(exist_ok=True)
     for shard in range(2):
         members = {
             f"{shard}{n:02}.{end}": picture(n) if end == "jpg" else f"boat {n}".encode()
             for n in range(20)
             for end in ("jpg", "txt")
         }
-        write_tar(folder / f"shard-{shard}.tar", members)
-    return str(folder)
+        write_tar(data / f"train-{shard:05}.tar", members)
+    return str(data)
 
 
 CLASSIFIERS = {"pairs": pairs, "labels": labelled, "ids": ids, "class folders": classes, "a rare class": rare_class}
 CAPTIONS = {"metadata": captioned, "text files": text_files, "flickr30k": flickr30k, "tars": tars}
+OF_THE_PAGE = {
+    "A table: CSV or TSV": pairs,
+    "JSON lines or parquet": json_lines,
+    "A folder a class": classes,
+    "Images with a text file beside each": text_files,
+    "Images with metadata.jsonl": captioned,
+    "Flickr30k": flickr30k,
+    "Fakeddit": fakeddit,
+    "WebDataset tars": tars,
+}
 FRESH = Means(gpu_gib=0.0, hub=False, offline=False)
 OFFLINE = Means(gpu_gib=0.0, hub=False, offline=True)
 
@@ -95,15 +127,38 @@ def shrink(path: Path) -> None:
     path.write_text(yaml.safe_dump(values))
 
 
-@pytest.mark.parametrize("layout", [*CLASSIFIERS, *CAPTIONS])
-def test_what_it_writes_plans(layout, here, succeed):
-    out = succeed("init", {**CLASSIFIERS, **CAPTIONS}[layout](here), "--yes")
+def check_that_it_plans(out, succeed):
     assert len(out.splitlines()) <= 24 and max(map(len, out.splitlines())) <= 80
     assert "mmhf train recipe.yaml" in out and "guessed" in out
     planned = succeed("plan", "recipe.yaml")
     assert "train" in planned
     text = Path("recipe.yaml").read_text()
     assert text.startswith("# Written by mmhf init for ") and max(map(len, text.splitlines())) <= 240
+
+
+@pytest.mark.parametrize("layout", ["labels", "ids", "a rare class"])
+def test_what_it_writes_plans(layout, here, succeed):
+    check_that_it_plans(succeed("init", CLASSIFIERS[layout](here), "--yes"), succeed)
+
+
+def test_the_page_of_shapes_has_these():
+    assert {*OF_THE_PAGE, "A data set of the Hub"} == set(re.findall(r"^## (.+)$", PAGE, re.MULTILINE))
+
+
+@pytest.mark.parametrize("shape", OF_THE_PAGE)
+def test_what_the_page_of_shapes_says(shape, here, succeed):
+    """Its commands, on data as it is shown there, write the recipe that is shown there."""
+    text = PAGE.partition(f"## {shape}\n")[2].partition("\n## ")[0]
+    [init], [shown] = (
+        re.findall(r"^mmhf (init .+)$", text, re.MULTILINE),
+        re.findall(r"```yaml\n(.*?)```", text, re.DOTALL),
+    )
+    words = shlex.split(init)
+    assert Path(OF_THE_PAGE[shape](here)) == here / words[1]
+    check_that_it_plans(succeed(*words), succeed)
+    written, expected = yaml.safe_load(Path("recipe.yaml").read_text()), yaml.safe_load(shown)
+    assert written["task"] == expected["task"]
+    assert {**written["data"], **expected["data"]} == written["data"]
 
 
 @pytest.mark.slow

@@ -33,6 +33,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(CLASSIFIER, sort_keys=False))
     (tmp_path / "broken.yaml").write_text("task: [image-classification\n")
     (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "tabs.yaml").write_text("task: image-classification\n\tdata: {}\n")
+    (tmp_path / "twice.yaml").write_text("task: image-classification\ntask: contrastive\n")
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "header.csv").write_text("photo,kind\n")
     (tmp_path / "space.yaml").write_text("metric: f1_macro\nspace: {training.weight_decay: [0.0, 0.1]}\n")
@@ -64,6 +66,8 @@ WRONG = {
     "a folder": (["train", "photos"], "is a folder, not a recipe file"),
     "no YAML": (["train", "broken.yaml"], "broken.yaml:"),
     "an empty recipe": (["train", "empty.yaml"], "needs at least `task` and `data`"),
+    "tabs": (["train", "tabs.yaml"], "indent with spaces"),
+    "a key twice": (["train", "twice.yaml"], "'task' appears twice, first at twice.yaml:1"),
     "a table as recipe": (["train", "data.csv"], "data.csv"),
     # keys and values
     "a key mistyped": (["train", "recipe.yaml", "training.learnin_rate=1"], "did you mean learning_rate?"),
@@ -77,6 +81,10 @@ WRONG = {
     "a number as text": (["train", "recipe.yaml", "training.learning_rate=fast"], "must be a number"),
     "yes": (["train", "recipe.yaml", "training.bf16=yes"], "did you mean true?"),
     "a negative batch": (["train", "recipe.yaml", "training.per_device_train_batch_size=-1"], "greater than 0"),
+    "images of no size": (["train", "recipe.yaml", "data.image_size=0"], "greater than 0"),
+    "no stages": (["train", "recipe.yaml", "stages=[]"], "at least 1 item"),
+    "pooling: average": (["train", "recipe.yaml", "model.vision.pooling=average"], "did you mean avg?"),
+    "optim: adam": (["train", "recipe.yaml", "training.optim=adam"], "did you mean adamw_torch"),
     "no override": (["train", "recipe.yaml", "epochs"], "write KEY=VALUE"),
     "source: csv": (["plan", "recipe.yaml", "data.source=csv"], "did you mean table?"),
     "source: imagefolder": (["plan", "recipe.yaml", "data.source=imagefolder"], "did you mean image_folder?"),
@@ -129,6 +137,13 @@ WRONG = {
         ["init", "photos", "--task", "contrastive", "-o", "new.yaml"],
         "make a folder for each class",
     ),
+    "init with a label mistyped": (["init", "data.csv", "--label", "knd", "-o", "new.yaml"], "did you mean kind?"),
+    "init for a task that is none": (
+        ["init", "data.csv", "--task", "classification", "-o", "new.yaml"],
+        "choose from 'image-text-classification'",
+    ),
+    "init of a URL": (["init", "https://example.org/data.csv", "-o", "new.yaml"], "docs/cloud.md has recipes"),
+    "init of a recipe mistyped": (["init", "quickstart/fussion"], "did you mean quickstart/fusion?"),
     "init over a recipe": (["init", "data.csv"], "name another file with -o"),
     # models and outputs
     "a run that is not there": (["evaluate", "outputs/nothing"], "outputs/nothing"),

@@ -15,6 +15,7 @@ from mmhf.data.discovery.roots import ImageRoot, nearest_root, sample
 from mmhf.data.sources.image_tree import IMAGE_SUFFIXES
 from mmhf.data.splits import SPLIT_OF_NAME
 from mmhf.errors import InputError
+from mmhf.recipe.nearest import did_you_mean, nearest_names
 
 Ask = Callable[[str, Sequence[str]], str]
 """Takes a question and the answers to it, the best first, and returns one of them."""
@@ -133,7 +134,8 @@ def find_roles(
     if label is not None:
         labels = [each for each in rest if each.name == label]
         if not labels:
-            raise InputError(f"{origin}: no column {label!r} (columns: {', '.join(columns)})")
+            guess = did_you_mean(nearest_names(label, list(columns)))
+            raise InputError(f"{origin}: no column {label!r}{guess} (columns: {', '.join(columns)})")
     if texts:
         best = [each for each in texts if bool(_TEXTS.search(each.name)) == bool(_TEXTS.search(texts[0].name))]
         roles.text = ask("Which column has the text?", [each.name for each in best])

@@ -178,8 +178,8 @@ def _unread_problems(recipe: RecipeBase) -> Iterator[Problem]:
         what = "`init_from` normalises images as its parent did; remove one of the two"
         yield Problem(("data", "mean_std"), what, "computed")
     for index, stage in enumerate(recipe.stages or []):
-        if stage.start is not None and (what := recipe.why_no_probe(stage)) is not None:
-            yield Problem(("stages", index, "start"), what, shown(stage.start))
+        if stage.start is not None and (why := recipe.why_no_probe(stage)) is not None:
+            yield Problem(("stages", index, "start"), why, shown(stage.start))
         if stage.label_smoothing is not None and not recipe.reads_labels:
             path = ("stages", index, "label_smoothing")
             yield Problem(path, "only the loss of a classifier changes with the stage", shown(stage.label_smoothing))

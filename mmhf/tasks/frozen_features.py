@@ -246,7 +246,7 @@ class _Collector:
             return 0
         if self.args.eval_strategy == "epoch":
             return max(stage_epochs(self.plan, index) / self.task.recipe.evaluation.every_epochs, 1)
-        return self.plan.stages[index].num_steps / (self.args.eval_steps or self.args.logging_steps)
+        return self.plan.stages[index].num_steps / float(self.args.eval_steps or self.args.logging_steps)
 
     def _seconds(self, part: FeaturePart) -> float:
         measured, content = self._measured.get(part.name), CONTENT[part.name]
@@ -262,8 +262,9 @@ class _Collector:
         if tokens is None or "text" not in self.is_stored:
             return 1.0
         places = _spread(dataset.num_places("text"), min(dataset.num_places("text"), _TEXTS_LOOKED_AT))
-        characters = np.mean([len(text or "") for text in dataset.texts(places)] or [0.0])
-        return float(min(characters / _CHARACTERS_A_TOKEN + _SPECIAL_TOKENS, tokens.shape[1]) / tokens.shape[1])
+        lengths = [float(len(text or "")) for text in dataset.texts(places)]
+        mean = sum(lengths) / max(len(lengths), 1) / _CHARACTERS_A_TOKEN + _SPECIAL_TOKENS
+        return min(mean / tokens.shape[1], 1.0)
 
     def _choose(self, measure: Measure) -> list[list[PartChoice]]:
         chosen = []

@@ -28,6 +28,14 @@ from mmhf.recipe.training_arguments import training_fields
 # words to choose from need none: another choice than the default is shown.
 EXAMPLES: dict[str, Any] = {
     "affine": {"translate": [0.1, 0.1]},
+    "asymmetric": {"gamma_negative": 2.0},
+    "gamma_negative": 2.0,
+    "gamma_positive": 0.0,
+    "margin": 0.1,
+    "multi_label": {"separator": ","},
+    "MultiLabelSection.columns": ["dog", "beach"],
+    "names": ["dog", "beach"],
+    "separator": ",",
     "alpha": 32,
     "attention_dropout": 0.1,
     "augment": {"horizontal_flip": 0.5},

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+from numpy.typing import NDArray
 
 from mmhf.data.discovery.roots import nearest_root, sample
 from mmhf.data.images import cut, shorten
@@ -83,7 +84,11 @@ def _way_out(section: DataSectionBase, missing: Sequence[str]) -> str:
 
 def _check_labels(section: DataSectionBase, data: LoadedData, check: DataCheck) -> None:
     train = _tables(data).get("train")
-    if not data.label_names or train is None or "label" not in train.column_names:
+    if not data.label_names or train is None:
+        return
+    if "labels" in train.column_names:
+        counts = np.asarray(train["labels"][:]).sum(axis=0)
+        _name_few(data, counts, check)
         return
     counts = np.bincount([label for label in train["label"][:] if label >= 0], minlength=len(data.label_names))
     rows, classes = int(counts.sum()), len(data.label_names)
@@ -102,6 +107,10 @@ def _check_labels(section: DataSectionBase, data: LoadedData, check: DataCheck) 
             f"data: {_some(empty)} has no training row, so that it is never predicted; leave it out with "
             "data.filters.min_samples_per_label=3, or add rows"
         )
+    _name_few(data, counts, check)
+
+
+def _name_few(data: LoadedData, counts: NDArray[np.int64], check: DataCheck) -> None:
     few = [f"{name} ({count})" for name, count in zip(data.label_names, counts, strict=True) if 0 < count < 3]
     if few:
         check.notes.append(f"classes of fewer than 3 training rows: {_some(few)}")

@@ -117,7 +117,7 @@ class ImageCollator:
         Returns:
             `dict[str, Tensor]`: what the processor gives, such as `pixel_values` (B, 3, H, W), or in its place
             the features that the rows have, such as `image_features` (B, ...), and `labels` when the rows have labels:
-            (B,) class ids, or (B, C) probabilities from a mixer.
+            (B,) class ids, (B, C) probabilities from a mixer, or (B, C) of 0 and 1 where a row has several.
 
         Raises:
             InputError: an image is broken and `on_bad_image` is `"raise"`.
@@ -187,10 +187,14 @@ class ImageCollator:
         self, batch: dict[str, Tensor], rows: Sequence[Row], skipped: Tensor, changes: RandomChanges
     ) -> None:
         """Add what the model learns from; a skipped row is one that it learns nothing from."""
-        if "label" not in rows[0]:
+        if "labels" in rows[0]:
+            several = torch.tensor([row["labels"] for row in rows], dtype=torch.float32)
+            batch["labels"] = several.masked_fill(skipped[:, None], IGNORED_LABEL)
+        elif "label" in rows[0]:
+            labels = torch.tensor([row["label"] for row in rows], dtype=torch.int64)
+            batch["labels"] = labels.masked_fill(skipped, IGNORED_LABEL)
+        else:
             return
-        labels = torch.tensor([row["label"] for row in rows], dtype=torch.int64)
-        batch["labels"] = labels.masked_fill(skipped, IGNORED_LABEL)
         if changes.mixer is not None:
             keys = [key_of(row) for row in rows]
             batch["pixel_values"], batch["labels"] = changes.mixer(batch["pixel_values"], batch["labels"], keys)

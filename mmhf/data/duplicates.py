@@ -168,7 +168,7 @@ class _Rows:
         self.images = {split: table.select_columns(["image"]) for split, table in tables.items()}
         self._columns = {
             split: table.select_columns(
-                ["row", "id", "captions" if "captions" in table.column_names else "label"]
+                ["row", "id", next(name for name in ("captions", "labels", "label") if name in table.column_names)]
             ).with_format("arrow")[:]
             for split, table in tables.items()
         }

@@ -127,9 +127,12 @@ def sorted_labels(source: SourceTable, positions: NDArray[np.int64]) -> dict[str
                 "number to predict (regression), an id or a text is no class; data.columns.label names the column of "
                 "the class"
             )
-    if all(is_number):
-        distinct.sort(key=float)
-    return {value: value for value in distinct}
+    return {value: value for value in sorted_by_value(distinct)}
+
+
+def sorted_by_value(values: Sequence[str]) -> list[str]:
+    """Values by number when all are numbers, else by letter."""
+    return sorted(sorted(values), key=float if all(_number(value) is not None for value in values) else None)
 
 
 def _number(value: str) -> float | None:

@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplicates
 from mmhf.data.filters import blank_placeholders, filter_rows
-from mmhf.data.labels import name_rare_labels, number_labels, sorted_labels, with_unified_labels
+from mmhf.data.label_sets import fixed_size_lists
+from mmhf.data.labels import number_labels
 from mmhf.data.prepared import open_prepared
 from mmhf.data.remote.images import parse_reference
 from mmhf.data.screen import SplitScreen
 from mmhf.data.sources import READERS
-from mmhf.data.splits import cut_splits, require_groups_apart, require_samples
+from mmhf.data.splits import cut_splits, require_groups_apart
 from mmhf.data.streams.captions import StreamedCaptions
 from mmhf.data.table import SPLITS, FilterStep, Reading, SourceTable, as_dataset
+from mmhf.data.targets import row_target
 from mmhf.errors import InputError
 from mmhf.recipe.by_task import RECIPE_BY_TASK
 from mmhf.recipe.caption_data_sections import CaptionDataSectionBase
@@ -43,7 +45,8 @@ class LoadedData:
 
     splits: dict[str, datasets.Dataset | datasets.IterableDataset | StreamedCaptions]
     """`train`, `validation`, `test` → rows: `row` (number in the source, from 1), `id`, `image` (struct of `path` and
-    encoded `bytes`), and `text`, `label` (class id) or `captions` (at least one, none empty)."""
+    encoded `bytes`), and `text`, `label` (class id), `labels` (0 or 1 for each) or `captions` (at least one, none
+    empty)."""
     label_names: list[str]
     """Names of the classes, in the order of their ids; none where rows have captions."""
     bad_examples: list[BadExample] = field(default_factory=list)
@@ -173,16 +176,28 @@ def _load_prepared(section: DataSectionBase, reading: Reading, label_names: Sequ
     )
     if reading.label:
         loaded.label_names, ids = number_labels({name: name for name in own}, label_names, origin=str(folder.path))
-        if [ids[name] for name in own] != list(range(len(own))):
-            numbers = pa.array([ids[name] for name in own])
-            loaded.splits = {split: _with_labels(folder.table(split), numbers) for split in folder.splits}
+        if [ids[name] for name in own] != list(range(len(loaded.label_names))):
+            numbers = np.array([ids[name] for name in own])
+            loaded.splits = {
+                split: _with_labels(folder.table(split), numbers, len(loaded.label_names)) for split in folder.splits
+            }
             loaded.fingerprints = {}
     return loaded
 
 
-def _with_labels(table: datasets.Dataset, numbers: pa.Array) -> datasets.Dataset:
-    labels = as_dataset(pa.table({"label": numbers.take(table.data.column("label"))}))
-    others = table.remove_columns("label")
+def _with_labels(table: datasets.Dataset, numbers: NDArray[np.int64], count: int) -> datasets.Dataset:
+    """The rows with other class ids: those of a model that has `count` classes."""
+    name = "label" if "label" in table.column_names else "labels"
+    column = table.data.column(name).combine_chunks()
+    if name == "label":
+        ids: pa.Array = pa.array(numbers).take(column)
+    else:
+        given = column.flatten().to_numpy().reshape(len(column), -1)
+        matrix = np.zeros((len(column), count), dtype=np.int8)
+        matrix[:, numbers] = given
+        ids = fixed_size_lists(matrix)
+    labels = as_dataset(pa.table({name: ids}))
+    others = table.remove_columns(name)
     return datasets.concatenate_datasets([others, labels], axis=1).select_columns(table.column_names)
 
 
@@ -199,8 +214,9 @@ def _make_splits(
     positions = np.arange(len(source.rows)) if source.used is None else source.used
     table = source.rows.remove_columns("image").data.table
     blanked = blank_placeholders(table, section.missing, keep=["split", "fault", "id"])
-    if reading.label:
-        blanked = with_unified_labels(blanked, list(source.label_of or ()), source.origin())
+    target = row_target(section) if reading.label else None
+    if target is not None:
+        blanked = target.unify(blanked, source)
     if blanked is not table:
         image = source.rows.select_columns("image")
         source.rows = datasets.concatenate_datasets([image, as_dataset(blanked)], axis=1)
@@ -215,37 +231,21 @@ def _make_splits(
         if split not in available:
             raise InputError(f"{source.origin()}: no split {split!r}; there is {', '.join(available)}")
     names: list[str] = []
-    label_ids: dict[str, int] = {}
-    if reading.label:
-        label_of = source.label_of
-        if label_of is None:
-            _require_any_label(source, positions)
-            label_of = sorted_labels(source, positions)
+    if target is not None:
         if isinstance(section, FilteredDataSection) and source.cut is None and section.split.group_by is not None:
             require_groups_apart(source, parts, section.split.group_by)
-        require_samples(source, parts, label_of, section.filters)
-        origin = f"data source {section.source!r} ({source.origin()})"
-        names, label_ids = number_labels(label_of, label_names, origin=origin)
-        name_rare_labels(source, parts, label_of)
+        names = target.number(source, positions, parts, label_names)
     loaded = LoadedData({}, names, list(source.bad_examples), filter_steps=steps)
     for split in available:
         if splits is not None and split not in splits:
             continue
         if split in source.streams:
-            loaded.splits[split] = source.streams[split](label_ids)
+            loaded.splits[split] = source.streams[split]({} if target is None else target.label_ids)
             continue
-        screen = SplitScreen(source, parts[split], split=split, section=section, reading=reading, label_ids=label_ids)
+        screen = SplitScreen(source, parts[split], split=split, section=section, reading=reading, target=target)
         loaded.splits[split] = screen.run(check_images=check_images)
         loaded.bad_examples += screen.bad_examples
     return loaded
-
-
-def _require_any_label(source: SourceTable, positions: NDArray[np.int64]) -> None:
-    """Where no row has a label because none can be read, say why of the first."""
-    labels, faults = (source.column(name).take(pa.array(positions)) for name in ("label", "fault"))
-    if len(labels) and labels.null_count == len(labels) and not faults.null_count:
-        row, reason = source.column("row")[int(positions[0])], faults[0]
-        raise InputError(f"{source.origin()}, row {row}: {reason}; no row can be read")
 
 
 def _judge_duplicates(loaded: LoadedData, section: DataSectionBase, *, check_images: bool) -> None:
@@ -276,7 +276,7 @@ def _judge_duplicates(loaded: LoadedData, section: DataSectionBase, *, check_ima
 
 def _fingerprint(table: datasets.Dataset) -> str:
     digest = hashlib.sha256()
-    columns = [name for name in ("text", "label", "captions") if name in table.column_names]
+    columns = [name for name in ("text", "label", "labels", "captions") if name in table.column_names]
     stored = table.with_format("arrow")  # images behind URLs would be fetched otherwise
     for batch in stored.iter(1024):
         values: dict[str, list[Any]] = batch.to_pydict()

@@ -55,16 +55,19 @@ class BatchMixer:
             pixel_values (`Tensor`):
                 (B, 3, H, W); not changed itself.
             labels (`Tensor`):
-                (B,) class ids; an image with -100 is neither changed nor a partner.
+                (B,) class ids, or (B, C) of 0 and 1; an image with -100 is neither changed nor a partner.
             keys (`Sequence[SampleKey]`):
                 Row index and epoch of each image.
 
         Returns:
-            `tuple[Tensor, Tensor]`: images (B, 3, H, W) and probabilities of the classes (B, C), fp32; a row of zeros
-            for an image with -100.
+            `tuple[Tensor, Tensor]`: images (B, 3, H, W) and probabilities of the classes (B, C), fp32; for an image
+            with -100 a row of zeros, or of -100 where rows have several labels.
         """
-        counted = labels >= 0
-        soft = functional.one_hot(labels.clamp(min=0), self.num_labels).float() * counted[:, None]
+        if labels.is_floating_point():
+            counted, soft = labels.min(dim=1).values >= 0, labels
+        else:
+            counted = labels >= 0
+            soft = functional.one_hot(labels.clamp(min=0), self.num_labels).float() * counted[:, None]
         members = torch.nonzero(counted).flatten()
         numbers = (number for key in keys for number in key.numbers)
         rng = np.random.default_rng(derive_seed(_SALT, self.seed, *numbers))

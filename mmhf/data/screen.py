@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.captions import clean_captions, empty_captions, is_empty
 from mmhf.data.columns import IMAGE_TYPE
-from mmhf.data.images import ImageFault, shorten
+from mmhf.data.images import ImageFault
 from mmhf.data.table import CAPTIONS_TYPE, EmbeddedImages, Reading, SourceTable, extra_column
+from mmhf.data.targets import RowTarget
 from mmhf.errors import InputError
 from mmhf.parallel import map_in_threads
 from mmhf.recipe.data_sections import DataSectionBase
@@ -57,8 +58,8 @@ class SplitScreen:
             `on_bad_row`, `on_empty_text`, `on_bad_image`, `limit` and `limit_seed` are read.
         reading (`Reading`):
             What the task reads.
-        label_ids (`Mapping[str, int]`, *optional*):
-            Label value → class id, where rows have labels.
+        target ([`RowTarget`], *optional*):
+            What is learnt of rows that have labels.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class SplitScreen:
         split: str,
         section: DataSectionBase,
         reading: Reading,
-        label_ids: Mapping[str, int] | None = None,
+        target: RowTarget | None = None,
     ) -> None:
         self.source = source
         self.positions = positions
@@ -77,7 +78,7 @@ class SplitScreen:
         self.split = split
         self.section = section
         self.reading = reading
-        self.label_ids = label_ids or {}
+        self.target = target
         self.bad_examples: list[BadExample] = []
         self._blank_images: list[int] = []
         self._table = source.rows.remove_columns("image").data.table
@@ -120,9 +121,8 @@ class SplitScreen:
         """Those of which all but the image can be used."""
         rows = self._table.take(pa.array(positions))
         faulty = rows.column("fault").is_valid().to_numpy()
-        if self.reading.label:
-            labels = pc.is_in(rows.column("label"), pa.array(list(self.label_ids), pa.string()))
-            faulty |= ~labels.to_numpy()
+        if self.target is not None:
+            faulty |= self.target.find_faulty(rows)
             if self.reading.text and not self.section.may_have_empty_texts():
                 faulty |= rows.column("text").is_null().to_numpy()
         else:
@@ -146,11 +146,10 @@ class SplitScreen:
             self.bad_examples.append(BadExample(self.split, note["row"], row["id"], note["note"]))
         if row["fault"] is not None:
             return Fault(row["fault"], "on_bad_row")
-        if not self.reading.label:
+        if self.target is None:
             return self._find_caption_fault(row)
-        if row["label"] not in self.label_ids:
-            unknown = "the label is missing" if row["label"] is None else f"unknown label {shorten(row['label'])}"
-            return Fault(unknown, "on_bad_row")
+        if (unusable := self.target.fault_of(row)) is not None:
+            return Fault(unusable, "on_bad_row")
         if self.reading.text and row["text"] is None and not self.section.may_have_empty_texts():
             return Fault("the text is empty", "on_empty_text")
         return None
@@ -216,12 +215,10 @@ class SplitScreen:
     def _make_table(self, positions: NDArray[np.int64]) -> datasets.Dataset:
         rows = self._table.take(pa.array(positions))
         columns: dict[str, Any] = {name: rows.column(name) for name in ("row", "id")}
-        if self.reading.label:
+        if self.target is not None:
             count = len(positions)
             text = pc.fill_null(rows.column("text"), "") if self.reading.text else pa.array([""] * count, pa.string())
-            ids = pa.array(list(self.label_ids.values()), pa.int64())
-            label = ids.take(pc.index_in(rows.column("label"), pa.array(list(self.label_ids), pa.string())))
-            columns.update(text=text, label=label)
+            columns.update({"text": text, self.target.column: self.target.encode(rows)})
             for name in self.reading.extra_columns:
                 columns[extra_column(name)] = rows.column(extra_column(name))
         else:

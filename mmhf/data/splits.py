@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from mmhf.data.columns import codes_of, number_rows
 from mmhf.data.images import shorten
+from mmhf.data.label_sets import label_matrix, label_places
+from mmhf.data.stratification import iterative_stratification
 from mmhf.data.table import SPLITS, SourceTable, extra_column
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import ImageSplitSection
@@ -83,7 +85,8 @@ def cut_splits(source: SourceTable, positions: Positions) -> dict[str, Positions
         # Nothing is cut for a split that is given.
         share = source.cut.model_copy(update={split: 0.0 for split in ("validation", "test") if split in splits})
         chosen = pa.array(uncut)
-        labels = source.column("label").take(chosen) if "label" in source.rows.column_names else [""] * len(uncut)
+        name = next((name for name in ("label", "labels") if name in source.rows.column_names), None)
+        labels = [""] * len(uncut) if name is None else source.column(name).take(chosen)
         by = share.group_by if isinstance(share, SplitSection) else None
         groups = None if by is None else source.column(extra_column(by)).take(chosen)
         cut = split_positions(share, labels, groups)
@@ -102,7 +105,7 @@ def split_positions(
         section (`SplitSection` or `ImageSplitSection`):
             Fractions, seed, and whether to keep the label proportions.
         labels (`Sequence[str | None]` or `pa.ChunkedArray`):
-            The label of each row; read when `section.stratify` is set.
+            The label of each row, or a list of its labels; read when `section.stratify` is set.
         groups (`Sequence[str | None]` or `pa.ChunkedArray`, *optional*):
             The group of each row; the rows of a group never span two splits, a row without one is its own group.
 
@@ -114,15 +117,26 @@ def split_positions(
     fractions = {"train": 1.0 - section.validation - section.test, **fractions}
     names = [name for name in SPLITS if fractions[name] > 0]
     shares = np.array([fractions[name] for name in names])
-    classes = np.zeros(len(labels), dtype=np.int64)
-    if isinstance(section, SplitSection) and section.stratify:
-        codes, values = codes_of(labels)
-        classes = number_rows(np.where(codes < 0, len(values), codes))  # rows without a label are a class, too
+    rows, classes = np.arange(len(labels)), np.zeros(len(labels), dtype=np.int64)
+    stratify = isinstance(section, SplitSection) and section.stratify
+    has_several = isinstance(labels, pa.ChunkedArray) and pa.types.is_list(labels.type)
     rng = np.random.default_rng(section.seed)
+    if stratify and has_several:
+        sets = labels.combine_chunks()
+        values = {value: number for number, value in enumerate(codes_of(pa.compute.list_flatten(sets))[1])}
+        if groups is None and values:
+            assigned = iterative_stratification(label_matrix(sets, values, len(values)), shares, rng)
+            return {name: np.flatnonzero(assigned == number).tolist() for number, name in enumerate(names)}
+        places, ids = label_places(sets, values)
+        # Each row counts as a row, and as one of each of its labels.
+        rows, classes = np.concatenate([rows, places]), np.concatenate([classes, 1 + ids])
+    elif stratify:
+        codes, found = codes_of(labels)
+        classes = number_rows(np.where(codes < 0, len(found), codes))  # rows without a label are a class, too
     if groups is None:
         assigned = _assign_rows(classes, shares, rng)
     else:
-        assigned = _assign_groups(number_rows(codes_of(groups)[0]), classes, shares, rng)
+        assigned = _assign_groups(number_rows(codes_of(groups)[0]), rows, classes, shares=shares, rng=rng)
     return {name: np.flatnonzero(assigned == number).tolist() for number, name in enumerate(names)}
 
 
@@ -149,15 +163,20 @@ def _deal(count: int, shares: np.ndarray) -> np.ndarray:
 
 
 def _assign_groups(
-    groups: np.ndarray, classes: np.ndarray, shares: np.ndarray, rng: np.random.Generator
+    groups: np.ndarray, rows: np.ndarray, classes: np.ndarray, *, shares: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Give each group, large ones first, to the split that lacks most of what the group holds."""
+    """Give each group, large ones first, to the split that lacks most of what the group holds.
+
+    Args:
+        groups: (N,), the group of each row.
+        rows, classes: (M,), pairs of a row and a class that it has; shares and rng are those of `split_positions`.
+    """
     if not len(groups):
         return groups
     sizes = np.bincount(groups)
     num_classes = int(classes.max()) + 1
     # A group holds few of the classes: what it holds stands in a row of (class, count) pairs.
-    pairs, counts = np.unique(groups * num_classes + classes, return_counts=True)
+    pairs, counts = np.unique(groups[rows] * num_classes + classes, return_counts=True)
     first = np.searchsorted(pairs // num_classes, np.arange(len(sizes) + 1)).tolist()
     held_classes, held_counts = (pairs % num_classes).tolist(), counts.tolist()
     lacking = np.outer(shares, np.bincount(classes)).tolist()

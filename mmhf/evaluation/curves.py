@@ -24,6 +24,9 @@ _PANEL_CHARACTERS = 68
 METRIC_TITLES = {
     "accuracy": "Accuracy",
     "f1_macro": "Macro-F1",
+    "map": "Mean average precision",
+    "f1_micro": "Micro-F1",
+    "f1_samples": "Samples-F1",
     "rougeL": "ROUGE-L",
     "cider": "CIDEr-D",
     "bleu4": "BLEU-4",
@@ -35,6 +38,8 @@ METRIC_TITLES = {
 """What a metric is called in headings; recall@1, @5 and @10 share a panel."""
 _PANELS = (
     ("accuracy",),
+    ("map",),
+    ("f1_micro",),
     ("f1_macro",),
     ("rougeL",),
     ("cider",),

@@ -11,8 +11,9 @@ from transformers import Pipeline
 
 from mmhf.data.images import decode_image
 from mmhf.errors import InputError
-from mmhf.models.classification_loss import class_names, class_probabilities
+from mmhf.models.classification_loss import class_names
 from mmhf.models.fusion.modeling_fusion import FusionForImageTextClassification
+from mmhf.models.targets import target_of
 
 Example = Mapping[str, Any]
 
@@ -68,7 +69,8 @@ class ImageTextClassificationPipeline(Pipeline):
         Returns:
             `list[dict]` for one pair: `label` and `score` (its probability), the most probable first; for a list, a
             list of those, and for a generator or data set an iterator. With a model that has an abstention threshold,
-            each also has `abstain`: whether the highest probability is below it.
+            each also has `abstain`: whether the highest probability is below it. Of a model of several labels, each
+            has `given`: whether its probability reaches its own threshold.
 
         Raises:
             InputError: An input lacks its image or text, or the lists differ in length.
@@ -114,9 +116,16 @@ class ImageTextClassificationPipeline(Pipeline):
     def postprocess(  # type: ignore[override]
         self, model_outputs: Mapping[str, Tensor], top_k: int | None = None
     ) -> list[dict[str, Any]]:
-        scores = class_probabilities(model_outputs["logits"][0]).tolist()
+        target = target_of(self.model.config)
+        scores = target.probabilities(model_outputs["logits"][0]).tolist()
         names = class_names(self.model)
         ranked = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+        if target.has_several:
+            limits = self.model.config.thresholds or [0.5] * len(names)
+            return [
+                {"label": names[index], "score": scores[index], "given": scores[index] >= limits[index]}
+                for index in ranked[:top_k]
+            ]
         threshold = self.model.config.abstain_below
         abstain = {} if threshold is None else {"abstain": scores[ranked[0]] < threshold}
         return [{"label": names[index], "score": scores[index], **abstain} for index in ranked[:top_k]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from mmhf.inference.loading import load_model, takes_text
 from mmhf.inference.outputs import check_output, refuse_existing
 from mmhf.inference.table_job import TableJob
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
-from mmhf.models.classification_loss import class_names, class_probabilities
+from mmhf.models.classification_loss import class_names
 from mmhf.models.family import family_of
 from mmhf.models.fusion import FusionForImageTextClassification
 from mmhf.models.fusion.building import check_same_table
+from mmhf.models.targets import target_of
 from mmhf.models.text_tables import TableEncoder
 
 EMPTY_TEXT = "the text is empty; predicted from the image alone"
@@ -75,57 +77,47 @@ class PredictionCollator:
         return self.processor(images=images, text=given, masks=True)
 
 
-class ClassificationPredictor:
-    """Makes the columns `label`, `probability_<label>` and `confidence`.
-
-    A model with an abstention threshold gives the column `abstained`, too: whether the confidence is below it.
+class LabelPredictor(ABC):
+    """What classifiers have in common: a column `probability_<label>` for each label, and those of the answer.
 
     Args:
         model (`PreTrainedModel`): A classifier in eval mode, on its device.
         processor (`Processor`): Of the model.
-        threshold (`float`, *optional*): Two classes only: the second label is predicted from this probability on;
-            absent: the more probable label.
-
-    Raises:
-        InputError: The model has other than two labels, and there is a threshold.
     """
 
     verb = "predicting"
 
-    def __init__(self, model: PreTrainedModel, processor: Processor, *, threshold: float | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, processor: Processor) -> None:
         self.model = model
-        self.threshold = threshold
+        self.target = target_of(model.config)
         self.label_names = class_names(model)
-        if threshold is not None and len(self.label_names) != 2:
-            raise InputError(f"threshold: the model has {len(self.label_names)} labels, a threshold needs two")
         both = takes_text(model)
         self.reads = (IMAGE, TEXT) if both else (IMAGE,)
         missing = list(model.config.missing_modalities) if both else []
         self.collator = PredictionCollator(processor, with_text=both, missing=missing)
 
-    @classmethod
+    @staticmethod
     def of(
-        cls,
         model: PreTrainedModel,
         processor: Processor,
         *,
         threshold: float | None = None,
         generation: Mapping[str, Any] | None = None,
-    ) -> ClassificationPredictor:
-        """A predictor with what `predict_table` was told.
+    ) -> LabelPredictor:
+        """The predictor of a classifier, with what `predict_table` was told.
 
         Raises:
             InputError: Options of generation, which belong to captions.
         """
         if generation:
             raise InputError("generation: the model predicts labels, and writes no captions")
-        return cls(model, processor, threshold=threshold)
+        kind = LabelSetPredictor if target_of(model.config).has_several else ClassificationPredictor
+        return kind(model, processor, threshold=threshold)
 
     @property
+    @abstractmethod
     def schema(self) -> pa.Schema:
-        probabilities = [(f"probability_{name}", pa.float64()) for name in self.label_names]
-        abstained = [] if self.model.config.abstain_below is None else [("abstained", pa.bool_())]
-        return pa.schema([("label", pa.string()), *probabilities, ("confidence", pa.float64()), *abstained])
+        """The columns that are made."""
 
     @property
     def columns(self) -> list[str]:
@@ -140,20 +132,94 @@ class ClassificationPredictor:
 
     @torch.inference_mode()
     def predict(self, encoding: Mapping[str, torch.Tensor]) -> pa.Table:
-        """One row of `schema` for each encoded row; `confidence` is the probability of the predicted label."""
+        """One row of `schema` for each encoded row."""
         inputs = {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        probabilities = class_probabilities(self.model(**inputs).logits)
+        columns = self._answer(self.target.probabilities(self.model(**inputs).logits))
+        arrays = [pa.array(columns[each.name], each.type) for each in self.schema]
+        return pa.table(arrays, schema=self.schema)
+
+    @abstractmethod
+    def _answer(self, probabilities: torch.Tensor) -> dict[str, list[Any]]:
+        """The columns of `schema`, of (B, C) probabilities."""
+
+    def _probability_fields(self) -> list[tuple[str, pa.DataType]]:
+        return [(f"probability_{name}", pa.float64()) for name in self.label_names]
+
+    def _probability_columns(self, probabilities: torch.Tensor) -> dict[str, list[Any]]:
+        names = [name for name, _ in self._probability_fields()]
+        return dict(zip(names, probabilities.T.tolist(), strict=True))
+
+
+class ClassificationPredictor(LabelPredictor):
+    """Makes the columns `label`, `probability_<label>` and `confidence`, the probability of the predicted label.
+
+    A model with an abstention threshold gives the column `abstained`, too: whether the confidence is below it.
+
+    Args:
+        model, processor: See [`LabelPredictor`].
+        threshold (`float`, *optional*): Two classes only: the second label is predicted from this probability on;
+            absent: the more probable label.
+
+    Raises:
+        InputError: The model has other than two labels, and there is a threshold.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Processor, *, threshold: float | None = None) -> None:
+        super().__init__(model, processor)
+        self.threshold = threshold
+        if threshold is not None and len(self.label_names) != 2:
+            raise InputError(f"threshold: the model has {len(self.label_names)} labels, a threshold needs two")
+
+    @property
+    def schema(self) -> pa.Schema:
+        abstained = [] if self.model.config.abstain_below is None else [("abstained", pa.bool_())]
+        return pa.schema(
+            [("label", pa.string()), *self._probability_fields(), ("confidence", pa.float64()), *abstained]
+        )
+
+    def _answer(self, probabilities: torch.Tensor) -> dict[str, list[Any]]:
         if self.threshold is None:
             chosen = probabilities.argmax(dim=-1)
         else:
             chosen = (probabilities[:, 1] >= self.threshold).long()
         confidence = probabilities.gather(1, chosen[:, None])[:, 0]
-        labels = [self.label_names[index] for index in chosen.tolist()]
-        columns = [labels, *probabilities.T.tolist(), confidence.tolist()]
+        columns = {
+            "label": [self.label_names[index] for index in chosen.tolist()],
+            **self._probability_columns(probabilities),
+            "confidence": confidence.tolist(),
+        }
         if self.model.config.abstain_below is not None:
-            columns.append((confidence < self.model.config.abstain_below).tolist())
-        return pa.table([pa.array(column) for column in columns], schema=self.schema)
+            columns["abstained"] = (confidence < self.model.config.abstain_below).tolist()
+        return columns
+
+
+class LabelSetPredictor(LabelPredictor):
+    """Makes the columns `labels`, a list of names, the most probable first, and `probability_<label>`.
+
+    Args:
+        model, processor: See [`LabelPredictor`].
+        threshold (`float`, *optional*): The probability from which on any label is given; absent: each label's own, as
+            the model keeps it.
+    """
+
+    def __init__(self, model: PreTrainedModel, processor: Processor, *, threshold: float | None = None) -> None:
+        super().__init__(model, processor)
+        own = model.config.thresholds or [0.5] * len(self.label_names)
+        self.thresholds = torch.tensor(own if threshold is None else [threshold] * len(own), dtype=torch.float64)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([("labels", pa.list_(pa.string())), *self._probability_fields()])
+
+    def _answer(self, probabilities: torch.Tensor) -> dict[str, list[Any]]:
+        given = probabilities >= self.thresholds
+        order = probabilities.argsort(dim=1, descending=True, stable=True).tolist()
+        labels = [
+            [self.label_names[place] for place in places if row[place]]
+            for places, row in zip(order, given.tolist(), strict=True)
+        ]
+        return {"labels": labels, **self._probability_columns(probabilities)}
 
 
 class CaptionPredictor:
@@ -237,8 +303,8 @@ def predict_table(
             or, for a model that takes no text, without one.
         output_path (`str` or `Path`): `.csv` or `.parquet`.
         settings ([`JobSettings`], *optional*): Columns, limit, batch size, device and the like.
-        threshold (`float`, *optional*): Two classes only: the second label is predicted from this probability on;
-            absent: the more probable label.
+        threshold (`float`, *optional*): Two classes: the second label is predicted from this probability on; absent:
+            the more probable label. Several labels a row: each is given from it on; absent: from its own threshold on.
         generation (`Mapping[str, Any]`, *optional*): Captioners only: what differs from the model's own way, such as
             `num_beams`.
         text_embeddings (`str` or `Path`, *optional*): Only models that were trained on a table of text embeddings: one

@@ -267,6 +267,8 @@ class _ClaimedBatches:
 def _tally(table: pa.Table) -> dict[str, dict[str, int]]:
     made = [name for name in table.column_names if name not in (ERROR_COLUMN, _STATE, _DIGEST)]
     labels = table.column("label").drop_null().to_pylist() if "label" in made else []
+    if "labels" in made:
+        labels = pa.compute.list_flatten(table.column("labels")).to_pylist()
     return {
         "filled": {name: len(table) - table.column(name).null_count for name in made},
         "labels": dict(Counter(labels)),

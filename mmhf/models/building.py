@@ -16,6 +16,7 @@ from mmhf.errors import InputError
 from mmhf.models.backbones import ImageStatistics, image_statistics, load_encoder_config
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.encoders import describe_text, describe_vision
+from mmhf.models.targets import target_of
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.fusion_recipe import FusionModelSection
 from mmhf.recipe.image_classifier_recipe import ImageClassifierModelSection
@@ -103,6 +104,8 @@ def loss_values(loss: LossSettings) -> dict[str, Any]:
         "class_weights": _as_floats(loss.class_weights),
         "focal_gamma": loss.focal_gamma,
         "logit_adjustment": _as_floats(loss.logit_adjustment),
+        "asymmetric": None if loss.asymmetric is None else dict(loss.asymmetric),
+        "problem_type": loss.problem_type,
     }
 
 
@@ -123,6 +126,7 @@ def config_of_parent(
     *,
     fixed: Mapping[str, str],
     label_names: Sequence[str],
+    problem_type: str,
 ) -> ConfigT:
     """Config of the classifier that training starts from, once the recipe is found to fit it.
 
@@ -131,7 +135,7 @@ def config_of_parent(
         path (`str` or `Path`): Folder of the release or run.
         section (`FusionModelSection` or `ImageClassifierModelSection`): The recipe's model.
         fixed (`Mapping[str, str]`): See `check_same_model`.
-        label_names (`Sequence[str]`): The data's; with `reset_head` they may be others than the release's.
+        label_names, problem_type: The data's; with `reset_head` they may be others than the release's.
 
     Raises:
         `InputError`: the folder holds no classifier of this family, or the recipe's model or labels differ from its
@@ -141,6 +145,12 @@ def config_of_parent(
     check_same_model(config, section.model_dump(), fixed, path)
     if not section.reset_head:
         check_same_labels(config, label_names, path)
+        if (released := target_of(config)).problem_type != problem_type:
+            had = "any number of labels" if released.has_several else "one label"
+            raise InputError(
+                f"init_from {path}: its rows had {had}, unlike those of the data (data.multi_label); set "
+                "model.reset_head: true to start a new head"
+            )
     return config
 
 
@@ -149,7 +159,7 @@ def config_of_child(parent: ConfigT, label_names: Sequence[str], loss: LossSetti
     config = copy.deepcopy(parent)
     for name, value in {**label_maps(label_names), **loss_values(loss)}.items():
         setattr(config, name, value)
-    config.calibration_temperature, config.abstain_below = 1.0, None
+    config.calibration_temperature, config.abstain_below, config.thresholds = 1.0, None, None
     return config
 
 

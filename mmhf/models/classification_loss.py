@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from mmhf.conventions import IGNORED_LABEL
 
-_LEAST_DOUBT = 1e-7
+LEAST_DOUBT = 1e-7
+"""Where a focal factor's slope is taken at the latest."""
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """What [`ClassificationLoss`] is made of, as a classifier's config keeps it.
+    """What a classifier's loss is made of, as its config keeps it.
 
     Attributes:
         label_smoothing (`float`): Share of the target spread evenly over the classes.
-        class_weights (`Sequence[float]`, *optional*): Weight of each class.
+        class_weights (`Sequence[float]`, *optional*): Weight of each class; of several labels a row, of its positives.
         focal_gamma (`float`): Exponent of the focal factor; 0 = cross-entropy.
         logit_adjustment (`Sequence[float]`, *optional*): What is added to the logits of each class.
+        asymmetric (`Mapping[str, float]`, *optional*): `gamma_positive`, `gamma_negative` and `margin` of
+            [`MultiLabelLoss`].
         auxiliary_weights (`Mapping[str, float]`): `image`, `text` → weight of the loss of a classifier that sees this
             modality alone; a fusion classifier's.
     """
@@ -33,26 +37,72 @@ class LossSettings:
     class_weights: Sequence[float] | None = None
     focal_gamma: float = 0.0
     logit_adjustment: Sequence[float] | None = None
+    asymmetric: Mapping[str, float] | None = None
     auxiliary_weights: Mapping[str, float] = field(default_factory=dict)
+    problem_type: str = "single_label_classification"
+    """What the labels are, in transformers' words."""
 
 
 PLAIN_LOSS = LossSettings()
 
 
-def check_problem_type(config: PreTrainedConfig) -> None:
-    """Refuse a config that asks for another problem than one label a row.
+class TargetLoss(nn.Module, ABC):
+    """A classifier's loss: a sum over what is counted, divided by the count.
 
-    Raises:
-        `ValueError`: `problem_type` is regression, or several labels a row.
+    Args:
+        class_weights (`Sequence[float]`, *optional*): Weight of each class.
+        label_smoothing (`float`): Share of the target spread evenly over the classes; a stage may change it.
     """
-    if config.problem_type not in (None, "single_label_classification"):
-        raise ValueError(
-            f"problem_type {config.problem_type!r}: {config.model_type} learns one label a row, with a softmax; use "
-            "single_label_classification"
-        )
+
+    def __init__(self, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
+        # In the config already, so not in the weights: a recipe that changes them must not meet the old ones.
+        self.weight: Tensor | None
+        self.register_buffer("weight", _as_tensor(class_weights), persistent=False)
+
+    def forward(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Mean loss of (B, C) logits and their labels; scalar, fp32.
+
+        `num_items_in_batch`, the `count` of all batches that one optimizer step accumulates on all processes, is what
+        the sum is divided by; absent, it is this batch's. So a step is the same however its rows are cut into batches.
+        """
+        total = self.total(logits.float(), labels)
+        count = self.count(labels) if num_items_in_batch is None else num_items_in_batch
+        if isinstance(count, Tensor):
+            count = count.to(total)
+            return total / torch.where(count > 0, count, 1.0)
+        return total / (count if count > 0 else 1)
+
+    @abstractmethod
+    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the losses of (B, C) fp32 logits; scalar."""
+
+    @abstractmethod
+    def count(self, labels: Tensor) -> Tensor:
+        """What the mean is over; scalar."""
+
+    @abstractmethod
+    def hide(self, labels: Tensor, shown: Tensor) -> Tensor:
+        """The labels without those of rows that (B,) `shown` leaves out."""
+
+    @abstractmethod
+    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(2,): how many answers are right, and how many there are."""
+
+    def _weight(self) -> Tensor:
+        assert self.weight is not None
+        return self.weight.float()  # a model in half precision has halved its buffers too
+
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        """Fill the buffers again, which `from_pretrained` leaves unset."""
+        if self.weight is not None:
+            init.copy_(self.weight, torch.tensor(self.class_weights))
 
 
-class ClassificationLoss(nn.Module):
+class ClassificationLoss(TargetLoss):
     """Cross-entropy over class indices or probabilities, weighted and smoothed as in `torch.nn.CrossEntropyLoss`.
 
     Rows labelled -100, or with the probability 0 for all classes, do not count, and a batch of only such rows has loss
@@ -77,32 +127,17 @@ class ClassificationLoss(nn.Module):
         focal_gamma: float = 0.0,
         logit_adjustment: Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        self.class_weights = class_weights
-        self.label_smoothing = label_smoothing
+        super().__init__(class_weights, label_smoothing)
         self.focal_gamma = focal_gamma
         self.logit_adjustment = logit_adjustment
-        # In the config already, so not in the weights: a recipe that changes them must not meet the old ones.
-        self.weight: Tensor | None
         self.adjustment: Tensor | None
-        self.register_buffer("weight", _as_tensor(class_weights), persistent=False)
         self.register_buffer("adjustment", _as_tensor(logit_adjustment), persistent=False)
 
-    def forward(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Mean loss of (B, C) logits and labels: (B,) class ids or (B, C) probabilities; scalar, fp32.
-
-        `num_items_in_batch`, the `count` of all batches that one optimizer step accumulates on all processes, is what
-        the sum is divided by; absent, it is this batch's. So a step is the same however its rows are cut into batches.
-        """
-        logits = logits.float()
+    def total(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum of the losses of logits and labels: (B,) class ids or (B, C) probabilities."""
         if self.adjustment is not None:
             logits = logits + self.adjustment.float()
-        total = self._focal_sum(logits, labels) if self.focal_gamma else self._sum(logits, labels)
-        count = self.count(labels) if num_items_in_batch is None else num_items_in_batch
-        if isinstance(count, Tensor):
-            count = count.to(total)
-            return total / torch.where(count > 0, count, 1.0)
-        return total / (count if count > 0 else 1)
+        return self._focal_sum(logits, labels) if self.focal_gamma else self._sum(logits, labels)
 
     def count(self, labels: Tensor) -> Tensor:
         """What the mean is over: the rows that have a label, or the sum of their class weights; scalar."""
@@ -137,22 +172,28 @@ class ClassificationLoss(nn.Module):
         targets = (1 - self.label_smoothing) * targets + self.label_smoothing / logits.shape[-1]
         log_probabilities = logits.log_softmax(dim=-1)
         # Below 1, an exponent has an infinite slope at 0.
-        factors = (-log_probabilities.expm1()).clamp_min(_LEAST_DOUBT) ** self.focal_gamma
+        factors = (-log_probabilities.expm1()).clamp_min(LEAST_DOUBT) ** self.focal_gamma
         terms = -targets * factors * log_probabilities
         if self.weight is not None:
             terms = terms * self._weight()
         return (terms.sum(dim=-1) * counted).sum()
 
-    def _weight(self) -> Tensor:
-        assert self.weight is not None
-        return self.weight.float()  # a model in half precision has halved its buffers too
+    def hide(self, labels: Tensor, shown: Tensor) -> Tensor:
+        """See [`TargetLoss`]."""
+        return labels * shown[:, None] if labels.is_floating_point() else labels.where(shown, IGNORED_LABEL)
+
+    def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """See [`TargetLoss`]; of mixed labels, the larger part is the right answer."""
+        classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
+        counted = classes != IGNORED_LABEL
+        return torch.stack([((logits.argmax(dim=1) == classes) & counted).sum(), counted.sum()])
 
     @torch.no_grad()
     def restore_buffers(self) -> None:
-        """Fill the buffers again, which `from_pretrained` leaves unset."""
-        for buffer, values in ((self.weight, self.class_weights), (self.adjustment, self.logit_adjustment)):
-            if buffer is not None:
-                init.copy_(buffer, torch.tensor(values))
+        """See [`TargetLoss`]."""
+        super().restore_buffers()
+        if self.adjustment is not None:
+            init.copy_(self.adjustment, torch.tensor(self.logit_adjustment))
 
 
 def _as_tensor(values: Sequence[float] | None) -> Tensor | None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from mmhf.features.parts import HasFeatureParts
-from mmhf.models.classification_loss import ClassificationLoss
+from mmhf.models.classification_loss import TargetLoss
 from mmhf.models.encoders import (
     EncoderOutput,
     describe_text,
@@ -160,5 +160,5 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """New layers as transformers starts them; the encoders start their own."""
         super()._init_weights(module)
-        if isinstance(module, ClassificationLoss):
+        if isinstance(module, TargetLoss):
             module.restore_buffers()

@@ -88,6 +88,38 @@ class SplitSection(Section):
         return self
 
 
+class MultiLabelSection(Section):
+    """Any number of labels a row: a list or a text with several names in `columns.label`, or several columns."""
+
+    separator: str | None = None
+    """What stands between the labels of a text, such as `,`; absent: lists, also those written out in a text."""
+    columns: Annotated[list[str], Field(min_length=2)] | None = None
+    """Columns named after the labels, in place of `columns.label`: 1 or true where a row has it, else 0 or false."""
+    names: Annotated[list[str], Field(min_length=2)] | None = None
+    """The labels, in the order of their ids; absent: `columns`, or all that there are, sorted."""
+    others: Literal["raise", "ignore"] = "raise"
+    """Labels that are not among `names`: a bad row (`on_bad_row`), or as if they were not there."""
+    empty: Literal["none", "missing"] | None = None
+    """A row without labels has `none` of them, or they are `missing`, and it is a bad row (`on_bad_row`); of several
+    columns, one without a value. Absent: such a row is an error."""
+
+    @model_validator(mode="after")
+    def _one_way_to_name_labels(self) -> MultiLabelSection:
+        if self.columns is not None and self.separator is not None:
+            raise ValueError("`columns` have a label each, and nothing to separate; remove `separator`")
+        if self.columns is not None and self.names is not None:
+            raise ValueError("`columns` name the labels already; remove `names`")
+        if self.separator == "":
+            raise ValueError("separator: is empty; leave it away where the column has lists")
+        for name in ("columns", "names"):
+            given = getattr(self, name) or []
+            if twice := next((each for each in given if given.count(each) > 1), None):
+                raise ValueError(f"{name}: {twice!r} is given twice")
+        if self.others == "ignore" and self.names is None:
+            raise ValueError("others: ignore needs `names`: which labels to keep")
+        return self
+
+
 class ColumnsSection(Section):
     """Names of the table's columns."""
 
@@ -167,6 +199,11 @@ class DataSectionBase(Section):
             raise ValueError(f"on_duplicate = {self.on_duplicate} needs find_duplicates: near or exact")
         return self
 
+    @property
+    def label_sets(self) -> MultiLabelSection | None:
+        """How a row's labels are read where it may have several; None: it has one."""
+        return None
+
     def is_on_hub(self) -> bool:
         """Whether reading the data needs the Hub."""
         return False
@@ -178,6 +215,17 @@ class DataSectionBase(Section):
     def may_have_empty_texts(self) -> bool:
         """Whether a row without a text is as good as any other."""
         return self.on_empty_text in ("keep", "mask")
+
+
+class LabelSetsSection(DataSectionBase):
+    """Sources whose rows may have several labels."""
+
+    multi_label: MultiLabelSection | None = None
+    """Any number of labels a row (docs/multi_label.md); absent: one."""
+
+    @property
+    def label_sets(self) -> MultiLabelSection | None:
+        return self.multi_label
 
 
 class FakedditDataSection(DataSectionBase):
@@ -228,7 +276,7 @@ def check_image_roots(roots: object, **files: str | None) -> None:
             raise ValueError(f"image_root.{split}: there is no file `{split}`; give one, or one root for all")
 
 
-class TableDataSection(FilteredDataSection):
+class TableDataSection(FilteredDataSection, LabelSetsSection):
     source: Literal["table"]
     path: DataPath | None = None
     """One CSV, TSV, JSONL or parquet file, split by `split` or by its column `split_column`; a path or URL."""
@@ -301,13 +349,13 @@ class ClinicalDataSection(FilteredDataSection):
         return self
 
 
-class SampleDataSection(DataSectionBase):
+class SampleDataSection(LabelSetsSection):
     source: Literal["sample"]
     image_size: ImageSizeSetting = 96
     max_length: PositiveInt = 32
 
 
-class HubDataSection(DataSectionBase):
+class HubDataSection(LabelSetsSection):
     source: Literal["hub"]
     path: str
     """A data set repository, or anything else that `datasets.load_dataset` takes."""

@@ -69,7 +69,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         InputError: The recipe names a metric that the task does not measure.
     """
 
-    protocols: ClassVar[Mapping[str, str]]
+    protocols: Mapping[str, str]
     """Each metric's definition."""
     collator_class: ClassVar[type[ImageCollator]]
     trainer_class: ClassVar[type[MMTrainer]] = MMTrainer

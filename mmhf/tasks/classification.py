@@ -6,15 +6,14 @@ import functools
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import CLIPImageProcessor, EvalPrediction, PreTrainedModel, Trainer
+from transformers import CLIPImageProcessor, PreTrainedModel, Trainer
 
 from mmhf.conventions import Processor
 from mmhf.data.collators import RandomChanges
@@ -25,26 +24,14 @@ from mmhf.data.pixel_statistics import PixelSums, sum_pixels
 from mmhf.data.table import extra_column
 from mmhf.errors import InputError
 from mmhf.evaluation.baselines import Rows, learnt_rows, logistic_regression
-from mmhf.evaluation.calibration import abstention_threshold, evaluate_calibration, fit_temperature
-from mmhf.evaluation.classification import (
-    PROTOCOLS,
-    classification_metrics,
-    evaluate_classification,
-    most_confident_mistakes,
-)
 from mmhf.evaluation.modalities import ModalityEvaluation
-from mmhf.evaluation.report.classification import (
-    MeasuredClassification,
-    mistake_examples,
-    write_classification_report,
-)
 from mmhf.evaluation.report.sections import RunFacts
-from mmhf.evaluation.subgroups import evaluate_subgroups
 from mmhf.models.classification_loss import LossSettings, class_names
 from mmhf.parallel import gather, rank, world_size
 from mmhf.recipe.augment_sections import AugmentSection
-from mmhf.recipe.classification import ClassificationRecipe, LossSection, SamplingSection
+from mmhf.recipe.classification import ClassificationRecipe, SamplingSection
 from mmhf.tasks.base import Baselines, Task
+from mmhf.tasks.classifier_targets import Predicted, classifier_target
 from mmhf.tasks.frozen_features import FrozenFeatures, SplitFeatures, by_split
 
 ClassificationRecipeT = TypeVar("ClassificationRecipeT", bound=ClassificationRecipe)
@@ -54,19 +41,13 @@ logger = logging.getLogger(__name__)
 _NAMES_WITHOUT_DATA = ("label_0", "label_1")
 
 
-class Predicted(NamedTuple):
-    """What a model says of a split: logits (N, C), labels (N,), loss, and the model's other outputs if asked for."""
+class ClassificationTask(Task[ClassificationRecipeT, Any]):
+    """A family of classifiers: `target` says what they learn."""
 
-    logits: NDArray[np.floating]
-    labels: NDArray[np.int64]
-    loss: float
-    others: tuple[Any, ...] = ()
-
-
-class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
-    """A family of classifiers."""
-
-    protocols = PROTOCOLS
+    def __init__(self, recipe: ClassificationRecipeT) -> None:
+        self.target = classifier_target(recipe.data)
+        self.protocols = self.target.protocols
+        super().__init__(recipe)
 
     @abstractmethod
     def _fresh_model(self, **options: Any) -> PreTrainedModel:
@@ -85,13 +66,17 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
         device: str | None = None,
     ) -> PreTrainedModel:
         options: dict[str, Any] = {
-            "label_names": _NAMES_WITHOUT_DATA if data is None else data.label_names,
+            "label_names": self._names_without_data() if data is None else data.label_names,
             "loss": self.loss_settings(data),
             "device": device,
         }
         if parent is None:
             return self._fresh_model(image_size=self.recipe.data.image_size, **options)
         return self._released_model(parent, **options)
+
+    def _names_without_data(self) -> Sequence[str]:
+        section = self.recipe.data.label_sets
+        return (section and (section.names or section.columns)) or _NAMES_WITHOUT_DATA
 
     def load_data(
         self,
@@ -129,7 +114,7 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
 
     def loss_settings(self, data: LoadedData | None) -> LossSettings:
         """The recipe's loss, for the classes of its training split."""
-        return loss_settings(self.recipe.loss, data)
+        return self.target.loss_settings(self.recipe.loss, data)
 
     def torch_dataset(self, data: LoadedData, split: str) -> RowDataset | RowStream:
         if split != "train" or self.recipe.sampling is None:
@@ -145,54 +130,25 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
 
     def trainer_options(self, data: LoadedData, processor: Processor) -> dict[str, Any]:
         self._check_evaluation(data)
-        return {"compute_metrics": functools.partial(_training_metrics, label_names=data.label_names)}
+        return {"compute_metrics": functools.partial(self.target.training_metrics, label_names=data.label_names)}
 
     def finish(self, trainer: Trainer, data: LoadedData) -> None:
-        """Fit temperature and abstention threshold on the validation split, and keep them in the model's config."""
+        """Fit temperature and thresholds on the validation split, and keep them in the model's config."""
         section = self.recipe.evaluation
-        if not section.calibrate and section.target_accuracy is None:
-            return
-        predicted = self._predict(trainer, data, "validation")
-        config: Any = _model_of(trainer).config
-        logits = predicted.logits * config.calibration_temperature
-        if section.calibrate:
-            config.calibration_temperature = fit_temperature(logits, predicted.labels)
-            logger.info("Temperature %.4g, fitted on the validation split", config.calibration_temperature)
-        if section.target_accuracy is not None:
-            logits = logits / config.calibration_temperature
-            config.abstain_below = abstention_threshold(logits, predicted.labels, section.target_accuracy)
-            if config.abstain_below is None:
-                reached = "not even the surest validation rows are predicted as well, the model never abstains"
-                logger.warning("evaluation.target_accuracy %s: %s", section.target_accuracy, reached)
+        by_itself = self.target.target.has_several and section.fit_thresholds is None and "validation" in data.splits
+        if by_itself or self.target.fits_on_validation(section):
+            predicted = self._predict(trainer, data, "validation")
+            self.target.finish(section, predicted, _model_of(trainer).config)
 
-    def measure(self, trainer: Trainer, data: LoadedData, split: str) -> MeasuredClassification:
-        predicted = self._predict(trainer, data, split)
-        logits, labels, names = predicted.logits, predicted.labels, data.label_names
-        model = _model_of(trainer)
-        config: Any = model.config
-        measured = MeasuredClassification(
-            evaluate_classification(logits, labels, names, loss=predicted.loss),
-            calibration=evaluate_calibration(
-                logits,
-                labels,
-                len(names),
-                temperature=config.calibration_temperature,
-                abstain_below=config.abstain_below,
-            ),
-            modalities=self.measure_modalities(model, predicted, names),
-            majority=_majority(data),
-        )
-        rows = data.splits[split]
-        if not isinstance(rows, datasets.Dataset):  # a stream cannot be asked for single rows
-            return measured
-        mistakes = most_confident_mistakes(logits, labels, len(names))
-        wrong = rows.select([mistake.index for mistake in mistakes])
-        section = self.recipe.evaluation
-        columns = {name: rows[extra_column(name)][:] for name in section.subgroups}
-        subgroups = evaluate_subgroups(logits, labels, columns, len(names), min_rows=section.subgroup_min_rows)
-        return replace(measured, mistakes=mistake_examples(mistakes, wrong, names), subgroups=subgroups)
+    def measure(self, trainer: Trainer, data: LoadedData, split: str) -> Any:
+        predicted, model = self._predict(trainer, data, split), _model_of(trainer)
+        modalities = self.measure_modalities(model, predicted, data.label_names)
+        found = {"data": data, "split": split, "modalities": modalities}
+        return self.target.measure(self.recipe.evaluation, predicted, model.config, **found)
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
+        if self.target.target.has_several:
+            return {}
         rows = {
             split: (found, np.asarray(_table(data, split)["label"][:])[found.rows])
             for split, found in frozen.splits.items()
@@ -244,17 +200,15 @@ class ClassificationTask(Task[ClassificationRecipeT, MeasuredClassification]):
 
     def _check_evaluation(self, data: LoadedData) -> None:
         """What would otherwise be found when training is over."""
-        section = self.recipe.evaluation
-        for key, wanted in (("calibrate", section.calibrate), ("target_accuracy", section.target_accuracy)):
-            if wanted and "validation" not in data.splits:
+        if "validation" not in data.splits:
+            for key in self.target.fits_on_validation(self.recipe.evaluation):
                 raise InputError(f"evaluation.{key}: is fitted on a validation split, which the data lacks")
 
-    def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredClassification]) -> None:
-        min_rows = self.recipe.evaluation.subgroup_min_rows
-        write_classification_report(run, measured, protocols=self.protocols, min_rows=min_rows)
+    def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
+        self.target.write_report(self.recipe.evaluation, run, measured)
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
-        labels = torch.zeros(batch_size, dtype=torch.long, device=device)
+        labels = self.target.example_labels(batch_size, device)
         return {**super().example_inputs(batch_size, device), "labels": labels}
 
 
@@ -269,49 +223,9 @@ def _labelled(features: NDArray[np.floating], labels: NDArray[np.int64]) -> Rows
     return Rows(features[known], labels[known])
 
 
-def _majority(data: LoadedData) -> str | None:
-    """The largest class of the training split; None where it is not loaded, or is a stream."""
-    rows = data.splits.get("train")
-    if not isinstance(rows, datasets.Dataset):
-        return None
-    labels = np.asarray(rows["label"][:])
-    counts = np.bincount(labels[labels >= 0], minlength=len(data.label_names))
-    return data.label_names[int(counts.argmax())]
-
-
 def _model_of(trainer: Trainer) -> PreTrainedModel:
     assert isinstance(trainer.model, PreTrainedModel)
     return trainer.model
-
-
-def _training_metrics(prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
-    given = prediction.predictions
-    return classification_metrics(given[0] if isinstance(given, tuple) else given, prediction.label_ids, label_names)
-
-
-def loss_settings(section: LossSection, data: LoadedData | None) -> LossSettings:
-    """The loss that a recipe describes, for the classes of its data.
-
-    Args:
-        section ([`LossSection`]): Section `loss` of the recipe.
-        data (`LoadedData`, *optional*): Absent when only shapes are wanted: what depends on the classes is left out.
-
-    Raises:
-        InputError: There are not as many weights as classes, or counts are needed of a stream or of a class that has
-            no training row.
-    """
-    if data is None:
-        return LossSettings(section.label_smoothing, focal_gamma=section.focal_gamma)
-    adjustment = None
-    if section.logit_adjustment:
-        counts = _class_counts(data, "loss.logit_adjustment", "")
-        adjustment = [float(value) for value in section.logit_adjustment * np.log(counts / counts.sum())]
-    return LossSettings(
-        label_smoothing=section.label_smoothing,
-        class_weights=_class_weights(section.class_weights, data),
-        focal_gamma=section.focal_gamma,
-        logit_adjustment=adjustment,
-    )
 
 
 def row_weights(section: SamplingSection, rows: datasets.Dataset | datasets.IterableDataset) -> NDArray[np.float64]:
@@ -328,27 +242,3 @@ def row_weights(section: SamplingSection, rows: datasets.Dataset | datasets.Iter
     classes = values.dictionary_encode(null_encoding="encode").indices.to_numpy()
     weights: NDArray[np.float64] = (np.bincount(classes).astype(np.float64) ** -section.power)[classes]
     return weights
-
-
-def _class_weights(weights: str | Sequence[float] | None, data: LoadedData) -> list[float] | None:
-    if weights is None:
-        return None
-    if isinstance(weights, str):  # balanced: N / (C × count), as in scikit-learn
-        counts = _class_counts(data, "loss.class_weights: balanced", ", give a list")
-        return [float(weight) for weight in counts.sum() / (len(counts) * counts)]
-    if len(weights) != len(data.label_names):
-        raise InputError(
-            f"loss.class_weights: {len(weights)} weights for the {len(data.label_names)} labels {data.label_names}"
-        )
-    return list(weights)
-
-
-def _class_counts(data: LoadedData, setting: str, way_out: str) -> NDArray[np.int64]:
-    rows = data.splits["train"]
-    if not isinstance(rows, datasets.Dataset):
-        raise InputError(f"{setting} needs all labels at once; a stream has none{way_out}")
-    counts = np.bincount(np.asarray(rows["label"]), minlength=len(data.label_names))
-    if not counts.all():
-        absent = data.label_names[int(np.argmin(counts))]
-        raise InputError(f"{setting}, but no training row has the label {absent!r}")
-    return counts

@@ -34,7 +34,8 @@ from mmhf.models.fusion.building import build_fusion_model, build_fusion_process
 from mmhf.models.text_tables import TableEncoder
 from mmhf.recipe.data_sections import FilteredDataSection
 from mmhf.recipe.fusion_recipe import FusionRecipe
-from mmhf.tasks.classification import ClassificationTask, Predicted
+from mmhf.tasks.classification import ClassificationTask
+from mmhf.tasks.classifier_targets import Predicted
 from mmhf.tasks.frozen_features import SplitFeatures
 
 _ROWS_AT_ONCE = 1024
@@ -142,7 +143,8 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
 
     @property
     def _evaluates_by_modality(self) -> bool:
-        return self.recipe.evaluation.by_modality and self.recipe.model.modalities.mask is None
+        masks, has_several = self.recipe.model.modalities.mask, self.target.target.has_several
+        return self.recipe.evaluation.by_modality and masks is None and not has_several
 
     def _predict(self, trainer: Trainer, data: LoadedData, split: str, **options: Any) -> Predicted:
         ignored: list[str] | None = [] if self._evaluates_by_modality else None

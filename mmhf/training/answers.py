@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmhf.conventions import IGNORED_LABEL
-from mmhf.models.classification_loss import ClassificationLoss
+from mmhf.models.classification_loss import TargetLoss
 
 
 class Answers:
@@ -22,7 +21,7 @@ class Answers:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._losses = [module for module in model.modules() if isinstance(module, ClassificationLoss)]
+        self._losses = [module for module in model.modules() if isinstance(module, TargetLoss)]
         self._counts = torch.zeros(2, dtype=torch.long)
 
     def __bool__(self) -> bool:
@@ -39,11 +38,9 @@ class Answers:
         return torch.stack([self._losses[0].count(batch["labels"].to(device)) for batch in batches]).sum()
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count the answers (B, classes) to labels, which are (B,), or (B, classes) where images are mixed."""
-        classes = labels if labels.ndim == 1 else labels.argmax(dim=1)  # mixed labels: the larger part
-        counts = classes != IGNORED_LABEL
-        right = (logits.detach().argmax(dim=1) == classes) & counts
-        self._counts = self._counts.to(right.device) + torch.stack([right.sum(), counts.sum()])
+        """Count the answers (B, classes) to labels, as the model's loss takes them."""
+        found = self._losses[0].tally(logits.detach(), labels)
+        self._counts = self._counts.to(found.device) + found
 
     def take_accuracy(self, total: Callable[[Tensor], Tensor]) -> float:
         """The share of right answers since the last time; `total` sums a tensor over all processes."""

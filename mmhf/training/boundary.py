@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from transformers.modeling_utils import unwrap_model
 
 from mmhf.errors import InputError
-from mmhf.models.classification_loss import ClassificationLoss
+from mmhf.models.classification_loss import TargetLoss
 from mmhf.recipe.training_sections import PlateauSection, StageSection, greater_is_better
 from mmhf.training.optimizers import StageScheduler, configure_groups
 from mmhf.training.planned_stage import PlannedStage
@@ -259,7 +259,7 @@ def set_label_smoothing(model: PreTrainedModel, section: StageSection) -> None:
     Raises:
         InputError: The stage asks for it, and the model's loss has none.
     """
-    losses = [module for module in model.modules() if isinstance(module, ClassificationLoss)]
+    losses = [module for module in model.modules() if isinstance(module, TargetLoss)]
     if section.label_smoothing is not None and not losses:
         raise InputError(f"stage {section.name!r}: label_smoothing is for classifiers, not for {type(model).__name__}")
     for loss in losses:

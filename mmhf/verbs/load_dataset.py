@@ -29,8 +29,8 @@ def load_dataset(
         check_images (`bool`, defaults to `True`): Look into local images, to leave out the broken ones.
 
     Returns:
-        `DatasetDict`: By split, with the columns row, id, image (an `Image` feature), text or captions, label (with
-        the names of the classes). Data that is streamed gives an `IterableDatasetDict`.
+        `DatasetDict`: By split, with the columns row, id, image (an `Image` feature), text or captions, label or
+        labels (with the names of the classes). Data that is streamed gives an `IterableDatasetDict`.
 
     Raises:
         InputError: The recipe or its data cannot be used.
@@ -47,6 +47,11 @@ def load_dataset(
             features["image"] = datasets.Image()
         if "label" in features and data.label_names:
             features["label"] = datasets.ClassLabel(names=list(data.label_names))
+        if "labels" in features:
+            ids = [[place for place, has in enumerate(row) if has] for row in each["labels"][:]]
+            listed = datasets.Dataset.from_dict({"labels": ids})
+            each = datasets.concatenate_datasets([each.remove_columns("labels"), listed], axis=1)
+            features["labels"] = datasets.List(datasets.ClassLabel(names=list(data.label_names)))
         if DIGEST_COLUMN in features:
             each = each.remove_columns(DIGEST_COLUMN)
             del features[DIGEST_COLUMN]

@@ -68,7 +68,7 @@ def read_hub(section: HubDataSection | CaptionHubSection, reading: Reading) -> S
     if isinstance(section, CaptionHubSection):
         columns = replace(columns, captions=section.columns.caption_columns())
     else:
-        columns = replace(columns, label=section.columns.label, text=section.columns.text)
+        columns = replace(columns, label=section.columns.label, sets=section.label_sets, text=section.columns.text)
     parts = [
         read_dataset(
             loaded[theirs],
@@ -81,7 +81,7 @@ def read_hub(section: HubDataSection | CaptionHubSection, reading: Reading) -> S
     starts = np.cumsum([0, *(len(rows) for rows, _ in parts)])
     used = np.concatenate([start + places for start, (_, places) in zip(starts, parts, strict=False)])
     label_of = None
-    if isinstance(section, HubDataSection):
+    if isinstance(section, HubDataSection) and section.label_sets is None:
         label_of = _label_map(section, next(iter(loaded.values())).features)
     part = Part(origin, EmbeddedImages(datasets.Image(decode=False)))
     rows = datasets.concatenate_datasets([rows for rows, _ in parts])

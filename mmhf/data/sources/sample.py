@@ -7,6 +7,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
+
+from mmhf.data.label_sets import LABELS_TYPE
 from mmhf.data.table import SPLITS, EmbeddedImages, Part, Reading, SourceTable, make_rows
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionSampleSection
@@ -24,6 +27,7 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
       (mismatched); each drawing and each text appears exactly once with either label, so that neither alone tells
       anything.
     - With labels alone, each drawing has its Unicode group, such as `food-drink`.
+    - With `multi_label`, each has its keywords, and its name as its text.
     - With captions, each drawing has its name and up to four others, and, if the section says so, its keywords.
 
     Args:
@@ -44,6 +48,8 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
             "fakeddit, table, clinical and hub have"
         )
     keywords = isinstance(section, CaptionSampleSection) and section.keywords
+    if section.label_sets is not None:
+        return _keyword_rows()
     rows: list[dict[str, Any]] = []
     for split in SPLITS:
         drawings = read_sample(split).to_pylist()
@@ -54,6 +60,17 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
     names = LABELS if reading.text else sorted({row["label"] for row in rows})
     label_of = {name: name for name in names} if reading.label else None
     return SourceTable(make_rows(columns), {None: Part(SAMPLE_PATH.name, EmbeddedImages())}, label_of)
+
+
+def _keyword_rows() -> SourceTable:
+    rows = [
+        {**_row(number, drawing), "text": drawing["caption"], "labels": drawing["keywords"], "split": split}
+        for split in SPLITS
+        for number, drawing in enumerate(read_sample(split).to_pylist())
+    ]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    columns["labels"] = pa.array(columns["labels"], LABELS_TYPE)
+    return SourceTable(make_rows(columns), {None: Part(SAMPLE_PATH.name, EmbeddedImages())})
 
 
 def partner_of(drawings: list[dict[str, Any]], seed: str) -> list[int]:

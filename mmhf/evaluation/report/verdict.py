@@ -15,6 +15,7 @@ from mmhf.evaluation.classification import ClassificationEvaluation
 from mmhf.evaluation.curves import METRIC_TITLES, series
 from mmhf.evaluation.intervals import Interval, confusion_intervals
 from mmhf.evaluation.modalities import ModalityEvaluation
+from mmhf.evaluation.multi_label import MultiLabelEvaluation
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.retrieval.metrics import RetrievalEvaluation, chance_recall, recall_interval
 
@@ -257,6 +258,52 @@ def retrieval_verdict(
         rivals=rivals,
         findings=[_against(rivals, result), *_times(baselines), *map(Finding, ways)],
         next_steps=steps[:MAX_STEPS],
+    )
+
+
+def multi_label_verdict(run: RunFacts, split: str, evaluation: MultiLabelEvaluation) -> Verdict | None:
+    """The verdict on a classifier of several labels a row; None when no row has labels.
+
+    Args:
+        run (`RunFacts`): Names the metric that checkpoints were chosen by, which is judged if it is micro-F1; else
+            mean average precision is.
+        split (`str`): The split's name.
+        evaluation ([`MultiLabelEvaluation`]): Its numbers.
+    """
+    metric = "f1_micro" if run.best_metric == "f1_micro" else "map"
+    if metric not in evaluation.metrics:
+        return None
+    value, rows = evaluation.metrics[metric], evaluation.num_rows
+    result = Interval(value, value, value)
+    supports = np.sort([row["support"] for row in evaluation.per_class])[::-1]
+    if metric == "map":
+        # A random order finds each label at its own share.
+        rivals = {"chance": float(supports[supports > 0].mean() / rows)}
+    else:
+        same = np.arange(1, len(supports) + 1)
+        constant = float((2 * np.cumsum(supports) / (supports.sum() + same * rows)).max())
+        rivals = {"the same labels for each row": constant}
+    other = "map" if metric == "f1_micro" else "f1_micro"
+    findings = [_against(rivals, result)]
+    others = [name for name in (other, "f1_macro", "f1_samples") if name in evaluation.metrics]
+    said = ", ".join(f"{METRIC_TITLES[name]} {evaluation.metrics[name]:.4f}" for name in others)
+    findings.append(Finding(f"{said}."))
+    steps = _data_steps(run) + _learning_steps(run, rivals, result)
+    never = [row["label"] for row in evaluation.per_class if row["support"] and not row["predicted"]]
+    if never:
+        findings.append(Finding(f"{len(never)} of {len(evaluation.per_class)} labels are never predicted.", "bad"))
+        steps.append("loss.class_weights: balanced, or loss.asymmetric: {}, for the rare labels.")
+    if evaluation.metrics["ece"] > _ECE:
+        findings.append(Finding(f"Its probabilities are off by {evaluation.metrics['ece']:.4f} on average.", "bad"))
+        steps.append("evaluation.calibrate: true, for probabilities that hold.")
+    return Verdict(
+        metric=metric,
+        split=split,
+        result=result,
+        size=f"{rows:,} rows, {len(evaluation.per_class)} labels",
+        rivals=rivals,
+        findings=findings,
+        next_steps=(steps + _curve_steps(run, metric))[:MAX_STEPS],
     )
 
 

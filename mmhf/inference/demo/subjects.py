@@ -21,6 +21,7 @@ from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditio
 from mmhf.models.classification_loss import class_names, class_probabilities
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.family import family_of
+from mmhf.models.targets import target_of
 
 NEAREST = 5
 _PROMPT = "a photo of a {}."
@@ -88,10 +89,11 @@ class ClassifierSubject:
         self.processor = processor
         self.takes_text = takes_text(model)
         self.names = class_names(model)
+        self.target = target_of(model.config)
 
     @torch.inference_mode()
     def answer(self, image: Image, text: str) -> Answer:
-        probabilities = class_probabilities(self.model(**self._encode(image, text)).logits[0]).tolist()
+        probabilities = self.target.probabilities(self.model(**self._encode(image, text)).logits[0]).tolist()
         return Answer(probabilities=dict(zip(self.names, probabilities, strict=True)))
 
     @torch.inference_mode()
@@ -129,7 +131,7 @@ class ClassifierSubject:
         return _on_device(encoding, self.model)
 
     def _score(self, output: Any, target: int) -> Tensor:
-        return class_probabilities(output.logits)[:, target]
+        return self.target.probabilities(output.logits)[:, target]
 
 
 class CaptionerSubject:

@@ -88,7 +88,12 @@ class Request(_Schema):
 class PredictRequest(Request):
     """Inputs to classify, or to write captions for."""
 
-    threshold: float | None = Field(None, ge=0, le=1, description="Two classes: predict the second from here on.")
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Two classes: predict the second from here on. Several labels: give each from here on.",
+    )
     generation: Generation = Generation()
     stream: bool = Field(False, description="Captioners, one input: send the caption while it is written.")
 
@@ -114,9 +119,10 @@ class ZeroShotRequest(Request):
 
 
 class Prediction(BaseModel):
-    """A label, or a caption."""
+    """A label, several of them, or a caption."""
 
     label: str | None = None
+    labels: list[str] | None = Field(None, description="Models of several labels, the most probable first.")
     confidence: float | None = None
     probabilities: dict[str, float] | None = None
     abstained: bool | None = Field(None, description="Models with an abstention threshold.")

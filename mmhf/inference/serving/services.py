@@ -20,7 +20,7 @@ from mmhf.inference.embedders import DualEncoderEmbedder, load_embedder
 from mmhf.inference.inputs import IMAGE, TEXT, Example
 from mmhf.inference.jobs import RowModel
 from mmhf.inference.loading import load_model, model_type_of
-from mmhf.inference.predictors import CaptionPredictor, ClassificationPredictor
+from mmhf.inference.predictors import CaptionPredictor, LabelPredictor
 from mmhf.inference.serving.limits import Limits, RefusedError, read_picture, read_text
 from mmhf.inference.serving.schemas import Generation, Input, Prediction
 from mmhf.models.family import families, family_of
@@ -74,7 +74,7 @@ class PredictService:
         self._plain = self.predictor(PredictOptions())
         self.writes_captions = isinstance(self._plain, CaptionPredictor)
         self.reads = list(self._plain.reads)
-        self.labels = self._plain.label_names if isinstance(self._plain, ClassificationPredictor) else None
+        self.labels = self._plain.label_names if isinstance(self._plain, LabelPredictor) else None
         self._may_lack = list(model.config.missing_modalities) if TEXT in self.reads else []
 
     def predictor(self, options: PredictOptions) -> RowModel:

@@ -157,7 +157,14 @@ def load_fusion_model(
         `InputError`: the folder holds no fusion classifier or no weights, or the recipe's model or labels differ from
             its own.
     """
-    released = config_of_parent(FusionConfig, path, section, fixed=_FIXED_BY_RELEASE, label_names=label_names)
+    released = config_of_parent(
+        FusionConfig,
+        path,
+        section,
+        fixed=_FIXED_BY_RELEASE,
+        label_names=label_names,
+        problem_type=loss.problem_type,
+    )
     if released.stand_in == "learnt" and section.modalities.stand_in != "learnt":
         raise InputError(
             f"model.modalities.stand_in: {section.modalities.stand_in}, but init_from {path} has learnt ones; "

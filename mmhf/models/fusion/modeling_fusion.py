@@ -14,13 +14,13 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from mmhf.conventions import IGNORED_LABEL
 from mmhf.features.parts import TEXT, VISION, FeaturePart
 from mmhf.models.attention_masks import padding_mask
-from mmhf.models.classification_loss import ClassificationLoss, calibrated, check_problem_type
+from mmhf.models.classification_loss import calibrated
 from mmhf.models.encoders import pool_text_output
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.fusion_layers import Fusion, projection
+from mmhf.models.targets import target_of
 from mmhf.models.text_tables import TableEncoder, embed_tokens, load_table_encoder
 from mmhf.models.tower import TOWER, TowerModel, TowerOutput, encoder_output
 
@@ -72,7 +72,6 @@ class FusionForImageTextClassification(TowerModel):
         self, config: FusionConfig, vision: PreTrainedModel | None = None, text: PreTrainedModel | None = None
     ) -> None:
         super().__init__(config)
-        check_problem_type(config)
         self.vision_output = self._describe_tower("vision", config.vision_pooling)
         self.text_output = self._describe_tower("text", config.text_pooling)
         self.vision = self._tower("vision", vision, self.vision_output)
@@ -101,12 +100,7 @@ class FusionForImageTextClassification(TowerModel):
         self.auxiliary_heads = nn.ModuleDict(
             {modality: nn.Linear(config.embedding_dim, num_labels) for modality in sorted(config.auxiliary_weights)}
         )
-        self.loss = ClassificationLoss(
-            config.class_weights,
-            config.label_smoothing,
-            focal_gamma=config.focal_gamma,
-            logit_adjustment=config.logit_adjustment,
-        )
+        self.loss = target_of(config).make_loss(config)
         self.post_init()
 
     @classmethod
@@ -210,7 +204,8 @@ class FusionForImageTextClassification(TowerModel):
                 has an image.
             input_ids (`Tensor`, *optional*): (B, T); absent = no row has a text.
             attention_mask (`Tensor`, *optional*): (B, T); absent = no padding.
-            labels (`Tensor`, *optional*): (B,), class ids; -100 = no loss for this row.
+            labels (`Tensor`, *optional*): (B,), class ids; -100 = no loss for this row. With several labels a row, (B,
+                num_labels) of 0, 1 and, without a loss, -100.
             num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
             image_mask, text_mask (`Tensor`, *optional*): (B,), 1 where the row has an image, a text, and 0 where it is
                 missing: its place is taken by the stand-in of the config. Absent = no row lacks it.
@@ -313,8 +308,7 @@ class FusionForImageTextClassification(TowerModel):
         for column, (modality, embeds) in enumerate((("image", image_embeds), ("text", text_embeds))):
             if modality in self.auxiliary_heads:
                 present = modalities[:, column]
-                own = labels * present[:, None] if labels.is_floating_point() else labels.where(present, IGNORED_LABEL)
-                loss = self.loss(self.auxiliary_heads[modality](embeds), own, divisor)
+                loss = self.loss(self.auxiliary_heads[modality](embeds), self.loss.hide(labels, present), divisor)
                 total = total + self.config.auxiliary_weights[modality] * loss
         return total
 

@@ -25,7 +25,7 @@ FAMILY = Family(
     pipeline_task="image-classification",
     pipeline_tag="image-classification",
     card_call='classify("photo.jpg")',
-    predictor="mmhf.inference.predictors:ClassificationPredictor",
+    predictor="mmhf.inference.predictors:LabelPredictor",
     subject="mmhf.inference.demo.subjects:ClassifierSubject",
 )
 

@@ -108,7 +108,12 @@ def load_image_classifier(
     """
     fixed = _ENCODER_OF_RELEASE if section.reset_head else {**_ENCODER_OF_RELEASE, **_HEAD_OF_RELEASE}
     released = config_of_parent(
-        BackboneForImageClassificationConfig, path, section, fixed=fixed, label_names=label_names
+        BackboneForImageClassificationConfig,
+        path,
+        section,
+        fixed=fixed,
+        label_names=label_names,
+        problem_type=loss.problem_type,
     )
     config = config_of_child(released, label_names, loss)
     config.update(_head_values(section))

@@ -9,8 +9,9 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import can_return_tuple
 
 from mmhf.features.parts import VISION, FeaturePart
-from mmhf.models.classification_loss import ClassificationLoss, calibrated, check_problem_type
+from mmhf.models.classification_loss import calibrated
 from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
+from mmhf.models.targets import target_of
 from mmhf.models.tower import TOWER, TowerModel
 
 
@@ -43,16 +44,10 @@ class BackboneForImageClassification(TowerModel):
 
     def __init__(self, config: BackboneForImageClassificationConfig, vision: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        check_problem_type(config)
         self.vision_output = self._describe_tower("vision", config.vision_pooling)
         self.vision = self._tower("vision", vision, self.vision_output)
         self.head = classifier_head(config, self.vision_output.width)
-        self.loss = ClassificationLoss(
-            config.class_weights,
-            config.label_smoothing,
-            focal_gamma=config.focal_gamma,
-            logit_adjustment=config.logit_adjustment,
-        )
+        self.loss = target_of(config).make_loss(config)
         self.post_init()
 
     def classify(
@@ -86,7 +81,7 @@ class BackboneForImageClassification(TowerModel):
         Args:
             pixel_values (`Tensor`, *optional*): (B, 3, H, W), normalised as the image encoder expects.
             labels (`Tensor`, *optional*): (B,) class ids, -100 = no loss for this row; or (B, num_labels)
-                probabilities.
+                probabilities. With several labels a row, (B, num_labels) of 0, 1 and, without a loss, -100.
             num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
             image_features (`Tensor`, *optional*): (B, width), instead of `pixel_values`: what `image_features` made
                 of them.

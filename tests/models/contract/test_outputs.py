@@ -129,13 +129,26 @@ def test_export_with_any_batch_size(make_model, family: str, encoder: str):
 
 
 @pytest.mark.parametrize("family", ["fusion", "image classifier"])
-def test_several_labels_a_row_are_refused(make_model, family: str, tmp_path: Path):
-    model = make_model(family)
+@torch.no_grad()
+def test_several_labels_a_row_mean_what_they_mean_in_transformers(make_model, family: str, tmp_path: Path):
+    model = make_model(family, auxiliary_weights={"image": 0.5}) if family == "fusion" else make_model(family)
+    model.config.class_weights = [2.0] * model.config.num_labels
     model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="problem_type 'multi_label_classification': .* one label a row"):
-        MODELS[family].from_pretrained(tmp_path, problem_type="multi_label_classification")
-    config = type(model.config)(problem_type="regression")
+    several = MODELS[family].from_pretrained(tmp_path, problem_type="multi_label_classification").eval()
+    assert several.loss.weight.tolist() == model.config.class_weights, "buffers are not in the weights"
+    several.config.auxiliary_weights = {"image": 0.0}
+    labels = torch.randint(2, (3, model.config.num_labels), generator=torch.Generator().manual_seed(0)).float()
+    output = several(**{**inputs_of(family, 3), "labels": labels})
+    expected = torch.nn.BCEWithLogitsLoss(pos_weight=several.loss.weight)(output.logits, labels)
+    torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.mark.parametrize("family", ["fusion", "image classifier"])
+def test_regression_is_refused(make_model, family: str):
+    config = type(make_model(family).config)(problem_type="regression")
     assert config.problem_type == "regression", "a config may say so, a model may not be made of it"
+    with pytest.raises(ValueError, match="problem_type 'regression': .* knows single_label_classification and multi"):
+        MODELS[family](config)
 
 
 def _encoders(model: Any) -> list[PreTrainedModel]:

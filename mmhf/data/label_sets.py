@@ -85,7 +85,8 @@ def _written_list(text: str, column: str) -> Any:
 
 def _labels_of(cells: Mapping[str, Any], blank_is_none: bool) -> list[str] | None:
     """The columns in which a row has a 1; None where one has no value."""
-    labels, is_whole = [], True
+    labels: list[str] = []
+    is_whole = True
     for name, cell in cells.items():
         text = as_text(cell)
         if text is None:

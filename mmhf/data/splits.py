@@ -119,9 +119,8 @@ def split_positions(
     shares = np.array([fractions[name] for name in names])
     rows, classes = np.arange(len(labels)), np.zeros(len(labels), dtype=np.int64)
     stratify = isinstance(section, SplitSection) and section.stratify
-    has_several = isinstance(labels, pa.ChunkedArray) and pa.types.is_list(labels.type)
     rng = np.random.default_rng(section.seed)
-    if stratify and has_several:
+    if stratify and isinstance(labels, pa.ChunkedArray) and pa.types.is_list(labels.type):
         sets = labels.combine_chunks()
         values = {value: number for number, value in enumerate(codes_of(pa.compute.list_flatten(sets))[1])}
         if groups is None and values:

@@ -148,8 +148,10 @@ class LabelSetTarget:
                 "not say of what; name the labels of each row, or make columns and name them in "
                 "data.multi_label.columns"
             )
-        sets = self._with_empty(sets, table, source)
+        written, sets = sets, self._with_empty(sets, table, source)
         if labels == values:
+            if sets is written:
+                return table
             return table.set_column(table.column_names.index(self.column), self.column, sets)
         flat = pa.array(labels, pa.string()).take(pa.array(codes))
         offsets = np.concatenate([[0], np.cumsum(pc.fill_null(pc.list_value_length(sets), 0).to_numpy())])

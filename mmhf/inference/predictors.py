@@ -111,8 +111,9 @@ class LabelPredictor(ABC):
         """
         if generation:
             raise InputError("generation: the model predicts labels, and writes no captions")
-        kind = LabelSetPredictor if target_of(model.config).has_several else ClassificationPredictor
-        return kind(model, processor, threshold=threshold)
+        if target_of(model.config).has_several:
+            return LabelSetPredictor(model, processor, threshold=threshold)
+        return ClassificationPredictor(model, processor, threshold=threshold)
 
     @property
     @abstractmethod
@@ -184,7 +185,7 @@ class ClassificationPredictor(LabelPredictor):
         else:
             chosen = (probabilities[:, 1] >= self.threshold).long()
         confidence = probabilities.gather(1, chosen[:, None])[:, 0]
-        columns = {
+        columns: dict[str, list[Any]] = {
             "label": [self.label_names[index] for index in chosen.tolist()],
             **self._probability_columns(probabilities),
             "confidence": confidence.tolist(),

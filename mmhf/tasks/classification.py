@@ -76,7 +76,7 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
 
     def _names_without_data(self) -> Sequence[str]:
         section = self.recipe.data.label_sets
-        return (section and (section.names or section.columns)) or _NAMES_WITHOUT_DATA
+        return _NAMES_WITHOUT_DATA if section is None else section.names or section.columns or _NAMES_WITHOUT_DATA
 
     def load_data(
         self,
@@ -142,9 +142,14 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
 
     def measure(self, trainer: Trainer, data: LoadedData, split: str) -> Any:
         predicted, model = self._predict(trainer, data, split), _model_of(trainer)
-        modalities = self.measure_modalities(model, predicted, data.label_names)
-        found = {"data": data, "split": split, "modalities": modalities}
-        return self.target.measure(self.recipe.evaluation, predicted, model.config, **found)
+        return self.target.measure(
+            self.recipe.evaluation,
+            predicted,
+            model.config,
+            data=data,
+            split=split,
+            modalities=self.measure_modalities(model, predicted, data.label_names),
+        )
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
         if self.target.target.has_several:

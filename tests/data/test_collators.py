@@ -115,6 +115,18 @@ def broken_rows(dataset) -> list[dict]:
     return rows
 
 
+@pytest.mark.parametrize(("choice", "labels"), [("skip", [-100.0, -100.0]), ("blank", [1.0, 0.0])])
+def test_several_labels_of_a_broken_image(dataset, processor, choice, labels):
+    rows = dataset.__getitems__([3, 0])
+    for row, several in zip(rows, ([0, 1], [1, 0]), strict=True):
+        del row["label"]
+        row["labels"] = several
+    rows[1]["image"] = {"path": None, "bytes": b"not an image"}
+    batch = ImageTextCollator(processor, on_bad_image=choice)(rows)
+    assert batch["labels"].dtype == torch.float32
+    assert batch["labels"].tolist() == [[0.0, 1.0], labels]
+
+
 @pytest.mark.parametrize(("choice", "label"), [("skip", -100), ("blank", 1)])
 def test_an_image_found_broken_late_is_white_and_listed(
     broken_rows, processor, augmentation, tmp_path, caplog, choice, label

@@ -43,6 +43,20 @@ def test_labels_say_what_the_image_is_made_of(kind, size, seed, ignored):
     assert torch.allclose(mixed.mean(dim=(1, 2, 3))[counted], expected[counted], atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [{"mixup": 0.4}, {"cutmix": 1.0}])
+def test_several_labels_are_mixed_like_the_images(kind):
+    pixels, classes, keys = batch(7)
+    one_hot = torch.eye(CLASSES)[classes]
+    one_hot[2] = -100
+    classes[2] = -100
+    mixed, expected = BatchMixer(CLASSES, seed=4, **kind)(pixels, classes, keys)
+    again, soft = BatchMixer(CLASSES, seed=4, **kind)(pixels, one_hot, keys)
+    assert torch.equal(again, mixed)
+    counted = classes >= 0
+    torch.testing.assert_close(soft[counted], expected[counted])
+    assert (soft[~counted] < 0).all(), "without a loss"
+
+
 def test_mixup_mixes_whole_images_and_cutmix_pastes_one_rectangle():
     pixels, labels, keys = batch(6)
     mixed, _ = BatchMixer(CLASSES, mixup=1.0, seed=1)(pixels, labels, keys)

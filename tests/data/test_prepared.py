@@ -360,3 +360,19 @@ def test_a_source_that_changes_meanwhile(section, photos, tmp_path):
             prepare(data, given, tmp_path / "packed", reading=CLASSES, side=None, overwrite=False)
     pack(section(), tmp_path / "packed")
     check_same(load(section(prepared=str(tmp_path / "packed"))), load(section()))
+
+
+def test_several_labels_a_row_take_the_places_that_a_model_has(tmp_path: Path) -> None:
+    names = ["face", "animal", "food"]
+    sets = {"names": names, "others": "ignore"}
+    given = _SECTIONS.validate_python({"source": "sample", "image_size": SIDE, "limit": 12, "multi_label": sets})
+    prepare(load(given), given, tmp_path / "packed", reading=CLASSES, side=None, overwrite=False)
+    packed = given.model_copy(update={"prepared": str(tmp_path / "packed")})
+    own, same = load(given), load(packed)
+    assert same.label_names == names and same.fingerprint() == own.fingerprint()
+    assert same.splits["train"]["labels"][:] == own.splits["train"]["labels"][:]
+    served = load(packed, label_names=["food", "other", "face", "animal"])
+    assert served.label_names == ["food", "other", "face", "animal"]
+    for before, after in zip(own.splits["train"]["labels"], served.splits["train"]["labels"], strict=True):
+        face, animal, food = before
+        assert after == [food, 0, face, animal]

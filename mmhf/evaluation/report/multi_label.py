@@ -151,7 +151,8 @@ def write_multi_label_report(run: RunFacts, measured: Mapping[str, MeasuredMulti
 
 
 def _save_plots(run: RunFacts, measured: Mapping[str, MeasuredMultiLabel]) -> dict[str, Path]:
-    folder, paths = run.folder / PLOTS_FOLDER, {}
+    folder = run.folder / PLOTS_FOLDER
+    paths: dict[str, Path] = {}
     if has_values(run.log_history):
         paths["training_curves"] = folder / "training_curves.png"
         plot_training_curves(run.log_history, paths["training_curves"], best_metric=run.best_metric)

@@ -17,9 +17,11 @@ from mmhf.data.duplicates import DuplicateImage, DuplicatePair
 from mmhf.evaluation.calibration import evaluate_calibration
 from mmhf.evaluation.captions import evaluate_captions
 from mmhf.evaluation.classification import evaluate_classification
+from mmhf.evaluation.multi_label import evaluate_multi_label
 from mmhf.evaluation.plots import save_calibration_plots, save_classification_plots
 from mmhf.evaluation.report.captions import scores_of_image, write_caption_gallery
 from mmhf.evaluation.report.classification import MeasuredClassification, MistakeExample, classification_sections
+from mmhf.evaluation.report.multi_label import MeasuredMultiLabel, WrongRow, write_multi_label_report
 from mmhf.evaluation.report.page import CaptionExample
 from mmhf.evaluation.report.sections import RunFacts, write_report
 from mmhf.evaluation.report.verdict import classification_verdict
@@ -89,6 +91,29 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_report_is_sound_at_each_width_and_in_each_scheme(browser: Browser, report: Path) -> None:
     assert problems(browser, report.as_uri()) == []
+
+
+@pytest.fixture(scope="module")
+def report_of_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a classifier of several labels a row."""
+    folder = tmp_path_factory.mktemp("somewhere") / "outputs" / "several"
+    random = np.random.default_rng(0)
+    labels = (random.random((400, len(NAMES))) < 0.3).astype(np.int8)
+    logits = random.normal(size=labels.shape) + 2 * labels - 1
+    evaluation = evaluate_multi_label(logits, labels, NAMES, thresholds=[0.4, 0.5, 0.31, 0.62], loss=0.4)
+    mistake = WrongRow(
+        id=LONG_ID, image=Image.new("RGB", (96, 96), "#c24"), text="a red frog", labels="mismatched, " + NAMES[1],
+        decision="animals-and-nature wrongly given (98.7%)",
+    )  # fmt: skip
+    history = [{**entry, "eval_map": entry["eval_accuracy"]} for entry in HISTORY]
+    run = RunFacts(folder=folder, title="several", subtitle="image-classification", log_history=history)
+    measured = MeasuredMultiLabel(evaluation, [mistake] * 6, temperature=1.2)
+    write_multi_label_report(run, {"validation": measured, "test": measured})
+    return folder / "report.html"
+
+
+def test_a_report_of_several_labels_a_row_is_sound(browser: Browser, report_of_sets: Path) -> None:
+    assert problems(browser, report_of_sets.as_uri()) == []
 
 
 def test_a_report_tells_no_path_of_this_machine(report: Path) -> None:

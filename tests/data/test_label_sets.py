@@ -120,7 +120,7 @@ def test_names_choose_the_labels_and_their_order(load):
 
 def test_a_mistyped_name_is_guessed(load):
     cells = [*SETS[:-1], ["caat"]]
-    with pytest.raises(InputError, match="row 40: unknown label 'caat', did you mean cat"):
+    with pytest.raises(InputError, match="row 40: unknown label 'caat'; did you mean cat"):
         load({"tags": cells}, {"names": ["cat", "dog", "owl"], "empty": "none"})
 
 

@@ -31,13 +31,14 @@ def test_it_is_the_binary_cross_entropy_of_torch(logits, labels, weights, smooth
     torch.testing.assert_close(MultiLabelLoss(weights, smoothing)(logits, labels), expected)
 
 
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
 @pytest.mark.parametrize(("positive", "negative", "margin"), [(1.0, 4.0, 0.05), (0.0, 2.0, 0.0), (0.0, 4.0, 0.2)])
-def test_asymmetric_loss_is_that_of_timm(logits, labels, positive, negative, margin):
-    """timm has the authors' own code, which sums."""
+def test_asymmetric_loss_is_that_of_timm(logits, labels, weights, positive, negative, margin):
     settings = {"gamma_positive": positive, "gamma_negative": negative, "margin": margin}
+    of_positives = None if weights is None else torch.tensor(weights)
+    timm = AsymmetricLossMultiLabel(negative, positive, margin, reduction="mean", pos_weight=of_positives)
     ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    loss = MultiLabelLoss(asymmetric=settings)(ours, labels)
-    expected = AsymmetricLossMultiLabel(negative, positive, margin)(theirs, labels) / labels.numel()
+    loss, expected = MultiLabelLoss(weights, asymmetric=settings)(ours, labels), timm(theirs, labels)
     torch.testing.assert_close(loss, expected)
     loss.backward()
     expected.backward()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmhf.evaluation.curves import has_values, plot_training_curves
+from mmhf.evaluation.curves import save_training_curves
 from mmhf.evaluation.multi_label import (
     MULTI_LABEL_PROTOCOLS,
     MultiLabelEvaluation,
@@ -20,7 +20,6 @@ from mmhf.evaluation.plots import plot_per_class
 from mmhf.evaluation.report.page import (
     Block,
     Card,
-    Code,
     Figure,
     Folded,
     Gallery,
@@ -32,8 +31,8 @@ from mmhf.evaluation.report.page import (
 )
 from mmhf.evaluation.report.sections import (
     RunFacts,
+    closing_sections,
     curves_section,
-    data_sections,
     metrics_section,
     trained_section,
     write_report,
@@ -152,10 +151,7 @@ def write_multi_label_report(run: RunFacts, measured: Mapping[str, MeasuredMulti
 
 def _save_plots(run: RunFacts, measured: Mapping[str, MeasuredMultiLabel]) -> dict[str, Path]:
     folder = run.folder / PLOTS_FOLDER
-    paths: dict[str, Path] = {}
-    if has_values(run.log_history):
-        paths["training_curves"] = folder / "training_curves.png"
-        plot_training_curves(run.log_history, paths["training_curves"], best_metric=run.best_metric)
+    paths = save_training_curves(folder, run.log_history, run.best_metric)
     for split, each in measured.items():
         if each.num_rows:
             paths[f"{split}_per_class"] = folder / f"{split}_per_class.png"
@@ -179,8 +175,7 @@ def multi_label_sections(
         if each.num_rows:
             sections += [_labels(split, each, figures), _together(split, each.evaluation)]
     sections += [_mistakes(split, each.mistakes) for split, each in measured.items() if each.mistakes is not None]
-    recipe = [] if run.recipe_yaml is None else [Section("Recipe", [Code(run.recipe_yaml)])]
-    return [*sections, *data_sections(run), *recipe]
+    return [*sections, *closing_sections(run)]
 
 
 def _metrics(measured: Mapping[str, MeasuredMultiLabel]) -> Section:

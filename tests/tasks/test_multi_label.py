@@ -45,9 +45,9 @@ def train(tmp_path_factory: pytest.TempPathFactory, text_encoder_dir: Path) -> T
             "task": task,
             "model": model if task == "image-text-classification" else {"vision": VISION, "head": {"hidden_dim": 8}},
             "data": SETS if task == "image-classification" else {**SETS, "max_length": 16},
-            "training": {**TRAINING, "output_dir": str(folder / "run")},
             "stages": STAGES,
             **changes,
+            "training": {**TRAINING, "output_dir": str(folder / "run"), **changes.get("training", {})},
         }
         path = folder / "recipe.yaml"
         path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
@@ -183,7 +183,7 @@ def test_training_goes_on_from_a_run_of_several_labels_and_from_no_other(classif
     assert json.loads((child / "config.json").read_text())["problem_type"] == "multi_label_classification"
     table = {name: value for name, value in SETS.items() if name != "multi_label"}
     with pytest.raises(InputError, match="its labels are face, animal, food, the data's are"):
-        train("image-classification", **changes, data=table)
+        train("image-classification", **changes, data=table, training={"metric_for_best_model": "accuracy"})
 
 
 def test_released_with_a_card_that_has_each_label(train: Train, tmp_path: Path):

@@ -41,6 +41,13 @@ def test_what_belongs_to_it_is_taken():
         ({"evaluation": {"target_accuracy": 0.9}}, "evaluation.target_accuracy"),
         ({"evaluation": {"subgroups": ["sex"]}}, "evaluation.subgroups"),
         ({"sampling": {"power": 0.5}}, "sampling.by"),
+        (
+            {
+                "model": {"head": {"hidden_dim": None}},
+                "stages": [{"name": "head", "epochs": 1, "train": ["head"], "start": "linear_probe"}],
+            },
+            "stages.0.start",
+        ),
         ({"data": {**SETS, "labels": {"a": "A", "b": "B"}}}, "data.labels"),
         ({"data": {**SETS, "filters": {"min_samples_per_label": 3}}}, "data.filters.min_samples_per_label"),
         ({"data": {"source": "hub", "path": "a/b", "streaming": True, "multi_label": {}}}, "data.streaming"),

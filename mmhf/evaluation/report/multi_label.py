@@ -141,7 +141,9 @@ def write_multi_label_report(run: RunFacts, measured: Mapping[str, MeasuredMulti
     """
     plots = _save_plots(run, measured)
     judged = judged_split(measured)
-    verdict = None if judged is None else multi_label_verdict(run, judged[0], judged[1].evaluation)
+    verdict = None
+    if judged is not None:
+        verdict = multi_label_verdict(run, judged[0], judged[1].evaluation, temperature=judged[1].temperature)
     write_report(run, multi_label_sections(run, measured, plots=plots), verdict)
     tables = {split: {"By class": each.evaluation.per_class} for split, each in measured.items()}
     baselines = {split: each.baselines for split, each in measured.items()}

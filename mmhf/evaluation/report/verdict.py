@@ -261,7 +261,9 @@ def retrieval_verdict(
     )
 
 
-def multi_label_verdict(run: RunFacts, split: str, evaluation: MultiLabelEvaluation) -> Verdict | None:
+def multi_label_verdict(
+    run: RunFacts, split: str, evaluation: MultiLabelEvaluation, *, temperature: float = 1.0
+) -> Verdict | None:
     """The verdict on a classifier of several labels a row; None when no row has labels.
 
     Args:
@@ -269,6 +271,7 @@ def multi_label_verdict(run: RunFacts, split: str, evaluation: MultiLabelEvaluat
             mean average precision is.
         split (`str`): The split's name.
         evaluation ([`MultiLabelEvaluation`]): Its numbers.
+        temperature (`float`, defaults to 1.0): What the logits were divided by.
     """
     metric = "f1_micro" if run.best_metric == "f1_micro" else "map"
     if metric not in evaluation.metrics:
@@ -284,7 +287,10 @@ def multi_label_verdict(run: RunFacts, split: str, evaluation: MultiLabelEvaluat
         constant = float((2 * np.cumsum(supports) / (supports.sum() + same * rows)).max())
         rivals = {"the same labels for each row": constant}
     other = "map" if metric == "f1_micro" else "f1_micro"
-    findings = [_against(rivals, result)]
+    name, least = next(iter(rivals.items()))
+    findings = [Finding(f"No better than {name} ({least:.4f}).", "bad")]
+    if value > least:
+        findings = [Finding(f"Better than {name} ({least:.4f}).", "good")]
     others = [name for name in (other, "f1_macro", "f1_samples") if name in evaluation.metrics]
     said = ", ".join(f"{METRIC_TITLES[name]} {evaluation.metrics[name]:.4f}" for name in others)
     findings.append(Finding(f"{said}."))
@@ -295,7 +301,7 @@ def multi_label_verdict(run: RunFacts, split: str, evaluation: MultiLabelEvaluat
         steps.append("loss.class_weights: balanced, or loss.asymmetric: {}, for the rare labels.")
     if evaluation.metrics["ece"] > _ECE:
         findings.append(Finding(f"Its probabilities are off by {evaluation.metrics['ece']:.4f} on average.", "bad"))
-        steps.append("evaluation.calibrate: true, for probabilities that hold.")
+        steps += [] if temperature != 1 else ["evaluation.calibrate: true, for probabilities that hold."]
     return Verdict(
         metric=metric,
         split=split,

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, write_family_run
 from safetensors.torch import load_file, save_file
+from saved_families import FAMILIES, write_family_run
 
 from mmhf.errors import InputError
 from mmhf.hub.averaging import Ingredient, refuse_misfits, shared_fingerprint, write_average

@@ -247,7 +247,7 @@ class _Collector:
         if self.trainer.eval_dataset is None or self.args.eval_strategy == "no":
             return 0
         if self.args.eval_strategy == "epoch":
-            return max(stage_epochs(self.plan, index) / self.task.recipe.evaluation.every_epochs, 1)
+            return float(max(stage_epochs(self.plan, index) / self.task.recipe.evaluation.every_epochs, 1))
         return self.plan.stages[index].num_steps / float(self.args.eval_steps or self.args.logging_steps)
 
     def _seconds(self, part: FeaturePart) -> float:

@@ -50,6 +50,8 @@ FLOORS = [
     Floor("table_reading", "100000", "reading CSV, pandas / ours", r"; ([\d.]+) of pandas", 0.55),
     Floor("checks", "2 256", "weights compared at start, s a gigabyte", r"start: ([\d.]+) s", -0.5),
     Floor("checks", "2 256", "loss watched at each step, % of it", r"step: ([\d.]+) %", -1.0),
+    Floor("export", "3", "ONNX Runtime, PyTorch eager / exported", r"Runtime .*: ([\d.]+) x", 1.3),
+    Floor("export", "3", "ONNX Runtime in int8, PyTorch eager / exported", r"int8 .*: ([\d.]+) x", 1.8),
     Floor("two_processes", "1", "two processes, in speed", r": ([\d.]+) times as fast", 1.4),
 ]
 

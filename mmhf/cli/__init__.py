@@ -38,10 +38,26 @@ _MEANT = {
     **dict.fromkeys(("compare",), "diff"),
     **dict.fromkeys(("average", "merge", "blend", "wise-ft"), "soup"),
     **dict.fromkeys(("pack", "prep", "shard", "preprocess"), "prepare"),
+    **dict.fromkeys(("onnx", "quantize", "openvino", "torchscript"), "export"),
     **dict.fromkeys(("import", "migrate", "convert-captioner"), "convert"),
 }
 """What people type → the verb that does it."""
-_COMPUTING = {"train", "evaluate", "predict", "embed", "demo", "serve", "verify", "cache", "find-lr", "sweep", "soup"}
+_COMPUTING = {
+    *(
+        "train",
+        "evaluate",
+        "predict",
+        "embed",
+        "demo",
+        "serve",
+        "export",
+        "verify",
+        "cache",
+        "find-lr",
+        "sweep",
+        "soup",
+    ),
+}
 """Verbs that run a model."""
 _BROKEN_PIPE = 141
 _WIDTH = 80

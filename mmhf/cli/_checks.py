@@ -14,6 +14,7 @@ from mmhf.recipe.shipped import find_recipe, is_shipped, missing_recipe, shipped
 _EXTRAS = {
     "sweep": ("optuna",),
     "demo": ("gradio", "captum"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
     "serve": ("fastapi", "starlette", "uvicorn", "python_multipart", "prometheus_client"),
 }
 """Verb → the modules that the extra of its name brings."""
@@ -39,10 +40,11 @@ def check_before_imports(verb: str, options: argparse.Namespace) -> None:
     Raises:
         InputError: an extra is not installed, a file is not there, or the recipe is wrong.
     """
-    for module in _EXTRAS.get(verb, ()):
+    given = vars(options)
+    needs_extra = verb != "export" or given["format"] == "onnx"
+    for module in _EXTRAS.get(verb, ()) if needs_extra else ():
         if find_spec(module) is None:
             raise InputError(f"mmhf {verb}: {module} is not installed: pip install 'mmhf[{verb}]'")
-    given = vars(options)
     if verb == "init" and options.data is None:
         raise InputError("mmhf init: name your data, such as data.csv or photos/; mmhf init --help tells more")
     if verb == "init" and not is_shipped(given["data"]) and not Path(given["data"]).exists():

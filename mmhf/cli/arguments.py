@@ -204,6 +204,28 @@ def serve(parser: ArgumentParser) -> None:
     limits.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="for an answer, default 30")
 
 
+def export(parser: ArgumentParser) -> None:
+    """Write a model as graphs that run without mmhf, with ONNX Runtime or torch.
+
+    mmhf export releases/fakeddit@v1.8 -o exported/fakeddit
+    python exported/fakeddit/run_onnx.py photo.jpg "a text"
+    mmhf export releases/plants@v1.0 -o exported/plants --int8 data.path=data/plants
+
+    Each graph is compared with the model before the folder appears. settings.json says what is done to images and
+    texts before them and with their outputs.
+    """
+    parser.add_argument("model", help=_MODEL)
+    parser.add_argument("overrides", nargs="*", help="where the data for --int8 is, such as data.path=data/other")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default onnx")
+    parser.add_argument(
+        "--int8", action="store_true", help="weights of 8 bits; their cost is measured on the validation split"
+    )
+    parser.add_argument(
+        "--input", type=Path, help="table or folder whose first rows are compared; absent: drawings of mmhf's sample"
+    )
+
+
 def prepare(parser: ArgumentParser) -> None:
     """Pack a recipe's data once, for starts in seconds.
 
@@ -323,6 +345,7 @@ VERBS: dict[str, Callable[[ArgumentParser], None]] = {
     "search": search,
     "demo": demo,
     "serve": serve,
+    "export": export,
     "convert": convert,
     "release": release,
     "lineage": lineage,

@@ -19,6 +19,7 @@ from mmhf._version import __version__
 from mmhf.files import CONFIG_FILE
 from mmhf.models.family import Family, families
 
+HANDLER_FILE = "handler.py"
 _PACKAGE = "mmhf"
 _ROOT = Path(__file__).parents[1]
 # What a clean environment has: transformers with all it needs, torch, torchvision, timm and pillow.
@@ -32,6 +33,8 @@ _HEADER = '"""From {module} of mmhf {version}, made by `mmhf release`; with mmhf
 def add_remote_code(folder: Path) -> bool:
     """Write the code of a model into its release folder, and into its configuration files where that code is.
 
+    `handler.py` is for endpoints of the Hub.
+
     Args:
         folder (`Path`): Holds `config.json`, and the processor's files.
 
@@ -43,7 +46,7 @@ def add_remote_code(folder: Path) -> bool:
     family = families().get(config.get("model_type"))
     if family is None:
         return False
-    for name, source in bundle(family).items():
+    for name, source in {**bundle(family), HANDLER_FILE: _handler(family)}.items():
         (folder / name).write_text(source, encoding="utf-8")
     auto_map = {"AutoConfig": _class_reference(family, "config")}
     auto_map.update({auto_class: _class_reference(family, "model") for auto_class in family.auto_classes})
@@ -54,6 +57,12 @@ def add_remote_code(folder: Path) -> bool:
             if processor_file.is_file():
                 _rewrite(processor_file, {**json.loads(processor_file.read_text(encoding="utf-8")), **reference})
     return True
+
+
+def _handler(family: Family) -> str:
+    """What answers requests at an endpoint of the Hub."""
+    source = (Path(__file__).parent / "endpoint_handler.py").read_text(encoding="utf-8")
+    return source.replace('TASK = ""', f"TASK = {family.pipeline_task!r}")
 
 
 @functools.cache

@@ -36,7 +36,7 @@ def load_model(
     model_dir: str | Path,
     *,
     task: str | None = None,
-    needs: Literal["predictor", "embedder"] | None = None,
+    needs: Literal["predictor", "embedder", "graphs"] | None = None,
     device: torch.device | None = None,
 ) -> tuple[PreTrainedModel, Processor]:
     """Load the model of a run or release folder and its processor, in eval mode, in the dtype it was saved in.
@@ -46,7 +46,8 @@ def load_model(
     Args:
         model_dir (`str` or `Path`): The folder.
         task (`str`, *optional*): `task` of the recipes whose models are expected; absent = any.
-        needs (`str`, *optional*): What the model's family must have, to predict tables or to embed; absent = nothing.
+        needs (`str`, *optional*): What the model's family must have, to predict tables, to embed or to
+            be exported; absent = nothing.
         device (`torch.device`, *optional*): Absent = the accelerator of this machine, or the CPU.
 
     Raises:

@@ -41,6 +41,7 @@ class Family:
         pipeline_tag (`str`, *optional*): The Hub's name of what the model does; absent: it has none.
         predictor (`str`, *optional*): What turns batches into columns of a table (`mmhf predict`); absent: nothing.
         embedder (`str`, *optional*): What turns images and texts into embeddings (`mmhf embed`); absent: nothing.
+        graphs (`str`, *optional*): What makes graphs of it (`mmhf export`); absent: nothing.
     """
 
     package: str
@@ -59,6 +60,7 @@ class Family:
     pipeline_tag: str | None = None
     predictor: str | None = None
     embedder: str | None = None
+    graphs: str | None = None
 
     @property
     def classes(self) -> dict[str, str]:
@@ -67,7 +69,7 @@ class Family:
         return {target[1]: target[0] for target in targets if target is not None}
 
     def where(self, name: str) -> tuple[str, str] | None:
-        """Module and class of `config`, `model`, `processor`, `pipeline`, `predictor`, `embedder` or `subject`."""
+        """Module and class of any of the record's classes, such as `config`, `processor` or `predictor`."""
         target = vars(self)[name]
         if target is None:
             return None

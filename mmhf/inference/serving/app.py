@@ -14,7 +14,7 @@ import torch
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from mmhf._version import __version__
 from mmhf.errors import DamagedError, InputError
@@ -44,6 +44,7 @@ from mmhf.inference.serving.schemas import (
 from mmhf.inference.serving.services import CaptionStream, EmbedService, PredictService
 from mmhf.inference.serving.shelf import Index, Served, Shelf
 
+PREDICT, EVENTS_TYPE = "/v1/predict", "text/event-stream"
 Made = TypeVar("Made")
 
 
@@ -65,28 +66,46 @@ def create_app(shelf: Shelf, *, key: str | None = None) -> FastAPI:
 
     app = FastAPI(title="mmhf", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.endpoints = endpoints
-    refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": Refusal} for status in (400, 401, 404, 408, 413, 415, 422, 429, 504)
-    }
+
+    def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+        return {status: {"model": Refusal} for status in statuses}
 
     def add(path: str, function: Callable[..., Any], summary: str, answer: type[BaseModel], method: str) -> None:
-        responses = {200: {"model": answer}, **(refusals if method == "POST" else {})}
+        answers: dict[int | str, dict[str, Any]] = {200: {"model": answer}}
+        if path == PREDICT:
+            answers[200]["content"] = {EVENTS_TYPE: {"schema": {"type": "string", "description": "With `stream`."}}}
+        statuses = (400, 401, 404, 408, 413, 415, 422, 429, 504) if method == "POST" else (401,)
         app.add_api_route(
-            path, function, methods=[method], summary=summary, responses=responses, response_class=JSONResponse
+            path,
+            function,
+            methods=[method],
+            summary=summary,
+            responses={**answers, **refusals(*statuses)},
+            response_class=JSONResponse,
         )
 
     if any(isinstance(served.service, PredictService) for served in shelf):
-        add("/v1/predict", endpoints.predict, "Classify inputs, or write captions for them", PredictAnswer, "POST")
+        add(PREDICT, endpoints.predict, "Classify inputs, or write captions for them", PredictAnswer, "POST")
     if any(isinstance(served.service, EmbedService) for served in shelf):
         add("/v1/embed", endpoints.embed, "Embed images and texts", EmbedAnswer, "POST")
         add("/v1/zero-shot", endpoints.zero_shot, "Classify images among labels of yours", PredictAnswer, "POST")
     if any(served.indexes for served in shelf):
         add("/v1/search", endpoints.search, "Search an index by image or text", SearchAnswer, "POST")
     add("/v1/models", endpoints.models, "The models that are served", ModelList, "GET")
-    app.add_api_route(RELOAD, endpoints.reload, methods=["POST"], summary="Serve new versions, if there are any")
-    app.add_api_route("/health", endpoints.health, methods=["GET"], summary="Whether the server lives")
-    app.add_api_route("/ready", endpoints.ready, methods=["GET"], summary="Whether it takes requests")
-    app.add_api_route("/metrics", endpoints.metrics_text, methods=["GET"], summary="For Prometheus")
+    for path, function, method, summary, statuses in (
+        (RELOAD, endpoints.reload, "POST", "Serve new versions, if there are any", (401, 403, 409)),
+        ("/health", endpoints.health, "GET", "Whether the server lives", ()),
+        ("/ready", endpoints.ready, "GET", "Whether it takes requests", (503,)),
+    ):
+        app.add_api_route(path, function, methods=[method], summary=summary, responses=refusals(*statuses))
+    app.add_api_route(
+        "/metrics",
+        endpoints.metrics_text,
+        methods=["GET"],
+        summary="For Prometheus",
+        responses=refusals(401),
+        response_class=PlainTextResponse,
+    )
     for path in ("/", "/docs"):
         app.add_api_route(path, _page, methods=["GET"], include_in_schema=False)
     describe(app, shelf)
@@ -301,7 +320,7 @@ class Endpoints:
                 stream.stop.set()
                 task.cancel()
 
-        return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
+        return StreamingResponse(events(), media_type=EVENTS_TYPE, headers={"cache-control": "no-store"})
 
 
 def _choose_index(served: Served, name: str | None) -> Index:

@@ -27,6 +27,7 @@ FAMILY = Family(
     card_call='caption("photo.jpg")',
     predictor="mmhf.inference.predictors:CaptionPredictor",
     subject="mmhf.inference.demo.subjects:CaptionerSubject",
+    graphs="mmhf.export.graphs:CaptionerGraphs",
 )
 
 

@@ -25,6 +25,7 @@ FAMILY = Family(
     card_call='classify("photo.jpg", candidate_labels=["a dog", "a cat"])',
     embedder="mmhf.inference.embedders:DualEncoderEmbedder",
     subject="mmhf.inference.demo.subjects:DualEncoderSubject",
+    graphs="mmhf.export.graphs:DualEncoderGraphs",
 )
 
 

@@ -23,6 +23,7 @@ FAMILY = Family(
     card_call='classify({"image": "photo.jpg", "text": "what is said about the photo"})',
     predictor="mmhf.inference.predictors:LabelPredictor",
     subject="mmhf.inference.demo.subjects:ClassifierSubject",
+    graphs="mmhf.export.graphs:ClassifierGraphs",
 )
 
 

@@ -27,6 +27,7 @@ FAMILY = Family(
     card_call='classify("photo.jpg")',
     predictor="mmhf.inference.predictors:LabelPredictor",
     subject="mmhf.inference.demo.subjects:ClassifierSubject",
+    graphs="mmhf.export.graphs:ClassifierGraphs",
 )
 
 

@@ -1,0 +1,153 @@
+"""An exported model: a folder that appears when all that is in it agrees with the model."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import ProcessorMixin
+
+from mmhf.data.pixels import decode_pixels
+from mmhf.errors import InputError
+from mmhf.export.formats import SUFFIXES, Format, compare, load_graph, write_graph
+from mmhf.export.graphs import Graph, ModelGraphs, whole_examples
+from mmhf.export.int8 import ValidationRows, measure, quantize, tell
+from mmhf.export.settings import (
+    TOKENIZER_FILE,
+    agreement,
+    describe_graphs,
+    describe_images,
+    describe_origin,
+    write_tokenizer,
+)
+from mmhf.files import whole_folder, write_json
+from mmhf.inference.inputs import TEXT, Example, model_hash, read_rows
+from mmhf.inference.loading import load_model
+from mmhf.models.family import family_of
+from mmhf.recipe import ResolvedRecipe
+from mmhf.sample_data import read_sample
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "settings.json"
+RUNNER_FILE = "run_onnx.py"
+NUM_EXAMPLES = 4
+_RUNNERS = Path(__file__).parent / "runners"
+
+
+def refuse_existing_folder(folder: Path) -> None:
+    """Refuse a folder that holds something.
+
+    Raises:
+        InputError: It does, or it is a file.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already; name a folder to make")
+
+
+def sample_examples() -> list[Example]:
+    """A few of the drawings that come with mmhf, with their names as texts."""
+    rows = read_sample("validation").slice(0, NUM_EXAMPLES).to_pylist()
+    return [Example(decode_pixels(row["image"]["bytes"]), (row["caption"],)) for row in rows]
+
+
+def export_model(
+    model_dir: str | Path,
+    output: str | Path,
+    *,
+    format: Format = "onnx",
+    input_path: str | Path | None = None,
+    name: str | None = None,
+    int8_data: ResolvedRecipe | None = None,
+) -> dict[str, Any]:
+    """Write a model as graphs that run without mmhf, with `settings.json` and, for ONNX Runtime, `run_onnx.py`.
+
+    Graphs compute in float32 and take batches and texts of any length. Each is run again and compared with the model
+    on real rows, one by one and in a batch, before the folder appears.
+
+    Args:
+        model_dir (`str` or `Path`): Run or release folder.
+        output (`str` or `Path`): The folder to make.
+        format (`str`, defaults to `"onnx"`): `onnx`, or `torch` for `torch.export`'s files.
+        input_path (`str` or `Path`, *optional*): Table or folder whose first rows are compared; absent: drawings that
+            come with mmhf.
+        name (`str`, *optional*): How the model is called in `settings.json`; absent: its folder.
+        int8_data (`ResolvedRecipe`, *optional*): Give weights 8 bits, calibrated and measured on this recipe's
+            validation split; ONNX alone. Absent: float32.
+
+    Returns:
+        `dict`: What `settings.json` holds.
+
+    Raises:
+        InputError: The model or the input cannot be used, the output is there, the model cannot be traced, or a graph
+            disagrees with it by more than 1e-4.
+    """
+    output = Path(output)
+    refuse_existing_folder(output)
+    model, processor = load_model(model_dir, needs="graphs", device=torch.device("cpu"))
+    model = model.float()
+    images = describe_images(processor)
+    family = family_of(model)
+    family_graphs: ModelGraphs = family.load("graphs")(model, processor)
+    validation = None if int8_data is None else ValidationRows(int8_data, family_graphs)
+    examples, of = sample_examples(), "drawings that come with mmhf"
+    if input_path is not None:
+        rows = read_rows(
+            input_path,
+            model_dir=model_dir,
+            limit=NUM_EXAMPLES,
+            reads={TEXT: family_graphs.reads_text},
+            captions=family.embedder is not None,
+        )
+        examples, of = [rows.example(row) for row in range(len(rows))], str(input_path)
+    examples = whole_examples(family_graphs, examples)
+    graphs = family_graphs.graphs(examples)
+    with whole_folder(output) as folder:
+        differences, quality = {}, None
+        written: list[tuple[Graph, Path]] = []
+        for graph in graphs:
+            path = folder / (graph.name + SUFFIXES[format])
+            write_graph(graph, path, format)
+            differences[graph.name] = compare(graph, load_graph(path, graph.outputs))
+            written.append((graph, path))
+            logger.info("%s: agrees with the model to %.1g", path.name, differences[graph.name])
+        if validation is not None:
+            quality = _quantize(family_graphs, written, validation)
+        settings = {
+            **describe_origin(name or str(model_dir), str(model.config.model_type), model_hash(Path(model_dir))),
+            "format": format,
+            "graphs": describe_graphs(graphs, SUFFIXES[format]),
+            "agreement": agreement(differences, rows=len(examples), of=of),
+            "image": images,
+            **family_graphs.after(),
+        }
+        if quality is not None:
+            settings["quality"] = quality
+        if isinstance(processor, ProcessorMixin):
+            settings["text"] = write_tokenizer(processor, folder / TOKENIZER_FILE)
+        write_json(folder / SETTINGS_FILE, settings)
+        if format == "onnx":
+            shutil.copyfile(_RUNNERS / f"{family_graphs.runner}.py", folder / RUNNER_FILE)
+            shutil.copyfile(_RUNNERS / "inputs.py", folder / "inputs.py")
+    return settings
+
+
+def _quantize(
+    family_graphs: ModelGraphs, written: Sequence[tuple[Graph, Path]], rows: ValidationRows
+) -> dict[str, Any]:
+    """Put graphs with weights of 8 bits in the place of these; returns what that costs."""
+    smaller = []
+    for graph, path in written:
+        target = path.with_name(f"{path.stem}.int8.onnx")
+        how = quantize(graph, path, target, rows.calibrating)
+        smaller.append((graph, target))
+        logger.info("%s: %s int8, %.2f of its size", path.name, how, target.stat().st_size / path.stat().st_size)
+    candidates = [[(graph, load_graph(path, graph.outputs)) for graph, path in each] for each in (written, smaller)]
+    before, after = measure(family_graphs, rows, candidates)
+    for (_, path), (_, target) in zip(written, smaller, strict=True):
+        target.replace(path)
+    return tell(family_graphs, before, after, rows.num_rows)

@@ -1,0 +1,117 @@
+"""The files that graphs are written to, and how they are run again to be compared with the model."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import Dim
+
+from mmhf.errors import InputError
+from mmhf.export.graphs import Graph
+
+Format = Literal["onnx", "torch"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+TOLERANCE = 1e-4
+_LARGEST_FILE = 1 << 30
+"""Bytes of weights that a file holds itself; protobuf ends at 2 GiB."""
+_TALKATIVE = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+Runner = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+
+
+def write_graph(graph: Graph, path: Path, format: Format) -> None:
+    """Trace a graph, and write it.
+
+    Raises:
+        InputError: The model does something that cannot be traced.
+    """
+    example = tuple(graph.example.values())
+    lengths = tuple(dict.fromkeys(graph.lengths[name], Dim.DYNAMIC) for name in graph.example)
+    with _quiet(), torch.no_grad():
+        try:
+            # Not strict: Python runs as it is, and what it does to tensors is written down.
+            program = torch.export.export(
+                graph.module.eval(), example, dynamic_shapes={"tensors": lengths}, strict=False
+            )
+            if format == "torch":
+                torch.export.save(program, path)
+                return
+            torch.onnx.export(
+                program,
+                f=path,
+                input_names=list(graph.example),
+                output_names=list(graph.outputs),
+                external_data=sum(each.nbytes for each in program.state_dict.values()) > _LARGEST_FILE,
+                verbose=False,
+            )
+        except RuntimeError as error:  # what torch.export and torch.onnx raise is derived from it
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"mmhf export: {graph.name} cannot be written as a graph ({reason})") from error
+
+
+def load_graph(path: Path, outputs: Sequence[str]) -> Runner:
+    """A file of `write_graph` as a function from named inputs to named outputs."""
+    if path.suffix == SUFFIXES["torch"]:
+        module = torch.export.load(path).module()
+
+        def run_module(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            with torch.no_grad():
+                found = module(*(torch.from_numpy(array) for array in inputs.values()))
+            return {name: tensor.numpy() for name, tensor in zip(outputs, found, strict=True)}
+
+        return run_module
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run_session(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return dict(zip(outputs, session.run(list(outputs), dict(inputs)), strict=True))
+
+    return run_session
+
+
+def compare(graph: Graph, run: Runner) -> float:
+    """The largest difference between a file and the model, as a part of the largest value where that is above 1.
+
+    Raises:
+        InputError: It is above 1e-4.
+    """
+    worst = 0.0
+    for case in graph.cases:
+        found = run({name: np.ascontiguousarray(tensor.numpy()) for name, tensor in case.inputs.items()})
+        for name, tensor in case.expected.items():
+            wanted = tensor.numpy()
+            difference = float(np.abs(found[name] - wanted).max() / max(1.0, float(np.abs(wanted).max())))
+            worst = difference if not difference <= worst else worst  # NaN, too
+    if not worst <= TOLERANCE:
+        raise InputError(
+            f"mmhf export: {graph.name} disagrees with the model by {worst:.2g}, more than {TOLERANCE:g}; nothing is "
+            "written. Please report it with the model's config.json"
+        )
+    return worst
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch says of its own work out of the way."""
+    levels = {name: logging.getLogger(name).level for name in _TALKATIVE}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

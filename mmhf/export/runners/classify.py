@@ -1,0 +1,40 @@
+"""Label an image, or an image with a text: python run_onnx.py photo.jpg ["a text"]
+
+Needs onnxruntime, numpy and pillow, and for texts tokenizers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from inputs import pixel_values, tokens
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+with open(os.path.join(FOLDER, "settings.json"), encoding="utf-8") as file:
+    SETTINGS = json.load(file)
+SESSION = onnxruntime.InferenceSession(os.path.join(FOLDER, "model.onnx"), providers=["CPUExecutionProvider"])
+
+
+def classify(path: str, text: str = "") -> dict[str, Any]:
+    """The label, its probability, and the probability of each label."""
+    arrays = {"pixel_values": pixel_values(path, SETTINGS["image"]), "image_mask": np.ones(1, np.int64)}
+    if "text" in SETTINGS:
+        arrays.update(tokens([text.strip()], SETTINGS["text"], FOLDER))
+        arrays["text_mask"] = np.array([bool(text.strip())], np.int64)
+    (logits,) = SESSION.run(None, {each.name: arrays[each.name] for each in SESSION.get_inputs()})
+    shares = np.exp(logits[0].astype(np.float64) - logits[0].max())
+    probabilities = shares / shares.sum()
+    best = int(probabilities.argmax())
+    answer = {"label": SETTINGS["labels"][best], "confidence": float(probabilities[best])}
+    if SETTINGS["abstain_below"] is not None:
+        answer["abstained"] = answer["confidence"] < SETTINGS["abstain_below"]
+    return {**answer, "probabilities": dict(zip(SETTINGS["labels"], probabilities.tolist(), strict=True))}
+
+
+if __name__ == "__main__":
+    print(json.dumps(classify(*sys.argv[1:3]), ensure_ascii=False))

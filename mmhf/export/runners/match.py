@@ -1,0 +1,44 @@
+"""How well texts fit an image: python run_onnx.py photo.jpg "a red frog" "a lamp" ...
+
+Needs onnxruntime, numpy, pillow and tokenizers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import numpy as np
+import onnxruntime
+from inputs import pixel_values, tokens
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+with open(os.path.join(FOLDER, "settings.json"), encoding="utf-8") as file:
+    SETTINGS = json.load(file)
+IMAGE, TEXT = (
+    onnxruntime.InferenceSession(os.path.join(FOLDER, name), providers=["CPUExecutionProvider"])
+    for name in ("image.onnx", "text.onnx")
+)
+
+
+def embed_image(path: str) -> np.ndarray:
+    """(1, D), of length 1."""
+    return IMAGE.run(None, {"pixel_values": pixel_values(path, SETTINGS["image"])})[0]
+
+
+def embed_texts(texts: list[str]) -> np.ndarray:
+    """(texts, D), each of length 1."""
+    arrays = tokens(texts, SETTINGS["text"], FOLDER)
+    return TEXT.run(None, {each.name: arrays[each.name] for each in TEXT.get_inputs()})[0]
+
+
+def match(path: str, texts: list[str]) -> dict[str, float]:
+    """Probability of each text, as a zero-shot classifier has it."""
+    logits = SETTINGS["logit_scale"] * (embed_image(path) @ embed_texts(texts).T)[0] + SETTINGS["logit_bias"]
+    shares = np.exp(logits.astype(np.float64) - logits.max())
+    return dict(zip(texts, (shares / shares.sum()).tolist(), strict=True))
+
+
+if __name__ == "__main__":
+    print(json.dumps(match(sys.argv[1], sys.argv[2:]), ensure_ascii=False))

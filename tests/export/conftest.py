@@ -23,10 +23,11 @@ FAMILIES = ("fusion", "image classifier", "dual encoder", "captioner")
 # What must not be needed, nor be there by accident.
 _ALONE = """
 import os, runpy, sys
+before = set(sys.modules)  # a file of site-packages may mend torchvision as Python starts
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
-loaded = {"torch", "transformers", "mmhf"} & sys.modules.keys()
+loaded = {"torch", "transformers", "mmhf"} & (sys.modules.keys() - before)
 assert not loaded, loaded
 """
 

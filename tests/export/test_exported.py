@@ -39,6 +39,7 @@ def test_an_image_classifier_answers_as_predict(exported, tiny_models, photos, p
             assert answer["probabilities"][label] == pytest.approx(row[f"probability_{label}"], abs=ROUNDING), name
 
 
+@pytest.mark.slow
 def test_a_program_needs_neither_torch_nor_mmhf(exported, photos, run_alone, program):
     folder = exported("fusion")
     answer = json.loads(run_alone(folder, photos / "wide.jpg", "a red frog"))
@@ -58,6 +59,7 @@ def test_a_fusion_model_answers_as_predict(exported, tiny_models, photos, progra
         assert answer["confidence"] == pytest.approx(row["confidence"], abs=ROUNDING)
 
 
+@pytest.mark.slow
 def test_a_dual_encoder_matches_as_zero_shot(exported, tiny_models, photos, program):
     labels = ["a red frog", "lamp", "a photo of a shield"]
     answer = program(exported("dual encoder"))["match"](photos / "wide.jpg", labels)
@@ -67,6 +69,7 @@ def test_a_dual_encoder_matches_as_zero_shot(exported, tiny_models, photos, prog
     assert answer == pytest.approx(wanted, abs=5 * ROUNDING)
 
 
+@pytest.mark.slow
 def test_a_captioner_writes_as_predict(exported, tiny_models, photos, program, tmp_path):
     rows = predicted(tiny_models["captioner"], photos, tmp_path / "rows.parquet", generation={"num_beams": 1})
     caption = program(exported("captioner"))["caption"]

@@ -7,8 +7,8 @@ import importlib.util
 
 import pytest
 from closeness import check_alike
-from families import FAMILIES, write_family_run, write_image
 from PIL import Image
+from saved_families import FAMILIES, write_family_run, write_image
 
 from mmhf import pipeline
 from mmhf.hub.remote_code import HANDLER_FILE, add_remote_code

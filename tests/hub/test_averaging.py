@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from saved_families import FAMILIES, write_family_run
+from saved_families import write_family_run
 
 from mmhf.errors import InputError
 from mmhf.hub.averaging import Ingredient, refuse_misfits, shared_fingerprint, write_average
@@ -21,7 +21,7 @@ def write_runs(folder: Path, count: int = 3) -> list[ResolvedModel]:
     runs = []
     for seed in range(count):
         (folder / f"run{seed}").mkdir()
-        path = write_family_run(folder / f"run{seed}", FAMILIES["image classifier"], seed=seed, metrics={"a": 1.0})
+        path = write_family_run(folder / f"run{seed}", "image classifier", seed=seed, metrics={"a": 1.0})
         lineage = {"parent": None, "data_fingerprint": {"train": "same", "test": f"of {seed}"}}
         (path / "lineage.json").write_text(json.dumps(lineage))
         runs.append(resolve_model(path))

@@ -21,7 +21,7 @@ def release(tmp_path_factory):
 
     def load(name):
         if name not in made:
-            folder = write_family_run(root / name.replace(" ", "_"), FAMILIES[name], seed=0, metrics={})
+            folder = write_family_run(root / name.replace(" ", "_"), name, seed=0, metrics={})
             add_remote_code(folder)
             spec = importlib.util.spec_from_file_location(f"handler_of_{folder.name}", folder / HANDLER_FILE)
             module = importlib.util.module_from_spec(spec)

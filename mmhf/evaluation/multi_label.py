@@ -218,7 +218,7 @@ def _curve(scores: NDArray[Any], present: NDArray[np.bool_]) -> _Curve:
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
     last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
-    return _Curve(falling[last].astype(np.float64), np.cumsum(present[order])[last], last + 1)
+    return _Curve(falling[last].astype(np.float64), np.cumsum(present[order], dtype=np.int64)[last], last + 1)
 
 
 class _Ranks(NamedTuple):
@@ -318,7 +318,8 @@ def fit_thresholds(logits: ArrayLike, labels: ArrayLike) -> list[float]:
     return found
 
 
-class WrongDecision(NamedTuple):
+@dataclass(frozen=True)
+class WrongDecision:
     """A decision that is wrong: row in the split (from 0), label id, whether the row has it, and its probability."""
 
     index: int

@@ -194,11 +194,11 @@ def test_released_with_a_card_that_has_each_label(train: Train, tmp_path: Path):
     assert mmhf.pipeline(str(repo / "v0.1")).model.config.thresholds
 
 
-def test_own_data_of_lists(classifier: Path):
+def test_own_data_of_lists(fusion: Path):
     drawings = read_sample("test").slice(0, 12).to_pylist()
-    rows = [{"image": each["image"]["bytes"], "label": each["keywords"]} for each in drawings]
+    rows = [{"image": each["image"]["bytes"], "text": each["caption"], "label": each["keywords"]} for each in drawings]
     rows[3]["label"] = []
     with pytest.raises(InputError, match="row 4: has no labels, like 1 of 12 rows"):
-        mmhf.evaluate(classifier, pd.DataFrame(rows))
-    measured = mmhf.evaluate(classifier, pd.DataFrame(rows), overrides=["data.multi_label.empty=none"])["test"]
+        mmhf.evaluate(fusion, pd.DataFrame(rows))
+    measured = mmhf.evaluate(fusion, pd.DataFrame(rows), overrides=["data.multi_label.empty=none"])["test"]
     assert measured.num_rows == 12

@@ -94,6 +94,16 @@ def keep_freed_memory() -> bool:
     return bool(library.mallopt(_M_MMAP_MAX, 0)) and bool(library.mallopt(_M_TRIM_THRESHOLD, -1))
 
 
+def give_back_gaps() -> None:
+    """Give the system back what lies free between what is kept.
+
+    A loop that keeps a little of each round, such as the outputs of an evaluation, leaves gaps between these that the
+    next round's tensors do not fit into: 2 KB for each of 100,000 rows of 32 px.
+    """
+    if keep_freed_memory() and (library := _glibc()) is not None:
+        library.malloc_trim(0)
+
+
 def describe_allocator() -> str:
     """What `mmhf plan` says of it."""
     reason = why_default_allocator()

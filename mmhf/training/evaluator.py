@@ -12,8 +12,10 @@ from transformers import EvalPrediction, Trainer
 from transformers.trainer_pt_utils import nested_concat
 from transformers.trainer_utils import EvalLoopOutput
 
+from mmhf.cpu import give_back_gaps
 from mmhf.features.stage import StageFeatures
 
+_BATCHES_BETWEEN_TRIMS = 64
 _BATCHES_ON_DEVICE = 16
 """Whose outputs wait there to be copied, so that what a device holds does not grow with the rows."""
 
@@ -23,6 +25,15 @@ class JoinsOnce(Trainer):
 
     transformers 5.24 copies all outputs so far at each batch, and leaves them on the device until the end.
     """
+
+    _num_predicted = 0
+
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Predict a batch as `transformers.Trainer` does."""
+        self._num_predicted += 1
+        if self._num_predicted % _BATCHES_BETWEEN_TRIMS == 0:
+            give_back_gaps()
+        return super().prediction_step(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate or predict as `transformers.Trainer` does."""

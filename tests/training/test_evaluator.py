@@ -83,3 +83,11 @@ def test_few_batches_wait_on_the_device(predict, monkeypatch):
     monkeypatch.setattr(trainer_pt_utils.EvalLoopContainer, "add", counted)
     predict(Evaluator)
     assert max(waiting) == 4 and len(waiting) > 10
+
+
+def test_gaps_between_outputs_are_given_back_now_and_then(predict, monkeypatch):
+    times = []
+    monkeypatch.setattr(evaluator, "_BATCHES_BETWEEN_TRIMS", 4)
+    monkeypatch.setattr(evaluator, "give_back_gaps", lambda: times.append(1))
+    predict(Evaluator)
+    assert len(times) == 2, "of 10 batches"

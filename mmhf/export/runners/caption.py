@@ -29,7 +29,8 @@ def caption(path: str) -> str:
     (prefix,) = IMAGE.run(None, {"pixel_values": pixel_values(path, SETTINGS["image"])})
     cached = [each for each in LANGUAGE.get_inputs() if each.name.startswith("past_")]
     past = [np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32) for each in cached]
-    written, token = [], np.zeros((1, 0), np.int64)
+    written: list[int] = []
+    token = np.zeros((1, 0), np.int64)
     while len(written) < SETTINGS["generation"]["max_new_tokens"]:
         feed = {each.name: value for each, value in zip(cached, past, strict=True)}
         logits, *past = LANGUAGE.run(None, {"prefix": prefix, "input_ids": token, **feed})

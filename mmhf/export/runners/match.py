@@ -24,13 +24,13 @@ IMAGE, TEXT = (
 
 def embed_image(path: str) -> np.ndarray:
     """(1, D), of length 1."""
-    return IMAGE.run(None, {"pixel_values": pixel_values(path, SETTINGS["image"])})[0]
+    return np.asarray(IMAGE.run(None, {"pixel_values": pixel_values(path, SETTINGS["image"])})[0])
 
 
 def embed_texts(texts: list[str]) -> np.ndarray:
     """(texts, D), each of length 1."""
     arrays = tokens(texts, SETTINGS["text"], FOLDER)
-    return TEXT.run(None, {each.name: arrays[each.name] for each in TEXT.get_inputs()})[0]
+    return np.asarray(TEXT.run(None, {each.name: arrays[each.name] for each in TEXT.get_inputs()})[0])
 
 
 def match(path: str, texts: list[str]) -> dict[str, float]:

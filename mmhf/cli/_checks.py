@@ -53,7 +53,7 @@ def check_before_imports(verb: str, options: argparse.Namespace) -> None:
             raise InputError(f"{given['data']}: no data, and no recipe that comes with mmhf{did_you_mean(near)}")
     path = Path(given[_FILES[verb]]) if verb in _FILES else None
     if path is not None and not path.exists() and not (verb == "embed" and is_shipped(str(path))):
-        near = nearest_names(str(path), sorted(map(str, path.parent.iterdir()))) if path.parent.is_dir() else []
+        near = nearest_names(str(path), sorted(map(str, path.parent.iterdir()))) if path.parent.is_dir() else ()
         raise InputError(f"{path}: no such file or folder{did_you_mean(near)}")
     if verb in _READ_A_RECIPE and given["recipe"] is not None:
         recipe = find_recipe(given["recipe"])

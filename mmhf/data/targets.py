@@ -104,7 +104,8 @@ class ClassTarget:
     def find_faulty(self, rows: pa.Table) -> NDArray[np.bool_]:
         """See [`RowTarget`]."""
         known = pc.is_in(rows.column("label"), pa.array(list(self.label_ids), pa.string()))
-        return ~known.to_numpy()
+        faulty: NDArray[np.bool_] = ~known.to_numpy()
+        return faulty
 
     def fault_of(self, row: Mapping[str, Any]) -> str | None:
         """See [`RowTarget`]."""

@@ -97,7 +97,9 @@ def _past_frozen_encoders(
     shapes takes most of a plan's time.
     """
     inputs, model = dict(example_inputs), plan.model
-    for part in model.feature_parts() if isinstance(model, HasFeatureParts) else ():
+    if not isinstance(model, HasFeatureParts):
+        return inputs
+    for part in model.feature_parts():
         if not stage.curves.keys().isdisjoint(model.part_groups(part)) or not inputs.keys() & part.inputs:
             continue
         if (measured := measure(part)) is not None:

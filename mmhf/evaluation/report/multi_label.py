@@ -201,10 +201,9 @@ def _metrics(measured: Mapping[str, MeasuredMultiLabel]) -> Section:
 
 def _labels(split: str, measured: MeasuredMultiLabel, plots: Mapping[str, Path]) -> Section:
     rows = measured.evaluation.per_class
-    numbers: Block = Table(list(_COLUMNS), [[row[key] for key in _COLUMNS.values()] for row in rows])
-    if len(rows) > _MAX_OPEN_LABELS:
-        numbers = Folded(f"Numbers of each label ({len(rows)} labels)", numbers)
-    blocks: list[Block] = [numbers]
+    numbers = Table(list(_COLUMNS), [[row[key] for key in _COLUMNS.values()] for row in rows])
+    is_long = len(rows) > _MAX_OPEN_LABELS
+    blocks: list[Block] = [Folded(f"Numbers of each label ({len(rows)} labels)", numbers) if is_long else numbers]
     if f"{split}_per_class" in plots:
         caption = f"Precision, recall and F1 of each label, {split} split."
         blocks.append(Figure(plots[f"{split}_per_class"], caption))

@@ -153,6 +153,8 @@ def _evaluation_users(recipe: RecipeBase) -> Iterator[KeyPath]:
                 yield ("stages", index, key)
 
 
+KEYS_OF_TEXTS = ("text", "max_length", "on_empty_text")
+"""Of a data section; an image classifier has none."""
 _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
@@ -160,7 +162,7 @@ def _unread_problems(recipe: RecipeBase) -> Iterator[Problem]:
     """Settings for texts, labels or modalities that the task does not read."""
     data = recipe.data.changed()
     if recipe.reads_labels and not recipe.reads_texts:
-        for name in ("text", "max_length", "on_empty_text"):
+        for name in KEYS_OF_TEXTS:
             if data.get(name) not in (None, "mask"):
                 yield Problem(("data", name), "an image classifier reads no texts; remove it", shown(data[name]))
     strategy = recipe.training.get("train_sampling_strategy")

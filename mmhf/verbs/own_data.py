@@ -23,6 +23,7 @@ from mmhf.errors import InputError
 from mmhf.files import whole_file
 from mmhf.recipe import ResolvedRecipe, load_recipe, recipe_from_dict
 from mmhf.recipe.caption_data_sections import CaptionTableSection
+from mmhf.recipe.combinations import KEYS_OF_TEXTS
 from mmhf.recipe.data_sections import TableDataSection
 from mmhf.recipe.resolve import recipe_values
 from mmhf.recipe.schema import RecipeBase
@@ -88,6 +89,8 @@ def with_own_data(values: Mapping[str, Any], given: Mapping[str, OwnData]) -> di
     section: type[TableDataSection | CaptionTableSection] = CaptionTableSection if of_captions else TableDataSection
     before = dict(values.get("data") or {})
     kept = {key: value for key, value in before.items() if key in section.model_fields and key not in _OF_FILES}
+    if values.get("task") == "image-classification":  # a source's defaults are written into recipes, unread ones too
+        kept = {key: value for key, value in kept.items() if key not in KEYS_OF_TEXTS}
     if "path" not in given:  # what cuts a table does not belong to splits that are given
         kept = {key: value for key, value in kept.items() if key not in ("split", "filters")}
     if before.get("source") not in (None, "table", "hub"):

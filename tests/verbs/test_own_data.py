@@ -50,7 +50,8 @@ def test_the_same_data_is_the_same_file(tmp_path):
 
 def test_what_the_recipe_keeps_of_its_data_section():
     rows = [{"image": picture(1), "label": "a"}]
-    values = {"task": "image-classification", "data": {"source": "sample", "image_size": 48, "limit": 9}}
+    data = {"source": "sample", "image_size": 48, "limit": 9, "max_length": 32}  # what the sample's texts are cut to
+    values = {"task": "image-classification", "data": data}
     data = with_own_data(values, {"path": rows})["data"]
     assert data.keys() == {"source", "path", "image_size", "limit"} and data["source"] == "table"
     values["data"] = {"source": "table", "path": "x.csv", "image_root": "y", "filters": {}, "columns": {"label": "z"}}

@@ -143,6 +143,7 @@ def _be_child(arguments: list[str], folder: Path, disturbance: Disturbance, writ
         os.chdir(folder)
         os.environ["MMHF_FEATURES"] = str(folder / "features")
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which who started us may have had ignored
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the campaigns' own is not a verb's
         if disturbance.file_size is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (disturbance.file_size, resource.RLIM_INFINITY))

@@ -139,6 +139,26 @@ def test_a_second_ctrl_c_while_the_first_is_answered_is_no_traceback(monkeypatch
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.parametrize(("is_interrupted", "code"), [(True, 130), (False, None)])
+def test_a_ctrl_c_that_a_library_turns_into_an_error_is_one_line(is_interrupted, code, monkeypatch, capsys):
+    def broken(arguments):
+        try:
+            if is_interrupted:
+                signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            pass
+        raise ValueError("KeyboardInterrupt: ")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(mmhf.cli, "main", broken)
+    try:
+        with contextlib.nullcontext() if is_interrupted else pytest.raises(ValueError, match="KeyboardInterrupt"):
+            assert main(["train"]) == code
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == ("interrupted\n" if is_interrupted else "")
+
+
 class Trainings:
     """A process of `killable_training.py`; each training is a forked process of its own."""
 

@@ -41,6 +41,7 @@ VISION_POOLINGS: tuple[str, ...] = get_args(VisionPooling)
 TEXT_POOLINGS: tuple[str, ...] = get_args(TextPooling)
 
 CHANNELS_LAST_SWITCH = "MMHF_CHANNELS_LAST"
+_CONVOLVE_CHANNELS_LAST = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -176,13 +177,13 @@ def why_not_channels_last(output: EncoderOutput, device: torch.device) -> str | 
     """
     if output.layout != "channels_first":
         return "the encoder is no convolutional network"
-    if device.type != "cpu":
+    if device.type not in _CONVOLVE_CHANNELS_LAST:
         return f"it runs on {device.type}"
     return f"{CHANNELS_LAST_SWITCH}=off" if os.environ.get(CHANNELS_LAST_SWITCH) == "off" else None
 
 
 def laid_out(pixel_values: Tensor, output: EncoderOutput) -> Tensor:
-    """Images as they are fastest for an encoder: channels last before convolutions on a CPU.
+    """Images as they are fastest for an encoder: channels last before convolutions.
 
     Images alone are converted. A convolution gives what it gets, so that all of the encoder runs so, while weights,
     gradients and whatever is saved of them stay as they are.

@@ -25,7 +25,7 @@ from mmhf.features.stage import Measure
 from mmhf.parallel import rank, world_size
 from mmhf.recipe.training_sections import CacheSection, cache_section
 from mmhf.tasks.feature_caching import cache_setting, stage_features
-from mmhf.training.boundary import random_state_kept
+from mmhf.training.boundary import beside_training
 from mmhf.training.trainer import MMTrainer
 from mmhf.training.weights import is_sharded
 
@@ -115,7 +115,7 @@ def frozen_features(task: Task[Any, Any], trainer: MMTrainer, data: LoadedData) 
         return FrozenFeatures(why_not="a split is streamed" if wanted else "")
     if world_size() > 1 and cache_section(recipe.cache).mode == "off":
         return FrozenFeatures(why_not="with cache: off, several processes have no store to share")
-    with ExitStack() as stack, random_state_kept():
+    with ExitStack() as stack, beside_training():
         return _Collector(task, trainer, data, stack).collect(tables)
 
 

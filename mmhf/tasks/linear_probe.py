@@ -22,7 +22,7 @@ from mmhf.features.column import FeatureColumn
 from mmhf.parallel import rank, world_size
 from mmhf.recipe.classification import ClassificationRecipe
 from mmhf.tasks.frozen_features import read_features
-from mmhf.training.boundary import random_state_kept
+from mmhf.training.boundary import beside_training
 from mmhf.training.planned_stage import PlannedStage
 from mmhf.training.stages import StagePlan, StagePosition
 from mmhf.training.trainer import MMTrainer
@@ -72,7 +72,7 @@ class LinearProbeStart:
         best = str(recipe.training.get("metric_for_best_model", "accuracy")).removeprefix("eval_")
         self.metric = best if best == "f1_macro" else "accuracy"
         self.trainer, self.data = trainer, data
-        with random_state_kept():
+        with beside_training():
             nothing: list[list[PartChoice]] = [[] for _ in trainer.plan.stages]
             refuse_probes_without_features(
                 trainer.plan, nothing if trainer.features is None else trainer.features.choices

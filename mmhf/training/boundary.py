@@ -124,7 +124,7 @@ class StageCallback(TrainerCallback):
         set_label_smoothing(plan.model, stage.section)
         share_buffers(plan.model, args)
         if self.features is not None:
-            with random_state_kept():
+            with beside_training():
                 self.features.enter(position.index)
         if self.starts is not None:
             self.starts.begin_stage(position)
@@ -231,10 +231,11 @@ class StageCallback(TrainerCallback):
 
 
 @contextlib.contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Leave torch's random state as it was, so that what is done on the side changes no dropout mask."""
+def beside_training() -> Iterator[None]:
+    """Around what is done with the model on the side: it runs uncompiled, as it will for others, and torch's random
+    state is left as it was, so that no dropout mask changes."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), torch.compiler.set_stance("force_eager"):
         yield
 
 

@@ -178,7 +178,7 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         """Contrast all pairs of the step; gives the first micro-batch's output, with its graph."""
         batches: list[Batch] = [self._prepare_inputs(batch) for batch in self._batches]
         if self._compiled is not None:
-            self._compiled.expect(self.plan.model, lambda: _embeddings(self.plan.model(**batches[0])))
+            self._compiled.expect(lambda: _embeddings(self.plan.model(**batches[0])))
         output: DualEncoderOutput = model(**batches[0])
         if self._compiled is not None:
             self._compiled.compare(_embeddings(output))

@@ -73,6 +73,8 @@ class _Copies:
         self.of(module)
 
     def of(self, module: nn.Module) -> list[Tensor | None]:
+        if torch.compiler.is_compiling():  # a stage compiles what it has frozen, and nobody writes to it until it ends
+            return self._tensors
         originals: list[Tensor | None] = [module.weight, module.bias]  # type: ignore[list-item]
         state = tuple((id(each), each._version) for each in originals if each is not None)
         if state != self._made_of:

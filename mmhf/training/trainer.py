@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import is_compiled_module
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
@@ -20,7 +19,7 @@ from mmhf.errors import InputError
 from mmhf.features.stage import StageFeatures
 from mmhf.recipe.schema import RecipeBase
 from mmhf.training.answers import Answers
-from mmhf.training.boundary import StageCallback, random_state_kept, refuse_what_needs_whole_weights
+from mmhf.training.boundary import StageCallback, beside_training, refuse_what_needs_whole_weights
 from mmhf.training.checkpoints import (
     CheckpointEvents,
     checkpoint_path,
@@ -30,7 +29,7 @@ from mmhf.training.checkpoints import (
     removed_if_unwritable,
     saved_under_own_names,
 )
-from mmhf.training.compiled import CUDA_GRAPH_MODES, CompiledStage
+from mmhf.training.compiled import CompiledStage, Compiling, forget_compiled
 from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.evaluator import ReadsSplits
 from mmhf.training.frozen_copies import keep_copies, release_copies, why_no_copies
@@ -87,6 +86,7 @@ class MMTrainer(ReadsSplits):
         # (docs/upstream/nan_loss_shown_as_zero.py).
         kwargs["args"].logging_nan_inf_filter = False
         self._rest_of_epoch: Iterator[Any] | None = None
+        self._compiling = Compiling.asked_by(kwargs["args"])
         self._compiled: CompiledStage | None = None
         super().__init__(**kwargs)
         self.data = StageData(self.train_dataset, plan, self.args, recipe)
@@ -140,7 +140,7 @@ class MMTrainer(ReadsSplits):
         Raises:
             InputError: It is one row, which batch norm cannot normalise.
         """
-        replays_graphs = self._compiled is not None and self.args.torch_compile_mode in CUDA_GRAPH_MODES
+        replays_graphs = self._compiling is not None and self._compiling.replays_graphs
         if replays_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         try:
@@ -188,6 +188,8 @@ class MMTrainer(ReadsSplits):
                 output = super().train(resumed, *args, **kwargs)
         finally:
             release_copies(self.plan.model)
+            if self._compiled is not None:
+                forget_compiled(self.plan.model)
         self.check_weights()
         return output
 
@@ -200,11 +202,10 @@ class MMTrainer(ReadsSplits):
         self._watch.forget()
         synchronise_what_trains(self.model_wrapped, self.accelerator.ddp_handler, self.args)
         precision = str(self.accelerator.mixed_precision)
-        self._compiled = None
-        if is_compiled_module(self.model_wrapped):
-            self._compiled = CompiledStage(precision, position.stage.name)
-        elif not is_sharded() and why_no_copies(self.args.device, precision) is None:
+        if not is_sharded() and why_no_copies(self.args.device, precision) is None:
             keep_copies(self.plan.model, precision)
+        if self._compiling is not None:
+            self._compiled = CompiledStage(self.plan.model, self._compiling, precision, position.stage.name)
 
     def compute_loss(
         self,
@@ -218,7 +219,7 @@ class MMTrainer(ReadsSplits):
         compiled = self._compiled if model.training else None
         if compiled is not None:
             plain = functools.partial(compute, self.plan.model, dict(inputs), False, num_items_in_batch)
-            compiled.expect(self.plan.model, plain)
+            compiled.expect(plain)
         labels = inputs.get("labels")
         loss, outputs = compute(model, inputs, True, num_items_in_batch)
         if compiled is not None:
@@ -331,7 +332,7 @@ class MMTrainer(ReadsSplits):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate as `transformers.Trainer` does, with the averaged weights where the recipe asks for `ema`."""
-        with self._average.in_model(), random_state_kept():
+        with self._average.in_model(), beside_training():
             return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -347,6 +348,11 @@ class MMTrainer(ReadsSplits):
         what = f"evaluation: memory ran out in batches of {size}; lower training.per_device_eval_batch_size"
         with shortage_named(lambda: what):
             return super().evaluation_loop(*args, **kwargs)
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        own: dict[str, Any] = super()._build_accelerator_args(**kwargs)
+        own.pop("dynamo_plugin", None)  # by which accelerate compiles the model whole
+        return own
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with each group's learning rate as `lr/GROUP`, and the stage in the run's own history."""

@@ -44,6 +44,11 @@ PRIVATE_HOOKS: Mapping[str, PrivateHook] = {
         "Trainer goes through all modules, frozen ones included, three times a step: most of one without an encoder",
         "a Trainer that clips the parameters that have gradients",
     ),
+    "_build_accelerator_args": PrivateHook(
+        ("kwargs",),
+        "accelerate would compile the model whole, which takes minutes; a stage compiles the layers that repeat",
+        "a Trainer that compiles by region in place",
+    ),
     "_issue_warnings_after_load": PrivateHook(
         ("load_result",),
         "a captioner's checkpoint leaves frozen backbones out, and what is tied, which is no reason for a warning",

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 from tiny_families import FAMILIES
 from transformers import TrainerCallback
 
-from mmhf.training.compiled import CompiledStage
+from mmhf.training.boundary import beside_training
+from mmhf.training.compiled import CompiledStage, Compiling, compiled_layers, forget_compiled
+from mmhf.training.frozen_copies import keep_copies, release_copies
 from mmhf.training.stages import Stage
 from mmhf.training.weights import tensors_hash
 
@@ -19,10 +21,8 @@ COMPILED = {"torch_compile": True, "torch_compile_backend": "aot_eager"}
 
 
 @pytest.fixture(autouse=True)
-def _no_trace_of_compiling(monkeypatch):
-    for name in ("ACCELERATE_DYNAMO_BACKEND", "ACCELERATE_DYNAMO_MODE"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
+def _no_graphs_of_other_tests():
+    torch.compiler.reset()
     yield
     torch.compiler.reset()
 
@@ -73,6 +73,43 @@ def test_two_stages_compile_resume_and_save_the_same_names(make_trainer, tiny_mo
     assert not any("_orig_mod" in key for key in saved[1])
 
 
+def test_one_graph_serves_all_layers_of_a_stack_and_frozen_copies_stay_in_it():
+    """Under autocast, with the copies of frozen weights that a GPU gets."""
+    family = FAMILIES["captioner"]
+    model = family.model().requires_grad_(False).eval()
+    model.projector.requires_grad_(True)
+    batch = family.batch(range(4))
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = model(**batch).loss
+    assert keep_copies(model, "bf16") > 0
+    layers = compiled_layers(model)
+    stacks = {type(layer) for layer in layers}
+    assert len(layers) > len(stacks) >= 1
+    torch._dynamo.utils.counters.clear()
+    for layer in layers:
+        layer.compile(backend="eager", fullgraph=True)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            compiled = model(**batch).loss
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(stacks)
+        assert torch.equal(compiled, plain)
+        compiled.backward()
+        assert all(each.grad is not None for each in model.projector.parameters())
+        with beside_training():
+            assert torch.equal(model(**batch).loss, model(**batch).loss)
+    finally:
+        release_copies(model)
+        forget_compiled(model)
+    assert all(each._compiled_call_impl is None for each in model.modules())
+
+
+def test_layers_that_repeat_are_compiled_and_an_encoder_without_any_as_one():
+    for name, family in FAMILIES.items():
+        layers = compiled_layers(family.model())
+        assert layers, name
+        assert len(set(map(id, layers))) == len(layers)
+
+
 @pytest.mark.slow
 def test_a_contrastive_step_is_compared_by_its_embeddings(tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="mmhf")
@@ -84,22 +121,21 @@ def test_a_contrastive_step_is_compared_by_its_embeddings(tmp_path, caplog):
 
 
 def test_another_result_than_the_plain_models_ends_the_run():
-    model = torch.nn.Linear(2, 2)
-    stage = CompiledStage("no", "head")
-    stage.expect(model, lambda: torch.tensor(1.0))
+    stage = CompiledStage(torch.nn.Linear(2, 2), Compiling("eager"), "no", "head")
+    stage.expect(lambda: torch.tensor(1.0))
     with pytest.raises(RuntimeError, match="stage head: the compiled model differs from the plain one by 0.1"):
         stage.compare(torch.tensor(1.1))
-    stage.expect(model, lambda: torch.tensor(1.0))
+    stage.expect(lambda: torch.tensor(1.0))
     stage.compare(torch.tensor(5.0))  # only the first pass is compared
 
 
 def test_what_draws_random_numbers_is_not_compared(caplog):
     caplog.set_level(logging.INFO, logger="mmhf")
-    model, stage = torch.nn.Linear(2, 2), CompiledStage("bf16", "head")
+    stage = CompiledStage(torch.nn.Linear(2, 2), Compiling("eager"), "bf16", "head")
     torch.manual_seed(3)
     expected = torch.rand(())
     torch.manual_seed(3)
-    stage.expect(model, lambda: torch.rand(()))
+    stage.expect(lambda: torch.rand(()))
     stage.compare(torch.tensor(100.0))
     assert "not compared with the plain model" in caplog.text
     assert torch.rand(()) == expected  # nobody else's random numbers are drawn

@@ -55,6 +55,7 @@ def distributions(section: str) -> set[str]:
     return {canonicalize_name(Requirement(line).name) for line in lines}
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_declared(setup_cfg: configparser.ConfigParser) -> None:
     """At once by all users: among the requirements; inside a function: there or in an extra for users."""
     required = distributions(setup_cfg["options"]["install_requires"])

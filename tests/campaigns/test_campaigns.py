@@ -14,6 +14,7 @@ from trials import table
 from world import VERBS
 
 
+@pytest.mark.slow
 def test_fuzzed_inputs_are_read_or_refused(tmp_path: Path):
     tallies = fuzz_campaign(tmp_path, 500, random.Random(1))
     assert sum(tally.tried for tally in tallies) == 500

@@ -199,6 +199,7 @@ def test_release_into_a_folder_that_cannot_be_made(tiny_recipe, refused, tmp_pat
     ],
     ids=lambda value: value[0].partition("=")[0] if isinstance(value, list) else "",
 )
+@pytest.mark.slow
 def test_what_cannot_train_is_refused_before_it_begins(verb, overrides, message, tiny_recipe, refused):
     assert message in refused(verb, tiny_recipe(), *overrides)
 
@@ -208,6 +209,7 @@ def test_one_row_is_no_trouble_where_batch_norm_is_held_or_rows_are_dropped(tiny
     succeed("plan", recipe, "training.dataloader_drop_last=true")
 
 
+@pytest.mark.slow
 def test_no_folder_is_called_after_the_home_folder_or_a_variable(tiny_recipe, succeed, monkeypatch, tmp_path):
     home = tmp_path / "home"
     monkeypatch.setenv("HOME", str(home))

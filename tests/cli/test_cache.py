@@ -151,6 +151,7 @@ def test_a_folder_that_can_only_be_read_is_read(tiny, succeed, caplog, monkeypat
 
 
 @pytest.mark.parametrize("mode", ["auto", "on"])
+@pytest.mark.slow
 def test_too_little_room_is_found_before_anything_is_computed(mode, tiny, mmhf_cli, monkeypatch, caplog):
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -173,6 +174,7 @@ def test_two_runs_build_the_same_store(tiny, succeed, tmp_path):
     check_equal(tmp_path / "run", tmp_path / "plain", tolerance=1e-4)
 
 
+@pytest.mark.slow
 def test_the_plan_says_what_is_stored_and_why_not(tiny, succeed):
     def plan(*arguments: object) -> str:
         return " ".join(succeed("plan", *arguments).split())

@@ -202,6 +202,7 @@ def test_a_run_that_was_killed_ends_as_if_never_stopped(
     assert (run / "metrics.json").read_bytes() == (captioner / "run" / "metrics.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_include_frozen_makes_a_release_whole(succeed: Callable[..., str], tmp_path: Path) -> None:
     release = {"repo": str(tmp_path / "releases"), "version": "1", "include_frozen": True}
     changes = {"max_steps": 1, "eval_strategy": "no", "save_strategy": "no", "metric_for_best_model": None}

@@ -94,6 +94,7 @@ def test_more_of_what_is_not_counted_in_epochs_names_the_way(changes, more, mess
     assert message in refusal("train", tiny_recipe({"training": {"max_steps": None}, **changes}), "--more", more)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_says_that_it_cannot_be_trained_longer(recipe, succeed, refusal, tmp_path):
     succeed("train", recipe)
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):

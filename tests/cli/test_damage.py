@@ -64,6 +64,7 @@ def test_a_run_without_its_marker_is_used_with_a_word(run, succeed, caplog):
     assert f"{run / 'complete'}: is missing" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_can_be_evaluated_into_its_own_folder(run, succeed):
     succeed("evaluate", run, "--output", run)
     succeed("evaluate", run)
@@ -80,6 +81,7 @@ def test_a_release_without_its_manifest_is_no_run_and_no_reason_to_take_an_older
 @pytest.mark.parametrize(
     "damage", [Path.unlink, flip, lambda path: path.write_text("a: [")], ids=["gone", "flip", "cut"]
 )
+@pytest.mark.slow
 def test_a_damaged_recipe_of_an_unfinished_run_is_named(damage, tiny_recipe, mmhf_cli, monkeypatch, tmp_path):
     recipe = tiny_recipe({"training": {"save_strategy": "steps", "save_steps": 1}})
     monkeypatch.setattr("mmhf.verbs.train._measure", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))

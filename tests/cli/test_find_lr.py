@@ -14,6 +14,7 @@ def staged_recipe(tiny_recipe):
     return tiny_recipe({"training": {"max_steps": None}, "stages": STAGES, "early_stopping": {"metric": "loss"}})
 
 
+@pytest.mark.slow
 def test_prints_rates_and_leaves_a_picture_and_nothing_else(staged_recipe, succeed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = {path for path in tmp_path.rglob("*") if path.is_file()}
@@ -28,6 +29,7 @@ def test_prints_rates_and_leaves_a_picture_and_nothing_else(staged_recipe, succe
         assert image.format == "PNG" and image.width > 600
 
 
+@pytest.mark.slow
 def test_tries_the_first_stage_and_obeys_output(staged_recipe, succeed, tmp_path):
     printed = succeed("find-lr", staged_recipe, "--steps", "10", "--from", "1e-6", "--output", tmp_path / "pictures")
     assert printed.startswith("Stage head: ")
@@ -35,6 +37,7 @@ def test_tries_the_first_stage_and_obeys_output(staged_recipe, succeed, tmp_path
     assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["head.png"]
 
 
+@pytest.mark.slow
 def test_a_recipe_without_stages_is_tried_whole(tiny_recipe, succeed, tmp_path):
     printed = succeed("find-lr", tiny_recipe(), "--steps", "10", "--output", tmp_path / "pictures")
     assert printed.startswith("Stage train: ")

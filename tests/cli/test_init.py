@@ -137,6 +137,7 @@ def check_that_it_plans(out, succeed):
 
 
 @pytest.mark.parametrize("layout", ["labels", "ids", "a rare class"])
+@pytest.mark.slow
 def test_what_it_writes_plans(layout, here, succeed):
     check_that_it_plans(succeed("init", CLASSIFIERS[layout](here), "--yes"), succeed)
 
@@ -146,6 +147,7 @@ def test_the_page_of_shapes_has_these():
 
 
 @pytest.mark.parametrize("shape", OF_THE_PAGE)
+@pytest.mark.slow
 def test_what_the_page_of_shapes_says(shape, here, succeed):
     """Its commands, on data as it is shown there, write the recipe that is shown there."""
     text = PAGE.partition(f"## {shape}\n")[2].partition("\n## ")[0]

@@ -158,6 +158,7 @@ def test_plan_does_not_wait_for_a_silent_network(monkeypatch, succeed):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_plan_shows_where_values_come_from(hub, succeed):
     out = succeed("plan", ROOT / "recipes" / "fakeddit" / "v1.7.yaml", "data.limit=7")
     lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
@@ -212,6 +213,7 @@ def labelled_table(
     return {"data": {"source": "table", "path": str(table), "columns": columns, **images}}
 
 
+@pytest.mark.slow
 def test_plan_finds_the_root_of_the_images(tiny_recipe, broken, succeed, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     for root in (None, "elsewhere"):
@@ -250,6 +252,7 @@ def test_plan_knows_batches_larger_than_the_data(tiny_recipe, broken):
     assert "more than the 32 training rows; set it to 8" in line
 
 
+@pytest.mark.slow
 def test_plan_estimates_time(tiny_recipe, two_stages, succeed):
     out = succeed("plan", tiny_recipe(two_stages), "--time")
     assert out.count("time: about") == 2 and "s a step" in out

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import yaml
 from PIL import Image
 
@@ -39,6 +40,7 @@ def test_some_rows_are_enough_and_formulas_are_defused(tmp_path: Path, mmhf_cli:
     assert outcome.code == 2 and "defuse_formulas is for spreadsheets" in outcome.err
 
 
+@pytest.mark.slow
 def test_a_captioner_that_was_trained_on_a_table_predicts_one(tmp_path: Path, succeed: Callable) -> None:
     """Its recipe leaves the column of images to the source, and names that of the captions."""
     lines = ["image,caption"]

@@ -106,6 +106,7 @@ def checkpoint(seed_backbones: dict[str, str], tmp_path: Path) -> Callable[..., 
 
 
 @pytest.mark.parametrize("with_start", [False, True])
+@pytest.mark.slow
 def test_the_converted_model_writes_what_the_seed_wrote(
     checkpoint: Callable[..., tuple[Path, SeedModel]],
     seed_backbones: dict[str, str],

@@ -93,6 +93,7 @@ class Code:
         return (print, ("run",))
 
 
+@pytest.mark.slow
 def test_bad_files_are_one_line_and_leave_nothing(tmp_path, refused, capsys):
     output = tmp_path / "out" / "v1"
     model = plant_model("mobilenetv3", 3)

@@ -62,6 +62,7 @@ def test_every_caption_is_a_row(table):
 
 @pytest.mark.parametrize("captions", ["sample", "all"])
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.slow
 def test_an_epoch_through_a_loader(table, captions, workers):
     dataset = CaptionDataset(table, captions, seed=3)
 

@@ -149,6 +149,7 @@ def test_a_training_image_is_found_in_test_however_many_copies_there_are():
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 5), max_size=12), st.lists(st.integers(0, 5), max_size=6), st.data())
+@pytest.mark.slow
 def test_leaks_are_the_training_images_that_are_elsewhere(train, test, data):
     """Each picture in one of two encodings: equal files and near ones together."""
 

@@ -307,6 +307,7 @@ def flip(path: Path) -> None:
         ("prepared.json", os.unlink),
     ],
 )
+@pytest.mark.slow
 def test_damage_is_named_and_mended(section, tmp_path, name, damage):
     folder = tmp_path / "packed"
     pack(section(), folder)
@@ -362,6 +363,7 @@ def test_a_source_that_changes_meanwhile(section, photos, tmp_path):
     check_same(load(section(prepared=str(tmp_path / "packed"))), load(section()))
 
 
+@pytest.mark.slow
 def test_several_labels_a_row_take_the_places_that_a_model_has(tmp_path: Path) -> None:
     names = ["face", "animal", "food"]
     sets = {"names": names, "others": "ignore"}

@@ -202,6 +202,7 @@ def test_what_does_not_fit_the_classes_is_refused(shape, labels, message):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), num_labels=st.integers(1, 5), num_rows=st.integers(0, 25))
+@pytest.mark.slow
 def test_any_predictions_give_finite_numbers_equal_to_scikit_learn(data, num_labels, num_rows):
     label = st.integers(0, num_labels - 1) | st.just(-100)
     labels = np.array(data.draw(st.lists(label, min_size=num_rows, max_size=num_rows)), dtype=int)

@@ -77,6 +77,7 @@ def ink(path):
         return sum(image.convert("L").histogram()[:200])
 
 
+@pytest.mark.slow
 def test_curves_are_drawn_the_same_each_time(log_history, tmp_path):
     for name in ("one.png", "two.png"):
         plot_training_curves(log_history, tmp_path / "plots" / name)
@@ -103,6 +104,7 @@ def test_curves_are_drawn_the_same_each_time(log_history, tmp_path):
     ids=["empty", "no rate", "nan", "evaluation only", "nine long stages", "thirty groups"],
 )
 @pytest.mark.filterwarnings("error")
+@pytest.mark.slow
 def test_unusual_logs_are_drawn_without_a_warning(log, tmp_path):
     plot_training_curves(log, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as image:

@@ -101,6 +101,7 @@ def test_what_cannot_be_measured(split):
         multi_label_metrics(broken, labels, NAMES)
 
 
+@pytest.mark.slow
 def test_each_threshold_has_the_best_f1(split):
     logits, labels = split
     limits = fit_thresholds(logits, labels)
@@ -130,6 +131,7 @@ def test_the_surest_mistakes():
     assert [each.probability for each in found] == pytest.approx(expit([-3.0, 2.5]))
 
 
+@pytest.mark.slow
 def test_little_memory_beside_the_rows_and_no_more_time_than_scikit_learn():
     random = np.random.default_rng(0)
     labels = (random.random((60_000, 40)) < 0.05).astype(np.float32)

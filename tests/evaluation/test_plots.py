@@ -24,6 +24,7 @@ def evaluate(num_labels, num_rows=200):
 
 @pytest.mark.parametrize("num_labels", [1, 2, 12, 60, 100])
 @pytest.mark.filterwarnings("error")
+@pytest.mark.slow
 def test_figures_grow_with_the_classes_and_stay_readable_files(num_labels, tmp_path):
     evaluation = evaluate(num_labels)
     plot_confusion_matrix(evaluation.confusion, evaluation.label_names, tmp_path / "plots" / "matrix.png")

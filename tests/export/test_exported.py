@@ -29,6 +29,7 @@ def predicted(model, photos, output, **options):
     return table.set_index(table["file_name"].map(lambda name: Path(name).name))
 
 
+@pytest.mark.slow
 def test_an_image_classifier_answers_as_predict(exported, tiny_models, photos, program, tmp_path):
     rows = predicted(tiny_models["image classifier"], photos, tmp_path / "rows.parquet")
     classify = program(exported("image classifier"))["classify"]
@@ -46,6 +47,7 @@ def test_a_program_needs_neither_torch_nor_mmhf(exported, photos, run_alone, pro
     assert answer == program(folder)["classify"](photos / "wide.jpg", "a red frog")
 
 
+@pytest.mark.slow
 def test_a_fusion_model_answers_as_predict(exported, tiny_models, photos, program, tmp_path):
     texts = {"high.png": "a red frog", "grey.png": "lamp on a shield sitting on a frog of a photo of a lamp on a lamp"}
     table = tmp_path / "rows.csv"
@@ -94,6 +96,7 @@ def test_graphs_take_batches_and_texts_of_any_length(exported, tiny_models, batc
         np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_tower_of_a_dual_encoder_has_its_own_weights_alone(exported):
     import onnx
 
@@ -105,6 +108,7 @@ def test_each_tower_of_a_dual_encoder_has_its_own_weights_alone(exported):
     assert not any("vision" in name for name in tensors["text"])
 
 
+@pytest.mark.slow
 def test_settings_say_what_is_done_before_and_behind(exported, tiny_models):
     settings = settings_of(exported("fusion"))
     assert settings["labels"] == ["fake", "true"]
@@ -116,6 +120,7 @@ def test_settings_say_what_is_done_before_and_behind(exported, tiny_models):
     assert settings_of(exported("captioner"))["generation"]["end_ids"] == [3]
 
 
+@pytest.mark.slow
 def test_torch_files_run_without_mmhf(tiny_models, tmp_path):
     folder = tmp_path / "torch"
     settings = export_model(tiny_models["image classifier"], folder, format="torch")

@@ -38,6 +38,7 @@ def test_the_cost_is_measured_on_other_rows_than_those_that_calibrate(tiny_model
     assert not list(folder.glob("*int8*")) and not list(folder.glob("*prepared*"))
 
 
+@pytest.mark.slow
 def test_convolutions_are_calibrated(tmp_path):
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]

@@ -20,6 +20,7 @@ def classifier(tiny_models):
     return tiny_models["image classifier"]
 
 
+@pytest.mark.slow
 def test_a_graph_that_disagrees_leaves_no_folder(classifier, tmp_path, monkeypatch):
     write = formats.write_graph
 
@@ -33,6 +34,7 @@ def test_a_graph_that_disagrees_leaves_no_folder(classifier, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_traced_is_told(classifier, tmp_path, monkeypatch):
     def depends_on_values(model, given):
         logits = model(**given).logits
@@ -75,6 +77,7 @@ def test_steps_that_settings_do_not_know_are_refused(classifier, tmp_path):
         export_model(copied, tmp_path / "out", format="torch")
 
 
+@pytest.mark.slow
 def test_own_rows_are_compared(tiny_models, photos, tmp_path):
     folder = tmp_path / "out"
     settings = export_model(tiny_models["image classifier"], folder, format="torch", input_path=photos)

@@ -109,6 +109,7 @@ def check_boundary(encoder: PreTrainedModel, run: Run, group: str, side: ImageSi
 
 
 @pytest.mark.parametrize("config", [*TIMM, *TRANSFORMERS], ids=name_of)
+@pytest.mark.slow
 def test_every_layer_group_is_a_boundary(config: PreTrainedConfig | str) -> None:
     encoder, run = build(tiny(config))
     groups = list(layer_groups(encoder))
@@ -225,6 +226,7 @@ def test_a_boundary_is_found_without_weights() -> None:
 
 
 @pytest.mark.parametrize("config", ["test_resnet", "test_efficientnet", "test_vit", TRANSFORMERS[1]], ids=name_of)
+@pytest.mark.slow
 def test_gradient_checkpointing(config: PreTrainedConfig | str) -> None:
     encoder, run = build(tiny(config))
     group = list(layer_groups(encoder))[2]
@@ -272,6 +274,7 @@ def test_half_precision(config: PreTrainedConfig | str) -> None:
         assert torch.equal(run_above(encoder, run, boundary, features), run(pixels(3)))
 
 
+@pytest.mark.slow
 def test_images_of_another_size() -> None:
     for config in ("test_efficientnet", TRANSFORMERS[1]):
         encoder, run = build(tiny(config), image_size=48)

@@ -148,6 +148,7 @@ def test_gradients_of_what_trains_are_the_same(model: Any, inputs: dict[str, Any
     assert not any(partition.group_of(name).startswith("vision.") for name in expected)
 
 
+@pytest.mark.slow
 def test_features_at_each_boundary_give_what_the_inputs_give(model: Any, inputs: dict[str, Any]) -> None:
     parts = boundaries(model)
     assert parts
@@ -178,6 +179,7 @@ def test_which_part_stays_as_it_is(model: Any) -> None:
         assert model.part_below(TEXT, partition.select("text:last 1"), image_size=32) is None
 
 
+@pytest.mark.slow
 def test_the_part_in_use_is_neither_saved_nor_guessed(model: Any, inputs: dict[str, Any], tmp_path: Any) -> None:
     part, _ = boundaries(model)[0]
     config = model.config.to_dict()
@@ -201,6 +203,7 @@ def test_the_part_in_use_is_neither_saved_nor_guessed(model: Any, inputs: dict[s
         loaded.use_part(impossible)
 
 
+@pytest.mark.slow
 def test_checkpointing_that_is_switched_on_later_changes_nothing(tiny_timm: Any, batch: Batch) -> None:
     torch.manual_seed(0)
     model = classifier(tiny_timm).eval()

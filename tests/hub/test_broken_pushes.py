@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loopback_hub import READER_TOKEN, TOKEN, LoopbackHub
@@ -55,10 +56,19 @@ def runs(make_run: Callable[..., Path]) -> dict[str, Path]:
     return {version: make_run(version, seed=int(version[-1])) for version in ("1.6", "1.7")}
 
 
+@pytest.fixture(scope="module")
+def first_release() -> dict[str, Any]:
+    """What the first push of this file left on the Hub; each test gets a copy."""
+    return {}
+
+
 @pytest.fixture
-def released(hub: LoopbackHub, runs: dict[str, Path]) -> LoopbackHub:
+def released(hub: LoopbackHub, runs: dict[str, Path], first_release: dict[str, Any]) -> LoopbackHub:
     """A Hub with v1.6, to which v1.7 is to be added."""
-    push(runs["1.6"], "1.6")
+    if not first_release:
+        push(runs["1.6"], "1.6")
+        first_release.update(repo=copy.deepcopy(hub.repo(REPO)), large=dict(hub.store.large))
+    hub.store.repos[REPO], hub.store.large = copy.deepcopy(first_release["repo"]), dict(first_release["large"])
     hub.requests.clear()
     return hub
 
@@ -133,6 +143,7 @@ def test_killed_at_each_request_in_turn(released: LoopbackHub, runs: dict[str, P
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("status", [500, None], ids=["500", "cut"])
+@pytest.mark.slow
 def test_a_push_that_fails_takes_back_what_it_did(released, runs, no_waiting, step: str, status: int | None):
     untouched = state(released.repo(REPO))
     fault = released.fault(step, status=status)
@@ -149,6 +160,7 @@ def test_a_push_that_fails_takes_back_what_it_did(released, runs, no_waiting, st
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("after", [False, True], ids=["lost", "answer lost"])
+@pytest.mark.slow
 def test_one_failure_is_got_over(released, runs, no_waiting, step: str, after: bool):
     released.fault(step, times=1, after=after)
     push(runs["1.7"], "1.7")
@@ -223,6 +235,7 @@ def test_who_may_not_write_is_told(released: LoopbackHub, runs: dict[str, Path],
         push(runs["1.7"], "1.7")
 
 
+@pytest.mark.slow
 def test_two_pushes_at_the_same_time_lose_nothing(released: LoopbackHub, runs: dict[str, Path]):
     """Somebody else moves main between our tag and our move of main."""
     repo = released.repo(REPO)

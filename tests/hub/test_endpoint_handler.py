@@ -38,6 +38,7 @@ def photo(tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_a_handler_answers_as_the_pipeline(name, release, photo):
     family = FAMILIES[name]
     folder, handler = release(name)

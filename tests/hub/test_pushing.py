@@ -35,6 +35,7 @@ def assert_holds(hub: LoopbackHub, revision: str, run_dir: Path, repo: str = REP
     assert set(release["files"]) == files.keys() - {".gitattributes", "release.json"}
 
 
+@pytest.mark.slow
 def test_three_versions_with_lineage(hub: LoopbackHub, make_run: Callable[..., Path]):
     parent, runs = None, {}
     for version, accuracy in (("1.6", 0.5), ("1.7", 0.9), ("1.8", 0.8)):
@@ -104,6 +105,7 @@ def test_files_that_a_version_no_longer_has_are_gone(hub: LoopbackHub, make_run:
         assert ".gitattributes" in hub.files(REPO, revision)
 
 
+@pytest.mark.slow
 def test_main_follows_the_newest_number_and_channels_go_their_own_way(hub: LoopbackHub, make_run):
     runs = {version: make_run(version, seed=seed) for seed, version in enumerate(("1.8", "1.7.1", "2.0-rc.1", "1.9"))}
     push(runs["1.8"], "1.8")

@@ -136,6 +136,7 @@ def _serve_in_clean_environment(hub: LoopbackHub, folder: Path, jobs: list[dict[
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_with_mmhf_no_remote_code_is_needed_or_run(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("remote code was asked for")

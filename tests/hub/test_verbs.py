@@ -39,6 +39,7 @@ def _error(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_release_goes_to_the_hub_or_a_folder_by_its_name(hub: LoopbackHub, copied_run: Path, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert main(["release", "earlier", "--repo", REPO, "--version", "1.8", "--best-metric", "test_accuracy"]) == 0

@@ -92,6 +92,7 @@ def small(**options):
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("model_dir", 0), ("model_dir", 2), ("dual_encoder_dir", 0)])
+@pytest.mark.slow
 def test_embeddings_are_the_models_own_of_length_one(request, table, tmp_path, kind, workers):
     model_dir = request.getfixturevalue(kind)
     output = tmp_path / "out.parquet"

@@ -73,6 +73,7 @@ def table_of(rows: Sequence[Sequence[str | None]]) -> pa.Table:
 
 @SETTINGS
 @given(rows=st.lists(st.tuples(TEXTS, TEXTS, st.none() | TEXTS), min_size=1, max_size=8))
+@pytest.mark.slow
 def test_every_reader_of_csv_reads_the_same_cells(rows: list[tuple[str | None, ...]], tmp_path: Path) -> None:
     path = write(tmp_path / "out.csv", table_of(rows))
     wanted = [[cell or "" for cell in row] for row in rows]
@@ -108,6 +109,7 @@ ANYTHING = st.recursive(
     columns=st.dictionaries(st.text(max_size=4), st.lists(ANYTHING, min_size=3, max_size=3), min_size=1, max_size=3)
 )
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.slow
 def test_whatever_json_holds_passes_through(suffix: str, columns: dict[str, list[Any]], tmp_path: Path) -> None:
     table = passed_columns(columns, ["label"], nested=suffix == ".parquet")
     assert len(table) == 3 and len(set(table.column_names)) == len(columns)

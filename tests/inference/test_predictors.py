@@ -57,6 +57,7 @@ def test_predictions_equal_the_model_and_keep_rows_and_columns(model_dir, table,
     assert not (tmp_path / "out.csv.partial").exists()
 
 
+@pytest.mark.slow
 def test_parquet_holds_the_same_numbers_as_csv(model_dir, table, images_dir, tmp_path):
     for name in ("out.csv", "out.parquet"):
         predict(model_dir, table, tmp_path / name, images_dir)
@@ -170,6 +171,7 @@ def test_malformed_lines_and_nan_keep_their_place(model_dir, images_dir, tmp_pat
     assert (summary.unpredicted, len(summary.errors)) == (0, 1)
 
 
+@pytest.mark.slow
 def test_workers_and_shards_do_not_change_the_file(model_dir, table, images_dir, tmp_path):
     variants = {"a": {}, "b": {"workers": 2}, "c": {"shard_rows": 6}, "d": {"shard_rows": 9, "workers": 1}}
     for name, changes in variants.items():
@@ -329,6 +331,7 @@ def test_an_interrupted_job_goes_on(begun):
 
 
 @pytest.mark.parametrize("changed", ["input", "images", "model", "threshold", "limit", "batch size", "columns"])
+@pytest.mark.slow
 def test_an_interrupted_job_refuses_other_inputs(begun, changed):
     model, table, images, arguments, output = begun
     changes = {}

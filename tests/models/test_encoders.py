@@ -109,6 +109,7 @@ def test_every_kept_parameter_of_a_transformers_image_encoder_gets_a_gradient(co
 
 
 @pytest.mark.parametrize("architecture", TIMM)
+@pytest.mark.slow
 def test_every_kept_parameter_of_a_timm_encoder_gets_a_gradient(architecture, tiny_timm):
     for pooling in VISION_POOLINGS:
         check_vision(tiny_timm(architecture), pooling)

@@ -144,6 +144,7 @@ def group_names(draw) -> list[str]:
 
 @settings(deadline=None)
 @given(group_names(), st.data())
+@pytest.mark.slow
 def test_selected_groups_keep_the_order_and_count(names, data):
     partition = Partition({name: [f"{name}.weight"] for name in names})
     tower = data.draw(st.sampled_from(sorted({name.partition(".")[0] for name in names})))

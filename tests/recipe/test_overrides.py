@@ -123,6 +123,7 @@ _NEAR_MISSES = st.from_regex(_KEYS + r"=?[\[\{\"']?[a-z0-9:, ]*[\]\}\"']?", full
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.text(_ALPHABET, max_size=30) | _NEAR_MISSES, min_size=1, max_size=3))
+@pytest.mark.slow
 def test_no_override_crashes(overrides: list[str]) -> None:
     try:
         apply(*overrides)

@@ -157,6 +157,7 @@ def test_files_that_cannot_be_followed(write: Write, files: dict[str, str], mess
         ("recipes/a\0b.yaml", "no such recipe file"),
     ],
 )
+@pytest.mark.slow
 def test_a_missing_recipe_names_those_nearby(write: Write, asked: str, message: str) -> None:
     write(FAKEDDIT, "recipes/fakeddit.yaml")
     write(FAKEDDIT, "recipes/quick/fusion.yaml")

@@ -214,6 +214,7 @@ def _mistype(key: str, position: int, letter: str, kind: str) -> str:
     st.sampled_from(string.ascii_lowercase + "_"),
     st.sampled_from(["insert", "delete", "replace", "swap"]),
 )
+@pytest.mark.slow
 def test_a_typing_error_in_any_key_names_that_key(
     place: tuple[dict[str, Any], tuple[str | int, ...], str], position: int, letter: str, kind: str
 ) -> None:
@@ -251,6 +252,7 @@ _ANYTHING = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(_KEYS), _ANYTHING)
+@pytest.mark.slow
 def test_no_value_crashes_the_validation(
     place: tuple[dict[str, Any], tuple[str | int, ...], str], value: object
 ) -> None:

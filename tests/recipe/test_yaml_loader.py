@@ -102,6 +102,7 @@ def test_each_value_knows_the_line_of_its_key() -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_what_is_not_yaml_is_one_line_with_its_place(text: str, message: str) -> None:
     with pytest.raises(InputError) as raised:
         parse_yaml(text, "x.yaml")
@@ -124,6 +125,7 @@ def test_files_are_utf8_with_or_without_byte_order_mark(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(_TEXT, _NESTED, max_size=4))
+@pytest.mark.slow
 def test_any_nested_mapping_round_trips(values: dict[str, object]) -> None:
     assert parse_yaml(dump_yaml(values), "x.yaml").plain() == values
 

@@ -19,6 +19,7 @@ def states(study):
     return [(root_of(trial), trial.state.name) for trial in study.trials()]
 
 
+@pytest.mark.slow
 def test_workers_never_get_the_same_point(open_study, storage):
     first, second = open_study(storage), open_study(storage, worker="other:1:1")
     points = [worker.next_trial(8).params for _ in range(4) for worker in (first, second)]

@@ -96,6 +96,7 @@ def test_processes_share_a_grid_and_a_killed_one_loses_nothing(make_worker, open
     assert not list(tmp_path.glob("sweep/trials/*/checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_told_with_its_reason(make_worker):
     worker = make_worker()
     worker.run()
@@ -113,6 +114,7 @@ def test_trials_are_pruned_by_their_epochs(make_worker):
     assert list(pruned.intermediate_values) == [1]
 
 
+@pytest.mark.slow
 def test_a_training_that_was_finished_before_its_worker_was_killed_is_read(make_worker, open_study, tmp_path):
     open_study(worker="elsewhere:1:1").next_trial(24)
     run_dir = tmp_path / "sweep" / "trials" / "0000"
@@ -193,6 +195,7 @@ def test_half_a_line_of_a_killed_worker_is_no_damage(open_study, tmp_path):
     assert len(open_study().trials()) == 1
 
 
+@pytest.mark.slow
 def test_a_journal_that_was_cut_anywhere_ends_as_it_would_have(make_worker, open_study, tmp_path, monkeypatch):
     """Finished runs are read again, with the values of their epochs; what had not been chosen is chosen alike."""
     monkeypatch.setattr(worker_module, "load_recipe", lambda *_: SimpleNamespace(leaves=dict))

@@ -109,6 +109,7 @@ def test_zero_shot_accuracy_is_that_of_prompts_by_hand(run_folder: Path) -> None
     assert len([entry for entry in history if "eval_zero_shot_accuracy" in entry]) == 2
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_evaluated_planned_and_served(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", str(run_folder), "--split", "test", "--output", str(run_folder / "again")]) == 0
     one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (run_folder, run_folder / "again"))

@@ -87,6 +87,7 @@ def head(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
         {"loss": {"class_weights": [1.0, 3.0, 0.5], "logit_adjustment": 0.5}},
     ],
 )
+@pytest.mark.slow
 def test_the_head_is_the_best_regression_on_the_stored_features(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:

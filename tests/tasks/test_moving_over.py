@@ -569,6 +569,7 @@ def built(place: Path) -> Callable[[str, list[str]], Built]:
     return build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "key"), KEYS)
 def test_each_key_has_the_effect_that_it_stands_for(built, place: Path, task: str, key: str) -> None:
     effect = OF_TASK.get((task, key)) or EFFECTS[key]

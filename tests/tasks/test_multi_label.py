@@ -177,6 +177,7 @@ def test_the_server_answers_with_lists(family: str, pictures: Path, tmp_path: Pa
     assert all(len(answer.labels) == 3 for answer in every)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_run_of_several_labels_and_from_no_other(classifier: Path, train: Train):
     changes = {"init_from": str(classifier), "stages": STAGES[:1]}
     child = train("image-classification", **changes)
@@ -186,6 +187,7 @@ def test_training_goes_on_from_a_run_of_several_labels_and_from_no_other(classif
         train("image-classification", **changes, data=table, training={"metric_for_best_model": "accuracy"})
 
 
+@pytest.mark.slow
 def test_released_with_a_card_that_has_each_label(train: Train, tmp_path: Path):
     repo = tmp_path / "releases"
     train("image-classification", stages=STAGES[:1], release={"repo": str(repo), "version": "0.1"})

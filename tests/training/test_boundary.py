@@ -59,6 +59,7 @@ def train_with_stock_trainer(model, data, tmp_path, stages=STAGES, optimizer_cla
 
 
 @pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.slow
 def test_outside_its_stages_a_group_does_not_change_by_one_bit(tiny_model, tiny_data, tmp_path, optimizer_class):
     snapshots = train_with_stock_trainer(tiny_model, tiny_data, tmp_path, optimizer_class=optimizer_class)
     trained_by_stage = [("head",), ("head", "body.1"), ("body.0",)]
@@ -69,6 +70,7 @@ def test_outside_its_stages_a_group_does_not_change_by_one_bit(tiny_model, tiny_
             assert moved == name.startswith(trained), f"{name} in stage {stage}"
 
 
+@pytest.mark.slow
 def test_the_optimizer_state_of_a_frozen_group_stands_still(tiny_model, tiny_data, tmp_path):
     snapshots = train_with_stock_trainer(tiny_model, tiny_data, tmp_path)
     first, second, third = (snapshots.optimizer_state[4 * stage] for stage in (1, 2, 3))

@@ -117,6 +117,7 @@ def test_arguments_say_what_accelerate_was_launched_with(tmp_path, monkeypatch):
     assert training_arguments(recipe, str(tmp_path), has_validation=False).mixed_precision == "bf16"
 
 
+@pytest.mark.slow
 def test_a_plan_says_the_precision_and_why(tiny_recipe, monkeypatch):
     path = tiny_recipe()
     assert mmhf.plan(path).run["precision"] == "fp32: not on a CUDA device; training.bf16: true asks for it"

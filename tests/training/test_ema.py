@@ -68,6 +68,7 @@ def expected_average(after, name, *, first, last, decay):
 
 
 @pytest.mark.parametrize("warmup", [True, False])
+@pytest.mark.slow
 def test_averages_follow_the_recurrence_from_the_step_at_which_a_group_thaws(tiny_model, train, tmp_path, warmup):
     watch = Watch()
     train(tiny_model, tmp_path, ema=EmaSection(decay=0.6, warmup=warmup), callbacks=[watch], save_strategy="no")
@@ -88,6 +89,7 @@ def test_averages_follow_the_recurrence_from_the_step_at_which_a_group_thaws(tin
         assert not torch.equal(watch.evaluated[step][name], watch.after[step][name])
 
 
+@pytest.mark.slow
 def test_what_is_frozen_is_the_models_own(tiny_model, train, tmp_path):
     watch = Watch()
     train(tiny_model, tmp_path, ema=EmaSection(decay=0.9), callbacks=[watch], save_strategy="no")
@@ -97,6 +99,7 @@ def test_what_is_frozen_is_the_models_own(tiny_model, train, tmp_path):
                 assert torch.equal(tensor, watch.after[step][name]), (step, name)
 
 
+@pytest.mark.slow
 def test_training_goes_the_same_way_with_and_without(tiny_model, train, tmp_path):
     start = snapshot(tiny_model)
     runs = []
@@ -152,6 +155,7 @@ def test_a_checkpoint_holds_raw_weights_and_is_complete_only_with_its_averages(
     assert not (tmp_path / "broken" / "checkpoint-1" / "complete").exists()
 
 
+@pytest.mark.slow
 def test_the_best_model_is_the_averages_that_were_measured(tiny_model, train, tmp_path):
     # A rate that soon ruins the head: the best step is an early one, of a stage in which the body was frozen.
     stages = [STAGES[0], Stage(name="ruin", steps=6, train="all", learning_rate=5.0)]
@@ -167,6 +171,7 @@ def test_the_best_model_is_the_averages_that_were_measured(tiny_model, train, tm
     assert same_weights(load_file(tmp_path / "final" / "model.safetensors"), watch.evaluated[step])
 
 
+@pytest.mark.slow
 def test_best_weights_carried_over_a_boundary_start_new_averages(tiny_model, train, tmp_path):
     stages = [
         Stage(name="first", steps=6, learning_rate=5.0, warmup=6, carry_best="loss"),  # ruins itself

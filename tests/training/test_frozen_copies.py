@@ -63,6 +63,7 @@ def test_results_are_equal_to_the_bit_and_less_is_cast(name):
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.slow
 def test_what_thaws_loses_its_copy_and_what_is_written_gets_another():
     family, model, partition, head = with_head("fusion")
     keep_copies(model, "bf16")
@@ -97,6 +98,7 @@ def test_who_keeps_copies(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["fusion", "captioner"])
+@pytest.mark.slow
 def test_a_run_with_copies_ends_with_the_same_bits(name, tmp_path, monkeypatch):
     ends = []
     for kept in (False, True):

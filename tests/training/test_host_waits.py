@@ -39,6 +39,7 @@ def looks(family, folder, *, stages=None, model=None, **arguments):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_no_step_of_any_stage_looks_at_a_value(name, tmp_path):
     steps = looks(FAMILIES[name], tmp_path)
     assert len(steps) == 6
@@ -46,6 +47,7 @@ def test_no_step_of_any_stage_looks_at_a_value(name, tmp_path):
     assert [seen for number, seen in enumerate(steps) if number not in first_of_stages] == [[]] * 4
 
 
+@pytest.mark.slow
 def test_gradient_caching_compares_its_passes_once_a_stage(tmp_path):
     stages = [Stage(name="all", steps=4)]
     steps = looks(FAMILIES["dual_encoder"], tmp_path, stages=stages, num_rows=64, gradient_accumulation_steps=4)

@@ -37,6 +37,7 @@ def spikes(curve, every=10):
 
 @pytest.mark.parametrize("name", CURVES)
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.slow
 def test_no_normal_curve_has_spikes(name, seed):
     assert spikes(CURVES[name](np.random.default_rng(seed))) == []
 
@@ -94,11 +95,13 @@ def train_on(make_trainer, tiny_model, tiny_data, collate, tmp_path):
     return train
 
 
+@pytest.mark.slow
 def test_the_row_of_a_loss_that_is_no_number_is_named(train_on):
     with pytest.raises(InputError, match=r"step \d+, stage only: the loss is nan \(rows 17\); last good checkpoint"):
         train_on(math.nan)
 
 
+@pytest.mark.slow
 def test_the_row_of_a_jump_is_named_in_one_line(train_on, caplog):
     with caplog.at_level(logging.WARNING, "mmhf"):
         train_on(1e4)

@@ -110,6 +110,7 @@ def range_trainer(tiny_model, tiny_data, collate, tmp_path):
     return build
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_real_run_falls_and_then_ends_the_test(range_trainer, tmp_path):
     trainer = range_trainer(highest=1e4, num_steps=120)
     measured = run_range_test(trainer)
@@ -122,6 +123,7 @@ def test_the_loss_of_a_real_run_falls_and_then_ends_the_test(range_trainer, tmp_
     assert not (tmp_path / "recipe").exists()
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_whole_optimizer_steps(range_trainer, tiny_model, tiny_data, tmp_path):
     for module in tiny_model.body:  # whose results depend on how a batch is cut
         module[1], module[3] = torch.nn.Identity(), torch.nn.Identity()
@@ -142,6 +144,7 @@ def test_a_loss_that_is_never_finite_is_refused(range_trainer, tiny_model):
         run_range_test(range_trainer())
 
 
+@pytest.mark.slow
 def test_steps_after_the_last_finite_loss_are_left_out(range_trainer, tiny_model, monkeypatch):
     trainer = range_trainer(num_steps=30)
     original = type(trainer).end_step

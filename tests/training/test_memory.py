@@ -36,6 +36,7 @@ def estimate(name, count, precision="no"):
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.slow
 def test_what_is_not_shared_grows_with_the_batch(name, precision):
     few, more = estimate(name, 7, precision), estimate(name, 14, precision)  # no width of any layer
     assert (few.weights, few.gradients, few.optimizer) == (more.weights, more.gradients, more.optimizer)
@@ -44,12 +45,14 @@ def test_what_is_not_shared_grows_with_the_batch(name, precision):
     assert few.shared > 0.05 * few.activations or precision == "no"
 
 
+@pytest.mark.slow
 def test_low_precision_takes_less():
     plain, low = estimate("dual_encoder", 8), estimate("dual_encoder", 8, "bf16")
     assert 0.4 < (low.activations - low.shared) / plain.activations < 0.8
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_a_plan_does_not_run_frozen_encoders(name, monkeypatch):
     """What their features take is known from one sample, and it is what running them for the batch says."""
     family = FAMILIES[name]
@@ -184,6 +187,7 @@ def fitted(monkeypatch, fits, **training):
     return args.per_device_train_batch_size, args.gradient_accumulation_steps, chosen
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_is_left_open_is_the_largest_that_fits(monkeypatch):
     assert fitted(monkeypatch, 1000) == (48, 1, "all 48 pairs of a device at once, which fit")
     assert fitted(monkeypatch, 20) == (16, 3, "16 of a device's 48 pairs; about 20 fit in stage train")

@@ -71,6 +71,7 @@ def test_speed_is_that_of_the_last_steps_of_the_stage(monkeypatch):
     assert speed.per_second() == pytest.approx(1.0) and speed.left(210) == "01:30 left"
 
 
+@pytest.mark.slow
 def test_a_bar_has_stage_loss_rates_and_what_is_left(
     tiny_model, tiny_data, make_trainer, fusion_recipe, tmp_path, capfd, caplog
 ):

@@ -24,6 +24,7 @@ def shape(name, num_steps, *, warmup=None, decay_rate=0.1, steps_between_decays=
     num_steps=st.integers(1, 500),
     warmup=st.one_of(st.none(), st.floats(0, 0.9), st.integers(1, 20)),
 )
+@pytest.mark.slow
 def test_every_schedule_stays_between_zero_and_the_peak(name, num_steps, warmup):
     factors = [shape(name, num_steps, warmup=warmup)(step) for step in range(num_steps)]
     assert all(0.0 <= factor <= 1.0 + 1e-12 for factor in factors)

@@ -93,6 +93,7 @@ def test_a_stopped_run_ends_where_and_as_the_whole_one_does(name, stopped, fusio
 
 
 @pytest.mark.parametrize("at", [6, 18])
+@pytest.mark.slow
 def test_a_run_stopped_while_an_epoch_is_evaluated_evaluates_it_again(at, stopped, tiny_model, tmp_path):
     """Checkpoints are saved at steps, evaluations come at the ends of epochs: at 6, 12 and 18 steps."""
     ends = []

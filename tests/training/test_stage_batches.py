@@ -42,6 +42,7 @@ def counting(make_trainer):
     return build
 
 
+@pytest.mark.slow
 def test_each_stage_has_its_batch_size_and_sees_all_rows(counting, tiny_model, tiny_data, tmp_path):
     trainer = counting(tiny_model, tiny_data, tmp_path, stages=STAGES, save_strategy="no")
     trainer.train()
@@ -62,6 +63,7 @@ def test_resuming_finds_its_place_among_epochs_of_different_length(make_trainer,
         assert weights_hash(tiny_model) == expected, f"resumed at step {step}"
 
 
+@pytest.mark.slow
 def test_a_stage_that_ends_early_ends_with_its_epoch(counting, tiny_model, tiny_data, tmp_path):
     patience = PlateauSection(patience=1)
     stages = [

@@ -117,6 +117,7 @@ class RememberWeights(TrainerCallback):
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("score", 1), ("text_to_image_median_rank", -1)])
+@pytest.mark.slow
 def test_the_next_stage_starts_from_the_best_weights_of_the_last(
     make_trainer, tiny_model, tiny_data, tmp_path, metric, sign
 ):
@@ -138,6 +139,7 @@ def test_the_next_stage_starts_from_the_best_weights_of_the_last(
     assert not all(torch.equal(tensor, best[name]) for name, tensor in remembered.at[5].items())
 
 
+@pytest.mark.slow
 def test_an_unmeasured_metric_to_carry_by_is_refused(make_trainer, tiny_model, tiny_data, tmp_path):
     stages = [Stage(name="only", epochs=1.0, learning_rate=1e-3, carry_best="f1_marco")]
     trainer = make_trainer(tiny_model, tiny_data, tmp_path, stages=stages, eval_strategy="steps", eval_steps=1)
@@ -153,6 +155,7 @@ def test_a_thawed_parameter_without_a_gradient_is_named(tiny_model, tiny_data):
         check_gradients(tiny_model, ["head.weight", "unused.weight", "unused.bias"])
 
 
+@pytest.mark.slow
 def test_the_gradient_check_runs_at_each_boundary(make_trainer, tiny_model, tiny_data, tmp_path):
     original = tiny_model.body[0].forward
     tiny_model.body[0].forward = lambda features: original(features).detach()
@@ -170,6 +173,7 @@ def test_weights_hash_sees_one_changed_bit(tiny_model):
     assert weights_hash(tiny_model) != before
 
 
+@pytest.mark.slow
 def test_plateaus_of_a_stage_come_before_those_of_the_recipe(make_trainer, tiny_model, tiny_data, tmp_path):
     own = Stage(name="own", steps=6, learning_rate=0.0, unfreeze_on_plateau=PlateauSection(patience=1))
     other = Stage(name="other", steps=6, learning_rate=0.0)

@@ -45,6 +45,7 @@ class StopAt(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_early_ended_stage_is_still_ended_after_resuming(make_trainer, tiny_model, tiny_data, tmp_path):
     trainer = make_trainer(tiny_model, tiny_data, tmp_path, callbacks=[StopAt(5)])
 
@@ -62,6 +63,7 @@ def test_an_early_ended_stage_is_still_ended_after_resuming(make_trainer, tiny_m
     assert resumed.state.global_step == 3 + 6 + 6
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_equal_one_batch(make_trainer, tiny_model, tiny_data, tmp_path):
     # Without batch norm and dropout, whose results depend on how a batch is cut.
     for module in tiny_model.body:
@@ -79,6 +81,7 @@ def test_accumulated_micro_batches_equal_one_batch(make_trainer, tiny_model, tin
         torch.testing.assert_close(tensor, ends[1][name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_logs_carry_stage_and_rate_of_each_group(make_trainer, tiny_model, tiny_data, tmp_path):
     trainer = make_trainer(tiny_model, tiny_data, tmp_path, save_strategy="no")
     trainer.train()
@@ -90,6 +93,7 @@ def test_logs_carry_stage_and_rate_of_each_group(make_trainer, tiny_model, tiny_
     assert logged[4]["lr/body"] == logged[4]["lr/head"] == logged[4]["learning_rate"]
 
 
+@pytest.mark.slow
 def test_only_whole_checkpoints_count_and_old_ones_go(make_trainer, tiny_model, tiny_data, tmp_path):
     trainer = make_trainer(tiny_model, tiny_data, tmp_path, save_total_limit=2)
     trainer.train()
@@ -101,6 +105,7 @@ def test_only_whole_checkpoints_count_and_old_ones_go(make_trainer, tiny_model, 
     assert last_complete_checkpoint(tmp_path).name == "checkpoint-17"
 
 
+@pytest.mark.slow
 def test_a_run_folder_holds_nothing_that_must_be_unpickled(make_trainer, tiny_model, tiny_data, tmp_path):
     make_trainer(tiny_model, tiny_data, tmp_path, save_strategy="steps", save_steps=9).train()
     tensors = [*tmp_path.rglob("*.pt"), *tmp_path.rglob("*.pth")]
@@ -112,6 +117,7 @@ def test_a_run_folder_holds_nothing_that_must_be_unpickled(make_trainer, tiny_mo
 
 
 @pytest.mark.parametrize("every, expected", [(1, {6, 12, 18}), (2, {12, 18})])
+@pytest.mark.slow
 def test_saving_every_so_many_epochs(make_trainer, fusion_recipe, tiny_model, tiny_data, tmp_path, every, expected):
     recipe = fusion_recipe(checkpoints={"every_epochs": every})
     make_trainer(tiny_model, tiny_data, tmp_path, recipe=recipe, save_strategy="epoch").train()
@@ -141,6 +147,7 @@ def test_the_optimizer_is_the_one_asked_for(
 
 
 @pytest.mark.parametrize("class_weights", [None, [1.0, 2.0, 5.0]])
+@pytest.mark.slow
 def test_uneven_micro_batches_weigh_each_row_alike(make_trainer, tiny_model, tiny_data, tmp_path, class_weights):
     loss = ClassificationLoss(class_weights=class_weights)
     for module in tiny_model.body:

@@ -13,6 +13,7 @@ import mmhf
 from mmhf.errors import InputError
 
 
+@pytest.mark.slow
 def test_a_recipes_data_is_a_dataset_dict():
     data = mmhf.load_dataset("quickstart/fusion", ["data.limit=5"])
     assert isinstance(data, datasets.DatasetDict) and {"train", "validation", "test"} <= set(data)

@@ -29,6 +29,7 @@ def weights(folder: str | Path) -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_an_average_is_evaluated_and_released_with_all_its_parents(
     runs: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +100,7 @@ def test_settings_that_cannot_be_used_are_refused(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_nothing_is_written_where_a_model_does_not_fit(
     runs: list[str], tmp_path: Path, write_tiny_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,12 +40,14 @@ def test_predict_takes_what_train_takes(kind, run, with_images):
     assert predicted["kind"].tolist() == [row["kind"] for row in rows] or "input_kind" in predicted
 
 
+@pytest.mark.slow
 def test_evaluate_takes_data_in_memory(run, with_images):
     measured = mmhf.evaluate(run, pd.DataFrame(with_images("path")[:9]))
     assert measured["test"].num_rows == 9 and 0 <= measured["test"].metrics["accuracy"] <= 1
     assert mmhf.evaluate(run.folder)["validation"].metrics["accuracy"] == run.metrics["validation_accuracy"]
 
 
+@pytest.mark.slow
 def test_one_table_is_cut_and_callbacks_are_called(recipe, with_images):
     count = Count()
     run = mmhf.train(
@@ -54,6 +56,7 @@ def test_one_table_is_cut_and_callbacks_are_called(recipe, with_images):
     assert count.steps == 3 and {"validation_accuracy", "test_accuracy"} <= run.metrics.keys()
 
 
+@pytest.mark.slow
 def test_images_alone(recipe, with_images, text_encoder_dir):
     recipe |= {"task": "image-classification", "model": {"vision": recipe["model"]["vision"]}}
     recipe["data"] = {"image_size": 32, "columns": {"image": "photo", "label": "kind"}}

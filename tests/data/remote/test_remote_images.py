@@ -94,6 +94,7 @@ def test_local_gs_and_s3_give_the_same_rows(folder: Path, load: Load, cloud_fold
     assert _colours(load(cloud_folders[0])) == _colours(load(cloud_folders[1]))
 
 
+@pytest.mark.slow
 def test_an_object_that_changes_under_us_is_a_bad_image(
     folder: Path, load: Load, cloud_folders: list[str], encode: Callable[..., bytes]
 ) -> None:
@@ -116,6 +117,7 @@ def test_an_object_that_changes_under_us_is_a_bad_image(
         }
 
 
+@pytest.mark.slow
 def test_an_object_that_was_copied_before_it_changed_is_still_the_one_that_was_loaded(
     folder: Path, load: Load, cloud_folders: list[str], encode: Callable[..., bytes]
 ) -> None:

@@ -94,6 +94,7 @@ def test_clip_scores_become_a_metric_and_must_be_one_an_image():
         evaluate_captions(["a", "b", "c"], REFERENCES, clip_scores=[0.5])
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_metric_shrink_with_more_images_and_repeat(thousand_images):
     few = evaluate_captions(thousand_images.predictions[:100], thousand_images.references[:100], resamples=300)
     many = evaluate_captions(thousand_images.predictions, thousand_images.references, resamples=300)
@@ -122,6 +123,7 @@ def test_mistaken_inputs_are_refused():
         caption_metrics(["a"], ["a dog"])
 
 
+@pytest.mark.slow
 def test_a_thousand_images_take_seconds():
     generator = random.Random(1)
     words = [f"word{number}" for number in range(300)]

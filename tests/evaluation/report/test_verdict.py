@@ -118,6 +118,7 @@ def test_captions_stand_beside_what_needs_no_captioner():
     assert "interval" not in caption_verdict(run_facts(), "test", without, {}).precision
 
 
+@pytest.mark.slow
 def test_retrieval_stands_beside_chance():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(200, 8))

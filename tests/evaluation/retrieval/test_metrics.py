@@ -63,6 +63,7 @@ def test_recalls_equal_those_of_clip_benchmark(seed):
 
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), images=st.integers(11, 60), levels=st.integers(1, 3))
+@pytest.mark.slow
 def test_ties_are_decided_as_clip_benchmark_decides_them(seed, images, levels):
     """Each row is one of a few axes, so that similarities are 0 or 1, exactly, in any order of summation."""
     generator = torch.Generator().manual_seed(seed)

@@ -110,6 +110,7 @@ def test_uploads_are_gone_when_the_page_is_closed(tiny_model, picture):
         httpx.get(address, trust_env=False)
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_named(tiny_model):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

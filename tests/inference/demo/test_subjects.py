@@ -73,6 +73,7 @@ def test_the_nearest_captions_are_those_of_largest_cosine(subject, image):
     assert [cosine for _, cosine in nearest] == pytest.approx([cosine for _, cosine in expected], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_words_fall_as_the_pipeline_says(subject, tiny_model, image):
     """Encoding the image once gives what whole passes through the pipeline give."""
     served = mmhf.pipeline("image-text-classification", model=str(tiny_model("fusion")))
@@ -90,6 +91,7 @@ def test_words_fall_as_the_pipeline_says(subject, tiny_model, image):
 
 
 @pytest.mark.parametrize("family", ["fusion", "image classifier"])
+@pytest.mark.slow
 def test_the_heat_map_is_that_of_whole_passes(subject, image, family, monkeypatch):
     """Encoding the text once gives what whole passes through the model give."""
     classifier = subject(family)

@@ -320,6 +320,7 @@ def test_metrics_count(serve, tiny_model, encoded):
     assert 'mmhf_batch_inputs_sum{model="m"} 3.0' in text and 'mmhf_queue_inputs{model="m"} 0.0' in text
 
 
+@pytest.mark.slow
 def test_what_takes_too_long_or_is_too_much_is_refused(serve, tiny_model, encoded, monkeypatch):
     client = serve({"m": tiny_model("image classifier")}, max_queue=3, max_batch=2, timeout=1.5)
     free = threading.Event()
@@ -338,6 +339,7 @@ def test_what_takes_too_long_or_is_too_much_is_refused(serve, tiny_model, encode
     assert client.post("/v1/predict", json=body).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_new_version_takes_over_and_a_damaged_one_does_not(serve, tmp_path, encoded):
     versions = {"v1": save_tiny_family("image classifier", tmp_path / "v1")}
     current = "v1"

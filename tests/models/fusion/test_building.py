@@ -51,6 +51,7 @@ def test_a_section_becomes_a_model(section, batch, folders):
     assert config.vision_backbone == folders["vision"]
 
 
+@pytest.mark.slow
 def test_the_meta_device_needs_neither_network_nor_weights(section, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a weight file was read")

@@ -149,6 +149,7 @@ def test_projections_and_fusion_take_lists(tiny_config, batch):
         FusionForImageTextClassification(tiny_config(hidden_dims=[8, 6], dropout=[0.3]))
 
 
+@pytest.mark.slow
 def test_everything_survives_saving(tiny_config, batch, tmp_path):
     config = tiny_config(
         stand_in="learnt",

@@ -24,6 +24,7 @@ def same_weights(first, second) -> bool:
 
 @pytest.mark.parametrize("hidden_dims", [[], [8], [8, 6]])
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.slow
 def test_each_strategy_classifies_and_trains_every_parameter(strategy, hidden_dims, tiny_config, batch):
     torch.manual_seed(0)
     model = FusionForImageTextClassification(tiny_config(strategy=strategy, hidden_dims=hidden_dims))

@@ -59,6 +59,7 @@ def torchvision_blocks(name: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("backbone", NAMED_BACKBONES)
+@pytest.mark.slow
 def test_named_backbones_have_their_layers_as_groups(backbone):
     groups = list(Partition.of(on_meta(backbone)))
     layers = [group for group in groups if group.startswith(("vision.stages.", "vision.layers."))]
@@ -87,6 +88,7 @@ def test_stage_two_of_efficientnet_b0_is_the_last_30_percent_of_its_9_feature_bl
     assert count == expected
 
 
+@pytest.mark.slow
 def test_stage_two_of_mobilenetv3_is_the_last_30_percent_of_torchvisions_13_feature_blocks():
     blocks = list(torchvision_blocks("mobilenet_v3_small").values())
     for selector in ("vision:last 30%", "vision:last 4"):

@@ -51,6 +51,7 @@ STAND_INS = {
 
 
 @pytest.mark.parametrize("name", STAND_INS)
+@pytest.mark.slow
 def test_any_backbone_trains_in_full(name, classifier_config, images):
     torch.manual_seed(0)
     model = BackboneForImageClassification(classifier_config(vision_config=STAND_INS[name]))

@@ -50,6 +50,7 @@ def test_micro_batches_train_what_one_batch_trains(
         assert_same(trained[other], trained[0], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_stage_s_own_batch_size_keeps_the_pairs_of_a_step(
     tiny_model: Make, rows_of, trainer_of, tmp_path: Path
 ) -> None:
@@ -122,6 +123,7 @@ def test_one_pair_has_nothing_to_be_contrasted_with(tiny_model: Make, rows_of, t
     assert_same(weights(trainer.model), before, atol=0, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_temperature_that_explodes_is_held(tiny_model: Make, rows_of, trainer_of, tmp_path: Path) -> None:
     stages = [Stage(name="t", steps=2, train="temperature", learning_rate=1e6)]
     for start, bound in ((0.2, math.log(100)), (0.9, 0.0)):
@@ -148,6 +150,7 @@ def poisoned_after() -> Iterator[Callable[..., TrainerCallback]]:
 
 
 @pytest.mark.parametrize("batch_size", [None, 8])
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
     tiny_model: Make, rows_of, trainer_of, poisoned_after, tmp_path: Path, batch_size: int | None
 ) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,22 +31,25 @@ from mmhf.recipe.nearest import did_you_mean, nearest_names
 _SHOWN = 5
 
 
-class RowTarget(Protocol):
+class RowTarget(ABC):
     """The column that a task learns from, in a source's table and in the rows that are used."""
 
     column: str
     """Its name in both."""
-    label_ids: dict[str, int]
-    """Label value → class id, once the labels are numbered."""
 
+    def __init__(self) -> None:
+        self.label_ids: dict[str, int] = {}
+        """Label value → class id, once the labels are numbered."""
+
+    @abstractmethod
     def unify(self, table: pa.Table, source: SourceTable) -> pa.Table:
         """The table with each label written one way.
 
         Raises:
             InputError: the column holds no labels.
         """
-        ...
 
+    @abstractmethod
     def number(
         self, source: SourceTable, positions: Positions, parts: Mapping[str, Positions], names: Sequence[str] | None
     ) -> list[str]:
@@ -54,22 +58,21 @@ class RowTarget(Protocol):
         Raises:
             InputError: the labels are no classes, a split lacks some, or the model does not have one.
         """
-        ...
 
+    @abstractmethod
     def find_faulty(self, rows: pa.Table) -> NDArray[np.bool_]:
         """Which rows of a source have something that cannot be used, (N,)."""
-        ...
 
+    @abstractmethod
     def fault_of(self, row: Mapping[str, Any]) -> str | None:
         """Why a row cannot be used; None: it can."""
-        ...
 
+    @abstractmethod
     def encode(self, rows: pa.Table) -> pa.Array:
         """The column of the rows that are used."""
-        ...
 
 
-class ClassTarget:
+class ClassTarget(RowTarget):
     """One class a row: the column `label`, an id.
 
     Args:
@@ -80,17 +83,15 @@ class ClassTarget:
     column = "label"
 
     def __init__(self, section: DataSectionBase) -> None:
+        super().__init__()
         self.section = section
-        self.label_ids: dict[str, int] = {}
 
     def unify(self, table: pa.Table, source: SourceTable) -> pa.Table:
-        """See [`RowTarget`]."""
         return with_unified_labels(table, list(source.label_of or ()), source.origin())
 
     def number(
         self, source: SourceTable, positions: Positions, parts: Mapping[str, Positions], names: Sequence[str] | None
     ) -> list[str]:
-        """See [`RowTarget`]."""
         label_of = source.label_of
         if label_of is None:
             require_any(source, positions, self.column)
@@ -102,26 +103,23 @@ class ClassTarget:
         return own
 
     def find_faulty(self, rows: pa.Table) -> NDArray[np.bool_]:
-        """See [`RowTarget`]."""
         known = pc.is_in(rows.column("label"), pa.array(list(self.label_ids), pa.string()))
         faulty: NDArray[np.bool_] = ~known.to_numpy()
         return faulty
 
     def fault_of(self, row: Mapping[str, Any]) -> str | None:
-        """See [`RowTarget`]."""
         label = row["label"]
         if label in self.label_ids:
             return None
         return "the label is missing" if label is None else f"unknown label {shorten(label)}"
 
     def encode(self, rows: pa.Table) -> pa.Array:
-        """See [`RowTarget`]."""
         ids = pa.array(list(self.label_ids.values()), pa.int64())
         return ids.take(pc.index_in(rows.column("label"), pa.array(list(self.label_ids), pa.string())))
 
 
-class LabelSetTarget:
-    """Any number of labels a row: the column `labels`, a list of 0 and 1, one a label.
+class LabelSetTarget(RowTarget):
+    """Any number of labels a row: the column `labels`, a list of 0 and 1, one a label. A training row has each.
 
     Args:
         section (`MultiLabelSection`):
@@ -131,12 +129,11 @@ class LabelSetTarget:
     column = "labels"
 
     def __init__(self, section: MultiLabelSection) -> None:
+        super().__init__()
         self.section = section
-        self.label_ids: dict[str, int] = {}
         self._num_labels = 0
 
     def unify(self, table: pa.Table, source: SourceTable) -> pa.Table:
-        """See [`RowTarget`]."""
         sets = table.column(self.column).combine_chunks()
         codes, values = codes_of(pc.list_flatten(sets))
         known = list(self.section.names or self.section.columns or ())
@@ -182,7 +179,6 @@ class LabelSetTarget:
     def number(
         self, source: SourceTable, positions: Positions, parts: Mapping[str, Positions], names: Sequence[str] | None
     ) -> list[str]:
-        """See [`RowTarget`]; each label needs a training row that has it."""
         sets = source.column(self.column)
         given = self.section.names or self.section.columns
         if given is None:
@@ -206,7 +202,6 @@ class LabelSetTarget:
         return own
 
     def find_faulty(self, rows: pa.Table) -> NDArray[np.bool_]:
-        """See [`RowTarget`]."""
         sets = rows.column(self.column)
         faulty: NDArray[np.bool_] = sets.is_null().to_numpy()
         if self.section.others == "raise":
@@ -216,7 +211,6 @@ class LabelSetTarget:
         return faulty
 
     def fault_of(self, row: Mapping[str, Any]) -> str | None:
-        """See [`RowTarget`]."""
         labels = row[self.column]
         if labels is None:
             return "the labels are missing"
@@ -226,7 +220,6 @@ class LabelSetTarget:
         return f"unknown label {shorten(unknown[0])}{did_you_mean(nearest_names(unknown[0], list(self.label_ids)))}"
 
     def encode(self, rows: pa.Table) -> pa.Array:
-        """See [`RowTarget`]."""
         return fixed_size_lists(label_matrix(rows.column(self.column), self.label_ids, self._num_labels))
 
 

@@ -45,7 +45,7 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
     """A family of classifiers: `target` says what they learn."""
 
     def __init__(self, recipe: ClassificationRecipeT) -> None:
-        self.target = classifier_target(recipe.data)
+        self.target = classifier_target(recipe)
         self.protocols = self.target.protocols
         super().__init__(recipe)
 
@@ -114,7 +114,7 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
 
     def loss_settings(self, data: LoadedData | None) -> LossSettings:
         """The recipe's loss, for the classes of its training split."""
-        return self.target.loss_settings(self.recipe.loss, data)
+        return self.target.loss_settings(data)
 
     def torch_dataset(self, data: LoadedData, split: str) -> RowDataset | RowStream:
         if split != "train" or self.recipe.sampling is None:
@@ -129,27 +129,21 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         return changes._replace(mixer=build_mixer(section, len(data.label_names), seed=seed))
 
     def trainer_options(self, data: LoadedData, processor: Processor) -> dict[str, Any]:
-        self._check_evaluation(data)
+        if "validation" not in data.splits:  # which would otherwise be found when training is over
+            for key in self.target.fits_on_validation():
+                raise InputError(f"evaluation.{key}: is fitted on a validation split, which the data lacks")
         return {"compute_metrics": functools.partial(self.target.training_metrics, label_names=data.label_names)}
 
     def finish(self, trainer: Trainer, data: LoadedData) -> None:
         """Fit temperature and thresholds on the validation split, and keep them in the model's config."""
-        section = self.recipe.evaluation
-        by_itself = self.target.target.has_several and section.fit_thresholds is None and "validation" in data.splits
-        if by_itself or self.target.fits_on_validation(section):
-            predicted = self._predict(trainer, data, "validation")
-            self.target.finish(section, predicted, _model_of(trainer).config)
+        by_itself = self.target.target.has_several and self.recipe.evaluation.fit_thresholds is None
+        if (by_itself and "validation" in data.splits) or self.target.fits_on_validation():
+            self.target.finish(self._predict(trainer, data, "validation"), _model_of(trainer).config)
 
     def measure(self, trainer: Trainer, data: LoadedData, split: str) -> Any:
         predicted, model = self._predict(trainer, data, split), _model_of(trainer)
-        return self.target.measure(
-            self.recipe.evaluation,
-            predicted,
-            model.config,
-            data=data,
-            split=split,
-            modalities=self.measure_modalities(model, predicted, data.label_names),
-        )
+        modalities = self.measure_modalities(model, predicted, data.label_names)
+        return self.target.measure(predicted, model.config, data=data, split=split, modalities=modalities)
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
         if self.target.target.has_several:
@@ -203,14 +197,8 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
             np.asarray(logits), np.asarray(output.label_ids), output.metrics[f"{split}_loss"], tuple(others)
         )
 
-    def _check_evaluation(self, data: LoadedData) -> None:
-        """What would otherwise be found when training is over."""
-        if "validation" not in data.splits:
-            for key in self.target.fits_on_validation(self.recipe.evaluation):
-                raise InputError(f"evaluation.{key}: is fitted on a validation split, which the data lacks")
-
     def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
-        self.target.write_report(self.recipe.evaluation, run, measured)
+        self.target.write_report(run, measured)
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         labels = self.target.example_labels(batch_size, device)

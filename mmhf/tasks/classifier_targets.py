@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -42,8 +43,7 @@ from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.subgroups import evaluate_subgroups
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import MULTI_LABEL, SINGLE_LABEL, Target
-from mmhf.recipe.classification import ClassificationEvaluationSection, LossSection
-from mmhf.recipe.data_sections import DataSectionBase
+from mmhf.recipe.classification import ClassificationRecipe, LossSection
 
 logger = logging.getLogger(__name__)
 
@@ -57,19 +57,27 @@ class Predicted(NamedTuple):
     others: tuple[Any, ...] = ()
 
 
-class ClassifierTarget(Protocol):
-    """What a classifier learns."""
+class ClassifierTarget(ABC):
+    """What a classifier learns.
+
+    Args:
+        recipe ([`ClassificationRecipe`]): Its sections `loss` and `evaluation` are followed.
+    """
 
     target: Target
     """What its outputs stand for."""
     protocols: Mapping[str, str]
     """Each metric's definition."""
 
-    def loss_settings(self, section: LossSection, data: LoadedData | None) -> LossSettings:
-        """The loss that a recipe describes, for the classes of its data.
+    def __init__(self, recipe: ClassificationRecipe) -> None:
+        self.loss = recipe.loss
+        self.evaluation = recipe.evaluation
+
+    @abstractmethod
+    def loss_settings(self, data: LoadedData | None) -> LossSettings:
+        """The loss that the recipe describes, for the classes of its data.
 
         Args:
-            section ([`LossSection`]): Section `loss` of the recipe.
             data (`LoadedData`, *optional*): Absent when only shapes are wanted: what depends on the classes is left
                 out.
 
@@ -77,106 +85,94 @@ class ClassifierTarget(Protocol):
             InputError: There are not as many weights as classes, or counts are needed of a stream or of a class that
                 has no training row.
         """
-        ...
 
+    @abstractmethod
     def example_labels(self, batch_size: int, device: str) -> torch.Tensor:
         """Labels of a batch, to plan memory with."""
-        ...
 
+    @abstractmethod
     def training_metrics(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
         """The numbers of an evaluation while training, for Trainer's `compute_metrics`."""
-        ...
 
-    def fits_on_validation(self, section: ClassificationEvaluationSection) -> list[str]:
-        """Keys of the section that ask for something that is fitted on the validation split."""
-        ...
+    def fits_on_validation(self) -> list[str]:
+        """Keys of the recipe's `evaluation` that ask for something that is fitted on the validation split."""
+        return ["calibrate"] if self.evaluation.calibrate else []
 
-    def finish(self, section: ClassificationEvaluationSection, predicted: Predicted, config: Any) -> None:
+    def finish(self, predicted: Predicted, config: Any) -> None:
         """Fit what is fitted on the validation split, and keep it in the model's config."""
-        ...
+        logits = predicted.logits * config.calibration_temperature
+        if self.evaluation.calibrate:
+            config.calibration_temperature = self._fit_temperature(logits, predicted.labels)
+            logger.info("Temperature %.4g, fitted on the validation split", config.calibration_temperature)
+        self._fit_decisions(logits / config.calibration_temperature, predicted.labels, config)
 
+    @abstractmethod
+    def _fit_temperature(self, logits: NDArray[np.floating], labels: NDArray[Any]) -> float:
+        """The temperature at which probabilities fit the labels best."""
+
+    @abstractmethod
+    def _fit_decisions(self, logits: NDArray[np.floating], labels: NDArray[Any], config: Any) -> None:
+        """Fit where probabilities become decisions; the logits are divided by the temperature."""
+
+    @abstractmethod
     def measure(
-        self,
-        section: ClassificationEvaluationSection,
-        predicted: Predicted,
-        config: Any,
-        *,
-        data: LoadedData,
-        split: str,
-        modalities: ModalityEvaluation | None = None,
+        self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
     ) -> Any:
         """All that a report says of a split."""
-        ...
 
-    def write_report(
-        self, section: ClassificationEvaluationSection, run: RunFacts, measured: Mapping[str, Any]
-    ) -> None:
+    @abstractmethod
+    def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
         """Write report, plots and numbers of what `measure` gave of each split."""
-        ...
 
 
-class SingleLabelTarget:
+class SingleLabelTarget(ClassifierTarget):
     """One class a row."""
 
     target = SINGLE_LABEL
-    protocols: Mapping[str, str] = PROTOCOLS
+    protocols = PROTOCOLS
 
-    def loss_settings(self, section: LossSection, data: LoadedData | None) -> LossSettings:
-        """See [`ClassifierTarget`]."""
+    def loss_settings(self, data: LoadedData | None) -> LossSettings:
         if data is None:
-            return LossSettings(section.label_smoothing, focal_gamma=section.focal_gamma)
+            return LossSettings(self.loss.label_smoothing, focal_gamma=self.loss.focal_gamma)
         adjustment = None
-        if section.logit_adjustment:
+        if self.loss.logit_adjustment:
             counts = _class_counts(data, "loss.logit_adjustment", "")
-            adjustment = [float(value) for value in section.logit_adjustment * np.log(counts / counts.sum())]
-        weights = _given_weights(section, data)
-        if section.class_weights == "balanced":  # N / (C × count), as in scikit-learn
+            adjustment = [float(value) for value in self.loss.logit_adjustment * np.log(counts / counts.sum())]
+        weights = _given_weights(self.loss, data)
+        if self.loss.class_weights == "balanced":  # N / (C × count), as in scikit-learn
             counts = _class_counts(data, "loss.class_weights: balanced", ", give a list")
             weights = [float(weight) for weight in counts.sum() / (len(counts) * counts)]
         return LossSettings(
-            label_smoothing=section.label_smoothing,
+            label_smoothing=self.loss.label_smoothing,
             class_weights=weights,
-            focal_gamma=section.focal_gamma,
+            focal_gamma=self.loss.focal_gamma,
             logit_adjustment=adjustment,
         )
 
     def example_labels(self, batch_size: int, device: str) -> torch.Tensor:
-        """See [`ClassifierTarget`]."""
         return torch.zeros(batch_size, dtype=torch.long, device=device)
 
     def training_metrics(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
-        """See [`ClassifierTarget`]."""
         return classification_metrics(_logits(prediction), prediction.label_ids, label_names)
 
-    def fits_on_validation(self, section: ClassificationEvaluationSection) -> list[str]:
-        """See [`ClassifierTarget`]."""
-        wanted = {"calibrate": section.calibrate, "target_accuracy": section.target_accuracy is not None}
-        return [key for key, is_wanted in wanted.items() if is_wanted]
+    def fits_on_validation(self) -> list[str]:
+        own = [] if self.evaluation.target_accuracy is None else ["target_accuracy"]
+        return super().fits_on_validation() + own
 
-    def finish(self, section: ClassificationEvaluationSection, predicted: Predicted, config: Any) -> None:
-        """See [`ClassifierTarget`]."""
-        logits = predicted.logits * config.calibration_temperature
-        if section.calibrate:
-            config.calibration_temperature = fit_temperature(logits, predicted.labels)
-            logger.info("Temperature %.4g, fitted on the validation split", config.calibration_temperature)
-        if section.target_accuracy is not None:
-            logits = logits / config.calibration_temperature
-            config.abstain_below = abstention_threshold(logits, predicted.labels, section.target_accuracy)
+    def _fit_temperature(self, logits: NDArray[np.floating], labels: NDArray[Any]) -> float:
+        return fit_temperature(logits, labels)
+
+    def _fit_decisions(self, logits: NDArray[np.floating], labels: NDArray[Any], config: Any) -> None:
+        target_accuracy = self.evaluation.target_accuracy
+        if target_accuracy is not None:
+            config.abstain_below = abstention_threshold(logits, labels, target_accuracy)
             if config.abstain_below is None:
                 reached = "not even the surest validation rows are predicted as well, the model never abstains"
-                logger.warning("evaluation.target_accuracy %s: %s", section.target_accuracy, reached)
+                logger.warning("evaluation.target_accuracy %s: %s", target_accuracy, reached)
 
     def measure(
-        self,
-        section: ClassificationEvaluationSection,
-        predicted: Predicted,
-        config: Any,
-        *,
-        data: LoadedData,
-        split: str,
-        modalities: ModalityEvaluation | None = None,
+        self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
     ) -> MeasuredClassification:
-        """See [`ClassifierTarget`]."""
         logits, labels, names = predicted.logits, predicted.labels, data.label_names
         measured = MeasuredClassification(
             evaluate_classification(logits, labels, names, loss=predicted.loss),
@@ -195,72 +191,60 @@ class SingleLabelTarget:
             return measured
         mistakes = most_confident_mistakes(logits, labels, len(names))
         wrong = rows.select([mistake.index for mistake in mistakes])
-        columns = {name: rows[extra_column(name)][:] for name in section.subgroups}
-        subgroups = evaluate_subgroups(logits, labels, columns, len(names), min_rows=section.subgroup_min_rows)
+        columns = {name: rows[extra_column(name)][:] for name in self.evaluation.subgroups}
+        min_rows = self.evaluation.subgroup_min_rows
+        subgroups = evaluate_subgroups(logits, labels, columns, len(names), min_rows=min_rows)
         return replace(measured, mistakes=mistake_examples(mistakes, wrong, names), subgroups=subgroups)
 
-    def write_report(
-        self, section: ClassificationEvaluationSection, run: RunFacts, measured: Mapping[str, Any]
-    ) -> None:
-        """See [`ClassifierTarget`]."""
-        write_classification_report(run, measured, protocols=self.protocols, min_rows=section.subgroup_min_rows)
+    def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
+        min_rows = self.evaluation.subgroup_min_rows
+        write_classification_report(run, measured, protocols=self.protocols, min_rows=min_rows)
 
 
-class MultiLabelTarget:
+class MultiLabelTarget(ClassifierTarget):
     """Any number of labels a row."""
 
     target = MULTI_LABEL
-    protocols: Mapping[str, str] = MULTI_LABEL_PROTOCOLS
+    protocols = MULTI_LABEL_PROTOCOLS
 
-    def loss_settings(self, section: LossSection, data: LoadedData | None) -> LossSettings:
-        """See [`ClassifierTarget`]; balanced weights of positives are torch's: negatives / positives."""
-        weights = None if data is None else _given_weights(section, data)
-        if data is not None and section.class_weights == "balanced":
-            positives = _label_counts(data, "loss.class_weights: balanced")
+    def loss_settings(self, data: LoadedData | None) -> LossSettings:
+        weights = None if data is None else _given_weights(self.loss, data)
+        if data is not None and self.loss.class_weights == "balanced":  # negatives / positives, as torch has it
+            rows = data.splits["train"]
+            assert isinstance(rows, datasets.Dataset)
+            counts = np.asarray(rows["labels"][:]).sum(axis=0)
+            positives = _none_absent(counts, data, "loss.class_weights: balanced")
             weights = [float(weight) for weight in (data.num_rows("train") or 0) / positives - 1]
         return LossSettings(
-            label_smoothing=section.label_smoothing,
+            label_smoothing=self.loss.label_smoothing,
             class_weights=weights,
-            focal_gamma=section.focal_gamma,
-            asymmetric=None if section.asymmetric is None else section.asymmetric.model_dump(),
+            focal_gamma=self.loss.focal_gamma,
+            asymmetric=None if self.loss.asymmetric is None else self.loss.asymmetric.model_dump(),
             problem_type=self.target.problem_type,
         )
 
     def example_labels(self, batch_size: int, device: str) -> torch.Tensor:
-        """See [`ClassifierTarget`]; one column stands for all labels."""
-        return torch.zeros(batch_size, 1, device=device)
+        return torch.zeros(batch_size, 1, device=device)  # one column stands for all labels
 
     def training_metrics(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
-        """See [`ClassifierTarget`]; thresholds are 0.5, since none is fitted yet."""
+        # Thresholds are 0.5, since none is fitted yet.
         return multi_label_metrics(_logits(prediction), np.asarray(prediction.label_ids), label_names)
 
-    def fits_on_validation(self, section: ClassificationEvaluationSection) -> list[str]:
-        """See [`ClassifierTarget`]."""
-        wanted = {"calibrate": section.calibrate, "fit_thresholds": section.fit_thresholds}
-        return [key for key, is_wanted in wanted.items() if is_wanted]
+    def fits_on_validation(self) -> list[str]:
+        return super().fits_on_validation() + (["fit_thresholds"] if self.evaluation.fit_thresholds else [])
 
-    def finish(self, section: ClassificationEvaluationSection, predicted: Predicted, config: Any) -> None:
-        """See [`ClassifierTarget`]."""
-        logits = predicted.logits * config.calibration_temperature
-        if section.calibrate:
-            config.calibration_temperature = fit_shared_temperature(logits, predicted.labels)
-            logger.info("Temperature %.4g, fitted on the validation split", config.calibration_temperature)
-        if section.fit_thresholds is not False:
-            config.thresholds = fit_thresholds(logits / config.calibration_temperature, predicted.labels)
+    def _fit_temperature(self, logits: NDArray[np.floating], labels: NDArray[Any]) -> float:
+        return fit_shared_temperature(logits, labels)
+
+    def _fit_decisions(self, logits: NDArray[np.floating], labels: NDArray[Any], config: Any) -> None:
+        if self.evaluation.fit_thresholds is not False:
+            config.thresholds = fit_thresholds(logits, labels)
             low, high = min(config.thresholds), max(config.thresholds)
             logger.info("Thresholds from %.3f to %.3f, fitted on the validation split", low, high)
 
     def measure(
-        self,
-        section: ClassificationEvaluationSection,
-        predicted: Predicted,
-        config: Any,
-        *,
-        data: LoadedData,
-        split: str,
-        modalities: ModalityEvaluation | None = None,
+        self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
     ) -> MeasuredMultiLabel:
-        """See [`ClassifierTarget`]."""
         logits, labels, names = predicted.logits, predicted.labels, data.label_names
         evaluation = evaluate_multi_label(logits, labels, names, thresholds=config.thresholds, loss=predicted.loss)
         mistakes: list[WrongRow] | None = None
@@ -270,16 +254,13 @@ class MultiLabelTarget:
             mistakes = wrong_rows(found, rows.select([each.index for each in found]), names)
         return MeasuredMultiLabel(evaluation, mistakes, config.calibration_temperature)
 
-    def write_report(
-        self, section: ClassificationEvaluationSection, run: RunFacts, measured: Mapping[str, Any]
-    ) -> None:
-        """See [`ClassifierTarget`]."""
+    def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
         write_multi_label_report(run, measured)
 
 
-def classifier_target(section: DataSectionBase) -> ClassifierTarget:
-    """What a classifier of this data learns."""
-    return SingleLabelTarget() if section.label_sets is None else MultiLabelTarget()
+def classifier_target(recipe: ClassificationRecipe) -> ClassifierTarget:
+    """What a classifier of this recipe learns."""
+    return SingleLabelTarget(recipe) if recipe.data.label_sets is None else MultiLabelTarget(recipe)
 
 
 def _logits(prediction: EvalPrediction) -> NDArray[Any]:
@@ -313,12 +294,6 @@ def _class_counts(data: LoadedData, setting: str, way_out: str) -> NDArray[np.in
     if not isinstance(rows, datasets.Dataset):
         raise InputError(f"{setting} needs all labels at once; a stream has none{way_out}")
     return _none_absent(np.bincount(np.asarray(rows["label"]), minlength=len(data.label_names)), data, setting)
-
-
-def _label_counts(data: LoadedData, setting: str) -> NDArray[np.int64]:
-    rows = data.splits["train"]
-    assert isinstance(rows, datasets.Dataset)
-    return _none_absent(np.asarray(rows["labels"][:]).sum(axis=0), data, setting)
 
 
 def _none_absent(counts: NDArray[np.int64], data: LoadedData, setting: str) -> NDArray[np.int64]:

@@ -20,18 +20,18 @@ from mmhf.evaluation.report.page import (
     Card,
     Figure,
     Folded,
-    Gallery,
     Heading,
     Matrix,
     Section,
     Table,
     Text,
-    small_image,
+    shown_rows,
 )
 from mmhf.evaluation.report.sections import (
     RunFacts,
     closing_sections,
     curves_section,
+    gallery_section,
     metrics_section,
     trained_section,
     write_report,
@@ -117,23 +117,18 @@ def mistake_examples(
 
     Args:
         mistakes (`Sequence[Mistake]`): what `most_confident_mistakes` found.
-        rows (`Iterable[Mapping[str, Any]]`): the data set's rows of these mistakes, in the same order, with `id`,
-            `image` and `text`: `dataset.select([mistake.index for mistake in mistakes])`. Where none of them has a
-            text, the examples have none to show.
+        rows (`Iterable[Mapping[str, Any]]`): the data set's rows of these mistakes, in the same order, as `shown_rows`
+            takes them: `dataset.select([mistake.index for mistake in mistakes])`.
         label_names (`Sequence[str]`): names of the classes.
     """
-    rows = list(rows)
-    has_texts = any(row["text"] for row in rows)
     return [
         MistakeExample(
-            id=row["id"],
-            image=small_image(row["image"]),
-            text=row["text"] if has_texts else None,
+            **row,
             label=label_names[mistake.label],
             prediction=label_names[mistake.prediction],
             confidence=mistake.confidence,
         )
-        for mistake, row in zip(mistakes, rows, strict=True)
+        for mistake, row in zip(mistakes, shown_rows(rows), strict=True)
     ]
 
 
@@ -340,9 +335,6 @@ def _calibration(split: str, evaluation: CalibrationEvaluation, plots: Mapping[s
 
 
 def _mistakes(split: str, examples: Sequence[MistakeExample]) -> Section:
-    title = f"Most confident mistakes: {split}"
-    if not examples:
-        return Section(title, [Text("None: every prediction is right.", "nothing")])
     cards = [
         Card(
             image=each.image,
@@ -358,4 +350,5 @@ def _mistakes(split: str, examples: Sequence[MistakeExample]) -> Section:
         for each in examples
     ]
     note = "Wrong predictions with the highest softmax probability. Many of them can point to wrong labels."
-    return Section(title, [Text(note, "note"), Gallery(cards)])
+    nothing = "None: every prediction is right."
+    return gallery_section(f"Most confident mistakes: {split}", cards, note=note, nothing=nothing)

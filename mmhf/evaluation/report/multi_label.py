@@ -22,17 +22,17 @@ from mmhf.evaluation.report.page import (
     Card,
     Figure,
     Folded,
-    Gallery,
     Heading,
     Section,
     Table,
     Text,
-    small_image,
+    shown_rows,
 )
 from mmhf.evaluation.report.sections import (
     RunFacts,
     closing_sections,
     curves_section,
+    gallery_section,
     metrics_section,
     trained_section,
     write_report,
@@ -111,20 +111,18 @@ def wrong_rows(
 
     Args:
         mistakes (`Sequence[WrongDecision]`): What `surest_mistakes` found.
-        rows (`Iterable[Mapping[str, Any]]`): The data set's rows of these, in the same order.
+        rows (`Iterable[Mapping[str, Any]]`): The data set's rows of these, in the same order, with `id`, `image`,
+            `text` and `labels`.
         label_names (`Sequence[str]`): Names of the labels.
     """
     rows = list(rows)
-    has_texts = any(row["text"] for row in rows)
     found = []
-    for mistake, row in zip(mistakes, rows, strict=True):
+    for mistake, row, shown in zip(mistakes, rows, shown_rows(rows), strict=True):
         own = [name for name, has_it in zip(label_names, row["labels"], strict=True) if has_it]
         way = "missed" if mistake.has_it else "wrongly given"
         found.append(
             WrongRow(
-                id=row["id"],
-                image=small_image(row["image"]),
-                text=row["text"] if has_texts else None,
+                **shown,
                 labels=", ".join(own) or "none",
                 decision=f"{label_names[mistake.label]} {way} ({mistake.probability:.1%})",
             )
@@ -230,9 +228,6 @@ def _together(split: str, evaluation: MultiLabelEvaluation) -> Section:
 
 
 def _mistakes(split: str, rows: Sequence[WrongRow]) -> Section:
-    title = f"Most confident mistakes: {split}"
-    if not rows:
-        return Section(title, [Text("None: every decision is right.", "nothing")])
     cards = [
         Card(
             image=each.image,
@@ -243,4 +238,5 @@ def _mistakes(split: str, rows: Sequence[WrongRow]) -> Section:
         for each in rows
     ]
     note = "For each row the surest wrong decision. Many of them can point to labels that are missing in the data."
-    return Section(title, [Text(note, "note"), Gallery(cards)])
+    nothing = "None: every decision is right."
+    return gallery_section(f"Most confident mistakes: {split}", cards, note=note, nothing=nothing)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import base64
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 import jinja2
 import numpy as np
@@ -245,6 +245,25 @@ def small_image(image: ImageInput) -> Image.Image | None:
         return None
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     return small
+
+
+class ShownRow(TypedDict):
+    """What a gallery shows of a data set's row."""
+
+    id: str
+    image: Image.Image | None
+    text: str | None
+
+
+def shown_rows(rows: Iterable[Mapping[str, Any]]) -> list[ShownRow]:
+    """Rows with `id`, `image` and `text` as a gallery shows them: images small, or None where they cannot be read;
+    texts None where no row has one."""
+    rows = list(rows)
+    has_texts = any(row["text"] for row in rows)
+    return [
+        ShownRow(id=row["id"], image=small_image(row["image"]), text=row["text"] if has_texts else None)
+        for row in rows
+    ]
 
 
 def thumbnail(image: Image.Image) -> str:

@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from mmhf.evaluation.plots import save_retrieval_plots
-from mmhf.evaluation.report.page import Card, Figure, Gallery, Section, Text, write_page
+from mmhf.evaluation.report.page import Card, Figure, Gallery, Section, write_page
 from mmhf.evaluation.report.sections import (
     RunFacts,
     closing_sections,
     curves_section,
+    gallery_section,
     metrics_section,
     trained_section,
     write_report,
@@ -174,9 +175,6 @@ def _metrics(measured: Mapping[str, MeasuredRetrieval]) -> Section:
 
 
 def _late_finds(split: str, examples: Sequence[RetrievalExample]) -> Section:
-    title = f"Captions whose image is found last: {split}"
-    if not examples:
-        return Section(title, [Text("None: every caption finds its image first.", "nothing")])
     cards = [
         Card(
             image=each.image,
@@ -187,7 +185,8 @@ def _late_finds(split: str, examples: Sequence[RetrievalExample]) -> Section:
         for each in examples
     ]
     note = "Each image with the caption that should have found it. Many of them can point to captions that do not fit."
-    return Section(title, [Text(note, "note"), Gallery(cards)])
+    nothing = "None: every caption finds its image first."
+    return gallery_section(f"Captions whose image is found last: {split}", cards, note=note, nothing=nothing)
 
 
 def write_contact_sheet(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmhf.evaluation.report.page import Block, Code, Figure, Heading, Section, Table, Text, write_page
+from mmhf.evaluation.report.page import Block, Card, Code, Figure, Gallery, Heading, Section, Table, Text, write_page
 from mmhf.files import REPORT_FILE
 
 if TYPE_CHECKING:
@@ -117,6 +117,11 @@ def metrics_section(
         sentences += [f"{split}: not defined: {', '.join(names)}; {reason}." for reason, names in by_reason.items()]
     table = Table(["metric", *metrics, "definition"], rows, definition="definition")
     return Section("Metrics", [table, *(Text(sentence, "note") for sentence in sentences)])
+
+
+def gallery_section(title: str, cards: Sequence[Card], *, note: str, nothing: str) -> Section:
+    """Examples below a note; `nothing` is said where there are none."""
+    return Section(title, [Text(note, "note"), Gallery(cards)] if cards else [Text(nothing, "nothing")])
 
 
 def closing_sections(run: RunFacts) -> list[Section]:

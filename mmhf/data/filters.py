@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from mmhf.data.columns import as_text, codes_of
 from mmhf.data.table import FilterStep, extra_column
 from mmhf.errors import InputError
-from mmhf.recipe.data_sections import ConditionSection, FiltersSection, Scalar
 from mmhf.recipe.nearest import did_you_mean, nearest_names
+from mmhf.recipe.row_sections import ConditionSection, FiltersSection, Scalar
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from mmhf.data.stratification import iterative_stratification
 from mmhf.data.table import SPLITS, SourceTable, extra_column
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import ImageSplitSection
-from mmhf.recipe.data_sections import FiltersSection, SplitSection
+from mmhf.recipe.row_sections import FiltersSection, SplitSection
 from mmhf.recipe.sections import SplitName
 
 SPLIT_OF_NAME: dict[str, SplitName] = {

@@ -22,7 +22,7 @@ from mmhf.files import whole_file
 
 if TYPE_CHECKING:
     from mmhf.recipe.caption_data_sections import ImageSplitSection
-    from mmhf.recipe.data_sections import SplitSection
+    from mmhf.recipe.row_sections import SplitSection
 
 SPLITS = ("train", "validation", "test")
 IMAGE_FEATURE = {"path": datasets.Value("string"), "bytes": datasets.Value("binary")}

@@ -12,7 +12,7 @@ from mmhf.data.columns import text_array
 from mmhf.data.filters import blank_placeholders, filter_rows
 from mmhf.data.table import extra_column
 from mmhf.errors import InputError
-from mmhf.recipe.data_sections import FiltersSection
+from mmhf.recipe.row_sections import FiltersSection
 
 ROWS = [
     # dataset, source, label, text, qc, tone

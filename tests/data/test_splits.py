@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmhf.data.splits import split_positions
-from mmhf.recipe.data_sections import SplitSection
+from mmhf.recipe.row_sections import SplitSection
 
 rows = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 12) | st.none()), max_size=120)
 sections = st.builds(

@@ -8,7 +8,7 @@ import pytest
 
 from mmhf.data.splits import split_positions
 from mmhf.data.stratification import iterative_stratification
-from mmhf.recipe.data_sections import SplitSection
+from mmhf.recipe.row_sections import SplitSection
 
 SHARES = np.array([0.6, 0.2, 0.2])
 

@@ -25,7 +25,8 @@ from mmhf.data.streams.shards import ParquetShard, Shard
 from mmhf.data.table import EmbeddedImages, Part, Reading, SourceTable, no_rows
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionHubSection
-from mmhf.recipe.data_sections import HubDataSection, SplitSection
+from mmhf.recipe.data_sections import HubDataSection
+from mmhf.recipe.row_sections import SplitSection
 
 logger = logging.getLogger(__name__)
 

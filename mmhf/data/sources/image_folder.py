@@ -39,7 +39,8 @@ from mmhf.data.table import (
     make_rows,
 )
 from mmhf.errors import InputError
-from mmhf.recipe.data_sections import ImageFolderDataSection, SplitSection
+from mmhf.recipe.data_sections import ImageFolderDataSection
+from mmhf.recipe.row_sections import SplitSection
 
 logger = logging.getLogger(__name__)
 

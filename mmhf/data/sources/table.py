@@ -31,7 +31,8 @@ from mmhf.data.table import (
 )
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionTableSection
-from mmhf.recipe.data_sections import MultiLabelSection, SplitSection, TableDataSection
+from mmhf.recipe.data_sections import MultiLabelSection, TableDataSection
+from mmhf.recipe.row_sections import SplitSection
 from mmhf.recipe.sections import SplitName
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")

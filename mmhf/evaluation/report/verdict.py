@@ -12,37 +12,16 @@ from mmhf.evaluation.baselines import CPU_SECONDS
 from mmhf.evaluation.calibration import CalibrationEvaluation
 from mmhf.evaluation.captions.metrics import CaptionEvaluation
 from mmhf.evaluation.classification import ClassificationEvaluation
-from mmhf.evaluation.curves import METRIC_TITLES, series
+from mmhf.evaluation.curves import METRIC_TITLES
 from mmhf.evaluation.intervals import Interval, confusion_intervals
 from mmhf.evaluation.modalities import ModalityEvaluation
 from mmhf.evaluation.multi_label import MultiLabelEvaluation
+from mmhf.evaluation.report.next_steps import steps_to_try
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.retrieval.metrics import RetrievalEvaluation, chance_recall, recall_interval
 
-MAX_STEPS = 3
-"""What to try next: the first ones only, in the order of how much they matter."""
 _SHORTCUT = 0.02
 _ECE = 0.05
-_BAD_SHARE = 0.01
-
-_HEAD_FIRST = (
-    "A first stage that trains the head alone until it no longer improves (its features are stored, so that epochs "
-    "cost little), and lower rates for what is unfrozen later: {} on the same frozen features is ahead."
-)
-_CATCH_UP = {
-    "logistic regression": _HEAD_FIRST.format("logistic regression"),
-    "logistic regression on products": "model.fusion.strategy: product_difference, and "
-    + _HEAD_FIRST[2:].format("logistic regression with products of image and text"),
-    "frozen projections": (
-        "Longer training of the projections alone, with more weight decay, before the towers are unfrozen: two "
-        "linear maps of the frozen features are ahead."
-    ),
-    "nearest neighbour": (
-        "A pretrained language model (model.language.pretrained) and patches (model.vision.features): the caption of "
-        "the most similar training image is ahead."
-    ),
-}
-"""What to try where one of these is ahead."""
 
 SplitT = TypeVar("SplitT")
 
@@ -155,7 +134,7 @@ def classification_verdict(
     findings = [_against(rivals, intervals[metric]), *_times(baselines)]
     second = intervals[other]
     findings.append(Finding(f"{METRIC_TITLES[other]} is {second.value:.4f} ({second.low:.4f} to {second.high:.4f})."))
-    steps = _data_steps(run) + _learning_steps(run, rivals, intervals[metric])
+    steps = []
     accuracy, macro = (evaluation.metrics[name] for name in ("accuracy", "f1_macro"))
     seen = [row for row in evaluation.per_class if row["support"]]
     weak = [row["support"] for row in seen if row["f1"] < 0.5 * accuracy]
@@ -180,7 +159,7 @@ def classification_verdict(
         size=f"{evaluation.num_rows:,} rows",
         rivals=rivals,
         findings=findings,
-        next_steps=(steps + _curve_steps(run, metric))[:MAX_STEPS],
+        next_steps=steps_to_try(run, metric, rivals, intervals[metric], steps),
     )
 
 
@@ -206,7 +185,6 @@ def caption_verdict(
     findings.append(
         Finding(", ".join(f"{METRIC_TITLES[name]} {evaluation.metrics[name]:.4f}" for name in others) + ".")
     )
-    steps = _data_steps(run) + _learning_steps(run, rivals, result)
     if evaluation.num_empty:
         empty = "1 caption is" if evaluation.num_empty == 1 else f"{evaluation.num_empty:,} captions are"
         findings.append(Finding(f"{empty} empty.", "bad"))
@@ -217,7 +195,7 @@ def caption_verdict(
         size=f"{evaluation.num_images:,} images",
         rivals=rivals,
         findings=findings,
-        next_steps=(steps + _curve_steps(run, metric))[:MAX_STEPS],
+        next_steps=steps_to_try(run, metric, rivals, result),
     )
 
 
@@ -249,7 +227,6 @@ def retrieval_verdict(
             ("text_to_image", "Text to image", evaluation.num_images),
         )
     ]
-    steps = _data_steps(run) + _learning_steps(run, rivals, result) + _curve_steps(run, metric)
     return Verdict(
         metric=metric,
         split=split,
@@ -257,7 +234,7 @@ def retrieval_verdict(
         size=f"{evaluation.num_images:,} images, {len(evaluation.captions):,} captions",
         rivals=rivals,
         findings=[_against(rivals, result), *_times(baselines), *map(Finding, ways)],
-        next_steps=steps[:MAX_STEPS],
+        next_steps=steps_to_try(run, metric, rivals, result),
     )
 
 
@@ -294,7 +271,7 @@ def multi_label_verdict(
     others = [name for name in (other, "f1_macro", "f1_samples") if name in evaluation.metrics]
     said = ", ".join(f"{METRIC_TITLES[name]} {evaluation.metrics[name]:.4f}" for name in others)
     findings.append(Finding(f"{said}."))
-    steps = _data_steps(run) + _learning_steps(run, rivals, result)
+    steps = []
     never = [row["label"] for row in evaluation.per_class if row["support"] and not row["predicted"]]
     if never:
         findings.append(Finding(f"{len(never)} of {len(evaluation.per_class)} labels are never predicted.", "bad"))
@@ -309,7 +286,7 @@ def multi_label_verdict(
         size=f"{rows:,} rows, {len(evaluation.per_class)} labels",
         rivals=rivals,
         findings=findings,
-        next_steps=(steps + _curve_steps(run, metric))[:MAX_STEPS],
+        next_steps=steps_to_try(run, metric, rivals, result, steps),
     )
 
 
@@ -370,53 +347,3 @@ def _calibration_finding(calibration: CalibrationEvaluation) -> tuple[Finding, l
     way = "Overconfident" if said > true else "Underconfident"
     steps = [] if calibration.temperature != 1 else ["evaluation.calibrate: true, for probabilities that hold."]
     return Finding(f"{way}: {numbers}.", "bad"), steps
-
-
-def _data_steps(run: RunFacts) -> list[str]:
-    steps = []
-    across = sum(pair.crosses_splits for pair in run.duplicates if pair.kind != "blank")
-    if across:
-        pairs = "1 pair of images is" if across == 1 else f"{across:,} pairs of images are"
-        steps.append(
-            f"data.on_duplicate: skip_across_splits; {pairs} in two splits, and the numbers here flatter the model."
-        )
-    if run.trained.get("optimizer steps") == 0:
-        steps.append("Train: no optimizer step was taken.")
-    return steps
-
-
-def _learning_steps(run: RunFacts, rivals: Mapping[str, float], result: Interval) -> list[str]:
-    """What to do about a model that a rival comes near to."""
-    if not rivals or result.low > max(rivals.values()):
-        return []
-    ahead = [_CATCH_UP[name] for name in sorted(rivals, key=lambda each: -rivals[each]) if name in _CATCH_UP]
-    if ahead and result.value <= max(rivals[name] for name in _CATCH_UP if name in rivals):
-        return [*ahead[:1], *_usual_steps(run, rivals, result)]
-    return _usual_steps(run, rivals, result)
-
-
-def _usual_steps(run: RunFacts, rivals: Mapping[str, float], result: Interval) -> list[str]:
-    if run.log_history and result.low > min(rivals.values()):
-        return ["Longer training, or another learning rate (mmhf find-lr): the best of the others is still ahead."]
-    return [
-        "Another learning rate (mmhf find-lr) and a look at the labels: so far training has not paid."
-        if run.log_history
-        else "Train on data like this: here the model has little advantage."
-    ]
-
-
-def _curve_steps(run: RunFacts, metric: str) -> list[str]:
-    """What the curves of the validation split say about the length of training."""
-    curve, losses = series(run.log_history, f"eval_{metric}"), series(run.log_history, "eval_loss")
-    if len(curve.steps) < 3 or not np.isfinite(curve.values).any():
-        return []
-    best = int(np.nanargmax(curve.values))
-    if best == len(curve.steps) - 1:
-        return ["Longer training: the validation split was best at the last evaluation."]
-    lowest = min(losses.values, default=0.0)
-    if losses.steps and losses.values[-1] > 1.05 * lowest:
-        return [
-            "More augmentation or weight decay, or early_stopping: the validation loss has risen from "
-            f"{lowest:.4f} to {losses.values[-1]:.4f}."
-        ]
-    return []

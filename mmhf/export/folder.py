@@ -107,16 +107,8 @@ def export_model(
     examples = whole_examples(family_graphs, examples)
     graphs = family_graphs.graphs(examples)
     with whole_folder(output) as folder:
-        differences, quality = {}, None
-        written: list[tuple[Graph, Path]] = []
-        for graph in graphs:
-            path = folder / (graph.name + SUFFIXES[format])
-            write_graph(graph, path, format)
-            differences[graph.name] = compare(graph, load_graph(path, graph.outputs))
-            written.append((graph, path))
-            logger.info("%s: agrees with the model to %.1g", path.name, differences[graph.name])
-        if validation is not None:
-            quality = _quantize(family_graphs, written, validation)
+        paths = {graph.name: folder / (graph.name + SUFFIXES[format]) for graph in graphs}
+        differences = {graph.name: _write_and_compare(graph, paths[graph.name], format) for graph in graphs}
         settings = {
             **describe_origin(name or str(model_dir), str(model.config.model_type), model_hash(Path(model_dir))),
             "format": format,
@@ -125,8 +117,9 @@ def export_model(
             "image": images,
             **family_graphs.after(),
         }
-        if quality is not None:
-            settings["quality"] = quality
+        if validation is not None:
+            written = [(graph, paths[graph.name]) for graph in graphs]
+            settings["quality"] = _quantize(family_graphs, written, validation)
         if isinstance(processor, ProcessorMixin):
             settings["text"] = write_tokenizer(processor, folder / TOKENIZER_FILE)
         write_json(folder / SETTINGS_FILE, settings)
@@ -134,6 +127,14 @@ def export_model(
             shutil.copyfile(_RUNNERS / f"{family_graphs.runner}.py", folder / RUNNER_FILE)
             shutil.copyfile(_RUNNERS / "inputs.py", folder / "inputs.py")
     return settings
+
+
+def _write_and_compare(graph: Graph, path: Path, format: Format) -> float:
+    """Write a graph, run what was written, and return its largest difference from the model."""
+    write_graph(graph, path, format)
+    difference = compare(graph, load_graph(path, graph.outputs))
+    logger.info("%s: agrees with the model to %.1g", path.name, difference)
+    return difference
 
 
 def _quantize(

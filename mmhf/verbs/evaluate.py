@@ -131,15 +131,28 @@ def evaluate(
             measured[split] = task.measure(evaluator, loaded, split)
         measured = _beside_baselines(measured, model_dir, loaded)
         if output is not None:
-            facts = {"model": name, **{f"rows, {split}": loaded.num_rows(split) for split in loaded.splits}}
-            bad = {"bad_examples": bad_examples.read(), "empty_texts": loaded.empty_texts}
-            Path(output).mkdir(parents=True, exist_ok=True)
-            bad_examples.write_csv(Path(output) / BAD_EXAMPLES_FILE)
-            task.write_report(task.run_facts(Path(output), resolved, trained=facts, **bad), measured)
-            if (Path(output) / COMPLETE_FILE).is_file():  # the run's own folder, whose files were just checked
-                mark_complete(Path(output), is_run_file)
-            logger.info("Written to %s", output)
+            trained_facts = {"model": name, **{f"rows, {split}": loaded.num_rows(split) for split in loaded.splits}}
+            facts = task.run_facts(
+                Path(output),
+                resolved,
+                trained=trained_facts,
+                bad_examples=bad_examples.read(),
+                empty_texts=loaded.empty_texts,
+            )
+            _write_report(task, facts, measured, bad_examples)
     return measured
+
+
+def _write_report(
+    task: AnyTask, facts: RunFacts, measured: Mapping[str, Measured], bad_examples: BadExampleLog
+) -> None:
+    """Write the report and the list of bad rows to the folder that the facts name."""
+    facts.folder.mkdir(parents=True, exist_ok=True)
+    bad_examples.write_csv(facts.folder / BAD_EXAMPLES_FILE)
+    task.write_report(facts, measured)
+    if (facts.folder / COMPLETE_FILE).is_file():  # the run's own folder, whose files were just checked
+        mark_complete(facts.folder, is_run_file)
+    logger.info("Written to %s", facts.folder)
 
 
 def _recipe_of(model_dir: Path, data: str | Path | OwnData | None, overrides: Sequence[str]) -> ResolvedRecipe:

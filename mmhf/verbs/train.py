@@ -181,19 +181,7 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
             trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
             if part.until_step is not None:
                 return after
-            task.finish(trainer, data)
-            measured = _measure(trainer, task, data)
-            trainer.save_model()
-            trainer.save_state()
-            if is_first:
-                mark_complete(folder.path, is_run_file)
-                bad_examples.write_csv(folder.path / BAD_EXAMPLES_FILE)
-                measured = _beside_baselines(measured, task, data, frozen)
-                facts = _facts(trainer, data, frozen)
-                _report(trainer, task, data, facts, resolved=resolved, measured=measured, bad_examples=bad_examples)
-                mark_complete(folder.path, is_run_file)
-                if "mlflow" in (args.report_to or []) and "mlflow" in recipe.tracking.log_model:
-                    importlib.import_module("mmhf.inference.mlflow_model").log_model(folder.path)
+            measured = _finish(trainer, task, data, frozen, resolved=resolved, bad_examples=bad_examples)
         if is_first:
             print_metrics(resolved.name, measured)
             logger.info("Run folder: %s", folder.path)
@@ -202,6 +190,33 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
                 complete_pushed_run(str(trainer.hub_model_id), folder.path, revision=args.hub_revision)
             _release(resolved, args, folder)
     return after
+
+
+def _finish(
+    trainer: MMTrainer,
+    task: AnyTask,
+    data: LoadedData,
+    frozen: FrozenFeatures,
+    *,
+    resolved: ResolvedRecipe,
+    bad_examples: BadExampleLog,
+) -> dict[str, Measured]:
+    """Evaluate what was trained, and write model, report and metrics to the run folder."""
+    task.finish(trainer, data)
+    measured = _measure(trainer, task, data)
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.args.process_index == 0:
+        folder = Path(str(trainer.args.output_dir))
+        mark_complete(folder, is_run_file)
+        bad_examples.write_csv(folder / BAD_EXAMPLES_FILE)
+        measured = _beside_baselines(measured, task, data, frozen)
+        facts = _facts(trainer, data, frozen)
+        _report(trainer, task, data, facts, resolved=resolved, measured=measured, bad_examples=bad_examples)
+        mark_complete(folder, is_run_file)
+        if "mlflow" in (trainer.args.report_to or []) and "mlflow" in task.recipe.tracking.log_model:
+            importlib.import_module("mmhf.inference.mlflow_model").log_model(folder)
+    return measured
 
 
 def _fit_batches(task: AnyTask, args: TrainingArguments, data: LoadedData, parent_dir: Path | None) -> None:

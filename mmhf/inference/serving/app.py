@@ -66,6 +66,17 @@ def create_app(shelf: Shelf, *, key: str | None = None) -> FastAPI:
 
     app = FastAPI(title="mmhf", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.endpoints = endpoints
+    _add_routes(app, shelf, endpoints)
+    describe(app, shelf)
+    app.add_exception_handler(RefusedError, _refused)
+    app.add_exception_handler(HTTPException, _no_endpoint)
+    paths = frozenset(str(getattr(route, "path", "")) for route in app.routes)
+    app.add_middleware(Gate, limits=shelf.limits, metrics=metrics, endpoints=paths, key=key)
+    return app
+
+
+def _add_routes(app: FastAPI, shelf: Shelf, endpoints: Endpoints) -> None:
+    """The endpoints that a model of the shelf can answer, and those of the server itself."""
 
     def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
         return {status: {"model": Refusal} for status in statuses}
@@ -108,12 +119,6 @@ def create_app(shelf: Shelf, *, key: str | None = None) -> FastAPI:
     )
     for path in ("/", "/docs"):
         app.add_api_route(path, _page, methods=["GET"], include_in_schema=False)
-    describe(app, shelf)
-    app.add_exception_handler(RefusedError, _refused)
-    app.add_exception_handler(HTTPException, _no_endpoint)
-    paths = frozenset(str(getattr(route, "path", "")) for route in app.routes)
-    app.add_middleware(Gate, limits=shelf.limits, metrics=metrics, endpoints=paths, key=key)
-    return app
 
 
 class Endpoints:

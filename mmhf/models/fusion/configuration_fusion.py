@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from mmhf.models.classifier_config import ClassifierConfig
 from mmhf.models.sub_configs import SMALL_BERT, SMALL_VIT, sub_config
 
 STRATEGIES = ("concat_mlp", "weighted_sum", "product_difference", "gated")
@@ -14,7 +15,7 @@ MODALITIES = ("image", "text")
 STAND_INS = ("zero", "learnt")
 
 
-class FusionConfig(PreTrainedConfig):
+class FusionConfig(ClassifierConfig):
     """Configuration of [`FusionForImageTextClassification`].
 
     Args:
@@ -45,18 +46,7 @@ class FusionConfig(PreTrainedConfig):
         missing_modalities (`list[str]`, *optional*): Those that rows may lack, because training met such rows.
         auxiliary_weights (`dict[str, float]`, *optional*): `image`, `text` → weight of the loss of a classifier that
             sees the embedding of this modality alone, while training.
-        label_smoothing (`float`): Share of the target spread evenly over the classes.
-        class_weights (`list[float]`, *optional*): Weight of each class in the loss.
-        focal_gamma (`float`): Exponent of the loss's focal factor; 0 = cross-entropy.
-        logit_adjustment (`list[float]`, *optional*): What the loss adds to the logits of each class.
-        asymmetric (`dict[str, float]`, *optional*): `gamma_positive`, `gamma_negative` and `margin` of the loss, with
-            several labels a row.
-        calibration_temperature (`float`): What the logits are divided by, fitted on the validation split.
-        abstain_below (`float`, *optional*): Probability of the predicted class below which the answer is to be left
-            to a person.
-        thresholds (`list[float]`, *optional*): With several labels a row, the probability from which on each is given;
-            absent = 0.5.
-        initializer_range (`float`): Standard deviation of new weights.
+        **kwargs: Those of [`ClassifierConfig`].
     """
 
     model_type = "mmhf_fusion"
@@ -95,15 +85,6 @@ class FusionConfig(PreTrainedConfig):
         mask: str | None = None,
         missing_modalities: list[str] | None = None,
         auxiliary_weights: dict[str, float] | None = None,
-        label_smoothing: float = 0.0,
-        class_weights: list[float] | None = None,
-        focal_gamma: float = 0.0,
-        logit_adjustment: list[float] | None = None,
-        asymmetric: dict[str, float] | None = None,
-        calibration_temperature: float = 1.0,
-        abstain_below: float | None = None,
-        thresholds: list[float] | None = None,
-        initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
         if strategy not in STRATEGIES:
@@ -135,21 +116,4 @@ class FusionConfig(PreTrainedConfig):
         self.mask = mask
         self.missing_modalities = list(missing_modalities or [])
         self.auxiliary_weights = dict(auxiliary_weights or {})
-        self.label_smoothing = label_smoothing
-        self.class_weights = None if class_weights is None else list(class_weights)
-        self.focal_gamma = focal_gamma
-        self.logit_adjustment = None if logit_adjustment is None else list(logit_adjustment)
-        self.asymmetric = None if asymmetric is None else dict(asymmetric)
-        self.calibration_temperature = calibration_temperature
-        self.abstain_below = abstain_below
-        self.thresholds = None if thresholds is None else list(thresholds)
-        self.initializer_range = initializer_range
         super().__init__(**kwargs)
-        by_class = {
-            "class weights": self.class_weights,
-            "logit adjustments": self.logit_adjustment,
-            "thresholds": self.thresholds,
-        }
-        for what, numbers in by_class.items():
-            if numbers is not None and len(numbers) != self.num_labels:
-                raise ValueError(f"{len(numbers)} {what} for {self.num_labels} labels")

@@ -235,19 +235,13 @@ class FusionForImageTextClassification(TowerModel):
             image_features, vision = self._seen_in_rows(
                 pixel_values, image_features, image_hidden, present=image_mask, rows=image_rows, asked=asked
             )
-        if self.config.mask == "text" or (input_ids is None and text_features is None):
+        if self.config.mask == "text" or _first(input_ids, text_features) is None:
             text_features = self._no_features(self.text_output.width, given)
             text_mask = self._nowhere(given)
-        elif text_features is not None:
-            text_features = _features_of_rows(text_features, text_mask)
         else:
-            assert input_ids is not None
-            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            if asked and self.text is not None:
-                text_features, text = self._read_text(input_ids, attention_mask, **asked)
-                text_features = _features_of_rows(text_features, text_mask)
-            else:
-                text_features = _of_rows(self.text_features, text_mask, text_rows, input_ids, attention_mask)
+            text_features, text = self._read_in_rows(
+                input_ids, attention_mask, text_features, present=text_mask, rows=text_rows, asked=asked
+            )
         output = self.classify(image_features, text_features, labels, num_items_in_batch, image_mask, text_mask)
         output.text_model_output = None if text is None else encoder_output(text)
         output.vision_model_output = None if vision is None else encoder_output(vision)
@@ -272,6 +266,26 @@ class FusionForImageTextClassification(TowerModel):
         features, output = self._seen(pixel_values, image_features, None, **asked)
         assert features is not None
         return _features_of_rows(features, present), output
+
+    def _read_in_rows(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        text_features: Tensor | None,
+        *,
+        present: Tensor | None,
+        rows: Tensor | None,
+        asked: dict[str, bool],
+    ) -> tuple[Tensor, Any]:
+        """Features of the texts, with zeros in the rows that lack one, and the encoder's whole output if asked for."""
+        if text_features is not None:
+            return _features_of_rows(text_features, present), None
+        assert input_ids is not None
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if asked and self.text is not None:
+            features, output = self._read_text(input_ids, attention_mask, **asked)
+            return _features_of_rows(features, present), output
+        return _of_rows(self.text_features, present, rows, input_ids, attention_mask), None
 
     def _encoder_of_table(self) -> PreTrainedModel:
         if not self._table_encoder:

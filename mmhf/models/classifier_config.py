@@ -1,0 +1,62 @@
+"""What the configurations of classifiers share: the loss, and how logits become decisions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+class ClassifierConfig(PreTrainedConfig):
+    """A configuration with `num_labels` labels.
+
+    Args:
+        label_smoothing (`float`): Share of the target spread evenly over the classes.
+        class_weights (`list[float]`, *optional*): Weight of each class in the loss.
+        focal_gamma (`float`): Exponent of the loss's focal factor; 0 = cross-entropy.
+        logit_adjustment (`list[float]`, *optional*): What the loss adds to the logits of each class.
+        asymmetric (`dict[str, float]`, *optional*): `gamma_positive`, `gamma_negative` and `margin` of the loss, with
+            several labels a row.
+        calibration_temperature (`float`): What the logits are divided by, fitted on the validation split.
+        abstain_below (`float`, *optional*): Probability of the predicted class below which the answer is to be left
+            to a person.
+        thresholds (`list[float]`, *optional*): With several labels a row, the probability from which on each is given;
+            absent = 0.5.
+        initializer_range (`float`): Standard deviation of new weights.
+
+    Raises:
+        ValueError: There are not as many weights, adjustments or thresholds as labels.
+    """
+
+    def __init__(
+        self,
+        *,
+        label_smoothing: float = 0.0,
+        class_weights: list[float] | None = None,
+        focal_gamma: float = 0.0,
+        logit_adjustment: list[float] | None = None,
+        asymmetric: dict[str, float] | None = None,
+        calibration_temperature: float = 1.0,
+        abstain_below: float | None = None,
+        thresholds: list[float] | None = None,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        self.label_smoothing = label_smoothing
+        self.class_weights = None if class_weights is None else list(class_weights)
+        self.focal_gamma = focal_gamma
+        self.logit_adjustment = None if logit_adjustment is None else list(logit_adjustment)
+        self.asymmetric = None if asymmetric is None else dict(asymmetric)
+        self.calibration_temperature = calibration_temperature
+        self.abstain_below = abstain_below
+        self.thresholds = None if thresholds is None else list(thresholds)
+        self.initializer_range = initializer_range
+        super().__init__(**kwargs)
+        by_class = {
+            "class weights": self.class_weights,
+            "logit adjustments": self.logit_adjustment,
+            "thresholds": self.thresholds,
+        }
+        for what, numbers in by_class.items():
+            if numbers is not None and len(numbers) != self.num_labels:
+                raise ValueError(f"{len(numbers)} {what} for {self.num_labels} labels")

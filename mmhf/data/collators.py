@@ -164,6 +164,11 @@ class ImageCollator:
         """What the processor makes of texts, such as `input_ids` and `attention_mask` (B, T)."""
         return dict(self.processor(text=texts))
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the images of a batch are mixed in any stage."""
+        return any(each.mixer is not None for each in (self.changes, *self.stage_changes.values()))
+
     def changes_in(self, stage: int) -> RandomChanges:
         """What happens to images at random in a stage of training."""
         return self._changes_for(stage)

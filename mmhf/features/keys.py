@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel, ProcessorMixin
 
 from mmhf.conventions import Processor
+from mmhf.data.pixels import why_normalised_ahead
 from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.models.encoders import why_not_channels_last
 from mmhf.models.partition import Partition
@@ -95,6 +96,8 @@ def store_name(
         "float32": _float32_products(device),
         "versions": [torch.__version__, transformers.__version__, timm.__version__, PIL.__version__],
     }
+    if part.name == "vision" and why_normalised_ahead(device) is None:
+        values["normalised"] = "by the device"
     if least_side is not None and part.name == "vision":
         values["least side"] = least_side
     content = json.dumps(values, sort_keys=True, default=str).encode()

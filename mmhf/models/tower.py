@@ -81,6 +81,8 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
     accepts_loss_kwargs = True
 
     vision_output: EncoderOutput
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def encoders(self) -> dict[str, PreTrainedModel]:
         """The towers that there are, by name."""
@@ -100,6 +102,15 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
                 groups[part] = [name for name in own if name.startswith(prefixes)]
         return {group: names for group, names in groups.items() if names}
 
+    def normalise_pixels(self, mean: Tensor, std: Tensor) -> None:
+        """Take images as uint8 pixels, too, and normalise them first. Nothing of it is saved.
+
+        Args:
+            mean, std (`Tensor`): (3, 1, 1), of pixels from 0 to 255.
+        """
+        for name, value in (("pixel_mean", mean), ("pixel_std", std)):
+            self.register_buffer(name, value.to(self.device), persistent=False)
+
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """What the new layers read of the image encoder: (B, 3, H, W) → (B, vision width), or a grid of features."""
         return self._read_image(self._run_vision(pixel_values))
@@ -107,6 +118,8 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
     def _run_vision(self, pixel_values: Tensor, **asked: bool) -> Any:
         """The image encoder's own output."""
         images = laid_out(pixel_values, self.vision_output)
+        if images.dtype == torch.uint8 and hasattr(self, "pixel_mean"):
+            images = torch.sub(images, self.pixel_mean).div_(self.pixel_std)
         return run_vision(self.vision, images, self.config.vision_pooling, **asked)
 
     def _read_image(self, output: Any) -> Tensor:

@@ -10,7 +10,10 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import parse_flag_from_env
 
+from mmhf.data.collators import ImageCollator
+from mmhf.data.pixels import why_normalised_ahead
 from mmhf.errors import InputError
+from mmhf.models.tower import TowerModel
 
 _LAUNCHED = "ACCELERATE_MIXED_PRECISION"
 _MOST_WORKERS = 8
@@ -94,6 +97,27 @@ def device_defaults(training: Mapping[str, Any], *, is_stream: bool) -> dict[str
             values["dataloader_persistent_workers"] = True
             values["dataloader_prefetch_factor"] = _BATCHES_AHEAD
     return values
+
+
+def normalise_on_device(model: torch.nn.Module, device: torch.device, *collators: object) -> None:
+    """Let collators send images to a CUDA device as uint8 pixels, which the model normalises there.
+
+    A batch of floats has four times the bytes, and it is written by a reading process, copied into pinned memory and
+    copied to the device. Nothing is changed where a collator mixes images, or has a processor that cannot.
+
+    Args:
+        model (`nn.Module`): What the batches are for.
+        device (`torch.device`): Where it runs.
+        collators: What makes its batches, all of them or none; None is passed over.
+    """
+    if why_normalised_ahead(device) is not None or not isinstance(model, TowerModel):
+        return
+    made_of_images = [each for each in collators if isinstance(each, ImageCollator)]
+    if any(each.mixes for each in made_of_images):
+        return
+    for collator in made_of_images:
+        if (left := collator.prepare.leave_normalising()) is not None:
+            model.normalise_pixels(*left)
 
 
 def uses_cuda(training: Mapping[str, Any]) -> bool:

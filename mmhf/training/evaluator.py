@@ -14,6 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from mmhf.cpu import give_back_gaps
 from mmhf.features.stage import StageFeatures
+from mmhf.training.devices import normalise_on_device
 
 _BATCHES_BETWEEN_TRIMS = 64
 _BATCHES_ON_DEVICE = 16
@@ -114,6 +115,10 @@ class ReadsFeatures(JoinsOnce):
     """A Trainer that gives stored features to the data sets that it evaluates."""
 
     features: StageFeatures | None = None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        normalise_on_device(self.model, self.args.device, self.data_collator)
 
     def read_features(self, features: StageFeatures | None) -> None:
         """Read these from now on.

@@ -30,6 +30,7 @@ from mmhf.training.checkpoints import (
     saved_under_own_names,
 )
 from mmhf.training.compiled import CompiledStage, Compiling, forget_compiled
+from mmhf.training.devices import normalise_on_device
 from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.evaluator import ReadsSplits
 from mmhf.training.frozen_copies import keep_copies, release_copies, why_no_copies
@@ -89,6 +90,7 @@ class MMTrainer(ReadsSplits):
         self._compiling = Compiling.asked_by(kwargs["args"])
         self._compiled: CompiledStage | None = None
         super().__init__(**kwargs)
+        normalise_on_device(plan.model, self.args.device, self.data_collator, eval_collator)
         self.data = StageData(self.train_dataset, plan, self.args, recipe)
         self.stages = StageCallback(
             plan,

@@ -20,7 +20,7 @@ from mmhf.cpu import describe_allocator, num_threads
 from mmhf.data.checks import check_data
 from mmhf.data.filters import describe_steps
 from mmhf.data.loading import LoadedData
-from mmhf.data.pixels import describe_jpeg_decoder
+from mmhf.data.pixels import NORMALISING_SWITCH, describe_jpeg_decoder, why_normalised_ahead
 from mmhf.errors import InputError, UnreachableError
 from mmhf.features.choice import PartChoice, choose_parts, measure_shapes
 from mmhf.files import CONFIG_FILE
@@ -307,11 +307,17 @@ def _describe_compiling(args: TrainingArguments, num_stages: int) -> str:
 
 def _describe_images(model: Any, args: TrainingArguments) -> str:
     """In which memory format images go into the encoder."""
+    if why_normalised_ahead(args.device) is None:
+        where = f"as uint8, normalised on the device ({NORMALISING_SWITCH}=off turns it off); "
+    else:
+        where = ""
     reason = why_not_channels_last(model.vision_output, args.device)
     if reason is not None:
-        return f"channel by channel ({reason})"
+        return f"{where}channel by channel ({reason})"
     gain = "1.4" if args.device.type == "cpu" else "1.8 to 1.9"
-    return f"channels last, which convolutions take {gain} times as fast ({CHANNELS_LAST_SWITCH}=off turns it off)"
+    return (
+        f"{where}channels last, which convolutions take {gain} times as fast ({CHANNELS_LAST_SWITCH}=off turns it off)"
+    )
 
 
 def _as_written(stage: StageSection, args: TrainingArguments) -> tuple[str, str, str, str]:

@@ -156,6 +156,30 @@ def test_prepared_pictures_give_the_processors_own_tensors(kind):
     assert vars(processor).get("disable_grouping") is None  # nothing of this is saved with it
 
 
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_what_is_left_to_the_device_gives_the_same_bits(kind):
+    processor = PROCESSORS[kind]
+    prepare = PicturePreparer(processor)
+    pictures = [prepare(pixels_of(photo(width, 300))) for width in (280, 400)]
+    whole = prepare.processor(images=pictures, return_tensors="pt")["pixel_values"]
+    for _ in range(2):  # who asks again is told the same
+        left = prepare.leave_normalising()
+        assert left is not None
+        sent = prepare.processor(images=pictures, return_tensors="pt")["pixel_values"]
+        assert sent.dtype == torch.uint8
+        assert torch.equal(torch.sub(sent, left.mean).div_(left.std), whole)
+    assert processor.do_normalize and processor.do_rescale, "the processor itself is nobody else's to change"
+
+
+@pytest.mark.parametrize("settings", [{"do_normalize": False}, {"do_rescale": False}, {"do_resize": False}])
+def test_who_cannot_leave_it_goes_on_as_before(settings):
+    processor = CLIPImageProcessor(**{"size": SQUARE, "crop_size": SQUARE, "do_center_crop": False, **settings})
+    prepare = PicturePreparer(processor)
+    assert prepare.leave_normalising() is None
+    made = prepare.processor(images=[prepare(pixels_of(photo()))], return_tensors="pt")["pixel_values"]
+    assert torch.equal(made, processor(images=[photo()], return_tensors="pt")["pixel_values"])
+
+
 class OwnSteps(CLIPImageProcessor):
     """A processor that does more than the stock ones."""
 

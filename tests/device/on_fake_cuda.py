@@ -77,6 +77,14 @@ def train_head(family: TinyFamily, model: PreTrainedModel, batch: Batch) -> None
     apply_freezing(model, partition, list(partition))
 
 
+def train_on_pixels(family: TinyFamily, model: Any, batch: Batch) -> None:
+    """A step on images that the device normalises."""
+    statistics = torch.ones(3, 1, 1, device="cuda")
+    model.normalise_pixels(statistics, statistics)
+    pixels = torch.zeros(batch["pixel_values"].shape, dtype=torch.uint8, device="cuda")
+    train(family, model, {**batch, "pixel_values": pixels}, torch.bfloat16)
+
+
 def cache_gradients(family: TinyFamily, model: Any, batch: Batch) -> None:
     halves = [
         {name: tensor[rows] for name, tensor in batch.items()}
@@ -124,6 +132,7 @@ ACTS: dict[str, tuple[Callable[..., None], bool]] = {
     "train in bf16": (lambda *given: train(*given, torch.bfloat16), False),
     "train in fp16": (lambda *given: train(*given, torch.float16), False),
     "train the head": (train_head, False),
+    "train on pixels": (train_on_pixels, False),
     "cache gradients": (cache_gradients, False),
     "store features": (store, False),
     "generate": (generate, True),

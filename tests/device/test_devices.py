@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-ACTS = ["train in fp32", "train in bf16", "train in fp16", "train the head", "store features"]
+ACTS = ["train in fp32", "train in bf16", "train in fp16", "train the head", "train on pixels", "store features"]
 EVERYTHING = [
     *((name, act) for name in ("fusion", "image_classifier", "dual_encoder", "captioner") for act in ACTS),
     ("dual_encoder", "cache gradients"),

@@ -6,10 +6,18 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tiny_families import FAMILIES
+from transformers import CLIPImageProcessor
 
 import mmhf
+from mmhf.data.collators import ImageCollator
+from mmhf.data.mixing import BatchMixer
+from mmhf.data.pixels import why_normalised_ahead
 from mmhf.errors import InputError
+from mmhf.features import keys
 from mmhf.recipe import recipe_from_dict
+from mmhf.training import devices
 from mmhf.training.arguments import training_arguments
 from mmhf.training.devices import choose_precision, device_defaults
 
@@ -145,6 +153,52 @@ def test_stored_features_of_two_precisions_do_not_meet(order, tiny_recipe, two_s
         found[launched] = losses(f"stored_{launched}", cache="on")
         assert found[launched] == pytest.approx(losses(f"computed_{launched}", cache="off"), rel=1e-5, abs=1e-6)
     assert found["no"] != found["bf16"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_normalised_on_the_device_a_run_ends_with_the_same_bits(cache, tiny_recipe, two_stages, tmp_path, monkeypatch):
+    changes = {**two_stages, "data": {"augment": {"horizontal_flip": 0.5}}, "cache": {"mode": cache}}
+    sent, found = [], []
+    encode = ImageCollator.__call__
+
+    def watched(self, rows):
+        batch = encode(self, rows)
+        sent.append(batch["pixel_values"].dtype if "pixel_values" in batch else None)
+        return batch
+
+    monkeypatch.setattr(ImageCollator, "__call__", watched)
+    for why in ("not here", None):
+        for module in (devices, keys):
+            monkeypatch.setattr(module, "why_normalised_ahead", lambda device, why=why: why)
+        folder = tmp_path / f"run {why}"
+        mmhf.train(tiny_recipe({**changes, "training": {**changes["training"], "output_dir": str(folder)}}))
+        found.append((load_file(folder / "model.safetensors"), json.loads((folder / "metrics.json").read_text())))
+        assert set(sent) - {None} == {torch.float32 if why else torch.uint8}
+        sent.clear()
+    (ahead, metrics), (there, metrics_there) = found
+    assert metrics == metrics_there
+    assert ahead.keys() == there.keys()
+    assert all(torch.equal(ahead[name], there[name]) for name in ahead)
+
+
+def test_mixed_images_are_normalised_before(monkeypatch):
+    monkeypatch.setattr(devices, "why_normalised_ahead", lambda device: None)
+    model = FAMILIES["image_classifier"].model()
+    mixer = BatchMixer(3, mixup=0.2)
+    processor = CLIPImageProcessor()
+    mixing, plain = ImageCollator(processor, mixer=mixer), ImageCollator(processor)
+    devices.normalise_on_device(model, torch.device("cpu"), plain, mixing)
+    assert not hasattr(model, "pixel_mean")
+    devices.normalise_on_device(model, torch.device("cpu"), plain, None)
+    assert hasattr(model, "pixel_mean") and "pixel_mean" not in model.state_dict()
+
+
+def test_who_normalises(monkeypatch):
+    assert why_normalised_ahead(torch.device("cuda")) is None
+    assert "cpu" in str(why_normalised_ahead(torch.device("cpu")))
+    monkeypatch.setenv("MMHF_DEVICE_NORMALISING", "off")
+    assert why_normalised_ahead(torch.device("cuda")) == "MMHF_DEVICE_NORMALISING=off"
 
 
 def test_a_field_that_the_installed_transformers_lacks_is_named():

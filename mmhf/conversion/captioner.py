@@ -82,7 +82,10 @@ class Captioner(Predecessor):
                     f"{section.language.backbone} does not know; name another one with --text"
                 )
             config.prompt_ids = [start]
-        skeleton = _skeleton(config)
+        with torch.device("meta"):
+            vision: Any = fresh_vision(config.vision_config, config.vision_features)
+            drop_unused(vision, tuple(config.vision_output["unused"]))
+            skeleton = PrefixCaptionerForConditionalGeneration(config, vision=vision)
         places = {"vision": (section.vision.backbone, _VISION), "language": (section.language.backbone, _LANGUAGE)}
         tensors = _projector(checkpoint, (language_width(config), config.vision_output["width"]))
         references = {}
@@ -119,13 +122,6 @@ def _saved(checkpoint: Checkpoint, options: Options) -> dict[str, Any]:
     if options.metadata is None and not described.is_file():
         return checkpoint.values
     return {**checkpoint.values, **read_json_object(described)}
-
-
-def _skeleton(config: Any) -> PrefixCaptionerForConditionalGeneration:
-    with torch.device("meta"):
-        vision: Any = fresh_vision(config.vision_config, config.vision_features)
-        drop_unused(vision, tuple(config.vision_output["unused"]))
-        return PrefixCaptionerForConditionalGeneration(config, vision=vision)
 
 
 def _projector(checkpoint: Checkpoint, shape: tuple[int, int]) -> dict[str, Tensor]:

@@ -175,7 +175,7 @@ class DualEncoderGraphs(ModelGraphs):
             with torch.no_grad():
                 cases.append(Case(batch, {output: self.model(**batch)[output]}))
         lengths = {each: _TEXT_LENGTHS if each in TEXT_INPUTS else {0: "batch"} for each in [*batches[0], output]}
-        module = GraphModule(tower, _image_embeds if name == "image" else _text_embeds, list(batches[0]))
+        module = GraphModule(tower, lambda model, given: (model(**given)[output],), list(batches[0]))
         return Graph(name, module, batches[0], (output,), lengths, cases)
 
     def after(self) -> dict[str, Any]:
@@ -283,14 +283,6 @@ def _masked_logits(model: Any, given: Tensors) -> tuple[Tensor, ...]:
     if "input_ids" in given:
         features["text_features"] = model.text_features(given["input_ids"], given.get("attention_mask"))
     return (model(**features, **masks).logits,)
-
-
-def _image_embeds(model: Any, given: Tensors) -> tuple[Tensor, ...]:
-    return (model(**given).image_embeds,)
-
-
-def _text_embeds(model: Any, given: Tensors) -> tuple[Tensor, ...]:
-    return (model(**given).text_embeds,)
 
 
 def _prefix(model: Any, given: Tensors) -> tuple[Tensor, ...]:

@@ -46,7 +46,10 @@ def add_remote_code(folder: Path) -> bool:
     family = families().get(config.get("model_type"))
     if family is None:
         return False
-    for name, source in {**bundle(family), HANDLER_FILE: _handler(family)}.items():
+    # What answers requests at an endpoint of the Hub.
+    handler = (Path(__file__).parent / "endpoint_handler.py").read_text(encoding="utf-8")
+    handler = handler.replace('TASK = ""', f"TASK = {family.pipeline_task!r}")
+    for name, source in {**bundle(family), HANDLER_FILE: handler}.items():
         (folder / name).write_text(source, encoding="utf-8")
     auto_map = {"AutoConfig": _class_reference(family, "config")}
     auto_map.update({auto_class: _class_reference(family, "model") for auto_class in family.auto_classes})
@@ -57,12 +60,6 @@ def add_remote_code(folder: Path) -> bool:
             if processor_file.is_file():
                 _rewrite(processor_file, {**json.loads(processor_file.read_text(encoding="utf-8")), **reference})
     return True
-
-
-def _handler(family: Family) -> str:
-    """What answers requests at an endpoint of the Hub."""
-    source = (Path(__file__).parent / "endpoint_handler.py").read_text(encoding="utf-8")
-    return source.replace('TASK = ""', f"TASK = {family.pipeline_task!r}")
 
 
 @functools.cache

@@ -7,10 +7,10 @@ from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
-from transformers import Pipeline
 
 from mmhf.data.images import decode_image
 from mmhf.errors import InputError
+from mmhf.inference.processor_pipeline import ProcessorPipeline
 from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 
@@ -43,7 +43,7 @@ def check_generation(options: Mapping[str, Any]) -> dict[str, Any]:
     return dict(options)
 
 
-class ImageCaptioningPipeline(Pipeline):
+class ImageCaptioningPipeline(ProcessorPipeline):
     """Write captions for images.
 
     Example:
@@ -59,17 +59,7 @@ class ImageCaptioningPipeline(Pipeline):
     ```
     """
 
-    _load_processor = True  # type: ignore[assignment]
-    _load_image_processor = False  # type: ignore[assignment]
-    _load_feature_extractor = False  # type: ignore[assignment]
-    _load_tokenizer = False  # type: ignore[assignment]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.processor is None:
-            raise InputError("a model that is already loaded needs its processor too: pass processor=")
-        self.check_model_type([PrefixCaptionerForConditionalGeneration.__name__])
-        self.model.eval()
+    model_class = PrefixCaptionerForConditionalGeneration
 
     def __call__(self, inputs: ImageLike | Iterable[ImageLike], **kwargs: Any) -> Any:  # type: ignore[override]
         """Caption one image or many.

@@ -7,10 +7,10 @@ from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
-from transformers import Pipeline
 
 from mmhf.data.images import decode_image
 from mmhf.errors import InputError
+from mmhf.inference.processor_pipeline import ProcessorPipeline
 from mmhf.models.classification_loss import class_names
 from mmhf.models.fusion.modeling_fusion import FusionForImageTextClassification
 from mmhf.models.targets import target_of
@@ -18,7 +18,7 @@ from mmhf.models.targets import target_of
 Example = Mapping[str, Any]
 
 
-class ImageTextClassificationPipeline(Pipeline):
+class ImageTextClassificationPipeline(ProcessorPipeline):
     """Classify pairs of an image and a text.
 
     Example:
@@ -34,17 +34,7 @@ class ImageTextClassificationPipeline(Pipeline):
     ```
     """
 
-    _load_processor = True  # type: ignore[assignment]
-    _load_image_processor = False  # type: ignore[assignment]
-    _load_feature_extractor = False  # type: ignore[assignment]
-    _load_tokenizer = False  # type: ignore[assignment]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.processor is None:
-            raise InputError("a model that is already loaded needs its processor too: pass processor=")
-        self.check_model_type([FusionForImageTextClassification.__name__])
-        self.model.eval()
+    model_class = FusionForImageTextClassification
 
     def __call__(  # type: ignore[override]
         self,

@@ -122,13 +122,6 @@ class ShardFolder:
     def _files(self) -> dict[int, Path]:
         return {int(path.stem.split("-")[1]): path for path in self.path.glob("shard-*-*.parquet")}
 
-    def _drop_damaged(self) -> None:
-        """Remove shards that are not as they were written, so that they are made again."""
-        for number, path in sorted(self._files().items()):
-            if path.stem.split("-")[2] != _shard_hash(number, path):
-                logger.warning("%s: is damaged; its rows are done again", path)
-                path.unlink()
-
     def _join(self, discard_other: bool) -> FileLock:
         while True:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -144,7 +137,10 @@ class ShardFolder:
         """See that the folder's shards are of this work, or make it so."""
         changes = self._changes()
         if not changes and not self._members():
-            self._drop_damaged()
+            for number, path in sorted(self._files().items()):
+                if path.stem.split("-")[2] != _shard_hash(number, path):
+                    logger.warning("%s: is damaged; its rows are done again", path)
+                    path.unlink()
         if not changes and self.finished():
             change = self._find_change(self)
             changes = [] if change is None else [change]

@@ -191,7 +191,10 @@ def embed_texts(
     facts = embedder.facts.to_dict()
     identity = {**settings.facts(rows, device), **{f"encoder {key}": str(value) for key, value in facts.items()}}
     metadata = {ENCODER_KEY: json.dumps(facts)}
-    rows = _with_hashes(rows)
+    made = (HASH_COLUMN, EMBEDDING_COLUMN, "error")  # columns of an earlier table
+    columns = {name: values for name, values in rows.table.columns.items() if name not in made}
+    columns[HASH_COLUMN] = text_hashes(rows.first_texts())
+    rows = replace(rows, table=replace(rows.table, columns=columns))
     model = RowEmbedder(embedder, [TEXT])
     return TableJob(model, rows, output, identity=identity, settings=settings, metadata=metadata).run()
 
@@ -208,11 +211,3 @@ def rows_of_texts(origin: str, columns: Mapping[str, Sequence[Any]], *, limit: i
     texts = pa.array([[text] if text else [] for text in chosen["text"]], pa.list_(pa.string()))
     digest = hashlib.sha256(json.dumps(chosen, default=str).encode()).hexdigest()
     return TableRows(TableFile.of(origin, chosen), texts, None, ("text",), DataFolder("."), digest)
-
-
-def _with_hashes(rows: TableRows) -> TableRows:
-    """The rows with the hash of each text, in place of the columns of an earlier table."""
-    made = (HASH_COLUMN, EMBEDDING_COLUMN, "error")
-    columns = {name: values for name, values in rows.table.columns.items() if name not in made}
-    columns[HASH_COLUMN] = text_hashes(rows.first_texts())
-    return replace(rows, table=replace(rows.table, columns=columns))

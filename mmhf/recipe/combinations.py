@@ -62,7 +62,10 @@ def _schedule_problems(stage: StageSection, path: KeyPath, training: dict[str, A
         if isinstance(stage.learning_rate, float | int) and floor > stage.learning_rate:
             yield Problem(where, f"is above the stage's learning_rate of {stage.learning_rate:g}", shown(floor))
     for where, warmup in _by_selector(stage.warmup, (*path, "warmup")):
-        yield from _warmup_problems(warmup, stage.steps, where)
+        if warmup > 1 and warmup != int(warmup):
+            yield Problem(where, "must be a whole number of steps or a share below 1", shown(warmup))
+        elif stage.steps is not None and warmup >= max(stage.steps, 1) and warmup >= 1:
+            yield Problem(where, f"leaves nothing of a stage of {stage.steps} steps", shown(warmup))
 
 
 def _by_selector(given: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
@@ -71,13 +74,6 @@ def _by_selector(given: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
         yield from (((*path, selector), value) for selector, value in given.items())
     elif given is not None:
         yield path, given
-
-
-def _warmup_problems(warmup: float, steps: int | None, path: KeyPath) -> Iterator[Problem]:
-    if warmup > 1 and warmup != int(warmup):
-        yield Problem(path, "must be a whole number of steps or a share below 1", shown(warmup))
-    elif steps is not None and warmup >= max(steps, 1) and warmup >= 1:
-        yield Problem(path, f"leaves nothing of a stage of {steps} steps", shown(warmup))
 
 
 def _optimizer_problems(recipe: RecipeBase) -> Iterator[Problem]:

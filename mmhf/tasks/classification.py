@@ -65,18 +65,17 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         parent: Path | None = None,
         device: str | None = None,
     ) -> PreTrainedModel:
+        names: Sequence[str] | None = None if data is None else data.label_names
+        if names is None and (section := self.recipe.data.label_sets) is not None:
+            names = section.names or section.columns
         options: dict[str, Any] = {
-            "label_names": self._names_without_data() if data is None else data.label_names,
+            "label_names": _NAMES_WITHOUT_DATA if names is None else names,
             "loss": self.loss_settings(data),
             "device": device,
         }
         if parent is None:
             return self._fresh_model(image_size=self.recipe.data.image_size, **options)
         return self._released_model(parent, **options)
-
-    def _names_without_data(self) -> Sequence[str]:
-        section = self.recipe.data.label_sets
-        return _NAMES_WITHOUT_DATA if section is None else section.names or section.columns or _NAMES_WITHOUT_DATA
 
     def load_data(
         self,

@@ -123,10 +123,13 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         usable = [number for number, is_usable in enumerate(written.is_usable) if is_usable]
         captions, of_captions = [written.captions[number] for number in usable], rows.select(usable)
         references = of_captions["captions"][:]
+        clip, clip_scores = self.recipe.evaluation.clip, None
+        if clip is not None and captions:
+            clip_scores = ClipScorer.from_pretrained(clip).score(of_captions["image"][:], captions)
         evaluation = evaluate_captions(
             captions,
             references,
-            clip_scores=self._clip_scores(of_captions, captions),
+            clip_scores=clip_scores,
             loss=written.loss,
             resamples=self.recipe.evaluation.bootstrap,
         )
@@ -164,11 +167,6 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             if reference is not None:
                 found[part] = reference
         return found
-
-    def _clip_scores(self, rows: datasets.Dataset, captions: Sequence[str]) -> Any:
-        if self.recipe.evaluation.clip is None or not captions:
-            return None
-        return ClipScorer.from_pretrained(self.recipe.evaluation.clip).score(rows["image"][:], captions)
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
         """What the best constant caption scores, and, by frozen features, that of the most similar training image."""

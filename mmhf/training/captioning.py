@@ -69,7 +69,9 @@ def run_captioner(
                 ).loss
                 sums += torch.stack([loss.double(), (labels != IGNORED_LABEL).sum().double()])
             tokens = model.generate(image_features=features) if with_captions else labels[:, :1]
-        gathered = _gather(trainer, tokens, processor.tokenizer.pad_token_id)
+        pad = processor.tokenizer.pad_token_id
+        tokens = trainer.accelerator.pad_across_processes(tokens, dim=1, pad_index=pad)
+        gathered: torch.Tensor = trainer.accelerator.gather_for_metrics(tokens)
         usable = trainer.accelerator.gather_for_metrics((labels != IGNORED_LABEL).any(dim=1))
         if with_captions:
             written.captions += processor.captions(gathered)
@@ -88,12 +90,6 @@ def image_features_of(model: PrefixCaptionerForConditionalGeneration, inputs: Ma
     if "image_hidden" in inputs:
         return model.resumed_image_features(inputs["image_hidden"])
     return model.image_features(inputs["pixel_values"])
-
-
-def _gather(trainer: Trainer, tokens: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    padded = trainer.accelerator.pad_across_processes(tokens, dim=1, pad_index=pad_token_id)
-    gathered: torch.Tensor = trainer.accelerator.gather_for_metrics(padded)
-    return gathered
 
 
 class CaptioningTrainer(MMTrainer):

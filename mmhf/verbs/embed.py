@@ -23,10 +23,13 @@ _OF_TEXT_ENCODERS = ("pooling", "prefix", "max_length")
 
 def run(options: argparse.Namespace) -> None:
     transformers.logging.disable_progress_bar()
-    _check_kind(options)
+    given = {name: vars(options)[name] for name in _OF_TEXT_ENCODERS if vars(options)[name] is not None}
+    if given and not options.text:
+        raise InputError(f"--{next(iter(given)).replace('_', '-')} belongs to text encoders: add --text")
+    if options.text and (options.images or options.texts or options.image_root is not None):
+        raise InputError("--text embeds texts alone; leave out --images, --texts and --image-root")
     settings = job_settings(options)
     if options.text:
-        given = {name: vars(options)[name] for name in _OF_TEXT_ENCODERS if vars(options)[name] is not None}
         rows: Path | TableRows = options.input
         if is_recipe(options.input):
             rows, max_length = _rows_of_recipe(options)
@@ -37,15 +40,6 @@ def run(options: argparse.Namespace) -> None:
         model_dir = resolve_model(options.model).path
         summary = embed_table(model_dir, options.input, options.output, settings, modalities=modalities)
     tell(summary, ", ".join(f"{count:,} {modality}s" for modality, count in summary.embedded.items()))
-
-
-def _check_kind(options: argparse.Namespace) -> None:
-    if not options.text:
-        for name in _OF_TEXT_ENCODERS:
-            if vars(options)[name] is not None:
-                raise InputError(f"--{name.replace('_', '-')} belongs to text encoders: add --text")
-    elif options.images or options.texts or options.image_root is not None:
-        raise InputError("--text embeds texts alone; leave out --images, --texts and --image-root")
 
 
 def _rows_of_recipe(options: argparse.Namespace) -> tuple[TableRows, int]:

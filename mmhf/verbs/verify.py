@@ -27,7 +27,16 @@ def run(options: argparse.Namespace) -> None:
     release = verify_release(resolved.path, exactly=True)
     logger.info("%s: all %d files have the hashes they were released with", options.model, len(release.files))
     claimed = _numbers_of_card(resolved.path, options.split)
-    measured = _measure_again(options, resolved.path)
+    with tempfile.TemporaryDirectory() as scratch:
+        again = evaluate(
+            resolved.path,
+            overrides=options.overrides,
+            splits=options.split,
+            batch_size=options.batch_size,
+            output=scratch,
+        )
+        measured: dict[str, float] = read_json_object(Path(scratch) / METRICS_FILE)
+    print_metrics(str(resolved.path), again)
     wrong = {
         name: (value, measured.get(name))
         for name, value in claimed.items()
@@ -54,15 +63,6 @@ def _numbers_of_card(path: Path, splits: list[str] | None) -> dict[str, float]:
     if not numbers:
         raise InputError(f"{path}: its card has no numbers{f' of {splits}' if splits else ''} to confirm")
     return numbers
-
-
-def _measure_again(options: argparse.Namespace, path: Path) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as scratch:
-        measured = evaluate(
-            path, overrides=options.overrides, splits=options.split, batch_size=options.batch_size, output=scratch
-        )
-        print_metrics(str(path), measured)
-        return read_json_object(Path(scratch) / METRICS_FILE)
 
 
 def _why(path: Path, options: argparse.Namespace, released: dict[str, str]) -> str:

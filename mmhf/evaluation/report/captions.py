@@ -27,11 +27,11 @@ from mmhf.evaluation.report.sections import (
     curves_section,
     metrics_section,
     trained_section,
+    write_numbers,
     write_report,
 )
 from mmhf.evaluation.report.verdict import caption_verdict, judged_split
-from mmhf.evaluation.results import write_details, write_metrics
-from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER
+from mmhf.files import PLOTS_FOLDER
 
 GALLERY_SCORES = ("rougeL", "cider", "clipscore")
 """Scores that a gallery shows where they were measured; more would crowd it."""
@@ -106,9 +106,7 @@ def write_captions_report(run: RunFacts, measured: Mapping[str, MeasuredCaptions
     judged = judged_split(measured)
     verdict = None if judged is None else caption_verdict(run, judged[0], judged[1].evaluation, judged[1].baselines)
     write_report(run, caption_sections(run, measured, plots=plots), verdict)
-    baselines = {split: each.baselines for split, each in measured.items()}
-    write_details(run.folder / EVALUATION_FILE, CAPTION_PROTOCOLS, baselines=baselines)
-    write_metrics(run.folder / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
+    write_numbers(run, measured, CAPTION_PROTOCOLS)
 
 
 def caption_sections(

@@ -32,14 +32,16 @@ from mmhf.evaluation.report.sections import (
     closing_sections,
     curves_section,
     gallery_section,
+    ignored_notes,
     metrics_section,
     trained_section,
+    write_numbers,
     write_report,
 )
 from mmhf.evaluation.report.verdict import classification_verdict, judged_split
-from mmhf.evaluation.results import classification_tables, write_details, write_metrics, write_subgroups
+from mmhf.evaluation.results import classification_tables, write_subgroups
 from mmhf.evaluation.subgroups import INTERVAL, METRICS, ColumnSubgroups
-from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER, SUBGROUPS_FILE
+from mmhf.files import PLOTS_FOLDER, SUBGROUPS_FILE
 
 _MAX_OPEN_CLASSES = 12
 _MAX_MATRIX_CLASSES = 60
@@ -168,9 +170,7 @@ def write_classification_report(
     if any(each.subgroups for each in measured.values()):
         write_subgroups(run.folder / SUBGROUPS_FILE, {split: each.subgroups for split, each in measured.items()})
     tables = {split: classification_tables(each.evaluation, each.subgroups) for split, each in measured.items()}
-    baselines = {split: each.baselines for split, each in measured.items()}
-    write_details(run.folder / EVALUATION_FILE, protocols, tables, baselines=baselines)
-    write_metrics(run.folder / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
+    write_numbers(run, measured, protocols, tables)
 
 
 def classification_sections(
@@ -206,17 +206,12 @@ def classification_sections(
 
 def _metrics(measured: Mapping[str, MeasuredClassification]) -> Section:
     evaluations = {split: each.evaluation for split, each in measured.items()}
-    notes = [
-        f"{split}: {evaluation.num_ignored:,} rows have no label or no readable image and are left out."
-        for split, evaluation in evaluations.items()
-        if evaluation.num_ignored
-    ]
     return metrics_section(
         {split: evaluation.metrics for split, evaluation in evaluations.items()},
         PROTOCOLS,
         counts={"rows": ({split: each.num_rows for split, each in evaluations.items()}, "Rows with a label.")},
         undefined={split: each.undefined for split, each in evaluations.items()},
-        notes=notes,
+        notes=ignored_notes(evaluations, "rows have no label or no readable image"),
     )
 
 

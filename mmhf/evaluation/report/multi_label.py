@@ -33,13 +33,14 @@ from mmhf.evaluation.report.sections import (
     closing_sections,
     curves_section,
     gallery_section,
+    ignored_notes,
     metrics_section,
     trained_section,
+    write_numbers,
     write_report,
 )
 from mmhf.evaluation.report.verdict import judged_split, multi_label_verdict
-from mmhf.evaluation.results import write_details, write_metrics
-from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER
+from mmhf.files import PLOTS_FOLDER
 
 _MAX_OPEN_LABELS = 20
 _MAX_PAIRS = 12
@@ -144,9 +145,7 @@ def write_multi_label_report(run: RunFacts, measured: Mapping[str, MeasuredMulti
         verdict = multi_label_verdict(run, judged[0], judged[1].evaluation, temperature=judged[1].temperature)
     write_report(run, multi_label_sections(run, measured, plots=plots), verdict)
     tables = {split: {"By class": each.evaluation.per_class} for split, each in measured.items()}
-    baselines = {split: each.baselines for split, each in measured.items()}
-    write_details(run.folder / EVALUATION_FILE, MULTI_LABEL_PROTOCOLS, tables, baselines=baselines)
-    write_metrics(run.folder / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
+    write_numbers(run, measured, MULTI_LABEL_PROTOCOLS, tables)
 
 
 def _save_plots(run: RunFacts, measured: Mapping[str, MeasuredMultiLabel]) -> dict[str, Path]:
@@ -180,11 +179,7 @@ def multi_label_sections(
 
 def _metrics(measured: Mapping[str, MeasuredMultiLabel]) -> Section:
     evaluations = {split: each.evaluation for split, each in measured.items()}
-    notes = [
-        f"{split}: {evaluation.num_ignored:,} rows have no labels or no readable image and are left out."
-        for split, evaluation in evaluations.items()
-        if evaluation.num_ignored
-    ]
+    notes = ignored_notes(evaluations, "rows have no labels or no readable image")
     fitted = any(row["threshold"] != 0.5 for each in evaluations.values() for row in each.per_class)
     if fitted and "validation" in measured:
         notes.append("Thresholds were fitted on the validation split, whose F1 is therefore a little too good.")

@@ -17,15 +17,16 @@ from mmhf.evaluation.report.sections import (
     closing_sections,
     curves_section,
     gallery_section,
+    ignored_notes,
     metrics_section,
     trained_section,
+    write_numbers,
     write_report,
 )
 from mmhf.evaluation.report.verdict import judged_split, retrieval_verdict
-from mmhf.evaluation.results import write_details, write_metrics
 from mmhf.evaluation.retrieval.metrics import RETRIEVAL_PROTOCOLS, UNIQUE_TEXT_PROTOCOLS, RetrievalEvaluation
 from mmhf.evaluation.retrieval.zero_shot import ZERO_SHOT_PROTOCOLS
-from mmhf.files import EVALUATION_FILE, METRICS_FILE, PLOTS_FOLDER
+from mmhf.files import PLOTS_FOLDER
 
 _PROTOCOLS = {**RETRIEVAL_PROTOCOLS, **UNIQUE_TEXT_PROTOCOLS, **ZERO_SHOT_PROTOCOLS}
 _MAX_FACTS = 6
@@ -129,9 +130,7 @@ def write_retrieval_report(
     if (judged := judged_split(measured)) is not None:
         verdict = retrieval_verdict(run, judged[0], judged[1].evaluation, baselines=judged[1].baselines)
     write_report(run, retrieval_sections(run, measured, plots=plots), verdict)
-    baselines = {split: each.baselines for split, each in measured.items()}
-    write_details(run.folder / EVALUATION_FILE, protocols, baselines=baselines)
-    write_metrics(run.folder / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
+    write_numbers(run, measured, protocols)
 
 
 def retrieval_sections(
@@ -160,17 +159,12 @@ def _metrics(measured: Mapping[str, MeasuredRetrieval]) -> Section:
         "images": ({split: each.num_images for split, each in evaluations.items()}, "Among which captions search."),
         "captions": ({split: len(each.captions) for split, each in evaluations.items()}, "Among which images search."),
     }
-    notes = [
-        f"{split}: {each.num_ignored:,} captions have no readable image and are left out."
-        for split, each in evaluations.items()
-        if each.num_ignored
-    ]
     return metrics_section(
         {split: each.metrics for split, each in measured.items()},
         _PROTOCOLS,
         counts=counts,
         undefined={split: each.undefined for split, each in evaluations.items()},
-        notes=notes,
+        notes=ignored_notes(evaluations, "captions have no readable image"),
     )
 
 

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mmhf.evaluation.report.page import Block, Card, Code, Figure, Gallery, Heading, Section, Table, Text, write_page
-from mmhf.files import REPORT_FILE
+from mmhf.evaluation.results import Tables, write_details, write_metrics
+from mmhf.files import EVALUATION_FILE, METRICS_FILE, REPORT_FILE
 
 if TYPE_CHECKING:
     from mmhf.data.bad_examples import BadExample
@@ -56,6 +57,29 @@ def write_report(run: RunFacts, sections: Sequence[Section], verdict: Verdict | 
     """Write `report.html` of a run: its verdict, a table of contents and the sections, whole or not at all."""
     values = {"title": run.title, "subtitle": run.subtitle, "verdict": verdict, "sections": sections}
     write_page(run.folder / REPORT_FILE, "report.html", **values)
+
+
+class HasNumbers(Protocol):
+    """What a split's evaluation gave, as the files of numbers hold it."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Flat numbers, by their names without the split."""
+        ...
+
+    @property
+    def baselines(self) -> Mapping[str, Mapping[str, float]]:
+        """Name of a baseline → its metrics."""
+        ...
+
+
+def write_numbers(
+    run: RunFacts, measured: Mapping[str, HasNumbers], protocols: Mapping[str, str], tables: Tables | None = None
+) -> None:
+    """Write `evaluation.json` and, last, `metrics.json`; the arguments are those of `write_details`."""
+    baselines = {split: each.baselines for split, each in measured.items()}
+    write_details(run.folder / EVALUATION_FILE, protocols, tables, baselines=baselines)
+    write_metrics(run.folder / METRICS_FILE, {split: each.metrics for split, each in measured.items()})
 
 
 def trained_section(run: RunFacts) -> Section:
@@ -117,6 +141,24 @@ def metrics_section(
         sentences += [f"{split}: not defined: {', '.join(names)}; {reason}." for reason, names in by_reason.items()]
     table = Table(["metric", *metrics, "definition"], rows, definition="definition")
     return Section("Metrics", [table, *(Text(sentence, "note") for sentence in sentences)])
+
+
+class HasIgnored(Protocol):
+    """An evaluation that leaves rows out."""
+
+    @property
+    def num_ignored(self) -> int:
+        """How many."""
+        ...
+
+
+def ignored_notes(evaluations: Mapping[str, HasIgnored], why: str) -> list[str]:
+    """How many rows of each split are left out, and why; nothing of a split that has none."""
+    return [
+        f"{split}: {each.num_ignored:,} {why} and are left out."
+        for split, each in evaluations.items()
+        if each.num_ignored
+    ]
 
 
 def gallery_section(title: str, cards: Sequence[Card], *, note: str, nothing: str) -> Section:

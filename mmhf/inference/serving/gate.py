@@ -76,7 +76,9 @@ class Gate:
         except ClientDisconnect:
             status = _CLIENT_GONE
         except Exception as error:  # noqa: BLE001  (the server lives on)
-            failure = _where(error)
+            # Its kind and place alone: what it says may have parts of a request in it.
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            failure = f"{type(error).__name__} at {frame.filename}:{frame.lineno}"
             if not status:
                 unexpected = RefusedError(500, f"Something went wrong here; the log has it as {request_id}.")
                 await refusal(unexpected)(scope, receive, watched_send)
@@ -110,12 +112,6 @@ class Gate:
 def refusal(error: RefusedError) -> JSONResponse:
     """The answer to a request that is refused."""
     return JSONResponse({"error": error.message}, error.status, error.headers)
-
-
-def _where(error: Exception) -> str:
-    """An error by its kind and place; what it says may have parts of a request in it."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {frame.filename}:{frame.lineno}"
 
 
 def _log(**facts: str | float | None) -> None:

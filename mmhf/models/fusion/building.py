@@ -81,7 +81,10 @@ def build_fusion_config(
         hidden_dims=fusion.hidden_dims,
         activation=fusion.activation,
         normalize=fusion.normalize,
-        **_projection_values(section),
+        image_hidden_dims=section.image_projection.hidden_dims,
+        image_activation=section.image_projection.activation,
+        text_hidden_dims=section.text_projection.hidden_dims,
+        text_activation=section.text_projection.activation,
         **_recipe_values(section, loss, missing_modalities),
         **loss_values(loss),
         **label_maps(label_names),
@@ -182,15 +185,6 @@ def load_fusion_model(
     for name in ("vision_projection", "text_projection", "fusion"):
         model.get_submodule(name).load_state_dict(parent.get_submodule(name).state_dict())
     return model
-
-
-def _projection_values(section: FusionModelSection) -> dict[str, Any]:
-    return {
-        "image_hidden_dims": section.image_projection.hidden_dims,
-        "image_activation": section.image_projection.activation,
-        "text_hidden_dims": section.text_projection.hidden_dims,
-        "text_activation": section.text_projection.activation,
-    }
 
 
 def _recipe_values(section: FusionModelSection, loss: LossSettings, missing: Sequence[str]) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from mmhf.__main__ import main
 
 TRACEBACK = "Traceback (most recent call last)"
 _LONGEST = 300.0
+_ANSWERED = {signal.SIGINT, signal.SIGTERM}
+"""Held back from a child until it is ready to answer them as a program does."""
 
 
 @dataclass
@@ -111,9 +113,11 @@ def run(
     disturbance, started = disturbance or Disturbance(), time.monotonic()
     read, write = os.pipe()
     sys.stdout.flush()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ANSWERED)
     pid = os.fork()
     if pid == 0:
         _be_child([str(argument) for argument in arguments], folder, disturbance, write, is_fresh)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ANSWERED)
     os.close(write)
     output, signals = [], list(disturbance.signals)
     with contextlib.closing(os.fdopen(read, "rb", buffering=0)) as stream:
@@ -144,6 +148,7 @@ def _be_child(arguments: list[str], folder: Path, disturbance: Disturbance, writ
         os.environ["MMHF_FEATURES"] = str(folder / "features")
         signal.signal(signal.SIGINT, signal.default_int_handler)  # which who started us may have had ignored
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the campaigns' own is not a verb's
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ANSWERED)
         if disturbance.file_size is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (disturbance.file_size, resource.RLIM_INFINITY))

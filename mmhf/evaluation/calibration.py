@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 
 from mmhf.errors import InputError
-from mmhf.evaluation.classification import select_labelled
+from mmhf.evaluation.classification import select_labelled, softmax_in_place
 
 NUM_BINS = 15
 """Bins of the expected calibration error, as in Guo et al., 2017."""
@@ -82,18 +82,21 @@ def evaluate_calibration(
     scores, targets = select_labelled(logits, labels, num_labels)
     if not len(targets):
         return CalibrationEvaluation(metrics={}, bins=[], coverages=np.zeros(0), accuracies=np.zeros(0))
-    probabilities = softmax(scores, axis=1)
+    probabilities, losses = softmax_in_place(scores, targets)
     confidences, right = _confidences(probabilities, targets)
     coverages, accuracies, thresholds = selective_curve(confidences, right)
     bins = reliability_bins(confidences, right)
+    probabilities[np.arange(len(targets)), targets] -= 1
     metrics = {
         "ece": calibration_error(bins),
-        "nll": float(-log_softmax(scores, axis=1)[np.arange(len(targets)), targets].mean()),
-        "brier": float(np.square(probabilities - np.eye(num_labels)[targets]).sum(axis=1).mean()),
+        "nll": float(losses.mean()),
+        "brier": float(np.square(probabilities, out=probabilities).sum(axis=1).mean()),
         "aurc": float(((1 - accuracies) * np.diff(coverages, prepend=0.0)).sum()),
     }
     if temperature != 1.0:
-        raw = _confidences(softmax(scores * temperature, axis=1), targets)
+        scores, _ = select_labelled(logits, labels, num_labels)
+        scores *= temperature
+        raw = _confidences(softmax_in_place(scores, targets)[0], targets)
         metrics["ece_uncalibrated"] = calibration_error(reliability_bins(*raw))
     if abstain_below is not None:
         answered = confidences >= abstain_below
@@ -151,7 +154,7 @@ def abstention_threshold(logits: ArrayLike, labels: ArrayLike, target_accuracy: 
     scores, targets = select_labelled(logits, labels, np.asarray(logits).shape[1])
     if not len(targets):
         return None
-    _, accuracies, thresholds = selective_curve(*_confidences(softmax(scores, axis=1), targets))
+    _, accuracies, thresholds = selective_curve(*_confidences(softmax_in_place(scores, targets)[0], targets))
     enough = np.flatnonzero(accuracies >= target_accuracy)
     return float(thresholds[enough[-1]]) if len(enough) else None
 

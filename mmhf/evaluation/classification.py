@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import softmax
 
 from mmhf.conventions import IGNORED_LABEL
 from mmhf.errors import InputError
@@ -72,7 +71,7 @@ def evaluate_classification(
     """
     all_labels = np.asarray(labels)
     scores, targets = select_labelled(logits, labels, len(label_names))
-    probabilities = softmax(scores, axis=1) if len(targets) else scores
+    probabilities = softmax_in_place(scores, targets)[0] if len(targets) else scores
     predictions = probabilities.argmax(axis=1) if len(targets) else targets
     per_class = _per_class_rows(probabilities, targets, predictions, label_names)
     metrics, undefined = _overall(targets, predictions, per_class)
@@ -141,7 +140,8 @@ def select_labelled(
     if scores.ndim != 2 or scores.shape[1] != num_labels or targets.shape != scores.shape[:1]:
         raise ValueError(f"expected logits (N, {num_labels}) and labels (N,), got {scores.shape} and {targets.shape}")
     labelled = targets != IGNORED_LABEL
-    scores, targets = scores[labelled].astype(np.float64), targets[labelled].astype(np.int64)
+    kept = scores if labelled.all() else scores[labelled]
+    scores, targets = kept.astype(np.float64), targets[labelled].astype(np.int64)
     outside = (targets < 0) | (targets >= num_labels)
     if outside.any():
         raise ValueError(f"label {targets[outside][0]} is outside the {num_labels} classes")
@@ -152,6 +152,18 @@ def select_labelled(
             "lower training.learning_rate, set training.max_grad_norm, or train in full precision"
         )
     return scores, targets
+
+
+def softmax_in_place(
+    scores: NDArray[np.float64], targets: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probabilities (N, C) in the memory of the scores, and the cross-entropies (N,), both as scipy computes them."""
+    scores -= scores.max(axis=1, keepdims=True)
+    of_label = scores[np.arange(len(targets)), targets]
+    np.exp(scores, out=scores)
+    sums = scores.sum(axis=1, keepdims=True)
+    scores /= sums
+    return scores, np.log(sums[:, 0]) - of_label
 
 
 def _per_class_rows(
@@ -246,7 +258,7 @@ def most_confident_mistakes(
     scores, targets = select_labelled(logits, labels, num_labels)
     if not len(targets):
         return []
-    probabilities = softmax(scores, axis=1)
+    probabilities, _ = softmax_in_place(scores, targets)
     predictions = probabilities.argmax(axis=1)
     confidences = probabilities.max(axis=1)
     wrong = np.flatnonzero(predictions != targets)

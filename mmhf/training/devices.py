@@ -99,14 +99,14 @@ def device_defaults(training: Mapping[str, Any], *, is_stream: bool) -> dict[str
     return values
 
 
-def normalise_on_device(model: torch.nn.Module, device: torch.device, *collators: object) -> None:
+def normalise_on_device(model: torch.nn.Module | None, device: torch.device, *collators: object) -> None:
     """Let collators send images to a CUDA device as uint8 pixels, which the model normalises there.
 
     A batch of floats has four times the bytes, and it is written by a reading process, copied into pinned memory and
     copied to the device. Nothing is changed where a collator mixes images, or has a processor that cannot.
 
     Args:
-        model (`nn.Module`): What the batches are for.
+        model (`nn.Module`, *optional*): What the batches are for.
         device (`torch.device`): Where it runs.
         collators: What makes its batches, all of them or none; None is passed over.
     """

@@ -77,7 +77,9 @@ def find_image_encoder(checkpoint: Checkpoint, backbone: str | None) -> FoundEnc
             if inner is encoder
             else next(label for label, child in encoder.named_children() if child is inner) + "."
         )
-        width = _width(found, checkpoint)
+        # Of the last features: as many as the last vector among the weights has numbers.
+        weights = [checkpoint.weights[theirs] for theirs in found.values()]
+        width = next(len(tensor) for tensor in reversed(weights) if tensor.dim() == 1)
         checkpoint.notes.append(f"{len(found)} tensors of {name}")
         return FoundEncoder(name, {prefix + own: theirs for own, theirs in found.items()}, width)
     what = f"no {backbone}" if backbone else f"none of {listed(SEED_BACKBONES)}"
@@ -91,13 +93,6 @@ def _shapes_of(config: PreTrainedConfig, module: nn.Module) -> dict[str, torch.S
     # What torchvision's own head keeps before its last layer is no part of the encoder, and may have been replaced.
     heads = ("classifier.", "fc.", "heads.", "head.")
     return {name: shape for name, shape in shapes.items() if not name.startswith(heads)}
-
-
-def _width(found: dict[str, str], checkpoint: Checkpoint) -> int:
-    """Of the last features: as many as the last vector among the weights has numbers."""
-    return next(
-        len(checkpoint.weights[name]) for name in reversed(found.values()) if checkpoint.weights[name].dim() == 1
-    )
 
 
 def find_text_encoder(checkpoint: Checkpoint, backbone: str) -> tuple[PreTrainedConfig, dict[str, str]]:

@@ -96,13 +96,8 @@ def export_model(
     validation = None if int8_data is None else ValidationRows(int8_data, family_graphs)
     examples, of = sample_examples(), "drawings that come with mmhf"
     if input_path is not None:
-        rows = read_rows(
-            input_path,
-            model_dir=model_dir,
-            limit=NUM_EXAMPLES,
-            reads={TEXT: family_graphs.reads_text},
-            captions=family.embedder is not None,
-        )
+        reads, captions = {TEXT: family_graphs.reads_text}, family.embedder is not None
+        rows = read_rows(input_path, model_dir=model_dir, limit=NUM_EXAMPLES, reads=reads, captions=captions)
         examples, of = [rows.example(row) for row in range(len(rows))], str(input_path)
     examples = whole_examples(family_graphs, examples)
     graphs = family_graphs.graphs(examples)

@@ -110,7 +110,8 @@ def run_history(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def choose_run_dir(resolved: ResolvedRecipe, *, resume: bool) -> Path:
-    """`training.output_dir`, or `outputs/RECIPE/DATE-TIME`; with `resume`, the latest of these that is unfinished.
+    """`training.output_dir`, or the first of `outputs/RECIPE/DATE-TIME`, `DATE-TIME-2`, … that is free; with `resume`,
+    the latest of these that is unfinished.
 
     Raises:
         InputError: There is nothing to resume.
@@ -120,17 +121,13 @@ def choose_run_dir(resolved: ResolvedRecipe, *, resume: bool) -> Path:
         return Path(given)
     root = OUTPUT_ROOT / resolved.name
     if not resume:
-        return _unused(root / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
+        return next(root / name for name in names if not (root / name).exists())
     unfinished = [path.parent for path in root.glob(f"*/{RECIPE_FILE}") if not (path.parent / METRICS_FILE).exists()]
     if not unfinished:
         raise InputError(f"--resume: no unfinished run under {root}; leave --resume out to start one")
     return max(unfinished)
-
-
-def _unused(path: Path) -> Path:
-    """The path, or the first of `PATH-2`, `PATH-3`, … that is free."""
-    names = itertools.chain([path], (path.with_name(f"{path.name}-{number}") for number in itertools.count(2)))
-    return next(name for name in names if not name.exists())
 
 
 def find_run_folder(

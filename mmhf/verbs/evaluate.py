@@ -131,15 +131,9 @@ def evaluate(
             measured[split] = task.measure(evaluator, loaded, split)
         measured = _beside_baselines(measured, model_dir, loaded)
         if output is not None:
-            trained_facts = {"model": name, **{f"rows, {split}": loaded.num_rows(split) for split in loaded.splits}}
-            facts = task.run_facts(
-                Path(output),
-                resolved,
-                trained=trained_facts,
-                bad_examples=bad_examples.read(),
-                empty_texts=loaded.empty_texts,
-            )
-            _write_report(task, facts, measured, bad_examples)
+            facts = {"model": name, **{f"rows, {split}": loaded.num_rows(split) for split in loaded.splits}}
+            bad = {"bad_examples": bad_examples.read(), "empty_texts": loaded.empty_texts}
+            _write_report(task, task.run_facts(Path(output), resolved, trained=facts, **bad), measured, bad_examples)
     return measured
 
 

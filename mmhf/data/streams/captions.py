@@ -224,7 +224,8 @@ class CaptionStream(RowDataset):
                 faults.clear()
             passed_in_vain = 0 if found else passed_in_vain + 1
             if passed_in_vain > len(self.streamed.shards):
-                raise InputError(f"data: no sample can be read any more; {_last(faults)}")
+                last = f"last: {faults[-1].id}: {faults[-1].reason}" if faults else "the files are empty"
+                raise InputError(f"data: no sample can be read any more; {last}")
 
     def _shard_rows(self, shard: int, faults: list[BadExample]) -> Iterator[Row]:
         streamed = self.streamed
@@ -250,7 +251,3 @@ def _as_row(sample: ShardImage, shard: int) -> Row:
         "captions": sample.captions,
         "image_index": (shard << _SHARD_BITS) + sample.number,
     }
-
-
-def _last(faults: list[BadExample]) -> str:
-    return f"last: {faults[-1].id}: {faults[-1].reason}" if faults else "the files are empty"

@@ -63,7 +63,7 @@ def evaluate(parser: ArgumentParser) -> None:
     parser.add_argument(
         "recipe", nargs="?", help="recipe whose `data:` is used; absent: the one that trained the model"
     )
-    parser.add_argument("overrides", nargs="*", help="key=value, such as data.path=data/other")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value, such as data.path=data/other")
     parser.add_argument("--split", action="append", help="train, validation or test; may be repeated")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
@@ -215,7 +215,9 @@ def export(parser: ArgumentParser) -> None:
     texts before them and with their outputs.
     """
     parser.add_argument("model", help=_MODEL)
-    parser.add_argument("overrides", nargs="*", help="where the data for --int8 is, such as data.path=data/other")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], help="where the data for --int8 is, such as data.path=data/other"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to make")
     parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default onnx")
     parser.add_argument(
@@ -262,7 +264,7 @@ def plan(parser: ArgumentParser) -> None:
     neither GPU nor weights; from the Hub it fetches configuration files at most, and none for timm's models.
     """
     parser.add_argument("recipe", nargs="?", help="YAML file, or a name of `mmhf init --list`")
-    parser.add_argument("overrides", nargs="*", help="key=value, such as training.learning_rate=1e-4")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value, such as training.learning_rate=1e-4")
     parser.add_argument("--all", action="store_true", help="also show default values, and each parameter group")
     parser.add_argument("--time", action="store_true", help="also run a few steps of each stage, to time them")
     parser.add_argument("--schema", action="store_true", help="write the JSON Schema of recipes, for editors")
@@ -303,7 +305,7 @@ def sweep(parser: ArgumentParser) -> None:
     """
     parser.add_argument("recipe", help="YAML file, or a name of `mmhf init --list`, such as quickstart/fusion")
     parser.add_argument("space", help="YAML file with the search space")
-    parser.add_argument("overrides", nargs="*", help="key=value for all trials, such as data.limit=1000")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value for all trials, such as data.limit=1000")
     parser.add_argument("--study", metavar="NAME", help="default: RECIPE_SPACE")
     parser.add_argument("--storage", help="journal file, or URL of a database; default: journal.log in the folder")
     parser.add_argument("--output", type=Path, metavar="DIR", help="default: outputs/STUDY")
@@ -318,7 +320,7 @@ def sweep(parser: ArgumentParser) -> None:
 
 def _add_recipe(parser: ArgumentParser, override: str) -> None:
     parser.add_argument("recipe", help="YAML file, or a name of `mmhf init --list`, such as quickstart/fusion")
-    parser.add_argument("overrides", nargs="*", help=f"key=value, such as {override}")
+    parser.add_argument("overrides", nargs="*", default=[], help=f"key=value, such as {override}")
 
 
 def _add_table_job(parser: ArgumentParser, *, output: str) -> None:

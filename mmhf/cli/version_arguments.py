@@ -22,7 +22,7 @@ def convert(parser: ArgumentParser) -> None:
     model.fusion.activation=gelu model.text.pooling=mean.
     """
     parser.add_argument("checkpoint", type=Path, help="the .pth file")
-    parser.add_argument("overrides", nargs="*", help="key=value of the new recipe")
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value of the new recipe")
     parser.add_argument(
         "-o", "--output", type=Path, required=True, help="a folder to make, such as releases/plants/v1.0"
     )
@@ -126,7 +126,7 @@ def verify(parser: ArgumentParser) -> None:
     mmhf verify ORG/NAME@v1.8 data.path=data/fakeddit --tolerance 1e-3
     """
     parser.add_argument("model", help="a release: REPO@vX.Y, its folder, or ORG/NAME@vX.Y on the Hub")
-    parser.add_argument("overrides", nargs="*", help="location of the data, such as data.path=data/other")
+    parser.add_argument("overrides", nargs="*", default=[], help="location of the data, such as data.path=data/other")
     parser.add_argument(
         "--split", action="append", help="validation or test; may be repeated; absent: all on the card"
     )

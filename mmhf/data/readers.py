@@ -147,6 +147,8 @@ def read_batches(
         ".parquet": _read_parquet,
     }
     reader = readers.get(path.suffix.lower())
+    if reader is None and not path.suffix and not path.exists():
+        raise InputError(f"{path}: no such file or folder")
     if reader is None:
         raise InputError(f"{path}: unknown kind of table; expected a name that ends in {', '.join(readers)}")
     if not path.is_file():

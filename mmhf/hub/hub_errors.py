@@ -35,6 +35,8 @@ _CLIENTS = ("huggingface_hub", "httpx", "httpcore")
 _PASSING_STATUSES = {408, 429, 500, 502, 503, 504}
 _WAITS = (1.0, 4.0)
 _LONGEST_WAIT = 60.0
+_SWITCHED_OFF = constants.is_offline_mode()
+"""Whether HF_HUB_OFFLINE was set when the program began; `use_caches_if_hub_is_silent` sets huggingface_hub's copy."""
 _REASONS = {
     400: "the Hub refuses it",
     401: "the Hub does not accept the login, or there is no such repository; run `hf auth login` or set HF_TOKEN",
@@ -90,7 +92,8 @@ def explain(error: Exception, what: str) -> InputError:
     if status is not None:
         return UnreachableError(f"{what}: the Hub has a problem ({status}: {detail}); do it again later")
     if _cause_of(error, OfflineModeIsEnabled) is not None:
-        return UnreachableError(f"{what}: the Hub is switched off by HF_HUB_OFFLINE")
+        silent = "the Hub does not answer" if hub_may_answer() else "the Hub is switched off by HF_HUB_OFFLINE"
+        return UnreachableError(f"{what}: {silent}")
     if _cause_of(error, _HTTP_ERROR) is not None:
         return UnreachableError(f"{what}: the connection to the Hub broke ({detail}); do it again")
     says_itself = isinstance(error, HFValidationError) or str(error).startswith(_OF_CARDS)
@@ -165,6 +168,11 @@ def use_caches_if_hub_is_silent(seconds: float) -> None:
     logger.warning("%s does not answer: only what is cached can be used", constants.ENDPOINT)
     constants.HF_HUB_OFFLINE = True
     datasets.config.HF_HUB_OFFLINE = True
+
+
+def hub_may_answer() -> bool:
+    """Whether the Hub may be reached at another time: it was not switched off by HF_HUB_OFFLINE."""
+    return not _SWITCHED_OFF
 
 
 def hub_answers(seconds: float) -> bool:

@@ -151,6 +151,12 @@ def resolve_model(reference: str | Path, *, verify: bool = True, only: Sequence[
     return _from_hub(text, only, verify=verify)
 
 
+def may_be_on_hub(repo: str) -> bool:
+    """Whether a name that is no folder here may be a repository of the Hub: `ORG/NAME`."""
+    # `outputs/` and `releases/` are where runs and releases lie, and no organisations.
+    return repo.count("/") == 1 and not repo.startswith((".", "~", "/", "outputs/", "releases/"))
+
+
 def _check_repo(repo: Path) -> None:
     if repo.exists() and not repo.is_dir():
         raise InputError(f"{repo}: is a file; a repository is a folder of versions")
@@ -220,8 +226,7 @@ def _from_release(repo: str, folder_name: str, *, verify: bool) -> ResolvedModel
 
 def _from_hub(text: str, only: Sequence[str] | None, *, verify: bool) -> ResolvedModel:
     repo, _, revision = text.partition("@")
-    # `outputs/` and `releases/` are where runs and releases lie, and no organisations.
-    if repo.count("/") != 1 or repo.startswith((".", "~", "/", "outputs/", "releases/")):
+    if not may_be_on_hub(repo):
         raise InputError(f"{text}: no such folder{_nearest_sibling(repo)}")
     try:
         path = download_model(repo, revision or None, only=only, verify=verify)

@@ -30,7 +30,7 @@ from transformers.utils.hub import extract_commit_hash
 from mmhf.conventions import Modality
 from mmhf.errors import InputError, UnreachableError
 from mmhf.models.encoders import fresh_encoder, timm_config
-from mmhf.models.pypi_backbones import PYPI, pypi_config, pypi_encoder, pypi_name, pypi_tokenizer
+from mmhf.models.pypi_backbones import PYPI, PYPI_BACKBONES, pypi_config, pypi_encoder, pypi_name, pypi_tokenizer
 from mmhf.models.torchvision_encoder import TorchvisionConfig, TorchvisionEncoder
 
 _TIMM, _TORCHVISION = "timm/", "torchvision/"
@@ -53,7 +53,7 @@ _CENTRED = ImageStatistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), Resampling.BICUBIC)
 
 def is_on_hub(name: str, *, weights: bool) -> bool:
     """Whether a backbone's config, and if asked for its weights, come from the Hub."""
-    if name.startswith((PYPI, _TORCHVISION)) or Path(name).is_dir():
+    if name.startswith((PYPI, _TORCHVISION)) or Path(name).is_dir() or _why_on_no_hub(name):
         return False
     return weights or not name.startswith(_TIMM)
 
@@ -176,12 +176,30 @@ def _find_config(name: str, pretrained: bool, modality: Modality | None) -> PreT
         return pypi_config(pypi_name(name))
     if name.startswith(_TORCHVISION):
         return _torchvision_config(name)
+    if reason := _why_on_no_hub(name):
+        raise InputError(f"backbone {name}: {reason}")
     repo, revision = _split_revision(name)
     try:
         config = AutoConfig.from_pretrained(repo, revision=revision)
     except (OSError, ValueError) as error:
         raise _not_found(name, "config", error) from error
     return _tower(name, config, modality)
+
+
+def _why_on_no_hub(name: str) -> str:
+    """Why a name cannot be a repository of the Hub: it is a path, or the bare name of a model from elsewhere."""
+    if Path(name).is_dir():
+        return ""
+    if name.startswith((".", "/", "~")):
+        return f"no such folder; {_WAY_OUT}"
+    architecture = name.partition(".")[0]
+    meant = {
+        _TIMM: timm.is_model(architecture),
+        _TORCHVISION: architecture in list_models(module=torchvision_models),
+        PYPI: name in PYPI_BACKBONES,
+    }
+    near = " or ".join(f"{prefix}{name}" for prefix, is_one in meant.items() if is_one)
+    return f"no such backbone, did you mean {near}?" if near else ""
 
 
 def _timm_config(name: str, pretrained: bool) -> TimmWrapperConfig:

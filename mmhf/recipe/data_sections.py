@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.row_sections import ConditionSection, FiltersSection, SplitSection
@@ -54,6 +54,9 @@ class ColumnsSection(Section):
     """Absent: the row number is the id."""
 
 
+_LEAST_SIDE = 8
+
+
 def _read_image_size(value: object) -> object:
     """YAML's list as the pair that it stands for; a square by its side."""
     if isinstance(value, list | tuple) and len(value) == 2:
@@ -63,7 +66,15 @@ def _read_image_size(value: object) -> object:
     return value
 
 
-ImageSizeSetting = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], BeforeValidator(_read_image_size)]
+def _shows_something(size: int | tuple[int, int]) -> int | tuple[int, int]:
+    if min(size if isinstance(size, tuple) else (size,)) < _LEAST_SIDE:
+        raise ValueError(f"nothing can be seen in images of under {_LEAST_SIDE} px a side; usual are 96 to 384")
+    return size
+
+
+ImageSizeSetting = Annotated[
+    PositiveInt | tuple[PositiveInt, PositiveInt], BeforeValidator(_read_image_size), AfterValidator(_shows_something)
+]
 
 
 class DataSectionBase(Section):

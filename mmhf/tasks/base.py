@@ -19,6 +19,7 @@ from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.errors import InputError, UnreachableError
 from mmhf.evaluation.report.sections import RunFacts
+from mmhf.hub.releases import may_be_on_hub
 from mmhf.inference.loading import load_model
 from mmhf.models.backbones import is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
@@ -274,8 +275,9 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
     def uses_hub(self, *, weights: bool) -> bool:
         """Whether data, parent, backbones' configuration files or, if asked for, their weights come from the Hub."""
         encoders, parent = self.recipe.model.encoders().values(), self.recipe.init_from
+        repo = (parent or "").partition("@")[0]
         return (
-            (parent is not None and not Path(parent).exists() and not Path(parent.partition("@")[0]).exists())
+            (parent is not None and not Path(parent).exists() and not Path(repo).exists() and may_be_on_hub(repo))
             or self.recipe.data.is_on_hub()
             or any(is_on_hub(encoder.backbone, weights=weights and encoder.pretrained) for encoder in encoders)
         )

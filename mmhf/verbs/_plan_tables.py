@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmhf.recipe import ResolvedRecipe
     from mmhf.verbs.plan import Plan
 
-MISSING_DATA = "unknown: the data is not here"
+WITHOUT_DATA = "unknown without the data"
 _MOST_LABELS = 12
 _NUMBERED = re.compile(r"^(.*\.)(\d+)$")
 
@@ -33,8 +33,8 @@ def print_plan(plan: Plan, console: Console, *, all_values: bool) -> None:
     """
     for line in plan.problems:
         console.print(Text(f"problem: {line}", style="bold red"), soft_wrap=True)
-    for line in plan.missing:
-        console.print(Text(f"missing: {line}", style="yellow"), soft_wrap=True)
+    for line in plan.unknown:
+        console.print(Text(f"unknown: {line}", style="yellow"), soft_wrap=True)
     for line in plan.notes:
         console.print(Text(f"note: {line}", style="yellow"), soft_wrap=True)
     console.print(_values_table(plan.resolved, all_values=all_values))
@@ -80,10 +80,7 @@ def _run_table(plan: Plan, *, all_values: bool) -> Table:
 
 
 def _stages_as_written(plan: Plan) -> Table:
-    why = "what is wrong" if plan.problems else "the files above"
-    table = Table(title=f"Stages, as far as they can be planned without {why}", title_justify="left")
-    if plan.problems:
-        table.title = "Stages, as the recipe has them"
+    table = Table(title="Stages, as the recipe has them", title_justify="left")
     for column in ("stage", "length", "trains", "learning rate"):
         table.add_column(column, overflow="fold")
     for row in plan.as_written:

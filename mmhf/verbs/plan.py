@@ -23,9 +23,9 @@ from mmhf.data.loading import LoadedData
 from mmhf.data.pixels import NORMALISING_SWITCH, describe_jpeg_decoder, why_normalised_ahead
 from mmhf.errors import InputError, UnreachableError
 from mmhf.features.choice import PartChoice, choose_parts, measure_shapes
-from mmhf.files import CONFIG_FILE
-from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
-from mmhf.hub.releases import resolve_model
+from mmhf.files import CONFIG_FILE, RECIPE_FILE
+from mmhf.hub.hub_errors import hub_may_answer, use_caches_if_hub_is_silent
+from mmhf.hub.releases import check_version_is_free, resolve_model
 from mmhf.models.encoders import CHANNELS_LAST_SWITCH, why_not_channels_last
 from mmhf.recipe import ResolvedRecipe, json_schema
 from mmhf.recipe.data_sections import DataSectionBase
@@ -47,12 +47,12 @@ from mmhf.training.devices import choose_precision
 from mmhf.training.frozen_copies import SWITCH, why_no_copies
 from mmhf.training.memory import GIB, device_memory, fits_at_once, usable_memory
 from mmhf.training.plan import StageReport, check_batches_of_one, describe_stages
+from mmhf.training.run_folder import find_run_folder
 from mmhf.training.step_time import StepTime, measure_stages
 from mmhf.verbs import _plan_tables
 from mmhf.verbs.own_data import OwnData, resolve
 
 _WAIT_FOR_HUB = 2.0
-_FILES = ("path", "train", "validation", "test")
 
 
 @dataclass
@@ -63,7 +63,7 @@ class Plan:
         resolved ([`ResolvedRecipe`]): The recipe.
         problems (`list[str]`): What training would refuse or could not learn from, each with a way out.
         notes (`list[str]`): What it would accept, but is worth knowing.
-        missing (`list[str]`): Files that are not at hand, such as the data or a backbone's configuration.
+        unknown (`list[str]`): What could not be looked up, because the Hub does not answer now.
         run (`dict[str, str]`): Rows, labels, batch, steps, device.
         stages (`list[StageReport]`): By stage, groups, rates and memory; empty without the backbones' configuration.
         cached (`list[str]`): For each stage, which frozen parts are computed once.
@@ -74,7 +74,7 @@ class Plan:
     resolved: ResolvedRecipe
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
     run: dict[str, str] = field(default_factory=dict)
     stages: list[StageReport] = field(default_factory=list)
     cached: list[str] = field(default_factory=list)
@@ -130,13 +130,18 @@ def plan(
         time (`bool`, defaults to `False`): Also make a few steps of each stage on this device, with fresh weights.
 
     Raises:
-        InputError: The recipe itself is wrong; what is wrong with its data stands in `problems`.
+        InputError: The recipe itself is wrong; what is absent or wrong around it stands in `problems`.
     """
     resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
     task, found = task_of(resolved.recipe), Plan(resolved)
     if task.uses_hub(weights=False):
         use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
+    parent = _find_parent(task, found)
+    # Stages can be planned all the same from the backbones in place of the parent, and without the data.
+    borne = len(found.problems)
     data = _load_data(task, found)
+    if data is None:
+        borne = len(found.problems)
     args = training_arguments(
         resolved.recipe, str(resolved.name), has_validation=data is None or "validation" in data.splits
     )
@@ -150,19 +155,27 @@ def plan(
     else:
         with _as_problem(found):
             check_batches(resolved.recipe, args, num_rows)
+    _check_outputs(found)
     unreachable = task.unreachable_backbones()
-    found.missing += unreachable
-    if unreachable or found.problems:
+    for message in unreachable:
+        _add_unreachable(found, message)
+    if unreachable or len(found.problems) > borne:
         return found
-    _plan_stages(task, found, data, args, num_rows=num_rows, time=time)
+    _plan_stages(task, found, data, args, parent=parent, num_rows=num_rows, time=time)
     return found
 
 
 def _plan_stages(
-    task: AnyTask, found: Plan, data: LoadedData | None, args: TrainingArguments, *, num_rows: int | None, time: bool
+    task: AnyTask,
+    found: Plan,
+    data: LoadedData | None,
+    args: TrainingArguments,
+    *,
+    parent: Path | None,
+    num_rows: int | None,
+    time: bool,
 ) -> None:
     """Work out what each stage would train, cache and take, on a model without weights."""
-    parent = _find_parent(task, found)
     model = task.build_model(data, parent=parent, device="meta")
     found.run["images"] = _describe_images(model, args)
     if micro_batch := fit_micro_batch(task.recipe, args, model, lambda count: task.example_inputs(count, "meta")):
@@ -196,7 +209,7 @@ def _plan_stages(
     if cache_section(task.recipe.cache).mode == "off":
         found.cached = ["off"] * len(found.stages)
     elif data is None:
-        found.cached = [_plan_tables.MISSING_DATA] * len(found.stages)
+        found.cached = [_plan_tables.WITHOUT_DATA] * len(found.stages)
     else:
         choices = choose_parts(stage_plan, cache_setting(task, data, args), measure)
         found.cached = ["; ".join(choice.describe() for choice in stage) or "nothing" for stage in choices]
@@ -222,15 +235,15 @@ def _as_problem(found: Plan) -> Iterator[None]:
 
 
 def _load_data(task: AnyTask, found: Plan) -> LoadedData | None:
-    """The data, looked at; None where it is not here."""
+    """The data, looked at; None where it cannot be."""
     section: DataSectionBase = task.recipe.data
     try:
         data = task.load_data(check_images=False)
+    except UnreachableError as error:
+        _add_unreachable(found, f"data: {error}")
+        return None
     except InputError as error:
-        if isinstance(error, UnreachableError) or _is_elsewhere(section):
-            found.missing.append(f"data: {error}")
-        else:
-            found.problems.append(str(error))
+        found.problems.append(str(error))
         return None
     if "train" not in data.splits:
         found.problems.append(f"data: there is no training split, only {', '.join(data.splits)}")
@@ -241,20 +254,37 @@ def _load_data(task: AnyTask, found: Plan) -> LoadedData | None:
     return data
 
 
-def _is_elsewhere(section: DataSectionBase) -> bool:
-    """Whether nothing that the recipe names is on this machine, so that it may be planned for another one."""
-    named = [value for key in _FILES if isinstance(value := section.model_dump().get(key), str)]
-    return bool(named) and not any("://" in name or Path(name).exists() for name in named)
-
-
 def _find_parent(task: AnyTask, found: Plan) -> Path | None:
     if task.recipe.init_from is None:
         return None
     try:
         return resolve_model(task.recipe.init_from, verify=False, only=[CONFIG_FILE]).path
+    except UnreachableError as error:
+        _add_unreachable(found, f"init_from: {error}; planned from the backbones instead")
     except InputError as error:
-        found.missing.append(f"init_from {error}; planned from the backbones instead")
-        return None
+        found.problems.append(f"init_from: {error}; planned from the backbones instead")
+    return None
+
+
+def _add_unreachable(found: Plan, message: str) -> None:
+    """Where the Hub may answer another time, the recipe may be right; switched off, it cannot answer."""
+    (found.unknown if hub_may_answer() else found.problems).append(message)
+
+
+def _check_outputs(found: Plan) -> None:
+    """Look at where the run and its release would be written."""
+    recipe = found.resolved.recipe
+    folder = recipe.training.get("output_dir")
+    if folder is not None:
+        try:
+            find_run_folder(Path(folder), found.resolved)
+        except InputError as error:
+            # A recipe is not wrong for having been trained.
+            is_trained = (Path(folder) / RECIPE_FILE).exists()
+            (found.notes if is_trained else found.problems).append(str(error))
+    if recipe.release is not None and not recipe.release.push:
+        with _as_problem(found):
+            check_version_is_free(recipe.release.repo, recipe.release.version)
 
 
 def _describe_run(args: TrainingArguments, data: LoadedData | None, num_rows: int | None) -> dict[str, str]:
@@ -262,14 +292,14 @@ def _describe_run(args: TrainingArguments, data: LoadedData | None, num_rows: in
     if data is not None and data.filter_steps:
         facts["filters"] = describe_steps(data.filter_steps)
     facts["rows"] = (
-        _plan_tables.MISSING_DATA
+        _plan_tables.WITHOUT_DATA
         if data is None
         else ", ".join(f"{split} {data.num_rows(split) or 'streamed'}" for split in data.splits)
     )
     if data is not None and data.label_names:
         facts["labels"] = ", ".join(data.label_names)
     facts["effective batch"] = _effective_batch(args)
-    facts["steps an epoch"] = str(steps_per_epoch(num_rows, args)) if num_rows else _plan_tables.MISSING_DATA
+    facts["steps an epoch"] = str(steps_per_epoch(num_rows, args)) if num_rows else _plan_tables.WITHOUT_DATA
     facts["device"] = str(args.device)
     facts["CPU threads"] = str(num_threads())
     facts["memory allocator"] = describe_allocator()

@@ -81,6 +81,7 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub_errors.datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_errors, "_SWITCHED_OFF", False)
 
 
 def _use_hub(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,11 +114,25 @@ def test_there_are_recipes():
     )
 
 
+@pytest.fixture
+def planned_without_data(mmhf_cli) -> Callable[..., str]:
+    """Plan a recipe whose data and parent may be absent, which ends with code 2; gives what it printed."""
+
+    def run(*arguments: object) -> str:
+        outcome = mmhf_cli("plan", *arguments)
+        errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+        assert outcome.code == (2 if errors else 0)
+        assert all("no such f" in line for line in errors), errors
+        return outcome.out
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=names(RECIPES))
-def test_recipe_plans(path, hub, succeed):
-    out = succeed("plan", path)
-    assert "missing: backbone" not in out
+def test_recipe_plans(path, hub, planned_without_data):
+    out = planned_without_data(path)
+    assert "unknown: backbone" not in out and "problem: backbone" not in out
     stages = load_recipe(path).recipe.stages or ()
     for stage in stages:
         assert f"Stage {stage.name}:" in out
@@ -132,25 +147,25 @@ def test_recipe_says_how_to_launch_it(path):
     assert any(line.startswith(f"#   mmhf train {name}") for line in header)
 
 
-def test_plan_without_network_names_what_is_missing(monkeypatch, succeed):
+def test_plan_without_network_names_what_is_not_known(monkeypatch, planned_without_data):
     """The first port that nobody listens on refuses at once; transformers alone would retry for 23 seconds."""
     _use_hub("http://127.0.0.1:9", monkeypatch)
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
-    out = succeed("plan", ROOT / "recipes" / "fakeddit" / "v1.7.yaml")
+    out = planned_without_data(ROOT / "recipes" / "fakeddit" / "v1.7.yaml")
     assert waits == [] and huggingface_hub.constants.HF_HUB_OFFLINE
-    assert "missing: backbone distilbert/distilbert-base-uncased" in out
-    assert "data: data.path: no such folder" in out
+    assert "unknown: backbone distilbert/distilbert-base-uncased" in out
+    assert "problem: data.path: no such folder" in out and "problem: init_from: releases/fakeddit@v1.6: no" in out
     assert "│ finetune" in out and "5 epochs" in out
 
 
-def test_plan_does_not_wait_for_a_silent_network(monkeypatch, succeed):
+def test_plan_does_not_wait_for_a_silent_network(monkeypatch, planned_without_data):
     """A server that takes connections and never answers, as behind a firewall: it is asked once."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)  # it listens, but nobody serves
     _use_hub(f"http://127.0.0.1:{server.server_port}", monkeypatch)
     monkeypatch.setattr("mmhf.verbs.plan._WAIT_FOR_HUB", 0.5)
-    out = succeed("plan", ROOT / "recipes" / "fakeddit" / "v1.6.yaml")
-    assert "missing: backbone distilbert" in out
+    out = planned_without_data(ROOT / "recipes" / "fakeddit" / "v1.6.yaml")
+    assert "unknown: backbone distilbert" in out
     server.socket.setblocking(False)
     server.socket.accept()[0].close()
     with pytest.raises(BlockingIOError):
@@ -159,13 +174,13 @@ def test_plan_does_not_wait_for_a_silent_network(monkeypatch, succeed):
 
 
 @pytest.mark.slow
-def test_plan_shows_where_values_come_from(hub, succeed):
-    out = succeed("plan", ROOT / "recipes" / "fakeddit" / "v1.7.yaml", "data.limit=7")
+def test_plan_shows_where_values_come_from(hub, planned_without_data):
+    out = planned_without_data(ROOT / "recipes" / "fakeddit" / "v1.7.yaml", "data.limit=7")
     lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
     assert "override" in lines["data.limit"] and "7" in lines["data.limit"]
     assert "v1.7.yaml" in lines["model.fusion.dropout"] and "v1.6.yaml" in lines["model.embedding_dim"]
     assert "model.fusion.activation" not in lines
-    out = succeed("plan", ROOT / "recipes" / "fakeddit" / "v1.7.yaml", "--all")
+    out = planned_without_data(ROOT / "recipes" / "fakeddit" / "v1.7.yaml", "--all")
     lines = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
     assert "default" in lines["model.fusion.activation"]
 
@@ -180,6 +195,31 @@ def test_plan_counts_steps_and_parameters(tiny_recipe, two_stages, succeed):
     assert "Stage head: 3 steps" in out and "Stage all: 3 steps" in out
     assert "channels last" in out and "MMHF_CHANNELS_LAST=off" in out
     assert "CPU threads" in out and "memory allocator" in out and "JPEG decoder" in out
+
+
+def test_what_only_a_silent_hub_knows_is_no_error_of_the_recipe(tiny_recipe, succeed, broken, monkeypatch):
+    """Another time the Hub may answer; where it is switched off, training is certain to be refused."""
+    _use_hub("http://127.0.0.1:9", monkeypatch)
+    for override, says in {
+        "model.vision.backbone=org/resnet": "backbone org/resnet: no config found",
+        "init_from=org/parent@v1.0": "init_from: org/parent@v1.0: no such folder, and not to be had from the Hub",
+    }.items():
+        monkeypatch.setattr(hub_errors, "_SWITCHED_OFF", False)
+        assert f"unknown: {says}" in succeed("plan", tiny_recipe(), override)
+        monkeypatch.setattr(hub_errors, "_SWITCHED_OFF", True)
+        assert says in broken(tiny_recipe(), override)
+
+
+def test_stages_are_planned_without_the_data(tiny_recipe, two_stages, mmhf_cli):
+    outcome = mmhf_cli("plan", tiny_recipe(two_stages), "data.path=elsewhere")
+    assert outcome.code == 2 and "Stage head:" in outcome.out and "GiB a device" in outcome.out
+    assert outcome.out.startswith("problem: data.path: no such folder")
+
+
+def test_a_trained_recipe_is_still_a_good_one(trained, succeed, broken):
+    recipe = trained / "tiny.yaml"
+    assert "note: " in (out := succeed("plan", recipe, "release=null")) and "holds a finished run" in out
+    assert "version v1.6 exists" in broken(recipe)
 
 
 def test_plan_writes_nothing(tiny_recipe, succeed, tmp_path):

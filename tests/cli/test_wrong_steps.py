@@ -109,8 +109,19 @@ WRONG = {
         ["plan", "recipe.yaml", "model.vision.backbone=pypi/efficientnet"],
         "pypi/efficientnet-lite0",
     ),
+    "timm's name alone": (["plan", "recipe.yaml", "model.vision.backbone=resnet50"], "did you mean timm/resnet50 or"),
+    "PyPI's name alone": (
+        ["plan", "recipe.yaml", "model.vision.backbone=efficientnet-lite0"],
+        "did you mean pypi/efficientnet-lite0?",
+    ),
+    "a folder without a backbone": (["plan", "recipe.yaml", "model.vision.backbone=./bert"], "no such folder"),
+    "a parent that is not there": (["plan", "recipe.yaml", "init_from=nothing@v1"], "init_from: nothing@v1: no such"),
+    "a parent without that version": (["plan", "recipe.yaml", "init_from=void@v1"], "no version v1"),
     # data
     "a table that is not there": (["train", "recipe.yaml", "data.path=dta.csv"], "no such file"),
+    "a table that plan does not find": (["plan", "recipe.yaml", "data.path=dta.csv"], "dta.csv: no such file"),
+    "images of three pixels": (["plan", "recipe.yaml", "data.image_size=3"], "nothing can be seen"),
+    "images of a strip": (["plan", "recipe.yaml", "data.image_size=[224, 2]"], "nothing can be seen"),
     "an unknown kind of table": (["plan", "recipe.yaml", "data.path=notes.docx"], "expected a name that ends in"),
     "a column mistyped": (["plan", "recipe.yaml", "data.columns.label=knd"], "did you mean kind?"),
     "the wrong root": (["plan", "recipe.yaml", "data.image_root=flat"], "set data.image_root=photos"),
@@ -161,6 +172,22 @@ WRONG = {
     "a sweep without its space": (["sweep", "recipe.yaml", "spaces.yaml"], "did you mean space.yaml?"),
     "a sweep by a wrong metric": (["sweep", "recipe.yaml", "space.yaml", "task=clip"], "did you mean contrastive?"),
     "a run where a file is": (["train", "recipe.yaml", "training.output_dir=data.csv"], "data.csv"),
+    "a planned run where a file is": (
+        ["plan", "recipe.yaml", "training.output_dir=data.csv"],
+        "data.csv is a file; choose a folder",
+    ),
+    "a planned run among other files": (
+        ["plan", "recipe.yaml", "training.output_dir=photos"],
+        "photos holds files but no run",
+    ),
+    "a checkpoint that is none": (
+        ["plan", "recipe.yaml", "training.resume_from_checkpoint=photos"],
+        "photos is no whole checkpoint",
+    ),
+    "a release where a file is": (
+        ["plan", "recipe.yaml", "release={repo: data.csv, version: '1.0'}"],
+        "data.csv: is a file",
+    ),
 }
 
 
@@ -178,6 +205,12 @@ def test_a_wrong_step(step: str, folder: Path, refusal: Callable[..., str], monk
 
 def test_there_are_forty() -> None:
     assert len(WRONG) >= 40
+
+
+@pytest.mark.parametrize("verb", ["train", "prepare", "cache", "find-lr", "sweep", "export"])
+def test_only_what_is_required_is_asked_for(verb: str, refusal: Callable[..., str]) -> None:
+    line = refusal(verb)
+    assert "the following arguments are required: " in line and "overrides" not in line
 
 
 @pytest.mark.parametrize(("verb", "module"), [("sweep", "optuna"), ("demo", "gradio")])

@@ -81,6 +81,7 @@ def test_a_captioner_writes_as_predict(exported, tiny_models, photos, program, t
 
 
 @pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.slow
 def test_graphs_take_batches_and_texts_of_any_length(exported, tiny_models, batch):
     model, _ = load_model(tiny_models["fusion"], device=torch.device("cpu"))
     session = onnxruntime.InferenceSession(exported("fusion") / "model.onnx")

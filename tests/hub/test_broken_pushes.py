@@ -278,6 +278,7 @@ def test_of_two_pushes_of_one_version_one_wins(released: LoopbackHub, runs: dict
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+@pytest.mark.slow
 def test_a_proxys_page_in_the_place_of_an_answer_is_one_line(released, runs, no_waiting, step: str, page: bytes):
     untouched = state(released.repo(REPO))
     fault = released.fault(step, page=page)
@@ -296,6 +297,7 @@ def test_a_proxys_page_in_the_place_of_an_answer_is_one_line(released, runs, no_
     "step", ["GET .*/refs", "HEAD .*", "GET .*/resolve/", "GET .*/revision/", "GET .*/tree/", ".*"]
 )
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+@pytest.mark.slow
 def test_a_proxys_page_in_the_place_of_a_download_is_one_line(released, no_waiting, step: str, page: bytes):
     fault = released.fault(step, page=page)
     try:

@@ -53,6 +53,7 @@ def test_release_goes_to_the_hub_or_a_folder_by_its_name(hub: LoopbackHub, copie
     assert hub.store.repos.keys() == {REPO}
 
 
+@pytest.mark.slow
 def test_release_takes_a_card_and_refuses_nonsense_in_it(hub: LoopbackHub, copied_run: Path, tmp_path: Path, capsys):
     (tmp_path / "card.yaml").write_text("license: mit\nlimits: Drawings only.\n")
     arguments = ["release", str(copied_run), "--repo", REPO, "--version", "1.0", "--card"]

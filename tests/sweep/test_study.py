@@ -28,6 +28,7 @@ def test_workers_never_get_the_same_point(open_study, storage):
     assert not first.is_finished()
 
 
+@pytest.mark.slow
 def test_a_trial_whose_worker_is_gone_is_run_again_with_its_values_once(open_study, storage):
     lost = open_study(storage, worker=GONE).next_trial(24)
     lost.report(0.5, 1)

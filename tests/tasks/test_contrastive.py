@@ -64,6 +64,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_the_road_ends_in_a_run_folder_with_retrieval_metrics(run_folder: Path) -> None:
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert {"test_loss", "test_image_to_text_recall@10", "test_text_to_image_map"} <= set(metrics)

@@ -73,6 +73,7 @@ def test_two_stages_compile_resume_and_save_the_same_names(make_trainer, tiny_mo
     assert not any("_orig_mod" in key for key in saved[1])
 
 
+@pytest.mark.slow
 def test_one_graph_serves_all_layers_of_a_stack_and_frozen_copies_stay_in_it():
     """Under autocast, with the copies of frozen weights that a GPU gets."""
     family = FAMILIES["captioner"]

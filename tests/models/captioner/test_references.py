@@ -32,6 +32,7 @@ def _assert_same(first: Model, second: Model, batch: dict[str, Any]) -> None:
     assert torch.equal(first.generate(batch["pixel_values"]), second.generate(batch["pixel_values"]))
 
 
+@pytest.mark.slow
 def test_a_whole_model_comes_back_as_it_was(model: Model, batch: dict[str, Any], folder: Path) -> None:
     model.save_pretrained(folder)
     assert _saved_parts(folder) == {"vision", "projector", "language"}

@@ -28,6 +28,7 @@ from tests.models.contract.conftest import ENCODERS, SIDE, inputs_of, picture
         {"cache_implementation": "static"},
     ],
 )
+@pytest.mark.slow
 def test_generation_is_that_of_the_bare_language_model(make_model, encoder: str, options: dict[str, Any]):
     model = make_model("captioner", encoder)
     pixel_values = inputs_of("captioner")["pixel_values"]

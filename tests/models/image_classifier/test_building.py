@@ -115,6 +115,7 @@ CLINICAL = {
 
 
 @pytest.mark.parametrize("name", CLINICAL)
+@pytest.mark.slow
 def test_last_counts_blocks_on_all_clinical_backbones(name):
     model = on_meta(f"torchvision/{name}")
     groups, _ = trained(model, "vision:last 2")

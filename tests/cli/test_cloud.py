@@ -74,6 +74,7 @@ def test_what_a_worker_cannot_read_ends_the_run_in_one_line(
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.slow
 def test_a_bucket_that_cannot_be_read_is_refused_in_one_line(
     mmhf_cli: Callable[..., Any], tiny_recipe: Callable[..., Path], cloud_folders: list[str]
 ) -> None:

@@ -32,6 +32,7 @@ def test_groups_have_the_metrics_of_their_rows(split):
         assert group.metrics["f1_macro"].value == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_resampled_rows(split):
     logits, labels, skin = split
     (column,) = evaluate_subgroups(logits, labels, {"skin": skin}, 3)

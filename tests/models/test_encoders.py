@@ -104,6 +104,7 @@ def check_vision(config, pooling: str) -> None:
 
 @pytest.mark.parametrize("pooling", VISION_POOLINGS)
 @pytest.mark.parametrize("config", VISION_CONFIGS, ids=name_of)
+@pytest.mark.slow
 def test_every_kept_parameter_of_a_transformers_image_encoder_gets_a_gradient(config, pooling):
     check_vision(config, pooling)
 
@@ -117,6 +118,7 @@ def test_every_kept_parameter_of_a_timm_encoder_gets_a_gradient(architecture, ti
 
 @pytest.mark.parametrize("pooling", TEXT_POOLINGS)
 @pytest.mark.parametrize("config", TEXT_CONFIGS, ids=name_of)
+@pytest.mark.slow
 def test_every_kept_parameter_of_a_text_encoder_gets_a_gradient(config, pooling):
     if pooling == "pooler" and config.model_type in {"distilbert", "electra", "gpt2", "deberta-v2"}:
         with pytest.raises(ValueError, match="no pooler"):

@@ -96,6 +96,7 @@ def test_a_run_keeps_labels_thresholds_and_temperature(classifier: Path):
     assert train.features["labels"].feature.names == NAMES
 
 
+@pytest.mark.slow
 def test_metrics_and_report(classifier: Path, fusion: Path):
     for folder in (classifier, fusion):
         metrics = json.loads((folder / "metrics.json").read_text())
@@ -139,6 +140,7 @@ def test_model_stock_pipeline_and_prediction_agree(classifier: Path, pictures: P
             np.testing.assert_allclose([found[name] for name in NAMES], chances, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_pipeline_of_pairs_says_which_labels_are_given(fusion: Path, pictures: Path, tmp_path: Path):
     rows = predicted(fusion, pictures, tmp_path / "out.parquet")
     served = mmhf.pipeline("image-text-classification", model=str(fusion))
@@ -157,6 +159,7 @@ def test_a_threshold_of_ones_own_and_a_csv(fusion: Path, pictures: Path, tmp_pat
 
 
 @pytest.mark.parametrize("family", ["classifier", "fusion"])
+@pytest.mark.slow
 def test_the_server_answers_with_lists(family: str, pictures: Path, tmp_path: Path, request: pytest.FixtureRequest):
     folder = request.getfixturevalue(family)
     rows = predicted(folder, pictures, tmp_path / "out.parquet")

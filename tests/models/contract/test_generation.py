@@ -45,6 +45,7 @@ def test_generation_is_that_of_the_bare_language_model(make_model, encoder: str,
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 def test_prompt_lookup_changes_no_token(make_model, seed: int):
     model = make_model("captioner")
     image_features = torch.randn(1, model.vision_output.width, generator=torch.Generator().manual_seed(seed))

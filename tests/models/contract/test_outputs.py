@@ -102,6 +102,7 @@ def test_eager_equals_sdpa_and_the_switch_reaches_every_encoder(make_model, fami
 
 @pytest.mark.parametrize(("family", "encoder"), EVERY)
 @torch.no_grad()
+@pytest.mark.slow
 def test_device_map_and_dtype(make_model, family: str, encoder: str, tmp_path: Path):
     model, inputs = make_model(family, encoder), inputs_of(family)
     model.save_pretrained(tmp_path)

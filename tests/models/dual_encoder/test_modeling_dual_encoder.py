@@ -40,6 +40,7 @@ def test_a_fixed_temperature_is_no_parameter(make_model: MakeModel, batch: Batch
 
 @pytest.mark.parametrize("vision", ["cls", "avg", "max", "concat", "attention"])
 @pytest.mark.parametrize("text", ["eot", "mean", "max", "last_token", "attention"])
+@pytest.mark.slow
 def test_every_parameter_of_every_pooling_receives_a_gradient(
     make_model: MakeModel, batch: Batch, vision: str, text: str
 ) -> None:

@@ -55,6 +55,7 @@ def processor(table: TableEncoder) -> FusionProcessor:
     return FusionProcessor(images, tokenizer, max_length=table.max_length, text_prefix=table.prefix)
 
 
+@pytest.mark.slow
 def test_it_holds_no_text_encoder_and_reads_texts_with_the_table_s(
     table_model: Any, processor: Any, table: TableEncoder, tmp_path: Path
 ) -> None:

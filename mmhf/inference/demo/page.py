@@ -28,6 +28,8 @@ _WAY = {
     "dual encoder": "Choose an image to see its nearest captions; name classes to have it classified among them.",
 }
 _BUTTON = {"classifier": "Classify", "captioner": "Describe", "dual encoder": "Compare"}
+_DEEPEST = 0.7
+"""How much of its colour the weightiest word has behind it, so that it can be read."""
 
 Upload = dict[str, Any] | None
 """gradio's `ImageData` as a dictionary; its `path` lies in the folder of uploads."""
@@ -122,7 +124,9 @@ class Page:
         shown: list[Any] = [None, None]
         with contextlib.suppress(BadImageError, InputError):
             if (found := self.subject.explain(self._open(upload), _bounded(text))) is not None:
-                words = [piece for word, relevance in found.words for piece in ((word, relevance), (" ", None))]
+                words = [
+                    piece for word, relevance in found.words for piece in ((word, _DEEPEST * relevance), (" ", None))
+                ]
                 shown = [found.image, words or None]
         return shown if self.subject.family == "classifier" and self.subject.takes_text else shown[0]
 

@@ -78,12 +78,24 @@ def served_demo(
                 enable_monitoring=False,
                 run_history=False,
                 footer_links=[],
-                # Fonts of the reader's machine: gradio's own would be asked of Google.
-                theme=gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
+                theme=_theme(),
+                css="#words .textspan { color: var(--body-text-color); }",
             )
             yield url
         finally:
             blocks.close(verbose=False)
+
+
+def _theme() -> gr.themes.Default:
+    """Gradio's, with fonts of the reader's machine (its own would be asked of Google) and buttons that can be read."""
+    theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
+    buttons = {
+        "button_primary_background_fill": "*primary_700",
+        "button_primary_background_fill_hover": "*primary_800",
+        "button_primary_border_color": "*primary_700",
+    }
+    themed: gr.themes.Default = theme.set(**buttons, **{f"{name}_dark": value for name, value in buttons.items()})
+    return themed
 
 
 def is_loopback(host: str) -> bool:

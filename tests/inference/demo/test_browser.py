@@ -134,7 +134,7 @@ def test_the_page_fits_a_phone_and_follows_the_scheme_of_the_machine(browser, ti
     backgrounds = {}
     with served_demo(tiny_model("fusion"), name="releases/fusion@v1.0", captions=CAPTIONS) as url:
         for width, scheme in itertools.product(WIDTHS, SCHEMES):
-            with looked_at(browser, url, width, scheme, least_contrast=3) as (page, looks):
+            with looked_at(browser, url, width, scheme) as (page, looks):
                 page.wait_for_selector("#ask")
                 page.locator("table tbody tr").first.click()
                 page.wait_for_selector("#image img")

@@ -219,10 +219,10 @@ def test_cached_images_and_a_table_train_as_without_a_cache(
 def test_the_plan_and_the_recipe_s_own_errors(
     place: Path, text_encoder_dir: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    # The release that its training made is there.
-    assert main(["plan", str(place / "table.yaml"), "release.version=1.1"]) == 0
+    plan = ["plan", str(place / "table.yaml"), "release.version=1.1"]  # 1.0 is there
+    assert main(plan) == 0
     assert "text.layers" not in capsys.readouterr().out
-    assert main(["plan", str(place / "table.yaml"), f"model.text.embeddings={tmp_path / 'no.parquet'}"]) == 2
+    assert main([*plan, f"model.text.embeddings={tmp_path / 'no.parquet'}"]) == 2
     planned = " ".join("".join(capsys.readouterr()).split())
     assert "no such table of text embeddings; make it" in planned
     for override, problem in {
@@ -232,7 +232,7 @@ def test_the_plan_and_the_recipe_s_own_errors(
         "model.text.pretrained=false": "those of pretrained weights; remove one",
         "stages.0.train=[text]": "'text' matches no parameter group",
     }.items():
-        assert main(["plan", str(place / "table.yaml"), override]) == 2, override
+        assert main([*plan, override]) == 2, override
         message = capsys.readouterr().err.strip()
         assert problem in message and len(message.splitlines()) == 1, message
 

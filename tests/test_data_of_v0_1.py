@@ -64,6 +64,7 @@ def as_numbers(row: Mapping[str, str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_a_release_is_measured_as_before(folder: Path, family: str) -> None:
     release = f"released/{family}/v0.1"
     assert main(["evaluate", release, "--split", "validation", "--output", "measured"]) == 0

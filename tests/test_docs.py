@@ -71,6 +71,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.slow
 def test_overrides_in_commands_are_keys_with_values_that_fit(page: Path) -> None:
     """Those of shipped recipes are resolved; those of a recipe of one's own must fit one of the quickstart's."""
     for command in commands(page):

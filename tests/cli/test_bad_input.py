@@ -204,6 +204,7 @@ def test_what_cannot_train_is_refused_before_it_begins(verb, overrides, message,
     assert message in refused(verb, tiny_recipe(), *overrides)
 
 
+@pytest.mark.slow
 def test_one_row_is_no_trouble_where_batch_norm_is_held_or_rows_are_dropped(tiny_recipe, succeed):
     recipe = tiny_recipe({"data": {"limit": 25}, "training": {"max_steps": 4}})
     succeed("plan", recipe, "training.dataloader_drop_last=true")

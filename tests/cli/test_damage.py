@@ -131,6 +131,7 @@ def test_damaged_partial_results_are_made_again(stopped, run, table, caplog, tmp
 
 
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
+@pytest.mark.slow
 def test_partial_results_of_unknown_origin_are_not_used(content, stopped, run, table):
     output = stopped()
     identity = Path(f"{output}.partial") / "identity.json"

@@ -229,6 +229,7 @@ def test_it_asks_on_a_terminal(here, succeed, monkeypatch):
 @pytest.mark.parametrize(
     "task", ["image-text-classification", "image-classification", "contrastive", "image-captioning"]
 )
+@pytest.mark.slow
 def test_recipes_for_other_machines_are_valid(means, task, here, succeed, monkeypatch):
     monkeypatch.setattr("mmhf.verbs.init._this_machine", lambda: means)
     succeed("init", pairs(here), "--task", task)

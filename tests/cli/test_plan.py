@@ -197,6 +197,7 @@ def test_plan_counts_steps_and_parameters(tiny_recipe, two_stages, succeed):
     assert "CPU threads" in out and "memory allocator" in out and "JPEG decoder" in out
 
 
+@pytest.mark.slow
 def test_what_only_a_silent_hub_knows_is_no_error_of_the_recipe(tiny_recipe, succeed, broken, monkeypatch):
     """Another time the Hub may answer; where it is switched off, training is certain to be refused."""
     _use_hub("http://127.0.0.1:9", monkeypatch)

@@ -206,6 +206,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.slow
 def test_a_changed_source_is_noticed(section, photos, tmp_path, change):
     folder = tmp_path / "packed"
     pack(section(), folder)

@@ -35,6 +35,7 @@ def drawn_rows(count: int, *, seed: int, shares: tuple[float, ...] = (0.6, 0.3, 
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1_macro"])
+@pytest.mark.slow
 def test_the_regression_is_scikit_learns_with_its_settings_chosen_on_the_validation_split(metric):
     train, validation, test = drawn_rows(300, seed=0), drawn_rows(150, seed=1), drawn_rows(200, seed=2)
     found = logistic_regression(train, validation, {"validation": validation, "test": test}, NAMES, metric=metric)

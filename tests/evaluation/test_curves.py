@@ -137,6 +137,7 @@ def panels(figures, tmp_path):
         ((), []),
     ],
 )
+@pytest.mark.slow
 def test_each_task_draws_its_own_metrics_and_no_panel_is_empty(panels, metrics, titles):
     log = [{"step": step, "loss": 1.0, "learning_rate": 1e-3} for step in (1, 2, 3)]
     log += [{"step": step, **{f"eval_{name}": 0.1 * step for name in metrics}} for step in (2, 3)]

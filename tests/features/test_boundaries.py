@@ -139,6 +139,7 @@ def test_boundaries_of_real_architectures(architecture: str) -> None:
     ["test_efficientnet", "test_resnet", "test_convnext", "test_vit", TRANSFORMERS[0], TRANSFORMERS[6]],
     ids=name_of,
 )
+@pytest.mark.slow
 def test_the_upper_part_has_the_same_gradients_and_statistics(config: PreTrainedConfig | str) -> None:
     encoder, run = build(tiny(config))
     groups = list(layer_groups(encoder))

@@ -80,6 +80,7 @@ def test_precision_that_accelerate_was_launched_with(order: tuple[str, str], tmp
 
 
 @pytest.mark.parametrize("section", [{"horizontal_flip": 0.4}, {"horizontal_flip": 0.5, "vertical_flip": 0.3}])
+@pytest.mark.slow
 def test_stored_views_of_flips_are_what_each_sample_would_be(section: dict[str, float], tmp_path: Path) -> None:
     torch.manual_seed(0)
     vision = ViTConfig(**SIZES, image_size=32, patch_size=8)

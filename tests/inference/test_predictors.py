@@ -187,6 +187,7 @@ def test_limit(model_dir, table, images_dir, tmp_path, expected):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.8, 1.0])
+@pytest.mark.slow
 def test_threshold_decides_for_the_second_label(model_dir, table, images_dir, tmp_path, expected, threshold):
     predict(model_dir, table, tmp_path / "out.csv", images_dir, threshold=threshold)
     for row, wanted in zip(read_csv(tmp_path / "out.csv"), expected, strict=True):
@@ -437,6 +438,7 @@ def test_what_is_done_is_not_done_again(model_dir, table, images_dir, tmp_path):
 
 
 @pytest.mark.parametrize("output", ["out.csv", "out.parquet"])
+@pytest.mark.slow
 def test_images_are_known_by_their_content(begun, output):
     model, table, images, arguments, finished = begun
     predict(model, table, finished.with_name(output), **arguments)

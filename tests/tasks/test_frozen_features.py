@@ -210,6 +210,7 @@ def test_the_quickstarts_missing_features_are_worth_their_time(
         ({"model": {"vision": {"backbone": "timm/test_efficientnet", "pretrained": False}}}, "not pretrained"),
     ],
 )
+@pytest.mark.slow
 def test_why_there_are_none(tmp_path: Path, changes: dict[str, Any], why_not: str) -> None:
     found = collected(recipe_of("image-classification", tmp_path, **changes), tmp_path)
     assert not found.splits and why_not in found.why_not

@@ -47,6 +47,7 @@ def with_head(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_results_are_equal_to_the_bit_and_less_is_cast(name):
     family, model, _, _ = with_head(name)
     loss, gradients, num_casts = step(family, model)

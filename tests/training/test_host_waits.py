@@ -71,6 +71,7 @@ def test_rows_without_an_image_are_left_out_by_their_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_what_a_gpu_computes_is_what_a_cpu_computes(name):
     family = FAMILIES[name]
     model, batch = family.model().train(), family.batch(range(5))

@@ -154,6 +154,7 @@ def trainer_without_memory(tmp_path, monkeypatch, where, **stage):
         ({"batch_size": 1, "batch_norm": "frozen"}, "in batches of 1; set training.gradient_checkpointing: true"),
     ],
 )
+@pytest.mark.slow
 def test_training_names_the_key_to_change(stage, message, tmp_path, monkeypatch):
     trainer = trainer_without_memory(tmp_path, monkeypatch, "compute_loss", **stage)
     with pytest.raises(InputError, match=message):

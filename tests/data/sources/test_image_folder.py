@@ -220,6 +220,7 @@ def pack(tree: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", [".zip", ".tar", ".tar.gz", ".tar.xz"])
+@pytest.mark.slow
 def test_an_archive_is_as_its_folder(section, tree, kind, monkeypatch):
     archive = pack(tree, kind)
     assert archive.name == f"tree{kind}"

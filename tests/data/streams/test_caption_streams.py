@@ -95,6 +95,7 @@ def test_processes_share_out_an_epoch(stream, workers):
 
 
 @pytest.mark.parametrize("epoch_samples", [None, 40])
+@pytest.mark.slow
 def test_with_a_fixed_number_of_readers_processes_and_workers_change_nothing(stream, epoch_samples):
     options = {"readers": 4, "epoch_samples": epoch_samples}
     alone = batches(stream(**options), epoch=2)
@@ -107,6 +108,7 @@ def test_with_a_fixed_number_of_readers_processes_and_workers_change_nothing(str
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("epoch_samples", [None, 40])
+@pytest.mark.slow
 def test_a_resumed_epoch_goes_on_where_it_was(stream, workers, epoch_samples):
     whole = batches(stream(epoch_samples=epoch_samples), epoch=1, workers=workers)
     for done in (1, 4, 7):

@@ -130,6 +130,7 @@ def test_loopback_addresses(host, expected):
 
 
 @pytest.mark.parametrize("family", ["fusion", "image classifier", "captioner", "dual encoder"])
+@pytest.mark.slow
 def test_examples_suit_the_model(tiny_model, family, tmp_path):
     subject = load_subject(tiny_model(family), captions=CAPTIONS)
     rows = write_examples(tmp_path, subject)

@@ -65,6 +65,7 @@ def assert_same(predictions, expected):
 
 
 @pytest.mark.parametrize("family", ["fusion", "image classifier", "captioner"])
+@pytest.mark.slow
 def test_a_served_model_predicts_what_predict_does(family, serve, tiny_model, images, tmp_path):
     model = tiny_model(family)
     client = serve({"m": model})

@@ -154,6 +154,7 @@ def test_a_prompt_stands_between_image_and_caption_and_is_not_learnt(
         ({"vision": {"backbone": "timm/test_efficientnet", "pretrained": False, "features": "avg"}}, 3),
     ],
 )
+@pytest.mark.slow
 def test_every_projector_and_feature_trains_from_the_image_on(
     section: Callable[..., CaptionerModelSection],
     processor: CaptionerProcessor,

@@ -42,6 +42,7 @@ def test_a_whole_model_comes_back_as_it_was(model: Model, batch: dict[str, Any],
 
 
 @pytest.mark.parametrize("parts", [["vision", "language"], ["vision"], ["language"]])
+@pytest.mark.slow
 def test_parts_that_are_referred_to_are_left_out_and_come_back(
     model: Model, batch: dict[str, Any], folder: Path, backbones: dict[str, str], parts: list[str]
 ) -> None:

@@ -69,6 +69,7 @@ def test_what_transformers_does_for_token_ids_alone_is_refused(make_model):
 
 
 @pytest.mark.parametrize("where", ["cpu", "disk"])
+@pytest.mark.slow
 def test_a_captioner_partly_on_disk_writes_the_same(make_model, tmp_path, where: str):
     model = make_model("captioner")
     pixel_values = inputs_of("captioner")["pixel_values"]

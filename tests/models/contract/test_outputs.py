@@ -32,6 +32,7 @@ def test_a_config_without_arguments_is_valid_small_and_comes_back(family, tmp_pa
 
 @pytest.mark.parametrize(("family", "encoder"), EVERY)
 @torch.no_grad()
+@pytest.mark.slow
 def test_tuples_hold_what_the_output_holds(make_model, family: str, encoder: str):
     model, inputs = make_model(family, encoder), inputs_of(family)
     output, values = model(**inputs), model(**inputs, return_dict=False)
@@ -45,6 +46,7 @@ def test_tuples_hold_what_the_output_holds(make_model, family: str, encoder: str
 
 @pytest.mark.parametrize(("family", "encoder"), EVERY)
 @torch.no_grad()
+@pytest.mark.slow
 def test_hidden_states_are_given_when_asked_for_and_change_nothing(make_model, family: str, encoder: str):
     model, inputs = make_model(family, encoder), inputs_of(family)
     plain, asked = model(**inputs), model(**inputs, output_hidden_states=True)
@@ -84,6 +86,7 @@ def test_towers_give_tuples_too(make_model):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
+@pytest.mark.slow
 def test_eager_equals_sdpa_and_the_switch_reaches_every_encoder(make_model, family: str, tmp_path: Path):
     model, inputs = make_model(family), inputs_of(family)
     model.save_pretrained(tmp_path)

@@ -51,6 +51,7 @@ def test_every_parameter_of_every_pooling_receives_a_gradient(
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional"])
 @pytest.mark.parametrize("pooling", ["eot", "mean", "max", "attention"])
+@pytest.mark.slow
 def test_padding_changes_no_text(make_model: MakeModel, batch: Batch, attention: str, pooling: str) -> None:
     model = make_model(text={"pooling": pooling, "attention": attention})
     both = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).text_embeds

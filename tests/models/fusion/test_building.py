@@ -95,6 +95,7 @@ def test_pretrained_weights_reach_the_classifier():
         ({"vision": {"backbone": "timm/swin_tiny_patch4_window7_224"}}, "images of 96 px do not fit"),
     ],
 )
+@pytest.mark.slow
 def test_what_an_encoder_lacks_is_said_before_training(section, changes, message):
     with pytest.raises(InputError, match=message) as caught:
         build_fusion_model(section(**changes), label_names=["a", "b"], image_size=96, device="meta")

@@ -151,6 +151,7 @@ def test_given_encoders_keep_their_weights(tiny_config):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("strategy", ["weighted_sum", "gated"])
+@pytest.mark.slow
 def test_saved_equals_loaded(strategy, dtype, tiny_config, batch, tmp_path):
     torch.manual_seed(0)
     config = tiny_config(

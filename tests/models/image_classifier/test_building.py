@@ -76,6 +76,7 @@ def test_stage_two_of_resnet50_is_layer3_and_layer4():
         assert count == blocks["layer3"] + blocks["layer4"]
 
 
+@pytest.mark.slow
 def test_stage_two_of_efficientnet_b0_is_the_last_30_percent_of_its_9_feature_blocks():
     blocks = list(torchvision_blocks("efficientnet_b0").values())
     expected = sum(blocks[int(0.7 * len(blocks)) :])

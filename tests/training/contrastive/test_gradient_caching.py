@@ -55,6 +55,7 @@ IMAGES = [0, 0, 2, 3, 4, 5, 5, 5, 8, 9, IGNORED_IMAGE, 11]
 
 @pytest.mark.parametrize("values", [{}, {"loss": "sigmoid", "logit_bias": -3.0}, {"same_image": "positive"}])
 @pytest.mark.parametrize("sizes", [[4, 4, 4], [5, 7], [11, 1]])
+@pytest.mark.slow
 def test_micro_batches_give_the_gradients_of_one_batch(
     tiny_model: Callable[..., DualEncoderModel], batch_of: BatchOf, values: dict, sizes: list[int]
 ) -> None:

@@ -86,7 +86,7 @@ def served_demo(
             blocks.close(verbose=False)
 
 
-def _theme() -> gr.themes.Default:
+def _theme() -> gr.themes.Base:
     """Gradio's, with fonts of the reader's machine (its own would be asked of Google) and buttons that can be read."""
     theme = gr.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace"))
     buttons = {
@@ -94,8 +94,7 @@ def _theme() -> gr.themes.Default:
         "button_primary_background_fill_hover": "*primary_800",
         "button_primary_border_color": "*primary_700",
     }
-    themed: gr.themes.Default = theme.set(**buttons, **{f"{name}_dark": value for name, value in buttons.items()})
-    return themed
+    return theme.set(**buttons, **{f"{name}_dark": value for name, value in buttons.items()})
 
 
 def is_loopback(host: str) -> bool:

@@ -17,7 +17,7 @@ from mmhf.data.datasets import STORED_IMAGE, Row
 from mmhf.data.images import BadImageError
 from mmhf.data.mixing import BatchMixer
 from mmhf.data.modalities import ModalityMasking, names_no_image
-from mmhf.data.pixels import PicturePreparer, decode_pixels
+from mmhf.data.pixels import Normalisation, PicturePreparer, decode_pixels
 from mmhf.data.samplers import SampleKey, sample_seed
 from mmhf.errors import InputError
 
@@ -98,6 +98,7 @@ class ImageCollator:
     ) -> None:
         self.prepare = PicturePreparer(processor)
         self.processor = self.prepare.processor
+        self._left: Normalisation | None = None
         self.blank = self.prepare(torch.full((3, _BLANK_SIDE, _BLANK_SIDE), 255, dtype=torch.uint8))
         self.changes = RandomChanges(augmentation, mixer)
         self.stage_changes = dict(stage_changes or {})
@@ -164,10 +165,10 @@ class ImageCollator:
         """What the processor makes of texts, such as `input_ids` and `attention_mask` (B, T)."""
         return dict(self.processor(text=texts))
 
-    @property
-    def mixes(self) -> bool:
-        """Whether the images of a batch are mixed in any stage."""
-        return any(each.mixer is not None for each in (self.changes, *self.stage_changes.values()))
+    def leave_normalising(self) -> Normalisation | None:
+        """Give images as uint8 from now on, but for those that are mixed; see [`PicturePreparer`]."""
+        self._left = self.prepare.leave_normalising()
+        return self._left
 
     def changes_in(self, stage: int) -> RandomChanges:
         """What happens to images at random in a stage of training."""
@@ -202,7 +203,8 @@ class ImageCollator:
             return
         if changes.mixer is not None:
             keys = [key_of(row) for row in rows]
-            batch["pixel_values"], batch["labels"] = changes.mixer(batch["pixel_values"], batch["labels"], keys)
+            images = batch["pixel_values"] if self._left is None else self._left.of(batch["pixel_values"])
+            batch["pixel_values"], batch["labels"] = changes.mixer(images, batch["labels"], keys)
 
     def _load_image(self, row: Row, augmentation: Augmentation | None) -> Picture | None:
         image = row["image"]

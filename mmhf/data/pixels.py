@@ -88,6 +88,10 @@ class Normalisation(NamedTuple):
     mean: Tensor
     std: Tensor
 
+    def of(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) as fp32, to the last bit what the processor gives."""
+        return torch.sub(pixels, self.mean).div_(self.std)
+
 
 class PicturePreparer:
     """Prepares pictures for a processor, so that as little as possible is left for it to do.

@@ -81,8 +81,13 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
     accepts_loss_kwargs = True
 
     vision_output: EncoderOutput
-    pixel_mean: Tensor
-    pixel_std: Tensor
+    pixel_mean: Tensor | None
+    pixel_std: Tensor | None
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        self.register_buffer("pixel_mean", None, persistent=False)
+        self.register_buffer("pixel_std", None, persistent=False)
 
     def encoders(self) -> dict[str, PreTrainedModel]:
         """The towers that there are, by name."""
@@ -118,8 +123,8 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
     def _run_vision(self, pixel_values: Tensor, **asked: bool) -> Any:
         """The image encoder's own output."""
         images = laid_out(pixel_values, self.vision_output)
-        if images.dtype == torch.uint8 and hasattr(self, "pixel_mean"):
-            images = torch.sub(images, self.pixel_mean).div_(self.pixel_std)
+        if images.dtype == torch.uint8 and self.pixel_mean is not None:
+            images = torch.sub(images, self.pixel_mean).div_(self.pixel_std)  # type: ignore[arg-type]
         return run_vision(self.vision, images, self.config.vision_pooling, **asked)
 
     def _read_image(self, output: Any) -> Tensor:

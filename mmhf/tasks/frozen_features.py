@@ -26,6 +26,7 @@ from mmhf.parallel import rank, world_size
 from mmhf.recipe.training_sections import CacheSection, cache_section
 from mmhf.tasks.feature_caching import cache_setting, stage_features
 from mmhf.training.boundary import beside_training
+from mmhf.training.devices import normalise_on_device
 from mmhf.training.trainer import MMTrainer
 from mmhf.training.weights import is_sharded
 
@@ -171,6 +172,7 @@ class _Collector:
             collator = self.task.collator(
                 processor, split=split, seed=self.args.seed, training_data=self.data if is_training else None
             )
+            normalise_on_device(self.plan.model, self.args.device, collator)
             self.features.attach(sets[split], collator, is_training=is_training)
         self._text_share = self._mean_length(sets["train"])
         section = self.task.recipe.evaluation

@@ -103,7 +103,7 @@ def normalise_on_device(model: torch.nn.Module | None, device: torch.device, *co
     """Let collators send images to a CUDA device as uint8 pixels, which the model normalises there.
 
     A batch of floats has four times the bytes, and it is written by a reading process, copied into pinned memory and
-    copied to the device. Nothing is changed where a collator mixes images, or has a processor that cannot.
+    copied to the device. Nothing is changed where a processor cannot; images that are mixed stay floats.
 
     Args:
         model (`nn.Module`, *optional*): What the batches are for.
@@ -112,11 +112,8 @@ def normalise_on_device(model: torch.nn.Module | None, device: torch.device, *co
     """
     if why_normalised_ahead(device) is not None or not isinstance(model, TowerModel):
         return
-    made_of_images = [each for each in collators if isinstance(each, ImageCollator)]
-    if any(each.mixes for each in made_of_images):
-        return
-    for collator in made_of_images:
-        if (left := collator.prepare.leave_normalising()) is not None:
+    for collator in collators:
+        if isinstance(collator, ImageCollator) and (left := collator.leave_normalising()) is not None:
             model.normalise_pixels(*left)
 
 

@@ -17,6 +17,7 @@ from mmhf.recipe import load_recipe
 from mmhf.recipe.training_sections import cache_section
 from mmhf.tasks import task_of
 from mmhf.training.arguments import build_stage_plan, training_arguments
+from mmhf.training.devices import normalise_on_device
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> None:
         trainer = task.make_trainer(data, plan=plan, args=args, processor=processor, bad_examples=bad_examples)
         features, collator = trainer.features, task.collator(processor, split="test", seed=args.seed)
         assert features is not None
+        normalise_on_device(model, args.device, collator)
         for split in recipe.evaluation.splits:
             if split in data.splits:
                 features.attach(task.torch_dataset(data, split), collator, is_training=False)

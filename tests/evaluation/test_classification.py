@@ -5,7 +5,7 @@ import pytest
 import sklearn.metrics as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
 from mmhf.errors import InputError
 from mmhf.evaluation.classification import (
@@ -15,6 +15,7 @@ from mmhf.evaluation.classification import (
     confusion,
     evaluate_classification,
     most_confident_mistakes,
+    softmax_in_place,
 )
 
 TOLERANCE = 1e-6
@@ -241,3 +242,13 @@ def test_no_labelled_row_and_no_mistake_give_none():
     assert most_confident_mistakes(np.zeros((2, 2)), [-100, -100], 2) == []
     assert most_confident_mistakes(np.zeros((0, 2)), np.zeros(0, dtype=int), 2) == []
     assert most_confident_mistakes([[1.0, 0.0]], [0], 2) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (7, 3), (500, 200)])
+def test_probabilities_and_losses_in_place_are_scipys_to_the_bit(shape):
+    generator = np.random.default_rng(0)
+    scores, targets = generator.normal(scale=8, size=shape), generator.integers(0, shape[1], shape[0])
+    expected = softmax(scores, axis=1), -log_softmax(scores, axis=1)[np.arange(shape[0]), targets]
+    probabilities, losses = softmax_in_place(scores, targets)
+    assert probabilities is scores
+    assert np.array_equal(probabilities, expected[0]) and np.array_equal(losses, expected[1])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_families import FAMILIES
 from transformers import CLIPImageProcessor
@@ -184,14 +187,19 @@ def test_normalised_on_the_device_a_run_ends_with_the_same_bits(cache, tiny_reci
 
 def test_mixed_images_are_normalised_before(monkeypatch):
     monkeypatch.setattr(devices, "why_normalised_ahead", lambda device: None)
-    model = FAMILIES["image_classifier"].model()
-    mixer = BatchMixer(3, mixup=0.2)
-    processor = CLIPImageProcessor()
-    mixing, plain = ImageCollator(processor, mixer=mixer), ImageCollator(processor)
-    devices.normalise_on_device(model, torch.device("cpu"), plain, mixing)
-    assert not hasattr(model, "pixel_mean")
-    devices.normalise_on_device(model, torch.device("cpu"), plain, None)
-    assert hasattr(model, "pixel_mean") and "pixel_mean" not in model.state_dict()
+    model, processor = FAMILIES["image_classifier"].model(), CLIPImageProcessor()
+    assert model.pixel_mean is None
+    drawing = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))
+    drawing.save(stream := io.BytesIO(), "PNG")
+    image = {"path": None, "bytes": stream.getvalue()}
+    keys = {"epoch": 0, "draw": 0, "stage": 0}
+    rows = [{"row": at, "id": "x", "index": at, "image": image, "label": at, **keys} for at in range(2)]
+    mixing, plain = (ImageCollator(processor, mixer=mixer) for mixer in (BatchMixer(3, mixup=0.2), None))
+    mixed = mixing(rows)["pixel_values"]
+    devices.normalise_on_device(model, torch.device("cpu"), plain, mixing, None)
+    assert torch.equal(mixing(rows)["pixel_values"], mixed)
+    assert plain(rows)["pixel_values"].dtype == torch.uint8
+    assert model.pixel_mean.shape == (3, 1, 1) and "pixel_mean" not in model.state_dict()
 
 
 def test_who_normalises(monkeypatch):

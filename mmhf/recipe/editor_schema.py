@@ -29,6 +29,11 @@ def json_schema() -> dict[str, Any]:
     `load_recipe`: with `extends`, or before overrides, a file need not be complete.
     """
     recipes = list(RECIPE_BY_TASK.values())
+    unfinished: list[type[Section]] = [Section]
+    while unfinished:  # pydantic before 2.14 does not finish the deferred ones whose defaults it writes down
+        section = unfinished.pop()
+        section.model_rebuild()
+        unfinished += section.__subclasses__()
     references, schema = models_json_schema([(recipe, "validation") for recipe in recipes])
     definitions = {name: _lenient(definition) for name, definition in schema["$defs"].items()}
     _describe(definitions)

@@ -243,11 +243,11 @@ IMAGE_CLASSIFIER: dict[str, Any] = {
     "training": {"eval_steps": 2, "max_steps": None},
     "ema": {"decay": 0.9},
     "stages": [
-        {"name": "head", "epochs": 2, "train": "head", "schedule": "cosine", "carry_best": "f1_macro"},
+        {"name": "head", "epochs": 1, "train": "head", "schedule": "cosine", "carry_best": "f1_macro"},
         {"name": "top", "epochs": 1, "train": ["head", "vision:last 2"], "batch_size": 4, "augment": {}},
         {
             "name": "all",
-            "epochs": 3,
+            "epochs": 2,
             "optimizer": {"vision": {"name": "sgd", "momentum": 0.9}, "head": {"name": "adamw"}},
             "unfreeze_on_plateau": {"metric": "loss", "patience": 2},
         },
@@ -265,9 +265,9 @@ FUSION: dict[str, Any] = {
         "max_steps": None,
     },
     "stages": [
-        {"name": "head", "steps": 4, "train": ["fusion", "head"], "schedule": "one_cycle"},
-        {"name": "text", "steps": 4, "train": ["text", "fusion", "head"], "label_smoothing": 0.1},
-        {"name": "all", "steps": 5, "train": "all", "learning_rate": {"vision": 1e-3}, "layer_decay": 0.8},
+        {"name": "head", "steps": 2, "train": ["fusion", "head"], "schedule": "one_cycle"},
+        {"name": "text", "steps": 3, "train": ["text", "fusion", "head"], "label_smoothing": 0.1},
+        {"name": "all", "steps": 3, "train": "all", "learning_rate": {"vision": 1e-3}, "layer_decay": 0.8},
     ],
 }
 """Accumulated gradients, dropout, the best model loaded at the end, one checkpoint kept."""
@@ -300,6 +300,6 @@ def test_a_run_killed_at_random_moments_ends_as_if_never_killed(changes, seed, t
     assert "step" not in seen, "what had been trained was trained again"
     assert fingerprint(run) == wanted
 
-    assert len(killed) >= 10
+    assert len(killed) >= 6
     assert {moment for moment, _ in killed} >= {"start", "step", "evaluate", "save"}
     assert {stage_of[step] for _, step in killed if step > 0} == set(stage_of.values())

@@ -14,7 +14,7 @@ from children import in_child, share_in_children  # isort: skip
 from mmhf.inference import JobSettings, JobSummary, predict_table, table_job
 from mmhf.inference.predictors import ClassificationPredictor
 
-SHARD_ROWS = 4
+SHARD_ROWS = 7
 
 
 def predict(model_dir: str, table: str, output: Path, shard_rows: int = SHARD_ROWS) -> JobSummary:

@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DECLARED := setup.cfg pyproject.toml
 FAMILY ?=
+# Bytecode is kept: the tests start hundreds of programs, each of which would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 # All families, or the tests of one: `make test FAMILY=captioner`.
 PYTEST := $(BIN)/python -m pytest -n 2 $(if $(FAMILY),--family $(FAMILY))
 

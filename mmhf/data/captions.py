@@ -22,8 +22,8 @@ from mmhf.data.table import CAPTIONS_TYPE
 
 _ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=[^)]*)?\)", re.DOTALL)
 """How numpy writes an array that is in another one."""
-_LIST = re.compile(r"""[\[(]\s*(?:['"].*|None\b.*|nan\b.*|null\b.*)?[\])]""", re.DOTALL)
-"""What may be a list of texts: `[a dog]` is a text."""
+_LIST = re.compile(r"""(?=\[.*\]|\(.*\)).\s*(?:['"].*|None\b.*|nan\b.*|null\b.*)?.""", re.DOTALL)
+"""What may be a list of texts: `[a dog]` and `[)` are texts."""
 _ITEM = re.compile(r"""\s*(?:('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|None\b|nan\b|null\b)(\s*,\s*|\s+)?""", re.DOTALL)
 """A text of a written list, and what stands between it and the next."""
 _SEEN = r"[^\s\p{C}\p{Z}]"

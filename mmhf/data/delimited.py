@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import io
 import logging
 import re
@@ -178,9 +179,15 @@ def read_text(path: AnyPath) -> str:
             except UnicodeDecodeError:
                 text = "\0"
             if not _NOT_IN_TEXT.search(text):
-                logger.warning("%s:%d: the file is not UTF-8 but cp1252 (Windows), and read as such", path, line)
+                _name_cp1252(str(path), line, len(content))
                 return text
         raise InputError(f"{path}:{line}: the file is not UTF-8; save it as UTF-8") from error
+
+
+@functools.lru_cache(maxsize=1024)
+def _name_cp1252(path: str, line: int, size: int) -> None:
+    """Once for each file of that size, however often it is read."""
+    logger.warning("%s:%d: the file is not UTF-8 but cp1252 (Windows), and read as such", path, line)
 
 
 def read_lines(path: AnyPath) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmhf.data.delimited import read_delimited, read_standard
+from mmhf.data.delimited import read_delimited, read_standard, read_text
 from mmhf.errors import InputError
 
 
@@ -141,3 +141,10 @@ def test_separators_and_encodings_are_found_by_looking(tmp_path):
 def test_a_column_that_is_named_twice(tmp_path):
     with pytest.raises(InputError, match="two columns are named 'a'; rename one"):
         read(tmp_path, "a,b,a\n1,2,3\n", ",")
+
+
+def test_the_encoding_of_a_file_is_named_once(tmp_path, caplog):
+    (tmp_path / "t.csv").write_bytes("id,text\n1,caf\u00e9\n".encode("cp1252"))
+    for _ in range(2):
+        assert "caf\u00e9" in read_text(tmp_path / "t.csv")
+    assert len(caplog.messages) == 1 and "t.csv:2: the file is not UTF-8 but cp1252" in caplog.text

@@ -52,6 +52,7 @@ FLOORS = [
     Floor("checks", "2 256", "loss watched at each step, % of it", r"step: ([\d.]+) %", -1.0),
     Floor("export", "3", "ONNX Runtime, PyTorch eager / exported", r"Runtime .*: ([\d.]+) x", 1.3),
     Floor("export", "3", "ONNX Runtime in int8, PyTorch eager / exported", r"int8 .*: ([\d.]+) x", 1.8),
+    Floor("serving_memory", "2000", "server's memory over 2,000 requests, MB more", r"requests: (-?[\d.]+) MB", -25.0),
     Floor("two_processes", "1", "two processes, in speed", r": ([\d.]+) times as fast", 1.4),
 ]
 

@@ -24,6 +24,7 @@ from mmhf.data.loading import load_data
 from mmhf.models.captioner import CaptionerProcessor
 from mmhf.recipe import load_recipe
 from mmhf.sample_data import read_sample
+from tests.cli.test_metrics_table import undefined_numbers
 
 RECIPE: dict[str, Any] = {
     "task": "image-captioning",
@@ -102,6 +103,7 @@ def test_evaluations_write_captions_and_choose_the_best_checkpoint_by_them(capti
     state = json.loads((captioner / "run" / "trainer_state.json").read_text())
     assert state["best_metric"] == max(entry["eval_rougeL"] for entry in evaluations)
     metrics = json.loads((captioner / "run" / "metrics.json").read_text())
+    assert not undefined_numbers(captioner / "run")
     assert {"validation_loss", "validation_rougeL", "validation_rougeL_coco", "validation_cider"} <= metrics.keys()
 
 

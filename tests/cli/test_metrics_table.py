@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mmhf.evaluation.classification import evaluate_classification
 from mmhf.evaluation.report.classification import MeasuredClassification
 from mmhf.verbs._metrics_table import print_metrics
+
+
+def undefined_numbers(run: Path) -> set[str]:
+    """Those of a run's metrics that `evaluation.json`, which model cards are made from, does not define."""
+    names = {name.partition("_")[2] for name in json.loads((run / "metrics.json").read_text())}
+    return names - json.loads((run / "evaluation.json").read_text())["protocols"].keys()
+
+
+def test_every_number_is_defined(trained: Path) -> None:
+    assert not undefined_numbers(trained / "run")
 
 
 def test_baselines_stand_below_the_metrics(

@@ -21,6 +21,7 @@ from mmhf.recipe import recipe_from_dict
 from mmhf.sample_data import read_sample
 from mmhf.tasks import task_of
 from mmhf.tasks.contrastive import Contrastive, SplitEmbeddings
+from tests.cli.test_metrics_table import undefined_numbers
 
 RECIPE: dict[str, Any] = {
     "task": "contrastive",
@@ -67,6 +68,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_road_ends_in_a_run_folder_with_retrieval_metrics(run_folder: Path) -> None:
     metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert not undefined_numbers(run_folder)
     assert {"test_loss", "test_image_to_text_recall@10", "test_text_to_image_map"} <= set(metrics)
     report = (run_folder / "report.html").read_text()
     assert "Captions whose image is found last: test" in report

@@ -27,6 +27,7 @@ from mmhf.recipe import load_recipe
 from mmhf.sample_data import read_sample
 from mmhf.tasks import task_of
 from mmhf.tasks.image_classification import ImageClassification
+from tests.cli.test_metrics_table import undefined_numbers
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TINY = {
@@ -94,6 +95,7 @@ def test_training_leaves_a_run_folder(work):
         path.name for path in folder.iterdir()
     }
     metrics = json.loads((folder / "metrics.json").read_text())
+    assert not undefined_numbers(folder)
     assert {"validation_f1_macro", "test_f1_macro", "test_accuracy"} <= metrics.keys()
     state = json.loads((folder / "trainer_state.json").read_text())
     assert state["global_step"] == 4

@@ -170,7 +170,7 @@ def write_classification_report(
     if any(each.subgroups for each in measured.values()):
         write_subgroups(run.folder / SUBGROUPS_FILE, {split: each.subgroups for split, each in measured.items()})
     tables = {split: classification_tables(each.evaluation, each.subgroups) for split, each in measured.items()}
-    write_numbers(run, measured, protocols, tables)
+    write_numbers(run, measured, {**protocols, **CALIBRATION_PROTOCOLS, **MODALITY_PROTOCOLS}, tables)
 
 
 def classification_sections(

@@ -19,12 +19,12 @@ import mmhf
 WANTED = ("transformers", "torch", "torchvision", "timm", "pillow")
 
 
-def make_clean_environment(folder: Path) -> Path:
-    """Make the environment; returns its interpreter."""
+def make_clean_environment(folder: Path, *more: str) -> Path:
+    """Make the environment, with more packages if they are named; returns its interpreter."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
     packages = next((folder / "lib").glob("python*")) / "site-packages"
-    for source in _files_of(_with_requirements(WANTED)):
+    for source in _files_of(_with_requirements((*WANTED, *more))):
         (packages / source.name).symlink_to(source)
     # The defect of a CUDA torchvision beside a CPU torch is the environment's, and is mended in it by mmhf's own cure.
     cure = (Path(mmhf.__file__).parent / "_torchvision.py").read_text(encoding="utf-8")

@@ -20,6 +20,21 @@ from mmhf.files import CONFIG_FILE
 from mmhf.models.family import Family, families
 
 HANDLER_FILE = "handler.py"
+# How sentence-transformers (from 5.4 on) embeds images and texts: by the model's own methods, to length 1.
+_SENTENCE_TRANSFORMERS: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Normalize", "type": "sentence_transformers.base.modules.Normalize"},
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            modality: {"method": f"get_{modality}_features", "method_output_name": "pooler_output"}
+            for modality in ("image", "text")
+        },
+        "module_output_name": "sentence_embedding",
+    },
+}
 _PACKAGE = "mmhf"
 _ROOT = Path(__file__).parents[1]
 # What a clean environment has: transformers with all it needs, torch, torchvision, timm and pillow.
@@ -33,7 +48,7 @@ _HEADER = '"""From {module} of mmhf {version}, made by `mmhf release`; with mmhf
 def add_remote_code(folder: Path) -> bool:
     """Write the code of a model into its release folder, and into its configuration files where that code is.
 
-    `handler.py` is for endpoints of the Hub.
+    `handler.py` is for endpoints of the Hub, `modules.json` for sentence-transformers.
 
     Args:
         folder (`Path`): Holds `config.json`, and the processor's files.
@@ -51,6 +66,9 @@ def add_remote_code(folder: Path) -> bool:
     handler = handler.replace('TASK = ""', f"TASK = {family.pipeline_task!r}")
     for name, source in {**bundle(family), HANDLER_FILE: handler}.items():
         (folder / name).write_text(source, encoding="utf-8")
+    if family.embedder is not None:
+        for name, values in _SENTENCE_TRANSFORMERS.items():
+            (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     auto_map = {"AutoConfig": _class_reference(family, "config")}
     auto_map.update({auto_class: _class_reference(family, "model") for auto_class in family.auto_classes})
     _rewrite(config_file, {**config, "auto_map": auto_map})

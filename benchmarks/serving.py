@@ -1,13 +1,15 @@
-"""Serving against a bare loop of the model on the same decoded images, and how long 64 clients wait.
+"""Serving against a bare loop of the model on the same decoded images and against `pipeline()`; how long clients wait.
 
 The server and its clients are one process: requests pass the application, its limits, the decoding and the batcher,
 and no network. The bare loop takes tensors that are decoded and resized already. Rounds alternate. The aims: at least
-0.9 of the bare model's images a second, and a p99 of at most three full batches, of which 64 clients fill two.
+0.9 of the bare model's images a second, one request in at most 1.2 of the time of a `pipeline()`'s call, and a p99 of
+at most three full batches, of which 64 clients fill two.
 
     python benchmarks/serving.py [ROUNDS]
 """
 
 import asyncio
+import io
 import statistics
 import sys
 import tempfile
@@ -20,7 +22,7 @@ import httpx  # isort: skip
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessor
+from transformers import CLIPImageProcessor, pipeline
 
 from mmhf.inference.inputs import Example
 from mmhf.inference.serving.app import create_app
@@ -65,6 +67,19 @@ async def full_batches(client, files, count):
     return time.perf_counter() - begun
 
 
+async def one_by_one(client, file, classify, path, count=15):
+    """Seconds of requests at rest, and of calls of the pipeline on the same file; in turns."""
+    served, piped = [], []
+    for _ in range(count):
+        begun = time.perf_counter()
+        (await client.post("/v1/predict", files=[file])).raise_for_status()
+        served.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        classify(Image.open(io.BytesIO(path.read_bytes())))
+        piped.append(time.perf_counter() - begun)
+    return served, piped
+
+
 async def single_clients(client, file):
     """Seconds of each request of 64 clients that send one image after the other."""
     seconds = []
@@ -93,12 +108,16 @@ async def measure(folder, rounds):
     tensors = [batch.encodings["row"]["pixel_values"]] * 4
     bare(service.model, tensors)
     transport = httpx.ASGITransport(create_app(shelf))
-    served, loop, waited = [], [], []
+    served, loop, waited, alone, piped = [], [], [], [], []
+    classify = pipeline("image-classification", model=str(folder))
+    classify(Image.open(path))
     async with httpx.AsyncClient(transport=transport, base_url="http://served", timeout=600) as client:
         await full_batches(client, [file] * BATCH, 1)
         for _ in range(rounds):
             served.append(await full_batches(client, [file] * BATCH, len(tensors)))
             loop.append(bare(service.model, tensors))
+            mine, theirs = await one_by_one(client, file, classify, path)
+            alone, piped = alone + mine, piped + theirs
             waited += await single_clients(client, file)
     await shelf.close()
     images = len(tensors) * BATCH
@@ -106,6 +125,8 @@ async def measure(folder, rounds):
     p99 = float(np.quantile(waited, 0.99))
     mine, theirs = images / statistics.median(served), images / statistics.median(loop)
     print(f"served {mine:.1f} images/s, bare model {theirs:.1f} images/s: ratio {mine / theirs:.3f}")
+    mine, theirs = statistics.median(alone), statistics.median(piped)
+    print(f"one request {mine * 1000:.1f} ms, pipeline() {theirs * 1000:.1f} ms: {mine / theirs:.3f} of it")
     print(
         f"{CLIENTS} clients: p99 {p99:.3f} s, a full batch of {BATCH} {one_batch:.3f} s: {p99 / one_batch:.2f} times"
     )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import configparser
 import importlib.util
+import io
 import json
 import os
 import re
@@ -23,13 +25,21 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 import uvicorn
 import yaml
-from fastapi import FastAPI
 from packaging.requirements import Requirement
+from PIL import Image
+from safetensors.torch import load_file
 from saved_families import save_tiny_family, write_image
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mmhf.cli import arguments
+from mmhf.inference.loading import load_model
 from mmhf.inference.serving.app import create_app
 from mmhf.inference.serving.limits import Limits
 from mmhf.inference.serving.server import KEY_VARIABLE, bind
@@ -70,7 +80,7 @@ def load_example(name: str) -> ModuleType:
 
 
 @contextmanager
-def listening(app: FastAPI | Any) -> Iterator[str]:
+def listening(app: Starlette) -> Iterator[str]:
     """The address of an application that a thread of this process serves."""
     with bind("127.0.0.1", 0) as bound:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
@@ -258,6 +268,58 @@ def test_the_load_test_counts_answers_and_faults(
     monkeypatch.delenv(KEY_VARIABLE)
     assert load_test.main([*words, "--seconds", "0.1"]) == 1
     assert "'401'" in capsys.readouterr().out
+
+
+def fake_vllm(language: Path, seen: list[dict[str, Any]]) -> Starlette:
+    """vLLM's /v1/completions as far as captions need it, on transformers: it reads embeddings as vLLM does."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(language), AutoTokenizer.from_pretrained(language)
+
+    def read(embeds: str) -> torch.Tensor:
+        content = io.BytesIO(base64.b64decode(embeds, validate=True))
+        tensor = torch.load(content, weights_only=True, map_location="cpu")
+        assert tensor.dim() == 2 and tensor.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        return tensor
+
+    async def complete(request: Request) -> JSONResponse:
+        asked = await request.json()
+        seen.append(asked)
+        choices = []
+        for index, embeds in enumerate(map(read, asked["prompt_embeds"])):
+            ids = model.generate(inputs_embeds=embeds[None], max_new_tokens=asked["max_tokens"], do_sample=False)
+            text = tokenizer.decode(ids[0], skip_special_tokens=True)
+            choices.insert(0, {"index": index, "text": text, "finish_reason": "stop", "logprobs": None})
+        return JSONResponse({"object": "text_completion", "model": asked["model"], "choices": choices})
+
+    return Starlette(routes=[Route("/v1/completions", complete, methods=["POST"])])
+
+
+@pytest.mark.parametrize("with_lora", [False, True])
+def test_vllm_is_sent_what_makes_the_captioners_captions(
+    with_lora: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captioner, language = save_tiny_family("captioner", tmp_path / "captioner"), tmp_path / "language"
+    model, processor = load_model(captioner)
+    model.set_prompt([4, 5])
+    model.generation_config.update(max_new_tokens=8)
+    if with_lora:
+        model.add_lora({"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]})
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=2.0)
+    model.save_pretrained(captioner)
+    images = [write_image(tmp_path / "photo.png"), tmp_path / "white.png"]
+    Image.new("RGB", (40, 30), "white").save(images[1])
+    with torch.inference_mode():
+        pixels = processor(images=[Image.open(path).convert("RGB") for path in images])["pixel_values"]
+        expected = processor.captions(model.generate(pixels, num_beams=1))
+    client, seen = load_example("vllm_captions"), list[dict[str, Any]]()
+    client.main([str(captioner), "--save-language-model", str(language)])
+    assert not any("lora" in name for name in load_file(language / "model.safetensors"))
+    with listening(fake_vllm(language, seen)) as url:
+        client.main([str(captioner), *map(str, images), "--url", url, "--max-tokens", "8"])
+    told = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]
+    assert told == [[str(path), caption] for path, caption in zip(images, expected, strict=True)]
+    assert all(expected) and seen[0]["model"] == "language" and seen[0]["temperature"] == 0
 
 
 def test_the_guide_names_each_file() -> None:

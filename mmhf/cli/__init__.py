@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import gc
 import importlib
 import inspect
 import os
@@ -12,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import mmhf
@@ -144,7 +146,19 @@ def _run_verb(verb: str, arguments: Sequence[str]) -> None:
     check_before_imports(verb, options)
     if verb in _COMPUTING:
         prepare_cpu()
-    importlib.import_module(f"mmhf.verbs.{verb.replace('-', '_')}").run(options)
+    _load(f"mmhf.verbs.{verb.replace('-', '_')}").run(options)
+
+
+def _load(verb: str) -> ModuleType:
+    """A verb's module. What libraries make as they are loaded stays, and is never searched for garbage."""
+    if "torch" in sys.modules:
+        return importlib.import_module(verb)
+    gc.disable()
+    try:
+        return importlib.import_module(verb)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _expanded(name: str, value: object) -> object:

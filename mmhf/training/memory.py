@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from mmhf.errors import InputError
+from mmhf.features.shapes import ShapesOnly
 from mmhf.training.planned_stage import PlannedStage
 from mmhf.training.stages import StagePlan
 
@@ -190,7 +191,7 @@ def saved_activations(model: nn.Module, example_inputs: Inputs, precision: str =
             return tensor
 
         low = torch.autocast("cpu", torch.bfloat16, enabled=precision != "no")
-        with saved_tensors_hooks(keep, lambda tensor: tensor), low:
+        with saved_tensors_hooks(keep, lambda tensor: tensor), low, ShapesOnly():
             functional_call(model, own, kwargs=inputs)
     return list(kept.values())
 

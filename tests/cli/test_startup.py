@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -75,6 +77,19 @@ assert main(["init", "--list"]) == 0
 assert len(sys.modules) < 330, len(sys.modules)
 """
     assert loaded_after(statements) <= {"pydantic"}
+
+
+def test_garbage_is_not_searched_for_while_libraries_are_loaded(monkeypatch):
+    seen = []
+    verb = SimpleNamespace(run=lambda options: seen.append((gc.isenabled(), gc.get_freeze_count() > frozen)))
+    frozen = gc.get_freeze_count()
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr("mmhf.cli.importlib.import_module", lambda name: seen.append(gc.isenabled()) or verb)
+    try:
+        assert main(["lineage", "anything"]) == 0
+    finally:
+        gc.unfreeze()
+    assert seen == [False, (True, True)]
 
 
 def test_scripts_do_not_hide_libraries_of_their_names(monkeypatch):

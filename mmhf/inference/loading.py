@@ -32,6 +32,17 @@ def choose_device(name: str | None = None) -> torch.device:
     return device
 
 
+def public_name(reference: str) -> str:
+    """What a page or a server calls a model: as the user named it, without the folders of this machine.
+
+    `releases/plants@v1.0` and `org/plants@v1.0` are kept; `/home/me/releases/plants@v1.0`, `../plants/v1.0` and
+    `~/plants` are `plants@v1.0`, `v1.0` and `plants`.
+    """
+    path = Path(reference)
+    is_elsewhere = path.is_absolute() or not {"..", "~"}.isdisjoint(path.parts)
+    return path.expanduser().resolve().name if is_elsewhere else reference
+
+
 def load_model(
     model_dir: str | Path,
     *,

@@ -12,7 +12,7 @@ import transformers
 from mmhf.errors import InputError
 from mmhf.hub import resolve_model
 from mmhf.inference.demo.server import read_captions, sample_captions, served_demo
-from mmhf.inference.loading import choose_device
+from mmhf.inference.loading import choose_device, public_name
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> None:
     transformers.logging.disable_progress_bar()
     serving = served_demo(
         resolve_model(options.model).path,
-        name=options.model,
+        name=public_name(options.model),
         captions=captions,
         device=choose_device(options.device),
         host=options.host,

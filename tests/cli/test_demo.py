@@ -35,7 +35,9 @@ def test_serves_until_interrupted(trained):
         try:
             line = next(line for line in process.stdout if "http://" in line)
             url = re.search(r"http://127\.0\.0\.1:\d+/", line)[0]
-            assert httpx.get(url, trust_env=False).status_code == 200
+            page = httpx.get(url, trust_env=False)
+            assert page.status_code == 200 and "releases@v1.6" in page.text
+            assert str(trained) not in page.text, "the server's folders are its own"
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=300) == 0
         finally:

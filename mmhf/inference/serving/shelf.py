@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mmhf.errors import InputError
+from mmhf.inference.loading import public_name
 from mmhf.inference.search import EmbeddingIndex
 from mmhf.inference.serving.batcher import Batcher
 from mmhf.inference.serving.limits import Limits, RefusedError
@@ -53,9 +54,9 @@ class Asked:
 
     @classmethod
     def parse(cls, text: str, *, name: str | None = None) -> Asked:
-        """`NAME=REFERENCE`, or a reference alone, which is then its own name unless another is given."""
+        """`NAME=REFERENCE`, or a reference alone, whose `public_name` is its name unless another is given."""
         named = _NAMED.fullmatch(text)
-        return cls(named[1], named[2]) if named else cls(name or text, text)
+        return cls(named[1], named[2]) if named else cls(name or public_name(text), text)
 
 
 @dataclass

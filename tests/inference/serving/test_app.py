@@ -382,6 +382,7 @@ def test_limits_and_names_are_checked(tiny_model):
             Limits(**changes)
     assert Asked.parse("a=releases/x@v1") == Asked("a", "releases/x@v1")
     assert Asked.parse("releases/x@v1") == Asked("releases/x@v1", "releases/x@v1")
+    assert Asked.parse("/home/me/releases/x@v1") == Asked("x@v1", "/home/me/releases/x@v1")
     with pytest.raises(InputError, match="named twice"):
         Shelf([Asked("a", "x"), Asked("a", "y")], lambda _: None, Limits())
 

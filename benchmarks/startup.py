@@ -32,7 +32,7 @@ class Stop(TrainerCallback):
         sys.stderr.flush()
         os._exit(0)
 
-train("quickstart/fusion", ["cache=off", f"training.output_dir={tempfile.mkdtemp()}/run"], callbacks=[Stop()])
+train("quickstart/fusion", ["cache=off", "release=null", f"training.output_dir={tempfile.mkdtemp()}/run"], callbacks=[Stop()])
 """
 COUNT = "import sys; sys.stderr.write(f'modules {len(sys.modules)}')"
 COMMANDS = {

@@ -41,8 +41,10 @@ def check_before_imports(verb: str, options: argparse.Namespace) -> None:
         InputError: an extra is not installed, a file is not there, or the recipe is wrong.
     """
     given = vars(options)
-    needs_extra = verb != "export" or given["format"] == "onnx"
-    for module in _EXTRAS.get(verb, ()) if needs_extra else ():
+    modules = _EXTRAS.get(verb, ())
+    if verb == "export":
+        modules = {"onnx": modules, "openvino": (*modules, "openvino")}.get(given["format"], ())
+    for module in modules:
         if find_spec(module) is None:
             raise InputError(f"mmhf {verb}: {module} is not installed: pip install 'mmhf[{verb}]'")
     if verb == "init" and options.data is None:

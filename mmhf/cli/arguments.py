@@ -205,7 +205,7 @@ def serve(parser: ArgumentParser) -> None:
 
 
 def export(parser: ArgumentParser) -> None:
-    """Write a model as graphs that run without mmhf, with ONNX Runtime or torch.
+    """Write a model as graphs that run without mmhf, with ONNX Runtime, OpenVINO or torch.
 
     mmhf export releases/fakeddit@v1.8 -o exported/fakeddit
     python exported/fakeddit/run_onnx.py photo.jpg "a text"
@@ -219,7 +219,7 @@ def export(parser: ArgumentParser) -> None:
         "overrides", nargs="*", default=[], help="where the data for --int8 is, such as data.path=data/other"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="default onnx")
+    parser.add_argument("--format", choices=("onnx", "openvino", "torch"), default="onnx", help="default onnx")
     parser.add_argument(
         "--int8", action="store_true", help="weights of 8 bits; their cost is measured on the validation split"
     )

@@ -24,7 +24,7 @@ from mmhf.export.settings import (
     describe_origin,
     write_tokenizer,
 )
-from mmhf.files import whole_folder, write_json
+from mmhf.files import whole_folder, write_json, write_text
 from mmhf.inference.inputs import TEXT, Example, model_hash, read_rows
 from mmhf.inference.loading import load_model
 from mmhf.models.family import family_of
@@ -34,7 +34,9 @@ from mmhf.sample_data import read_sample
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
-RUNNER_FILE = "run_onnx.py"
+RUNNER_FILES = {"onnx": "run_onnx.py", "openvino": "run_openvino.py"}
+"""Format → the program that runs it."""
+_RUNTIMES = {"onnx": "runtime.py", "openvino": "runtime_openvino.py"}
 NUM_EXAMPLES = 4
 _RUNNERS = Path(__file__).parent / "runners"
 
@@ -64,7 +66,7 @@ def export_model(
     name: str | None = None,
     int8_data: ResolvedRecipe | None = None,
 ) -> dict[str, Any]:
-    """Write a model as graphs that run without mmhf, with `settings.json` and, for ONNX Runtime, `run_onnx.py`.
+    """Write a model as graphs that run without mmhf, with `settings.json` and, but for torch, a program.
 
     Graphs compute in float32 and take batches and texts of any length. Each is run again and compared with the model
     on real rows, one by one and in a batch, before the folder appears.
@@ -72,7 +74,7 @@ def export_model(
     Args:
         model_dir (`str` or `Path`): Run or release folder.
         output (`str` or `Path`): The folder to make.
-        format (`str`, defaults to `"onnx"`): `onnx`, or `torch` for `torch.export`'s files.
+        format (`str`, defaults to `"onnx"`): `onnx`, `openvino`, or `torch` for `torch.export`'s files.
         input_path (`str` or `Path`, *optional*): Table or folder whose first rows are compared; absent: drawings that
             come with mmhf.
         name (`str`, *optional*): How the model is called in `settings.json`; absent: its folder.
@@ -86,22 +88,15 @@ def export_model(
         InputError: The model or the input cannot be used, the output is there, the model cannot be traced, or a graph
             disagrees with it by more than 1e-4.
     """
-    output = Path(output)
-    refuse_existing_folder(output)
+    refuse_existing_folder(Path(output))
     model, processor = load_model(model_dir, needs="graphs", device=torch.device("cpu"))
-    model = model.float()
     images = describe_images(processor)
     family = family_of(model)
-    family_graphs: ModelGraphs = family.load("graphs")(model, processor)
+    family_graphs: ModelGraphs = family.load("graphs")(model.float(), processor)
     validation = None if int8_data is None else ValidationRows(int8_data, family_graphs)
-    examples, of = sample_examples(), "drawings that come with mmhf"
-    if input_path is not None:
-        reads, captions = {TEXT: family_graphs.reads_text}, family.embedder is not None
-        rows = read_rows(input_path, model_dir=model_dir, limit=NUM_EXAMPLES, reads=reads, captions=captions)
-        examples, of = [rows.example(row) for row in range(len(rows))], str(input_path)
-    examples = whole_examples(family_graphs, examples)
+    examples, of = _examples(family_graphs, input_path, model_dir, captions=family.embedder is not None)
     graphs = family_graphs.graphs(examples)
-    with whole_folder(output) as folder:
+    with whole_folder(Path(output)) as folder:
         paths = {graph.name: folder / (graph.name + SUFFIXES[format]) for graph in graphs}
         differences = {graph.name: _write_and_compare(graph, paths[graph.name], format) for graph in graphs}
         settings = {
@@ -118,10 +113,28 @@ def export_model(
         if isinstance(processor, ProcessorMixin):
             settings["text"] = write_tokenizer(processor, folder / TOKENIZER_FILE)
         write_json(folder / SETTINGS_FILE, settings)
-        if format == "onnx":
-            shutil.copyfile(_RUNNERS / f"{family_graphs.runner}.py", folder / RUNNER_FILE)
-            shutil.copyfile(_RUNNERS / "inputs.py", folder / "inputs.py")
+        if format in RUNNER_FILES:
+            _copy_program(family_graphs.runner, folder, format)
     return settings
+
+
+def _examples(
+    graphs: ModelGraphs, input_path: str | Path | None, model_dir: str | Path, *, captions: bool
+) -> tuple[list[Example], str]:
+    """The rows that are compared, and what they are called."""
+    if input_path is None:
+        return whole_examples(graphs, sample_examples()), "drawings that come with mmhf"
+    reads = {TEXT: graphs.reads_text}
+    rows = read_rows(input_path, model_dir=model_dir, limit=NUM_EXAMPLES, reads=reads, captions=captions)
+    return whole_examples(graphs, [rows.example(row) for row in range(len(rows))]), str(input_path)
+
+
+def _copy_program(runner: str, folder: Path, format: Format) -> None:
+    """Put the program that runs these graphs beside them, under the name that its own words call it."""
+    program = (_RUNNERS / f"{runner}.py").read_text(encoding="utf-8")
+    write_text(folder / RUNNER_FILES[format], program.replace(RUNNER_FILES["onnx"], RUNNER_FILES[format], 1))
+    shutil.copyfile(_RUNNERS / _RUNTIMES[format], folder / "runtime.py")
+    shutil.copyfile(_RUNNERS / "inputs.py", folder / "inputs.py")
 
 
 def _write_and_compare(graph: Graph, path: Path, format: Format) -> float:

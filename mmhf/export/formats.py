@@ -17,8 +17,8 @@ from torch.export import Dim
 from mmhf.errors import InputError
 from mmhf.export.graphs import Graph
 
-Format = Literal["onnx", "torch"]
-SUFFIXES: dict[str, str] = {"onnx": ".onnx", "torch": ".pt2"}
+Format = Literal["onnx", "openvino", "torch"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 TOLERANCE = 1e-4
 _LARGEST_FILE = 1 << 30
 """Bytes of weights that a file holds itself; protobuf ends at 2 GiB."""
@@ -44,9 +44,10 @@ def write_graph(graph: Graph, path: Path, format: Format) -> None:
             if format == "torch":
                 torch.export.save(program, path)
                 return
+            target = path.with_suffix(SUFFIXES["onnx"])
             torch.onnx.export(
                 program,
-                f=path,
+                f=target,
                 input_names=list(graph.example),
                 output_names=list(graph.outputs),
                 external_data=sum(each.nbytes for each in program.state_dict.values()) > _LARGEST_FILE,
@@ -55,6 +56,12 @@ def write_graph(graph: Graph, path: Path, format: Format) -> None:
         except RuntimeError as error:  # what torch.export and torch.onnx raise is derived from it
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(f"mmhf export: {graph.name} cannot be written as a graph ({reason})") from error
+    if format == "openvino":
+        import openvino
+
+        openvino.save_model(openvino.convert_model(target), path, compress_to_fp16=False)
+        for each in path.parent.glob(f"{target.name}*"):  # and its weights, where they are a file of their own
+            each.unlink()
 
 
 def load_graph(path: Path, outputs: Sequence[str]) -> Runner:
@@ -68,6 +75,17 @@ def load_graph(path: Path, outputs: Sequence[str]) -> Runner:
             return {name: tensor.numpy() for name, tensor in zip(outputs, found, strict=True)}
 
         return run_module
+    if path.suffix == SUFFIXES["openvino"]:
+        import openvino
+
+        settings = {"INFERENCE_PRECISION_HINT": "f32"}  # not the bfloat16 that some processors would choose
+        model = openvino.Core().compile_model(path, "CPU", settings)
+
+        def run_model(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            found = model(dict(inputs))
+            return {name: np.array(found[name]) for name in outputs}
+
+        return run_model
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

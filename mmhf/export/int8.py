@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmhf.conventions import IGNORED_LABEL
 from mmhf.errors import InputError
 from mmhf.evaluation.classification import classification_metrics
 from mmhf.evaluation.retrieval import retrieval_metrics
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 SPLIT = "validation"
 _CALIBRATION_ROWS, _BATCH = 64, 8
-_SHOWN = {"classify": ("accuracy", "f1_macro"), "match": ("mean_recall",)}
+_SHOWN = {"classify": ("accuracy", "f1_macro"), "match": ("mean_recall",), "caption": ("loss",)}
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -46,12 +47,10 @@ class ValidationRows:
         num_rows (`int`): How many rows measure.
 
     Raises:
-        InputError: Captioners are not measured here; there is no such split, it is a stream, or has too few rows.
+        InputError: There is no such split, it is a stream, or has too few rows.
     """
 
     def __init__(self, recipe: ResolvedRecipe, graphs: ModelGraphs) -> None:
-        if graphs.runner not in _SHOWN:
-            raise InputError("--int8: is for classifiers and dual encoders; captioners are exported in float32")
         task = task_of(recipe.recipe)
         loaded = task.load_data(splits=[SPLIT], model=graphs.model)
         if not isinstance(loaded.splits[SPLIT], datasets.Dataset):
@@ -120,6 +119,8 @@ def measure(
         rows ([`ValidationRows`]): What is measured on.
         candidates (`Sequence`): Each the graphs of the model with what runs them.
     """
+    if graphs.runner == "caption":
+        return [{"loss": _loss_per_token(rows, candidate)} for candidate in candidates]
     found: list[dict[str, list[NDArray[Any]]]] = [defaultdict(list) for _ in candidates]
     targets = []
     for batch in rows.measuring():
@@ -137,6 +138,28 @@ def measure(
             split = SplitEmbeddings.of((joined["text_embeds"], joined["image_embeds"]), truth)
             metrics.append(retrieval_metrics(split.images, split.texts, split.owners))
     return metrics
+
+
+def _loss_per_token(rows: ValidationRows, candidate: Sequence[tuple[Graph, Runner]]) -> float:
+    """The mean loss of a token of the captions, each behind the image and the tokens before it."""
+    (_, image), (graph, language) = candidate
+    shapes = {name: tensor.shape for name, tensor in graph.example.items() if name.startswith("past_")}
+    total, num_tokens = 0.0, 0
+    for batch in rows.measuring():
+        labels = batch["labels"]
+        prefix = image({"pixel_values": batch["pixel_values"]})["prefix"]
+        past = {name: np.zeros((len(labels), shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
+        tokens = batch["input_ids"][:, :0]
+        for position in range(labels.shape[1]):
+            found = language({"prefix": prefix, "input_ids": tokens, **past})
+            known = labels[:, position] != IGNORED_LABEL
+            logits = found["logits"][known].astype(np.float64)
+            wanted = np.take_along_axis(logits, labels[known, position, None], axis=1)[:, 0]
+            total += float((np.logaddexp.reduce(logits, axis=1) - wanted).sum())
+            num_tokens += int(known.sum())
+            past = {name: found[name.replace("past_", "present_", 1)] for name in past}
+            prefix, tokens = prefix[:, :0], batch["input_ids"][:, position : position + 1]
+    return total / num_tokens
 
 
 def inputs_of(graph: Graph, batch: Arrays) -> Arrays:

@@ -78,7 +78,8 @@ def program(monkeypatch):
 
     def load(folder: Path) -> dict[str, Any]:
         monkeypatch.syspath_prepend(folder)
-        return runpy.run_path(str(folder / "run_onnx.py"))
+        monkeypatch.delitem(sys.modules, "runtime", raising=False)  # each format's is another
+        return runpy.run_path(str(next(folder.glob("run_*.py"))))
 
     return load
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from mmhf.cli import main
-from mmhf.errors import InputError
 from mmhf.export.folder import export_model
 from mmhf.export.formats import load_graph, write_graph
-from mmhf.export.graphs import Case, Graph, GraphModule
-from mmhf.export.int8 import quantize
+from mmhf.export.graphs import CaptionerGraphs, Case, Graph, GraphModule
+from mmhf.export.int8 import ValidationRows, quantize
+from mmhf.inference.loading import load_model
 from mmhf.recipe import load_recipe
 
 
@@ -39,6 +39,23 @@ def test_the_cost_is_measured_on_other_rows_than_those_that_calibrate(tiny_model
 
 
 @pytest.mark.slow
+def test_a_captioners_loss_per_token_is_measured(tiny_models, tmp_path):
+    recipe = load_recipe("quickstart/captioner", ["data.image_size=32", "data.max_length=6", "data.limit=200"])
+    model, processor = load_model(tiny_models["captioner"], needs="graphs", device=torch.device("cpu"))
+    settings = export_model(tiny_models["captioner"], tmp_path / "int8", int8_data=recipe)
+    rows = ValidationRows(recipe, CaptionerGraphs(model, processor))
+    total, num_tokens = 0.0, 0
+    for batch in rows.measuring():
+        given = {name: torch.from_numpy(batch[name]) for name in ("pixel_values", "input_ids", "labels")}
+        known = int((given["labels"] != -100).sum())
+        with torch.no_grad():
+            total, num_tokens = total + float(model(**given).loss) * known, num_tokens + known
+    assert settings["quality"]["float32"] == {"loss": pytest.approx(total / num_tokens, abs=1e-5)}
+    assert settings["quality"]["int8"]["loss"] == pytest.approx(total / num_tokens, abs=0.1)
+    assert kinds(tmp_path / "int8" / "language.onnx")["MatMulInteger"] > 0
+
+
+@pytest.mark.slow
 def test_convolutions_are_calibrated(tmp_path):
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
@@ -58,10 +75,8 @@ def test_convolutions_are_calibrated(tmp_path):
     np.testing.assert_allclose(found, wanted, atol=0.1 * float(wanted.abs().max()))
 
 
-def test_where_int8_has_no_meaning_it_is_refused(tiny_models, tiny_recipe, tmp_path, capsys):
+def test_where_int8_has_no_meaning_it_is_refused(tiny_models, tmp_path, capsys):
     captioner = tiny_models["captioner"]
-    with pytest.raises(InputError, match="captioners are exported in float32"):
-        export_model(captioner, tmp_path / "out", int8_data=load_recipe(tiny_recipe()))
     assert main(["export", str(captioner), "-o", str(tmp_path / "out"), "--format", "torch", "--int8"]) == 2
     assert main(["export", str(captioner), "data.path=here", "-o", str(tmp_path / "out")]) == 2
     assert "which is not asked for" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Label an image, or an image with a text: python run_onnx.py photo.jpg ["a text"]
 
-Needs onnxruntime, numpy and pillow, and for texts tokenizers.
+Needs the runtime (onnxruntime or openvino), numpy and pillow, and for texts tokenizers.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import sys
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from inputs import pixel_values, tokens
+from runtime import Graph
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 with open(os.path.join(FOLDER, "settings.json"), encoding="utf-8") as file:
     SETTINGS = json.load(file)
-SESSION = onnxruntime.InferenceSession(os.path.join(FOLDER, "model.onnx"), providers=["CPUExecutionProvider"])
+GRAPH = Graph(FOLDER, "model")
 
 
 def classify(path: str, text: str = "") -> dict[str, Any]:
@@ -26,7 +26,7 @@ def classify(path: str, text: str = "") -> dict[str, Any]:
     if "text" in SETTINGS:
         arrays.update(tokens([text.strip()], SETTINGS["text"], FOLDER))
         arrays["text_mask"] = np.array([bool(text.strip())], np.int64)
-    (logits,) = SESSION.run(None, {each.name: arrays[each.name] for each in SESSION.get_inputs()})
+    (logits,) = GRAPH.run(arrays)
     shares = np.exp(logits[0].astype(np.float64) - logits[0].max())
     probabilities = shares / shares.sum()
     best = int(probabilities.argmax())

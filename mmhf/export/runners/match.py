@@ -1,6 +1,6 @@
 """How well texts fit an image: python run_onnx.py photo.jpg "a red frog" "a lamp" ...
 
-Needs onnxruntime, numpy, pillow and tokenizers.
+Needs the runtime (onnxruntime or openvino), numpy, pillow and tokenizers.
 """
 
 from __future__ import annotations
@@ -10,27 +10,23 @@ import os
 import sys
 
 import numpy as np
-import onnxruntime
 from inputs import pixel_values, tokens
+from runtime import Graph
 
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 with open(os.path.join(FOLDER, "settings.json"), encoding="utf-8") as file:
     SETTINGS = json.load(file)
-IMAGE, TEXT = (
-    onnxruntime.InferenceSession(os.path.join(FOLDER, name), providers=["CPUExecutionProvider"])
-    for name in ("image.onnx", "text.onnx")
-)
+IMAGE, TEXT = (Graph(FOLDER, name) for name in ("image", "text"))
 
 
 def embed_image(path: str) -> np.ndarray:
     """(1, D), of length 1."""
-    return np.asarray(IMAGE.run(None, {"pixel_values": pixel_values(path, SETTINGS["image"])})[0])
+    return np.asarray(IMAGE.run({"pixel_values": pixel_values(path, SETTINGS["image"])})[0])
 
 
 def embed_texts(texts: list[str]) -> np.ndarray:
     """(texts, D), each of length 1."""
-    arrays = tokens(texts, SETTINGS["text"], FOLDER)
-    return np.asarray(TEXT.run(None, {each.name: arrays[each.name] for each in TEXT.get_inputs()})[0])
+    return np.asarray(TEXT.run(tokens(texts, SETTINGS["text"], FOLDER))[0])
 
 
 def match(path: str, texts: list[str]) -> dict[str, float]:

@@ -32,7 +32,8 @@ class Stop(TrainerCallback):
         sys.stderr.flush()
         os._exit(0)
 
-train("quickstart/fusion", ["cache=off", "release=null", f"training.output_dir={tempfile.mkdtemp()}/run"], callbacks=[Stop()])
+overrides = ["cache=off", "release=null", f"training.output_dir={tempfile.mkdtemp()}/run"]
+train("quickstart/fusion", overrides, callbacks=[Stop()])
 """
 COUNT = "import sys; sys.stderr.write(f'modules {len(sys.modules)}')"
 COMMANDS = {

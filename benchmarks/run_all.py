@@ -52,9 +52,9 @@ FLOORS = [
     Floor("checks", "2 256", "loss watched at each step, % of it", r"step: ([\d.]+) %", -1.0),
     Floor("export", "3", "ONNX Runtime, PyTorch eager / exported", r"Runtime .*: ([\d.]+) x", 1.3),
     Floor("export", "3", "ONNX Runtime in int8, PyTorch eager / exported", r"int8 .*: ([\d.]+) x", 1.8),
-    Floor("serving", "1", "served images a second, ours / bare model", r"bare model .*: ratio ([\d.]+)", 0.85),
-    Floor("serving", "1", "one request, ours / pipeline()", r"one request .*: ([\d.]+) of it", -1.3),
-    Floor("serving", "1", "p99 of 64 clients, in full batches", r"clients: .*: ([\d.]+) times", -3.3),
+    Floor("serving", "2", "served images a second, ours / bare model", r"bare model .*: ratio ([\d.]+)", 0.85),
+    Floor("serving", "2", "one request, ours / pipeline()", r"one request .*: ([\d.]+) of it", -1.3),
+    Floor("serving", "2", "p99 of 64 clients, in full batches", r"clients: .*: ([\d.]+) times", -3.3),
     Floor("serving_memory", "2000", "server's memory over 2,000 requests, MB more", r"requests: (-?[\d.]+) MB", -25.0),
     Floor("two_processes", "1", "two processes, in speed", r": ([\d.]+) times as fast", 1.4),
 ]

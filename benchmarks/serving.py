@@ -32,7 +32,7 @@ from mmhf.inference.serving.shelf import Asked, Found, Shelf
 from mmhf.models.encoders import timm_config
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
 
-SIDE, BATCH, CLIENTS, REQUESTS = 224, 32, 64, 3
+SIDE, BATCH, CLIENTS, REQUESTS = 224, 32, 64, 2
 
 
 def save_model(folder):
@@ -67,7 +67,7 @@ async def full_batches(client, files, count):
     return time.perf_counter() - begun
 
 
-async def one_by_one(client, file, classify, path, count=15):
+async def one_by_one(client, file, classify, path, count=10):
     """Seconds of requests at rest, and of calls of the pipeline on the same file; in turns."""
     served, piped = [], []
     for _ in range(count):
@@ -105,7 +105,7 @@ async def measure(folder, rounds):
     file = ("image", path.read_bytes())
     example = Example(torch.from_numpy(picture).permute(2, 0, 1))
     batch = service.predictor(PredictOptions()).collator([example] * BATCH)
-    tensors = [batch.encodings["row"]["pixel_values"]] * 4
+    tensors = [batch.encodings["row"]["pixel_values"]] * 3
     bare(service.model, tensors)
     transport = httpx.ASGITransport(create_app(shelf))
     served, loop, waited, alone, piped = [], [], [], [], []
@@ -125,7 +125,8 @@ async def measure(folder, rounds):
     p99 = float(np.quantile(waited, 0.99))
     mine, theirs = images / statistics.median(served), images / statistics.median(loop)
     print(f"served {mine:.1f} images/s, bare model {theirs:.1f} images/s: ratio {mine / theirs:.3f}")
-    mine, theirs = statistics.median(alone), statistics.median(piped)
+    # The fastest of each: a lone request goes through several threads, and what else the machine does comes between.
+    mine, theirs = min(alone), min(piped)
     print(f"one request {mine * 1000:.1f} ms, pipeline() {theirs * 1000:.1f} ms: {mine / theirs:.3f} of it")
     print(
         f"{CLIENTS} clients: p99 {p99:.3f} s, a full batch of {BATCH} {one_batch:.3f} s: {p99 / one_batch:.2f} times"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 
 
 class ConsoleHandler(logging.Handler):
@@ -12,10 +13,12 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # No bar is shown by a library that is not loaded.
         tqdm = sys.modules.get("tqdm")
-        if tqdm is None:
-            sys.stderr.write(f"{self.format(record)}\n")
-        else:
-            tqdm.tqdm.write(self.format(record), file=sys.stderr)
+        line = self.format(record)
+        with suppress(OSError):  # what is told is worth less than what is done: the disk of a log may be full
+            if tqdm is None:
+                sys.stderr.write(f"{line}\n")
+            else:
+                tqdm.tqdm.write(line, file=sys.stderr)
 
 
 def log_to_console() -> None:

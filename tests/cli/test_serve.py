@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -62,11 +63,20 @@ class Running:
         return httpx.Client(base_url=self.url, headers={"Authorization": "Bearer k"}, timeout=120, trust_env=False)
 
 
-class Load:
-    """Clients that ask for as long as they are let."""
+# What clients ask, one family after the other.
+ASKED = [
+    ("/v1/predict", {"model": "news", "text": "frog"}),
+    ("/v1/predict", {"model": "plants"}),
+    ("/v1/predict", {"model": "captions"}),
+    ("/v1/embed", {"model": "photos", "text": "frog"}),
+]
 
-    def __init__(self, running, content, clients=8):
-        self.running, self.content = running, content
+
+class Load:
+    """Clients that ask models of all families, or some, for as long as they are let."""
+
+    def __init__(self, running, content, clients=8, asked=ASKED):
+        self.running, self.content, self.asked = running, content, asked
         self.over = threading.Event()
         self.answers, self.lost = [], Counter()
         self.threads = [threading.Thread(target=self._ask) for _ in range(clients)]
@@ -75,11 +85,11 @@ class Load:
 
     def _ask(self):
         with self.running.client() as client:
-            while not self.over.is_set():
+            for endpoint, fields in itertools.cycle(self.asked):
+                if self.over.is_set():
+                    return
                 try:
-                    answer = client.post(
-                        "/v1/predict", files={"image": self.content}, data={"text": "frog", "model": "news"}
-                    )
+                    answer = client.post(endpoint, files={"image": self.content}, data=fields)
                 except httpx.TransportError as error:
                     self.lost[type(error).__name__] += 1
                     return
@@ -96,13 +106,17 @@ class Load:
 def test_served_overloaded_reloaded_and_ended(tmp_path):
     drawing = read_sample("test")["image"][0].as_py()["bytes"]
     (tmp_path / "photo.jpg").write_bytes(drawing)
-    for name, family in {"captions": "captioner", "photos": "dual encoder", "v1": "fusion"}.items():
-        save_tiny_family(family, tmp_path / name)
-    save_tiny_family("fusion", tmp_path / "v2", seed=1)
-    (tmp_path / "news").symlink_to("v1")
+    families = {"news": "fusion", "plants": "image classifier", "captions": "captioner", "photos": "dual encoder"}
+    for name, family in families.items():
+        for seed in (0, 1):
+            save_tiny_family(family, tmp_path / f"{name}-{seed}", seed=seed)
+        (tmp_path / name).symlink_to(f"{name}-0")
     pd.DataFrame({"image": ["photo.jpg"], "text": ["frog"]}).to_csv(tmp_path / "in.csv", index=False)
-    embed_table(tmp_path / "photos", tmp_path / "in.csv", tmp_path / "photos.parquet", JobSettings(device="cpu"))
-    names = ("news=news", "captions=captions", "photos=photos")
+    for seed in (0, 1):
+        index = tmp_path / f"photos-{seed}.parquet"
+        embed_table(tmp_path / f"photos-{seed}", tmp_path / "in.csv", index, JobSettings(device="cpu"))
+    (tmp_path / "photos.parquet").symlink_to("photos-0.parquet")
+    names = [f"{name}={name}" for name in families]
     running = Running(tmp_path, *names, "--index", "photos.parquet", "--max-queue", "32", "--max-batch", "8")
     try:
         # every curl of the page
@@ -123,23 +137,30 @@ def test_served_overloaded_reloaded_and_ended(tmp_path):
                 b"Content-Length: 1000\r\n\r\n{"
             )
 
-        # a new version under load
+        # a new version of each under load
         load = Load(running, drawing)
         with running.client() as client:
-            while not load.answers:
+            while len(load.answers) < 32:
                 client.get("/health").raise_for_status()
-            old = client.get("/v1/models").json()["models"][0]["commit"]
-            (tmp_path / "next").symlink_to("v2")
-            (tmp_path / "next").rename(tmp_path / "news")
+            old = {each["commit"] for each in client.get("/v1/models").json()["models"]}
+            for name in (*families, "photos.parquet"):
+                stem, dot, suffix = name.partition(".")
+                (tmp_path / "next").symlink_to(f"{stem}-1{dot}{suffix}")
+                (tmp_path / "next").rename(tmp_path / name)
             running.process.send_signal(signal.SIGHUP)
-            while client.get("/v1/models").json()["models"][0]["commit"] == old:
+            while old & {each["commit"] for each in client.get("/v1/models").json()["models"]}:
+                assert not any("old versions" in line for line in running.lines), running.lines
+            count = len(load.answers)
+            while len(load.answers) < count + 32:
                 pass
             load.end()
             assert not load.lost and {status for status, _, _ in load.answers} == {200}
-            assert len({text for _, _, text in load.answers}) >= 1
+            for name in families:
+                made = [text for _, _, text in load.answers if json.loads(text)["model"] == name]
+                assert made[0] != made[-1]  # of another version
 
             # a burst beyond the queue
-            burst = Load(running, drawing, clients=64)
+            burst = Load(running, drawing, clients=64, asked=ASKED[:1])
             while not any(status == 429 for status, _, _ in burst.answers):
                 client.get("/health").raise_for_status()
             burst.end()
@@ -147,17 +168,18 @@ def test_served_overloaded_reloaded_and_ended(tmp_path):
 
         # the end, under load
         last = Load(running, drawing)
-        while not last.answers:
+        while len(last.answers) < 16:
             pass
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(timeout=120) == 0
         last.end()
         running.reader.join()
         told = [json.loads(line) for line in running.lines if line.startswith("{")]
-        answered = {each["request"] for each in told if each["endpoint"] == "/v1/predict" and each["status"] == 200}
+        paths = {path for path, _ in ASKED}
+        answered = {each["request"] for each in told if each["endpoint"] in paths and each["status"] == 200}
         received = {request for status, request, _ in last.answers if status == 200}
         before = {request for status, request, _ in load.answers + burst.answers if status == 200}
-        assert len(answered - received - before) == 4  # curl's
+        assert len(answered - received - before) == 5  # curl's
         assert {status for status, _, _ in last.answers} <= {200, 503}
         assert "Traceback" not in "".join(running.lines) and "frog" not in "".join(running.lines)
     finally:

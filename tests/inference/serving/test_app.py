@@ -8,10 +8,12 @@ import io
 import json
 import logging
 import re
+import sys
 import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -30,6 +32,7 @@ from mmhf.inference.serving.limits import Limits
 from mmhf.inference.serving.schemas import Prediction
 from mmhf.inference.serving.services import PredictService
 from mmhf.inference.serving.shelf import Asked, Found, Shelf
+from mmhf.verbs._console import log_to_console
 
 TEXTS = ["a red frog", "lamp on a shield", "frog"]
 
@@ -417,6 +420,59 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(goes_away, serve, tiny_mo
     assert [each["status"] for each in sent if "status" in each] == ([] if goes_away else [408])
     status = 499 if goes_away else 408
     assert f'endpoint="/v1/predict",status="{status}"' in client.get("/metrics").text
+
+
+def test_a_burst_of_ten_thousand_is_answered_or_refused_and_counted(serve, tiny_model, encoded):
+    client = serve({"m": tiny_model("image classifier")}, max_queue=32)
+    body = json.dumps({"inputs": {"image": encoded}}).encode()
+    answered = []
+
+    async def ask():
+        scope, first = asked(body)
+        messages = [first]
+
+        async def receive():
+            return messages.pop() if messages else await asyncio.sleep(600)
+
+        async def send(message):
+            if message["type"] == "http.response.start":
+                answered.append((message["status"], dict(message["headers"]).get(b"retry-after")))
+
+        await client.app(scope, receive, send)
+
+    async def burst():
+        await asyncio.gather(*(ask() for _ in range(10_000)))
+
+    client.portal.call(burst)
+    statuses = [status for status, _ in answered]
+    assert len(answered) == 10_000 and {*answered} == {(200, None), (429, b"1")} and statuses.count(200) >= 32
+    text = client.get("/metrics").text
+    for status in (200, 429):
+        assert f'endpoint="/v1/predict",status="{status}"}} {float(statuses.count(status))}' in text
+    assert client.post("/v1/predict", content=body, headers={"content-type": "application/json"}).status_code == 200
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_for_the_log_is_no_reason_not_to_answer(serve, tiny_model, encoded, monkeypatch):
+    client = serve({"m": tiny_model("image classifier")}, key="k")
+    logger = logging.getLogger("mmhf")
+    monkeypatch.setattr(logger, "handlers", [])
+    monkeypatch.setattr(logger, "level", logger.level)
+    log_to_console()
+    headers = {"X-API-Key": "k"}
+    with open("/dev/full", "w", buffering=1, encoding="utf-8") as full:
+        with pytest.raises(OSError, match="No space"):
+            full.write("x\n")
+        monkeypatch.setattr(sys, "stderr", full)
+        for _ in range(20):
+            answer = client.post("/v1/predict", json={"inputs": {"image": encoded}}, headers=headers)
+            assert answer.status_code == 200
+        assert client.post("/v1/models/reload", headers=headers).status_code == 200
+        logging.getLogger("mmhf.verbs.serve").info("Stopped")  # the end of `mmhf serve`, which is to be code 0
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+    assert client.get("/health").status_code == 200
 
 
 def test_a_caption_that_nobody_reads_any_more_is_not_written_on(tiny_model, encoded, monkeypatch):

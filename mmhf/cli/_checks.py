@@ -43,10 +43,13 @@ def check_before_imports(verb: str, options: argparse.Namespace) -> None:
     given = vars(options)
     modules = _EXTRAS.get(verb, ())
     if verb == "export":
-        modules = {"onnx": modules, "openvino": (*modules, "openvino")}.get(given["format"], ())
+        modules = {"onnx": modules, "openvino": (*modules, "openvino"), "executorch": ("executorch",)}.get(
+            given["format"], ()
+        )
     for module in modules:
         if find_spec(module) is None:
-            raise InputError(f"mmhf {verb}: {module} is not installed: pip install 'mmhf[{verb}]'")
+            extra = "phone" if module == "executorch" else verb
+            raise InputError(f"mmhf {verb}: {module} is not installed: pip install 'mmhf[{extra}]'")
     if verb == "init" and options.data is None:
         raise InputError("mmhf init: name your data, such as data.csv or photos/; mmhf init --help tells more")
     if verb == "init" and not is_shipped(given["data"]) and not Path(given["data"]).exists():

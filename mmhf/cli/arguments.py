@@ -204,6 +204,9 @@ def serve(parser: ArgumentParser) -> None:
     limits.add_argument("--timeout", type=float, default=30, metavar="SECONDS", help="for an answer, default 30")
 
 
+_FORMATS = ("onnx", "openvino", "executorch", "torch")
+
+
 def export(parser: ArgumentParser) -> None:
     """Write a model as graphs that run without mmhf, with ONNX Runtime, OpenVINO or torch.
 
@@ -219,7 +222,7 @@ def export(parser: ArgumentParser) -> None:
         "overrides", nargs="*", default=[], help="where the data for --int8 is, such as data.path=data/other"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder to make")
-    parser.add_argument("--format", choices=("onnx", "openvino", "torch"), default="onnx", help="default onnx")
+    parser.add_argument("--format", choices=_FORMATS, default="onnx", help="default onnx; executorch is for phones")
     parser.add_argument(
         "--int8", action="store_true", help="weights of 8 bits; their cost is measured on the validation split"
     )

@@ -14,7 +14,7 @@ from transformers import ProcessorMixin
 from mmhf.data.pixels import decode_pixels
 from mmhf.errors import InputError
 from mmhf.export.formats import SUFFIXES, Format, compare, load_graph, write_graph
-from mmhf.export.graphs import Graph, ModelGraphs, whole_examples
+from mmhf.export.graphs import Graph, ModelGraphs, of_one_row, whole_examples
 from mmhf.export.int8 import ValidationRows, measure, quantize, tell
 from mmhf.export.settings import (
     TOKENIZER_FILE,
@@ -66,15 +66,15 @@ def export_model(
     name: str | None = None,
     int8_data: ResolvedRecipe | None = None,
 ) -> dict[str, Any]:
-    """Write a model as graphs that run without mmhf, with `settings.json` and, but for torch, a program.
+    """Write a model as graphs that run without mmhf, with `settings.json` and, for runtimes on computers, a program.
 
-    Graphs compute in float32 and take batches and texts of any length. Each is run again and compared with the model
-    on real rows, one by one and in a batch, before the folder appears.
+    Graphs compute in float32, on batches and texts of any length, and are compared with the model on real rows.
 
     Args:
         model_dir (`str` or `Path`): Run or release folder.
         output (`str` or `Path`): The folder to make.
-        format (`str`, defaults to `"onnx"`): `onnx`, `openvino`, or `torch` for `torch.export`'s files.
+        format (`str`, defaults to `"onnx"`): `onnx`, `openvino`, `executorch` for phones, which reads one image at a
+            time, or `torch` for `torch.export`'s files.
         input_path (`str` or `Path`, *optional*): Table or folder whose first rows are compared; absent: drawings that
             come with mmhf.
         name (`str`, *optional*): How the model is called in `settings.json`; absent: its folder.
@@ -95,7 +95,7 @@ def export_model(
     family_graphs: ModelGraphs = family.load("graphs")(model.float(), processor)
     validation = None if int8_data is None else ValidationRows(int8_data, family_graphs)
     examples, of = _examples(family_graphs, input_path, model_dir, captions=family.embedder is not None)
-    graphs = family_graphs.graphs(examples)
+    graphs = [of_one_row(each) if format == "executorch" else each for each in family_graphs.graphs(examples)]
     with whole_folder(Path(output)) as folder:
         paths = {graph.name: folder / (graph.name + SUFFIXES[format]) for graph in graphs}
         differences = {graph.name: _write_and_compare(graph, paths[graph.name], format) for graph in graphs}

@@ -17,8 +17,8 @@ from torch.export import Dim
 from mmhf.errors import InputError
 from mmhf.export.graphs import Graph
 
-Format = Literal["onnx", "openvino", "torch"]
-SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+Format = Literal["onnx", "openvino", "executorch", "torch"]
+SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "executorch": ".pte", "torch": ".pt2"}
 TOLERANCE = 1e-4
 _LARGEST_FILE = 1 << 30
 """Bytes of weights that a file holds itself; protobuf ends at 2 GiB."""
@@ -43,6 +43,13 @@ def write_graph(graph: Graph, path: Path, format: Format) -> None:
             )
             if format == "torch":
                 torch.export.save(program, path)
+                return
+            if format == "executorch":
+                from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+                from executorch.exir import to_edge_transform_and_lower
+
+                lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
+                path.write_bytes(lowered.to_executorch().buffer)
                 return
             target = path.with_suffix(SUFFIXES["onnx"])
             torch.onnx.export(
@@ -75,6 +82,17 @@ def load_graph(path: Path, outputs: Sequence[str]) -> Runner:
             return {name: tensor.numpy() for name, tensor in zip(outputs, found, strict=True)}
 
         return run_module
+    if path.suffix == SUFFIXES["executorch"]:
+        from executorch.runtime import Runtime
+
+        loaded = Runtime.get().load_program(path)
+        method = loaded.load_method("forward")
+
+        def run_method(inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+            found = method.execute([torch.from_numpy(array) for array in inputs.values()])
+            return {name: tensor.numpy() for name, tensor in zip(outputs, found, strict=True)}
+
+        return run_method
     if path.suffix == SUFFIXES["openvino"]:
         import openvino
 

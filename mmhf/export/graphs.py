@@ -6,7 +6,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -312,6 +312,24 @@ def _next_token(language: Any, given: Tensors) -> tuple[Tensor, ...]:
     )
     cache = [each for layer in output.past_key_values.layers for each in (layer.keys, layer.values)]
     return (output.logits[:, -1], *cache)
+
+
+def of_one_row(graph: Graph) -> Graph:
+    """The same graph with all lengths fixed, for one row at a time.
+
+    Raises:
+        InputError: It reads texts, whose length is not known before.
+    """
+    if any(name in TEXT_INPUTS for name in graph.example):
+        raise InputError("--format executorch: is for models that read images alone")
+    cases = [
+        Case(
+            *({name: tensor[row : row + 1] for name, tensor in part.items()} for part in (case.inputs, case.expected))
+        )
+        for case in graph.cases
+        for row in range(len(next(iter(case.inputs.values()))))
+    ]
+    return replace(graph, example=cases[0].inputs, lengths={name: {} for name in graph.lengths}, cases=cases)
 
 
 def whole_examples(graphs: ModelGraphs, examples: Sequence[Example]) -> list[Example]:

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 import httpx
+import kubernetes_validate
 import pytest
 import torch
 import uvicorn
@@ -104,14 +105,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.mark.skipif(
-    not Path(sys.executable).with_name("hadolint").exists() and shutil.which("hadolint") is None,
-    reason="there is no hadolint",
-)
 def test_the_dockerfile_has_no_fault() -> None:
-    local = Path(sys.executable).with_name("hadolint")
-    program = str(local) if local.exists() else "hadolint"
-    done = subprocess.run([program, "--format", "json", str(FOLDER / "Dockerfile")], capture_output=True, text=True)
+    hadolint = str(Path(sys.executable).with_name("hadolint"))
+    done = subprocess.run([hadolint, "--format", "json", str(FOLDER / "Dockerfile")], capture_output=True, text=True)
     assert json.loads(done.stdout) == [] and done.returncode == 0
 
 
@@ -228,9 +224,8 @@ def manifests() -> list[dict[str, Any]]:
 
 
 def test_kubernetes_knows_each_key() -> None:
-    validate = pytest.importorskip("kubernetes_validate")
     for manifest in manifests():
-        validate.validate(manifest, "1.33", strict=True)
+        kubernetes_validate.validate(manifest, "1.33", strict=True)
 
 
 def test_kubernetes_asks_and_ends_the_server_rightly(server: str) -> None:

@@ -15,7 +15,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from mmhf.errors import InputError
-from mmhf.features.shapes import ShapesOnly
 from mmhf.training.planned_stage import PlannedStage
 from mmhf.training.stages import StagePlan
 
@@ -191,7 +190,7 @@ def saved_activations(model: nn.Module, example_inputs: Inputs, precision: str =
             return tensor
 
         low = torch.autocast("cpu", torch.bfloat16, enabled=precision != "no")
-        with saved_tensors_hooks(keep, lambda tensor: tensor), low, ShapesOnly():
+        with saved_tensors_hooks(keep, lambda tensor: tensor), low:
             functional_call(model, own, kwargs=inputs)
     return list(kept.values())
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import openvino
 import pytest
 import torch
 
 from mmhf.cli import main
 from mmhf.export.folder import export_model
 from mmhf.inference.loading import load_model
-
-openvino = pytest.importorskip("openvino")
 
 
 @pytest.fixture(scope="module")

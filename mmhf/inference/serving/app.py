@@ -56,7 +56,7 @@ def create_app(shelf: Shelf, *, key: str | None = None) -> FastAPI:
         key (`str`, *optional*): The API key that requests need.
     """
     metrics = Metrics(shelf.waiting)
-    shelf.on_batch = metrics.batch
+    shelf.on_batch, shelf.under_way = metrics.batch, lambda: metrics.under_way
     endpoints = Endpoints(shelf, metrics)
 
     @asynccontextmanager

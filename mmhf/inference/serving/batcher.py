@@ -32,15 +32,18 @@ class _Group(Generic[Item, Answer]):
 class Batcher(Generic[Item, Answer]):
     """Gathers the inputs of requests into batches and runs them one batch at a time, in a thread of its own.
 
-    While nothing runs, an input waits for company at most `max_wait`, and not at all once a batch is full; what comes
-    while a batch runs makes up the next one. The oldest input is in each next batch, so none is passed over. The
-    inputs of one request stay together, as far as they fit into a batch: in a server at rest they are one batch.
+    While nothing runs, an input waits for company at most `max_wait`, and not at all once a batch is full or where no
+    other request is on its way; what comes while a batch runs makes up the next one. The oldest input is in each next
+    batch, so none is passed over. The inputs of one request stay together, as far as they fit into a batch: in a
+    server at rest they are one batch.
 
     Args:
         run (`Callable`): Called with a key and inputs that share it; gives an answer for each, in their order.
         max_batch (`int`): Inputs of a batch at most.
         max_wait (`float`): Seconds.
         max_queue (`int`): Inputs that may wait.
+        expects_more (`Callable`, *optional*):
+            Told how many requests are here; answers whether others are on their way. Absent: they may always be.
         on_batch (`Callable`, *optional*): Told the size of each batch and the seconds that it took.
     """
 
@@ -51,10 +54,13 @@ class Batcher(Generic[Item, Answer]):
         max_batch: int,
         max_wait: float,
         max_queue: int,
+        expects_more: Callable[[int], bool] | None = None,
         on_batch: Callable[[int, float], None] | None = None,
     ) -> None:
         self.max_batch, self.max_wait, self.max_queue = max_batch, max_wait, max_queue
         self._run, self._on_batch = run, on_batch
+        self._expects_more = expects_more or (lambda num_here: True)
+        self._num_requests = 0
         self._groups: deque[_Group[Item, Answer]] = deque()
         self._changed = asyncio.Event()
         self._closing = False
@@ -89,8 +95,12 @@ class Batcher(Generic[Item, Answer]):
             for start in range(0, len(items), self.max_batch)
         ]
         self._groups += groups
+        self._num_requests += 1
         self._changed.set()
-        parts = await asyncio.gather(*(group.answers for group in groups))
+        try:
+            parts = await asyncio.gather(*(group.answers for group in groups))
+        finally:
+            self._num_requests -= 1
         return [answer for part in parts for answer in part]
 
     async def close(self) -> None:
@@ -113,7 +123,8 @@ class Batcher(Generic[Item, Answer]):
             first = self._groups[0]
             left = first.arrived + self.max_wait - time.monotonic()
             batch = self._fitting(first.key)
-            if left > 0 and not self._closing and sum(len(group.items) for group in batch) < self.max_batch:
+            has_room = sum(len(group.items) for group in batch) < self.max_batch
+            if left > 0 and has_room and not self._closing and self._expects_more(self._num_requests):
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), left)
                 continue

@@ -43,7 +43,6 @@ class Gate:
     ) -> None:
         self.app, self.limits, self.metrics, self.endpoints = app, limits, metrics, endpoints
         self._key = None if key is None else key.encode()
-        self._under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,13 +63,11 @@ class Gate:
         failure = None
         try:
             self._check(scope, path, counts)
-            self._under_way += counts
-            self.metrics.under_way.set(self._under_way)
+            self.metrics.under_way += counts
             try:
                 await self.app(scope, receive, watched_send)
             finally:
-                self._under_way -= counts
-                self.metrics.under_way.set(self._under_way)
+                self.metrics.under_way -= counts
         except RefusedError as error:
             await refusal(error)(scope, receive, watched_send)
         except ClientDisconnect:
@@ -100,7 +97,7 @@ class Gate:
                 )  # fmt: skip
             if self._key is None and path == RELOAD:
                 raise RefusedError(403, "Reloading over HTTP needs a server with an API key (MMHF_API_KEY).")
-        if counts and self._under_way >= self.limits.max_queue:
+        if counts and self.metrics.under_way >= self.limits.max_queue:
             raise RefusedError(429, f"{self.limits.max_queue} requests are under way; try again.", RETRY)
 
     def _has_key(self, headers: Headers) -> bool:

@@ -13,6 +13,9 @@ class Metrics:
 
     Args:
         waiting (`Callable`): Tells for each model how many inputs wait for it.
+
+    Attributes:
+        under_way (`int`): Requests that are being read or answered.
     """
 
     def __init__(self, waiting: Callable[[], Mapping[str, int]]) -> None:
@@ -26,7 +29,9 @@ class Metrics:
         self._seconds = Histogram(
             "mmhf_request_seconds", "Time of a request.", ["endpoint"], buckets=_SECONDS, registry=self.registry
         )
-        self.under_way = Gauge("mmhf_requests_under_way", "Requests being answered.", registry=self.registry)
+        self.under_way = 0
+        under_way = Gauge("mmhf_requests_under_way", "Requests being answered.", registry=self.registry)
+        under_way.set_function(lambda: self.under_way)
         self._queue = Gauge("mmhf_queue_inputs", "Inputs that wait for a model.", ["model"], registry=self.registry)
         self._sizes = Histogram(
             "mmhf_batch_inputs", "Inputs of a batch.", ["model"], buckets=_SIZES, registry=self.registry

@@ -129,6 +129,7 @@ class Shelf:
         device (`torch.device`, *optional*): Absent: the accelerator that is there.
 
     Attributes:
+        under_way (`Callable`, *optional*): Tells how many requests are being read or answered.
         on_batch (`Callable`, *optional*): Told a model's name, the size of a batch and its seconds.
 
     Raises:
@@ -150,6 +151,7 @@ class Shelf:
             if twice:
                 raise InputError(f"{min(twice)}: is named twice; give one of them another name, as NAME=PATH")
         self.limits = limits
+        self.under_way: Callable[[], int] | None = None
         self.on_batch: Callable[[str, int, float], None] | None = None
         self._asked, self._asked_indexes = models, indexes
         self._resolve, self._device = resolve, device
@@ -269,9 +271,13 @@ class Shelf:
             max_batch=self.limits.max_batch,
             max_wait=self.limits.max_wait,
             max_queue=self.limits.max_queue,
+            expects_more=self._expects_more,
             on_batch=partial(self._tell_batch, name),
         )
         return Served(name, found, service, batcher=batcher, indexes=indexes)
+
+    def _expects_more(self, num_here: int) -> bool:
+        return self.under_way is None or self.under_way() > num_here
 
     def _tell_batch(self, name: str, size: int, seconds: float) -> None:
         if self.on_batch is not None:

@@ -82,6 +82,20 @@ def test_one_input_waits_no_longer_than_it_is_told():
     assert 0.045 < asyncio.run(scenario()) < 2
 
 
+def test_an_input_waits_only_while_others_are_on_their_way():
+    sizes = []
+
+    async def scenario(under_way):
+        made = batcher(doubled, max_wait=60.0, expects_more=lambda num_here: under_way > num_here,
+                       on_batch=lambda size, seconds: sizes.append(size))  # fmt: skip
+        await asyncio.wait_for(asyncio.gather(*(made.submit("a", [each]) for each in range(under_way))), 30)
+        await made.close()
+
+    for under_way in (1, 3):
+        asyncio.run(scenario(under_way))
+    assert sizes == [1, 3]
+
+
 def test_an_error_is_for_the_request_that_brought_it():
     def run(key, items):
         if 13 in items:

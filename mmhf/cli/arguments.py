@@ -158,8 +158,14 @@ def demo(parser: ArgumentParser) -> None:
 
     mmhf demo releases/fakeddit@v1.7
     mmhf demo ORG/NAME@v1.7 --port 8000
+    mmhf demo --server http://127.0.0.1:8000
     """
-    parser.add_argument("model", help=_MODEL)
+    parser.add_argument("model", nargs="?", help=_MODEL)
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        help="ask the model that mmhf serve has there; MODEL is its name, where there are several",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; absent: for this machine only")
     parser.add_argument("--port", type=int, help="absent: the first free one from 7860 on")
     parser.add_argument(

@@ -90,7 +90,7 @@ class Page:
         return components
 
     def _explanation_components(self) -> list[Any]:
-        if self.subject.family == "captioner":
+        if not self.subject.explains:
             return []
         heat = gr.Image(
             label="What the answer rests on: red speaks for it, violet against it",

@@ -7,15 +7,14 @@ import ipaddress
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
-import torch
 
 from mmhf.errors import InputError
 from mmhf.inference.demo.page import Page
-from mmhf.inference.demo.subjects import Subject, load_subject
+from mmhf.inference.demo.subjects import Subject
 from mmhf.sample_data import read_sample
 
 logger = logging.getLogger(__name__)
@@ -27,25 +26,21 @@ MAX_UPLOAD = 20 * 2**20
 
 @contextlib.contextmanager
 def served_demo(
-    model_dir: Path,
+    subject: Subject,
     *,
     name: str,
-    captions: Sequence[str],
-    device: torch.device | None = None,
     host: str = LOOPBACK,
     port: int | None = None,
     max_upload: int = MAX_UPLOAD,
 ) -> Iterator[str]:
     """Serve a page for a model in threads of this process, as long as the context lasts.
 
-    Neither the page nor the server asks anything of another machine. Uploads lie in a folder of their own, are deleted
-    after an hour, and with the folder at the end.
+    Neither the page nor its server asks anything of another machine, unless the model is there. Uploads lie in a
+    folder of their own, are deleted after an hour, and with the folder at the end.
 
     Args:
-        model_dir (`Path`): A run or release folder of any family.
+        subject ([`Subject`]): The model.
         name (`str`): What the page calls it.
-        captions (`Sequence[str]`): Among which a dual encoder finds the nearest.
-        device (`torch.device`, *optional*): Absent: the accelerator that is there.
         host (`str`, defaults to `"127.0.0.1"`): Address to listen on; the default reaches this machine alone.
         port (`int`, *optional*): Absent: the first free one from 7860 on.
         max_upload (`int`, defaults to 20 MiB): Bytes; a larger file is refused while it is sent.
@@ -54,10 +49,8 @@ def served_demo(
         `str`: The page's address.
 
     Raises:
-        InputError: The folder holds no model.
         OSError: The port is taken.
     """
-    subject = load_subject(model_dir, captions=captions, device=device)
     if not is_loopback(host):
         logger.warning("The page is open to whoever reaches %s: it asks for no password", host)
     with tempfile.TemporaryDirectory(prefix="mmhf-demo-") as folder:

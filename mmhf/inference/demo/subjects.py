@@ -24,7 +24,7 @@ from mmhf.models.family import family_of
 from mmhf.models.targets import target_of
 
 NEAREST = 5
-_PROMPT = "a photo of a {}."
+PROMPT = "a photo of a {}."
 _TEXTS_AT_ONCE = 64
 
 
@@ -67,10 +67,12 @@ class Subject(Protocol):
     Attributes:
         family (`str`): `classifier`, `captioner` or `dual encoder`.
         takes_text (`bool`): Whether a text changes the answer.
+        explains (`bool`): Whether it tells what an answer rests on.
     """
 
     family: str
     takes_text: bool
+    explains: bool
 
     def answer(self, image: Image, text: str) -> Answer: ...
 
@@ -83,6 +85,7 @@ class ClassifierSubject:
     """A classifier of images, or of pairs of an image and a text."""
 
     family = "classifier"
+    explains = True
 
     def __init__(self, model: PreTrainedModel, processor: Processor, captions: Sequence[str] = ()) -> None:
         self.model: Any = model
@@ -139,6 +142,7 @@ class CaptionerSubject:
 
     family = "captioner"
     takes_text = False
+    explains = False
 
     def __init__(
         self,
@@ -171,6 +175,7 @@ class DualEncoderSubject:
 
     family = "dual encoder"
     takes_text = True
+    explains = True
 
     def __init__(self, model: DualEncoderModel, processor: DualEncoderProcessor, captions: Sequence[str]) -> None:
         if not captions:
@@ -207,7 +212,7 @@ class DualEncoderSubject:
         return Explanation(heat_map(_seen(pixel_values, self.processor), relevance))
 
     def _compare(self, pixel_values: Tensor, labels: list[str]) -> Any:
-        prompts = self.processor(text=[_PROMPT.format(label) for label in labels])
+        prompts = self.processor(text=[PROMPT.format(label) for label in labels])
         return self.model(pixel_values=pixel_values, **_on_device(prompts, self.model))
 
     def _pixels(self, image: Image) -> Tensor:

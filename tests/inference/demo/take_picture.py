@@ -19,6 +19,7 @@ from looks import PATIENCE_MS, chromium
 
 import mmhf
 from mmhf.inference.demo.server import sample_captions, served_demo
+from mmhf.inference.demo.subjects import load_subject
 from mmhf.sample_data import read_sample
 
 WIDTH, ASKED = 1100, 60
@@ -44,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as name,
-        served_demo(options.model, name=str(options.model), captions=sample_captions()) as url,
+        served_demo(load_subject(options.model, captions=sample_captions()), name=str(options.model)) as url,
         chromium() as browser,
     ):
         page = browser.new_page(viewport={"width": WIDTH, "height": 720})

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect
 
 import mmhf
 from mmhf.inference.demo.server import served_demo
+from mmhf.inference.demo.subjects import load_subject
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +36,7 @@ def open_demo(browser, tiny_model) -> Iterator:
     with ExitStack() as stack:
 
         def start(family: str) -> Page:
-            served = served_demo(tiny_model(family), name=f"releases/{family}@v1.0", captions=CAPTIONS)
+            served = served_demo(load_subject(tiny_model(family), captions=CAPTIONS), name=f"releases/{family}@v1.0")
             url = stack.enter_context(served)
             page = browser.new_page()
             stack.callback(page.close)
@@ -132,7 +133,7 @@ def test_dual_encoder(open_demo, picture):
 
 def test_the_page_fits_a_phone_and_follows_the_scheme_of_the_machine(browser, tiny_model):
     backgrounds = {}
-    with served_demo(tiny_model("fusion"), name="releases/fusion@v1.0", captions=CAPTIONS) as url:
+    with served_demo(load_subject(tiny_model("fusion"), captions=CAPTIONS), name="releases/fusion@v1.0") as url:
         for width, scheme in itertools.product(WIDTHS, SCHEMES):
             with looked_at(browser, url, width, scheme) as (page, looks):
                 page.wait_for_selector("#ask")

@@ -21,7 +21,9 @@ MAX_UPLOAD = 2**20
 
 @pytest.fixture(scope="module")
 def url(tiny_model):
-    with served_demo(tiny_model("fusion"), name="tiny", captions=CAPTIONS, max_upload=MAX_UPLOAD) as address:
+    with served_demo(
+        load_subject(tiny_model("fusion"), captions=CAPTIONS), name="tiny", max_upload=MAX_UPLOAD
+    ) as address:
         yield address
 
 
@@ -102,7 +104,7 @@ def test_no_image_and_too_much_text_are_refused(page, picture):
 
 
 def test_uploads_are_gone_when_the_page_is_closed(tiny_model, picture):
-    with served_demo(tiny_model("image classifier"), name="tiny", captions=CAPTIONS) as address:
+    with served_demo(load_subject(tiny_model("image classifier"), captions=CAPTIONS), name="tiny") as address:
         path = upload(address, picture.read_bytes()).json()[0]
         assert os.path.getsize(path) == picture.stat().st_size
     assert not os.path.exists(path)
@@ -116,7 +118,7 @@ def test_a_taken_port_is_named(tiny_model):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        demo = served_demo(tiny_model("image classifier"), name="tiny", captions=CAPTIONS, port=port)
+        demo = served_demo(load_subject(tiny_model("image classifier"), captions=CAPTIONS), name="tiny", port=port)
         with pytest.raises(OSError, match=str(port)), demo:
             pass
 

@@ -325,6 +325,12 @@ def test_metrics_count(serve, tiny_model, encoded):
 
 
 @pytest.mark.slow
+def test_a_lone_request_does_not_wait_for_others(serve, tiny_model, encoded):
+    client = serve({"m": tiny_model("image classifier")}, max_wait=600.0)
+    for _ in range(2):
+        assert client.post("/v1/predict", json={"inputs": {"image": encoded}}).status_code == 200
+
+
 def test_what_takes_too_long_or_is_too_much_is_refused(serve, tiny_model, encoded, monkeypatch):
     client = serve({"m": tiny_model("image classifier")}, max_queue=3, max_batch=2, timeout=1.5)
     free = threading.Event()

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import sentence_transformers
 from clean_environment import make_clean_environment
 from PIL import Image
 from saved_families import save_tiny_family, write_image
@@ -44,8 +43,10 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
 
 
 def test_it_embeds_as_mmhf_does(embedded: tuple[Path, Path, dict[str, np.ndarray]]) -> None:
+    from sentence_transformers import SentenceTransformer  # takes seconds, which other tests need not wait for
+
     release, photo, expected = embedded
-    model = sentence_transformers.SentenceTransformer(str(release), trust_remote_code=True, device="cpu")
+    model = SentenceTransformer(str(release), trust_remote_code=True, device="cpu")
     with Image.open(photo) as picture:
         np.testing.assert_allclose(model.encode([picture] * len(TEXTS)), expected["image"], atol=1e-5)
     np.testing.assert_allclose(model.encode(TEXTS), expected["text"], atol=1e-5)

@@ -69,6 +69,10 @@ def _dual_encoder() -> dict[str, Any]:
     }
 
 
+# A family with a part for images and one for texts, whose batches are gathered, and one without.
+_ONE_AND_TWO_PARTS = ["image classifier", "dual encoder"]
+
+
 @pytest.fixture(params=["image classifier", "fusion", "captioner", "dual encoder"])
 def write(request: Any, tiny_recipe: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """Write a family's recipe of two stages, whose run folder has the recipe's name and lies beside it."""
@@ -127,6 +131,7 @@ def test_stored_features_give_the_same_run(write, succeed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("write", _ONE_AND_TWO_PARTS, indirect=True)
 def test_two_processes_share_a_store(write, succeed, tmp_path):
     folder = {"mode": "on", "folder": str(tmp_path / "features")}
     half = {"per_device_train_batch_size": 4}
@@ -143,6 +148,7 @@ def trainings():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("write", _ONE_AND_TWO_PARTS, indirect=True)
 def test_a_killed_run_ends_bit_for_bit_as_one_that_was_not(write, trainings, tmp_path):
     def recipe(name: str) -> Path:
         return with_cache(write(name), {"mode": "on", "folder": str(tmp_path / f"features of {name}")})

@@ -35,14 +35,14 @@ from mmhf.models.image_classifier import BackboneForImageClassification, Backbon
 SIDE, BATCH, CLIENTS, REQUESTS = 224, 32, 64, 2
 
 
-def save_model(folder):
-    """EfficientNet-Lite0 with random weights."""
+def save_model(folder, architecture="tf_efficientnet_lite0", side=SIDE):
+    """A classifier of timm's with random weights."""
     torch.manual_seed(0)
     half = [0.5, 0.5, 0.5]
-    vision = timm_config("tf_efficientnet_lite0", {"input_size": [3, SIDE, SIDE], "mean": half, "std": half})
+    vision = timm_config(architecture, {"input_size": [3, side, side], "mean": half, "std": half})
     config = BackboneForImageClassificationConfig(vision, id2label={0: "a", 1: "b"})
     BackboneForImageClassification(config).save_pretrained(folder)
-    square = {"height": SIDE, "width": SIDE}
+    square = {"height": side, "width": side}
     CLIPImageProcessor(size=square, crop_size=square, do_center_crop=False).save_pretrained(folder)
 
 

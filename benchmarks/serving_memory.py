@@ -1,6 +1,6 @@
 """How much memory a server has taken on over many requests, answered and refused ones.
 
-The server and its clients are one process, with a tiny classifier of images and texts. The first tenth of the requests
+The server and its clients are one process, with a tiny image classifier. The first tenth of the requests
 is not counted: pools of threads and of memory fill then. The aim: flat, over 50,000 requests.
 
     python benchmarks/serving_memory.py [REQUESTS]
@@ -20,27 +20,14 @@ import mmhf  # noqa: F401  (first: it makes torchvision importable beside a CPU 
 import httpx  # isort: skip
 import numpy as np
 import psutil
-import torch
 from PIL import Image
-from transformers import CLIPImageProcessor
+from serving import save_model
 
 from mmhf.inference.serving.app import create_app
 from mmhf.inference.serving.limits import Limits
 from mmhf.inference.serving.shelf import Asked, Found, Shelf
-from mmhf.models.encoders import timm_config
-from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
 
-SIDE, CLIENTS = 32, 16
-
-
-def save_model(folder):
-    torch.manual_seed(0)
-    half = [0.5, 0.5, 0.5]
-    vision = timm_config("test_efficientnet", {"input_size": [3, SIDE, SIDE], "mean": half, "std": half})
-    config = BackboneForImageClassificationConfig(vision, id2label={0: "a", 1: "b"})
-    BackboneForImageClassification(config).save_pretrained(folder)
-    square = {"height": SIDE, "width": SIDE}
-    CLIPImageProcessor(size=square, crop_size=square, do_center_crop=False).save_pretrained(folder)
+CLIENTS = 16
 
 
 def pictures(count):
@@ -89,7 +76,7 @@ async def measure(folder, requests):
 def main(requests=50_000):
     logging.disable()
     with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder))
+        save_model(Path(folder), "test_efficientnet", side=32)
         asyncio.run(measure(Path(folder), requests))
 
 

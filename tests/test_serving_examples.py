@@ -118,7 +118,7 @@ def build(tmp_path: Path) -> Callable[..., list[list[str]]]:
     def run(**given: str) -> list[list[str]]:
         root, calls = tmp_path / "root", tmp_path / "calls"
         calls.touch()
-        for name in ("pip", "hf", "useradd"):
+        for name in ("pip", "uv", "hf", "useradd"):
             program = tmp_path / "bin" / name
             program.parent.mkdir(exist_ok=True)
             program.write_text(f'#!/bin/sh\n(printf "%s\\0" {name} "$@"; echo) >> {calls}\n')
@@ -142,8 +142,14 @@ def build(tmp_path: Path) -> Callable[..., list[list[str]]]:
 def test_the_steps_of_the_image_run(build: Callable[..., list[list[str]]]) -> None:
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
-    torch_install, install, download, user = build(DEVICE="cu130", MODEL="ORG/NAME", REVISION="v1.0")
-    assert "https://download.pytorch.org/whl/cu130" in torch_install
+    uv_install, torch_install, install, download, user = build(DEVICE="cu130", MODEL="ORG/NAME", REVISION="v1.0")
+    assert uv_install[:2] == ["pip", "install"] and torch_install[:5] == [
+        "uv",
+        "pip",
+        "install",
+        "--torch-backend",
+        "cu130",
+    ]
     needed = {
         str(Requirement(line)) for line in settings["options"]["install_requires"].split("\n") if line[:1].isalpha()
     }
@@ -159,7 +165,7 @@ def test_the_steps_of_the_image_run(build: Callable[..., list[list[str]]]) -> No
 
 def test_without_a_model_nothing_is_downloaded(build: Callable[..., list[list[str]]]) -> None:
     programs = [words[0] for words in build()]
-    assert programs == ["pip", "pip", "useradd"]
+    assert programs == ["pip", "uv", "pip", "useradd"]
 
 
 def test_hf_downloads_by_these_options() -> None:

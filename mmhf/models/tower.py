@@ -123,8 +123,8 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
     def _run_vision(self, pixel_values: Tensor, **asked: bool) -> Any:
         """The image encoder's own output."""
         images = laid_out(pixel_values, self.vision_output)
-        if images.dtype == torch.uint8 and self.pixel_mean is not None:
-            images = torch.sub(images, self.pixel_mean).div_(self.pixel_std)  # type: ignore[arg-type]
+        if images.dtype == torch.uint8 and self.pixel_mean is not None and self.pixel_std is not None:
+            images = torch.sub(images, self.pixel_mean).div_(self.pixel_std)
         return run_vision(self.vision, images, self.config.vision_pooling, **asked)
 
     def _read_image(self, output: Any) -> Tensor:

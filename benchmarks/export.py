@@ -24,7 +24,7 @@ import torch
 from serving import SIDE, save_model
 
 from mmhf.export.folder import export_model, sample_examples
-from mmhf.export.formats import load_graph
+from mmhf.export.formats import FORMATS
 from mmhf.export.graphs import ClassifierGraphs
 from mmhf.export.int8 import quantize
 from mmhf.inference.loading import load_model
@@ -61,7 +61,7 @@ def compare(name, folder, inputs, rounds):
         model(**tensors)
 
     runs = {"PyTorch": eager}
-    runs |= {label: partial(load_graph(path, ["logits"]), inputs) for label, path in paths.items()}
+    runs |= {label: partial(FORMATS["onnx"].load(path, ["logits"]), inputs) for label, path in paths.items()}
     found = {label: [] for label in runs}
     for round_number in range(rounds + 1):
         for label, run in runs.items():

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, TypeVar
 
 from accelerate import PartialState
@@ -18,6 +20,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _MOST_THREADS = 16
+_BUSY = 0.5
+"""Share of its time that an item keeps the processor; above it, more threads than cores are in each other's way."""
 
 
 def rank() -> int:
@@ -50,13 +54,20 @@ def map_in_threads(
         function (`Callable`): What to apply.
         items (`Sequence`): To what. Threads take up all items at once and do not wait for who reads the results.
         label (`str`, *optional*): The title of a progress bar; absent: no bar.
-        threads (`int`, *optional*): Absent: two for each core, at most 16.
+        threads (`int`, *optional*): Absent: one for each core where the first item, which is tried alone, keeps the
+            processor busy; where it waits, 16.
 
     Returns:
         `Iterator`: The results, in the order of the items.
     """
-    with ThreadPoolExecutor(threads or min(_MOST_THREADS, 2 * (os.cpu_count() or 1))) as pool:
-        results: Iterable[R] = pool.map(function, items)
+    tried: list[R] = []
+    if threads is None and items:
+        clock, processor = time.perf_counter(), time.thread_time()
+        tried.append(function(items[0]))
+        is_busy = time.thread_time() - processor > _BUSY * (time.perf_counter() - clock)
+        threads = min(_MOST_THREADS, os.cpu_count() or 1) if is_busy else _MOST_THREADS
+    with ThreadPoolExecutor(threads) as pool:
+        results: Iterable[R] = chain(tried, pool.map(function, items[len(tried) :]))
         if label is not None:
             results = track(results, label, total=len(items), console=Console(stderr=True), transient=True)
         yield from results

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import threading
+import time
 
 import pytest
 
@@ -29,3 +31,19 @@ def test_threads_keep_the_order(label):
 def test_an_error_in_a_thread_comes_out():
     with pytest.raises(ZeroDivisionError):
         list(map_in_threads(lambda number: 1 // number, [1, 0]))
+
+
+@pytest.mark.parametrize(
+    ("work", "most"), [(lambda _: sum(range(300_000)), os.cpu_count()), (lambda _: time.sleep(0.05), 16)]
+)
+def test_there_are_more_threads_than_cores_only_for_work_that_waits(work, most):
+    names = set()
+
+    def noted(number):
+        work(number)
+        names.add(threading.current_thread().name)
+
+    list(map_in_threads(noted, range(33)))
+    names.discard(threading.current_thread().name)  # tried the first
+    assert 1 <= len(names) <= most
+    assert most < 16 or len(names) > 8

@@ -7,7 +7,7 @@ import os
 import struct
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, NamedTuple, cast
@@ -147,7 +147,8 @@ def read_image(image: Mapping[str, Any] | str | Path | bytes) -> bytes:
 
 def _read_file(path: str | Path) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            return file.readall()
     except OSError as error:
         raise BadImageError(_file_reason(error)) from error
 
@@ -245,8 +246,12 @@ def find_name_escape(name: str) -> str | None:
 class NamedImages(ABC):
     """Images that a table names by their paths, or holds."""
 
-    def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
+    def find_faults(self, images: Sequence[Mapping[str, Any] | None], *, read: bool) -> list[ImageFault | None]:
         """See `mmhf.data.table.Images`."""
+        return [self.find_fault(image, read=read) for image in images]
+
+    def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
+        """What is wrong with one image; `read` looks into the file, too."""
         content = None if image is None else image["bytes"]
         if content is not None:
             reason = find_image_problem(content) if read else None
@@ -257,6 +262,9 @@ class NamedImages(ABC):
     @abstractmethod
     def fault_of(self, name: str, *, read: bool) -> ImageFault | None:
         """What is wrong with the image of this name."""
+
+    def keep_findings(self) -> None:  # noqa: B027  # most have nothing to remember
+        """See `mmhf.data.table.Images`."""
 
 
 class DataFolder:

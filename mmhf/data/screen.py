@@ -182,15 +182,15 @@ class SplitScreen:
         for number, fault in enumerate(self._image_faults(positions, read)):
             if fault is not None:
                 usable[number] = self._image_is_usable(int(positions[number]), fault)
+        self.part.images.keep_findings()
         return positions[usable]
 
     def _image_faults(self, positions: NDArray[np.int64], read: bool) -> Iterator[ImageFault | None]:
         chunks = [positions[start : start + _CHUNK] for start in range(0, len(positions), _CHUNK)]
-        find = self.part.images.find_fault
         given = self._table.column("image_fault") if "image_fault" in self._table.column_names else None
 
         def check_chunk(chunk: NDArray[np.int64]) -> list[ImageFault | None]:
-            found = [find(image, read=read) for image in self._images[chunk.tolist()]["image"]]
+            found = self.part.images.find_faults(self._images[chunk.tolist()]["image"], read=read)
             if given is not None:
                 reasons = given.take(pa.array(chunk)).to_pylist()
                 found = [ImageFault(reason) if reason else fault for reason, fault in zip(reasons, found, strict=True)]

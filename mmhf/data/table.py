@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.columns import IMAGE_TYPE
 from mmhf.data.images import DataFolder, ImageFault, NamedImages, cut, find_image_problem
+from mmhf.data.seen_files import WholeImages, states_of
 from mmhf.files import whole_file
 
 if TYPE_CHECKING:
@@ -86,8 +87,12 @@ class Images(Protocol):
         """The type of the column by which `datasets` reads it."""
         ...
 
-    def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
-        """Say what is wrong with an image; `read` looks into the file, too."""
+    def find_faults(self, images: Sequence[Mapping[str, Any] | None], *, read: bool) -> list[ImageFault | None]:
+        """Say what is wrong with each image; `read` looks into the files, too."""
+        ...
+
+    def keep_findings(self) -> None:
+        """Remember which files are whole, so that the next start need not open them."""
         ...
 
     def locate(self, images: pa.StructArray) -> pa.StructArray:
@@ -106,13 +111,17 @@ class EmbeddedImages:
     def __init__(self, feature: Any = None) -> None:
         self.feature = IMAGE_FEATURE if feature is None else feature
 
-    def find_fault(self, image: Mapping[str, Any] | None, *, read: bool) -> ImageFault | None:
+    def find_faults(self, images: Sequence[Mapping[str, Any] | None], *, read: bool) -> list[ImageFault | None]:
         """See `Images`."""
-        content = None if image is None else image["path"] if image["bytes"] is None else image["bytes"]
-        if content is None:
-            return ImageFault("no image")
-        reason = find_image_problem(content) if read else None
-        return ImageFault(reason) if reason else None
+        faults: list[ImageFault | None] = []
+        for image in images:
+            content = None if image is None else image["path"] if image["bytes"] is None else image["bytes"]
+            reason = "no image" if content is None else find_image_problem(content) if read else None
+            faults.append(ImageFault(reason) if reason else None)
+        return faults
+
+    def keep_findings(self) -> None:
+        """See `Images`."""
 
     def locate(self, images: pa.StructArray) -> pa.StructArray:
         """See `Images`."""
@@ -136,16 +145,35 @@ class ImageFiles(NamedImages):
     def __init__(self, folder: str | Path, *, listed: bool = False, follow_links: bool = False) -> None:
         self.folder = DataFolder(folder, follow_links=follow_links)
         self.listed = listed
+        self._whole = WholeImages()
+
+    def find_faults(self, images: Sequence[Mapping[str, Any] | None], *, read: bool) -> list[ImageFault | None]:
+        """See `Images`; files that were found whole before, and have not changed, are not opened."""
+        if not read:
+            return super().find_faults(images, read=False)
+        names = [None if image is None or image["bytes"] is not None else image["path"] for image in images]
+        states = states_of([name and self.folder.path_of(self._on_disk(name)) for name in names])
+        known = self._whole.know(states)
+        faults = [self.find_fault(image, read=not is_known) for image, is_known in zip(images, known, strict=True)]
+        self._whole.add(states[~known & np.array([fault is None for fault in faults], bool)])
+        return faults
+
+    def keep_findings(self) -> None:
+        """See `Images`."""
+        self._whole.keep()
 
     def fault_of(self, name: str, *, read: bool) -> ImageFault | None:
         """See `NamedImages`."""
         if not self.listed and _BASE64.match(name):
             return ImageFault("the image is base64 text; write it as bytes into a parquet file, or into files", "row")
-        name = name if self.listed else self.folder.find_name(name)
+        name = self._on_disk(name)
         if reason := self.folder.find_link_out(name) if self.listed else self.folder.find_escape(name):
             return ImageFault(reason, "row")
         reason = find_image_problem(self.folder.path_of(name)) if read else None
         return ImageFault(f"{reason}: {cut(name)}") if reason else None
+
+    def _on_disk(self, name: str) -> str:
+        return name if self.listed else self.folder.find_name(name)
 
     def locate(self, images: pa.StructArray) -> pa.StructArray:
         """See `Images`."""

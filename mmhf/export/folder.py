@@ -13,8 +13,8 @@ from transformers import ProcessorMixin
 
 from mmhf.data.pixels import decode_pixels
 from mmhf.errors import InputError
-from mmhf.export.formats import SUFFIXES, Format, compare, load_graph, write_graph
-from mmhf.export.graphs import Graph, ModelGraphs, of_one_row, whole_examples
+from mmhf.export.formats import FORMATS, Format, compare, write_graph
+from mmhf.export.graphs import Graph, ModelGraphs, whole_examples
 from mmhf.export.int8 import ValidationRows, measure, quantize, tell
 from mmhf.export.settings import (
     TOKENIZER_FILE,
@@ -34,9 +34,6 @@ from mmhf.sample_data import read_sample
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
-RUNNER_FILES = {"onnx": "run_onnx.py", "openvino": "run_openvino.py"}
-"""Format → the program that runs it."""
-_RUNTIMES = {"onnx": "runtime.py", "openvino": "runtime_openvino.py"}
 NUM_EXAMPLES = 4
 _RUNNERS = Path(__file__).parent / "runners"
 
@@ -61,7 +58,7 @@ def export_model(
     model_dir: str | Path,
     output: str | Path,
     *,
-    format: Format = "onnx",
+    format: str = "onnx",
     input_path: str | Path | None = None,
     name: str | None = None,
     int8_data: ResolvedRecipe | None = None,
@@ -95,14 +92,15 @@ def export_model(
     family_graphs: ModelGraphs = family.load("graphs")(model.float(), processor)
     validation = None if int8_data is None else ValidationRows(int8_data, family_graphs)
     examples, of = _examples(family_graphs, input_path, model_dir, captions=family.embedder is not None)
-    graphs = [of_one_row(each) if format == "executorch" else each for each in family_graphs.graphs(examples)]
+    file_format = FORMATS[format]
+    graphs = [file_format.fit(each) for each in family_graphs.graphs(examples)]
     with whole_folder(Path(output)) as folder:
-        paths = {graph.name: folder / (graph.name + SUFFIXES[format]) for graph in graphs}
-        differences = {graph.name: _write_and_compare(graph, paths[graph.name], format) for graph in graphs}
+        paths = {graph.name: folder / (graph.name + file_format.suffix) for graph in graphs}
+        differences = {graph.name: _write_and_compare(graph, paths[graph.name], file_format) for graph in graphs}
         settings = {
             **describe_origin(name or str(model_dir), str(model.config.model_type), model_hash(Path(model_dir))),
             "format": format,
-            "graphs": describe_graphs(graphs, SUFFIXES[format]),
+            "graphs": describe_graphs(graphs, file_format.suffix),
             "agreement": agreement(differences, rows=len(examples), of=of),
             "image": images,
             **family_graphs.after(),
@@ -113,8 +111,8 @@ def export_model(
         if isinstance(processor, ProcessorMixin):
             settings["text"] = write_tokenizer(processor, folder / TOKENIZER_FILE)
         write_json(folder / SETTINGS_FILE, settings)
-        if format in RUNNER_FILES:
-            _copy_program(family_graphs.runner, folder, format)
+        if file_format.runner_file is not None:
+            _copy_program(family_graphs.runner, folder / file_format.runner_file, file_format.runtime)
     return settings
 
 
@@ -129,18 +127,18 @@ def _examples(
     return whole_examples(graphs, [rows.example(row) for row in range(len(rows))]), str(input_path)
 
 
-def _copy_program(runner: str, folder: Path, format: Format) -> None:
+def _copy_program(runner: str, path: Path, runtime: str) -> None:
     """Put the program that runs these graphs beside them, under the name that its own words call it."""
     program = (_RUNNERS / f"{runner}.py").read_text(encoding="utf-8")
-    write_text(folder / RUNNER_FILES[format], program.replace(RUNNER_FILES["onnx"], RUNNER_FILES[format], 1))
-    shutil.copyfile(_RUNNERS / _RUNTIMES[format], folder / "runtime.py")
-    shutil.copyfile(_RUNNERS / "inputs.py", folder / "inputs.py")
+    write_text(path, program.replace("run_onnx.py", path.name, 1))
+    shutil.copyfile(_RUNNERS / runtime, path.with_name("runtime.py"))
+    shutil.copyfile(_RUNNERS / "inputs.py", path.with_name("inputs.py"))
 
 
 def _write_and_compare(graph: Graph, path: Path, format: Format) -> float:
     """Write a graph, run what was written, and return its largest difference from the model."""
     write_graph(graph, path, format)
-    difference = compare(graph, load_graph(path, graph.outputs))
+    difference = compare(graph, format.load(path, graph.outputs))
     logger.info("%s: agrees with the model to %.1g", path.name, difference)
     return difference
 
@@ -155,7 +153,9 @@ def _quantize(
         how = quantize(graph, path, target, rows.calibrating)
         smaller.append((graph, target))
         logger.info("%s: %s int8, %.2f of its size", path.name, how, target.stat().st_size / path.stat().st_size)
-    candidates = [[(graph, load_graph(path, graph.outputs)) for graph, path in each] for each in (written, smaller)]
+    candidates = [
+        [(graph, FORMATS["onnx"].load(path, graph.outputs)) for graph, path in each] for each in (written, smaller)
+    ]
     before, after = measure(family_graphs, rows, candidates)
     for (_, path), (_, target) in zip(written, smaller, strict=True):
         target.replace(path)

@@ -8,7 +8,8 @@ import logging
 import transformers
 
 from mmhf.errors import InputError
-from mmhf.export.folder import RUNNER_FILES, export_model, refuse_existing_folder
+from mmhf.export.folder import export_model, refuse_existing_folder
+from mmhf.export.formats import FORMATS
 from mmhf.files import RECIPE_FILE
 from mmhf.hub import resolve_model
 from mmhf.recipe import load_recipe
@@ -32,6 +33,6 @@ def run(options: argparse.Namespace) -> None:
         name=options.model,
         int8_data=load_recipe(path / RECIPE_FILE, options.overrides) if options.int8 else None,
     )
-    program = RUNNER_FILES.get(options.format)
+    program = FORMATS[options.format].runner_file
     hint = "" if program is None else f"; try python {options.output / program} photo.jpg"
     logger.info("%s: written%s", options.output, hint)

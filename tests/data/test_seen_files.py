@@ -13,7 +13,7 @@ import pytest
 
 from mmhf.data import digests, seen_files
 from mmhf.data.digests import digest_images, is_readable
-from mmhf.data.table import ROW_FEATURES
+from mmhf.data.table import ROW_FEATURES, ImageFiles
 
 COUNT = 40
 
@@ -111,8 +111,43 @@ def test_a_file_of_digests_does_not_grow_without_end(files, monkeypatch):
     monkeypatch.setattr(seen_files, "_MOST_RECORDS", COUNT + 5)
     digest_images(table(files[:20]), range(20))
     digest_images(table(files), range(COUNT))
-    assert len(seen_files._records()) == COUNT
+    assert len(np.fromfile(seen_files.seen_path(), seen_files._RECORD)) == COUNT
     for path in files:
         path.write_bytes(path.read_bytes() + b"!")
     digest_images(table(files), range(COUNT))
-    assert len(seen_files._records()) == COUNT
+    assert len(np.fromfile(seen_files.seen_path(), seen_files._RECORD)) == COUNT
+
+
+def test_files_that_were_found_whole_are_not_opened_again(files, monkeypatch):
+    opened: list[str] = []
+
+    def looked_at(path):
+        opened.append(str(path))
+        return "cut off" if str(path) == str(files[5]) else None
+
+    monkeypatch.setattr("mmhf.data.table.find_image_problem", looked_at)
+    images = [{"path": path.name, "bytes": None} for path in files] + [{"path": "missing.jpg", "bytes": None}, None]
+
+    def broken() -> list[int]:
+        """A start: images are judged in two parts, and what was found is kept."""
+        opened.clear()
+        place = ImageFiles(files[0].parent)
+        faults = [fault for part in (images[:9], images[9:]) for fault in place.find_faults(part, read=True)]
+        place.keep_findings()
+        return [number for number, fault in enumerate(faults) if fault is not None]
+
+    assert broken() == [5, COUNT + 1]
+    assert len(opened) == COUNT + 1
+    assert broken() == [5, COUNT + 1]
+    missing = str(files[0].parent / "missing.jpg")
+    assert opened == [str(files[5]), missing], "only what was at fault"
+    times = files[3].stat()
+    files[3].write_bytes(b"y" * 11)
+    os.utime(files[3], ns=(times.st_atime_ns, times.st_mtime_ns))
+    broken()
+    assert opened == [str(files[3]), str(files[5]), missing]
+    monkeypatch.setattr(seen_files, "_SETTLED_AFTER", 60.0)
+    broken()
+    assert len(opened) == COUNT + 1, "what is new may still change"
+    ImageFiles(files[0].parent).find_faults(images, read=False)
+    assert len(opened) == COUNT + 1

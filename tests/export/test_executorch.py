@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessor
 
 from mmhf.errors import InputError
 from mmhf.export.folder import export_model
-from mmhf.export.formats import load_graph
+from mmhf.export.formats import FORMATS
 from mmhf.inference.loading import load_model
 from mmhf.models.encoders import timm_config
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
@@ -41,5 +41,7 @@ def test_a_mobilenet_answers_as_the_model(tmp_path):
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         wanted = model(pixel_values=pixels).logits
-    found = load_graph(tmp_path / "out" / "model.pte", ["logits"])({"pixel_values": pixels.numpy()})["logits"]
+    found = FORMATS["executorch"].load(tmp_path / "out" / "model.pte", ["logits"])({"pixel_values": pixels.numpy()})[
+        "logits"
+    ]
     np.testing.assert_allclose(found, wanted, atol=1e-4)

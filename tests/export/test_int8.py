@@ -13,7 +13,7 @@ from torch import nn
 
 from mmhf.cli import main
 from mmhf.export.folder import export_model
-from mmhf.export.formats import load_graph, write_graph
+from mmhf.export.formats import FORMATS, write_graph
 from mmhf.export.graphs import CaptionerGraphs, Case, Graph, GraphModule
 from mmhf.export.int8 import ValidationRows, quantize
 from mmhf.inference.loading import load_model
@@ -68,10 +68,10 @@ def test_convolutions_are_calibrated(tmp_path):
     case = Case({"pixel_values": pixels}, {"logits": wanted})
     graph = Graph("model", module, case.inputs, ("logits",), lengths, [case])
     path, target = tmp_path / "model.onnx", tmp_path / "int8.onnx"
-    write_graph(graph, path, "onnx")
+    write_graph(graph, path, FORMATS["onnx"])
     assert quantize(graph, path, target, [{"pixel_values": pixels.numpy(), "labels": np.zeros(6)}]) == "static"
     assert kinds(target)["QuantizeLinear"] >= 3
-    found = load_graph(target, ["logits"])({"pixel_values": pixels.numpy()})["logits"]
+    found = FORMATS["onnx"].load(target, ["logits"])({"pixel_values": pixels.numpy()})["logits"]
     np.testing.assert_allclose(found, wanted, atol=0.1 * float(wanted.abs().max()))
 
 

@@ -1,5 +1,5 @@
 """Run as a program: predict a table in forked children, which are killed with SIGKILL before the n-th thing done to
-their files, for every odd n (the campaigns try the others, too), or share the work."""
+their files, for every third n (the campaigns try the others, too), or share the work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kill(model_dir: str, table: str, folder: str) -> None:
 
     steps = -1
     while True:
-        steps += 2
+        steps += 3
         output = Path(folder) / f"killed-{steps}.csv"
         work = partial(predict, model_dir, table, output)
         if in_child(work, output, die_at=steps, counts_reads=False):

@@ -178,10 +178,8 @@ def test_other_data_is_refused():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"dataloader_num_workers": 2},
-        {"dataloader_num_workers": 2, "dataloader_persistent_workers": True},
-        {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 4, "dataloader_persistent_workers": True},
         {"dataloader_num_workers": 1, "dataloader_pin_memory": True},
+        {"dataloader_num_workers": 2, "dataloader_prefetch_factor": 4, "dataloader_persistent_workers": True},
     ],
 )
 def test_no_setting_of_the_data_loader_changes_numbers(train, tiny_model, settings):

@@ -39,6 +39,7 @@ _MEANT = {
     **dict.fromkeys(("hpo", "tune", "optimize", "search-space"), "sweep"),
     **dict.fromkeys(("compare",), "diff"),
     **dict.fromkeys(("average", "merge", "blend", "wise-ft"), "soup"),
+    **dict.fromkeys(("download", "data", "dataset", "datasets", "get"), "fetch"),
     **dict.fromkeys(("pack", "prep", "shard", "preprocess"), "prepare"),
     **dict.fromkeys(("onnx", "quantize", "openvino", "torchscript"), "export"),
     **dict.fromkeys(("import", "migrate", "convert-captioner"), "convert"),

@@ -36,6 +36,23 @@ def init(parser: ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="list the recipes that come with mmhf")
 
 
+def fetch(parser: ArgumentParser) -> None:
+    """Fetch a public data set that recipes are made for, and compare it with what is known of it.
+
+    mmhf fetch                              list them
+    mmhf fetch plant_village                into data/plant_village
+    mmhf fetch isic2020 -o data/isic2020 --train dermatology/fusion data.limit=1000
+
+    Says whose it is, its licence and what others report. What has to be asked for is named with the place to put it.
+    If it is stopped, start it again and it continues where it stopped.
+    """
+    parser.add_argument("name", nargs="?", help="flickr30k, fakeddit, plant_village, fitzpatrick17k or isic2020")
+    parser.add_argument("overrides", nargs="*", default=[], help="with --train: key=value, such as data.limit=1000")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="absent: data/NAME")
+    parser.add_argument("--check", action="store_true", help="fetch nothing; compare what is there")
+    parser.add_argument("--train", metavar="RECIPE", help="train this recipe on it afterwards")
+
+
 def train(parser: ArgumentParser) -> None:
     """Train a recipe, evaluate the model, and release it if the recipe says so.
 
@@ -349,6 +366,7 @@ def _add_table_job(parser: ArgumentParser, *, output: str) -> None:
 
 VERBS: dict[str, Callable[[ArgumentParser], None]] = {
     "init": init,
+    "fetch": fetch,
     "train": train,
     "evaluate": evaluate,
     "predict": predict,

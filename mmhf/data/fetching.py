@@ -28,7 +28,7 @@ from mmhf.parallel import map_in_threads
 logger = logging.getLogger(__name__)
 
 # Of the client that huggingface_hub uses: httpx, httpx2 from its version 2.4 on.
-_HTTP_ERROR = HfHubHTTPError.__bases__[0]
+_NETWORK_ERRORS: tuple[type[Exception], ...] = (HfHubHTTPError.__bases__[0], OSError)
 _LARGEST_CELL = 1 << 24
 _SHOWN = 3
 
@@ -103,7 +103,7 @@ def _download(address: str, path: Path) -> None:
             return
         with path.open("ab" if 0 < done < (size or 0) else "wb") as file:
             http_get(address, file, resume_size=file.tell(), expected_size=size, displayed_filename=path.name[1:-8])
-    except (_HTTP_ERROR, OSError) as error:
+    except _NETWORK_ERRORS as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnreachableError(f"{address}: cannot be fetched ({reason}); start again to go on") from error
 

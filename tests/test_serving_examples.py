@@ -45,6 +45,8 @@ from mmhf.inference.serving.app import create_app
 from mmhf.inference.serving.limits import Limits
 from mmhf.inference.serving.server import KEY_VARIABLE, bind
 from mmhf.inference.serving.shelf import Asked, Found, Shelf
+from mmhf.models.adapting import lora_values
+from mmhf.recipe.sections import LoraSection
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples" / "serving"
@@ -303,7 +305,8 @@ def test_vllm_is_sent_what_makes_the_captioners_captions(
     model.set_prompt([4, 5])
     model.generation_config.update(max_new_tokens=8)
     if with_lora:
-        model.add_lora({"rank": 2, "alpha": 4, "dropout": 0.0, "target_modules": ["q_proj", "v_proj"]})
+        section = LoraSection(rank=2, alpha=4.0, target_modules=["q_proj", "v_proj"])
+        model.add_lora(lora_values(model, section, ["language"]))
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=2.0)

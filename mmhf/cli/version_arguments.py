@@ -68,6 +68,9 @@ def release(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--best-metric", help="keep the tag `best` at the version that is best by this, such as test_f1_macro"
     )
+    parser.add_argument(
+        "--lora", choices=("merge", "keep"), help="low-rank changes: merged into the weights, or kept apart from them"
+    )
     parser.add_argument("--card", type=Path, help="YAML file with the keys of `release.card`")
 
 

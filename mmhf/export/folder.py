@@ -28,6 +28,7 @@ from mmhf.files import whole_folder, write_json, write_text
 from mmhf.inference.inputs import TEXT, Example, model_hash, read_rows
 from mmhf.inference.loading import load_model
 from mmhf.models.family import family_of
+from mmhf.models.tower import TowerModel
 from mmhf.recipe import ResolvedRecipe
 from mmhf.sample_data import read_sample
 
@@ -87,6 +88,8 @@ def export_model(
     """
     refuse_existing_folder(Path(output))
     model, processor = load_model(model_dir, needs="graphs", device=torch.device("cpu"))
+    if isinstance(model, TowerModel) and model.config.lora is not None:
+        model.merge_lora()
     images = describe_images(processor)
     family = family_of(model)
     family_graphs: ModelGraphs = family.load("graphs")(model.float(), processor)

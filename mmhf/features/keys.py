@@ -123,6 +123,8 @@ def _config_of(model: PreTrainedModel, part: FeaturePart) -> dict[str, Any]:
         for key, value in config.items()
         if key.startswith(f"{part.name}_") and key != f"{part.name}_backbone"
     }
+    if config.get("lora") is not None:
+        chosen["lora"] = config["lora"]
     return _without_names({**chosen, "eot_token_id": config.get("eot_token_id")})
 
 

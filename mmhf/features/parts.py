@@ -1,6 +1,7 @@
 """The parts of a model whose outputs `forward` takes in place of what they are computed from.
 
-Depends on torch, transformers, `conventions` and `boundaries` only, so that a release can carry this file.
+Depends on torch, transformers, `conventions`, `boundaries` and `layer_groups` only, so that a release can carry this
+file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mmhf.conventions import ImageSize
 from mmhf.features.boundaries import Boundary, find_boundary, is_exact, is_traced_for, run_above, run_below
+from mmhf.models.layer_groups import layer_of
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,11 @@ class HasFeatureParts:
     def part_groups(self, part: FeaturePart) -> tuple[str, ...]:
         """The parameter groups of a part: those that must not train while its features are used."""
         groups = [group for group in self.parameter_groups() if group.startswith(f"{part.name}.")]
-        return tuple(groups if part.boundary is None else groups[: groups.index(part.boundary) + 1])
+        if part.boundary is None:
+            return tuple(groups)
+        layers = [group for group in groups if layer_of(group) == group]
+        below = layers[: layers.index(part.boundary) + 1]
+        return tuple(group for group in groups if layer_of(group) in below)
 
     def part_below(
         self, part: FeaturePart, trained: Collection[str], *, image_size: ImageSize | None = None
@@ -92,13 +98,14 @@ class HasFeatureParts:
             at the highest boundary below the first group that trains at which going on is proven exact, on this
             encoder, now.
         """
-        groups = self.part_groups(part)
-        first = next((number for number, group in enumerate(groups) if group in trained), None)
+        layers = [group for group in self.part_groups(part) if layer_of(group) == group]
+        changing = {layer_of(group) for group in trained}
+        first = next((number for number, layer in enumerate(layers) if layer in changing), None)
         if first is None:
             return part
         if part.name != VISION.name or image_size is None:
             return None
-        for boundary in reversed(groups[:first]):
+        for boundary in reversed(layers[:first]):
             below = replace(part, feature="image_hidden", boundary=boundary, image_size=image_size)
             if self._find(below) is not None:
                 return below

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mmhf.files import (
     read_json_object,
     read_yaml_object,
 )
+from mmhf.hub.low_rank import settle_lora
 from mmhf.hub.manifest import (
     Release,
     ReleaseNotes,
@@ -88,6 +90,8 @@ def assemble(
     """
     for source in released_files(run_dir):
         place(source.resolve(), staging / source.name)
+    if (lora := settle_lora(staging, notes.lora)) is not None:
+        notes = replace(notes, extra={**notes.extra, "lora": lora})
     curve = run_dir / PLOTS_FOLDER / CURVE_FILE
     if curve.is_file():
         place(curve.resolve(), staging / CURVE_FILE)

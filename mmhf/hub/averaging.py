@@ -121,6 +121,8 @@ def _fingerprint(folder: Path) -> dict[str, str]:
 def _misfit(first: ResolvedModel, other: ResolvedModel) -> str | None:
     """Why two models cannot be averaged; None where they can."""
     configs = [dict(_flat(read_json_object(model.path / CONFIG_FILE))) for model in (first, other)]
+    if any(config.get("lora.rank") is not None for config in configs):
+        return "low-rank changes are products, whose factors have no average; release both with `--lora merge` first"
     for key in dict.fromkeys([*configs[0], *configs[1]]):
         ours, own = (config.get(key) for config in configs)
         if ours != own:

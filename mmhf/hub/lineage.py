@@ -75,7 +75,7 @@ def release_run(run_dir: Path, settings: ReleaseSection) -> str:
             extra["changes"] = read_json_object(run_dir / CHANGES_FILE)["history"]
     except (KeyError, TypeError) as error:
         raise DamagedError(f"{run_dir}: {LINEAGE_FILE} or {CHANGES_FILE} is damaged; restore it") from error
-    notes = ReleaseNotes(parent=parent, extra=extra, card=settings.card)
+    notes = ReleaseNotes(parent=parent, extra=extra, card=settings.card, lora=settings.lora)
     if settings.push:
         return str(push_release(run_dir, settings, notes=notes))
     return str(write_release(run_dir, settings.repo, settings.version, notes=notes))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import total_ordering
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -69,6 +69,7 @@ class ReleaseNotes:
         parent (`ReleaseReference`, *optional*): What training started from; `None` = from the backbones.
         extra (`Mapping[str, Any]`): More to record under `extra`, such as `data_fingerprint`.
         card (`CardSection`): What the card says that no program can know.
+        lora (`"merge" | "keep"`, *optional*): What becomes of low-rank changes; see `ReleaseSection`.
     """
 
     name: str = ""
@@ -78,6 +79,7 @@ class ReleaseNotes:
     parent: ReleaseReference | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     card: CardSection = CardSection()
+    lora: Literal["merge", "keep"] | None = None
 
 
 class Release(BaseModel):

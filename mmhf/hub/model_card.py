@@ -157,9 +157,10 @@ def _usage(notes: ReleaseNotes, facts: CardFacts) -> str:
         arguments.append("trust_remote_code=True")
     code = ["from transformers import pipeline", "", f"{verb} = pipeline({', '.join(arguments)})"]
     code.append(f"print({family.card_call})")
+    peft = ", peft" if notes.extra.get("lora", {}).get("form") == "keep" else ""
     hint = (
-        "This runs the code of this repository and needs transformers, torch, torchvision, timm and pillow. With mmhf "
-        "installed, `from mmhf import pipeline` serves it without `trust_remote_code`."
+        f"This runs the code of this repository and needs transformers, torch, torchvision, timm{peft} and pillow. "
+        "With mmhf installed, `from mmhf import pipeline` serves it without `trust_remote_code`."
     )
     block = "```python\n" + "\n".join(code) + "\n```"
     return _section("Use", f"{block}\n\n{hint}" if facts.has_remote_code else block)
@@ -198,6 +199,9 @@ def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
     stages = facts.recipe.get("stages") or []
     if stages:
         lines.append(f"- Stages: {', '.join(_plain(str(stage.get('name'))) for stage in stages)}.")
+    if lora := notes.extra.get("lora"):
+        kind, place = "DoRA" if lora["dora"] else "LoRA", {"merge": "merged into the weights", "keep": "kept apart"}
+        lines.append(f"- {kind} of rank {lora['rank']}, alpha {lora['alpha']:g}: {place[lora['form']]}.")
     lines += [f"- Changed on the way: {_code(line)}." for line in history_lines(notes.extra.get("changes", ()))]
     if facts.environment:
         versions = ", ".join(f"{name} {facts.environment[name]}" for name in ("torch", "transformers", "timm"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedConfig
+from mmhf.models.tower_config import TowerConfig
 
 
-class ClassifierConfig(PreTrainedConfig):
+class ClassifierConfig(TowerConfig):
     """A configuration with `num_labels` labels.
 
     Args:
@@ -23,6 +23,7 @@ class ClassifierConfig(PreTrainedConfig):
         thresholds (`list[float]`, *optional*): With several labels a row, the probability from which on each is given;
             absent = 0.5.
         initializer_range (`float`): Standard deviation of new weights.
+        **kwargs: Those of [`TowerConfig`].
 
     Raises:
         ValueError: There are not as many weights, adjustments or thresholds as labels.

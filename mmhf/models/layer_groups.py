@@ -17,6 +17,9 @@ from mmhf.models.torchvision_encoder import TorchvisionConfig, torchvision_group
 
 # timm's mark for "belongs to the group before me": norms and head convolutions after the last block.
 _TIMM_PREVIOUS_GROUP = 99999
+LORA = "lora"
+"""Between a tower and its layer in the name of a group of low-rank changes, such as `vision.lora.layers.5`."""
+_LORA_MARK = ".lora_"
 _EMBEDDING_NAME = re.compile(r"embed|position|relative|token")
 
 
@@ -49,6 +52,20 @@ def layer_groups(encoder: PreTrainedModel) -> dict[str, list[str]]:
     if encoder.config.model_type == TorchvisionConfig.model_type:
         return torchvision_groups(encoder)
     return _transformers_groups(encoder)
+
+
+def is_lora(name: str) -> bool:
+    """Whether a parameter belongs to a low-rank change of a layer."""
+    return _LORA_MARK in name
+
+
+def layer_of(group: str) -> str:
+    """The group of the layer that a group of low-rank changes belongs to; of any other group, itself.
+
+    `vision.lora.layers.5` → `vision.layers.5`.
+    """
+    tower, _, rest = group.partition(".")
+    return f"{tower}.{rest.removeprefix(f'{LORA}.')}" if rest.startswith(f"{LORA}.") else group
 
 
 def groups_with_head(model: PreTrainedModel) -> dict[str, list[str]]:

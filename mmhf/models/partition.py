@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
-from mmhf.models.layer_groups import groups_with_head, modules_outside
+from mmhf.models.layer_groups import groups_with_head, layer_of, modules_outside
 
 NO_BLOCKS = ("stem", "embeddings", "final")
 """What `first N` and `last N` do not count: what comes before an encoder's blocks, and what follows them."""
@@ -86,7 +86,8 @@ class Partition(Mapping[str, tuple[str, ...]]):
                 `PREFIX:last N`, `PREFIX:last N%`, `PREFIX:first N`, or `all`. `!SELECTOR` takes away from what the
                 selectors before it chose (from all groups when it comes first). N counts blocks, and a share of them
                 is rounded up: `final`, behind the last block, comes along with `last`, and `stem` or `embeddings`,
-                before the first, with `first`.
+                before the first, with `first`. `vision:last 2` are layers' own weights, `vision.lora:last 2` their
+                low-rank changes; `vision` is both.
 
         Raises:
             `InputError`: a selector matches nothing, or nothing is left.
@@ -137,6 +138,7 @@ class Partition(Mapping[str, tuple[str, ...]]):
             raise InputError(
                 f"selector {selector!r}: after the colon comes 'last N', 'last N%', 'first N' or 'first N%'"
             )
+        groups = [group for group in groups if layer_of(group) == group] or groups
         blocks = [index for index, group in enumerate(groups) if group.rpartition(".")[2] not in NO_BLOCKS]
         blocks = blocks or list(range(len(groups)))
         count = _count(match, len(blocks), selector)

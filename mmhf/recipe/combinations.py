@@ -30,6 +30,8 @@ def _model_problems(recipe: RecipeBase) -> Iterator[Problem]:
         if recipe.stages is not None and name in recipe.model.changed():
             what = "shorthand for one stage; say what trains in `stages` instead or remove `stages`"
             yield Problem(("model", name), what, shown(recipe.model.changed()[name]))
+    if recipe.release is not None and recipe.release.lora is not None and recipe.model.lora is None:
+        yield Problem(("release", "lora"), "there is no `model.lora`; remove it", shown(recipe.release.lora))
 
 
 def _stage_problems(recipe: RecipeBase) -> Iterator[Problem]:

@@ -131,6 +131,9 @@ class DualEncoderModelSection(ModelSection):
             sections["text"] = TextEncoderSection(backbone=name, pretrained=has_weights)
         return sections
 
+    def towers(self) -> list[str]:
+        return ["vision", "text"]
+
     def frozen_encoders(self) -> list[str]:
         return [name for name, frozen in (("vision", self.freeze_vision), ("text", self.freeze_text)) if frozen]
 

@@ -119,6 +119,9 @@ class FusionModelSection(ModelSection):
     def encoders(self) -> dict[Modality, EncoderSection]:
         return {"image": self.vision, "text": self.text}
 
+    def towers(self) -> list[str]:
+        return ["vision"] if self.text.embeddings is not None else ["vision", "text"]
+
     def frozen_encoders(self) -> list[str]:
         has_text = self.text.embeddings is None
         frozen = {"vision": self.freeze_vision, "text": self.freeze_text and has_text}

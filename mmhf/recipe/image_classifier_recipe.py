@@ -40,6 +40,9 @@ class ImageClassifierModelSection(ModelSection):
     def encoders(self) -> dict[Modality, EncoderSection]:
         return {"image": self.vision}
 
+    def towers(self) -> list[str]:
+        return ["vision"]
+
     def frozen_encoders(self) -> list[str]:
         return ["vision"] if self.freeze_vision else []
 

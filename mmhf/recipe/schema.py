@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -59,6 +59,10 @@ class ReleaseSection(Section):
     """In quotes, as "1.8": YAML reads an unquoted 1.10 as 1.1."""
     include_frozen: bool = False
     """Captioners: also store the encoders that were never trained, instead of a reference to their origin."""
+    lora: Literal["merge", "keep"] | None = None
+    """With `model.lora`: `merge` adds the changes to the weights, so that nobody needs peft; `keep` stores the changes
+    apart, and of an encoder that is as it was, only where it comes from. Absent: `merge`, unless the encoder is stored
+    as a reference anyway."""
     push: bool = False
     """Release to the Hub and not to a folder."""
     private: bool = False

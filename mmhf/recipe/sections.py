@@ -105,8 +105,55 @@ class EncoderSection(Protocol):
         ...
 
 
+class LoraSection(Section):
+    """Low-rank changes of encoders (`pip install 'mmhf[lora]'`), which stages call `vision.lora`, `text.lora`, and so
+    on. Without `stages`, they train in place of their encoders' own weights."""
+
+    groups: Annotated[list[str], Field(min_length=1)] | None = None
+    """Selectors of the layers to change, such as `[vision, "text:last 4"]`; absent: all layers of the encoders, of
+    captioners those of the language model."""
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    """Changes are multiplied by `alpha / rank`."""
+    dropout: Fraction = 0.0
+    dora: bool = False
+    """Also learn the length of each row of the changed weights (Liu et al., "DoRA")."""
+    target_modules: Literal["auto"] | Annotated[list[str], Field(min_length=1)] = "auto"
+    """Names of the layers to change, such as `[q_proj, v_proj]`; `auto` is all linear layers and plain convolutions of
+    the chosen blocks that have more parameters than their change would."""
+
+
 class ModelSection(Section):
     """Base of the `model:` sections."""
+
+    lora: LoraSection | None = None
+
+    @model_validator(mode="after")
+    def _adapts_its_encoders(self) -> ModelSection:
+        towers = self.towers()
+        for selector in [] if self.lora is None else self.lora_groups() or ["model"]:
+            if re.split(r"[.:]", selector.lstrip("! "))[0].strip() not in towers:
+                known = f"begin with {' or '.join(towers)}" if towers else "the model has no encoders"
+                raise ValueError(f"lora.groups: {selector!r} is in no encoder; {known}")
+        return self
+
+    def towers(self) -> list[str]:
+        """Names of the model's encoders, as its parameter groups begin."""
+        return []
+
+    def lora_groups(self) -> list[str]:
+        """Selectors of the layers that `lora` changes."""
+        given = None if self.lora is None else self.lora.groups
+        return self.towers() if given is None else list(given)
+
+    def trained_by_default(self) -> list[str]:
+        """Selectors of what trains where a recipe has no stages: all but what `freeze_*` or `lora` keep as it is."""
+        changed = [] if self.lora is None else [name for name in self.towers() if self._is_adapted(name)]
+        kept = dict.fromkeys([*self.frozen_encoders(), *changed])
+        return ["all", *(f"!{name}" for name in kept), *(f"{name}.lora" for name in changed)]
+
+    def _is_adapted(self, tower: str) -> bool:
+        return any(re.split(r"[.:]", selector)[0].strip() == tower for selector in self.lora_groups())
 
     def encoders(self) -> dict[Modality, EncoderSection]:
         """The backbones that the model is built from, by what they read; none for a model from scratch."""

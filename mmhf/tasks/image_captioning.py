@@ -34,6 +34,7 @@ from mmhf.models.captioner.building import (
     generation_config,
     load_captioner_model,
 )
+from mmhf.models.layer_groups import layer_of
 from mmhf.models.partition import Partition
 from mmhf.recipe.captioner_recipe import CaptioningRecipe
 from mmhf.tasks.base import Baselines, Task
@@ -153,9 +154,9 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         if self.recipe.release is not None and self.recipe.release.include_frozen:
             return {}
         partition = Partition.of(model)
-        frozen = [f"!{name}" for name in self.recipe.model.frozen_encoders()]
-        selectors = [stage.train for stage in self.recipe.stages or []] or [["all", *frozen]]
-        trained = {group for selector in selectors for group in partition.select(selector)} - {"language.lora"}
+        selectors = [stage.train for stage in self.recipe.stages or []] or [self.recipe.model.trained_by_default()]
+        groups = {group for selector in selectors for group in partition.select(selector)}
+        trained = {group for group in groups if layer_of(group) == group}
         section, found = self.recipe.model, {}
         for part, encoder in (("vision", section.vision), ("language", section.language)):
             if any(group.startswith(f"{part}.") for group in trained):

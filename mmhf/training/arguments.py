@@ -233,9 +233,8 @@ def recipe_stages(recipe: RecipeBase, args: TrainingArguments) -> list[StageSect
     """The recipe's stages; without any, one that trains all that `freeze_*` leaves, for as long as `training` says."""
     if recipe.stages is not None:
         return list(recipe.stages)
-    frozen = recipe.model.frozen_encoders()
     length = {"steps": args.max_steps} if args.max_steps > 0 else {"epochs": float(args.num_train_epochs)}
-    return [StageSection(name="train", train=["all", *(f"!{name}" for name in frozen)], **length)]
+    return [StageSection(name="train", train=recipe.model.trained_by_default(), **length)]
 
 
 def longer(recipe: RecipeBase, epochs: float) -> str:

@@ -14,6 +14,7 @@ import torch
 from transformers import get_scheduler
 
 from mmhf.errors import InputError
+from mmhf.models.layer_groups import layer_of
 from mmhf.models.partition import Partition
 from mmhf.recipe.training_sections import StageSection
 
@@ -147,16 +148,18 @@ def layer_scales(partition: Partition, decay: float | None) -> dict[str, float]:
     """Factor of each group's rate under layer-wise decay: `decay ** depth`, counted from the output.
 
     The last group of a prefix (`vision.final`, `text.layers.5`) is one deep, the one before it two; one that stands
-    alone (`fusion`, `head`) keeps its rate. Source: Clark et al., "ELECTRA", https://arxiv.org/abs/2003.10555.
+    alone (`fusion`, `head`) keeps its rate, and a low-rank change is as deep as its layer. Source: Clark et al.,
+    "ELECTRA", https://arxiv.org/abs/2003.10555.
     """
     towers: dict[str, list[str]] = {}
     for group in partition:
-        towers.setdefault(group.split(".")[0], []).append(group)
+        if layer_of(group) == group:
+            towers.setdefault(group.split(".")[0], []).append(group)
     scales = dict.fromkeys(partition, 1.0)
     for tower, groups in towers.items():
         if decay is not None and groups != [tower]:
             scales.update({group: decay**depth for depth, group in enumerate(reversed(groups), start=1)})
-    return scales
+    return {group: scales[layer_of(group)] for group in partition}
 
 
 def named_rates(rates: Mapping[str, float]) -> dict[str, float]:

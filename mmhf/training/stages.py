@@ -23,6 +23,7 @@ from mmhf.training.optimizers import (
 from mmhf.training.planned_stage import PlannedStage, plan_stage
 from mmhf.training.rates import RateDefaults
 
+_DORA_MAGNITUDE = "lora_magnitude_vector"
 Stage = StageSection
 """What a user says about one stage; see `mmhf.recipe.training_sections.StageSection` for its fields."""
 
@@ -281,8 +282,13 @@ class StagePlan:
         groups: list[dict[str, Any]] = []
         for group, names in self.partition.items():
             for decays in (True, False):
-                # Biases and the parameters of normalisation layers are vectors or scalars in every library.
-                members = [parameters[name] for name in names if (parameters[name].ndim > 1) == decays]
+                # Biases and the parameters of normalisation layers are vectors or scalars in every library. So are
+                # DoRA's magnitudes, which peft keeps in the shape of a convolution's output.
+                members = [
+                    parameters[name]
+                    for name in names
+                    if (parameters[name].ndim > 1 and _DORA_MAGNITUDE not in name) == decays
+                ]
                 if members:
                     groups.append({"params": members, "name": group, "decays": decays, "lr": rates[group]})
         return groups

@@ -21,6 +21,7 @@ def run(options: argparse.Namespace) -> None:
         "private": options.private,
         "channel": options.channel,
         "best_metric": options.best_metric,
+        "lora": options.lora,
         "card": None if options.card is None else _read_card(options.card),
     }
     values.update({key: value for key, value in given.items() if value is not None})

@@ -29,6 +29,9 @@ def _load(tmp_path: Path, values: dict[str, Any]) -> Any:
         ({"training": {"label_smoothing_factor": 0.1}}, "captioners have no logits to smooth"),
         ({"stages": [{"name": "a", "epochs": 1, "label_smoothing": 0.1}]}, "label_smoothing"),
         ({"model": {"freeze_language": False}, "stages": [{"name": "a", "epochs": 1}]}, "model.freeze_language"),
+        ({"model": {"freeze_language": False, "lora": {"rank": 4}}}, "say in `stages` that both train"),
+        ({"model": {"lora": {"groups": ["text"]}}}, "'text' is in no encoder; begin with vision or language"),
+        ({"release": {"repo": "x", "version": "1.0", "lora": "merge"}}, "there is no `model.lora`"),
         ({"data": {"source": "sample", "augment": {"mixup": 0.2}}}, "mixes images and labels"),
     ],
 )
@@ -46,17 +49,18 @@ def test_a_resolved_recipe_names_every_default_and_is_valid(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("model", "frozen"),
+    ("model", "trained"),
     [
-        ({}, ["vision", "language"]),
-        ({"freeze_language": False}, ["vision"]),
-        ({"lora": {"rank": 4}}, ["vision", "language.embeddings", "language.layers", "language.final"]),
+        ({}, ["all", "!vision", "!language"]),
+        ({"freeze_language": False}, ["all", "!vision"]),
+        ({"lora": {"rank": 4}}, ["all", "!vision", "!language", "language.lora"]),
+        ({"lora": {"groups": ["vision:last 1"]}}, ["all", "!vision", "!language", "vision.lora"]),
     ],
 )
 def test_both_encoders_are_frozen_unless_the_recipe_says_otherwise(
-    tmp_path: Path, model: dict[str, Any], frozen: list[str]
+    tmp_path: Path, model: dict[str, Any], trained: list[str]
 ) -> None:
-    assert _load(tmp_path, {"model": model}).recipe.model.frozen_encoders() == frozen
+    assert _load(tmp_path, {"model": model}).recipe.model.trained_by_default() == trained
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ HEAD = "task: image-text-classification\ndata: {source: sample}\n"
         ("model: {fusion: {dropuot: 0.5}}", "model.fusion.dropuot: unknown key; got 0.5; did you mean dropout?"),
         (
             "dropout: 0.3",
-            "dropout: unknown key; got 0.3; did you mean model.fusion.dropout or model.image_projection.dropout?",
+            "dropout: unknown key; got 0.3; did you mean model.lora.dropout or model.fusion.dropout?",
         ),
         (
             "learning_rate: 1",
@@ -38,8 +38,7 @@ HEAD = "task: image-text-classification\ndata: {source: sample}\n"
         ),
         (
             "training: {dropout: 1}",
-            "training.dropout: unknown key; got 1; did you mean model.fusion.dropout or "
-            "model.image_projection.dropout?",
+            "training.dropout: unknown key; got 1; did you mean model.lora.dropout or model.fusion.dropout?",
         ),
         ("tracking: {url: x}", "tracking.url: unknown key, valid are mlflow_uri, log_model; got 'x'"),
         ("model: {embedding_dim: 5.0}", "model.embedding_dim: must be a whole number; got 5.0"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
@@ -16,8 +15,15 @@ from transformers import (
 
 from mmhf.conventions import ImageSize
 from mmhf.errors import InputError
+from mmhf.models.adapting import adapted
 from mmhf.models.backbones import image_statistics, load_encoder_config, load_tokenizer
-from mmhf.models.building import build_image_processor, check_same_model, load_released, released_config
+from mmhf.models.building import (
+    build_image_processor,
+    check_same_model,
+    load_released,
+    released_config,
+    shapes_alone,
+)
 from mmhf.models.captioner.captioner_parts import complete_config, fresh_vision, load_part
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration
@@ -103,7 +109,6 @@ def build_captioner_config(
         projector_layers=projector.layers,
         projector_heads=projector.heads,
         projector_width=projector.width,
-        lora=None if section.lora is None else section.lora.model_dump(),
         prompt_ids=prompt_ids,
         **_token_ids(processor),
     )
@@ -168,8 +173,7 @@ def build_captioner_model(
     """
     config = build_captioner_config(section, processor=processor, image_size=image_size)
     if device == "meta":
-        with torch.device("meta"):
-            return PrefixCaptionerForConditionalGeneration(config)
+        return adapted(shapes_alone(PrefixCaptionerForConditionalGeneration, config), section)
     if section.vision.pretrained:
         vision = load_part(config, "vision", section.vision.backbone)
     else:
@@ -178,7 +182,7 @@ def build_captioner_model(
         language = load_part(config, "language", section.language.backbone)
     else:
         language = AutoModelForCausalLM.from_config(config.language_config)
-    return PrefixCaptionerForConditionalGeneration(config, vision=vision, language=language)
+    return adapted(PrefixCaptionerForConditionalGeneration(config, vision=vision, language=language), section)
 
 
 def load_captioner_model(
@@ -200,17 +204,9 @@ def load_captioner_model(
     if asked is not None and asked != config.prefix_length:
         raise InputError(f"model.projector.prefix_length: {asked}, but init_from {path} has {config.prefix_length}")
     config.projector_dropout = section.projector.dropout
-    lora = None if section.lora is None else section.lora.model_dump()
-    if config.lora is not None and config.lora != lora:
-        raise InputError(f"model.lora: {lora}, but init_from {path} was trained with {config.lora}; set it so")
     if device == "meta":
-        config.lora = lora
-        with torch.device("meta"):
-            return PrefixCaptionerForConditionalGeneration(config)
-    model = load_released(PrefixCaptionerForConditionalGeneration, path, config)
-    if config.lora is None and lora is not None:
-        model.add_lora(lora)
-    return model
+        return adapted(shapes_alone(PrefixCaptionerForConditionalGeneration, config), section, parent=path)
+    return adapted(load_released(PrefixCaptionerForConditionalGeneration, path, config), section, parent=path)
 
 
 def generation_config(section: GenerationSection, processor: CaptionerProcessor) -> GenerationConfig:

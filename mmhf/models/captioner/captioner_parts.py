@@ -1,4 +1,4 @@
-"""Of a captioner: what it reads of an image encoder, what its config leaves open, and its language model's adapters.
+"""Of a captioner: what it reads of an image encoder, and what its config leaves open.
 
 An image encoder gives CLIP's projected vector, all patches, or one pooled vector. Releases carry this file.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -19,7 +19,6 @@ from transformers import (
 from transformers.models.metaclip_2 import MetaClip2VisionModelWithProjection
 
 from mmhf.conventions import ImageSize, height_and_width
-from mmhf.errors import InputError
 from mmhf.models.backbones import load_encoder
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.encoders import (
@@ -32,7 +31,6 @@ from mmhf.models.encoders import (
 )
 
 _DEFAULT_PREFIX_LENGTH = 10
-_LORA_MARK = ".lora_"
 # Image towers whose projection into the space of texts belongs to a class of its own.
 _WITH_PROJECTION: dict[str, type[PreTrainedModel]] = {
     "clip_vision_model": CLIPVisionModelWithProjection,
@@ -143,36 +141,3 @@ def load_part(config: PrefixCaptionerConfig, part: str, name: str) -> PreTrained
         return load_encoder(name, config.language_config, pretrained=True, auto_class=AutoModelForCausalLM)
     auto_class = vision_class(config.vision_config, config.vision_features)
     return load_encoder(name, config.vision_config, pretrained=True, auto_class=auto_class)
-
-
-def is_lora(name: str) -> bool:
-    """Whether a parameter belongs to an adapter."""
-    return _LORA_MARK in name
-
-
-def add_lora(language: nn.Module, values: dict[str, Any]) -> None:
-    """Put adapters into a language model; at first they change nothing.
-
-    Args:
-        language (`nn.Module`): A causal language model of transformers; changed in place.
-        values (`dict`): `rank`, `alpha`, `dropout` and `target_modules`.
-
-    Raises:
-        `InputError`: peft is not installed, or no layer has one of the names.
-    """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise InputError("model.lora: peft is not installed: pip install 'mmhf[lora]'") from error
-    targets = values["target_modules"]
-    config = LoraConfig(
-        r=values["rank"],
-        lora_alpha=values["alpha"],
-        lora_dropout=values["dropout"],
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        inject_adapter_in_model(config, language)
-    except ValueError as error:
-        raise InputError(f"model.lora.target_modules: {targets}: {str(error).partition('. ')[0]}") from error

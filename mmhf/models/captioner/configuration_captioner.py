@@ -7,11 +7,12 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from mmhf.models.sub_configs import SMALL_CLIP_VISION, SMALL_QWEN, sub_config
+from mmhf.models.tower_config import TowerConfig
 
 PROJECTORS = ("mlp", "transformer")
 
 
-class PrefixCaptionerConfig(PreTrainedConfig):
+class PrefixCaptionerConfig(TowerConfig):
     """Configuration of [`PrefixCaptionerForConditionalGeneration`].
 
     Args:
@@ -26,11 +27,9 @@ class PrefixCaptionerConfig(PreTrainedConfig):
         projector_activation (`str`): Name of an activation that transformers knows.
         projector_dropout (`float`): Behind each hidden layer.
         projector_layers, projector_heads, projector_width (`int`): Of a `transformer`.
-        lora (`dict`, *optional*): `rank`, `alpha`, `dropout` and `target_modules`; absent, no LoRA.
         prompt_ids (`list[int]`, *optional*): Tokens between the image and its caption.
-        references (`dict[str, str]`, *optional*): `vision`, `language` → where the weights come from that
-            `model.safetensors` leaves out, such as `openai/clip-vit-base-patch32@3d74acf`.
         initializer_range (`float`): Standard deviation of new weights.
+        **kwargs: Those of [`TowerConfig`].
     """
 
     model_type = "mmhf_prefix_captioner"
@@ -55,9 +54,7 @@ class PrefixCaptionerConfig(PreTrainedConfig):
         projector_layers: int = 4,
         projector_heads: int = 8,
         projector_width: int = 512,
-        lora: dict[str, Any] | None = None,
         prompt_ids: list[int] | None = None,
-        references: dict[str, str] | None = None,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
@@ -77,9 +74,7 @@ class PrefixCaptionerConfig(PreTrainedConfig):
         self.projector_layers = projector_layers
         self.projector_heads = projector_heads
         self.projector_width = projector_width
-        self.lora = lora
         self.prompt_ids = list(prompt_ids or [])
-        self.references = dict(references or {})
         self.initializer_range = initializer_range
         super().__init__(**kwargs)
 

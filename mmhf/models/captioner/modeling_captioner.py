@@ -6,31 +6,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file, can_return_tuple
+from transformers.utils import can_return_tuple
 
 from mmhf.features.parts import VISION, FeaturePart
 from mmhf.models.attention_masks import causal_mask
 from mmhf.models.captioner.caption_loss import caption_loss
 from mmhf.models.captioner.captioner_parts import (
-    add_lora,
     complete_config,
     fresh_vision,
-    is_lora,
     language_width,
     load_part,
     read_features,
 )
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.projectors import TransformerProjector, build_projector
-from mmhf.models.encoders import EncoderOutput, drop_unused, laid_out, run_vision
+from mmhf.models.encoders import EncoderOutput, laid_out, run_vision
 from mmhf.models.tower import TOWER, TowerModel
-
-_HUB_OPTIONS = ("revision", "cache_dir", "local_files_only", "token", "subfolder", "force_download")
 
 
 @dataclass
@@ -70,8 +65,6 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
     config: PrefixCaptionerConfig
     config_class = PrefixCaptionerConfig
     parts = {"vision": TOWER, "projector": ("projector.",), "language": TOWER}
-    # Adapters of a language model that is loaded from elsewhere are put in afterwards.
-    _keys_to_ignore_on_load_unexpected = [r"^language\..*\.lora_"]
 
     def __init__(
         self, config: PrefixCaptionerConfig, vision: nn.Module | None = None, language: nn.Module | None = None
@@ -87,36 +80,9 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         # In the config already, so not in the weights; on the device, where a step must not bring it anew.
         self.prompt: Tensor
         self.register_buffer("prompt", torch.tensor(config.prompt_ids, dtype=torch.long), persistent=False)
-        self._prepare("vision")
+        if "vision" in self.encoders():
+            self.drop_unused_of("vision", self.vision)
         self.post_init()
-        # After the new layers were started: adapters have their own way to start.
-        self._prepare("language")
-        self._leave_referenced_out()
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Load, and bring back from where they come from the parts that the folder only refers to.
-
-        Raises:
-            `OSError`: a part cannot be fetched.
-        """
-        hub = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
-        config = kwargs.pop("config", None)
-        if not isinstance(config, PreTrainedConfig):  # a release's own code may be there twice
-            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
-        with_info = kwargs.pop("output_loading_info", False)
-        # By position, because what has a name goes into the generation config, too.
-        stand_ins = [nn.Identity() if part in config.references else None for part in ("vision", "language")]
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *stand_ins, config=config, output_loading_info=True, **kwargs
-        )
-        model, info = loaded
-        for part in config.references:
-            model._bring_back(part)
-        if "language" in config.references and config.lora is not None:
-            weights = load_file(str(cached_file(pretrained_model_name_or_path, SAFE_WEIGHTS_NAME, **hub)))
-            model.load_state_dict({name: tensor for name, tensor in weights.items() if is_lora(name)}, strict=False)
-        return (model, info) if with_info else model
 
     def _run_vision(self, pixel_values: Tensor, **asked: bool) -> Any:
         images = laid_out(pixel_values, self.vision_output)
@@ -287,15 +253,6 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
         )
 
-    def parameter_groups(self) -> dict[str, list[str]]:
-        """`vision.*` by layer, `projector`, `language.*` by layer, and `language.lora`."""
-        groups = {
-            group: [name for name in names if not is_lora(name)] for group, names in super().parameter_groups().items()
-        }
-        if lora := [name for name, _ in self.named_parameters() if is_lora(name)]:
-            groups["language.lora"] = lora
-        return groups
-
     def _caption_states(self, prefix: Tensor, embeds: Tensor, **asked: bool) -> tuple[Tensor, Any]:
         """(B, T, D): at t the state that token t is predicted from; and the language model's whole output.
 
@@ -316,50 +273,14 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         embeddings: Tensor = self.language.get_input_embeddings()(token_ids)
         return embeddings
 
-    def _bring_back(self, part: str) -> None:
-        loaded: Any = load_part(self.config, part, self.config.references[part])
-        example = next(self.projector.parameters())
-        # Of a model that is partly on disk the projector may be there.
-        device = torch.device("cpu") if example.is_meta else example.device
-        self.add_module(part, loaded.to(device=device, dtype=example.dtype).eval())
-        self._prepare(part)
-        self._leave_referenced_out()
-
-    def _prepare(self, part: str) -> None:
-        """Take out of an encoder what is not used, put adapters into the language model."""
-        module: Any = self.get_submodule(part)
-        if isinstance(module, nn.Identity):
-            return
-        if part == "vision":
-            drop_unused(module, self.vision_output.unused)
-        elif self.config.lora is not None:
-            add_lora(module, self.config.lora)
+    def load_part(self, name: str, backbone: str) -> PreTrainedModel:
+        """As of every tower; a language model comes with its head, CLIP's image tower with its projection."""
+        return load_part(self.config, name, backbone)
 
     def set_prompt(self, token_ids: list[int]) -> None:
         """Give the model other tokens between the image and its caption."""
         self.config.prompt_ids = list(token_ids)
         self.prompt = torch.tensor(token_ids, dtype=torch.long, device=self.prompt.device)
-
-    def refer_to(self, references: dict[str, str]) -> None:
-        """Save references instead of these parts, as long as they are unchanged since they were loaded.
-
-        Args:
-            references (`dict[str, str]`): `vision`, `language` → `pypi/NAME`, `timm/NAME` or `ORG/NAME@REVISION`.
-        """
-        self.config.references = dict(references)
-        self._leave_referenced_out()
-
-    def add_lora(self, values: dict[str, Any]) -> None:
-        """Put adapters into the language model of a model that has none; see [`PrefixCaptionerConfig`]."""
-        self.config.lora = dict(values)
-        self._prepare("language")
-        self._leave_referenced_out()
-
-    def _leave_referenced_out(self) -> None:
-        prefixes = tuple(f"{part}." for part in self.config.references)
-        self._keys_to_ignore_on_save = {
-            name for name in self.state_dict() if prefixes and name.startswith(prefixes) and not is_lora(name)
-        }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

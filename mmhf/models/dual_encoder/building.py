@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL.Image import Resampling
 from transformers import (
     BertConfig,
@@ -20,6 +19,7 @@ from transformers import (
 
 from mmhf.conventions import height_and_width
 from mmhf.errors import InputError
+from mmhf.models.adapting import adapted
 from mmhf.models.backbones import ImageStatistics, load_encoder, load_encoder_config, load_tokenizer
 from mmhf.models.building import (
     build_image_processor,
@@ -27,6 +27,7 @@ from mmhf.models.building import (
     image_processor_of,
     load_released,
     released_config,
+    shapes_alone,
 )
 from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfig
 from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderModel
@@ -120,11 +121,10 @@ def build_dual_encoder(
     """
     config = build_dual_encoder_config(recipe, tokenizer)
     if device == "meta":
-        with torch.device("meta"):
-            return DualEncoderModel(config)
+        return adapted(shapes_alone(DualEncoderModel, config), recipe.model)
     vision = _encoder(recipe.model.vision, config.vision_config)
     text = _encoder(recipe.model.text, config.text_config)
-    return DualEncoderModel.from_encoders(config, vision=vision, text=text)
+    return adapted(DualEncoderModel.from_encoders(config, vision=vision, text=text), recipe.model)
 
 
 def load_dual_encoder(path: str | Path, recipe: ContrastiveRecipe, *, device: str | None = None) -> DualEncoderModel:
@@ -150,9 +150,8 @@ def load_dual_encoder(path: str | Path, recipe: ContrastiveRecipe, *, device: st
     for name, value in _loss_values(recipe.contrastive).items():
         setattr(config, name, value)
     if device == "meta":
-        with torch.device("meta"):
-            return DualEncoderModel(config)
-    return load_released(DualEncoderModel, path, config)
+        return adapted(shapes_alone(DualEncoderModel, config), recipe.model, parent=path)
+    return adapted(load_released(DualEncoderModel, path, config), recipe.model, parent=path)
 
 
 def _loss_values(section: ContrastiveSection) -> dict[str, Any]:

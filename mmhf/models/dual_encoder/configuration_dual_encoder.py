@@ -7,9 +7,10 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from mmhf.models.sub_configs import SMALL_CLIP_TEXT, SMALL_VIT, sub_config
+from mmhf.models.tower_config import TowerConfig
 
 
-class DualEncoderConfig(PreTrainedConfig):
+class DualEncoderConfig(TowerConfig):
     """Configuration of [`DualEncoderModel`].
 
     Args:
@@ -30,6 +31,7 @@ class DualEncoderConfig(PreTrainedConfig):
         label_smoothing (`float`): Of the loss.
         same_image, same_caption (`str`): `negative`, `ignore` or `positive`.
         initializer_range (`float`): Standard deviation of new weights.
+        **kwargs: Those of [`TowerConfig`].
     """
 
     model_type = "mmhf_dual_encoder"

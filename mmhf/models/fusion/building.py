@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mmhf.conventions import ImageSize
 from mmhf.errors import InputError
+from mmhf.models.adapting import adapted
 from mmhf.models.backbones import load_encoder, load_tokenizer
 from mmhf.models.building import (
     config_of_child,
@@ -125,12 +126,12 @@ def build_fusion_model(
         text_table=text_table,
     )
     if device == "meta":
-        return shapes_alone(FusionForImageTextClassification, config)
+        return adapted(shapes_alone(FusionForImageTextClassification, config), section)
     vision = load_encoder(section.vision.backbone, config.vision_config, pretrained=section.vision.pretrained)
     text = None
     if text_table is None:
         text = load_encoder(section.text.backbone, config.text_config, pretrained=section.text.pretrained)
-    return FusionForImageTextClassification.from_encoders(config, vision=vision, text=text)
+    return adapted(FusionForImageTextClassification.from_encoders(config, vision=vision, text=text), section)
 
 
 def load_fusion_model(
@@ -177,14 +178,14 @@ def load_fusion_model(
     released.update(_recipe_values(section, loss, missing_modalities))
     config = config_of_child(released, label_names, loss)
     if device == "meta":
-        return shapes_alone(FusionForImageTextClassification, config)
+        return adapted(shapes_alone(FusionForImageTextClassification, config), section, parent=path)
     if not section.reset_head:
-        return load_released(FusionForImageTextClassification, path, config)
+        return adapted(load_released(FusionForImageTextClassification, path, config), section, parent=path)
     parent = load_released(FusionForImageTextClassification, path, released)
     model = FusionForImageTextClassification.from_encoders(config, vision=parent.vision, text=parent.text)
     for name in ("vision_projection", "text_projection", "fusion"):
         model.get_submodule(name).load_state_dict(parent.get_submodule(name).state_dict())
-    return model
+    return adapted(model, section, parent=path)
 
 
 def _recipe_values(section: FusionModelSection, loss: LossSettings, missing: Sequence[str]) -> dict[str, Any]:

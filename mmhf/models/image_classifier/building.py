@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmhf.conventions import ImageSize
+from mmhf.models.adapting import adapted
 from mmhf.models.backbones import load_encoder
 from mmhf.models.building import (
     config_of_child,
@@ -77,9 +78,9 @@ def build_image_classifier(
     """
     config = build_image_classifier_config(section, label_names=label_names, loss=loss, image_size=image_size)
     if device == "meta":
-        return shapes_alone(BackboneForImageClassification, config)
+        return adapted(shapes_alone(BackboneForImageClassification, config), section)
     vision = load_encoder(section.vision.backbone, config.vision_config, pretrained=section.vision.pretrained)
-    return BackboneForImageClassification(config, vision=vision)
+    return adapted(BackboneForImageClassification(config, vision=vision), section)
 
 
 def load_image_classifier(
@@ -118,11 +119,11 @@ def load_image_classifier(
     config = config_of_child(released, label_names, loss)
     config.update(_head_values(section))
     if device == "meta":
-        return shapes_alone(BackboneForImageClassification, config)
+        return adapted(shapes_alone(BackboneForImageClassification, config), section, parent=path)
     if not section.reset_head:
-        return load_released(BackboneForImageClassification, path, config)
+        return adapted(load_released(BackboneForImageClassification, path, config), section, parent=path)
     parent = load_released(BackboneForImageClassification, path, released)
-    return BackboneForImageClassification(config, vision=parent.vision)
+    return adapted(BackboneForImageClassification(config, vision=parent.vision), section, parent=path)
 
 
 def _head_values(section: ImageClassifierModelSection) -> dict[str, Any]:

@@ -4,8 +4,10 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from mmhf.models.tower_config import TowerConfig
 
-class PrototypeConfig(PreTrainedConfig):
+
+class PrototypeConfig(TowerConfig):
     model_type = "toy_prototypes"
     sub_configs = {"vision_config": AutoConfig}
 

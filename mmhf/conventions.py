@@ -1,8 +1,9 @@
-"""What all parts of mmhf agree on: how a row without label or image is marked, what a sample consists of, how large an
-image is, what makes a model's inputs, and where looking at a value costs nothing."""
+"""What all parts of mmhf agree on: how a row without label or image is marked, what a sample consists of, how a value
+is written, how large an image is, what makes a model's inputs, and where looking at a value costs nothing."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ IGNORED_IMAGE = -1
 
 Modality = Literal["image", "text"]
 """What a sample has: an image, a text, or both."""
+
+FusedModality = Literal["image", "text", "columns"]
+"""What a fusion classifier puts together; columns are those of a table."""
 
 ImageSize = int | tuple[int, int]
 """Of the images that a model sees, in pixels: the side of a square, or height and width."""
@@ -34,3 +38,16 @@ class Processor(Protocol):
 def height_and_width(size: ImageSize) -> tuple[int, int]:
     """Both sides of an image in pixels."""
     return (size, size) if isinstance(size, int) else size
+
+
+def as_text(value: object) -> str | None:
+    """Write a table's value as a string: whole floats as integers, booleans in lower case, missing values as None."""
+    if isinstance(value, str):  # first, since nearly all values are
+        return value.strip() or None
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip() or None

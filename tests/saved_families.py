@@ -67,6 +67,16 @@ def _fusion() -> tuple[PreTrainedModel, Any]:
     return FusionForImageTextClassification(config), FusionProcessor(**_text_processors())
 
 
+def _fusion_with_columns() -> tuple[PreTrainedModel, Any]:
+    columns = {
+        "numbers": [{"name": "age", "center": 40.0, "scale": 20.0, "may_lack": True}],
+        "categories": [{"name": "site", "values": ["back", "face"], "may_lack": False}],
+    }
+    model, _ = _fusion()
+    config = FusionConfig.from_dict({**model.config.to_dict(), "columns": columns})
+    return FusionForImageTextClassification(config), FusionProcessor(**_text_processors(), columns=columns)
+
+
 def _image_classifier() -> tuple[PreTrainedModel, Any]:
     vision = timm_config("test_efficientnet", STATISTICS)
     config = BackboneForImageClassificationConfig(vision, head_hidden_dim=16, **LABELS)
@@ -95,6 +105,13 @@ FAMILIES = {
         _fusion,
         pipeline_task="image-text-classification",
         arguments=lambda image: [{"image": image, "text": "a frog on the lamp"}],
+        has_text=True,
+    ),
+    "fusion with columns": Family(
+        "image-text-classification",
+        _fusion_with_columns,
+        pipeline_task="image-text-classification",
+        arguments=lambda image: [{"image": image, "text": "a frog", "columns": {"age": 61, "site": "face"}}],
         has_text=True,
     ),
     "image classifier": Family("image-classification", _image_classifier, pipeline_task="image-classification"),

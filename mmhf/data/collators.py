@@ -19,6 +19,7 @@ from mmhf.data.mixing import BatchMixer
 from mmhf.data.modalities import ModalityMasking, names_no_image
 from mmhf.data.pixels import Normalisation, PicturePreparer, decode_pixels
 from mmhf.data.samplers import SampleKey, sample_seed
+from mmhf.data.table import extra_column
 from mmhf.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class _Sample(NamedTuple):
     image: Picture | None
     text: str | None
     skipped: bool = False
+    columns: Mapping[str, str | None] | None = None
 
 
 def key_of(row: Row) -> SampleKey:
@@ -235,39 +237,53 @@ class ImageCollator:
 
 
 class ImageTextCollator(ImageCollator):
-    """Makes a batch of rows with image, text and label.
+    """Makes a batch of rows with image, text, label and, where the model reads them, columns of the table.
 
     As [`ImageCollator`], with `processor(images=[PIL.Image], text=[str])`, a `FusionProcessor`, which adds `input_ids`
     and `attention_mask` (B, T). With `masking`, both may be None for some rows, and the batch has `image_mask` and
-    `text_mask`, (B,), and the numbers of the rows in which they are 1, `image_rows` and `text_rows`. A row is never
-    left with neither: what was to be dropped stays where the other cannot be used, and a row that has nothing to begin
-    with gets the label -100.
+    `text_mask`, (B,), and the numbers of the rows in which they are 1, `image_rows` and `text_rows`; `columns_mask`
+    likewise. What was to be dropped stays where the image cannot be used, and a row that has neither image nor text to
+    begin with gets the label -100.
 
     Args:
         masking (`ModalityMasking`, *optional*):
-            Which images and texts are hidden or may be missing; absent: none.
+            Which images, texts and columns are hidden or may be missing; absent: none.
+        columns (`Sequence[str]`):
+            The columns of the table that the processor is given.
     """
 
-    def __init__(self, processor: Processor, *, masking: ModalityMasking | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        processor: Processor,
+        *,
+        masking: ModalityMasking | None = None,
+        columns: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
         super().__init__(processor, **options)
         self.masking = masking
+        self.columns = {name: extra_column(name) for name in columns}
 
     def _sample(self, row: Row, augmentation: Augmentation | None) -> _Sample:
         masking = self.masking or ModalityMasking()
         text = None if masking.lacks_text(row) else row["text"]
-        if masking.lacks_image(row):
-            if text is None:
-                self._list(row, "neither image nor text is left")
-            return _Sample(None, text, skipped=text is None)
-        dropped = None if text is None else masking.drop(self.seed, key_of(row))
-        if dropped == "image":
-            return _Sample(None, text)
-        image = self._load_image(row, augmentation)
-        if image is not None:
-            return _Sample(image, None if dropped == "text" else text)
+        columns = None
+        if self.columns and masking.mask != "columns":
+            columns = {name: row[key] for name, key in self.columns.items()}
+        lacks_image = masking.lacks_image(row)
+        if lacks_image and text is None:
+            self._list(row, "neither image nor text is left")
+            return _Sample(None, None, True, columns)
+        has_several = (not lacks_image) + (text is not None) + (columns is not None) > 1
+        dropped = masking.drop(self.seed, key_of(row)) if has_several else None
+        image = None if lacks_image or dropped == "image" else self._load_image(row, augmentation)
+        if image is not None or lacks_image or dropped == "image":
+            if dropped == "text":
+                text = None
+            return _Sample(image, text, False, None if dropped == "columns" else columns)
         if masking.missing_image:
-            return _Sample(None, text, skipped=text is None)
-        return _Sample(self.blank, text, skipped=self.on_bad_image == "skip")
+            return _Sample(None, text, text is None, columns)
+        return _Sample(self.blank, text, self.on_bad_image == "skip", columns)
 
     def encode_images(self, images: Sequence[Picture]) -> dict[str, Tensor]:
         """See [`ImageCollator`]."""
@@ -276,8 +292,13 @@ class ImageTextCollator(ImageCollator):
     def _encode(self, samples: Sequence[_Sample], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         hidden, masks = (None, {}) if self.masking is None else (self.masking.mask, {"masks": True})
         given, batch = {}, {}
-        images, texts = [sample.image for sample in samples], [sample.text for sample in samples]
-        for modality, name, values in (("image", "images", images), ("text", "text", texts)):
+        read: dict[str, tuple[str, list[Any]]] = {
+            "image": ("images", [sample.image for sample in samples]),
+            "text": ("text", [sample.text for sample in samples]),
+        }
+        if self.columns:
+            read["columns"] = ("columns", [sample.columns for sample in samples])
+        for modality, (name, values) in read.items():
             if hidden == modality:
                 continue
             if any(each.startswith(modality) for each in features):

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    pass
+from mmhf.conventions import as_text
 
 IMAGE_TYPE = pa.struct({"path": pa.string(), "bytes": pa.binary()})
-
-
-def as_text(value: object) -> str | None:
-    """Write a table's value as a string: whole floats as integers, booleans in lower case, missing values as None."""
-    if isinstance(value, str):  # first, since nearly all values are
-        return value.strip() or None
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip() or None
 
 
 def text_array(values: pa.Array | pa.ChunkedArray | Sequence[Any]) -> pa.Array:

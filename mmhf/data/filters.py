@@ -11,7 +11,8 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmhf.data.columns import as_text, codes_of
+from mmhf.conventions import as_text
+from mmhf.data.columns import codes_of
 from mmhf.data.table import FilterStep, extra_column
 from mmhf.errors import InputError
 from mmhf.recipe.nearest import did_you_mean, nearest_names

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mmhf.data.columns import as_text, encodable
+from mmhf.conventions import as_text
+from mmhf.data.columns import encodable
 from mmhf.data.images import shorten
 from mmhf.data.readers import Values
 from mmhf.recipe.data_sections import MultiLabelSection

@@ -28,7 +28,7 @@ from mmhf.data.screen import SplitScreen
 from mmhf.data.sources import READERS
 from mmhf.data.splits import cut_splits, require_groups_apart
 from mmhf.data.streams.captions import StreamedCaptions
-from mmhf.data.table import SPLITS, FilterStep, Reading, SourceTable, as_dataset
+from mmhf.data.table import SPLITS, FilterStep, Reading, SourceTable, as_dataset, extra_column
 from mmhf.data.targets import row_target
 from mmhf.errors import InputError
 from mmhf.recipe.by_task import RECIPE_BY_TASK
@@ -57,6 +57,8 @@ class LoadedData:
     """Split → rows without a text that are used, where the recipe lets texts be empty; streams are not counted."""
     filter_steps: list[FilterStep] = field(default_factory=list)
     """The rows before and after each of the recipe's filters, over all splits; empty without filters."""
+    read_columns: list[str] = field(default_factory=list)
+    """Columns of the rows that the model reads beside image and text."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Those of splits of which they are known beforehand."""
 
@@ -68,12 +70,12 @@ class LoadedData:
     def fingerprint(self) -> dict[str, str]:
         """SHA-256 over the rows of each split, or `"streamed"` for a stream, which is not read for this.
 
-        Ids, texts, labels, captions and the bytes of embedded images count; of image files the name and size, so that
-        the same data in another folder has the same hash.
+        Ids, texts, labels, captions, columns that the model reads, and the bytes of embedded images count; of image
+        files the name and size, so that the same data in another folder has the same hash.
         """
         return {
             split: self.fingerprints.get(split)
-            or (_fingerprint(table) if isinstance(table, datasets.Dataset) else "streamed")
+            or (_fingerprint(table, self.read_columns) if isinstance(table, datasets.Dataset) else "streamed")
             for split, table in self.splits.items()
         }
 
@@ -274,9 +276,10 @@ def _judge_duplicates(loaded: LoadedData, section: DataSectionBase, *, check_ima
         logger.warning("data source %s: left %d images out of train", section.source, len(found.leaks))
 
 
-def _fingerprint(table: datasets.Dataset) -> str:
+def _fingerprint(table: datasets.Dataset, read_columns: Sequence[str]) -> str:
     digest = hashlib.sha256()
     columns = [name for name in ("text", "label", "labels", "captions") if name in table.column_names]
+    columns += map(extra_column, read_columns)
     stored = table.with_format("arrow")  # images behind URLs would be fetched otherwise
     for batch in stored.iter(1024):
         values: dict[str, list[Any]] = batch.to_pydict()

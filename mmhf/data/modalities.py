@@ -1,11 +1,11 @@
-"""Which of a row's image and text the model may see."""
+"""Which of a row's image, text and columns the model may see."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from mmhf.conventions import Modality
+from mmhf.conventions import FusedModality
 from mmhf.data.samplers import SampleKey, derive_seed
 
 _SALT = 0x6D6F64
@@ -14,18 +14,19 @@ _SALT = 0x6D6F64
 
 @dataclass(frozen=True)
 class ModalityMasking:
-    """What hides images and texts, or lets them be missing.
+    """What hides images, texts and columns, or lets them be missing.
 
     Attributes:
-        mask (`str`, *optional*): `image` or `text` is hidden in every row.
-        drop_image, drop_text (`float`): Share of the rows that lose their image, or text, at random.
+        mask (`str`, *optional*): `image`, `text` or `columns`, which is hidden in every row.
+        drop_image, drop_text, drop_columns (`float`): Share of the rows that lose it at random.
         missing_image (`bool`): A bad image is missing, and not white.
         missing_text (`bool`): An empty text is missing, and not the empty string.
     """
 
-    mask: Modality | None = None
+    mask: FusedModality | None = None
     drop_image: float = 0.0
     drop_text: float = 0.0
+    drop_columns: float = 0.0
     missing_image: bool = False
     missing_text: bool = False
 
@@ -37,14 +38,16 @@ class ModalityMasking:
         """Whether the row's text is hidden or missing."""
         return self.mask == "text" or (self.missing_text and not row["text"])
 
-    def drop(self, seed: int, key: SampleKey) -> Modality | None:
-        """Draw what a row that has both loses: image, text or nothing, never both."""
-        if not (self.drop_image or self.drop_text):
+    def drop(self, seed: int, key: SampleKey) -> FusedModality | None:
+        """Draw what a row that has several loses: one of them, or nothing."""
+        if not (self.drop_image or self.drop_text or self.drop_columns):
             return None
         point = derive_seed(_SALT, seed, *key.numbers) / 2**63
         if point < self.drop_image:
             return "image"
-        return "text" if point < self.drop_image + self.drop_text else None
+        if point < self.drop_image + self.drop_text:
+            return "text"
+        return "columns" if point < self.drop_image + self.drop_text + self.drop_columns else None
 
 
 def names_no_image(image: dict[str, Any] | None) -> bool:

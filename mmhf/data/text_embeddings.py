@@ -140,9 +140,10 @@ class TextTableProcessor:
         images: Sequence[Image.Image | None] | None = None,
         text: Sequence[str | None] | None = None,
         masks: bool = False,
+        **others: Any,
     ) -> BatchFeature:
         """Prepare a batch, as the processor does, with `text_features` in the place of tokens."""
-        batch = {} if images is None else dict(self.processor(images=images, masks=masks))
+        batch = {} if images is None and not others else dict(self.processor(images=images, masks=masks, **others))
         return BatchFeature(batch if text is None else {**batch, **self.table.encode(text, masks=masks)})
 
 

@@ -1,8 +1,8 @@
-"""What a classifier of images and texts makes of each alone, and of pairs that do not belong together."""
+"""What a classifier of images, texts and columns makes of each alone, and of pairs that do not belong together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 from mmhf.conventions import IGNORED_LABEL
 from mmhf.evaluation.classification import classification_metrics
 
-VIEWS = ("both", "image_only", "text_only", "mismatched")
 MODALITY_PROTOCOLS: dict[str, str] = {
     "image_only_accuracy": "Accuracy with every text taken away (the model's stand-in is in its place).",
     "text_only_accuracy": "Accuracy with every image taken away.",
+    "columns_only_accuracy": "Accuracy with all but the table's columns taken away.",
+    "without_columns_accuracy": "Accuracy by image and text, with the table's columns taken away.",
     "mismatched_image_accuracy": "Share of images, each with the text of another row, that get the image's own label.",
     "mismatched_text_accuracy": "Share of the same pairs that get the label of the row that the text is from.",
     "mismatched_changed": "Share of images whose prediction changes when another row's text is put beside them.",
 }
-"""How each number of `ModalityEvaluation.flat` is defined. All are over the rows that have image, text and label."""
+"""How each number of `ModalityEvaluation.flat` is defined. All are over the rows that have a label and all that the
+model reads. With columns, these are taken away in `image_only` and `text_only`, and stay where texts are exchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,26 +29,36 @@ class ModalityEvaluation:
     """Metrics of one split by what the model was shown.
 
     Attributes:
-        metrics (`dict[str, dict[str, float]]`): `both`, `image_only`, `text_only`, `mismatched, image's label` and
-            `mismatched, text's label` → metric → value.
-        changed (`float`): Share of predictions that another row's text changes.
-        num_rows (`int`): Rows that have image, text and label.
-        num_left_out (`int`): Labelled rows that lack one of the two.
+        metrics (`dict[str, dict[str, float]]`): `both` (all that the model reads), `image_only`, `text_only`,
+            `columns_only`, `without_columns`, `mismatched, image's label` and `mismatched, text's label` → metric →
+            value; those that there are.
+        changed (`float`, *optional*): Share of predictions that another row's text changes; None without texts or
+            images.
+        num_rows (`int`): Rows that have a label and all of these modalities.
+        num_left_out (`int`): Labelled rows that lack one.
+        modalities (`Sequence[str]`): What the model reads: `image`, `text`, `columns`.
     """
 
     metrics: dict[str, dict[str, float]]
-    changed: float
+    changed: float | None
     num_rows: int
     num_left_out: int
+    modalities: Sequence[str] = ("image", "text")
 
     def flat(self) -> dict[str, float]:
         """The numbers that `MODALITY_PROTOCOLS` defines."""
         if not self.num_rows:
             return {}
         accuracy = {view: metrics["accuracy"] for view, metrics in self.metrics.items()}
+        named = {
+            f"{view}_accuracy": value
+            for view, value in accuracy.items()
+            if view == "without_columns" or view.endswith("_only")
+        }
+        if self.changed is None:
+            return named
         return {
-            "image_only_accuracy": accuracy["image_only"],
-            "text_only_accuracy": accuracy["text_only"],
+            **named,
             "mismatched_image_accuracy": accuracy["mismatched, image's label"],
             "mismatched_text_accuracy": accuracy["mismatched, text's label"],
             "mismatched_changed": self.changed,
@@ -67,33 +79,37 @@ def evaluate_modalities(
     partners: ArrayLike,
     label_names: list[str],
     *,
+    modalities: Sequence[str] = ("image", "text"),
     num_left_out: int = 0,
 ) -> ModalityEvaluation:
     """Compare a split's predictions by what the model was shown.
 
     Args:
-        logits (`Mapping[str, ArrayLike]`): Each of `VIEWS` → (N, C), of rows that have both image and text.
+        logits (`Mapping[str, ArrayLike]`): `both`, `image_only`, ... and `mismatched` → (N, C), of rows that have all
+            of the modalities.
         labels (`ArrayLike` of shape `(N,)`): Class ids; rows with -100 are excluded.
         partners (`ArrayLike` of shape `(N,)`): Row whose text was put beside each image in `mismatched`.
         label_names (`list[str]`): Names of the C classes.
+        modalities (`Sequence[str]`): What the model reads.
         num_left_out (`int`): Labelled rows that lack a modality, for the report.
     """
     own, partner = np.asarray(labels), np.asarray(partners)
-    judged = {
-        "both": ("both", own),
-        "image_only": ("image_only", own),
-        "text_only": ("text_only", own),
-        "mismatched, image's label": ("mismatched", own),
-        "mismatched, text's label": ("mismatched", own[partner] if len(own) else own),
-    }
+    judged = {view: (view, own) for view in logits if view != "mismatched"}
+    if "mismatched" in logits:
+        judged["mismatched, image's label"] = ("mismatched", own)
+        judged["mismatched, text's label"] = ("mismatched", own[partner] if len(own) else own)
     metrics = {
         name: classification_metrics(logits[view], targets, label_names) for name, (view, targets) in judged.items()
     }
     labelled = own != IGNORED_LABEL
-    predicted = {view: np.asarray(logits[view]).argmax(axis=1)[labelled] for view in ("both", "mismatched")}
+    changed = None
+    if "mismatched" in logits:
+        both, mismatched = (np.asarray(logits[view]).argmax(axis=1)[labelled] for view in ("both", "mismatched"))
+        changed = float((both != mismatched).mean()) if labelled.any() else 0.0
     return ModalityEvaluation(
         metrics=metrics,
-        changed=float((predicted["both"] != predicted["mismatched"]).mean()) if labelled.any() else 0.0,
+        changed=changed,
         num_rows=int(labelled.sum()),
         num_left_out=num_left_out,
+        modalities=tuple(modalities),
     )

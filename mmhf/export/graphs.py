@@ -17,7 +17,7 @@ from mmhf.conventions import Processor
 from mmhf.errors import InputError
 from mmhf.inference.embedders import EmbedderInputs
 from mmhf.inference.inputs import IMAGE, TEXT, Example
-from mmhf.inference.loading import takes_text
+from mmhf.inference.loading import columns_of, takes_text
 from mmhf.inference.predictors import PredictionCollator
 from mmhf.models.classification_loss import class_names
 from mmhf.models.dual_encoder.modeling_dual_encoder import MAX_LOGIT_SCALE
@@ -125,6 +125,8 @@ class ClassifierGraphs(ModelGraphs):
 
     def graphs(self, examples: Sequence[Example]) -> list[Graph]:
         config, text = self.model.config, self.reads_text
+        if columns_of(self.model) is not None:
+            raise InputError("a model that reads columns of a table is not exported; mmhf serve answers with it")
         missing = list(config.missing_modalities) if text else []
         collator = PredictionCollator(self.processor, with_text=text, missing=missing)
         given = list(examples)

@@ -33,8 +33,9 @@ class EndpointHandler:
 
         Args:
             data (`dict`): `inputs`, and as `parameters` what else the pipeline takes, such as `candidate_labels`. An
-                input is an image, or `{"image": ..., "text": ...}` where the model reads a text, too; or a list of
-                these. An image is a PIL image, the bytes of a file, base64 or a data URL.
+                input is an image, or `{"image": ..., "text": ...}` where the model reads a text, too, with
+                `"columns": {...}` where it reads these; or a list of them. An image is a PIL image, the bytes of a
+                file, base64 or a data URL.
 
         Raises:
             ValueError: There is no input, or an image is something else: neither URLs nor paths are opened.

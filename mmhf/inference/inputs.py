@@ -1,4 +1,4 @@
-"""The input of a job: rows with images, texts or captions from a table or folder, and how changes are noticed."""
+"""The input of a job: rows with images, texts, captions, columns of a table or folder, and how changes are noticed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import pyarrow as pa
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mmhf.conventions import as_text
 from mmhf.data.captions import captions_in
-from mmhf.data.columns import as_text, encodable, text_array
+from mmhf.data.columns import encodable, text_array
 from mmhf.data.images import BadImageError, DataFolder
 from mmhf.data.pixels import decode_pixels
 from mmhf.data.readers import TableFile, read_table, require_column
@@ -32,7 +33,7 @@ _TEMPLATE_FIELD = re.compile(r"\{([^{}]+)\}")
 _CHUNK_BYTES = 1 << 20
 # Files that predictions depend on; reports and metrics are not among them.
 _MODEL_FILES = ("*.safetensors", "*config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")
-IMAGE, TEXT = "image", "text"
+IMAGE, TEXT, COLUMNS = "image", "text", "columns"
 
 
 def files_hash(paths: Iterable[Path]) -> str:
@@ -63,6 +64,8 @@ class TableRows:
         text_columns (`tuple[str, ...]`): Where the texts are from.
         folder (`DataFolder`): Holds the images; no path may leave it.
         table_hash (`str`): sha256 of the table's file, or of the names of a folder's images.
+        values (`Mapping[str, pa.Array]`): Column that the model reads → its values, as texts.
+        value_columns (`Mapping[str, str]`): The same names → what the table calls them.
     """
 
     table: TableFile
@@ -71,6 +74,8 @@ class TableRows:
     text_columns: tuple[str, ...]
     folder: DataFolder
     table_hash: str
+    values: Mapping[str, pa.Array] = field(default_factory=dict)
+    value_columns: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.table.rows)
@@ -100,19 +105,21 @@ class TableRows:
     def example(self, index: int, *, with_image: bool = True) -> Example:
         """A row with its image decoded."""
         texts = tuple(self.texts[index].as_py()) if self.texts is not None else ()
+        columns = {name: values[index].as_py() for name, values in self.values.items()} or None
         if not with_image:
-            return Example(texts=texts)
+            return Example(texts=texts, columns=columns)
         state, digest = self.image_state(index), ""
         try:
             image = self.image(index)
             if isinstance(image, Path) and state.startswith("file"):
                 image = image.read_bytes()
                 digest = _digest(image)
-            return Example(decode_pixels(image), texts, state=state, digest=digest)
+            return Example(decode_pixels(image), texts, state=state, digest=digest, columns=columns)
         except BadImageError as error:
-            return Example(None, texts, str(error), state, digest)
+            reason = str(error)
         except OSError as error:
-            return Example(None, texts, f"the image file cannot be read: {error.strerror}", state, digest)
+            reason = f"the image file cannot be read: {error.strerror}"
+        return Example(None, texts, reason, state, digest, columns)
 
     def first_texts(self) -> list[str]:
         """Each row's first text, `""` where it has none."""
@@ -166,6 +173,7 @@ class Example:
         texts (`tuple[str, ...]`): A text, captions, or nothing.
         image_error (`str`, *optional*): Why there is no image.
         state, digest (`str`): See `TableRows.image_state` and `TableRows.image_digest`.
+        columns (`Mapping[str, object]`, *optional*): Column that the model reads → its value; None where it has none.
     """
 
     image: Tensor | None = None
@@ -173,6 +181,7 @@ class Example:
     image_error: str | None = None
     state: str = "none"
     digest: str = ""
+    columns: Mapping[str, object] | None = None
 
 
 class RowExamples(Dataset[Example]):
@@ -203,6 +212,7 @@ def read_rows(
     limit: int | None = None,
     reads: Mapping[str, bool | None] | None = None,
     captions: bool = False,
+    value_columns: Sequence[str] = (),
 ) -> TableRows:
     """Read the rows to predict or embed.
 
@@ -211,19 +221,23 @@ def read_rows(
             `metadata.jsonl` and `metadata.parquet`, whose `file_name` column names the images. Without text a folder
             needs none of these: every image below it is a row, in the order of their names.
         model_dir (`str` or `Path`, *optional*): Its `recipe.yaml` says which columns the model was trained on.
-        columns (`Mapping[str, str]`, *optional*): Names of the columns `image` and `text`; these win.
+        columns (`Mapping[str, str]`, *optional*): Names of the columns `image` and `text`, and of those that the model
+            reads besides; these win.
         image_root (`str` or `Path`, *optional*): Folder of the images; absent: the table's own.
         limit (`int`, *optional*): Keep the first rows only.
         reads (`Mapping[str, bool | None]`, *optional*): Whether `image` and `text` are read; None: if there is a
             column of them. Absent: both.
         captions (`bool`, defaults to `False`): Texts may be captions: several a row, in columns of those names.
+        value_columns (`Sequence[str]`): Columns that the model reads besides.
 
     Raises:
         InputError: The input, a column or the image folder is absent; the nearest name is given.
     """
     given, reads = dict(columns or {}), {IMAGE: True, TEXT: True, **(reads or {})}
+    named = {name: given.pop(name, name) for name in value_columns}
     for role in given.keys() - _USUAL_COLUMNS.keys():
-        raise InputError(f"columns.{role}: unknown, name the columns of image and text")
+        roles = [*_USUAL_COLUMNS, *value_columns]
+        raise InputError(f"columns.{role}: unknown, name the columns of {', '.join(roles[:-1])} and {roles[-1]}")
     if TEXT in given and reads[TEXT] is False:
         raise InputError("columns.text: the model takes images alone")
     if IMAGE in given and reads[IMAGE] is False:
@@ -233,6 +247,8 @@ def read_rows(
     if limit is not None:
         table = table.select(list(range(min(limit, len(table.rows)))))
     trained_on = {} if path.is_dir() else _trained_columns(model_dir)
+    for column in named.values():
+        require_column(table.origin, column, table.columns)
     image_column, text_columns = _choose_columns(table, given, reads, trained_on, captions=captions)
     if not text_columns and image_column is None:
         raise InputError(f"{path}: has neither a column of images nor one of texts; name one with --column")
@@ -246,6 +262,8 @@ def read_rows(
         text_columns=text_columns,
         folder=DataFolder(_image_root(beside, image_root, trained_on.get("image_dirs", ()))),
         table_hash=table_hash,
+        values={name: text_array(table.columns[column]) for name, column in named.items()},
+        value_columns=named,
     )
 
 

@@ -23,8 +23,9 @@ class JobSettings:
     """Settings of a job over a table.
 
     Args:
-        columns (`Mapping[str, str]`): Names of the columns of `image` and `text`; an image may be a template such as
-            `{id}.jpg`. Absent ones are taken from the model's recipe, or are `image` and `text`.
+        columns (`Mapping[str, str]`): Names of the columns of `image` and `text`, and of those that the model reads
+            besides; an image may be a template such as `{id}.jpg`. Absent ones are taken from the model's recipe, or
+            are `image` and `text`.
         image_root (`str` or `Path`, *optional*): Folder that image paths are relative to and may not leave; absent:
             the table's own.
         limit (`int`, *optional*): The first rows only.
@@ -71,6 +72,7 @@ class JobSettings:
         *,
         reads: Mapping[str, bool | None],
         captions: bool = False,
+        value_columns: Sequence[str] = (),
     ) -> TableRows:
         """`read_rows` of these columns, this folder of images and this many rows."""
         return read_rows(
@@ -81,13 +83,16 @@ class JobSettings:
             limit=self.limit,
             reads=reads,
             captions=captions,
+            value_columns=value_columns,
         )
 
     def facts(self, rows: TableRows, device: torch.device) -> dict[str, str]:
         """The settings and inputs that the results of any job depend on."""
+        values = {"values": str(dict(rows.value_columns))} if rows.value_columns else {}
         return {
             "input": rows.table_hash,
             "columns": f"{rows.image_column}, {', '.join(rows.text_columns)}",
+            **values,
             "device": device.type,
             "limit": str(self.limit),
             "batch size": str(self.batch_size),
@@ -158,7 +163,7 @@ class RowModel(Protocol):
 
     @property
     def reads(self) -> Sequence[str]:
-        """What it reads of a row: `image`, `text` or both."""
+        """What it reads of a row: `image`, `text`, `columns`."""
         ...
 
     @property

@@ -14,6 +14,7 @@ from mmhf.damage import is_model_file, refuse_damage
 from mmhf.errors import InputError
 from mmhf.files import CONFIG_FILE
 from mmhf.models.family import families, register_families
+from mmhf.models.fusion.column_features import ColumnFeatures
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -125,3 +126,11 @@ def _damaged(path: Path, error: Exception) -> InputError:
 def takes_text(model: PreTrainedModel) -> bool:
     """Whether the model classifies pairs of an image and a text, and not images alone."""
     return "text" in model.input_modalities
+
+
+def columns_of(model: PreTrainedModel) -> ColumnFeatures | None:
+    """The columns of a table that the model reads beside image and text; None where it reads none."""
+    config: Any = model.config
+    if not takes_text(model) or config.columns is None or config.mask == "columns":
+        return None
+    return ColumnFeatures.from_dict(config.columns)

@@ -16,9 +16,9 @@ from mmhf.data.pixels import PicturePreparer
 from mmhf.data.text_embeddings import TextEmbeddingTable, TextTableProcessor
 from mmhf.errors import InputError
 from mmhf.inference.captioning import check_generation
-from mmhf.inference.inputs import IMAGE, TEXT, Example, TableRows, files_hash, model_hash
+from mmhf.inference.inputs import COLUMNS, IMAGE, TEXT, Example, TableRows, files_hash, model_hash
 from mmhf.inference.jobs import Batch, JobSettings, JobSummary, place_rows
-from mmhf.inference.loading import load_model, takes_text
+from mmhf.inference.loading import columns_of, load_model, takes_text
 from mmhf.inference.outputs import check_output, refuse_existing
 from mmhf.inference.table_job import TableJob
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
@@ -26,6 +26,7 @@ from mmhf.models.classification_loss import class_names
 from mmhf.models.family import family_of
 from mmhf.models.fusion import FusionForImageTextClassification
 from mmhf.models.fusion.building import check_same_table
+from mmhf.models.fusion.column_features import ColumnFeatures
 from mmhf.models.targets import target_of
 from mmhf.models.text_tables import TableEncoder
 
@@ -40,14 +41,26 @@ class PredictionCollator:
     Args:
         processor (`Processor`): Called with `images` and, where the model takes it, `text`.
         with_text (`bool`): Whether it does.
-        missing (`Collection[str]`): `image`, `text`: those that a row may lack.
+        missing (`Collection[str]`): `image`, `text`, `columns`: those that a row may lack.
+        hidden (`str`, *optional*): What the model never looks at, so that nobody misses it.
+        columns ([`ColumnFeatures`], *optional*): The columns that the model reads.
     """
 
-    def __init__(self, processor: Processor, *, with_text: bool, missing: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        processor: Processor,
+        *,
+        with_text: bool,
+        missing: Collection[str] = (),
+        hidden: str | None = None,
+        columns: ColumnFeatures | None = None,
+    ) -> None:
         self.prepare = PicturePreparer(processor)
         self.processor: Processor = self.prepare.processor
         self.with_text = with_text
         self.missing = missing
+        self.hidden = hidden
+        self.columns = columns
 
     def __call__(self, examples: Sequence[Example]) -> Batch:
         texts = [each.texts[0] if each.texts else "" for each in examples]
@@ -59,13 +72,22 @@ class PredictionCollator:
         for place, each in enumerate(examples):
             if each.image is None and counts[place]:
                 errors[place] = f"{errors[place]}; {FROM_TEXT}"
-            elif each.image is not None and self.with_text and not texts[place]:
+            elif each.image is not None and self.with_text and not texts[place] and self.hidden != TEXT:
                 errors[place] = EMPTY_TEXT
+            if self.columns is not None and counts[place] and each.columns is not None:
+                problem = self.columns.find_problem(each.columns)
+                counts[place] = int(problem is None)
+                notes = self.columns.notes(each.columns) if problem is None else [problem]
+                errors[place] = "; ".join(filter(None, [errors[place], *notes])) or None
         used = [place for place, count in enumerate(counts) if count]
         encodings = {}
         if used:
             images = [None if (pixels := examples[place].image) is None else self.prepare(pixels) for place in used]
-            encodings[_ROW] = self._encode(images, [texts[place] for place in used])
+            encoding = self._encode(images, [texts[place] for place in used])
+            if self.columns is not None:
+                values = [examples[place].columns for place in used]
+                encoding.update(self.processor(columns=values, masks=bool(self.missing)))
+            encodings[_ROW] = encoding
         return Batch(encodings, {_ROW: counts}, errors)
 
     def _encode(self, images: list[Any], texts: Sequence[str]) -> BatchFeature:
@@ -92,9 +114,11 @@ class LabelPredictor(ABC):
         self.target = target_of(model.config)
         self.label_names = class_names(model)
         both = takes_text(model)
-        self.reads = (IMAGE, TEXT) if both else (IMAGE,)
-        missing = list(model.config.missing_modalities) if both else []
-        self.collator = PredictionCollator(processor, with_text=both, missing=missing)
+        columns, self.reads = columns_of(model), (IMAGE, TEXT) if both else (IMAGE,)
+        if columns is not None:
+            self.reads = (*self.reads, COLUMNS)
+        missing, hidden = (list(model.config.missing_modalities), model.config.mask) if both else ([], None)
+        self.collator = PredictionCollator(processor, with_text=both, missing=missing, hidden=hidden, columns=columns)
 
     @staticmethod
     def of(
@@ -325,7 +349,13 @@ def predict_table(
         refuse_existing(output)
     device = settings.choose_device()
     model, processor = load_model(model_dir, needs="predictor", device=device)
-    rows = settings.read(input_path, model_dir, reads={TEXT: takes_text(model)})
+    columns = columns_of(model)
+    rows = settings.read(
+        input_path,
+        model_dir,
+        reads={TEXT: takes_text(model) and model.config.mask != TEXT},
+        value_columns=() if columns is None else columns.names,
+    )
     if text_embeddings is not None:
         processor = _with_table(model, processor, rows, Path(text_embeddings))
     predictor = family_of(model).load("predictor").of(model, processor, threshold=threshold, generation=generation)

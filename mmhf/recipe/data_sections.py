@@ -267,7 +267,7 @@ class ClinicalSplitSection(SplitSection):
 
 class ClinicalDataSection(FilteredDataSection):
     """Dermatology data sets as their authors publish them, joined into one table with the columns image, text, label,
-    group, dataset, source, skin_type, sex and age."""
+    group, dataset, source, skin_type, sex, age and site."""
 
     source: Literal["clinical"]
     path: DataPath

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from mmhf.conventions import Modality
+from mmhf.conventions import FusedModality, Modality
 from mmhf.recipe.classification import ClassificationEvaluationSection, ClassificationRecipe, LossSection
-from mmhf.recipe.data_sections import PairDataSection
+from mmhf.recipe.data_sections import HubDataSection, PairDataSection, TableDataSection
+from mmhf.recipe.node import KeyPath, Problem, shown
 from mmhf.recipe.sections import (
     EncoderSection,
     Fraction,
@@ -42,24 +44,51 @@ class FusionSection(HiddenLayersSection):
     dropout: Fraction | list[Fraction] = 0.5
     """After each hidden layer, or after the fused embedding if there is none: one for all, or one each."""
     normalize: bool = False
-    """L2-normalise both embeddings before they are fused."""
+    """L2-normalise the embeddings before they are fused."""
 
     def _num_dropouts(self) -> int:
         return max(len(self.hidden_dims), 1)
 
 
+class TableColumnsSection(ProjectionSection):
+    """Columns of the data that are read beside image and text: a third modality (docs/columns.md)."""
+
+    numbers: list[str] = []
+    """Columns of numbers, such as `age`: less the median of the training rows, over their interquartile range, and a
+    flag for what is missing."""
+    categories: list[str] = []
+    """Columns of categories, such as `sex`: those of the training rows, and missing; any other is unknown."""
+    min_rows: PositiveInt = 1
+    """Categories with fewer training rows than this are unknown, too."""
+
+    @model_validator(mode="after")
+    def _names_columns_once(self) -> TableColumnsSection:
+        names = [*self.numbers, *self.categories]
+        if not names:
+            raise ValueError("name columns in `numbers`, `categories` or both")
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{twice!r} is named twice; a column is a number or a category")
+        if taken := next((name for name in names if name in ("image", "text")), None):
+            raise ValueError(f"{taken!r} is read already; name columns beside image and text")
+        return self
+
+
 class ModalityDropoutSection(Section):
-    """Hide one modality of training rows at random. A row never loses both, and rows with only one keep it."""
+    """Hide one modality of training rows at random. A row loses one at most, and rows with only one keep it."""
 
     image: Fraction = 0.0
     """Share of the rows that lose their image."""
     text: Fraction = 0.0
-    """Share of the rows that lose their text; the two shares may add up to 1 at most."""
+    """Share of the rows that lose their text; the shares may add up to 1 at most."""
+    columns: Fraction = 0.0
+    """Share of the rows that lose their columns (`model.columns`)."""
 
     @model_validator(mode="after")
     def _leaves_one(self) -> ModalityDropoutSection:
-        if self.image + self.text > 1.0:
-            raise ValueError(f"image + text = {self.image + self.text:g} is above 1, and no row may lose both")
+        total = self.image + self.text + self.columns
+        if total > 1.0:
+            names = "image + text + columns" if self.columns else "image + text"
+            raise ValueError(f"{names} = {total:g} is above 1, and no row may lose both")
         return self
 
 
@@ -73,15 +102,9 @@ class ModalitiesSection(Section):
 
     stand_in: Literal["zero", "learnt"] = "zero"
     """Stand-in for a missing embedding: zeros, or a vector that is trained with the group `fusion`."""
-    mask: Modality | None = None
+    mask: FusedModality | None = None
     """Hide this modality of every row, in training, evaluation and prediction; its encoder is not run."""
     dropout: ModalityDropoutSection = ModalityDropoutSection.model_construct()
-
-    @model_validator(mode="after")
-    def _hides_something_once(self) -> ModalitiesSection:
-        if self.mask is not None and (self.dropout.image or self.dropout.text):
-            raise ValueError(f"mask: {self.mask} leaves one modality, which `dropout` cannot take away; remove one")
-        return self
 
 
 class FusionTextSection(TextEncoderSection):
@@ -104,11 +127,13 @@ class FusionModelSection(ModelSection):
     vision: VisionEncoderSection = VisionEncoderSection.model_construct()
     text: FusionTextSection = FusionTextSection.model_construct()
     embedding_dim: PositiveInt = 512
-    """Width of the space that both encoders are projected to."""
+    """Width of the space that all modalities are projected to."""
     fusion: FusionSection = FusionSection.model_construct()
     image_projection: ProjectionSection = ProjectionSection.model_construct()
     text_projection: ProjectionSection = ProjectionSection.model_construct()
     modalities: ModalitiesSection = ModalitiesSection.model_construct()
+    columns: TableColumnsSection | None = None
+    """Absent: none are read."""
     freeze_vision: bool = False
     """Shorthand for one stage that trains everything but the vision encoder."""
     freeze_text: bool = False
@@ -127,35 +152,46 @@ class FusionModelSection(ModelSection):
         frozen = {"vision": self.freeze_vision, "text": self.freeze_text and has_text}
         return [name for name, is_frozen in frozen.items() if is_frozen]
 
+    def fused_modalities(self) -> list[FusedModality]:
+        """What is fused and not hidden."""
+        names: list[FusedModality] = ["image", "text"] if self.columns is None else ["image", "text", "columns"]
+        return [name for name in names if name != self.modalities.mask]
+
+    def column_names(self) -> list[str]:
+        """The columns that are read."""
+        return [] if self.columns is None else [*self.columns.numbers, *self.columns.categories]
+
     def unused_encoders(self) -> list[str]:
-        if self.modalities.mask == "image":
-            return ["vision"]
+        if self.modalities.mask in ("image", "columns"):
+            return ["vision" if self.modalities.mask == "image" else "columns"]
         return ["text"] if self.modalities.mask == "text" and self.text.embeddings is None else []
 
 
 class AuxiliaryWeightsSection(Section):
     image: NonNegativeFloat = 0.0
     text: NonNegativeFloat = 0.0
+    columns: NonNegativeFloat = 0.0
 
 
 class FusionLossSection(LossSection):
     auxiliary_weight: NonNegativeFloat | AuxiliaryWeightsSection = 0.0
-    """Weight of the loss of a classifier on each modality's embedding alone, which keeps both encoders learning: one
-    for both, or one each; 0 = no such classifier. They train with the group `head` and are not used to predict."""
+    """Weight of the loss of a classifier on each modality's embedding alone, which keeps all of them learning: one for
+    image and text, or one each; 0 = no such classifier. They train with the group `head`, and do not predict."""
 
     def auxiliary_weights(self) -> dict[str, float]:
         """Modality → weight, for those that have one."""
         given = self.auxiliary_weight
-        both = (
+        each = (
             given if isinstance(given, AuxiliaryWeightsSection) else AuxiliaryWeightsSection(image=given, text=given)
         )
-        return {modality: weight for modality, weight in both if weight > 0}
+        return {modality: weight for modality, weight in each if weight > 0}
 
 
 class FusionEvaluationSection(ClassificationEvaluationSection):
     by_modality: bool = True
-    """Also evaluate with the image alone, the text alone, and each image with another row's text, which reveals
-    shortcuts through one modality. Costs one pass through the layers after the encoders."""
+    """Also evaluate with the image alone, the text alone, the columns alone, all but the columns, and each image with
+    another row's text, which reveals shortcuts through one modality. Costs some passes through the layers after the
+    encoders."""
 
 
 class FusionRecipe(ClassificationRecipe):
@@ -168,3 +204,43 @@ class FusionRecipe(ClassificationRecipe):
     data: PairDataSection
     loss: FusionLossSection = FusionLossSection.model_construct()
     evaluation: FusionEvaluationSection = FusionEvaluationSection.model_construct()
+
+    def problems(self) -> Iterator[Problem]:
+        yield from super().problems()
+        modalities, columns = self.model.modalities, self.model.columns
+        dropped = {name: share for name, share in modalities.dropout if share}
+        left = self.model.fused_modalities()
+        if modalities.mask is not None and dropped:
+            path: KeyPath = ("model", "modalities", "dropout")
+            if len(left) == 1:
+                what = f"mask: {modalities.mask} leaves one modality, which `dropout` cannot take away; remove one"
+                yield Problem(path, what, shown(dropped))
+            elif modalities.mask in dropped:
+                yield Problem((*path, modalities.mask), "`mask` hides it already; remove one", shown(dropped))
+        if columns is not None:
+            yield from self._column_problems()
+            return
+        named: dict[KeyPath, object] = {
+            ("model", "modalities", "mask"): modalities.mask == "columns" and "columns",
+            ("model", "modalities", "dropout", "columns"): dropped.get("columns"),
+            ("loss", "auxiliary_weight", "columns"): self.loss.auxiliary_weights().get("columns"),
+        }
+        for path, value in named.items():
+            if value:
+                yield Problem(path, "there are no columns; name them in `model.columns`", shown(value))
+
+    def _column_problems(self) -> Iterator[Problem]:
+        data = self.data
+        if data.is_stream():
+            what = (
+                "`model.columns` are scaled by all training rows, and a stream is not read beforehand; set it to false"
+            )
+            yield Problem(("data", "streaming"), what, "true")
+        if not isinstance(data, TableDataSection | HubDataSection):
+            return
+        labels = [data.columns.label] if data.label_sets is None else data.label_sets.columns or [data.columns.label]
+        for kind in ("numbers", "categories"):
+            for place, name in enumerate(getattr(self.model.columns, kind)):
+                if name in labels:
+                    what = "is the label, which the model is to find; remove it"
+                    yield Problem(("model", "columns", kind, place), what, shown(name))

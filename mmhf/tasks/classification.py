@@ -72,10 +72,15 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
             "label_names": _NAMES_WITHOUT_DATA if names is None else names,
             "loss": self.loss_settings(data),
             "device": device,
+            **self.model_options(data),
         }
         if parent is None:
             return self._fresh_model(image_size=self.recipe.data.image_size, **options)
         return self._released_model(parent, **options)
+
+    def model_options(self, data: LoadedData | None) -> dict[str, Any]:
+        """What a model of this task is built of beside labels and loss; without data, what stands for it."""
+        return {}
 
     def load_data(
         self,

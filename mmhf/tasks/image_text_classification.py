@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -25,31 +26,50 @@ from mmhf.data.text_embeddings import (
     read_table_encoder,
 )
 from mmhf.errors import InputError
-from mmhf.evaluation.baselines import PAIR_WIDTH, PairFeatures, learnt_rows
+from mmhf.evaluation.baselines import PAIR_WIDTH, PairFeatures, Rows, learnt_rows
 from mmhf.evaluation.modalities import ModalityEvaluation, evaluate_modalities, other_rows
 from mmhf.models.building import text_values
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.fusion import FusionForImageTextClassification, FusionProcessor
-from mmhf.models.fusion.building import build_fusion_model, build_fusion_processor, check_same_table, load_fusion_model
+from mmhf.models.fusion.building import (
+    build_fusion_model,
+    build_fusion_processor,
+    check_same_columns,
+    check_same_table,
+    load_fusion_model,
+)
+from mmhf.models.fusion.column_features import ColumnFeatures
 from mmhf.models.text_tables import TableEncoder
 from mmhf.recipe.data_sections import FilteredDataSection
 from mmhf.recipe.fusion_recipe import FusionRecipe
+from mmhf.tasks.base import Baselines
 from mmhf.tasks.classification import ClassificationTask
 from mmhf.tasks.classifier_targets import Predicted
-from mmhf.tasks.frozen_features import SplitFeatures
+from mmhf.tasks.frozen_features import MOST_ROWS, FrozenFeatures, SplitFeatures, by_split
+from mmhf.tasks.table_columns import check_numbers, column_matrix, fit_columns, name_unmet, planned_columns
 
 _ROWS_AT_ONCE = 1024
 
 
 class ImageTextClassification(ClassificationTask[FusionRecipe]):
-    """Fusion classifiers: pairs of an image and a text."""
+    """Fusion classifiers: pairs of an image and a text, with columns of the table where the recipe names them."""
 
     collator_class = ImageTextCollator
 
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> FusionProcessor:
         if parent is not None:
-            return FusionProcessor.from_pretrained(parent)
-        processor = build_fusion_processor(self.recipe.model, self.recipe.data, text_table=self.text_encoder)
+            released: FusionProcessor = FusionProcessor.from_pretrained(parent)
+            check_same_columns(released.columns, self.recipe.model, parent)
+            if released.column_features is not None:
+                data.bad_examples += name_unmet(released.column_features, data, splits=list(data.splits))
+            return released
+        columns = None if self.recipe.model.columns is None else fit_columns(self.recipe.model.columns, data)
+        processor = build_fusion_processor(
+            self.recipe.model, self.recipe.data, text_table=self.text_encoder, columns=columns
+        )
+        if columns is not None:
+            others = [split for split in data.splits if split != "train"]
+            data.bad_examples += name_unmet(columns, data, splits=others)
         processor.image_processor = self.normalised_by_data(processor.image_processor, data)
         return processor
 
@@ -93,9 +113,28 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
             config: Any = model.config
             check_same_table(config, self.text_encoder, "the model")
         data = super().load_data(model=model, **options)
+        if (section := self.recipe.model.columns) is not None:
+            data.read_columns = self.recipe.model.column_names()
+            check_numbers(section, data)
+            if model is not None:
+                features = ColumnFeatures.from_dict(model.config.columns)
+                data.bad_examples += name_unmet(
+                    features, data, splits=[each for each in data.splits if each != "train"]
+                )
+            elif "train" in data.splits and self.recipe.init_from is None:
+                fit_columns(section, data)  # what is wrong with the columns is said before anything is built
         if self.text_table is None or self.recipe.model.modalities.mask == "text":
             return data
         return look_up_texts(data, self.text_table, may_lack=self.recipe.data.on_empty_text == "mask")
+
+    def extra_columns(self) -> list[str]:
+        return list(dict.fromkeys([*super().extra_columns(), *self.recipe.model.column_names()]))
+
+    def model_options(self, data: LoadedData | None) -> dict[str, Any]:
+        section = self.recipe.model.columns
+        if section is None or self.recipe.init_from is not None:
+            return {}
+        return {"columns": planned_columns(section) if data is None else fit_columns(section, data)}
 
     def collator(self, processor: Processor, **options: Any) -> ImageCollator:
         if self.text_table is not None:
@@ -116,19 +155,38 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
         if not self._evaluates_by_modality:
             return None
         assert isinstance(model, FusionForImageTextClassification)
-        image_embeds, text_embeds, modalities = predicted.others
-        rows = np.flatnonzero(modalities.all(axis=1))
-        images, texts, labels = image_embeds[rows], text_embeds[rows], predicted.labels[rows]
+        *embeds, modalities = predicted.others
+        names, seen = model.config.fused_modalities, self.recipe.model.fused_modalities()
+        rows = np.flatnonzero(modalities[:, [name in seen for name in names]].all(axis=1))
+        given, labels = dict(zip(names, (each[rows] for each in embeds), strict=True)), predicted.labels[rows]
         partners = other_rows(len(rows))
-        views = {
-            "both": predicted.logits[rows],
-            "image_only": _classify_view(model, images, texts, (True, False)),
-            "text_only": _classify_view(model, images, texts, (False, True)),
-            "mismatched": _classify_view(model, images, texts[partners], (True, True)),
-        }
+        views = {"both": predicted.logits[rows]}
+        views |= {f"{name}_only": _classify_view(model, given, [name]) for name in seen}
+        if "columns" in seen and len(seen) > 2:
+            views["without_columns"] = _classify_view(model, given, ["image", "text"])
+        if "image" in seen and "text" in seen:
+            views["mismatched"] = _classify_view(model, {**given, "text": given["text"][partners]}, seen)
         num_labelled = int((predicted.labels != IGNORED_LABEL).sum())
         num_left_out = num_labelled - int((labels != IGNORED_LABEL).sum())
-        return evaluate_modalities(views, labels, partners, label_names, num_left_out=num_left_out)
+        return evaluate_modalities(views, labels, partners, label_names, modalities=seen, num_left_out=num_left_out)
+
+    def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
+        found = super().baselines(frozen, data)
+        own = by_split({"logistic regression on columns": self._regression_on_columns(data)})
+        return {split: {**found.get(split, {}), **own.get(split, {})} for split in {**found, **own}}
+
+    def _regression_on_columns(self, data: LoadedData) -> dict[str, dict[str, float]]:
+        """What the columns alone give; they need no encoder, and take next to no time."""
+        section, recipe = self.recipe.model.columns, self.recipe
+        if section is None or recipe.evaluation.baselines == "off" or self.target.target.has_several:
+            return {}
+        features, rows = fit_columns(section, data), {}
+        for split, table in data.splits.items():
+            assert isinstance(table, datasets.Dataset)
+            if split == "train" and len(table) > MOST_ROWS:
+                table = table.select(np.linspace(0, len(table) - 1, MOST_ROWS).astype(np.int64))
+            rows[split] = Rows(column_matrix(features, table), np.asarray(table["label"][:]))
+        return self._regressions(rows, data)
 
     def _kinds_of_features(self, train: SplitFeatures) -> dict[str, Callable[[SplitFeatures], NDArray[np.floating]]]:
         if train.texts is None:
@@ -143,8 +201,8 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
 
     @property
     def _evaluates_by_modality(self) -> bool:
-        masks, has_several = self.recipe.model.modalities.mask, self.target.target.has_several
-        return self.recipe.evaluation.by_modality and masks is None and not has_several
+        seen, has_several = self.recipe.model.fused_modalities(), self.target.target.has_several
+        return self.recipe.evaluation.by_modality and len(seen) > 1 and not has_several
 
     def _predict(self, trainer: Trainer, data: LoadedData, split: str, **options: Any) -> Predicted:
         ignored: list[str] | None = [] if self._evaluates_by_modality else None
@@ -157,10 +215,13 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
             mask=modalities.mask,
             drop_image=modalities.dropout.image if is_training else 0.0,
             drop_text=modalities.dropout.text if is_training else 0.0,
+            drop_columns=modalities.dropout.columns if is_training else 0.0,
             missing_image="image" in missing and data.on_bad_image in ("blank", "mask"),
             missing_text="text" in missing,
         )
-        return {} if masking == ModalityMasking() else {"masking": masking}
+        options: dict[str, Any] = {} if masking == ModalityMasking() else {"masking": masking}
+        columns = self.recipe.model.column_names()
+        return {**options, "columns": columns} if columns else options
 
     def dropped_parts(self) -> set[str]:
         dropout = self.recipe.model.modalities.dropout
@@ -172,6 +233,7 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
         lacking = {
             "image": modalities.mask == "image" or modalities.dropout.image > 0 or data.on_bad_image == "mask",
             "text": modalities.mask == "text" or modalities.dropout.text > 0 or data.on_empty_text == "mask",
+            "columns": modalities.mask == "columns" or modalities.dropout.columns > 0,
         }
         return [modality for modality, may_lack in lacking.items() if may_lack]
 
@@ -215,18 +277,18 @@ def _texts(split: SplitFeatures) -> NDArray[np.float32]:
 @torch.no_grad()
 def _classify_view(
     model: FusionForImageTextClassification,
-    image_embeds: NDArray[np.floating],
-    text_embeds: NDArray[np.floating],
-    shown: tuple[bool, bool],
+    embeds: Mapping[str, NDArray[np.floating]],
+    shown: Collection[str],
 ) -> NDArray[np.floating]:
-    """Logits (N, C) of embeddings (N, D) where image and text are shown or taken away in all rows."""
+    """Logits (N, C) of each modality's embeddings (N, D), where some are shown in all rows and the others are not."""
     register_fsdp_forward_method(model, "classify_embeds")
     logits = [np.zeros((0, model.head.out_features))]
-    for start in range(0, len(image_embeds), _ROWS_AT_ONCE):
-        images, texts = (
-            torch.from_numpy(embeds[start : start + _ROWS_AT_ONCE]).to(model.device, model.dtype)
-            for embeds in (image_embeds, text_embeds)
-        )
-        modalities = torch.tensor([shown], device=model.device).expand(len(images), 2)
-        logits.append(model.classify_embeds(images, texts, modalities).float().cpu().numpy())
+    for start in range(0, len(embeds["image"]), _ROWS_AT_ONCE):
+        parts = [
+            torch.from_numpy(each[start : start + _ROWS_AT_ONCE]).to(model.device, model.dtype)
+            for each in embeds.values()
+        ]
+        seen = torch.tensor([[name in shown for name in embeds]], device=model.device)
+        modalities = seen.expand(len(parts[0]), -1)
+        logits.append(model.classify_embeds(parts, modalities).float().cpu().numpy())
     return np.concatenate(logits)

@@ -16,8 +16,8 @@ from mmhf.errors import InputError
 class SeenBy:
     """A processor that keeps what it was given."""
 
-    def __call__(self, *, images=None, text=None, masks=False):
-        self.images, self.text = images, text
+    def __call__(self, *, images=None, text=None, columns=None, masks=False):
+        self.images, self.text, self.columns = images, text, columns
         return {"seen": torch.zeros(1)}
 
 
@@ -44,9 +44,10 @@ def seen(rows: RowDataset, masking: ModalityMasking, keys, **options) -> tuple[l
     batch = ImageTextCollator(processor, masking=masking, **options)(rows.__getitems__(keys))
     size = len(keys)
     images, texts = processor.images or [None] * size, processor.text or [None] * size
+    columns = processor.columns or [None] * size
     shown = [
-        ("i" if image is not None else "") + ("t" if text is not None else "")
-        for image, text in zip(images, texts, strict=True)
+        ("i" if image is not None else "") + ("t" if text is not None else "") + ("c" if values is not None else "")
+        for image, text, values in zip(images, texts, columns, strict=True)
     ]
     return shown, batch["labels"].tolist()
 
@@ -108,3 +109,33 @@ def test_draws_depend_on_seed_epoch_row_and_repetition_alone(rows):
 def test_images_that_are_dropped_are_not_decoded(rows, monkeypatch):
     monkeypatch.setattr("mmhf.data.collators.decode_pixels", lambda image: pytest.fail("decoded"))
     assert seen(rows, ModalityMasking(drop_image=1.0), [0, 4])[0] == ["t", "t"]
+
+
+@pytest.fixture
+def rows_with_columns(rows) -> RowDataset:
+    return RowDataset(rows.table.add_column("extra.age", ["50", None, "7", "8", "9", "10"]))
+
+
+def test_columns_are_given_as_the_row_has_them(rows_with_columns):
+    processor = SeenBy()
+    ImageTextCollator(processor, columns=["age"])(rows_with_columns.__getitems__([0, 1]))
+    assert processor.columns == [{"age": "50"}, {"age": None}]
+    assert seen(rows_with_columns, ModalityMasking(mask="columns"), [0, 1], columns=["age"])[0] == ["it", "it"]
+
+
+def test_a_row_loses_at_most_one_of_three(rows_with_columns):
+    masking = ModalityMasking(drop_image=0.3, drop_text=0.2, drop_columns=0.1)
+    keys = [SampleKey(0, epoch) for epoch in range(2000)]
+    shown, labels = seen(rows_with_columns, masking, keys, columns=["age"])
+    shares = {kind: shown.count(kind) / len(shown) for kind in ("itc", "tc", "ic", "it")}
+    assert shares == pytest.approx({"itc": 0.4, "tc": 0.3, "ic": 0.2, "it": 0.1}, abs=0.04)
+    assert set(labels) == {1}
+
+
+def test_columns_stay_beside_what_is_missing_and_make_no_row_of_their_own(rows_with_columns):
+    masking = ModalityMasking(drop_columns=1.0, **MISSING)
+    shown, labels = seen(rows_with_columns, masking, range(6), on_bad_image="mask", columns=["age"])
+    # Of a broken image nothing is dropped, and without image and text columns do not count.
+    assert shown == ["it", "t", "i", "c", "tc", "c"] and labels == [1, 1, 1, -100, 1, -100]
+    dropped = seen(rows_with_columns, ModalityMasking(mask="text", drop_image=1.0), [0, 2], columns=["age"])
+    assert dropped == (["c", "c"], [1, 1])

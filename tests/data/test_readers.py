@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from mmhf.data.columns import as_text
+from mmhf.conventions import as_text
 from mmhf.data.readers import read_table
 from mmhf.errors import InputError
 

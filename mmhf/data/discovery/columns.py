@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmhf.data.columns import as_text
+from mmhf.conventions import as_text
 from mmhf.data.discovery.roots import ImageRoot, nearest_root, sample
 from mmhf.data.sources.image_tree import IMAGE_SUFFIXES
 from mmhf.data.splits import SPLIT_OF_NAME

@@ -18,7 +18,7 @@ from mmhf.errors import InputError
 from mmhf.recipe.data_sections import ClinicalDataSection, ClinicalTableSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 
-HARMONISED = ("id", "image", "text", "label", "group", "dataset", "source", "skin_type", "sex", "age")
+HARMONISED = ("id", "image", "text", "label", "group", "dataset", "source", "skin_type", "sex", "age", "site")
 """The columns that every data set gives; a value that it does not have is None."""
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
@@ -51,6 +51,7 @@ class Adapter:
     skin_type: str | None = None
     sex: str | None = None
     age: str | None = None
+    site: str | None = None
     label_names: dict[str, str] = field(default_factory=dict)
     """Abbreviation → label."""
 
@@ -59,7 +60,13 @@ ADAPTERS = {
     "fitzpatrick17k": Adapter(id="md5hash", suffix=".jpg", label="label", skin_type="fitzpatrick_scale"),
     "ddi": Adapter(id="DDI_ID", image="DDI_file", label="disease", skin_type="skin_tone"),
     "isic2020": Adapter(
-        id="image_name", suffix=".jpg", label="diagnosis", group="patient_id", sex="sex", age="age_approx"
+        id="image_name",
+        suffix=".jpg",
+        label="diagnosis",
+        group="patient_id",
+        sex="sex",
+        age="age_approx",
+        site="anatom_site_general_challenge",
     ),
     "ham10000": Adapter(
         id="image_id",
@@ -68,6 +75,7 @@ ADAPTERS = {
         group="lesion_id",
         sex="sex",
         age="age",
+        site="localization",
         label_names=_HAM10000_LABELS,
     ),
     "derm1m": Adapter(
@@ -78,6 +86,7 @@ ADAPTERS = {
         source="source",
         sex="gender",
         age="age",
+        site="body_location",
     ),
 }
 """Data set → where its own table has what."""
@@ -87,8 +96,8 @@ def read_clinical(section: ClinicalDataSection, reading: Reading) -> SourceTable
     """Read data sets, and join them.
 
     Labels are written in small letters with blanks (`basal cell carcinoma`), HAM10000's abbreviations in full; skin
-    types are `I-II`, `III-IV` and `V-VI`, as DDI has them; sexes are `female` and `male`; ages are years. Groups are
-    patients (ISIC 2020) and lesions (HAM10000).
+    types are `I-II`, `III-IV` and `V-VI`, as DDI has them; sexes are `female` and `male`; ages are years; sites of
+    the body are written as labels are. Groups are patients (ISIC 2020) and lesions (HAM10000).
 
     Args:
         section (`ClinicalDataSection`):
@@ -127,6 +136,8 @@ def _harmonise(name: str, place: ClinicalTableSection, folder: AnyPath, extra: S
     own = [column for column in extra if column not in HARMONISED]
     roles = Roles(adapter.image or adapter.id, place.label or adapter.label, adapter.text, id=adapter.id)
     named = [*roles.named(), adapter.group, adapter.source, adapter.skin_type, adapter.sex, adapter.age]
+    if adapter.site is not None:  # few tables have it, and none needs it
+        own.append(adapter.site)
     batches = read_batches(path, named, optional=own)
     table = read_roles(batches, roles)
     given = {
@@ -153,6 +164,7 @@ def _harmonise(name: str, place: ClinicalTableSection, folder: AnyPath, extra: S
         "skin_type": column(adapter.skin_type, _skin_type),
         "sex": column(adapter.sex, str.lower),
         "age": column(adapter.age, _age),
+        "site": column(adapter.site, _label),
     }
     columns = {each: table.column(each) for each in table.column_names}
     columns["id"] = pc.coalesce(harmonised["id"], columns["id"])

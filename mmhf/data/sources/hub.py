@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from mmhf.data.columns import as_text
+from mmhf.conventions import as_text
 from mmhf.data.hub_datasets import (
     DatasetColumns,
     load_hub_files,

@@ -10,13 +10,20 @@ from typing import Any
 import pyarrow as pa
 
 from mmhf.data.label_sets import LABELS_TYPE
-from mmhf.data.table import SPLITS, EmbeddedImages, Part, Reading, SourceTable, make_rows
+from mmhf.data.table import SPLITS, EmbeddedImages, Part, Reading, SourceTable, extra_column, make_rows
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionSampleSection
 from mmhf.recipe.data_sections import SampleDataSection
+from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.sample_data import SAMPLE_PATH, read_sample
 
 LABELS = ("mismatched", "matched")
+COLUMNS = ("votes", "rater")
+"""Made-up columns of the pairs: how many of five votes say that they match, and who voted."""
+_RATERS = {"careful": 0.7, "hasty": 0.55, "contrary": 0.3}
+"""Who votes, and how often rightly."""
+_NUM_VOTES = 5
+_LACKS_VOTES, _LACKS_RATER = 0.1, 0.05
 _KEYWORDS_PER_TEXT = 4
 
 
@@ -25,7 +32,7 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
 
     - With texts, each drawing is paired with its own (matched) and with that of another drawing of its group
       (mismatched); each drawing and each text appears exactly once with either label, so that neither alone tells
-      anything.
+      anything. Pairs have `COLUMNS`.
     - With labels alone, each drawing has its Unicode group, such as `food-drink`.
     - With `multi_label`, each has its keywords, and its name as its text.
     - With captions, each drawing has its name and up to four others, and, if the section says so, its keywords.
@@ -42,11 +49,15 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
     Raises:
         InputError: a column is asked for.
     """
-    if reading.extra_columns:
-        raise InputError(
-            f"column {reading.extra_columns[0]!r} is asked for, but data.source 'sample' has no columns; "
-            "fakeddit, table, clinical and hub have"
-        )
+    has_columns = reading.text and reading.label and section.label_sets is None
+    for name in reading.extra_columns:
+        if name not in COLUMNS or not has_columns:
+            guess = did_you_mean(nearest_names(name, COLUMNS)) if has_columns else ""
+            has = f"has the columns {' and '.join(COLUMNS)}" if has_columns else "has no columns"
+            raise InputError(
+                f"column {name!r} is asked for, but data.source 'sample' {has}{guess or '; '}"
+                f"{'' if guess else 'fakeddit, table, clinical and hub have those of their tables'}"
+            )
     keywords = isinstance(section, CaptionSampleSection) and section.keywords
     if section.label_sets is not None:
         return _keyword_rows()
@@ -113,7 +124,20 @@ def _pairs(drawings: list[dict[str, Any]], seed: str) -> Iterator[dict[str, Any]
             continue
         row = _row(number, drawings[number])
         for text_number, label in ((number, LABELS[1]), (partner, LABELS[0])):
-            yield {**row, "id": f"{row['id']}-{label}", "text": texts[text_number], "label": label}
+            columns = _votes(f"{seed}{row['id']}{label}", is_match=label == LABELS[1])
+            yield {**row, "id": f"{row['id']}-{label}", "text": texts[text_number], "label": label, **columns}
+
+
+def _votes(seed: str, *, is_match: bool) -> dict[str, str | None]:
+    """The made-up columns of a pair: the same for the same pair."""
+    draws = [byte / 256 for byte in hashlib.sha256(seed.encode()).digest()]
+    rater = list(_RATERS)[int(draws[0] * len(_RATERS))]
+    says_match = [(draw < _RATERS[rater]) == is_match for draw in draws[1 : 1 + _NUM_VOTES]]
+    votes = None if draws[-1] < _LACKS_VOTES else str(sum(says_match))
+    return {
+        extra_column("votes"): votes,
+        extra_column("rater"): None if draws[-2] < _LACKS_RATER else rater,
+    }
 
 
 def _drawings(drawings: list[dict[str, Any]], keywords: bool) -> Iterator[dict[str, Any]]:

@@ -18,8 +18,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmhf.conventions import as_text
 from mmhf.data.captions import captions_in, clean_captions
-from mmhf.data.columns import as_text
 from mmhf.data.images import MAX_IMAGE_BYTES
 from mmhf.data.remote.cache import version_of
 from mmhf.data.remote.files import failures_of

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmhf.conventions import as_text
 from mmhf.data.captions import captions_in
-from mmhf.data.columns import as_text
 from mmhf.data.readers import TableFile, read_table
 from mmhf.errors import InputError
 

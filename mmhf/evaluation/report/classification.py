@@ -47,9 +47,10 @@ _MAX_OPEN_CLASSES = 12
 _MAX_MATRIX_CLASSES = 60
 _MAX_CONFUSIONS = 12
 _VIEW_NAMES = {
-    "both": "image and text",
     "image_only": "image alone",
     "text_only": "text alone",
+    "columns_only": "columns alone",
+    "without_columns": "image and text, no columns",
     # Not "mismatched", which can be a class.
     "mismatched, image's label": "another row's text, image's label",
     "mismatched, text's label": "another row's text, text's label",
@@ -267,19 +268,24 @@ def _open_or_folded(title: str, block: Table | Matrix, size: int) -> Block:
 
 
 def _modalities(split: str, evaluation: ModalityEvaluation) -> Section:
-    """What the model makes of image and text apart."""
+    """What the model makes of image, text and columns apart."""
+    names = {**_VIEW_NAMES, "both": " and ".join([", ".join(evaluation.modalities[:-1]), evaluation.modalities[-1]])}
     rows: list[list[object]] = [
-        [_VIEW_NAMES.get(view, view), *(metrics.get(name) for name in _VIEW_METRICS)]
+        [names.get(view, view), *(metrics.get(name) for name in _VIEW_METRICS)]
         for view, metrics in evaluation.metrics.items()
     ]
-    note = (
-        f"{evaluation.num_rows:,} rows that have both. Another row's text beside an image changes "
-        f"{evaluation.changed:.1%} of the predictions. Where one modality alone is as good as both, or predictions "
-        "for such pairs keep one side's label, the model goes by a shortcut through it."
-    )
+    note = f"{evaluation.num_rows:,} rows that have {names['both']}. "
+    if evaluation.changed is None:
+        note += "Where one alone is as good as all, the model goes by a shortcut through it."
+    else:
+        note += (
+            f"Another row's text beside an image changes {evaluation.changed:.1%} of the predictions. Where one "
+            "modality alone is as good as all, or predictions for such pairs keep one side's label, the model goes by "
+            "a shortcut through it."
+        )
     blocks: list[Block] = [Table(["shown", *_VIEW_METRICS], rows), Text(note, "note")]
     if evaluation.num_left_out:
-        blocks.append(Text(f"{evaluation.num_left_out:,} rows lack one of the two.", "note"))
+        blocks.append(Text(f"{evaluation.num_left_out:,} rows lack one of these.", "note"))
     defined = [[name, value, MODALITY_PROTOCOLS[name]] for name, value in evaluation.flat().items()]
     blocks.append(Table(["metric", split, "definition"], defined, definition="definition"))
     return Section(f"By modality: {split}", blocks)

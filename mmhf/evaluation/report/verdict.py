@@ -319,17 +319,23 @@ def _times(baselines: Mapping[str, Mapping[str, float]] | None) -> list[Finding]
 
 
 def _modality_finding(modalities: ModalityEvaluation) -> tuple[Finding, list[str]]:
-    """Whether one modality alone does as well as both."""
-    both, image, text = (modalities.metrics[view]["accuracy"] for view in ("both", "image_only", "text_only"))
-    numbers = f"accuracy {both:.4f} with both, {image:.4f} by the image alone, {text:.4f} by the text alone"
-    if max(image, text) < both - _SHORTCUT:
-        return Finding(f"It needs image and text: {numbers}.", "good"), []
-    strong, weak = ("image", "text") if image >= text else ("text", "image")
+    """Whether one modality alone does as well as all of them."""
+    names = modalities.modalities
+    both, *alone = (modalities.metrics[view]["accuracy"] for view in ("both", *(f"{name}_only" for name in names)))
+    every = "both" if len(names) == 2 else "all"
+    by_each = ", ".join(f"{value:.4f} by the {name} alone" for name, value in zip(names, alone, strict=True))
+    numbers = f"accuracy {both:.4f} with {every}, {by_each}"
+    if max(alone) < both - _SHORTCUT:
+        return Finding(f"It needs {', '.join(names[:-1])} and {names[-1]}: {numbers}.", "good"), []
+    strong = names[alone.index(max(alone))]
+    weak = [name for name in names if name != strong]
     step = (
-        f"model.modalities.dropout: {{{strong}: 0.3}} or loss.auxiliary_weight: {{{weak}: 0.3}}, so that the {weak} "
-        "is learnt from too."
+        f"model.modalities.dropout: {{{strong}: 0.3}} or loss.auxiliary_weight: "
+        f"{{{', '.join(f'{name}: 0.3' for name in weak)}}}, so that {' and '.join(f'the {name}' for name in weak)} "
+        f"{'is' if weak in (['image'], ['text']) else 'are'} learnt from too."
     )
-    return Finding(f"A shortcut: the {strong} alone does as well as both. {numbers.capitalize()}.", "bad"), [step]
+    does = "do" if strong == "columns" else "does"
+    return Finding(f"A shortcut: the {strong} alone {does} as well as {every}. {numbers.capitalize()}.", "bad"), [step]
 
 
 def _calibration_finding(calibration: CalibrationEvaluation) -> tuple[Finding, list[str]]:

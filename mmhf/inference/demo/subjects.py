@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from mmhf.conventions import Processor
 from mmhf.errors import InputError
 from mmhf.inference.demo.explaining import heat_map, image_relevance, scaled_words, shown_image, word_relevance
-from mmhf.inference.loading import load_model, takes_text
+from mmhf.inference.loading import columns_of, load_model, takes_text
 from mmhf.inference.predictors import CaptionPredictor
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
 from mmhf.models.classification_loss import class_names, class_probabilities
@@ -93,6 +93,9 @@ class ClassifierSubject:
         self.takes_text = takes_text(model)
         self.names = class_names(model)
         self.target = target_of(model.config)
+        if (columns := columns_of(model)) is not None:
+            named = ", ".join(columns.names)
+            raise InputError(f"the page has no fields for the model's columns ({named}); mmhf serve takes them")
 
     @torch.inference_mode()
     def answer(self, image: Image, text: str) -> Answer:

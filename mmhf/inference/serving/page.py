@@ -29,10 +29,11 @@ _REQUESTS: dict[str, type[BaseModel]] = {
 }
 _FORM = {
     "type": "object",
-    "description": "`image` and `text` as often as there are inputs; the other fields by their names.",
+    "description": "`image`, `text` and `columns` as often as there are inputs; the other fields by their names.",
     "properties": {
         "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
         "text": {"type": "array", "items": {"type": "string"}},
+        "columns": {"type": "array", "items": {"type": "string", "description": "JSON: column → value."}},
     },
 }
 PAGE_HEADERS = {
@@ -127,7 +128,9 @@ def _examples(shelf: Shelf) -> dict[str, dict[str, Any]]:
     for served in shelf:
         name, service = served.name, served.service
         if isinstance(service, PredictService):
-            given = {"image": image} | ({"text": "a drawing"} if "text" in service.reads else {})
+            given: dict[str, Any] = {"image": image} | ({"text": "a drawing"} if "text" in service.reads else {})
+            if service.columns is not None:
+                given["columns"] = service.columns.usual_row()
             body: dict[str, Any] = {"model": name, "inputs": [given]}
             made["/v1/predict"][name] = {"value": body}
             if service.writes_captions:

@@ -49,10 +49,13 @@ class _Schema(BaseModel):
 
 
 class Input(_Schema):
-    """One image, one text, or both."""
+    """One image, one text, or both, and values of the columns that the model reads besides."""
 
     image: Content | None = None
     text: str | None = None
+    columns: dict[str, Any] | None = Field(
+        None, description="Column → value, of those in `/v1/models`; one that is not named is missing."
+    )
 
 
 def _as_list(value: object) -> object:
@@ -181,6 +184,9 @@ class ServedModelCard(BaseModel):
     task: str
     reads: list[str]
     labels: list[str] | None = None
+    columns: dict[str, str | list[str]] | None = Field(
+        None, description="Columns that inputs have besides: `number`, or the categories that the model knows."
+    )
     indexes: list[str] | None = None
 
 
@@ -208,7 +214,8 @@ class _FormParser(MultiPartParser):
 async def parse_request(kind: type[Body], body: bytes, headers: Headers) -> Body:
     """A request out of its body.
 
-    A form has the parts `image` and `text`, as often as there are inputs, and the other fields by their names.
+    A form has the parts `image`, `text` and `columns` (JSON), as often as there are inputs, and the other fields by
+    their names.
 
     Raises:
         RefusedError: It is neither JSON nor a form, or has not the fields that it needs.
@@ -234,6 +241,7 @@ async def _form_values(body: bytes, headers: Headers, kind: type[Request]) -> di
     values: dict[str, Any] = {}
     images: list[bytes | str] = []
     texts: list[str] = []
+    columns: list[Any] = []
     try:
         parts = (await parser.parse()).multi_items()
     except MultiPartException as error:
@@ -246,6 +254,8 @@ async def _form_values(body: bytes, headers: Headers, kind: type[Request]) -> di
             raise RefusedError(422, f"{name[:80]}: is a file; only images are.")
         elif name == "text":
             texts.append(value)
+        elif name == "columns":
+            columns.append(_json_value(name, value))
         elif name == "labels":
             values.setdefault(name, []).append(value)
         elif name in values:
@@ -255,8 +265,11 @@ async def _form_values(body: bytes, headers: Headers, kind: type[Request]) -> di
     if images and texts and len(images) != len(texts):
         raise RefusedError(422, f"The form has {len(images)} images and {len(texts)} texts.")
     count = max(len(images), len(texts))
+    if columns and len(columns) != count:
+        raise RefusedError(422, f"The form has columns for {len(columns)} of {count} inputs.")
+    parts_of: dict[str, list[Any]] = {"image": images, "text": texts, "columns": columns}
     values["inputs"] = [
-        {"image": images[at] if images else None, "text": texts[at] if texts else None} for at in range(count)
+        {name: given[at] if given else None for name, given in parts_of.items()} for at in range(count)
     ]
     return values
 

@@ -17,9 +17,9 @@ from transformers.generation.streamers import BaseStreamer
 from mmhf.conventions import Processor
 from mmhf.errors import InputError
 from mmhf.inference.embedders import DualEncoderEmbedder, load_embedder
-from mmhf.inference.inputs import IMAGE, TEXT, Example
+from mmhf.inference.inputs import COLUMNS, IMAGE, TEXT, Example
 from mmhf.inference.jobs import RowModel
-from mmhf.inference.loading import load_model, model_type_of
+from mmhf.inference.loading import columns_of, load_model, model_type_of
 from mmhf.inference.predictors import CaptionPredictor, LabelPredictor
 from mmhf.inference.serving.limits import Limits, RefusedError, read_picture, read_text
 from mmhf.inference.serving.schemas import Generation, Input, Prediction
@@ -76,6 +76,7 @@ class PredictService:
         self.reads = list(self._plain.reads)
         self.labels = self._plain.label_names if isinstance(self._plain, LabelPredictor) else None
         self._may_lack = list(model.config.missing_modalities) if TEXT in self.reads else []
+        self.columns = columns_of(model)
 
     def predictor(self, options: PredictOptions) -> RowModel:
         """The predictor for some options.
@@ -116,19 +117,24 @@ class PredictService:
         Raises:
             RefusedError: It lacks something, has what the model does not read, or an image that cannot be read.
         """
-        for name in (IMAGE, TEXT):
+        for name in (IMAGE, TEXT, COLUMNS):
             is_given = getattr(given, name) is not None
             if is_given and name not in self.reads:
-                raise RefusedError(422, f"{where}.{name}: the model reads images alone.")
+                reads = "images alone" if TEXT not in self.reads else "images and texts alone"
+                raise RefusedError(422, f"{where}.{name}: the model reads {reads}.")
             if not is_given and name in self.reads and name not in self._may_lack:
                 raise RefusedError(422, f"{where}.{name}: is missing; the model reads {' and '.join(self.reads)}.")
+        if self.columns is not None and given.columns is not None:
+            problem = self.columns.find_problem(given.columns)
+            if problem is not None:
+                raise RefusedError(422, f"{where}.{problem}.")
         text = "" if given.text is None else read_text(given.text, f"{where}.text", limits)
         texts = (text,) if text else ()
         if given.image is None:
             if not text:
                 raise RefusedError(422, f"{where}: has neither an image nor a text.")
-            return Example(None, texts, _NO_IMAGE)
-        return Example(read_picture(given.image, f"{where}.image", limits), texts)
+            return Example(None, texts, _NO_IMAGE, columns=given.columns)
+        return Example(read_picture(given.image, f"{where}.image", limits), texts, columns=given.columns)
 
     def run(self, key: Hashable, items: list[Example]) -> Sequence[Prediction]:
         """Predictions of inputs with the same options."""
@@ -144,7 +150,8 @@ class PredictService:
         """Run a grey picture, so that no request waits for what is done once."""
         picture = torch.full((3, 64, 64), 127, dtype=torch.uint8)
         options = PredictOptions(generation=(("max_new_tokens", 2),)) if self.writes_captions else PredictOptions()
-        self.run(options, [Example(picture, ("a",) if TEXT in self.reads else ())])
+        columns: dict[str, Any] | None = None if self.columns is None else {}
+        self.run(options, [Example(picture, ("a",) if TEXT in self.reads else (), columns=columns)])
 
     def _stream(self, options: PredictOptions, stream: CaptionStream, example: Example) -> Prediction:
         predictor = self.predictor(options)
@@ -208,7 +215,7 @@ class EmbedService:
         embedder ([`DualEncoderEmbedder`]): As `mmhf embed` has it.
     """
 
-    labels = None
+    labels = columns = None
     task = "contrastive"
 
     def __init__(self, embedder: DualEncoderEmbedder) -> None:
@@ -222,6 +229,8 @@ class EmbedService:
             RefusedError: It has neither, an empty text, or an image that cannot be read.
         """
         found: dict[str, torch.Tensor | str] = {}
+        if given.columns is not None:
+            raise RefusedError(422, f"{where}.columns: the model reads images and texts alone.")
         if given.image is not None:
             found[IMAGE] = read_picture(given.image, f"{where}.image", limits)
         if given.text is not None:

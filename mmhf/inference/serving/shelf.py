@@ -114,6 +114,7 @@ class Served:
             task=self.service.task,
             reads=self.service.reads,
             labels=self.service.labels,
+            columns=None if self.service.columns is None else self.service.columns.describe(),
             indexes=sorted(self.indexes) if isinstance(self.service, EmbedService) else None,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from mmhf.models.building import (
     vision_values,
 )
 from mmhf.models.classification_loss import PLAIN_LOSS, LossSettings
+from mmhf.models.fusion.column_features import ColumnFeatures
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.modeling_fusion import FusionForImageTextClassification
 from mmhf.models.fusion.processing_fusion import FusionProcessor
@@ -47,6 +48,7 @@ _FIXED_BY_RELEASE = {
     "fusion.activation": "activation",
     "fusion.normalize": "normalize",
 }
+_FIXED_OF_COLUMNS = {"columns.hidden_dims": "columns_hidden_dims", "columns.activation": "columns_activation"}
 
 
 def build_fusion_config(
@@ -57,6 +59,7 @@ def build_fusion_config(
     missing_modalities: Sequence[str] = (),
     image_size: ImageSize | None = None,
     text_table: TableEncoder | None = None,
+    columns: ColumnFeatures | None = None,
 ) -> FusionConfig:
     """Config of the fusion classifier that a recipe describes; fetches configuration files at most.
 
@@ -67,12 +70,20 @@ def build_fusion_config(
         missing_modalities (`Sequence[str]`, *optional*): Those that rows may lack, `image`, `text` or both.
         image_size ([`ImageSize`], *optional*): Of the images to come, to refuse what the encoder cannot take.
         text_table ([`TableEncoder`], *optional*): What made the table of text embeddings that the recipe names.
+        columns ([`ColumnFeatures`], *optional*): What the training rows made of the recipe's columns.
 
     Raises:
         `InputError`: a backbone is unknown, its config cannot be fetched, it lacks the pooling, or images of this
             size do not fit it.
     """
     fusion = section.fusion
+    of_columns: dict[str, Any] = {}
+    if section.columns is not None and columns is not None:
+        of_columns = {
+            "columns": columns.to_dict(),
+            "columns_hidden_dims": section.columns.hidden_dims,
+            "columns_activation": section.columns.activation,
+        }
     return FusionConfig(
         **vision_values(section.vision, image_size=image_size),
         **text_values(section.text),
@@ -86,6 +97,7 @@ def build_fusion_config(
         image_activation=section.image_projection.activation,
         text_hidden_dims=section.text_projection.hidden_dims,
         text_activation=section.text_projection.activation,
+        **of_columns,
         **_recipe_values(section, loss, missing_modalities),
         **loss_values(loss),
         **label_maps(label_names),
@@ -100,6 +112,7 @@ def build_fusion_model(
     missing_modalities: Sequence[str] = (),
     image_size: ImageSize | None = None,
     text_table: TableEncoder | None = None,
+    columns: ColumnFeatures | None = None,
     device: str | None = None,
 ) -> FusionForImageTextClassification:
     """Fusion classifier of a recipe, with its pretrained encoders and a fresh head.
@@ -112,6 +125,7 @@ def build_fusion_model(
         image_size ([`ImageSize`], *optional*): Of the images to come.
         text_table ([`TableEncoder`], *optional*): What made the table of text embeddings that the recipe names; the
             model then holds no text encoder.
+        columns ([`ColumnFeatures`], *optional*): What the training rows made of the recipe's columns.
         device (`str`, *optional*): `"meta"` builds the shapes alone and fetches no weights.
 
     Raises:
@@ -124,6 +138,7 @@ def build_fusion_model(
         missing_modalities=missing_modalities,
         image_size=image_size,
         text_table=text_table,
+        columns=columns,
     )
     if device == "meta":
         return adapted(shapes_alone(FusionForImageTextClassification, config), section)
@@ -165,7 +180,7 @@ def load_fusion_model(
         FusionConfig,
         path,
         section,
-        fixed=_FIXED_BY_RELEASE,
+        fixed=_FIXED_BY_RELEASE if section.columns is None else {**_FIXED_BY_RELEASE, **_FIXED_OF_COLUMNS},
         label_names=label_names,
         problem_type=loss.problem_type,
     )
@@ -174,6 +189,7 @@ def load_fusion_model(
             f"model.modalities.stand_in: {section.modalities.stand_in}, but init_from {path} has learnt ones; "
             "set it to learnt"
         )
+    check_same_columns(released.columns, section, path)
     check_same_table(released, text_table, f"init_from {path}")
     released.update(_recipe_values(section, loss, missing_modalities))
     config = config_of_child(released, label_names, loss)
@@ -183,7 +199,8 @@ def load_fusion_model(
         return adapted(load_released(FusionForImageTextClassification, path, config), section, parent=path)
     parent = load_released(FusionForImageTextClassification, path, released)
     model = FusionForImageTextClassification.from_encoders(config, vision=parent.vision, text=parent.text)
-    for name in ("vision_projection", "text_projection", "fusion"):
+    names = ["vision_projection", "text_projection", "fusion"]
+    for name in (*names, "columns_projection") if released.columns is not None else names:
         model.get_submodule(name).load_state_dict(parent.get_submodule(name).state_dict())
     return adapted(model, section, parent=path)
 
@@ -194,11 +211,40 @@ def _recipe_values(section: FusionModelSection, loss: LossSettings, missing: Seq
         "dropout": section.fusion.dropout,
         "image_dropout": section.image_projection.dropout,
         "text_dropout": section.text_projection.dropout,
+        "columns_dropout": 0.0 if section.columns is None else section.columns.dropout,
         "stand_in": section.modalities.stand_in,
         "mask": section.modalities.mask,
         "missing_modalities": list(missing),
         "auxiliary_weights": dict(loss.auxiliary_weights),
     }
+
+
+def check_same_columns(released: Mapping[str, Any] | None, section: FusionModelSection, path: str | Path) -> None:
+    """Refuse a recipe whose columns are others than those of the release that it starts from.
+
+    Args:
+        released (`Mapping`, *optional*): [`ColumnFeatures`] of the release; absent = it reads no columns.
+        section ([`FusionModelSection`]): Section `model` of the recipe.
+        path (`str` or `Path`): The release, for the message.
+
+    Raises:
+        `InputError`: so it is.
+    """
+    numbers, categories = (
+        ([], [])
+        if released is None
+        else ([each["name"] for each in released[kind]] for kind in ("numbers", "categories"))
+    )
+    own = section.columns
+    if (numbers, categories) != ([], []) and own is None:
+        named = f"{{numbers: [{', '.join(numbers)}], categories: [{', '.join(categories)}]}}"
+        raise InputError(f"model.columns: absent, but init_from {path} reads columns; write {named}")
+    if own is not None and (own.numbers, own.categories) != (numbers, categories):
+        reads = ", ".join([*numbers, *categories]) or "no columns"
+        raise InputError(
+            f"model.columns: {', '.join([*own.numbers, *own.categories])}, but init_from {path} reads {reads}"
+            f"{'; name the same ones in the same order' if released is not None else '; start without init_from'}"
+        )
 
 
 def check_same_table(config: FusionConfig, table: TableEncoder | None, who: str) -> None:
@@ -230,7 +276,11 @@ def check_same_table(config: FusionConfig, table: TableEncoder | None, who: str)
 
 
 def build_fusion_processor(
-    section: FusionModelSection, data_section: DataSectionBase, *, text_table: TableEncoder | None = None
+    section: FusionModelSection,
+    data_section: DataSectionBase,
+    *,
+    text_table: TableEncoder | None = None,
+    columns: ColumnFeatures | None = None,
 ) -> FusionProcessor:
     """Processor for the backbones and image size of a recipe.
 
@@ -239,13 +289,17 @@ def build_fusion_processor(
         data_section (`DataSectionBase`): Section `data` of the recipe.
         text_table ([`TableEncoder`], *optional*): What made the table of text embeddings; texts are then prepared as
             they were for it.
+        columns ([`ColumnFeatures`], *optional*): What the training rows made of the recipe's columns.
 
     Raises:
         `InputError`: a file of a backbone cannot be fetched.
     """
     images = image_processor_of(section.vision, data_section)
+    kept = None if columns is None else columns.to_dict()
     if text_table is not None:
         tokenizer: PreTrainedTokenizerBase = load_tokenizer(text_table.source)
-        return FusionProcessor(images, tokenizer, max_length=text_table.max_length, text_prefix=text_table.prefix)
-    tokenizer = load_tokenizer(section.text.backbone)
-    return FusionProcessor(images, tokenizer, max_length=min(data_section.max_length, tokenizer.model_max_length))
+        max_length, prefix = text_table.max_length, text_table.prefix
+    else:
+        tokenizer = load_tokenizer(section.text.backbone)
+        max_length, prefix = min(data_section.max_length, tokenizer.model_max_length), ""
+    return FusionProcessor(images, tokenizer, max_length=max_length, text_prefix=prefix, columns=kept)

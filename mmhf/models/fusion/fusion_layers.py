@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,10 @@ def projection(
     activation: str | Sequence[str],
     dropout: float | Sequence[float],
 ) -> nn.Module:
-    """From an encoder's pooled output to the common space, (B, width) → (B, D): hidden layers and a linear one."""
+    """From an encoder's pooled output, or the vector of columns, to the common space, (B, width) → (B, D).
+
+    These are hidden layers and a linear one.
+    """
     if not hidden_dims:
         return nn.Linear(width, embedding_dim)
     return nn.Sequential(
@@ -52,23 +56,25 @@ def projection(
 
 
 class Fusion(nn.Module):
-    """Fuse two embeddings of width D and pass them through the hidden layers.
+    """Fuse two or three embeddings of width D and pass them through the hidden layers.
 
-    `concat_mlp`: [v; t] (2D). `product_difference`: [v; t; v·t; |v − t|] (4D). `weighted_sum`: softmax(w)·(v, t) (D).
-    `gated`: g·v + (1 − g)·t with g = sigmoid(W[v; t] + b) per dimension (D). An embedding that is missing has been
-    replaced by then, see `fill`.
+    Of image and text: `concat_mlp`: [v; t] (2D). `product_difference`: [v; t; v·t; |v − t|] (4D). `weighted_sum`:
+    softmax(w)·(v, t) (D). `gated`: g·v + (1 − g)·t with g = sigmoid(W[v; t] + b) per dimension (D). With columns as
+    the third: products and differences are those of all three pairs (9D), and the gate is a softmax over the three.
+    An embedding that is missing has been replaced by then, see `fill`.
     """
 
     def __init__(self, config: FusionConfig) -> None:
         super().__init__()
         self.strategy = config.strategy
-        width = config.embedding_dim
+        width, count = config.embedding_dim, len(config.fused_modalities)
         if self.strategy == "weighted_sum":
-            self.modality_weights = nn.Parameter(torch.zeros(2))
+            self.modality_weights = nn.Parameter(torch.zeros(count))
         elif self.strategy == "gated":
-            self.gate = nn.Linear(2 * width, width)
-        self.stand_ins = nn.Parameter(torch.zeros(2, width)) if config.stand_in == "learnt" else None
-        widths = [{"concat_mlp": 2, "product_difference": 4}.get(self.strategy, 1) * width, *config.hidden_dims]
+            self.gate = nn.Linear(count * width, width if count == 2 else count * width)
+        self.stand_ins = nn.Parameter(torch.zeros(count, width)) if config.stand_in == "learnt" else None
+        wider = {"concat_mlp": count, "product_difference": count * count}  # n and twice n (n - 1) / 2 pairs
+        widths = [wider.get(self.strategy, 1) * width, *config.hidden_dims]
         if config.hidden_dims:
             self.hidden = nn.Sequential(*hidden_layers(widths, config.activation, config.dropout))
         else:
@@ -77,25 +83,28 @@ class Fusion(nn.Module):
             )
         self.output_width = widths[-1]
 
-    def forward(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """(B, D) and (B, D) → (B, output_width)."""
-        fused: Tensor = self.hidden(self.fuse(image_embeds, text_embeds))
+    def forward(self, *embeds: Tensor) -> Tensor:
+        """(B, D) of each modality → (B, output_width)."""
+        fused: Tensor = self.hidden(self.fuse(*embeds))
         return fused
 
-    def fuse(self, image_embeds: Tensor, text_embeds: Tensor) -> Tensor:
-        """The strategy alone: (B, D) and (B, D) → (B, D), (B, 2D) or (B, 4D)."""
+    def fuse(self, *embeds: Tensor) -> Tensor:
+        """The strategy alone: (B, D) of each modality → (B, D), or a multiple of D."""
         if self.strategy == "weighted_sum":
-            image_share, text_share = self.modality_weights.softmax(dim=0)
-            mixed: Tensor = image_share * image_embeds + text_share * text_embeds
-            return mixed
-        both = torch.cat([image_embeds, text_embeds], dim=-1)
+            return _mixed(self.modality_weights.softmax(dim=0), embeds)
+        side_by_side = torch.cat(embeds, dim=-1)
+        if self.strategy == "gated" and len(embeds) == 2:
+            gate: Tensor = self.gate(side_by_side).sigmoid()
+            return _mixed((gate, 1 - gate), embeds)
         if self.strategy == "gated":
-            gate: Tensor = self.gate(both).sigmoid()
-            return gate * image_embeds + (1 - gate) * text_embeds
+            gates: Tensor = self.gate(side_by_side).unflatten(-1, (len(embeds), -1))
+            return _mixed(gates.softmax(dim=-2).unbind(dim=-2), embeds)
         if self.strategy == "product_difference":
-            product, difference = image_embeds * text_embeds, (image_embeds - text_embeds).abs()
-            return torch.cat([both, product, difference], dim=-1)
-        return both
+            pairs = list(itertools.combinations(embeds, 2))
+            products = [first * second for first, second in pairs]
+            differences = [(first - second).abs() for first, second in pairs]
+            return torch.cat([side_by_side, *products, *differences], dim=-1)
+        return side_by_side
 
     def fill(self, embeds: Tensor, present: Tensor, *, modality: int) -> Tensor:
         """Put the stand-in, zero or learnt, in the place of embeddings that are missing.
@@ -103,7 +112,12 @@ class Fusion(nn.Module):
         Args:
             embeds (`Tensor`): (B, D); what a missing row holds has no effect, and gets no gradient.
             present (`Tensor`): (B,), True where the row has this modality.
-            modality (`int`): 0 = image, 1 = text.
+            modality (`int`): 0 = image, 1 = text, 2 = columns.
         """
         stand_in = embeds.new_zeros(()) if self.stand_ins is None else self.stand_ins[modality]
         return torch.where(present[:, None], embeds, stand_in)
+
+
+def _mixed(shares: Iterable[Tensor], embeds: Sequence[Tensor]) -> Tensor:
+    first, *others = (share * each for share, each in zip(shares, embeds, strict=True))
+    return sum(others, first)

@@ -1,8 +1,8 @@
-"""Image-text fusion classifier: two encoders, one shared space, one way to fuse, one head."""
+"""Image-text fusion classifier: two encoders and a table's columns, one space, one way to fuse, one head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from mmhf.features.parts import TEXT, VISION, FeaturePart
 from mmhf.models.attention_masks import padding_mask
 from mmhf.models.classification_loss import calibrated
 from mmhf.models.encoders import pool_text_output
+from mmhf.models.fusion.column_features import ColumnFeatures
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.fusion_layers import Fusion, projection
 from mmhf.models.targets import target_of
@@ -34,7 +35,8 @@ class FusionOutput(TowerOutput):
         logits (`Tensor`): (B, num_labels), divided by the config's temperature.
         image_embeds (`Tensor`): (B, embedding_dim), as they were fused.
         text_embeds (`Tensor`): (B, embedding_dim), as they were fused.
-        modalities (`Tensor`): (B, 2), 1 where the row's image and text were looked at, else 0.
+        columns_embeds (`Tensor`, *optional*): (B, embedding_dim), likewise, where the model reads columns.
+        modalities (`Tensor`): (B, 2), 1 where the row's image and text were looked at, else 0; with columns (B, 3).
         text_model_output, vision_model_output (`BaseModelOutputWithPooling`, *optional*): The encoders' own outputs,
             when hidden states or attentions were asked for and the encoder was run.
     """
@@ -43,13 +45,14 @@ class FusionOutput(TowerOutput):
     logits: Tensor | None = None
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
+    columns_embeds: Tensor | None = None
     modalities: Tensor | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
 
 
 class FusionForImageTextClassification(TowerModel):
-    """Classify pairs of an image and a text.
+    """Classify pairs of an image and a text, with columns of a table where the config has them.
 
     Args:
         config ([`FusionConfig`]): Shapes and loss.
@@ -64,6 +67,7 @@ class FusionForImageTextClassification(TowerModel):
     parts = {
         "vision": TOWER,
         "text": TOWER,
+        "columns": ("columns_projection.",),
         "fusion": ("vision_projection.", "text_projection.", "fusion."),
         "head": ("head.", "auxiliary_heads."),
     }
@@ -94,6 +98,15 @@ class FusionForImageTextClassification(TowerModel):
             activation=config.text_activation,
             dropout=config.text_dropout,
         )
+        self.columns_projection: nn.Module | None = None
+        if config.columns is not None:
+            self.columns_projection = projection(
+                ColumnFeatures.from_dict(config.columns).width,
+                config.embedding_dim,
+                hidden_dims=config.columns_hidden_dims,
+                activation=config.columns_activation,
+                dropout=config.columns_dropout,
+            )
         self.fusion = Fusion(config)
         num_labels = len(config.id2label or {})
         self.head = nn.Linear(self.fusion.output_width, num_labels)
@@ -140,44 +153,54 @@ class FusionForImageTextClassification(TowerModel):
         num_items_in_batch: Tensor | int | None = None,
         image_mask: Tensor | None = None,
         text_mask: Tensor | None = None,
+        columns: Tensor | None = None,
+        columns_mask: Tensor | None = None,
     ) -> FusionOutput:
         """From the encoders' pooled outputs to logits and loss; the arguments are those of `forward`."""
-        image_embeds = self.vision_projection(image_features)
-        text_embeds = self.text_projection(text_features)
+        embeds = [self.vision_projection(image_features), self.text_projection(text_features)]
+        masks = [image_mask, text_mask]
+        if self.columns_projection is not None:
+            if columns is None:
+                columns = self._no_features(ColumnFeatures.from_dict(self.config.columns).width, image_features)
+                columns_mask = self._nowhere(image_features)
+            embeds.append(self.columns_projection(columns.to(self.dtype)))
+            masks.append(columns_mask)
+        elif columns is not None:
+            raise ValueError("the model reads no columns, but columns are given")
         if self.config.normalize:
-            image_embeds = functional.normalize(image_embeds, dim=-1)
-            text_embeds = functional.normalize(text_embeds, dim=-1)
-        modalities = torch.stack(
-            [self._present("image", image_mask, image_embeds), self._present("text", text_mask, text_embeds)], dim=1
-        )
-        is_masked = image_mask is not None or text_mask is not None or self.config.mask is not None
+            embeds = [functional.normalize(each, dim=-1) for each in embeds]
+        modalities = torch.stack(list(map(self._present, self.config.fused_modalities, masks, embeds)), dim=1)
+        is_masked = self.config.mask is not None or any(mask is not None for mask in masks)
         # Learnt stand-ins are part of every batch's graph, so that they always have a gradient.
         if is_masked or self.config.stand_in == "learnt":
-            image_embeds = self.fusion.fill(image_embeds, modalities[:, 0], modality=0)
-            text_embeds = self.fusion.fill(text_embeds, modalities[:, 1], modality=1)
-        logits = self.head(self.fusion(image_embeds, text_embeds))
+            embeds = self._fill(embeds, modalities)
+        logits = self.head(self.fusion(*embeds))
         loss = None
         if labels is not None:
             loss = self.loss(logits, labels, num_items_in_batch)
-            loss = loss + self._auxiliary_loss(image_embeds, text_embeds, modalities, labels, num_items_in_batch)
+            loss = loss + self._auxiliary_loss(embeds, modalities, labels, num_items_in_batch)
+        image_embeds, text_embeds, *others = embeds
         return FusionOutput(
             loss=loss,
             logits=calibrated(logits, self.config.calibration_temperature),
             image_embeds=image_embeds,
             text_embeds=text_embeds,
+            columns_embeds=others[0] if others else None,
             modalities=modalities.long(),  # transformers' common tests subtract outputs
         )
 
-    def classify_embeds(self, image_embeds: Tensor, text_embeds: Tensor, modalities: Tensor) -> Tensor:
+    def classify_embeds(self, embeds: Sequence[Tensor], modalities: Tensor) -> Tensor:
         """Logits (B, num_labels) of embeddings as `FusionOutput` holds them, with some taken away.
 
         Args:
-            image_embeds, text_embeds (`Tensor`): (B, embedding_dim).
-            modalities (`Tensor`): (B, 2), True where the image and the text may be seen.
+            embeds (`Sequence[Tensor]`): (B, embedding_dim) of images, of texts and, where there are any, of columns.
+            modalities (`Tensor`): (B, 2) or (B, 3), True where the image, the text and the columns may be seen.
         """
-        image_embeds = self.fusion.fill(image_embeds, modalities[:, 0], modality=0)
-        text_embeds = self.fusion.fill(text_embeds, modalities[:, 1], modality=1)
-        return calibrated(self.head(self.fusion(image_embeds, text_embeds)), self.config.calibration_temperature)
+        fused = self.fusion(*self._fill(embeds, modalities))
+        return calibrated(self.head(fused), self.config.calibration_temperature)
+
+    def _fill(self, embeds: Sequence[Tensor], modalities: Tensor) -> list[Tensor]:
+        return [self.fusion.fill(each, modalities[:, place], modality=place) for place, each in enumerate(embeds)]
 
     @can_return_tuple
     def forward(
@@ -194,6 +217,8 @@ class FusionForImageTextClassification(TowerModel):
         image_hidden: Tensor | None = None,
         image_rows: Tensor | None = None,
         text_rows: Tensor | None = None,
+        columns: Tensor | None = None,
+        columns_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> FusionOutput:
@@ -207,8 +232,9 @@ class FusionForImageTextClassification(TowerModel):
             labels (`Tensor`, *optional*): (B,), class ids; -100 = no loss for this row. With several labels a row, (B,
                 num_labels) of 0, 1 and, without a loss, -100.
             num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
-            image_mask, text_mask (`Tensor`, *optional*): (B,), 1 where the row has an image, a text, and 0 where it is
-                missing: its place is taken by the stand-in of the config. Absent = no row lacks it.
+            image_mask, text_mask, columns_mask (`Tensor`, *optional*): (B,), 1 where the row has an image, a text,
+                columns, and 0 where it is missing: its place is taken by the stand-in of the config. Absent = no row
+                lacks it.
             image_features, text_features (`Tensor`, *optional*): (B, width of the encoder's pooled output), instead
                 of `pixel_values`, of `input_ids`: what `image_features`, `text_features` made of them. Those of rows
                 that lack the modality are not looked at.
@@ -216,6 +242,8 @@ class FusionForImageTextClassification(TowerModel):
                 the boundary that [`HasFeatureParts`]'s `use_part` was told.
             image_rows, text_rows (`Tensor`, *optional*): (n,), the rows in which `image_mask`, `text_mask` is 1, for
                 who knows them: to look for them in a mask on a GPU is to wait for it.
+            columns (`Tensor`, *optional*): (B, width), what [`ColumnFeatures`] made of each row's columns; absent = no
+                row has any.
             output_hidden_states, output_attentions (`bool`, *optional*): Also the encoders' own outputs with hidden
                 states, attentions; encoders are then run on all rows. Absent = as the config says.
             return_dict (`bool`, *optional*): False = a tuple; absent = as the config says.
@@ -225,7 +253,7 @@ class FusionForImageTextClassification(TowerModel):
         """
         asked = self._asked(output_hidden_states, output_attentions)
         vision = text = None
-        given = _first(pixel_values, image_features, image_hidden, input_ids, text_features)
+        given = _first(pixel_values, image_features, image_hidden, input_ids, text_features, columns)
         if given is None:
             raise ValueError("the model needs pixel_values, input_ids or both, or their features")
         if self.config.mask == "image" or _first(pixel_values, image_features, image_hidden) is None:
@@ -242,7 +270,16 @@ class FusionForImageTextClassification(TowerModel):
             text_features, text = self._read_in_rows(
                 input_ids, attention_mask, text_features, present=text_mask, rows=text_rows, asked=asked
             )
-        output = self.classify(image_features, text_features, labels, num_items_in_batch, image_mask, text_mask)
+        output = self.classify(
+            image_features,
+            text_features,
+            labels,
+            num_items_in_batch,
+            image_mask,
+            text_mask,
+            columns=columns,
+            columns_mask=columns_mask,
+        )
         output.text_model_output = None if text is None else encoder_output(text)
         output.vision_model_output = None if vision is None else encoder_output(vision)
         return output
@@ -306,8 +343,7 @@ class FusionForImageTextClassification(TowerModel):
 
     def _auxiliary_loss(
         self,
-        image_embeds: Tensor,
-        text_embeds: Tensor,
+        embeds: Sequence[Tensor],
         modalities: Tensor,
         labels: Tensor,
         num_items_in_batch: Tensor | int | None,
@@ -319,10 +355,10 @@ class FusionForImageTextClassification(TowerModel):
         """
         divisor = self.loss.count(labels) if num_items_in_batch is None else num_items_in_batch
         total: Tensor | float = 0.0
-        for column, (modality, embeds) in enumerate((("image", image_embeds), ("text", text_embeds))):
+        for place, (modality, own) in enumerate(zip(self.config.fused_modalities, embeds, strict=True)):
             if modality in self.auxiliary_heads:
-                present = modalities[:, column]
-                loss = self.loss(self.auxiliary_heads[modality](embeds), self.loss.hide(labels, present), divisor)
+                present = modalities[:, place]
+                loss = self.loss(self.auxiliary_heads[modality](own), self.loss.hide(labels, present), divisor)
                 total = total + self.config.auxiliary_weights[modality] * loss
         return total
 

@@ -109,13 +109,13 @@ def load(section, root, *names, task="image-text-classification", columns=(), **
     return load_data(made, task=task, extra_columns=columns)
 
 
-COLUMNS = ("source", "skin_type", "sex", "age", "group", "dataset")
+COLUMNS = ("source", "skin_type", "sex", "age", "group", "site", "dataset")
 EXPECTED = {
-    "fitzpatrick17k": ("fitzpatrick17k", "I-II", None, None, None),
-    "ddi": ("ddi", "III-IV", None, None, None),
-    "isic2020": ("isic2020", None, "female", None, "isic2020/IP_0"),
-    "ham10000": ("ham10000", None, None, "30", "ham10000/HAM_0"),
-    "derm1m": ("youtube", None, "female", "45", None),
+    "fitzpatrick17k": ("fitzpatrick17k", "I-II", None, None, None, None),
+    "ddi": ("ddi", "III-IV", None, None, None, None),
+    "isic2020": ("isic2020", None, "female", None, "isic2020/IP_0", "torso"),
+    "ham10000": ("ham10000", None, None, "30", "ham10000/HAM_0", "back"),
+    "derm1m": ("youtube", None, "female", "45", None, None),
 }
 
 

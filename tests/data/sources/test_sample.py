@@ -3,18 +3,17 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
+from pydantic import TypeAdapter
 
 from mmhf.data.loading import load_data
 from mmhf.data.sources.sample import partner_of
+from mmhf.errors import InputError
+from mmhf.recipe.data_sections import DataSection
 from mmhf.sample_data import read_sample
 
 
 @pytest.fixture(scope="module")
 def data():
-    from pydantic import TypeAdapter
-
-    from mmhf.recipe.data_sections import DataSection
-
     return load_data(TypeAdapter(DataSection).validate_python({"source": "sample"}))
 
 
@@ -63,3 +62,29 @@ def test_evaluation_shows_the_other_artist_and_no_drawing_twice(data):
     assert vendors == {"train": {"noto"}, "validation": {"fluent"}, "test": {"fluent"}}
     names = [{name.rsplit("-", 1)[0] for name in data.splits[split]["id"]} for split in ("validation", "test")]
     assert not names[0] & names[1]
+
+
+def test_pairs_have_made_up_columns_that_tell_something_and_are_always_the_same(data):
+    columns = TypeAdapter(DataSection).validate_python({"source": "sample"})
+    rows = load_data(columns, extra_columns=["votes", "rater"]).splits["test"]
+    assert rows["label"] == data.splits["test"]["label"]
+    votes, raters = rows["extra.votes"], rows["extra.rater"]
+    assert set(raters) == {"careful", "hasty", "contrary", None}
+    assert {each for each in votes if each is not None} == set(map(str, range(6)))
+    assert 0.05 < sum(each is None for each in votes) / len(rows) < 0.15
+    right = defaultdict(list)
+    for rater, number, label in zip(raters, votes, rows["label"], strict=True):
+        if rater is not None and number is not None:
+            right[rater].append((int(number) > 2) == bool(label))
+    shares = {rater: sum(each) / len(each) for rater, each in right.items()}
+    assert shares["careful"] > 0.75 and shares["contrary"] < 0.25 < shares["hasty"]
+    again = load_data(columns, extra_columns=["votes"], splits=["test"]).splits["test"]
+    assert again["extra.votes"] == votes
+
+
+def test_other_columns_are_named_with_the_nearest():
+    section = TypeAdapter(DataSection).validate_python({"source": "sample"})
+    with pytest.raises(InputError, match="column 'vote' .* has the columns votes and rater; did you mean votes"):
+        load_data(section, extra_columns=["vote"])
+    with pytest.raises(InputError, match="column 'votes' is asked for, but data.source 'sample' has no columns"):
+        load_data(section, task="image-classification", extra_columns=["votes"])

@@ -20,10 +20,11 @@ $(VENV)/.made:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
+# What is imported is compiled when it first is: to compile all 27,000 files of all packages takes a minute and more.
 # In an environment whose torchvision does not fit its torch, `accelerate launch` fails before it reads a script: there,
 # and only there, each start of Python imports mmhf, which mends it (mmhf/_torchvision.py).
 define install_package
-	$(BIN)/python -m pip install --quiet --editable '.$(1)'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.$(1)'
 	$(BIN)/python -c 'import torchvision' 2> /dev/null || echo 'import mmhf' > \
 		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/mmhf-torchvision.pth"
 	touch $@

@@ -201,21 +201,16 @@ def _per_class_rows(
 def _overall(
     targets: NDArray[np.int64], predictions: NDArray[np.int64], per_class: Sequence[dict[str, Any]]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
-
     names = [name for name in PROTOCOLS if name != "loss"]
     if not len(targets):
         return {}, dict.fromkeys(names, "no row has a label")
-    metrics: dict[str, float | None] = {"accuracy": float(accuracy_score(targets, predictions))}
-    for average in ("macro", "weighted"):
-        precision, recall, f1, _ = precision_recall_fscore_support(
-            targets, predictions, average=average, zero_division=0
-        )
-        metrics |= {
-            f"precision_{average}": float(precision),
-            f"recall_{average}": float(recall),
-            f"f1_{average}": float(f1),
-        }
+    metrics: dict[str, float | None] = {"accuracy": float(np.mean(targets == predictions))}
+    # As scikit-learn averages: over the classes that are the label or the prediction of some row.
+    columns = ("precision", "recall", "f1", "support")
+    table = np.array([[row[column] for column in columns] for row in per_class])[np.union1d(targets, predictions)]
+    for average, weights in (("macro", None), ("weighted", table[:, 3])):
+        for column, value in zip(columns, np.average(table[:, :3], axis=0, weights=weights), strict=False):
+            metrics[f"{column}_{average}"] = float(value)
     metrics |= {name: _over_classes(name, per_class) for name in ("roc_auc", "average_precision")}
     only = per_class[int(targets[0])]["label"]
     reason = f"every row has the label {only!r}; ranking needs rows of another class too"

@@ -1,8 +1,8 @@
 """Every benchmark of speed in its short form, in one table, each ratio beside its floor.
 
 A floor is the aim of the benchmark with room for the noise of a busy machine. The program ends with 1 where a ratio is
-on the wrong side of its floor or a benchmark fails. `make bench` runs it; with names, only these. `--slack 0.6` asks for
-0.6 of each floor, enough to see that a fast path is gone, on machines whose noise is not known:
+on the wrong side of its floor or a benchmark fails. `make bench` runs it; with names, only these. `--slack 0.6` asks
+for 0.6 of each floor, enough to see that a fast path is gone, on machines whose noise is not known:
 
     python benchmarks/run_all.py [--slack SHARE] [cpu images ...]
 """

@@ -120,7 +120,8 @@ class ImageCollator:
         Returns:
             `dict[str, Tensor]`: what the processor gives, such as `pixel_values` (B, 3, H, W), or in its place
             the features that the rows have, such as `image_features` (B, ...), and `labels` when the rows have labels:
-            (B,) class ids, (B, C) probabilities from a mixer, or (B, C) of 0 and 1 where a row has several.
+            (B,) class ids, (B, C) probabilities from a mixer, (B, C) of 0 and 1 where a row has several, or (B, T)
+            numbers, NaN where there is none to learn from.
 
         Raises:
             InputError: an image is broken and `on_bad_image` is `"raise"`.
@@ -198,6 +199,9 @@ class ImageCollator:
         if "labels" in rows[0]:
             several = torch.tensor([row["labels"] for row in rows], dtype=torch.float32)
             batch["labels"] = several.masked_fill(skipped[:, None], IGNORED_LABEL)
+        elif "numbers" in rows[0]:
+            numbers = torch.tensor([row["numbers"] for row in rows], dtype=torch.float32)
+            batch["labels"] = numbers.masked_fill(skipped[:, None], float("nan"))
         elif "label" in rows[0]:
             labels = torch.tensor([row["label"] for row in rows], dtype=torch.int64)
             batch["labels"] = labels.masked_fill(skipped, IGNORED_LABEL)

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 
 from mmhf.data.captions import caption_array, join_captions
 from mmhf.data.columns import text_array
-from mmhf.data.label_sets import read_label_sets
-from mmhf.data.readers import require_column
+from mmhf.data.readers import Values, require_column
 from mmhf.data.splits import name_splits
 from mmhf.data.table import SPLITS, as_dataset, extra_column
+from mmhf.data.targets import RowTarget
 from mmhf.errors import InputError, UnreachableError
-from mmhf.recipe.data_sections import MultiLabelSection
 
 _ROWS_AT_ONCE = 10_000
 _SAVED_TO_DISK = ("dataset_dict.json", "state.json")
@@ -35,7 +34,7 @@ class DatasetColumns:
         image (`str`): Images.
         captions (`Sequence[str]`): Texts or lists of texts.
         label, text (`str`, *optional*): Class labels and texts.
-        sets (`MultiLabelSection`, *optional*): How several labels a row are written, in `label` or in columns.
+        target ([`RowTarget`], *optional*): What is learnt of a row that has a label, and how that is read.
         id (`str`, *optional*): Names the rows; with captions, rows of the same id are one image. Absent: each row is
             one.
         split (`str`, *optional*): What split a row is in.
@@ -45,14 +44,14 @@ class DatasetColumns:
     image: str
     captions: Sequence[str] = ()
     label: str | None = None
-    sets: MultiLabelSection | None = None
+    target: RowTarget | None = None
     text: str | None = None
     id: str | None = None
     split: str | None = None
     extra: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[str]:
-        labels = (self.label,) if self.sets is None or self.sets.columns is None else self.sets.columns
+        labels = [self.label] if self.target is None or self.label is None else self.target.columns_read(self.label)
         named = (self.image, *self.captions, *labels, self.text, self.id, self.split, *self.extra)
         return (name for name in named if name is not None)
 
@@ -95,11 +94,10 @@ def read_dataset(
     reasons = pa.nulls(count, pa.string())
     if columns.captions:
         read["captions"], reasons = _captions(part, columns.captions)
-    if columns.sets is not None:
-        read["labels"], reasons = _label_sets(part, columns, columns.sets)
-        read["text"] = pa.nulls(count, pa.string()) if columns.text is None else _texts(part, columns.text)
-    elif columns.label is not None:
-        read["label"] = _texts(part, columns.label)
+    if columns.target is not None and columns.label is not None:
+        cells = {name: _cells(part, name, columns.target) for name in columns.target.columns_read(columns.label)}
+        read[columns.target.column], faults = columns.target.read_cells(cells)
+        reasons = pa.array([faults.get(position) for position in range(count)], pa.string()) if faults else reasons
         read["text"] = pa.nulls(count, pa.string()) if columns.text is None else _texts(part, columns.text)
     for name in dict.fromkeys(columns.extra):
         read[extra_column(name)] = _texts(part, name)
@@ -136,19 +134,15 @@ def _joined(table: pa.Table, ids: pa.Array) -> tuple[pa.Table, NDArray[np.int64]
     return joined.drop_columns("place").take(pa.array(rows, mask=~np.isin(places, used))), used
 
 
-def _label_sets(
-    part: datasets.Dataset, columns: DatasetColumns, sets: MultiLabelSection
-) -> tuple[pa.ListArray, pa.Array]:
-    """The labels of each row, classes by their names, and why rows cannot be read."""
-    assert columns.label is not None
-    values: dict[str, list[Any]] = {}
-    for name in sets.columns or [columns.label]:
-        feature, values[name] = part.features[name], part.select_columns([name])[name][:]
-        classes = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else None
-        if isinstance(classes, datasets.ClassLabel):
-            values[name] = [None if row is None else [classes.int2str(each) for each in row] for row in values[name]]
-    found, faults = read_label_sets(values, sets)
-    return found, pa.array([faults.get(position) for position in range(len(part))], pa.string())
+def _cells(part: datasets.Dataset, column: str, target: RowTarget) -> Values:
+    """A column of what is learnt; classes by their names, also in lists."""
+    if target.column != "labels":
+        return _texts(part, column)
+    feature, rows = part.features[column], part.select_columns([column])[column][:]
+    classes = feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else None
+    if isinstance(classes, datasets.ClassLabel):
+        rows = [None if row is None else [classes.int2str(each) for each in row] for row in rows]
+    return rows
 
 
 def _texts(part: datasets.Dataset, column: str) -> pa.Array:

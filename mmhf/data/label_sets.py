@@ -16,7 +16,7 @@ from mmhf.conventions import as_text
 from mmhf.data.columns import encodable
 from mmhf.data.images import shorten
 from mmhf.data.readers import Values
-from mmhf.recipe.data_sections import MultiLabelSection
+from mmhf.recipe.target_sections import MultiLabelSection
 
 LABELS_TYPE = pa.list_(pa.string())
 _TRUTH = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
@@ -127,6 +127,6 @@ def label_places(
     return pc.list_parent_indices(array).to_numpy(zero_copy_only=False).astype(np.int64), found
 
 
-def fixed_size_lists(matrix: NDArray[np.int8]) -> pa.FixedSizeListArray:
-    """A matrix as a column of Arrow: a list of 0 and 1 a row."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1), pa.int8()), matrix.shape[1])
+def fixed_size_lists(matrix: NDArray[Any]) -> pa.FixedSizeListArray:
+    """A matrix as a column of Arrow: a list a row."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])

@@ -124,8 +124,8 @@ def sorted_labels(source: SourceTable, positions: NDArray[np.int64]) -> dict[str
         if len(distinct) == num_rows or (fractional and 2 * len(distinct) > num_rows):
             raise InputError(
                 f"{source.origin()}: {len(distinct)} labels for {num_rows} rows, such as {shorten(distinct[0])}: a "
-                "number to predict (regression), an id or a text is no class; data.columns.label names the column of "
-                "the class"
+                "number (data.regression: {} learns those), an id or a text is no class; data.columns.label names the "
+                "column of the class"
             )
     return {value: value for value in sorted_by_value(distinct)}
 

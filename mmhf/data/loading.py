@@ -22,6 +22,7 @@ from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplic
 from mmhf.data.filters import blank_placeholders, filter_rows
 from mmhf.data.label_sets import fixed_size_lists
 from mmhf.data.labels import number_labels
+from mmhf.data.numbers import number_columns
 from mmhf.data.prepared import open_prepared
 from mmhf.data.remote.images import parse_reference
 from mmhf.data.screen import SplitScreen
@@ -35,6 +36,7 @@ from mmhf.recipe.by_task import RECIPE_BY_TASK
 from mmhf.recipe.caption_data_sections import CaptionDataSectionBase
 from mmhf.recipe.data_sections import DataSectionBase, FilteredDataSection, TableDataSection
 from mmhf.recipe.schema import RecipeBase
+from mmhf.recipe.target_sections import RegressionSection
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +47,10 @@ class LoadedData:
 
     splits: dict[str, datasets.Dataset | datasets.IterableDataset | StreamedCaptions]
     """`train`, `validation`, `test` → rows: `row` (number in the source, from 1), `id`, `image` (struct of `path` and
-    encoded `bytes`), and `text`, `label` (class id), `labels` (0 or 1 for each) or `captions` (at least one, none
-    empty)."""
+    encoded `bytes`), and `text`, and `label` (class id), `labels` (0 or 1 for each), `numbers` or `captions` (at
+    least one, none empty)."""
     label_names: list[str]
-    """Names of the classes, in the order of their ids; none where rows have captions."""
+    """Names of the classes, in the order of their ids, or of the numbers; none where rows have captions."""
     bad_examples: list[BadExample] = field(default_factory=list)
     """Rows that were dropped or blanked, and why."""
     duplicates: list[DuplicatePair] = field(default_factory=list)
@@ -177,7 +179,12 @@ def _load_prepared(section: DataSectionBase, reading: Reading, label_names: Sequ
         fingerprints=dict(folder.origin.rows),
     )
     if reading.label:
-        loaded.label_names, ids = number_labels({name: name for name in own}, label_names, origin=str(folder.path))
+        if isinstance(section.target, RegressionSection):
+            loaded.label_names = own if label_names is None else list(label_names)
+            ids = number_columns(own, label_names, origin=str(folder.path))
+        else:
+            named = {name: name for name in own}
+            loaded.label_names, ids = number_labels(named, label_names, origin=str(folder.path))
         if [ids[name] for name in own] != list(range(len(loaded.label_names))):
             numbers = np.array([ids[name] for name in own])
             loaded.splits = {
@@ -189,13 +196,13 @@ def _load_prepared(section: DataSectionBase, reading: Reading, label_names: Sequ
 
 def _with_labels(table: datasets.Dataset, numbers: NDArray[np.int64], count: int) -> datasets.Dataset:
     """The rows with other class ids: those of a model that has `count` classes."""
-    name = "label" if "label" in table.column_names else "labels"
+    name = next(name for name in ("label", "labels", "numbers") if name in table.column_names)
     column = table.data.column(name).combine_chunks()
     if name == "label":
         ids: pa.Array = pa.array(numbers).take(column)
     else:
         given = column.flatten().to_numpy().reshape(len(column), -1)
-        matrix = np.zeros((len(column), count), dtype=np.int8)
+        matrix = np.zeros((len(column), count), dtype=given.dtype)
         matrix[:, numbers] = given
         ids = fixed_size_lists(matrix)
     labels = as_dataset(pa.table({name: ids}))
@@ -278,7 +285,7 @@ def _judge_duplicates(loaded: LoadedData, section: DataSectionBase, *, check_ima
 
 def _fingerprint(table: datasets.Dataset, read_columns: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    columns = [name for name in ("text", "label", "labels", "captions") if name in table.column_names]
+    columns = [name for name in ("text", "label", "labels", "numbers", "captions") if name in table.column_names]
     columns += map(extra_column, read_columns)
     stored = table.with_format("arrow")  # images behind URLs would be fetched otherwise
     for batch in stored.iter(1024):

@@ -1,4 +1,4 @@
-"""What is learnt of a row: one class, or any number of labels. Reading, cutting and screening ask these."""
+"""What is learnt of a row: a class, labels, or numbers. Reading, cutting and screening ask these."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mmhf.data.columns import codes_of
+from mmhf.data.columns import codes_of, text_array
+from mmhf.data.filters import blank_placeholders
 from mmhf.data.images import shorten
-from mmhf.data.label_sets import LABELS_TYPE, fixed_size_lists, label_matrix, label_places
+from mmhf.data.label_sets import LABELS_TYPE, fixed_size_lists, label_matrix, label_places, read_label_sets
 from mmhf.data.labels import (
     name_rare_labels,
     number_labels,
@@ -22,11 +23,14 @@ from mmhf.data.labels import (
     unify_labels,
     with_unified_labels,
 )
+from mmhf.data.numbers import as_lists, fault_of_number, number_columns, numbers_in
+from mmhf.data.readers import Values
 from mmhf.data.splits import Positions, require_samples
 from mmhf.data.table import SourceTable
 from mmhf.errors import InputError
-from mmhf.recipe.data_sections import DataSectionBase, MultiLabelSection
+from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.nearest import did_you_mean, nearest_names
+from mmhf.recipe.target_sections import MultiLabelSection, OrdinalSection, RegressionSection
 
 _SHOWN = 5
 
@@ -40,6 +44,15 @@ class RowTarget(ABC):
     def __init__(self) -> None:
         self.label_ids: dict[str, int] = {}
         """Label value → class id, once the labels are numbered."""
+
+    def columns_read(self, label: str) -> list[str]:
+        """The columns of a table that hold it, where `label` is the column of labels."""
+        return [label]
+
+    def read_cells(self, columns: Mapping[str, Values]) -> tuple[pa.Array, dict[int, str]]:
+        """The column of a source's table, of the columns that hold it, and what is wrong with cells of some rows."""
+        (values,) = columns.values()
+        return text_array(values), {}
 
     @abstractmethod
     def unify(self, table: pa.Table, source: SourceTable) -> pa.Table:
@@ -92,15 +105,21 @@ class ClassTarget(RowTarget):
     def number(
         self, source: SourceTable, positions: Positions, parts: Mapping[str, Positions], names: Sequence[str] | None
     ) -> list[str]:
-        label_of = source.label_of
-        if label_of is None:
-            require_any(source, positions, self.column)
-            label_of = sorted_labels(source, positions)
+        label_of = self._label_of(source, positions, parts, names)
         require_samples(source, parts, label_of, self.section.filters)
         origin = f"data source {self.section.source!r} ({source.origin()})"
         own, self.label_ids = number_labels(label_of, names, origin=origin)
         name_rare_labels(source, parts, label_of)
         return own
+
+    def _label_of(
+        self, source: SourceTable, positions: Positions, parts: Mapping[str, Positions], names: Sequence[str] | None
+    ) -> Mapping[str, str]:
+        """Label value → label name, in the order of the class ids."""
+        if source.label_of is not None:
+            return source.label_of
+        require_any(source, positions, self.column)
+        return sorted_labels(source, positions)
 
     def find_faulty(self, rows: pa.Table) -> NDArray[np.bool_]:
         known = pc.is_in(rows.column("label"), pa.array(list(self.label_ids), pa.string()))
@@ -118,6 +137,109 @@ class ClassTarget(RowTarget):
         return ids.take(pc.index_in(rows.column("label"), pa.array(list(self.label_ids), pa.string())))
 
 
+class OrderedClassTarget(ClassTarget):
+    """One class a row, of classes that have an order, which their ids follow.
+
+    Args:
+        section (`DataSectionBase`):
+            See [`ClassTarget`].
+        ordinal (`OrdinalSection`):
+            The order.
+    """
+
+    def __init__(self, section: DataSectionBase, ordinal: OrdinalSection) -> None:
+        super().__init__(section)
+        self.order = ordinal.order
+
+    def unify(self, table: pa.Table, source: SourceTable) -> pa.Table:
+        known = self.order if source.label_of is None else list(source.label_of)
+        return with_unified_labels(table, known, source.origin())
+
+    def fault_of(self, row: Mapping[str, Any]) -> str | None:
+        fault = super().fault_of(row)
+        if fault is None or row["label"] is None:
+            return fault
+        guess = did_you_mean(nearest_names(row["label"], self.order))
+        return f"the label {shorten(row['label'])} is not in data.ordinal.order{guess}"
+
+    def _label_of(
+        self, source: SourceTable, positions: Positions, parts: Mapping[str, Positions], names: Sequence[str] | None
+    ) -> Mapping[str, str]:
+        origin, order = source.origin(), self.order
+        if names is not None and list(names) != order:
+            raise InputError(f"{origin}: the model's order is {' < '.join(names)}, that of data.ordinal.order another")
+        label_of = {name: name for name in order}
+        if source.label_of is not None:
+            own = source.label_of
+            if missing := [name for name in own.values() if name not in order]:
+                guess = did_you_mean(nearest_names(missing[0], order))
+                raise InputError(f"{origin}: the label {shorten(missing[0])} is not in data.ordinal.order{guess}")
+            label_of = dict(sorted(own.items(), key=lambda each: order.index(each[1])))
+        codes, values = codes_of(source.column("label"))
+        found = {label_of[value] for value in values if value in label_of}
+        if names is None and (unknown := [name for name in order if name not in found]):
+            others = [value for value in values if value not in label_of]
+            guess = did_you_mean(nearest_names(unknown[0], others))
+            raise InputError(f"{origin}: no row has the label {shorten(unknown[0])} of data.ordinal.order{guess}")
+        if names is None and len(parts.get("train", ())):
+            learnt = {label_of.get(values[code]) for code in np.unique(codes[parts["train"]]).tolist() if code >= 0}
+            if lacking := [name for name in order if name not in learnt]:
+                raise InputError(f"{origin}: no training row has the label {shorten(lacking[0])}; leave it out")
+        return label_of
+
+
+class NumberTarget(RowTarget):
+    """One number a row, or several: the column `numbers`, a list of them; as texts in a source's table.
+
+    Args:
+        section (`DataSectionBase`):
+            `missing` says what stands for an empty cell.
+        regression (`RegressionSection`):
+            The columns.
+    """
+
+    column = "numbers"
+
+    def __init__(self, section: DataSectionBase, regression: RegressionSection) -> None:
+        super().__init__()
+        self.section = section
+        self.names = regression.columns or [section.label_column]
+
+    def columns_read(self, label: str) -> list[str]:
+        return self.names
+
+    def read_cells(self, columns: Mapping[str, Values]) -> tuple[pa.Array, dict[int, str]]:
+        return as_lists([text_array(values) for values in columns.values()]), {}
+
+    def unify(self, table: pa.Table, source: SourceTable) -> pa.Table:
+        if not self.section.missing:
+            return table
+        cells = table.column(self.column).combine_chunks()
+        blanked = blank_placeholders(pa.table({"cells": cells.flatten()}), self.section.missing).column("cells")
+        lists = pa.FixedSizeListArray.from_arrays(blanked.combine_chunks(), len(self.names))
+        return table.set_column(table.column_names.index(self.column), self.column, lists)
+
+    def number(
+        self, source: SourceTable, positions: Positions, parts: Mapping[str, Positions], names: Sequence[str] | None
+    ) -> list[str]:
+        self.label_ids = number_columns(self.names, names, origin=source.origin())
+        return list(self.label_ids) if names is None else list(names)
+
+    def find_faulty(self, rows: pa.Table) -> NDArray[np.bool_]:
+        faulty: NDArray[np.bool_] = np.isnan(numbers_in(rows.column(self.column), len(self.names))).any(axis=1)
+        return faulty
+
+    def fault_of(self, row: Mapping[str, Any]) -> str | None:
+        faults = map(fault_of_number, self.names, row[self.column])
+        return next((fault for fault in faults if fault is not None), None)
+
+    def encode(self, rows: pa.Table) -> pa.Array:
+        numbers = numbers_in(rows.column(self.column), len(self.names))
+        ordered = np.empty_like(numbers)
+        ordered[:, list(self.label_ids.values())] = numbers
+        return fixed_size_lists(ordered)
+
+
 class LabelSetTarget(RowTarget):
     """Any number of labels a row: the column `labels`, a list of 0 and 1, one a label. A training row has each.
 
@@ -132,6 +254,12 @@ class LabelSetTarget(RowTarget):
         super().__init__()
         self.section = section
         self._num_labels = 0
+
+    def columns_read(self, label: str) -> list[str]:
+        return self.section.columns or [label]
+
+    def read_cells(self, columns: Mapping[str, Values]) -> tuple[pa.Array, dict[int, str]]:
+        return read_label_sets(columns, self.section)
 
     def unify(self, table: pa.Table, source: SourceTable) -> pa.Table:
         sets = table.column(self.column).combine_chunks()
@@ -225,7 +353,12 @@ class LabelSetTarget(RowTarget):
 
 def row_target(section: DataSectionBase) -> RowTarget:
     """What the rows of a section have."""
-    return ClassTarget(section) if section.label_sets is None else LabelSetTarget(section.label_sets)
+    target = section.target
+    if isinstance(target, MultiLabelSection):
+        return LabelSetTarget(target)
+    if isinstance(target, RegressionSection):
+        return NumberTarget(section, target)
+    return OrderedClassTarget(section, target) if isinstance(target, OrdinalSection) else ClassTarget(section)
 
 
 def require_any(source: SourceTable, positions: Positions, column: str) -> None:

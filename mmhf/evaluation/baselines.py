@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
 from mmhf.evaluation.classification import classification_metrics
+from mmhf.evaluation.regression import regression_metrics
 from mmhf.evaluation.retrieval import retrieval_metrics
 
 Floats = NDArray[np.float64]
@@ -25,6 +26,8 @@ CPU_SECONDS = "cpu_seconds"
 """Beside a baseline's metrics: the time of all cores together that it took."""
 STRENGTHS = (1e-3, 1e-2, 1e-1)
 """scikit-learn's `C` of the regressions that are tried, on standardised features."""
+RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+"""Ridges that are tried for numbers, in units of the rows, on standardised features."""
 RIDGES = (0.03, 0.3, 3.0)
 """Regularisation of the projections that are tried, in units of the features' mean variance."""
 MAX_WORK = 2e8
@@ -37,10 +40,10 @@ _SEARCHED_DIMS = (64, 256)
 
 
 class Rows(NamedTuple):
-    """Features (N, D) of labelled rows, and the labels (N,)."""
+    """Features (N, D) of labelled rows, and the labels: (N,) class ids, or (N, T) numbers."""
 
     features: NDArray[np.floating]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
 
 class Pairs(NamedTuple):
@@ -123,6 +126,7 @@ def logistic_regression(
     label_names: Sequence[str],
     *,
     metric: str = "accuracy",
+    measure: Callable[..., dict[str, float]] = classification_metrics,
 ) -> dict[str, dict[str, float]]:
     """What the best of a few logistic regressions scores.
 
@@ -131,10 +135,11 @@ def logistic_regression(
         tested (`Mapping[str, Rows]`): What it is measured on, by split.
         label_names (`Sequence[str]`): The classes.
         metric (`str`, defaults to `"accuracy"`): What it is chosen by: `accuracy` or `f1_macro`.
+        measure (`Callable`, *optional*): From logits, labels and names to the metrics that it is given.
 
     Returns:
-        `dict[str, dict[str, float]]`: Split → `accuracy`, `f1_macro`, `cpu_seconds`. Empty where the training rows
-        have one class only.
+        `dict[str, dict[str, float]]`: Split → metrics and `cpu_seconds`; of one class a row `accuracy` and `f1_macro`.
+        Empty where the training rows have one class only.
     """
     begun = time.process_time()
     counts = np.unique(train.labels, return_counts=True)[1]
@@ -144,9 +149,63 @@ def logistic_regression(
     )
     if best is None:
         return {}
-    found = {split: _score(best, rows, label_names) for split, rows in tested.items()}
+    found = {split: _score(best, rows, label_names, measure) for split, rows in tested.items()}
     seconds = time.process_time() - begun
     return {split: {**scores, CPU_SECONDS: seconds} for split, scores in found.items()}
+
+
+def ridge_regression(
+    train: Rows, validation: Rows | None, tested: Mapping[str, Rows], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """What the best of a few ridge regressions on standardised features scores, in closed form.
+
+    Args:
+        train, validation ([`Rows`]): What they learn from, and what the best is chosen on, by R²; labels are (N, T).
+        tested (`Mapping[str, Rows]`): What it is measured on, by split.
+        names (`Sequence[str]`): Of the T numbers.
+
+    Returns:
+        `dict[str, dict[str, float]]`: Split → the numbers of `regression_metrics`, and `cpu_seconds`.
+    """
+    begun = time.process_time()
+    learnt, judge = train, validation
+    if judge is None or not len(judge.labels):
+        held = np.arange(len(train.labels)) % 5 == 1
+        learnt, judge = (Rows(train.features[chosen], train.labels[chosen]) for chosen in (~held, held))
+    tried = _Ridges(learnt)
+    best = max(RIDGE_STRENGTHS, key=lambda strength: _r2(tried.answer(judge.features, strength), judge.labels))
+    ridges = tried if learnt is train else _Ridges(train)
+    found = {
+        split: regression_metrics(ridges.answer(rows.features, best), rows.labels, names)
+        for split, rows in tested.items()
+    }
+    seconds = time.process_time() - begun
+    return {split: {**scores, CPU_SECONDS: seconds} for split, scores in found.items()}
+
+
+class _Ridges:
+    """scikit-learn's `Ridge(alpha=strength * rows)` on standardised features, of any strength."""
+
+    def __init__(self, rows: Rows) -> None:
+        learnt = learnt_rows(len(rows.labels), rows.features.shape[1], rows.labels.shape[1])
+        features, labels = (np.asarray(each, dtype=np.float64)[learnt] for each in rows)
+        self._mean, self._scale, self._offset = features.mean(axis=0), features.std(axis=0), labels.mean(axis=0)
+        self._scale[self._scale < 1e-8] = 1.0
+        features = (features - self._mean) / self._scale
+        self._moments = features.T @ features / len(features)
+        self._shared = features.T @ (labels - self._offset) / len(features)
+
+    def answer(self, features: NDArray[np.floating], strength: float) -> Floats:
+        """(N, T) numbers of (N, D) features."""
+        weights = np.linalg.solve(self._moments + strength * np.eye(len(self._moments)), self._shared)
+        answers: Floats = (features - self._mean) / self._scale @ weights + self._offset
+        return answers
+
+
+def _r2(answers: Floats, labels: NDArray[Any]) -> float:
+    """Mean over numbers of the share of the labels' variance that answers explain."""
+    spread = ((labels - labels.mean(axis=0)) ** 2).sum(axis=0)
+    return float((1 - ((answers - labels) ** 2).sum(axis=0) / np.where(spread > 0, spread, 1.0)).mean())
 
 
 def best_probe(
@@ -281,8 +340,15 @@ def _canonical_maps(moments: _Moments, ridge: float) -> tuple[Floats, Floats]:
     return images * np.sqrt(correlations), texts * np.sqrt(correlations)
 
 
-def _score(probe: LinearProbe, rows: Rows, label_names: Sequence[str]) -> dict[str, float]:
-    found = classification_metrics(probe.logits(rows.features, len(label_names)), rows.labels, label_names)
+def _score(
+    probe: LinearProbe,
+    rows: Rows,
+    label_names: Sequence[str],
+    measure: Callable[..., dict[str, float]] = classification_metrics,
+) -> dict[str, float]:
+    found = measure(probe.logits(rows.features, len(label_names)), rows.labels, label_names)
+    if measure is not classification_metrics:
+        return found
     return {name: found.get(name, 0.0) for name in ("accuracy", "f1_macro")}
 
 

@@ -24,6 +24,8 @@ MAX_BARS = 50
 _MAX_WITH_ZEROS = 15
 _MAX_COUNTS = 45
 _MAX_NAMED = 80
+_MAX_NUMBERS, _MAX_DOTS, _MAX_GRID = 6, 5000, 30
+"""Numbers and rows that a plot of residuals shows, and of how many distinct labels dots are set apart."""
 _BLUE, _AMBER, _VIOLET, _RED, _GREEN, _GREY = "#2563eb", "#d97706", "#7c3aed", "#dc2626", "#059669", "#9ca3af"
 
 
@@ -282,6 +284,41 @@ def plot_recall(evaluation: RetrievalEvaluation, path: str | Path) -> None:
     axes.set(xscale="log", ylim=(0, 1.02), xlabel="results looked at (k)", ylabel="recall@k; dashed: by chance")
     axes.legend(frameon=False, loc="upper left")
     _frame(axes)
+    save_figure(figure, path)
+
+
+def plot_residuals(answers: ArrayLike, labels: ArrayLike, names: Sequence[str], path: str | Path) -> None:
+    """Draw answers against labels, and below what is left of each label, by the answer.
+
+    Args:
+        answers, labels (`ArrayLike` of shape `(N, T)`): What the model says, and what is true.
+        names (`Sequence[str]`): Of the T numbers; of more than 6 the first are drawn.
+        path (`str` or `Path`): the PNG; parent folders are made.
+    """
+    given, true = np.asarray(answers, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    count = min(len(names), _MAX_NUMBERS)
+    figure = new_figure(max(5.6 * count, 6.4), 7.2)
+    panels = figure.subplots(2, count, squeeze=False, height_ratios=[2, 1], sharex="col")
+    rng = np.random.default_rng(0)
+    for place, name in enumerate(names[:count]):
+        above, below = panels[:, place]
+        answer, label = given[:, place], true[:, place]
+        shown = np.sort(rng.permutation(len(label))[:_MAX_DOTS])
+        alpha = float(np.clip(60 / np.sqrt(len(shown) + 1), 0.15, 0.8))
+        dots = {"s": 14.0, "alpha": alpha, "color": _BLUE, "linewidths": 0}
+        # Whole numbers would lie on top of each other.
+        width = 0.3 * float(np.min(np.diff(np.unique(label)), initial=np.ptp(label)))
+        is_grid = len(np.unique(label)) <= _MAX_GRID
+        spread = rng.uniform(-width, width, len(shown)) if is_grid else np.zeros(len(shown))
+        above.scatter(label[shown] + spread, answer[shown], **dots)
+        ends = [float(min(label.min(), answer.min())), float(max(label.max(), answer.max()))]
+        above.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1.0)
+        above.set_title(shorten(name), loc="left", parse_math=False)
+        above.set_ylabel("answer")
+        below.scatter(label[shown] + spread, (answer - label)[shown], **dots)
+        below.axhline(0.0, color=_GREY, linestyle="--", linewidth=1.0)
+        below.set(xlabel="label", ylabel="answer - label")
+        _frame(above, below)
     save_figure(figure, path)
 
 

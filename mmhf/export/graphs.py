@@ -22,6 +22,7 @@ from mmhf.inference.predictors import PredictionCollator
 from mmhf.models.classification_loss import class_names
 from mmhf.models.dual_encoder.modeling_dual_encoder import MAX_LOGIT_SCALE
 from mmhf.models.processing import TEXT_INPUTS
+from mmhf.models.targets import target_of
 
 Tensors = Mapping[str, Tensor]
 _TEXT_LENGTHS = {0: "batch", 1: "length"}
@@ -147,7 +148,10 @@ class ClassifierGraphs(ModelGraphs):
         return [Graph("model", GraphModule(self.model, call, names), cases[0].inputs, ("logits",), lengths, cases)]
 
     def after(self) -> dict[str, Any]:
-        return {"labels": class_names(self.model), "abstain_below": self.model.config.abstain_below}
+        config = self.model.config
+        names = class_names(self.model)
+        learnt = {"learnt": target_of(config).name, "labels": names, "thresholds": config.thresholds}
+        return {**learnt, "abstain_below": config.abstain_below}
 
 
 class DualEncoderGraphs(ModelGraphs):

@@ -18,10 +18,14 @@ from torch.utils.data import DataLoader
 from mmhf.conventions import IGNORED_LABEL
 from mmhf.errors import InputError
 from mmhf.evaluation.classification import classification_metrics
+from mmhf.evaluation.multi_label import multi_label_metrics
+from mmhf.evaluation.ordinal import ordinal_metrics
+from mmhf.evaluation.regression import regression_metrics
 from mmhf.evaluation.retrieval import retrieval_metrics
 from mmhf.export.formats import Runner
 from mmhf.export.graphs import Graph, ModelGraphs
 from mmhf.models.classification_loss import class_names
+from mmhf.models.targets import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, target_of
 from mmhf.recipe import ResolvedRecipe
 from mmhf.tasks import task_of
 from mmhf.tasks.contrastive import SplitEmbeddings
@@ -30,7 +34,13 @@ logger = logging.getLogger(__name__)
 
 SPLIT = "validation"
 _CALIBRATION_ROWS, _BATCH = 64, 8
-_SHOWN = {"classify": ("accuracy", "f1_macro"), "match": ("mean_recall",), "caption": ("loss",)}
+_SHOWN = {"classify": ("accuracy", "f1_macro", "map", "mae"), "match": ("mean_recall",), "caption": ("loss",)}
+_METRICS = {
+    SINGLE_LABEL: classification_metrics,
+    MULTI_LABEL: multi_label_metrics,
+    REGRESSION: regression_metrics,
+    ORDINAL: ordinal_metrics,
+}
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -133,7 +143,8 @@ def measure(
     for each in found:
         joined = {name: np.concatenate(arrays) for name, arrays in each.items()}
         if graphs.runner == "classify":
-            metrics.append(classification_metrics(joined["logits"], truth, class_names(graphs.model)))
+            measured = _METRICS[target_of(graphs.model.config)]
+            metrics.append(measured(joined["logits"], truth, class_names(graphs.model)))
         else:
             split = SplitEmbeddings.of((joined["text_embeds"], joined["image_embeds"]), truth)
             metrics.append(retrieval_metrics(split.images, split.texts, split.owners))

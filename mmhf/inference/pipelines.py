@@ -63,7 +63,8 @@ class ImageTextClassificationPipeline(ProcessorPipeline):
             `list[dict]` for one pair: `label` and `score` (its probability), the most probable first; for a list, a
             list of those, and for a generator or data set an iterator. With a model that has an abstention threshold,
             each also has `abstain`: whether the highest probability is below it. Of a model of several labels, each
-            has `given`: whether its probability reaches its own threshold.
+            has `given`: whether its probability reaches its own threshold; of a model of ordered classes, whether it
+            is the answer. A model of numbers gives each as `score`, in the order of its columns.
 
         Raises:
             InputError: An input lacks its image, text or columns, has a column or value that the model does not read,
@@ -128,18 +129,8 @@ class ImageTextClassificationPipeline(ProcessorPipeline):
         self, model_outputs: Mapping[str, Tensor], top_k: int | None = None
     ) -> list[dict[str, Any]]:
         target = target_of(self.model.config)
-        scores = target.probabilities(model_outputs["logits"][0]).tolist()
-        names = class_names(self.model)
-        ranked = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
-        if target.has_several:
-            limits = self.model.config.thresholds or [0.5] * len(names)
-            return [
-                {"label": names[index], "score": scores[index], "given": scores[index] >= limits[index]}
-                for index in ranked[:top_k]
-            ]
-        threshold = self.model.config.abstain_below
-        abstain = {} if threshold is None else {"abstain": scores[ranked[0]] < threshold}
-        return [{"label": names[index], "score": scores[index], **abstain} for index in ranked[:top_k]]
+        scores = target.scores(model_outputs["logits"][0]).tolist()
+        return target.answers(scores, class_names(self.model), self.model.config)[:top_k]
 
 
 def _pairs(

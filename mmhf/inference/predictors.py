@@ -27,7 +27,8 @@ from mmhf.models.family import family_of
 from mmhf.models.fusion import FusionForImageTextClassification
 from mmhf.models.fusion.building import check_same_table
 from mmhf.models.fusion.column_features import ColumnFeatures
-from mmhf.models.targets import target_of
+from mmhf.models.ordinal_loss import median_classes
+from mmhf.models.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, target_of
 from mmhf.models.text_tables import TableEncoder
 
 EMPTY_TEXT = "the text is empty; predicted from the image alone"
@@ -100,7 +101,7 @@ class PredictionCollator:
 
 
 class LabelPredictor(ABC):
-    """What classifiers have in common: a column `probability_<label>` for each label, and those of the answer.
+    """What classifiers have in common: a column `PREFIX_NAME` for each label, and those of the answer.
 
     Args:
         model (`PreTrainedModel`): A classifier in eval mode, on its device.
@@ -108,6 +109,7 @@ class LabelPredictor(ABC):
     """
 
     verb = "predicting"
+    prefix = "probability"
 
     def __init__(self, model: PreTrainedModel, processor: Processor) -> None:
         self.model = model
@@ -135,9 +137,13 @@ class LabelPredictor(ABC):
         """
         if generation:
             raise InputError("generation: the model predicts labels, and writes no captions")
-        if target_of(model.config).has_several:
-            return LabelSetPredictor(model, processor, threshold=threshold)
-        return ClassificationPredictor(model, processor, threshold=threshold)
+        target = target_of(model.config)
+        if target in (SINGLE_LABEL, MULTI_LABEL):
+            kind = ClassificationPredictor if target is SINGLE_LABEL else LabelSetPredictor
+            return kind(model, processor, threshold=threshold)
+        if threshold is not None:
+            raise InputError(f"threshold: the model was trained on {target.learns}, and knows none")
+        return (NumberPredictor if target is REGRESSION else OrdinalPredictor)(model, processor)
 
     @property
     @abstractmethod
@@ -160,20 +166,20 @@ class LabelPredictor(ABC):
         """One row of `schema` for each encoded row."""
         inputs = {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        columns = self._answer(self.target.probabilities(self.model(**inputs).logits))
+        columns = self._answer(self.target.scores(self.model(**inputs).logits))
         arrays = [pa.array(columns[each.name], each.type) for each in self.schema]
         return pa.table(arrays, schema=self.schema)
 
     @abstractmethod
-    def _answer(self, probabilities: torch.Tensor) -> dict[str, list[Any]]:
-        """The columns of `schema`, of (B, C) probabilities."""
+    def _answer(self, scores: torch.Tensor) -> dict[str, list[Any]]:
+        """The columns of `schema`, of (B, C) probabilities or numbers."""
 
-    def _probability_fields(self) -> list[tuple[str, pa.DataType]]:
-        return [(f"probability_{name}", pa.float64()) for name in self.label_names]
+    def _score_fields(self) -> list[tuple[str, pa.DataType]]:
+        return [(f"{self.prefix}_{name}", pa.float64()) for name in self.label_names]
 
-    def _probability_columns(self, probabilities: torch.Tensor) -> dict[str, list[Any]]:
-        names = [name for name, _ in self._probability_fields()]
-        return dict(zip(names, probabilities.T.tolist(), strict=True))
+    def _score_columns(self, scores: torch.Tensor) -> dict[str, list[Any]]:
+        names = [name for name, _ in self._score_fields()]
+        return dict(zip(names, scores.T.tolist(), strict=True))
 
 
 class ClassificationPredictor(LabelPredictor):
@@ -199,19 +205,14 @@ class ClassificationPredictor(LabelPredictor):
     @property
     def schema(self) -> pa.Schema:
         abstained = [] if self.model.config.abstain_below is None else [("abstained", pa.bool_())]
-        return pa.schema(
-            [("label", pa.string()), *self._probability_fields(), ("confidence", pa.float64()), *abstained]
-        )
+        return pa.schema([("label", pa.string()), *self._score_fields(), ("confidence", pa.float64()), *abstained])
 
-    def _answer(self, probabilities: torch.Tensor) -> dict[str, list[Any]]:
-        if self.threshold is None:
-            chosen = probabilities.argmax(dim=-1)
-        else:
-            chosen = (probabilities[:, 1] >= self.threshold).long()
-        confidence = probabilities.gather(1, chosen[:, None])[:, 0]
+    def _answer(self, scores: torch.Tensor) -> dict[str, list[Any]]:
+        chosen = scores.argmax(dim=-1) if self.threshold is None else (scores[:, 1] >= self.threshold).long()
+        confidence = scores.gather(1, chosen[:, None])[:, 0]
         columns: dict[str, list[Any]] = {
             "label": [self.label_names[index] for index in chosen.tolist()],
-            **self._probability_columns(probabilities),
+            **self._score_columns(scores),
             "confidence": confidence.tolist(),
         }
         if self.model.config.abstain_below is not None:
@@ -235,16 +236,48 @@ class LabelSetPredictor(LabelPredictor):
 
     @property
     def schema(self) -> pa.Schema:
-        return pa.schema([("labels", pa.list_(pa.string())), *self._probability_fields()])
+        return pa.schema([("labels", pa.list_(pa.string())), *self._score_fields()])
 
-    def _answer(self, probabilities: torch.Tensor) -> dict[str, list[Any]]:
-        given = probabilities >= self.thresholds
-        order = probabilities.argsort(dim=1, descending=True, stable=True).tolist()
+    def _answer(self, scores: torch.Tensor) -> dict[str, list[Any]]:
+        given = scores >= self.thresholds
+        order = scores.argsort(dim=1, descending=True, stable=True).tolist()
         labels = [
             [self.label_names[place] for place in places if row[place]]
             for places, row in zip(order, given.tolist(), strict=True)
         ]
-        return {"labels": labels, **self._probability_columns(probabilities)}
+        return {"labels": labels, **self._score_columns(scores)}
+
+
+class OrdinalPredictor(LabelPredictor):
+    """Makes the columns `label`, `probability_<label>` and `confidence`, the probability of the predicted label.
+
+    The predicted label is the median of the ordered classes, see `median_classes`.
+    """
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema([("label", pa.string()), *self._score_fields(), ("confidence", pa.float64())])
+
+    def _answer(self, scores: torch.Tensor) -> dict[str, list[Any]]:
+        chosen = median_classes(scores)
+        return {
+            "label": [self.label_names[index] for index in chosen.tolist()],
+            **self._score_columns(scores),
+            "confidence": scores.gather(1, chosen[:, None])[:, 0].tolist(),
+        }
+
+
+class NumberPredictor(LabelPredictor):
+    """Makes a column `predicted_<name>` for each number."""
+
+    prefix = "predicted"
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.schema(self._score_fields())
+
+    def _answer(self, scores: torch.Tensor) -> dict[str, list[Any]]:
+        return self._score_columns(scores)
 
 
 class CaptionPredictor:

@@ -15,14 +15,15 @@ from mmhf.conventions import ImageSize, height_and_width
 from mmhf.errors import InputError
 from mmhf.models.backbones import ImageStatistics, image_statistics, load_encoder_config
 from mmhf.models.classification_loss import LossSettings
+from mmhf.models.classifier_config import ClassifierConfig
 from mmhf.models.encoders import describe_text, describe_vision
-from mmhf.models.targets import target_of
+from mmhf.models.targets import target_named, target_of
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.fusion_recipe import FusionModelSection
 from mmhf.recipe.image_classifier_recipe import ImageClassifierModelSection
 from mmhf.recipe.sections import TextEncoderSection, VisionEncoderSection
 
-ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
+ConfigT = TypeVar("ConfigT", bound=ClassifierConfig)
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
@@ -105,7 +106,11 @@ def loss_values(loss: LossSettings) -> dict[str, Any]:
         "focal_gamma": loss.focal_gamma,
         "logit_adjustment": _as_floats(loss.logit_adjustment),
         "asymmetric": None if loss.asymmetric is None else dict(loss.asymmetric),
+        "huber_delta": loss.huber_delta,
+        "target_mean": _as_floats(loss.target_mean),
+        "target_std": _as_floats(loss.target_std),
         "problem_type": loss.problem_type,
+        "ordinal": loss.ordinal,
     }
 
 
@@ -126,7 +131,7 @@ def config_of_parent(
     *,
     fixed: Mapping[str, str],
     label_names: Sequence[str],
-    problem_type: str,
+    loss: LossSettings,
 ) -> ConfigT:
     """Config of the classifier that training starts from, once the recipe is found to fit it.
 
@@ -135,7 +140,7 @@ def config_of_parent(
         path (`str` or `Path`): Folder of the release or run.
         section (`FusionModelSection` or `ImageClassifierModelSection`): The recipe's model.
         fixed (`Mapping[str, str]`): See `check_same_model`.
-        label_names, problem_type: The data's; with `reset_head` they may be others than the release's.
+        label_names, loss: The run's; with `reset_head` they may be for another kind of target than the release's.
 
     Raises:
         `InputError`: the folder holds no classifier of this family, or the recipe's model or labels differ from its
@@ -145,19 +150,22 @@ def config_of_parent(
     check_same_model(config, section.model_dump(), fixed, path)
     if not section.reset_head:
         check_same_labels(config, label_names, path)
-        if (released := target_of(config)).problem_type != problem_type:
-            had = "any number of labels" if released.has_several else "one label"
+        if (released := target_of(config)) is not target_named(loss.problem_type, ordinal=loss.ordinal):
             raise InputError(
-                f"init_from {path}: its rows had {had}, unlike those of the data (data.multi_label); set "
-                "model.reset_head: true to start a new head"
+                f"init_from {path}: its rows had {released.learns}, unlike those of the data "
+                "(data.multi_label, data.regression, data.ordinal); set model.reset_head: true to start a new head"
             )
     return config
 
 
-def config_of_child(parent: ConfigT, label_names: Sequence[str], loss: LossSettings) -> ConfigT:
+def config_of_child(parent: ConfigT, label_names: Sequence[str], loss: LossSettings, *, has_new_head: bool) -> ConfigT:
     """A released config with the labels and the loss of the new run, uncalibrated."""
     config = copy.deepcopy(parent)
-    for name, value in {**label_maps(label_names), **loss_values(loss)}.items():
+    values = {**label_maps(label_names), **loss_values(loss)}
+    if not has_new_head:
+        # A head that is kept answers in its parent's deviations.
+        values |= {"target_mean": parent.target_mean, "target_std": parent.target_std}
+    for name, value in values.items():
         setattr(config, name, value)
     config.calibration_temperature, config.abstain_below, config.thresholds = 1.0, None, None
     return config

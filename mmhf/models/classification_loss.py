@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,10 @@ class LossSettings:
             [`MultiLabelLoss`].
         auxiliary_weights (`Mapping[str, float]`): `image`, `text` → weight of the loss of a classifier that sees this
             modality alone; a fusion classifier's.
+        huber_delta (`float`, *optional*): Of [`RegressionLoss`].
+        target_mean, target_std (`Sequence[float]`, *optional*): Mean and deviation of each number to learn.
+        problem_type (`str`): What the labels are, in transformers' words.
+        ordinal (`bool`): Whether the classes have an order.
     """
 
     label_smoothing: float = 0.0
@@ -39,20 +44,26 @@ class LossSettings:
     logit_adjustment: Sequence[float] | None = None
     asymmetric: Mapping[str, float] | None = None
     auxiliary_weights: Mapping[str, float] = field(default_factory=dict)
+    huber_delta: float | None = None
+    target_mean: Sequence[float] | None = None
+    target_std: Sequence[float] | None = None
     problem_type: str = "single_label_classification"
-    """What the labels are, in transformers' words."""
+    ordinal: bool = False
 
 
 PLAIN_LOSS = LossSettings()
 
 
 class TargetLoss(nn.Module, ABC):
-    """A classifier's loss: a sum over what is counted, divided by the count.
+    """What comes behind a head: the loss, a sum over what is counted, divided by the count, and the model's answers.
 
     Args:
         class_weights (`Sequence[float]`, *optional*): Weight of each class.
         label_smoothing (`float`): Share of the target spread evenly over the classes; a stage may change it.
     """
+
+    running: ClassVar[str] = "accuracy"
+    """What the tally is called in the log: the first number of it divided by the second."""
 
     def __init__(self, class_weights: Sequence[float] | None = None, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -63,7 +74,7 @@ class TargetLoss(nn.Module, ABC):
         self.register_buffer("weight", _as_tensor(class_weights), persistent=False)
 
     def forward(self, logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Mean loss of (B, C) logits and their labels; scalar, fp32.
+        """Mean loss of a head's (B, …) logits and their labels; scalar, fp32.
 
         `num_items_in_batch`, the `count` of all batches that one optimizer step accumulates on all processes, is what
         the sum is divided by; absent, it is this batch's. So a step is the same however its rows are cut into batches.
@@ -75,9 +86,13 @@ class TargetLoss(nn.Module, ABC):
             return total / torch.where(count > 0, count, 1.0)
         return total / (count if count > 0 else 1)
 
+    def outputs(self, logits: Tensor) -> Tensor:
+        """What the model answers, of a head's logits."""
+        return logits
+
     @abstractmethod
     def total(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum of the losses of (B, C) fp32 logits; scalar."""
+        """Sum of the losses of a head's (B, …) fp32 logits; scalar."""
 
     @abstractmethod
     def count(self, labels: Tensor) -> Tensor:
@@ -89,7 +104,7 @@ class TargetLoss(nn.Module, ABC):
 
     @abstractmethod
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """(2,): how many answers are right, and how many there are."""
+        """(2,): how many of the model's answers are right, and how many there are."""
 
     def _weight(self) -> Tensor:
         assert self.weight is not None
@@ -164,10 +179,7 @@ class ClassificationLoss(TargetLoss):
         return (losses * (probabilities.sum(dim=-1) > 0)).sum()  # smoothing gives a loss to rows without a label
 
     def _focal_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if labels.is_floating_point():
-            targets = labels.float()
-        else:
-            targets = functional.one_hot(labels.clamp(min=0), logits.shape[-1]) * (labels != IGNORED_LABEL)[:, None]
+        targets = labels.float() if labels.is_floating_point() else self._one_hot(labels, logits.shape[-1])
         counted = targets.sum(dim=-1) > 0
         targets = (1 - self.label_smoothing) * targets + self.label_smoothing / logits.shape[-1]
         log_probabilities = logits.log_softmax(dim=-1)
@@ -178,15 +190,22 @@ class ClassificationLoss(TargetLoss):
             terms = terms * self._weight()
         return (terms.sum(dim=-1) * counted).sum()
 
+    @staticmethod
+    def _one_hot(labels: Tensor, num_labels: int) -> Tensor:
+        return functional.one_hot(labels.clamp(min=0), num_labels).float() * (labels != IGNORED_LABEL)[:, None]
+
     def hide(self, labels: Tensor, shown: Tensor) -> Tensor:
         """See [`TargetLoss`]."""
         return labels * shown[:, None] if labels.is_floating_point() else labels.where(shown, IGNORED_LABEL)
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See [`TargetLoss`]; of mixed labels, the larger part is the right answer."""
+        return self._tally_of(logits.argmax(dim=1), labels)
+
+    def _tally_of(self, answers: Tensor, labels: Tensor) -> Tensor:
         classes = labels if labels.ndim == 1 else labels.argmax(dim=1)
         counted = classes != IGNORED_LABEL
-        return torch.stack([((logits.argmax(dim=1) == classes) & counted).sum(), counted.sum()])
+        return torch.stack([((answers == classes) & counted).sum(), counted.sum()])
 
     @torch.no_grad()
     def restore_buffers(self) -> None:

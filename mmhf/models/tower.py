@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
@@ -30,6 +31,7 @@ from mmhf.models.encoders import (
 )
 from mmhf.models.layer_groups import LORA, is_lora, layer_groups
 from mmhf.models.lora import merge_lora, put_lora
+from mmhf.models.ordinal_loss import OrdinalHead
 from mmhf.models.tower_config import TowerConfig
 
 TOWER: tuple[str, ...] = ()
@@ -309,3 +311,5 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, TargetLoss):
             module.restore_buffers()
+        if isinstance(module, OrdinalHead):
+            init.copy_(module.bias, module.even_biases(len(module.bias) + 1))

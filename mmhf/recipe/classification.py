@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -35,6 +35,9 @@ class LossSection(Section):
     al., 2017, use 2."""
     asymmetric: AsymmetricSection | None = None
     """With `data.multi_label`: focus on hard labels, with an exponent of their own for those that a row has not."""
+    huber_delta: PositiveFloat | None = None
+    """With `data.regression`: Huber's loss in place of the squared error. Errors count by their square up to this many
+    standard deviations of the training rows, and by their size beyond; 1 is usual."""
     logit_adjustment: NonNegativeFloat = 0.0
     """Menon et al., 2021: inside the loss, tau · log(share of the class in the training split) is added to the logits,
     which gives rare classes a wider margin. 0 = none; 1 optimises balanced accuracy."""
@@ -82,34 +85,70 @@ class ClassificationRecipe(RecipeBase):
             what = "`loss.label_smoothing` is given too; remove one of the two"
             given = shown(self.training["label_smoothing_factor"])
             yield Problem(("training", "label_smoothing_factor"), what, given)
-        yield from self._single_label_problems() if self.data.label_sets is None else self._multi_label_problems()
-
-    def _single_label_problems(self) -> Iterator[Problem]:
-        for section, name in (("loss", "asymmetric"), ("evaluation", "fit_thresholds")):
-            if name in getattr(self, section).changed():
-                what = "is for any number of labels a row; set `data.multi_label`, or remove it"
-                yield Problem((section, name), what, shown(getattr(self, section).changed()[name]))
-
-    def _multi_label_problems(self) -> Iterator[Problem]:
-        one, by_label = "with `data.multi_label` a row has no one class; remove it", SamplingSection().by
-        refused = {
-            ("loss", "logit_adjustment"): self.loss.logit_adjustment or None,
-            ("evaluation", "target_accuracy"): self.evaluation.target_accuracy,
-            ("evaluation", "subgroups"): self.evaluation.subgroups or None,
-            ("data", "labels"): self.data.changed().get("labels"),
-            ("data", "filters", "min_samples_per_label"): self.data.filters.min_samples_per_label,
-            ("sampling", "by"): self.sampling.by if self.sampling and self.sampling.by == by_label else None,
-            ("data", "streaming"): True if self.data.is_stream() else None,
-        }
-        ways = {
-            "labels": "`data.multi_label.names` names the labels; remove it",
-            "min_samples_per_label": "name the labels to keep in `data.multi_label.names`, and remove it",
-            "by": "rows with several labels have no one class; name another column",
-            "streaming": "a stream is not read beforehand, as labels must be; set it to false",
-        }
-        for path, value in refused.items():
-            if value is not None:
-                yield Problem(path, ways.get(path[-1], one), shown(value))
+        yield from self._target_problems()
         if self.loss.asymmetric is not None and self.loss.focal_gamma:
             what = "`loss.asymmetric` has exponents of its own; remove one of the two"
             yield Problem(("loss", "focal_gamma"), what, shown(self.loss.focal_gamma))
+
+    def _target_problems(self) -> Iterator[Problem]:
+        """Keys that are for another kind of target than the data's."""
+        kind = next((kind for kind in _SECTIONS if getattr(self.data, kind, None) is not None), None)
+        for path, kinds in _KINDS_OF.items():
+            value = self._given(path)
+            if value is not None and kind not in kinds:
+                yield Problem(path, _why_not(path, kind, kinds), shown(value))
+        for index, stage in enumerate(self.stages or []):
+            for name in ("mixup", "cutmix"):
+                if kind == _NUMBERS and stage.augment is not None and name in stage.augment.changed():
+                    what = _why_not(("data", "augment", name), kind, _KINDS_OF["data", "augment", name])
+                    yield Problem(("stages", index, "augment", name), what, shown(stage.augment.changed()[name]))
+
+    def _given(self, path: tuple[str, ...]) -> object:
+        """What a key is set to; None where it is left as it is."""
+        section: Any = self
+        for name in path[:-1]:
+            section = getattr(section, name, None)
+        if isinstance(section, SamplingSection) and path[-1] == "by":
+            return section.by if section.by == SamplingSection().by else None
+        if isinstance(section, dict):
+            return section.get(path[-1])
+        return None if section is None else section.changed().get(path[-1])
+
+
+_SETS, _NUMBERS, _ORDER = _SECTIONS = ("multi_label", "regression", "ordinal")
+_ONE = None
+"""One class a row, for which `data` needs no section."""
+_KINDS_OF: dict[tuple[str, ...], tuple[str | None, ...]] = {
+    ("loss", "label_smoothing"): (_ONE, _SETS),
+    ("training", "label_smoothing_factor"): (_ONE, _SETS),
+    ("loss", "class_weights"): (_ONE, _SETS, _ORDER),
+    ("loss", "focal_gamma"): (_ONE, _SETS),
+    ("loss", "asymmetric"): (_SETS,),
+    ("loss", "logit_adjustment"): (_ONE,),
+    ("loss", "huber_delta"): (_NUMBERS,),
+    ("evaluation", "calibrate"): (_ONE, _SETS),
+    ("evaluation", "target_accuracy"): (_ONE,),
+    ("evaluation", "subgroups"): (_ONE,),
+    ("evaluation", "fit_thresholds"): (_SETS,),
+    ("data", "labels"): (_ONE, _ORDER),
+    ("data", "filters", "min_samples_per_label"): (_ONE, _ORDER),
+    ("data", "streaming"): (_ONE,),
+    ("data", "augment", "mixup"): (_ONE, _SETS, _ORDER),
+    ("data", "augment", "cutmix"): (_ONE, _SETS, _ORDER),
+    ("sampling", "by"): (_ONE, _ORDER),
+}
+"""Key → the kinds of targets that it is for; keys that are not here are for all."""
+_WAYS = {
+    (_SETS, "labels"): "`data.multi_label.names` names the labels; remove it",
+    (_SETS, "min_samples_per_label"): "name the labels to keep in `data.multi_label.names`, and remove it",
+    (_SETS, "by"): "rows with several labels have no one class; name another column",
+    (_NUMBERS, "by"): "numbers are no classes; name another column",
+}
+
+
+def _why_not(path: tuple[str, ...], kind: str | None, kinds: tuple[str | None, ...]) -> str:
+    if path[-1] == "streaming":
+        return f"`data.{kind}` needs all rows beforehand, and a stream is not read then; set it to false"
+    if kind is None:
+        return f"is for {' and '.join(f'`data.{each}`' for each in kinds)}; set `data.{kinds[0]}`, or remove it"
+    return _WAYS.get((kind, path[-1]), f"is not for `data.{kind}`; remove it")

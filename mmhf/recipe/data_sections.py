@@ -9,38 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.row_sections import ConditionSection, FiltersSection, SplitSection
 from mmhf.recipe.sections import CloudSection, DataPath, PositiveInt, Section, SplitName
-
-
-class MultiLabelSection(Section):
-    """Any number of labels a row: a list or a text with several names in `columns.label`, or several columns."""
-
-    separator: str | None = None
-    """What stands between the labels of a text, such as `,`; absent: lists, also those written out in a text."""
-    columns: Annotated[list[str], Field(min_length=2)] | None = None
-    """Columns named after the labels, in place of `columns.label`: 1 or true where a row has it, else 0 or false."""
-    names: Annotated[list[str], Field(min_length=2)] | None = None
-    """The labels, in the order of their ids; absent: `columns`, or all that there are, sorted."""
-    others: Literal["raise", "ignore"] = "raise"
-    """Labels that are not among `names`: a bad row (`on_bad_row`), or as if they were not there."""
-    empty: Literal["none", "missing"] | None = None
-    """A row without labels has `none` of them, or they are `missing`, and it is a bad row (`on_bad_row`); of several
-    columns, one without a value. Absent: such a row is an error."""
-
-    @model_validator(mode="after")
-    def _one_way_to_name_labels(self) -> MultiLabelSection:
-        if self.columns is not None and self.separator is not None:
-            raise ValueError("`columns` have a label each, and nothing to separate; remove `separator`")
-        if self.columns is not None and self.names is not None:
-            raise ValueError("`columns` name the labels already; remove `names`")
-        if self.separator == "":
-            raise ValueError("separator: is empty; leave it away where the column has lists")
-        for name in ("columns", "names"):
-            given = getattr(self, name) or []
-            if twice := next((each for each in given if given.count(each) > 1), None):
-                raise ValueError(f"{name}: {twice!r} is given twice")
-        if self.others == "ignore" and self.names is None:
-            raise ValueError("others: ignore needs `names`: which labels to keep")
-        return self
+from mmhf.recipe.target_sections import MultiLabelSection, OrdinalSection, RegressionSection, TargetSection
 
 
 class ColumnsSection(Section):
@@ -134,9 +103,14 @@ class DataSectionBase(Section):
         return self
 
     @property
-    def label_sets(self) -> MultiLabelSection | None:
-        """How a row's labels are read where it may have several; None: it has one."""
+    def target(self) -> TargetSection | None:
+        """How what is learnt of a row is read; None: it is one class."""
         return None
+
+    @property
+    def label_column(self) -> str:
+        """The column of the label, or what stands for one."""
+        return "label"
 
     def is_on_hub(self) -> bool:
         """Whether reading the data needs the Hub."""
@@ -151,15 +125,26 @@ class DataSectionBase(Section):
         return self.on_empty_text in ("keep", "mask")
 
 
-class LabelSetsSection(DataSectionBase):
-    """Sources whose rows may have several labels."""
+class TargetDataSection(DataSectionBase):
+    """Sources that may have something else to learn than one class a row."""
 
     multi_label: MultiLabelSection | None = None
-    """Any number of labels a row (docs/multi_label.md); absent: one."""
+    """Any number of labels a row (docs/multi_label.md)."""
+    regression: RegressionSection | None = None
+    """A number a row, or several (docs/regression.md)."""
+    ordinal: OrdinalSection | None = None
+    """One of several classes that have an order (docs/regression.md). Without any of the three: one class a row."""
+
+    @model_validator(mode="after")
+    def _learns_one_kind(self) -> TargetDataSection:
+        given = [name for name in ("multi_label", "regression", "ordinal") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"a model learns one of {' and '.join(given)}; remove the others")
+        return self
 
     @property
-    def label_sets(self) -> MultiLabelSection | None:
-        return self.multi_label
+    def target(self) -> TargetSection | None:
+        return self.multi_label or self.regression or self.ordinal
 
 
 class FakedditDataSection(DataSectionBase):
@@ -210,7 +195,7 @@ def check_image_roots(roots: object, **files: str | None) -> None:
             raise ValueError(f"image_root.{split}: there is no file `{split}`; give one, or one root for all")
 
 
-class TableDataSection(FilteredDataSection, LabelSetsSection):
+class TableDataSection(FilteredDataSection, TargetDataSection):
     source: Literal["table"]
     path: DataPath | None = None
     """One CSV, TSV, JSONL or parquet file, split by `split` or by its column `split_column`; a path or URL."""
@@ -237,6 +222,10 @@ class TableDataSection(FilteredDataSection, LabelSetsSection):
         roots = self.image_root.values() if isinstance(self.image_root, dict) else [self.image_root]
         self._check_version([self.path, self.train, self.validation, self.test, *roots])
         return self
+
+    @property
+    def label_column(self) -> str:
+        return self.columns.label
 
     def without_text(self) -> TableDataSection:
         """The same rows for a task that reads no texts: `filters.has_text` becomes a condition on the column."""
@@ -283,13 +272,17 @@ class ClinicalDataSection(FilteredDataSection):
         return self
 
 
-class SampleDataSection(LabelSetsSection):
+class SampleDataSection(TargetDataSection):
     source: Literal["sample"]
     image_size: ImageSizeSetting = 96
     max_length: PositiveInt = 32
 
+    @property
+    def label_column(self) -> str:
+        return "words"
 
-class HubDataSection(LabelSetsSection):
+
+class HubDataSection(TargetDataSection):
     source: Literal["hub"]
     path: str
     """A data set repository, or anything else that `datasets.load_dataset` takes."""
@@ -303,6 +296,10 @@ class HubDataSection(LabelSetsSection):
     """Our split → the data set's split; absent: the splits of the same names."""
     split: SplitSection | None = None
     """How to split the data set's `train` split."""
+
+    @property
+    def label_column(self) -> str:
+        return self.columns.label
 
     def is_on_hub(self) -> bool:
         return True

@@ -56,8 +56,8 @@ class ImageClassificationRecipe(ClassificationRecipe):
     def why_no_probe(self, stage: StageSection) -> str | None:
         if self.model.head.hidden_dim is not None:
             return "a linear probe is a linear head's start; set `model.head.hidden_dim: null`"
-        if self.data.label_sets is not None:
-            return "a linear probe has one class a row, and `data.multi_label` any number"
+        if self.data.target is not None:
+            return "a linear probe is a logistic regression, for one class a row without an order; remove `start`"
         if stage.train not in ("head", ["head"]):
             return "a linear probe fits the head on frozen features; set the stage's `train: [head]`"
         return None

@@ -184,6 +184,8 @@ _LOWER_IS_BETTER = (
     "brier",
     "aurc",
     "gap",
+    "mae",
+    "rmse",
 )
 
 

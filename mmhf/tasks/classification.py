@@ -23,16 +23,18 @@ from mmhf.data.mixing import build_mixer
 from mmhf.data.pixel_statistics import PixelSums, sum_pixels
 from mmhf.data.table import extra_column
 from mmhf.errors import InputError
-from mmhf.evaluation.baselines import Rows, learnt_rows, logistic_regression
+from mmhf.evaluation.baselines import Rows
 from mmhf.evaluation.modalities import ModalityEvaluation
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.models.classification_loss import LossSettings, class_names
 from mmhf.parallel import gather, rank, world_size
 from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.classification import ClassificationRecipe, SamplingSection
+from mmhf.recipe.data_sections import DataSectionBase
+from mmhf.recipe.target_sections import MultiLabelSection, OrdinalSection, RegressionSection
 from mmhf.tasks.base import Baselines, Task
-from mmhf.tasks.classifier_targets import Predicted, classifier_target
 from mmhf.tasks.frozen_features import FrozenFeatures, SplitFeatures, by_split
+from mmhf.tasks.targets import Predicted, classifier_target
 
 ClassificationRecipeT = TypeVar("ClassificationRecipeT", bound=ClassificationRecipe)
 
@@ -47,6 +49,7 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
     def __init__(self, recipe: ClassificationRecipeT) -> None:
         self.target = classifier_target(recipe)
         self.protocols = self.target.protocols
+        self.has_baselines = self.target.baseline is not None
         super().__init__(recipe)
 
     @abstractmethod
@@ -65,11 +68,8 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         parent: Path | None = None,
         device: str | None = None,
     ) -> PreTrainedModel:
-        names: Sequence[str] | None = None if data is None else data.label_names
-        if names is None and (section := self.recipe.data.label_sets) is not None:
-            names = section.names or section.columns
         options: dict[str, Any] = {
-            "label_names": _NAMES_WITHOUT_DATA if names is None else names,
+            "label_names": _names_without_data(self.recipe.data) if data is None else data.label_names,
             "loss": self.loss_settings(data),
             "device": device,
             **self.model_options(data),
@@ -140,8 +140,8 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
 
     def finish(self, trainer: Trainer, data: LoadedData) -> None:
         """Fit temperature and thresholds on the validation split, and keep them in the model's config."""
-        by_itself = self.target.target.has_several and self.recipe.evaluation.fit_thresholds is None
-        if (by_itself and "validation" in data.splits) or self.target.fits_on_validation():
+        by_itself = self.target.fits_by_itself() and "validation" in data.splits
+        if by_itself or self.target.fits_on_validation():
             self.target.finish(self._predict(trainer, data, "validation"), _model_of(trainer).config)
 
     def measure(self, trainer: Trainer, data: LoadedData, split: str) -> Any:
@@ -150,41 +150,26 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         return self.target.measure(predicted, model.config, data=data, split=split, modalities=modalities)
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
-        if self.target.target.has_several:
+        splits, target = frozen.splits, self.target
+        if target.baseline is None or "train" not in splits:
             return {}
-        rows = {
-            split: (found, np.asarray(_table(data, split)["label"][:])[found.rows])
-            for split, found in frozen.splits.items()
+        labels = {
+            split: np.asarray(_table(data, split)[target.column][:])[each.rows] for split, each in splits.items()
         }
-        if "train" not in rows:
-            return {}
-        return by_split(
-            {
-                name: self._regressions(
-                    {split: _labelled(make(found), labels) for split, (found, labels) in rows.items()}, data
-                )
-                for name, make in self._kinds_of_features(frozen.splits["train"]).items()
-            }
-        )
+        known = {split: target.is_known(each) for split, each in labels.items()}
+        # Of other splits, those that have rows to measure.
+        used = [split for split in splits if split == "train" or known[split].any()]
+        found = {}
+        for kind, make in self._kinds_of_features(splits["train"]).items():
+            rows = {split: Rows(make(splits[split])[known[split]], labels[split][known[split]]) for split in used}
+            measured = target.measure_baseline(rows, data.label_names)
+            wanted = self.recipe.evaluation.splits
+            found[f"{target.baseline}{kind}"] = {split: each for split, each in measured.items() if split in wanted}
+        return by_split(found)
 
     def _kinds_of_features(self, train: SplitFeatures) -> dict[str, Callable[[SplitFeatures], NDArray[np.floating]]]:
-        """Name of a regression → what makes its features."""
-        return {"logistic regression": lambda split: split.images}
-
-    def _regressions(self, rows: Mapping[str, Rows], data: LoadedData) -> dict[str, dict[str, float]]:
-        names = data.label_names
-        train = rows["train"]
-        learnt = learnt_rows(len(train.labels), train.features.shape[1], len(names))
-        tested = {split: each for split, each in rows.items() if split in self.recipe.evaluation.splits}
-        tested.pop("train", None)
-        best = str(self.recipe.training.get("metric_for_best_model", "accuracy")).removeprefix("eval_")
-        return logistic_regression(
-            Rows(train.features[learnt], train.labels[learnt]),
-            rows.get("validation"),
-            {split: each for split, each in tested.items() if len(each.labels)},
-            names,
-            metric=best if best == "f1_macro" else "accuracy",
-        )
+        """What a baseline's name adds for features of a kind → what makes these."""
+        return {"": lambda split: split.images}
 
     def measure_modalities(
         self, model: PreTrainedModel, predicted: Predicted, label_names: list[str]
@@ -215,9 +200,14 @@ def _table(data: LoadedData, split: str) -> datasets.Dataset:
     return rows
 
 
-def _labelled(features: NDArray[np.floating], labels: NDArray[np.int64]) -> Rows:
-    known = labels >= 0
-    return Rows(features[known], labels[known])
+def _names_without_data(section: DataSectionBase) -> Sequence[str]:
+    """What the labels are called where only shapes are wanted."""
+    target = section.target
+    if isinstance(target, MultiLabelSection):
+        return target.names or target.columns or _NAMES_WITHOUT_DATA
+    if isinstance(target, RegressionSection):
+        return target.columns or [section.label_column]
+    return target.order if isinstance(target, OrdinalSection) else _NAMES_WITHOUT_DATA
 
 
 def _model_of(trainer: Trainer) -> PreTrainedModel:

@@ -98,7 +98,7 @@ def frozen_features(task: Task[Any, Any], trainer: MMTrainer, data: LoadedData) 
     section = recipe.evaluation
     if section.baselines == "off":
         return FrozenFeatures(why_not="off")
-    if recipe.data.label_sets is not None:
+    if not task.has_baselines:
         return FrozenFeatures(why_not="there are none for several labels a row")
     if not isinstance(model, HasFeatureParts) or is_sharded():
         return FrozenFeatures(why_not="the model's parts cannot be run by themselves")

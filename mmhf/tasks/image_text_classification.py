@@ -44,9 +44,9 @@ from mmhf.recipe.data_sections import FilteredDataSection
 from mmhf.recipe.fusion_recipe import FusionRecipe
 from mmhf.tasks.base import Baselines
 from mmhf.tasks.classification import ClassificationTask
-from mmhf.tasks.classifier_targets import Predicted
 from mmhf.tasks.frozen_features import MOST_ROWS, FrozenFeatures, SplitFeatures, by_split
 from mmhf.tasks.table_columns import check_numbers, column_matrix, fit_columns, name_unmet, planned_columns
+from mmhf.tasks.targets import Predicted
 
 _ROWS_AT_ONCE = 1024
 
@@ -195,14 +195,14 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
         learnt = learnt_rows(len(train.images), width, 2)
         pairs = PairFeatures(train.images[learnt], train.texts[learnt])
         return {
-            "logistic regression": lambda split: np.concatenate([split.images, _texts(split)], axis=1),
-            "logistic regression on products": lambda split: pairs(split.images, _texts(split)),
+            "": lambda split: np.concatenate([split.images, _texts(split)], axis=1),
+            " on products": lambda split: pairs(split.images, _texts(split)),
         }
 
     @property
     def _evaluates_by_modality(self) -> bool:
-        seen, has_several = self.recipe.model.fused_modalities(), self.target.target.has_several
-        return self.recipe.evaluation.by_modality and len(seen) > 1 and not has_several
+        seen = self.recipe.model.fused_modalities()
+        return self.recipe.evaluation.by_modality and len(seen) > 1 and self.target.has_views
 
     def _predict(self, trainer: Trainer, data: LoadedData, split: str, **options: Any) -> Predicted:
         ignored: list[str] | None = [] if self._evaluates_by_modality else None

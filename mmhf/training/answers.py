@@ -42,9 +42,14 @@ class Answers:
         found = self._losses[0].tally(logits.detach(), labels)
         self._counts = self._counts.to(found.device) + found
 
-    def take_accuracy(self, total: Callable[[Tensor], Tensor]) -> float:
+    @property
+    def name(self) -> str:
+        """What `take` gives: `accuracy`, or for numbers `mae`."""
+        return self._losses[0].running
+
+    def take(self, total: Callable[[Tensor], Tensor]) -> float:
         """The share of right answers since the last time; `total` sums a tensor over all processes."""
         right, answered = total(self._counts).tolist()
         self._counts = torch.zeros_like(self._counts)
-        accuracy: float = right / max(answered, 1)
-        return accuracy
+        share: float = right / max(answered, 1)
+        return share

@@ -369,7 +369,7 @@ class MMTrainer(ReadsSplits):
                     self.data.rows_of(spike.samples),
                 )
             if self._answers:
-                logs["accuracy"] = self._answers.take_accuracy(
+                logs[self._answers.name] = self._answers.take(
                     lambda counts: self.accelerator.reduce(counts.to(self.args.device))
                 )
             rates = self.plan.learning_rates(self.state.global_step - 1)

@@ -12,7 +12,7 @@ import pytest
 from mmhf.data.label_sets import read_label_sets
 from mmhf.data.loading import load_data
 from mmhf.errors import InputError
-from mmhf.recipe.data_sections import MultiLabelSection
+from mmhf.recipe.target_sections import MultiLabelSection
 
 SETS = [["cat"], ["dog", "cat"], [], ["owl"], ["cat", "owl"], ["dog"], ["owl", "dog"], ["cat"]] * 5
 

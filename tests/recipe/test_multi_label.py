@@ -29,7 +29,7 @@ def test_what_belongs_to_it_is_taken():
         },
         name="r",
     ).recipe
-    assert recipe.data.label_sets.separator == ","
+    assert recipe.data.target.separator == ","
     assert recipe.loss.asymmetric.model_dump() == {"gamma_positive": 1.0, "gamma_negative": 2, "margin": 0.05}
 
 

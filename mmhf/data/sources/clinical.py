@@ -14,6 +14,7 @@ from mmhf.data.readers import read_batches
 from mmhf.data.remote.paths import AnyPath, data_path
 from mmhf.data.sources.table import Roles, images_below, read_roles
 from mmhf.data.table import Part, Reading, SourceTable, extra_column, make_rows
+from mmhf.data.targets import RowTarget, row_target
 from mmhf.errors import InputError
 from mmhf.recipe.data_sections import ClinicalDataSection, ClinicalTableSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names
@@ -117,7 +118,8 @@ def read_clinical(section: ClinicalDataSection, reading: Reading) -> SourceTable
     wanted = [section.split.group_by, *section.filters.columns(), *reading.extra_columns]
     extra = list(dict.fromkeys(name for name in wanted if name is not None))
     origin = f"{folder} ({', '.join(section.tables)})"
-    tables = [_harmonise(name, place, folder, extra) for name, place in section.tables.items()]
+    target = row_target(section)
+    tables = [_harmonise(name, place, folder, extra, target=target) for name, place in section.tables.items()]
     table = pa.concat_tables(tables)
     for name in extra:
         if name not in HARMONISED and table.column(extra_column(name)).null_count == len(table):
@@ -130,11 +132,14 @@ def read_clinical(section: ClinicalDataSection, reading: Reading) -> SourceTable
     return SourceTable(rows, {None: part}, section.labels, section.split)
 
 
-def _harmonise(name: str, place: ClinicalTableSection, folder: AnyPath, extra: Sequence[str]) -> pa.Table:
+def _harmonise(
+    name: str, place: ClinicalTableSection, folder: AnyPath, extra: Sequence[str], *, target: RowTarget
+) -> pa.Table:
     adapter = ADAPTERS[name]
     path = folder / place.table
     own = [column for column in extra if column not in HARMONISED]
-    roles = Roles(adapter.image or adapter.id, place.label or adapter.label, adapter.text, id=adapter.id)
+    label = place.label or adapter.label
+    roles = Roles(adapter.image or adapter.id, label, adapter.text, id=adapter.id, target=target)
     named = [*roles.named(), adapter.group, adapter.source, adapter.skin_type, adapter.sex, adapter.age]
     if adapter.site is not None:  # few tables have it, and none needs it
         own.append(adapter.site)

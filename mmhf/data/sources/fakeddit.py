@@ -10,6 +10,7 @@ from mmhf.data.readers import read_batches
 from mmhf.data.remote.paths import AnyPath, data_path
 from mmhf.data.sources.table import Roles, images_below, read_roles
 from mmhf.data.table import SPLITS, Part, Reading, SourceTable, make_rows
+from mmhf.data.targets import row_target
 from mmhf.errors import InputError
 from mmhf.recipe.data_sections import FakedditDataSection
 
@@ -62,7 +63,7 @@ def read_fakeddit(section: FakedditDataSection, reading: Reading) -> SourceTable
         raise InputError(f"data.path: {folder} has none of {', '.join(FILES.values())}")
     root = _image_folder(section, folder)
     extra = [*section.filters.columns(), *reading.extra_columns]
-    roles = Roles("id", section.label, section.text, id="id", extra=extra)
+    roles = Roles("id", section.label, section.text, id="id", extra=extra, target=row_target(section))
     tables: list[pa.Table] = []
     parts: dict[str | None, Part] = {}
     for split in SPLITS:

@@ -23,6 +23,7 @@ from mmhf.data.readers import require_column
 from mmhf.data.sources.webdataset import read_shards
 from mmhf.data.streams.shards import ParquetShard, Shard
 from mmhf.data.table import EmbeddedImages, Part, Reading, SourceTable, no_rows
+from mmhf.data.targets import row_target
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionHubSection
 from mmhf.recipe.data_sections import HubDataSection
@@ -69,7 +70,8 @@ def read_hub(section: HubDataSection | CaptionHubSection, reading: Reading) -> S
     if isinstance(section, CaptionHubSection):
         columns = replace(columns, captions=section.columns.caption_columns())
     else:
-        columns = replace(columns, label=section.columns.label, sets=section.label_sets, text=section.columns.text)
+        target = row_target(section)
+        columns = replace(columns, label=section.columns.label, target=target, text=section.columns.text)
     parts = [
         read_dataset(
             loaded[theirs],
@@ -82,7 +84,7 @@ def read_hub(section: HubDataSection | CaptionHubSection, reading: Reading) -> S
     starts = np.cumsum([0, *(len(rows) for rows, _ in parts)])
     used = np.concatenate([start + places for start, (_, places) in zip(starts, parts, strict=False)])
     label_of = None
-    if isinstance(section, HubDataSection) and section.label_sets is None:
+    if isinstance(section, HubDataSection) and row_target(section).column == "label":
         label_of = _label_map(section, next(iter(loaded.values())).features)
     part = Part(origin, EmbeddedImages(datasets.Image(decode=False)))
     rows = datasets.concatenate_datasets([rows for rows, _ in parts])

@@ -10,11 +10,13 @@ from typing import Any
 import pyarrow as pa
 
 from mmhf.data.label_sets import LABELS_TYPE
+from mmhf.data.numbers import as_lists
 from mmhf.data.table import SPLITS, EmbeddedImages, Part, Reading, SourceTable, extra_column, make_rows
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionSampleSection
 from mmhf.recipe.data_sections import SampleDataSection
 from mmhf.recipe.nearest import did_you_mean, nearest_names
+from mmhf.recipe.target_sections import MultiLabelSection, OrdinalSection, RegressionSection, TargetSection
 from mmhf.sample_data import SAMPLE_PATH, read_sample
 
 LABELS = ("mismatched", "matched")
@@ -25,6 +27,12 @@ _RATERS = {"careful": 0.7, "hasty": 0.55, "contrary": 0.3}
 _NUM_VOTES = 5
 _LACKS_VOTES, _LACKS_RATER = 0.1, 0.05
 _KEYWORDS_PER_TEXT = 4
+_MOODS = {
+    "negative": ("face-concerned", "face-negative", "face-unwell"),
+    "neutral": ("face-neutral-skeptical", "face-sleepy"),
+    "positive": ("face-affection", "face-smiling", "face-tongue"),
+}
+_MOOD_OF = {subgroup: mood for mood, subgroups in _MOODS.items() for subgroup in subgroups}
 
 
 def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, reading: Reading) -> SourceTable:
@@ -35,6 +43,8 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
       anything. Pairs have `COLUMNS`.
     - With labels alone, each drawing has its Unicode group, such as `food-drink`.
     - With `multi_label`, each has its keywords, and its name as its text.
+    - With `regression`, each has the number of words in its name, and its keywords as its text.
+    - With `ordinal`, each face has its mood, `negative`, `neutral` or `positive`, and its name as its text.
     - With captions, each drawing has its name and up to four others, and, if the section says so, its keywords.
 
     Args:
@@ -49,8 +59,9 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
     Raises:
         InputError: a column is asked for.
     """
-    has_columns = reading.text and reading.label and section.label_sets is None
-    for name in reading.extra_columns:
+    target = section.target
+    has_columns = reading.text and reading.label and target is None
+    for name in [*reading.extra_columns, *((target and target.columns_read()) or ())]:
         if name not in COLUMNS or not has_columns:
             guess = did_you_mean(nearest_names(name, COLUMNS)) if has_columns else ""
             has = f"has the columns {' and '.join(COLUMNS)}" if has_columns else "has no columns"
@@ -59,8 +70,8 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
                 f"{'' if guess else 'fakeddit, table, clinical and hub have those of their tables'}"
             )
     keywords = isinstance(section, CaptionSampleSection) and section.keywords
-    if section.label_sets is not None:
-        return _keyword_rows()
+    if target is not None:
+        return _rows_to_learn(target)
     rows: list[dict[str, Any]] = []
     for split in SPLITS:
         drawings = read_sample(split).to_pylist()
@@ -73,14 +84,24 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
     return SourceTable(make_rows(columns), {None: Part(SAMPLE_PATH.name, EmbeddedImages())}, label_of)
 
 
-def _keyword_rows() -> SourceTable:
-    rows = [
-        {**_row(number, drawing), "text": drawing["caption"], "labels": drawing["keywords"], "split": split}
+def _rows_to_learn(target: TargetSection) -> SourceTable:
+    """Each drawing with what else than a class can be learnt of it."""
+    drawings = [
+        (number, {**drawing, "split": split})
         for split in SPLITS
         for number, drawing in enumerate(read_sample(split).to_pylist())
+        if not isinstance(target, OrdinalSection) or drawing["subgroup"] in _MOOD_OF
     ]
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    columns["labels"] = pa.array(columns["labels"], LABELS_TYPE)
+    rows = [{**_row(number, drawing), "split": drawing["split"]} for number, drawing in drawings]
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+    columns["text"] = [drawing["caption"] for _, drawing in drawings]
+    if isinstance(target, MultiLabelSection):
+        columns["labels"] = pa.array([drawing["keywords"] for _, drawing in drawings], LABELS_TYPE)
+    elif isinstance(target, RegressionSection):
+        columns["text"] = [" ".join(drawing["keywords"]) for _, drawing in drawings]
+        columns["numbers"] = as_lists([pa.array([str(len(each["caption"].split())) for _, each in drawings])])
+    else:
+        columns["label"] = [_MOOD_OF[drawing["subgroup"]] for _, drawing in drawings]
     return SourceTable(make_rows(columns), {None: Part(SAMPLE_PATH.name, EmbeddedImages())})
 
 

@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 
 from mmhf.data.captions import caption_array, content_keys, join_captions
 from mmhf.data.columns import IMAGE_TYPE, image_array, named_images, text_array
-from mmhf.data.label_sets import read_label_sets
 from mmhf.data.readers import Batch, Values, read_batches
 from mmhf.data.remote.images import RemoteImages
 from mmhf.data.remote.paths import AnyPath, data_path
@@ -29,9 +28,10 @@ from mmhf.data.table import (
     extra_column,
     make_rows,
 )
+from mmhf.data.targets import RowTarget, row_target
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionTableSection
-from mmhf.recipe.data_sections import MultiLabelSection, TableDataSection
+from mmhf.recipe.data_sections import TableDataSection
 from mmhf.recipe.row_sections import SplitSection
 from mmhf.recipe.sections import SplitName
 
@@ -43,24 +43,25 @@ class Roles(NamedTuple):
 
     image: str
     label: str | None = None
-    """Also the column of several labels, where `sets` says how they are written."""
+    """Of what is learnt, unless `target` has columns of its own."""
     text: str | None = None
     captions: Sequence[str] = ()
     id: str | None = None
     split: str | None = None
     extra: Sequence[str] = ()
     """Columns that filters, cuts and tasks read."""
-    sets: MultiLabelSection | None = None
+    target: RowTarget | None = None
+    """What is learnt of a row, where it has a label."""
 
     def named(self) -> list[str | None]:
         """All of them."""
         return [self.image, *self.labels(), self.text, *self.captions, self.id, self.split, *self.extra]
 
     def labels(self) -> list[str]:
-        """Those of the label, or labels."""
-        if self.sets is not None and self.sets.columns is not None:
-            return self.sets.columns
-        return [] if self.label is None else [self.label]
+        """Those of what is learnt."""
+        if self.target is None or self.label is None:
+            return []
+        return self.target.columns_read(self.label)
 
 
 def read_table_source(section: TableDataSection | CaptionTableSection, reading: Reading) -> SourceTable:
@@ -146,7 +147,8 @@ def _read_file(
         roles = Roles(image, captions=captions, id=columns.id, split=section.split_column, extra=extra)
     else:
         own = section.columns
-        roles = Roles(own.image, own.label, own.text, (), own.id, section.split_column, extra, section.label_sets)
+        target = row_target(section)
+        roles = Roles(own.image, own.label, own.text, (), own.id, section.split_column, extra, target)
     batches = read_batches(path, roles.named())
     roots = section.image_root
     given = (None if split is None else roots.get(split)) if isinstance(roots, dict) else roots
@@ -197,11 +199,10 @@ def _read_batch(batch: Batch, roles: Roles, split: str | None) -> pa.Table:
     ids = pa.nulls(count, pa.string()) if roles.id is None else text_array(batch.columns[roles.id])
     columns["id"] = pc.coalesce(ids, numbers.cast(pa.string()))
     columns["image"] = image_array(batch.columns[roles.image])
-    if roles.sets is not None:
-        columns["labels"], unread = read_label_sets({name: batch.columns[name] for name in roles.labels()}, roles.sets)
+    if roles.target is not None:
+        cells = {name: batch.columns[name] for name in roles.labels()}
+        columns[roles.target.column], unread = roles.target.read_cells(cells)
         faults = {**unread, **faults}
-    elif roles.label is not None:
-        columns["label"] = text_array(batch.columns[roles.label])
     if roles.text is not None:
         _name_lists(batch.columns[roles.text], roles.text, "a text", faults)
         columns["text"] = text_array(batch.columns[roles.text])

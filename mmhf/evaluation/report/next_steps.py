@@ -9,6 +9,7 @@ import numpy as np
 from mmhf.evaluation.curves import series
 from mmhf.evaluation.intervals import Interval
 from mmhf.evaluation.report.sections import RunFacts
+from mmhf.recipe.training_sections import greater_is_better
 
 MAX_STEPS = 3
 """The first ones only, in the order of how much they matter."""
@@ -20,6 +21,9 @@ _CATCH_UP = {
     "logistic regression": _HEAD_FIRST.format("logistic regression"),
     "logistic regression on products": "model.fusion.strategy: product_difference, and "
     + _HEAD_FIRST[2:].format("logistic regression with products of image and text"),
+    "ridge regression": _HEAD_FIRST.format("ridge regression"),
+    "ridge regression on products": "model.fusion.strategy: product_difference, and "
+    + _HEAD_FIRST[2:].format("ridge regression with products of image and text"),
     "frozen projections": (
         "Longer training of the projections alone, with more weight decay, before the towers are unfrozen: two "
         "linear maps of the frozen features are ahead."
@@ -44,6 +48,9 @@ def steps_to_try(
         result (`Interval`): The metric of the model.
         of_results (`Sequence[str]`, *optional*): What the family's other numbers propose.
     """
+    if not greater_is_better(metric):
+        rivals = {name: -value for name, value in rivals.items()}
+        result = Interval(-result.value, -result.high, -result.low)
     steps = [*_data_steps(run), *_learning_steps(run, rivals, result), *of_results, *_curve_steps(run, metric)]
     return steps[:MAX_STEPS]
 
@@ -86,7 +93,7 @@ def _curve_steps(run: RunFacts, metric: str) -> list[str]:
     curve, losses = series(run.log_history, f"eval_{metric}"), series(run.log_history, "eval_loss")
     if len(curve.steps) < 3 or not np.isfinite(curve.values).any():
         return []
-    best = int(np.nanargmax(curve.values))
+    best = int((np.nanargmax if greater_is_better(metric) else np.nanargmin)(curve.values))
     if best == len(curve.steps) - 1:
         return ["Longer training: the validation split was best at the last evaluation."]
     lowest = min(losses.values, default=0.0)

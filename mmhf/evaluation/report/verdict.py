@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from mmhf.evaluation.multi_label import MultiLabelEvaluation
 from mmhf.evaluation.report.next_steps import steps_to_try
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.retrieval.metrics import RetrievalEvaluation, chance_recall, recall_interval
+from mmhf.recipe.training_sections import greater_is_better
 
 _SHORTCUT = 0.02
 _ECE = 0.05
@@ -92,7 +93,7 @@ class Verdict:
             Bar(name, value, round(100 * max(value, 0.0) / widest, 1), name == "this model")
             for name, value in values.items()
         ]
-        return sorted(bars, key=lambda bar: -bar.value)
+        return sorted(bars, key=lambda bar: bar.value, reverse=greater_is_better(self.metric))
 
 
 def judged_split(measured: Mapping[str, SplitT]) -> tuple[str, SplitT] | None:
@@ -290,6 +291,58 @@ def multi_label_verdict(
     )
 
 
+class HasRivals(Protocol):
+    """What evaluating one split gave, and what stands beside it."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+
+    @property
+    def constants(self) -> Mapping[str, Mapping[str, float]]: ...
+
+    @property
+    def baselines(self) -> Mapping[str, Mapping[str, float]]: ...
+
+
+def verdict_beside(
+    run: RunFacts,
+    split: str,
+    metric: str,
+    result: Interval,
+    *,
+    size: str,
+    measured: HasRivals,
+    others: Sequence[str] = (),
+) -> Verdict:
+    """The verdict on a model by one of its metrics, beside constant answers and baselines.
+
+    Args:
+        run (`RunFacts`): Its curves and data are looked at.
+        split (`str`): The split's name.
+        metric (`str`): What is judged.
+        result ([`Interval`]): The model's.
+        size (`str`): What it was measured on.
+        measured ([`HasRivals`]): All that was measured.
+        others (`Sequence[str]`): Metrics to name, too.
+    """
+    beside = {**measured.constants, **measured.baselines}
+    rivals = {name: each[metric] for name, each in beside.items() if metric in each}
+    findings = [_against(rivals, result, greater=greater_is_better(metric))] if rivals else []
+    findings += _times(measured.baselines)
+    said = [f"{METRIC_TITLES[name]} {measured.metrics[name]:.4f}" for name in others if name in measured.metrics]
+    if said:
+        findings.append(Finding(f"{', '.join(said)}."))
+    return Verdict(
+        metric=metric,
+        split=split,
+        result=result,
+        size=size,
+        rivals=rivals,
+        findings=findings,
+        next_steps=steps_to_try(run, metric, rivals, result),
+    )
+
+
 def _constant_answer(evaluation: ClassificationEvaluation, majority: str | None) -> tuple[str, dict[str, float]]:
     """One class for every row: the largest of the training split, or of this one. And what that scores."""
     supports = evaluation.confusion.sum(axis=1)
@@ -300,13 +353,18 @@ def _constant_answer(evaluation: ClassificationEvaluation, majority: str | None)
     return names[chosen], scores
 
 
-def _against(rivals: Mapping[str, float], result: Interval) -> Finding:
-    name, value = max(rivals.items(), key=lambda rival: rival[1])
-    if result.low > value:
-        return Finding(f"Better than {name} ({value:.4f}); the whole interval lies above it.", "good")
-    if result.value > value:
+def _against(rivals: Mapping[str, float], result: Interval, *, greater: bool = True) -> Finding:
+    sign = 1 if greater else -1
+    name, value = max(rivals.items(), key=lambda rival: sign * rival[1])
+    worst = sign * (result.low if greater else result.high)
+    if worst > sign * value:
+        interval = (
+            "" if result.low == result.high else f"; the whole interval lies {'above' if greater else 'below'} it"
+        )
+        return Finding(f"Better than {name} ({value:.4f}){interval}.", "good")
+    if sign * result.value > sign * value:
         return Finding(f"Hardly better than {name} ({value:.4f}), which lies within the interval.", "bad")
-    beaten = [f"{other} ({each:.4f})" for other, each in rivals.items() if result.low > each]
+    beaten = [f"{other} ({each:.4f})" for other, each in rivals.items() if worst > sign * each]
     if beaten:
         return Finding(f"Better than {' and '.join(beaten)}, not yet as good as {name} ({value:.4f}).")
     return Finding(f"No better than {name} ({value:.4f}).", "bad")

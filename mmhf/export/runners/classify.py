@@ -1,4 +1,4 @@
-"""Label an image, or an image with a text: python run_onnx.py photo.jpg ["a text"]
+"""Label an image, or an image with a text, or tell its numbers: python run_onnx.py photo.jpg ["a text"]
 
 Needs the runtime (onnxruntime or openvino), numpy and pillow, and for texts tokenizers.
 """
@@ -21,19 +21,29 @@ GRAPH = Graph(FOLDER, "model")
 
 
 def classify(path: str, text: str = "") -> dict[str, Any]:
-    """The label, its probability, and the probability of each label."""
+    """The label, its probability, and the probability of each label; or several labels; or numbers."""
     arrays = {"pixel_values": pixel_values(path, SETTINGS["image"]), "image_mask": np.ones(1, np.int64)}
     if "text" in SETTINGS:
         arrays.update(tokens([text.strip()], SETTINGS["text"], FOLDER))
         arrays["text_mask"] = np.array([bool(text.strip())], np.int64)
     (logits,) = GRAPH.run(arrays)
-    shares = np.exp(logits[0].astype(np.float64) - logits[0].max())
+    scores, names, learnt = logits[0].astype(np.float64), SETTINGS["labels"], SETTINGS["learnt"]
+    if learnt == "numbers":
+        return {"numbers": dict(zip(names, scores.tolist(), strict=True))}
+    if learnt == "labels":
+        probabilities = 1 / (1 + np.exp(-scores))
+        given = probabilities >= np.array(SETTINGS["thresholds"] or [0.5] * len(names))
+        labels = [names[at] for at in np.argsort(-probabilities, kind="stable") if given[at]]
+        return {"labels": labels, "probabilities": dict(zip(names, probabilities.tolist(), strict=True))}
+    shares = np.exp(scores - scores.max())
     probabilities = shares / shares.sum()
     best = int(probabilities.argmax())
-    answer = {"label": SETTINGS["labels"][best], "confidence": float(probabilities[best])}
+    if learnt == "ordered class":  # the median
+        best = int((1 - probabilities.cumsum()[:-1] > 0.5).sum())
+    answer = {"label": names[best], "confidence": float(probabilities[best])}
     if SETTINGS["abstain_below"] is not None:
         answer["abstained"] = answer["confidence"] < SETTINGS["abstain_below"]
-    return {**answer, "probabilities": dict(zip(SETTINGS["labels"], probabilities.tolist(), strict=True))}
+    return {**answer, "probabilities": dict(zip(names, probabilities.tolist(), strict=True))}
 
 
 if __name__ == "__main__":

@@ -133,7 +133,8 @@ class Page:
     def _shown(self, answer: Answer) -> list[Any]:
         if self.subject.family == "captioner":
             return [answer.caption]
-        shown: list[Any] = [answer.probabilities or None]
+        numbers = ", ".join(f"{name}: {number:.4g}" for name, number in answer.numbers.items())
+        shown: list[Any] = [answer.probabilities or numbers or None]
         if self.subject.family == "dual encoder":
             shown.append([[caption, f"{similarity:.3f}"] for caption, similarity in answer.nearest])
         return shown

@@ -67,7 +67,8 @@ class ServedSubject:
         if self.family != "dual encoder":
             inputs = [{**picture, TEXT: text.strip()} if self.takes_text else picture]
             (found,) = self._post("/v1/predict", inputs)["predictions"]
-            return Answer(probabilities=found.get("probabilities") or {}, caption=found.get("caption") or "")
+            numbers, probabilities = found.get("numbers") or {}, found.get("probabilities") or {}
+            return Answer(probabilities=probabilities, numbers=numbers, caption=found.get("caption") or "")
         (embedded,) = self._embed([picture])
         similarities = self._pool @ np.array(embedded[IMAGE], dtype=np.float32)
         nearest = [(self.captions[at], float(similarities[at])) for at in np.argsort(-similarities)[:NEAREST]]

@@ -21,7 +21,7 @@ from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditio
 from mmhf.models.classification_loss import class_names, class_probabilities
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.family import family_of
-from mmhf.models.targets import target_of
+from mmhf.models.targets import REGRESSION, target_of
 
 NEAREST = 5
 PROMPT = "a photo of a {}."
@@ -34,11 +34,13 @@ class Answer:
 
     Attributes:
         probabilities (`dict[str, float]`): Label to its probability, where the model or the user has labels.
+        numbers (`dict[str, float]`): Name to its number, where the model was trained on numbers.
         caption (`str`): What a captioner wrote.
         nearest (`list[tuple[str, float]]`): Captions of a pool and their cosine similarity, the nearest first.
     """
 
     probabilities: dict[str, float] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
     caption: str = ""
     nearest: list[tuple[str, float]] = field(default_factory=list)
 
@@ -99,8 +101,9 @@ class ClassifierSubject:
 
     @torch.inference_mode()
     def answer(self, image: Image, text: str) -> Answer:
-        probabilities = self.target.probabilities(self.model(**self._encode(image, text)).logits[0]).tolist()
-        return Answer(probabilities=dict(zip(self.names, probabilities, strict=True)))
+        scores = self.target.scores(self.model(**self._encode(image, text)).logits[0]).tolist()
+        named = dict(zip(self.names, scores, strict=True))
+        return Answer(numbers=named) if self.target is REGRESSION else Answer(probabilities=named)
 
     @torch.inference_mode()
     def explain(self, image: Image, text: str) -> Explanation:
@@ -137,7 +140,7 @@ class ClassifierSubject:
         return _on_device(encoding, self.model)
 
     def _score(self, output: Any, target: int) -> Tensor:
-        return self.target.probabilities(output.logits)[:, target]
+        return self.target.scores(output.logits)[:, target]
 
 
 class CaptionerSubject:

@@ -122,12 +122,13 @@ class ZeroShotRequest(Request):
 
 
 class Prediction(BaseModel):
-    """A label, several of them, or a caption."""
+    """A label, several of them, numbers, or a caption."""
 
     label: str | None = None
     labels: list[str] | None = Field(None, description="Models of several labels, the most probable first.")
     confidence: float | None = None
     probabilities: dict[str, float] | None = None
+    numbers: dict[str, float] | None = Field(None, description="Models of numbers, by name.")
     abstained: bool | None = Field(None, description="Models with an abstention threshold.")
     caption: str | None = None
     note: str | None = Field(None, description="What the answer could not rest on.")

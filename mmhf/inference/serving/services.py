@@ -25,7 +25,7 @@ from mmhf.inference.serving.limits import Limits, RefusedError, read_picture, re
 from mmhf.inference.serving.schemas import Generation, Input, Prediction
 from mmhf.models.family import families, family_of
 
-_PREFIX = "probability_"
+_PREFIXES = {"probabilities": "probability_", "numbers": "predicted_"}
 _NO_IMAGE = "no image"
 
 
@@ -165,9 +165,12 @@ class PredictService:
 
 
 def _prediction(row: Mapping[str, Any], note: str | None) -> Prediction:
-    probabilities = {name.removeprefix(_PREFIX): value for name, value in row.items() if name.startswith(_PREFIX)}
-    others = {name: value for name, value in row.items() if not name.startswith(_PREFIX)}
-    return Prediction(**others, probabilities=probabilities or None, note=note)
+    scores = {
+        field: {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)} or None
+        for field, prefix in _PREFIXES.items()
+    }
+    others = {name: value for name, value in row.items() if not name.startswith(tuple(_PREFIXES.values()))}
+    return Prediction(**others, **scores, note=note)
 
 
 class _Pieces(BaseStreamer):

@@ -182,7 +182,7 @@ def load_fusion_model(
         section,
         fixed=_FIXED_BY_RELEASE if section.columns is None else {**_FIXED_BY_RELEASE, **_FIXED_OF_COLUMNS},
         label_names=label_names,
-        problem_type=loss.problem_type,
+        loss=loss,
     )
     if released.stand_in == "learnt" and section.modalities.stand_in != "learnt":
         raise InputError(
@@ -192,7 +192,7 @@ def load_fusion_model(
     check_same_columns(released.columns, section, path)
     check_same_table(released, text_table, f"init_from {path}")
     released.update(_recipe_values(section, loss, missing_modalities))
-    config = config_of_child(released, label_names, loss)
+    config = config_of_child(released, label_names, loss, has_new_head=section.reset_head)
     if device == "meta":
         return adapted(shapes_alone(FusionForImageTextClassification, config), section, parent=path)
     if not section.reset_head:

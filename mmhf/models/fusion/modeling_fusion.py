@@ -21,7 +21,7 @@ from mmhf.models.encoders import pool_text_output
 from mmhf.models.fusion.column_features import ColumnFeatures
 from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.models.fusion.fusion_layers import Fusion, projection
-from mmhf.models.targets import target_of
+from mmhf.models.targets import last_layer, target_of
 from mmhf.models.text_tables import TableEncoder, embed_tokens, load_table_encoder
 from mmhf.models.tower import TOWER, TowerModel, TowerOutput, encoder_output
 
@@ -32,7 +32,7 @@ class FusionOutput(TowerOutput):
 
     Attributes:
         loss (`Tensor`, *optional*): Scalar, when labels were given.
-        logits (`Tensor`): (B, num_labels), divided by the config's temperature.
+        logits (`Tensor`): (B, num_labels), divided by the config's temperature, or the numbers themselves.
         image_embeds (`Tensor`): (B, embedding_dim), as they were fused.
         text_embeds (`Tensor`): (B, embedding_dim), as they were fused.
         columns_embeds (`Tensor`, *optional*): (B, embedding_dim), likewise, where the model reads columns.
@@ -108,10 +108,9 @@ class FusionForImageTextClassification(TowerModel):
                 dropout=config.columns_dropout,
             )
         self.fusion = Fusion(config)
-        num_labels = len(config.id2label or {})
-        self.head = nn.Linear(self.fusion.output_width, num_labels)
+        self.head = last_layer(config, self.fusion.output_width)
         self.auxiliary_heads = nn.ModuleDict(
-            {modality: nn.Linear(config.embedding_dim, num_labels) for modality in sorted(config.auxiliary_weights)}
+            {modality: last_layer(config, config.embedding_dim) for modality in sorted(config.auxiliary_weights)}
         )
         self.loss = target_of(config).make_loss(config)
         self.post_init()
@@ -182,7 +181,7 @@ class FusionForImageTextClassification(TowerModel):
         image_embeds, text_embeds, *others = embeds
         return FusionOutput(
             loss=loss,
-            logits=calibrated(logits, self.config.calibration_temperature),
+            logits=calibrated(self.loss.outputs(logits), self.config.calibration_temperature),
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             columns_embeds=others[0] if others else None,
@@ -197,7 +196,7 @@ class FusionForImageTextClassification(TowerModel):
             modalities (`Tensor`): (B, 2) or (B, 3), True where the image, the text and the columns may be seen.
         """
         fused = self.fusion(*self._fill(embeds, modalities))
-        return calibrated(self.head(fused), self.config.calibration_temperature)
+        return calibrated(self.loss.outputs(self.head(fused)), self.config.calibration_temperature)
 
     def _fill(self, embeds: Sequence[Tensor], modalities: Tensor) -> list[Tensor]:
         return [self.fusion.fill(each, modalities[:, place], modality=place) for place, each in enumerate(embeds)]
@@ -230,7 +229,8 @@ class FusionForImageTextClassification(TowerModel):
             input_ids (`Tensor`, *optional*): (B, T); absent = no row has a text.
             attention_mask (`Tensor`, *optional*): (B, T); absent = no padding.
             labels (`Tensor`, *optional*): (B,), class ids; -100 = no loss for this row. With several labels a row, (B,
-                num_labels) of 0, 1 and, without a loss, -100.
+                num_labels) of 0, 1 and, without a loss, -100. With numbers to learn, (B, num_labels) of these, or (B,)
+                where it is one; NaN = no loss.
             num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
             image_mask, text_mask, columns_mask (`Tensor`, *optional*): (B,), 1 where the row has an image, a text,
                 columns, and 0 where it is missing: its place is taken by the stand-in of the config. Absent = no row

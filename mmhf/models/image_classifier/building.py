@@ -114,9 +114,9 @@ def load_image_classifier(
         section,
         fixed=fixed,
         label_names=label_names,
-        problem_type=loss.problem_type,
+        loss=loss,
     )
-    config = config_of_child(released, label_names, loss)
+    config = config_of_child(released, label_names, loss, has_new_head=section.reset_head)
     config.update(_head_values(section))
     if device == "meta":
         return adapted(shapes_alone(BackboneForImageClassification, config), section, parent=path)

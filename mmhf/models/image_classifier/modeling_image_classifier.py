@@ -11,22 +11,21 @@ from transformers.utils import can_return_tuple
 from mmhf.features.parts import VISION, FeaturePart
 from mmhf.models.classification_loss import calibrated
 from mmhf.models.image_classifier.configuration_image_classifier import BackboneForImageClassificationConfig
-from mmhf.models.targets import target_of
+from mmhf.models.targets import last_layer, target_of
 from mmhf.models.tower import TOWER, TowerModel
 
 
 def classifier_head(config: BackboneForImageClassificationConfig, width: int) -> nn.Sequential:
-    """Dropout-Linear-activation-Dropout-Linear, or Dropout-Linear without a hidden layer: (B, width) → (B, labels)."""
-    num_labels = len(config.id2label or {})
+    """Dropout-Linear-activation-Dropout-Linear, or Dropout-Linear without a hidden layer: (B, width) → (B, …)."""
     first, second = config.head_dropout
     if config.head_hidden_dim is None:
-        return nn.Sequential(nn.Dropout(first), nn.Linear(width, num_labels))
+        return nn.Sequential(nn.Dropout(first), last_layer(config, width))
     return nn.Sequential(
         nn.Dropout(first),
         nn.Linear(width, config.head_hidden_dim),
         ACT2FN[config.head_activation],
         nn.Dropout(second),
-        nn.Linear(config.head_hidden_dim, num_labels),
+        last_layer(config, config.head_hidden_dim),
     )
 
 
@@ -59,7 +58,8 @@ class BackboneForImageClassification(TowerModel):
         """From the encoder's pooled output to logits and loss."""
         logits = self.head(image_features)
         loss = None if labels is None else self.loss(logits, labels, num_items_in_batch)
-        return ImageClassifierOutput(loss=loss, logits=calibrated(logits, self.config.calibration_temperature))
+        outputs = calibrated(self.loss.outputs(logits), self.config.calibration_temperature)
+        return ImageClassifierOutput(loss=loss, logits=outputs)
 
     def feature_parts(self) -> tuple[FeaturePart, ...]:
         """The image encoder with its pooling."""
@@ -81,7 +81,8 @@ class BackboneForImageClassification(TowerModel):
         Args:
             pixel_values (`Tensor`, *optional*): (B, 3, H, W), normalised as the image encoder expects.
             labels (`Tensor`, *optional*): (B,) class ids, -100 = no loss for this row; or (B, num_labels)
-                probabilities. With several labels a row, (B, num_labels) of 0, 1 and, without a loss, -100.
+                probabilities. With several labels a row, (B, num_labels) of 0, 1 and, without a loss, -100. With
+                numbers to learn, (B, num_labels) of these, or (B,) where it is one; NaN = no loss.
             num_items_in_batch (`Tensor` or `int`, *optional*): What the loss is divided by; absent, the batch's count.
             image_features (`Tensor`, *optional*): (B, width), instead of `pixel_values`: what `image_features` made
                 of them.
@@ -96,8 +97,8 @@ class BackboneForImageClassification(TowerModel):
             `ValueError`: neither images nor their features; attentions of a timm encoder.
 
         Returns:
-            `ImageClassifierOutput` with `logits` (B, num_labels), divided by the config's temperature, and `loss`, a
-            scalar, of the logits before that, when labels were given.
+            `ImageClassifierOutput` with `logits` (B, num_labels), divided by the config's temperature, or the numbers
+            themselves, and `loss`, a scalar, of the logits before that, when labels were given.
         """
         asked = self._asked(output_hidden_states, output_attentions)
         features, vision = self._seen(pixel_values, image_features, image_hidden, **asked)

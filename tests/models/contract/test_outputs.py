@@ -148,11 +148,20 @@ def test_several_labels_a_row_mean_what_they_mean_in_transformers(make_model, fa
 
 
 @pytest.mark.parametrize("family", ["fusion", "image classifier"])
-def test_regression_is_refused(make_model, family: str):
-    config = type(make_model(family).config)(problem_type="regression")
-    assert config.problem_type == "regression", "a config may say so, a model may not be made of it"
-    with pytest.raises(ValueError, match="problem_type 'regression': .* knows single_label_classification and multi"):
-        MODELS[family](config)
+@torch.no_grad()
+def test_regression_means_what_it_means_in_transformers(make_model, family: str, tmp_path: Path):
+    model = make_model(family, auxiliary_weights={"image": 0.5}) if family == "fusion" else make_model(family)
+    model.save_pretrained(tmp_path)
+    several = MODELS[family].from_pretrained(tmp_path, problem_type="regression").eval()
+    several.config.auxiliary_weights = {"image": 0.0}
+    labels = torch.randn(3, model.config.num_labels, generator=torch.Generator().manual_seed(0))
+    output = several(**{**inputs_of(family, 3), "labels": labels})
+    torch.testing.assert_close(output.loss, torch.nn.MSELoss()(output.logits, labels))
+    changes = {"problem_type": "regression", "id2label": {0: "age"}, "label2id": {"age": 0}, "auxiliary_weights": {}}
+    one = MODELS[family](type(model.config)(**{**model.config.to_dict(), **changes})).eval()
+    output = one(**{**inputs_of(family, 3), "labels": labels[:, 0]})
+    assert output.logits.shape == (3, 1)
+    torch.testing.assert_close(output.loss, torch.nn.MSELoss()(output.logits[:, 0], labels[:, 0]))
 
 
 def _encoders(model: Any) -> list[PreTrainedModel]:

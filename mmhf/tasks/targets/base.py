@@ -1,0 +1,204 @@
+"""What a model of labels or numbers learns: loss, metrics, thresholds, baselines and report are asked here."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import EvalPrediction
+
+from mmhf.data.loading import LoadedData
+from mmhf.errors import InputError
+from mmhf.evaluation.baselines import Rows
+from mmhf.evaluation.modalities import ModalityEvaluation
+from mmhf.evaluation.report.sections import RunFacts
+from mmhf.models.classification_loss import LossSettings
+from mmhf.models.targets import Target
+from mmhf.recipe.classification import ClassificationRecipe, LossSection
+
+logger = logging.getLogger(__name__)
+
+
+class Predicted(NamedTuple):
+    """What a model says of a split: logits (N, C), labels (N,) or (N, C), loss, and its other outputs if asked for."""
+
+    logits: NDArray[np.floating]
+    labels: NDArray[Any]
+    loss: float
+    others: tuple[Any, ...] = ()
+
+
+class ClassifierTarget(ABC):
+    """What a classifier learns.
+
+    Args:
+        recipe ([`ClassificationRecipe`]): Its sections `loss` and `evaluation` are followed.
+    """
+
+    target: Target
+    """What its outputs stand for."""
+    protocols: Mapping[str, str]
+    """Each metric's definition."""
+    column: str
+    """Of the data's rows: what is learnt."""
+    baseline: str | None = None
+    """What the baseline on frozen features is called; None = there is none."""
+    has_views: bool = False
+    """Whether the numbers of each modality alone can be compared."""
+
+    def __init__(self, recipe: ClassificationRecipe) -> None:
+        self.loss = recipe.loss
+        self.evaluation = recipe.evaluation
+        self.best_metric = str(recipe.training.get("metric_for_best_model", "")).removeprefix("eval_")
+
+    @abstractmethod
+    def loss_settings(self, data: LoadedData | None) -> LossSettings:
+        """The loss that the recipe describes, for the classes of its data.
+
+        Args:
+            data (`LoadedData`, *optional*): Absent when only shapes are wanted: what depends on the classes is left
+                out.
+
+        Raises:
+            InputError: There are not as many weights as classes, or counts are needed of a stream or of a class that
+                has no training row.
+        """
+
+    @abstractmethod
+    def example_labels(self, batch_size: int, device: str) -> torch.Tensor:
+        """Labels of a batch, to plan memory with."""
+
+    @abstractmethod
+    def training_metrics(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
+        """The numbers of an evaluation while training, for Trainer's `compute_metrics`."""
+
+    def measure_baseline(self, rows: Mapping[str, Rows], names: Sequence[str]) -> dict[str, dict[str, float]]:
+        """What frozen features give without training a network.
+
+        Args:
+            rows (`Mapping[str, Rows]`): `train`, and the splits that are known, to choose settings on and to measure.
+            names (`Sequence[str]`): Of the labels.
+
+        Returns:
+            `dict[str, dict[str, float]]`: Split → metrics and `cpu_seconds`.
+        """
+        return {}
+
+    def is_known(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        """(N,): which of a split's rows have something to learn."""
+        known: NDArray[np.bool_] = labels >= 0
+        return known
+
+    def fits_by_itself(self) -> bool:
+        """Whether something is fitted on the validation split although the recipe does not ask for it."""
+        return False
+
+    def fits_on_validation(self) -> list[str]:
+        """Keys of the recipe's `evaluation` that ask for something that is fitted on the validation split."""
+        return ["calibrate"] if self.evaluation.calibrate else []
+
+    def finish(self, predicted: Predicted, config: Any) -> None:
+        """Fit what is fitted on the validation split, and keep it in the model's config."""
+        logits = predicted.logits * config.calibration_temperature
+        if self.evaluation.calibrate:
+            config.calibration_temperature = self._fit_temperature(logits, predicted.labels)
+            logger.info("Temperature %.4g, fitted on the validation split", config.calibration_temperature)
+        self._fit_decisions(logits / config.calibration_temperature, predicted.labels, config)
+
+    def _fit_temperature(self, logits: NDArray[np.floating], labels: NDArray[Any]) -> float:
+        """The temperature at which probabilities fit the labels best."""
+        raise NotImplementedError
+
+    def _fit_decisions(self, logits: NDArray[np.floating], labels: NDArray[Any], config: Any) -> None:
+        """Fit where probabilities become decisions; the logits are divided by the temperature."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def measure(
+        self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
+    ) -> Any:
+        """All that a report says of a split."""
+
+    @abstractmethod
+    def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
+        """Write report, plots and numbers of what `measure` gave of each split."""
+
+
+def logits_of(prediction: EvalPrediction) -> NDArray[Any]:
+    """What a model answered in an evaluation."""
+    given = prediction.predictions
+    return np.asarray(given[0] if isinstance(given, tuple) else given)
+
+
+def given_weights(section: LossSection, data: LoadedData) -> list[float] | None:
+    """Weights of the classes that a recipe lists.
+
+    Raises:
+        InputError: There are not as many as labels.
+    """
+    weights = section.class_weights
+    if weights is None or isinstance(weights, str):
+        return None
+    if len(weights) != len(data.label_names):
+        raise InputError(
+            f"loss.class_weights: {len(weights)} weights for the {len(data.label_names)} labels {data.label_names}"
+        )
+    return list(weights)
+
+
+def majority_class(data: LoadedData) -> str | None:
+    """The largest class of the training split; None where it is not loaded, or is a stream."""
+    rows = data.splits.get("train")
+    if not isinstance(rows, datasets.Dataset):
+        return None
+    labels = np.asarray(rows["label"][:])
+    counts = np.bincount(labels[labels >= 0], minlength=len(data.label_names))
+    return data.label_names[int(counts.argmax())]
+
+
+def balanced_weights(section: LossSection, data: LoadedData) -> list[float] | None:
+    """Weights of classes as the recipe asks for them: those that it lists, N / (C × count), or none.
+
+    Raises:
+        InputError: There are not as many as labels, or counts are needed of a stream or of a class without rows.
+    """
+    if section.class_weights != "balanced":
+        return given_weights(section, data)
+    counts = class_counts(data, "loss.class_weights: balanced", ", give a list")  # as in scikit-learn
+    return [float(weight) for weight in counts.sum() / (len(counts) * counts)]
+
+
+def class_counts(data: LoadedData, setting: str, way_out: str) -> NDArray[np.int64]:
+    """(C,): training rows of each class.
+
+    Raises:
+        InputError: The rows are a stream, or a class has none.
+    """
+    rows = data.splits["train"]
+    if not isinstance(rows, datasets.Dataset):
+        raise InputError(f"{setting} needs all labels at once; a stream has none{way_out}")
+    return none_absent(np.bincount(np.asarray(rows["label"]), minlength=len(data.label_names)), data, setting)
+
+
+def none_absent(counts: NDArray[np.int64], data: LoadedData, setting: str) -> NDArray[np.int64]:
+    """The counts (C,) of the labels, none of which is 0.
+
+    Raises:
+        InputError: One is.
+    """
+    if not counts.all():
+        absent = data.label_names[int(np.argmin(counts))]
+        raise InputError(f"{setting}, but no training row has the label {absent!r}")
+    return counts
+
+
+def chosen_rows(data: LoadedData, split: str, places: Iterable[int]) -> datasets.Dataset | None:
+    """Some rows of a split; None of a stream, which cannot be asked for single rows."""
+    rows = data.splits[split]
+    return rows.select(list(places)) if isinstance(rows, datasets.Dataset) else None

@@ -1,0 +1,90 @@
+"""Any number of labels a row."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import EvalPrediction
+
+from mmhf.data.loading import LoadedData
+from mmhf.evaluation.modalities import ModalityEvaluation
+from mmhf.evaluation.multi_label import (
+    MULTI_LABEL_PROTOCOLS,
+    evaluate_multi_label,
+    fit_shared_temperature,
+    fit_thresholds,
+    multi_label_metrics,
+    surest_mistakes,
+)
+from mmhf.evaluation.report.multi_label import MeasuredMultiLabel, write_multi_label_report, wrong_rows
+from mmhf.evaluation.report.sections import RunFacts
+from mmhf.models.classification_loss import LossSettings
+from mmhf.models.targets import MULTI_LABEL
+from mmhf.tasks.targets.base import ClassifierTarget, Predicted, chosen_rows, given_weights, logits_of, none_absent
+
+logger = logging.getLogger(__name__)
+
+
+class MultiLabelTarget(ClassifierTarget):
+    """Any number of labels a row."""
+
+    target = MULTI_LABEL
+    protocols = MULTI_LABEL_PROTOCOLS
+    column = "labels"
+
+    def loss_settings(self, data: LoadedData | None) -> LossSettings:
+        weights = None if data is None else given_weights(self.loss, data)
+        if data is not None and self.loss.class_weights == "balanced":  # negatives / positives, as torch has it
+            rows = data.splits["train"]
+            assert isinstance(rows, datasets.Dataset)
+            counts = np.asarray(rows["labels"][:]).sum(axis=0)
+            positives = none_absent(counts, data, "loss.class_weights: balanced")
+            weights = [float(weight) for weight in (data.num_rows("train") or 0) / positives - 1]
+        return LossSettings(
+            label_smoothing=self.loss.label_smoothing,
+            class_weights=weights,
+            focal_gamma=self.loss.focal_gamma,
+            asymmetric=None if self.loss.asymmetric is None else self.loss.asymmetric.model_dump(),
+            problem_type=self.target.problem_type,
+        )
+
+    def example_labels(self, batch_size: int, device: str) -> torch.Tensor:
+        return torch.zeros(batch_size, 1, device=device)  # one column stands for all labels
+
+    def training_metrics(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
+        # Thresholds are 0.5, since none is fitted yet.
+        return multi_label_metrics(logits_of(prediction), np.asarray(prediction.label_ids), label_names)
+
+    def fits_by_itself(self) -> bool:
+        return self.evaluation.fit_thresholds is None
+
+    def fits_on_validation(self) -> list[str]:
+        return super().fits_on_validation() + (["fit_thresholds"] if self.evaluation.fit_thresholds else [])
+
+    def _fit_temperature(self, logits: NDArray[np.floating], labels: NDArray[Any]) -> float:
+        return fit_shared_temperature(logits, labels)
+
+    def _fit_decisions(self, logits: NDArray[np.floating], labels: NDArray[Any], config: Any) -> None:
+        if self.evaluation.fit_thresholds is not False:
+            config.thresholds = fit_thresholds(logits, labels)
+            low, high = min(config.thresholds), max(config.thresholds)
+            logger.info("Thresholds from %.3f to %.3f, fitted on the validation split", low, high)
+
+    def measure(
+        self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
+    ) -> MeasuredMultiLabel:
+        logits, labels, names = predicted.logits, predicted.labels, data.label_names
+        evaluation = evaluate_multi_label(logits, labels, names, thresholds=config.thresholds, loss=predicted.loss)
+        found = surest_mistakes(logits, labels)
+        rows = chosen_rows(data, split, (each.index for each in found))
+        mistakes = None if rows is None else wrong_rows(found, rows, names)
+        return MeasuredMultiLabel(evaluation, mistakes, config.calibration_temperature)
+
+    def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
+        write_multi_label_report(run, measured)

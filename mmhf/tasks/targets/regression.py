@@ -1,0 +1,95 @@
+"""Numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import EvalPrediction
+
+from mmhf.data.loading import LoadedData
+from mmhf.errors import InputError
+from mmhf.evaluation.baselines import Rows, ridge_regression
+from mmhf.evaluation.modalities import ModalityEvaluation
+from mmhf.evaluation.regression import (
+    REGRESSION_PROTOCOLS,
+    constant_metrics,
+    evaluate_regression,
+    regression_metrics,
+)
+from mmhf.evaluation.report.regression import MeasuredRegression, missed_rows, write_regression_report
+from mmhf.evaluation.report.sections import RunFacts
+from mmhf.models.classification_loss import LossSettings
+from mmhf.models.targets import REGRESSION
+from mmhf.tasks.targets.base import ClassifierTarget, Predicted, chosen_rows, logits_of
+
+
+class RegressionTarget(ClassifierTarget):
+    """Numbers, one a row or several."""
+
+    target = REGRESSION
+    protocols = REGRESSION_PROTOCOLS
+    column = "numbers"
+    baseline = "ridge regression"
+
+    def loss_settings(self, data: LoadedData | None) -> LossSettings:
+        mean = deviation = None
+        if data is not None:
+            numbers = _training_numbers(data)
+            assert numbers is not None
+            mean, deviation = numbers.mean(axis=0), numbers.std(axis=0)
+            # A mean of equal numbers is rounded, so that their deviation is not quite 0.
+            same = np.ptp(numbers, axis=0) == 0
+            if same.any():
+                place = int(np.argmax(same))
+                raise InputError(
+                    f"data.regression: {data.label_names[place]} is {numbers[0, place]:g} in each training row; there "
+                    "is nothing to learn"
+                )
+        return LossSettings(
+            huber_delta=self.loss.huber_delta,
+            target_mean=None if mean is None else mean.tolist(),
+            target_std=None if deviation is None else deviation.tolist(),
+            problem_type=self.target.problem_type,
+        )
+
+    def example_labels(self, batch_size: int, device: str) -> torch.Tensor:
+        return torch.zeros(batch_size, 1, device=device)
+
+    def is_known(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        known: NDArray[np.bool_] = np.isfinite(labels).all(axis=1)
+        return known
+
+    def training_metrics(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
+        return regression_metrics(logits_of(prediction), np.asarray(prediction.label_ids), label_names)
+
+    def measure_baseline(self, rows: Mapping[str, Rows], names: Sequence[str]) -> dict[str, dict[str, float]]:
+        tested = {split: each for split, each in rows.items() if split != "train"}
+        return ridge_regression(rows["train"], rows.get("validation"), tested, names)
+
+    def measure(
+        self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
+    ) -> MeasuredRegression:
+        names = data.label_names
+        evaluation = evaluate_regression(predicted.logits, predicted.labels, names, loss=predicted.loss)
+        places = evaluation.largest_errors()
+        rows = chosen_rows(data, split, evaluation.rows[places].tolist())
+        missed = None if rows is None else missed_rows(evaluation, places.tolist(), rows)
+        numbers, constants = _training_numbers(data), {}
+        if numbers is not None and evaluation.num_rows:
+            same = {"the training mean": numbers.mean(axis=0), "the training median": np.median(numbers, axis=0)}
+            constants = {name: constant_metrics(value, evaluation) for name, value in same.items()}
+        return MeasuredRegression(evaluation, missed, constants)
+
+    def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
+        write_regression_report(run, measured)
+
+
+def _training_numbers(data: LoadedData) -> NDArray[np.float64] | None:
+    """(N, T) of the training split; None where it is not loaded."""
+    rows = data.splits.get("train")
+    return np.asarray(rows["numbers"][:], dtype=np.float64) if isinstance(rows, datasets.Dataset) else None

@@ -226,8 +226,8 @@ class NumberTarget(RowTarget):
         return list(self.label_ids) if names is None else list(names)
 
     def find_faulty(self, rows: pa.Table) -> NDArray[np.bool_]:
-        faulty: NDArray[np.bool_] = np.isnan(numbers_in(rows.column(self.column), len(self.names))).any(axis=1)
-        return faulty
+        unread = np.isnan(numbers_in(rows.column(self.column), len(self.names)))
+        return np.asarray(unread.any(axis=1))
 
     def fault_of(self, row: Mapping[str, Any]) -> str | None:
         faults = map(fault_of_number, self.names, row[self.column])

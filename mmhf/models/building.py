@@ -23,7 +23,8 @@ from mmhf.recipe.fusion_recipe import FusionModelSection
 from mmhf.recipe.image_classifier_recipe import ImageClassifierModelSection
 from mmhf.recipe.sections import TextEncoderSection, VisionEncoderSection
 
-ConfigT = TypeVar("ConfigT", bound=ClassifierConfig)
+ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
+ClassifierConfigT = TypeVar("ClassifierConfigT", bound=ClassifierConfig)
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
@@ -125,14 +126,14 @@ def shapes_alone(model_class: type[ModelT], config: PreTrainedConfig) -> ModelT:
 
 
 def config_of_parent(
-    config_class: type[ConfigT],
+    config_class: type[ClassifierConfigT],
     path: str | Path,
     section: FusionModelSection | ImageClassifierModelSection,
     *,
     fixed: Mapping[str, str],
     label_names: Sequence[str],
     loss: LossSettings,
-) -> ConfigT:
+) -> ClassifierConfigT:
     """Config of the classifier that training starts from, once the recipe is found to fit it.
 
     Args:
@@ -158,7 +159,9 @@ def config_of_parent(
     return config
 
 
-def config_of_child(parent: ConfigT, label_names: Sequence[str], loss: LossSettings, *, has_new_head: bool) -> ConfigT:
+def config_of_child(
+    parent: ClassifierConfigT, label_names: Sequence[str], loss: LossSettings, *, has_new_head: bool
+) -> ClassifierConfigT:
     """A released config with the labels and the loss of the new run, uncalibrated."""
     config = copy.deepcopy(parent)
     values = {**label_maps(label_names), **loss_values(loss)}

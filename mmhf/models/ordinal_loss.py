@@ -35,7 +35,8 @@ class OrdinalHead(nn.Module):
         return torch.logit(1 - torch.arange(1, num_labels) / num_labels)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.score(features) + self.bias.sort(descending=True).values
+        score: Tensor = self.score(features)
+        return score + self.bias.sort(descending=True).values
 
 
 class OrdinalLoss(ClassificationLoss):

@@ -238,7 +238,7 @@ class FusionRecipe(ClassificationRecipe):
             yield Problem(("data", "streaming"), what, "true")
         if not isinstance(data, TableDataSection | HubDataSection):
             return
-        labels = [data.columns.label] if data.label_sets is None else data.label_sets.columns or [data.columns.label]
+        labels = (data.target and data.target.columns_read()) or [data.columns.label]
         for kind in ("numbers", "categories"):
             for place, name in enumerate(getattr(self.model.columns, kind)):
                 if name in labels:

@@ -89,7 +89,7 @@ def unknown_key(
         nearest = tuple(place for name, place in elsewhere if name == key)[:2]
     if path in _OF_TASKS:
         return Problem(path, f"unknown key{note}: {_OF_TASKS[path]}", shown(value))
-    listed = f", valid are {', '.join(names)}" if not nearest and 0 < len(names) <= 20 else ""
+    listed = f", valid are {', '.join(names)}" if not nearest and 0 < len(names) <= 24 else ""
     return Problem(path, f"unknown key{note}{listed}", shown(value), nearest)
 
 

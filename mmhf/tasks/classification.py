@@ -156,16 +156,22 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         labels = {
             split: np.asarray(_table(data, split)[target.column][:])[each.rows] for split, each in splits.items()
         }
-        known = {split: target.is_known(each) for split, each in labels.items()}
-        # Of other splits, those that have rows to measure.
-        used = [split for split in splits if split == "train" or known[split].any()]
         found = {}
         for kind, make in self._kinds_of_features(splits["train"]).items():
-            rows = {split: Rows(make(splits[split])[known[split]], labels[split][known[split]]) for split in used}
-            measured = target.measure_baseline(rows, data.label_names)
-            wanted = self.recipe.evaluation.splits
-            found[f"{target.baseline}{kind}"] = {split: each for split, each in measured.items() if split in wanted}
+            rows = {split: Rows(make(each), labels[split]) for split, each in splits.items()}
+            found[f"{target.baseline}{kind}"] = self._measure_baseline(rows, data)
         return by_split(found)
+
+    def _measure_baseline(self, rows: Mapping[str, Rows], data: LoadedData) -> dict[str, dict[str, float]]:
+        """What a baseline gives on the splits that the recipe evaluates."""
+        known: dict[str, Rows] = {}
+        for split, (features, labels) in rows.items():
+            chosen = self.target.is_known(labels)
+            # Of other splits, those that have rows to measure.
+            if split == "train" or chosen.any():
+                known[split] = Rows(features[chosen], labels[chosen])
+        measured = self.target.measure_baseline(known, data.label_names)
+        return {split: each for split, each in measured.items() if split in self.recipe.evaluation.splits}
 
     def _kinds_of_features(self, train: SplitFeatures) -> dict[str, Callable[[SplitFeatures], NDArray[np.floating]]]:
         """What a baseline's name adds for features of a kind → what makes these."""

@@ -172,21 +172,21 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
         found = super().baselines(frozen, data)
-        own = by_split({"logistic regression on columns": self._regression_on_columns(data)})
+        own = by_split({f"{self.target.baseline} on columns": self._regression_on_columns(data)})
         return {split: {**found.get(split, {}), **own.get(split, {})} for split in {**found, **own}}
 
     def _regression_on_columns(self, data: LoadedData) -> dict[str, dict[str, float]]:
         """What the columns alone give; they need no encoder, and take next to no time."""
         section, recipe = self.recipe.model.columns, self.recipe
-        if section is None or recipe.evaluation.baselines == "off" or self.target.target.has_several:
+        if section is None or recipe.evaluation.baselines == "off" or not self.has_baselines:
             return {}
         features, rows = fit_columns(section, data), {}
         for split, table in data.splits.items():
             assert isinstance(table, datasets.Dataset)
             if split == "train" and len(table) > MOST_ROWS:
                 table = table.select(np.linspace(0, len(table) - 1, MOST_ROWS).astype(np.int64))
-            rows[split] = Rows(column_matrix(features, table), np.asarray(table["label"][:]))
-        return self._regressions(rows, data)
+            rows[split] = Rows(column_matrix(features, table), np.asarray(table[self.target.column][:]))
+        return self._measure_baseline(rows, data)
 
     def _kinds_of_features(self, train: SplitFeatures) -> dict[str, Callable[[SplitFeatures], NDArray[np.floating]]]:
         if train.texts is None:
@@ -282,7 +282,7 @@ def _classify_view(
 ) -> NDArray[np.floating]:
     """Logits (N, C) of each modality's embeddings (N, D), where some are shown in all rows and the others are not."""
     register_fsdp_forward_method(model, "classify_embeds")
-    logits = [np.zeros((0, model.head.out_features))]
+    logits = [np.zeros((0, len(model.config.id2label or {})))]
     for start in range(0, len(embeds["image"]), _ROWS_AT_ONCE):
         parts = [
             torch.from_numpy(each[start : start + _ROWS_AT_ONCE]).to(model.device, model.dtype)

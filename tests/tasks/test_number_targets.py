@@ -268,7 +268,13 @@ def test_equal_numbers_in_each_row_are_nothing_to_learn(train: Train, pictures: 
 @pytest.mark.parametrize("name", ["regression", "ordinal", "multi_label"])
 def test_the_recipe_that_comes_with_it_trains(name: str, tmp_path: Path):
     changes = ["model.vision.backbone=timm/test_efficientnet", "model.vision.pretrained=false", "data.image_size=32"]
-    changes += ["data.limit=30", "stages.0.epochs=1", f"training.output_dir={tmp_path / 'run'}", "release=null"]
+    changes += [
+        "data.limit=30",
+        "stages.0.epochs=1",
+        "training.per_device_train_batch_size=10",
+        f"training.output_dir={tmp_path / 'run'}",
+        "release=null",
+    ]
     if name != "ordinal":
         changes.append("stages.1.epochs=1")
     run = mmhf.train(f"quickstart/{name}", [*changes, "training.report_to=none"])

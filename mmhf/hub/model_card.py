@@ -200,8 +200,9 @@ def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
     if stages:
         lines.append(f"- Stages: {', '.join(_plain(str(stage.get('name'))) for stage in stages)}.")
     if lora := notes.extra.get("lora"):
-        kind, place = "DoRA" if lora["dora"] else "LoRA", {"merge": "merged into the weights", "keep": "kept apart"}
-        lines.append(f"- {kind} of rank {lora['rank']}, alpha {lora['alpha']:g}: {place[lora['form']]}.")
+        kind = "DoRA" if lora["dora"] else "LoRA"
+        form = {"merge": "merged into the weights", "keep": "kept apart"}[lora["form"]]
+        lines.append(f"- {kind} of rank {lora['rank']}, alpha {lora['alpha']:g}: {form}.")
     lines += [f"- Changed on the way: {_code(line)}." for line in history_lines(notes.extra.get("changes", ()))]
     if facts.environment:
         versions = ", ".join(f"{name} {facts.environment[name]}" for name in ("torch", "transformers", "timm"))

@@ -111,7 +111,8 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
         hub = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
         config: Any = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):  # a release's own code may be there twice
-            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
+            config_class: Any = cls.config_class
+            config = config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
         if not config.references:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         kwargs["config"] = config
@@ -119,9 +120,10 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
         towers = [name for name, prefixes in cls.parts.items() if prefixes == TOWER]
         # By position, because what has a name goes into the generation config, too.
         stand_ins = [nn.Identity() if name in config.references else None for name in towers]
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *stand_ins, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         for name in config.references:
             model._bring_back(name)
         if config.lora is not None:
@@ -202,11 +204,10 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
         self._leave_referenced_out()
 
     def _adapt(self, name: str) -> None:
-        prefix = f"{name}."
-        modules = [] if self.config.lora is None else self.config.lora["modules"]
-        own = [module.removeprefix(prefix) for module in modules if module.startswith(prefix)]
-        if own:
-            put_lora(self.encoders()[name], own, self.config.lora)
+        if (lora := self.config.lora) is not None:
+            prefix = f"{name}."
+            own = [module.removeprefix(prefix) for module in lora["modules"] if module.startswith(prefix)]
+            put_lora(self.encoders()[name], own, lora)
 
     def _leave_referenced_out(self) -> None:
         prefixes = tuple(f"{name}." for name in self.config.references)

@@ -14,7 +14,9 @@ from transformers import CLIPImageProcessor
 
 from mmhf.features.keys import store_name
 from mmhf.features.parts import VISION, FeaturePart
+from mmhf.models.adapting import lora_values
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
+from mmhf.recipe.sections import LoraSection
 
 
 @pytest.fixture
@@ -46,6 +48,19 @@ def test_weights_and_statistics(model):
         next(buffer for key, buffer in model.vision.named_buffers() if "running_mean" in key)[0] += 1e-3
         names.add(name(model))
     assert len(names) == 3
+
+
+def test_low_rank_changes_count_by_their_weights_and_by_what_multiplies_them(model):
+    names = {name(model)}
+    model.add_lora(lora_values(model, LoraSection(rank=2), ["vision"]))
+    names.add(name(model))
+    changed = next(parameter for key, parameter in model.named_parameters() if "lora_B" in key)
+    with torch.no_grad():
+        changed.add_(1)
+    names.add(name(model))
+    model.config.lora["alpha"] = 3.0
+    names.add(name(model))
+    assert len(names) == 4
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,9 @@ def run_snippet(job):
     return printed.getvalue()
 
 
-def refuse_unclean():
-    for package in ("mmhf", "datasets", "accelerate", "pandas"):
+def refuse_unclean(wanted):
+    brought = {"accelerate"} if "peft" in wanted else set()
+    for package in {"mmhf", "datasets", "accelerate", "pandas"} - brought:
         try:
             importlib.import_module(package)
         except ModuleNotFoundError:
@@ -45,5 +46,5 @@ def refuse_unclean():
 
 
 if __name__ == "__main__":
-    refuse_unclean()
+    refuse_unclean(sys.argv[1:])
     json.dump([serve(job) for job in json.load(sys.stdin)], sys.stdout)

@@ -25,6 +25,8 @@ from mmhf.hub.lineage import release_settings
 from mmhf.hub.manifest import ReleaseNotes
 from mmhf.hub.pushing import push_release
 from mmhf.hub.releases import resolve_model
+from mmhf.models.adapting import lora_values
+from mmhf.recipe.sections import LoraSection
 
 VERSIONS = ("1.6", "1.7", "1.8")
 
@@ -76,25 +78,32 @@ def test_every_version_is_served_alike_without_mmhf(hub: LoopbackHub, tmp_path: 
 
 
 @pytest.mark.slow
-def test_an_encoder_held_by_reference_is_fetched_at_its_pinned_commit(hub: LoopbackHub, tmp_path: Path):
+def test_an_encoder_held_by_reference_is_fetched_at_its_pinned_commit_and_changed_as_it_was(
+    hub: LoopbackHub, tmp_path: Path
+):
     family = FAMILIES["captioner"]
     torch.manual_seed(0)
     model, processor = family.make()
     pinned = _push_encoder(tmp_path / "encoder", model.vision)
     run_dir = write_family_run(tmp_path / "run", "captioner", seed=0, metrics={"test_rougeL": 0.5})
     model.refer_to({"vision": f"org/encoder@{pinned}"})
+    model.add_lora(lora_values(model, LoraSection(rank=2), ["vision"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(run_dir)
     push_release(run_dir, release_settings({"repo": "org/small", "version": "1.0", "push": True}))
     # What the repository's main branch holds by now has nothing to do with the release.
     assert _push_encoder(tmp_path / "other", family.make()[0].vision) != pinned
 
     weights = load(hub.files("org/small", "v1.0")["model.safetensors"])
-    assert {name.split(".")[0] for name in weights} == {"projector", "language"}
+    assert {name.split(".")[0] for name in weights if ".lora_" not in name} == {"projector", "language"}
+    assert any(name.startswith("vision.") for name in weights)
     image = str(write_image(tmp_path / "photo.jpg"))
     inputs = {key: tensor.tolist() for key, tensor in model_inputs(family).items()}
     job = {"repo": "org/small", "revision": "v1.0", "task": family.pipeline_task, "inputs": inputs}
     job |= {"output": family.output, "arguments": [image], "call": {}}
-    [answer] = _serve_in_clean_environment(hub, tmp_path, [job])
+    [answer] = _serve_in_clean_environment(hub, tmp_path, [job], "peft")
     with torch.no_grad():
         check_alike(answer["output"], model.eval()(**model_inputs(family))[family.output].tolist())
 
@@ -112,8 +121,10 @@ def _answer(run_dir: Path, family: Family, image: str) -> Any:
     return json.loads(json.dumps(answer))
 
 
-def _serve_in_clean_environment(hub: LoopbackHub, folder: Path, jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    python = make_clean_environment(folder / "clean")
+def _serve_in_clean_environment(
+    hub: LoopbackHub, folder: Path, jobs: list[dict[str, Any]], *more: str
+) -> list[dict[str, Any]]:
+    python = make_clean_environment(folder / "clean", *more)
     variables = {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HUB_DISABLE_XET": "1",
@@ -123,7 +134,7 @@ def _serve_in_clean_environment(hub: LoopbackHub, folder: Path, jobs: list[dict[
     }
     script = Path(__file__).with_name("serve_releases.py")
     done = subprocess.run(
-        [str(python), str(script)],
+        [str(python), str(script), *more],
         input=json.dumps(jobs),
         env=variables,
         cwd=folder,

@@ -80,7 +80,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         # In the config already, so not in the weights; on the device, where a step must not bring it anew.
         self.prompt: Tensor
         self.register_buffer("prompt", torch.tensor(config.prompt_ids, dtype=torch.long), persistent=False)
-        if "vision" in self.encoders():
+        if isinstance(self.vision, PreTrainedModel):  # else it is brought back from elsewhere
             self.drop_unused_of("vision", self.vision)
         self.post_init()
 

@@ -300,7 +300,7 @@ def test_the_recipe_on_the_embedded_drawings_learns_from_its_columns(tmp_path, t
         "model.vision={backbone: timm/test_efficientnet, pretrained: false}",
         f"model.text.backbone={text_encoder_dir}",
     ]
-    sizes = ["data.limit=800", "data.image_size=32", "data.max_length=4"]
+    sizes = ["data.limit=500", "data.image_size=32", "data.max_length=4", "training.per_device_train_batch_size=16"]
     run = mmhf.train("quickstart/columns", [*encoders, *sizes, "~release", f"training.output_dir={tmp_path / 'run'}"])
     assert run.metrics["test_columns_only_accuracy"] > 0.6 > run.metrics["test_without_columns_accuracy"]
 

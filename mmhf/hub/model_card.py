@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from mmhf.hub.manifest import ReleaseNotes, soup_names
 from mmhf.models.family import family_of_task
+from mmhf.models.fusion.column_features import ColumnFeatures
 from mmhf.recipe.history import history_lines
 
 CURVE_FILE = "training_curves.png"
@@ -39,6 +40,7 @@ class CardFacts:
         has_curve (`bool`): Whether the release holds `training_curves.png`.
         has_remote_code (`bool`): Whether it can be served without mmhf.
         environment (`Mapping[str, str]`): Package → version.
+        columns ([`ColumnFeatures`], *optional*): Columns of a table that inputs have besides.
     """
 
     recipe: Mapping[str, Any]
@@ -47,6 +49,7 @@ class CardFacts:
     has_curve: bool = False
     has_remote_code: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    columns: ColumnFeatures | None = None
 
 
 def model_card(notes: ReleaseNotes, facts: CardFacts) -> ModelCard:
@@ -64,6 +67,7 @@ def model_card(notes: ReleaseNotes, facts: CardFacts) -> ModelCard:
         f"# {_plain(notes.name)} {notes.version}",
         notes.card.summary or f"A model for {facts.recipe['task']}, trained with mmhf.",
         _usage(notes, facts),
+        _section("Columns", _columns(facts.columns)),
         _section("Intended use", notes.card.intended_use),
         _section("Limits", notes.card.limits),
         _section("Numbers", _numbers(facts)),
@@ -156,7 +160,11 @@ def _usage(notes: ReleaseNotes, facts: CardFacts) -> str:
     if facts.has_remote_code:
         arguments.append("trust_remote_code=True")
     code = ["from transformers import pipeline", "", f"{verb} = pipeline({', '.join(arguments)})"]
-    code.append(f"print({family.card_call})")
+    call = family.card_call
+    if facts.columns is not None:
+        row = json.dumps(facts.columns.usual_row()).replace("`", "\\u0060")  # nothing may end the block of code
+        call = f'{call.removesuffix("})")}, "columns": {row}}})'
+    code.append(f"print({call})")
     peft = ", peft" if notes.extra.get("lora", {}).get("form") == "keep" else ""
     hint = (
         f"This runs the code of this repository and needs transformers, torch, torchvision, timm{peft} and pillow. "
@@ -168,6 +176,17 @@ def _usage(notes: ReleaseNotes, facts: CardFacts) -> str:
 
 def _section(title: str, text: str | None) -> str:
     return f"## {title}\n\n{text.strip()}" if text else ""
+
+
+def _columns(columns: ColumnFeatures | None) -> str | None:
+    """What inputs have beside image and text."""
+    if columns is None:
+        return None
+    rows = [
+        {"column": name, "values": "a number" if isinstance(kind, str) else ", ".join(kind)}
+        for name, kind in columns.describe().items()
+    ]
+    return f"{_markdown_table(rows)}\n\nOne that is not given is missing; another category is unknown."
 
 
 def _numbers(facts: CardFacts) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,19 @@ def test_the_text_says_what_people_ask_for(card: ModelCard):
     ):
         assert part in card.text
     assert str(Path.cwd()) not in str(card)
+
+
+def test_columns_that_the_model_reads_are_in_the_call_and_in_a_table(make_run: Callable[..., Path], repo: Path):
+    run_dir = make_run("run", recipe=RECIPE)
+    site = {"name": "site", "values": ["```![x](http://x)", "face"], "may_lack": True}
+    columns = {"numbers": [{"name": "age", "center": 40.0, "scale": 9.0, "may_lack": False}], "categories": [site]}
+    config = json.loads((run_dir / "config.json").read_text())
+    (run_dir / "config.json").write_text(json.dumps({**config, "columns": columns}))
+    text = ModelCard.load(write_release(run_dir, repo, "1.8", notes=ReleaseNotes()) / "README.md").text
+    (call,) = (line for line in text.splitlines() if line.startswith("print("))
+    given = ast.literal_eval(call.removeprefix("print(classify(").removesuffix("))"))
+    assert given["columns"] == {"age": 40.0, "site": site["values"][0]}
+    assert "| age | a number |" in text and "![x]" not in text.replace(call, "") and text.count("```") == 2
 
 
 def test_a_child_is_based_on_its_parent(run_dir: Path, repo: Path):

@@ -379,3 +379,15 @@ def test_several_labels_a_row_take_the_places_that_a_model_has(tmp_path: Path) -
     for before, after in zip(own.splits["train"]["labels"], served.splits["train"]["labels"], strict=True):
         face, animal, food = before
         assert after == [food, 0, face, animal]
+
+
+@pytest.mark.slow
+def test_numbers_are_kept_and_may_have_another_name(tmp_path: Path) -> None:
+    given = _SECTIONS.validate_python({"source": "sample", "image_size": SIDE, "limit": 12, "regression": {}})
+    prepare(load(given), given, tmp_path / "packed", reading=CLASSES, side=None, overwrite=False)
+    packed = given.model_copy(update={"prepared": str(tmp_path / "packed")})
+    own, same = load(given), load(packed)
+    assert same.label_names == ["words"] and same.fingerprint() == own.fingerprint()
+    renamed = load(packed, label_names=["length"])
+    assert renamed.label_names == ["length"]
+    assert renamed.splits["train"]["numbers"][:] == own.splits["train"]["numbers"][:]

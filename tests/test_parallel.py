@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 import pytest
 
@@ -33,17 +32,21 @@ def test_an_error_in_a_thread_comes_out():
         list(map_in_threads(lambda number: 1 // number, [1, 0]))
 
 
-@pytest.mark.parametrize(
-    ("work", "most"), [(lambda _: sum(range(300_000)), os.cpu_count()), (lambda _: time.sleep(0.05), 16)]
-)
-def test_there_are_more_threads_than_cores_only_for_work_that_waits(work, most):
+@pytest.mark.parametrize(("share", "most"), [(0.9, os.cpu_count()), (0.1, 16)])
+def test_there_are_more_threads_than_cores_only_for_work_that_waits(share, most, monkeypatch):
+    clock = 0.0
+    monkeypatch.setattr("mmhf.parallel.time.perf_counter", lambda: clock)
+    monkeypatch.setattr("mmhf.parallel.time.thread_time", lambda: share * clock)
+    together = threading.Barrier(min(most, 16), timeout=60)  # that many are needed to go on
     names = set()
 
     def noted(number):
-        work(number)
+        nonlocal clock
+        if number == 0:  # is tried alone
+            clock = 1.0
+            return
         names.add(threading.current_thread().name)
+        together.wait()
 
-    list(map_in_threads(noted, range(33)))
-    names.discard(threading.current_thread().name)  # tried the first
-    assert 1 <= len(names) <= most
-    assert most < 16 or len(names) > 8
+    list(map_in_threads(noted, range(1 + 2 * min(most, 16))))
+    assert len(names) == min(most, 16)

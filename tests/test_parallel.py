@@ -48,5 +48,5 @@ def test_there_are_more_threads_than_cores_only_for_work_that_waits(share, most,
         names.add(threading.current_thread().name)
         together.wait()
 
-    list(map_in_threads(noted, range(1 + 2 * min(most, 16))))
+    list(map_in_threads(noted, range(1 + 64 * min(most, 16))))
     assert len(names) == min(most, 16)

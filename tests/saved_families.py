@@ -96,6 +96,7 @@ def _captioner() -> tuple[PreTrainedModel, Any]:
 def _dual_encoder() -> tuple[PreTrainedModel, Any]:
     vision = ViTConfig(image_size=SIDE, patch_size=8, initializer_range=0.3, **TOWER)
     config = DualEncoderConfig(vision, _bert(), vision_pooling="cls", text_pooling="mean", embedding_dim=16)
+    config.matryoshka = [4, 8, 16]
     return DualEncoderModel(config), DualEncoderProcessor(**_text_processors())
 
 

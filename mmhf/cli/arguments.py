@@ -141,6 +141,12 @@ def embed(parser: ArgumentParser) -> None:
     _add_table_job(parser, output="parquet file")
     parser.add_argument("--images", action="store_true", help="embed images; absent with --texts: what the input has")
     parser.add_argument("--texts", action="store_true", help="embed texts")
+    parser.add_argument(
+        "--dimensions",
+        type=int,
+        metavar="N",
+        help="keep the first N numbers of each embedding; the model was trained with contrastive.matryoshka",
+    )
     texts = parser.add_argument_group("texts with a text encoder, whose output the table holds as it is")
     texts.add_argument("--text", action="store_true", help="MODEL is a text encoder; --input may be a recipe")
     texts.add_argument("--pooling", help="mean, cls, last_token, max or pooler; absent: the encoder's usual one")

@@ -30,6 +30,7 @@ from mmhf.inference.loading import load_model, load_with, model_type_of
 from mmhf.inference.outputs import check_output, refuse_existing
 from mmhf.inference.table_job import TableJob
 from mmhf.models.classification_loss import class_probabilities
+from mmhf.models.contrastive_loss import unit_prefix
 from mmhf.models.dual_encoder.modeling_dual_encoder import MAX_LOGIT_SCALE, DualEncoderModel
 from mmhf.models.family import families
 
@@ -95,12 +96,19 @@ class DualEncoderEmbedder:
     Args:
         model (`PreTrainedModel`): In eval mode, on its device.
         processor (`Processor`): Of the model; called with `images` or `text`.
+        dimensions (`int`, *optional*): Give so many numbers of each embedding, see `check_dimensions`; absent: all.
+
+    Raises:
+        InputError: The model cannot do with so many.
     """
 
     modalities = (IMAGE, TEXT)
 
-    def __init__(self, model: PreTrainedModel, processor: Processor) -> None:
+    def __init__(self, model: PreTrainedModel, processor: Processor, *, dimensions: int | None = None) -> None:
         self.model: Any = model
+        self.dimensions = dimensions
+        if dimensions is not None:
+            self.check_dimensions(dimensions)
         # SigLIP was trained on texts of full length only (transformers 5.23 pads so in its pipeline too).
         self.inputs = EmbedderInputs(processor, padding="max_length" if isinstance(model, SiglipModel) else True)
 
@@ -120,7 +128,25 @@ class DualEncoderEmbedder:
         output = features(**inputs)
         # transformers 5 gives the whole output, 4 gave the tensor.
         embeds: Any = output.pooler_output if isinstance(output, BaseModelOutputWithPooling) else output
-        return torch.nn.functional.normalize(embeds.float(), dim=-1).cpu()
+        unit = torch.nn.functional.normalize(embeds.float(), dim=-1)
+        return (unit if self.dimensions is None else unit_prefix(unit, self.dimensions)).cpu()
+
+    def check_dimensions(self, dimensions: int) -> None:
+        """Raise `InputError` unless the first so many numbers of an embedding are an embedding by themselves.
+
+        This holds of models that were trained with `contrastive.matryoshka`, between its sizes, too.
+        """
+        config = self.model.config
+        if not isinstance(self.model, DualEncoderModel) or not config.matryoshka:
+            raise InputError(
+                f"dimensions: {dimensions}, but the model was not trained for fewer numbers; train it with "
+                "contrastive.matryoshka"
+            )
+        if not 1 <= dimensions <= config.embedding_dim:
+            raise InputError(
+                f"dimensions: {dimensions}, but embeddings have {config.embedding_dim} numbers (trained sizes: "
+                f"{', '.join(map(str, config.matryoshka))})"
+            )
 
     def probabilities(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         """How probable each text is for each image, as transformers' `zero-shot-image-classification` has it.
@@ -142,20 +168,23 @@ class DualEncoderEmbedder:
         return torch.sigmoid(logits) if isinstance(self.model, SiglipModel) else class_probabilities(logits)
 
 
-def load_embedder(model_dir: str | Path, *, device: torch.device | None = None) -> DualEncoderEmbedder:
+def load_embedder(
+    model_dir: str | Path, *, device: torch.device | None = None, dimensions: int | None = None
+) -> DualEncoderEmbedder:
     """Load the dual encoder of a run or release folder, or of a folder that transformers saved.
 
     Raises:
-        InputError: The folder is absent, holds another kind of model, or its files are damaged or incomplete.
+        InputError: The folder is absent, holds another kind of model, or its files are damaged or incomplete; or the
+            model was not trained for fewer `dimensions` than it has.
     """
     path = Path(model_dir)
     model_type = model_type_of(path)
     if model_type in _STOCK_MODEL_TYPES:
-        return DualEncoderEmbedder(*load_with(path, AutoModel, AutoProcessor, device=device))
+        return DualEncoderEmbedder(*load_with(path, AutoModel, AutoProcessor, device=device), dimensions=dimensions)
     family = families().get(model_type)
     if family is None or family.embedder is None:
         raise InputError(f"{path}: a {model_type} model; embedding needs a dual encoder")
-    embedder: DualEncoderEmbedder = family.load("embedder")(*load_model(path, device=device))
+    embedder: DualEncoderEmbedder = family.load("embedder")(*load_model(path, device=device), dimensions=dimensions)
     return embedder
 
 
@@ -236,6 +265,7 @@ def embed_table(
     settings: JobSettings | None = None,
     *,
     modalities: Sequence[str] = (),
+    dimensions: int | None = None,
 ) -> JobSummary:
     """Write a table's rows with their embeddings, `image_embedding` and `text_embedding`, of length 1.
 
@@ -250,16 +280,19 @@ def embed_table(
         output_path (`str` or `Path`): `.parquet`.
         settings ([`JobSettings`], *optional*): Columns, batch size, device and the like.
         modalities (`Sequence[str]`): `image`, `text` or both; empty: what the input has.
+        dimensions (`int`, *optional*): Keep the first so many numbers of each embedding, of length 1 again; for models
+            trained with `contrastive.matryoshka`.
 
     Raises:
-        InputError: The model, input or a column is absent, or the output exists and was made from other inputs.
+        InputError: The model, input or a column is absent, the output exists and was made from other inputs, or the
+            model was not trained for fewer `dimensions`.
     """
     settings, output = settings or JobSettings(), Path(output_path)
     check_output(output, (".parquet",))
     if not settings.overwrite:
         refuse_existing(output)
     device = settings.choose_device()
-    embedder = load_embedder(model_dir, device=device)
+    embedder = load_embedder(model_dir, device=device, dimensions=dimensions)
     rows, chosen = _read(input_path, model_dir, embedder, settings, modalities)
     digest = model_hash(Path(model_dir))
     source = {
@@ -268,8 +301,11 @@ def embed_table(
         "images": str(Path(rows.folder.path).resolve()),
         "image column": rows.image_column,
         "text column": rows.text_columns[0] if rows.text_columns else None,
+        "dimensions": dimensions,
     }
     identity = {**settings.facts(rows, device), "model": digest, "modalities": ", ".join(chosen)}
+    if dimensions is not None:
+        identity["dimensions"] = str(dimensions)
     metadata = {SOURCE_KEY: json.dumps(source)}
     model = RowEmbedder(embedder, chosen)
     return TableJob(model, rows, output, identity=identity, settings=settings, metadata=metadata).run()

@@ -23,6 +23,7 @@ from mmhf.errors import DamagedError, InputError
 from mmhf.inference.embedders import SOURCE_KEY, Embedder
 from mmhf.inference.inputs import IMAGE, TEXT, TableRows, model_hash
 from mmhf.inference.nearest import Block, Clusters, VectorFile, find_nearest
+from mmhf.models.contrastive_loss import unit_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,8 @@ class EmbeddingIndex:
         the index, which is mapped; where that cannot be written, the index is read anew for each call.
 
         Args:
-            queries (`torch.Tensor` of shape `(Q, D)`): Of length 1.
+            queries (`torch.Tensor` of shape `(Q, D)`): Of length 1; of an index with fewer `dimensions`, their first
+                numbers count.
             among (`str`, *optional*): `image` or `text`; absent: images, where there are any.
             top (`int`, defaults to 24): How many at most.
             approximate (`bool`, defaults to `False`): Look only into the clusters around each query, see `recall`.
@@ -135,6 +137,9 @@ class EmbeddingIndex:
             raise InputError(
                 f"{self.path}: has no embeddings of {modality}s, but {' and '.join(self.modalities) or 'none'}"
             )
+        kept = self._source.get("dimensions")
+        if kept is not None and kept < queries.shape[1]:
+            queries = unit_prefix(queries, kept)
         if self._width(modality) != queries.shape[1]:
             raise InputError(
                 f"{self.path}: its embeddings have {self._width(modality)} numbers, the query {queries.shape[1]}"

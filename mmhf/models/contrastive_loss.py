@@ -30,12 +30,18 @@ class Contrast:
             positives share the target of the softmax evenly (Yang et al., "UniCL", https://arxiv.org/abs/2204.03610).
         same_caption (`str`): The same for two rows with one caption. Of both, `positive` goes before `ignore`, and
             that before `negative`.
+        sizes (`tuple[int, ...]`): The loss is the mean of those of the first so many numbers of the embeddings, each
+            prefix brought to length 1 (Kusupati et al., "Matryoshka Representation Learning",
+            https://arxiv.org/abs/2205.13147). Empty: of the embeddings alone.
+        weights (`tuple[float, ...]`): What each size counts in that mean. Empty: all the same.
     """
 
     loss: str = "softmax"
     label_smoothing: float = 0.0
     same_image: str = "ignore"
     same_caption: str = "ignore"
+    sizes: tuple[int, ...] = ()
+    weights: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,11 @@ def caption_ids(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tens
     return ((input_ids + 0x14057B7EF767814F) * powers.gather(1, places) * mask).sum(dim=1)
 
 
+def unit_prefix(embeds: Tensor, size: int) -> Tensor:
+    """The first `size` numbers of embeddings of length 1, brought to length 1 again: (N, D) → (N, size)."""
+    return embeds if size == embeds.shape[-1] else functional.normalize(embeds[..., :size], dim=-1)
+
+
 def block_losses(
     pairs: EmbeddedPairs,
     logit_scale: Tensor,
@@ -96,18 +107,17 @@ def block_losses(
         logit_scale, logit_bias (`Tensor`): What similarities are multiplied with, and what is added.
         contrast ([`Contrast`]): The loss.
         rows (`range`, *optional*): Only these rows' share; the shares of all rows add up to the loss. Absent: all.
-        rows_per_block (`int`, *optional*): Absent: as many as give blocks of 16 MiB.
+        rows_per_block (`int`, *optional*): Absent: as many as give blocks of 16 MiB, of all sizes together.
 
     Yields:
         `Tensor`: scalars in fp32.
     """
     rows = range(len(pairs)) if rows is None else rows
-    size = rows_per_block or max(_BLOCK_ELEMENTS // max(len(pairs), 1), 1)
-    part = _sigmoid_part if contrast.loss == "sigmoid" else _softmax_part
+    size = rows_per_block or _rows_per_block(pairs, contrast)
     for start in range(rows.start, rows.stop, size):
         block = slice(start, min(start + size, rows.stop))
         with torch.autocast(pairs.image_embeds.device.type, enabled=False):
-            loss = part(pairs, logit_scale, logit_bias, contrast, block) / pairs.count.clamp(min=1)
+            loss = _block_loss(pairs, logit_scale, logit_bias, contrast, block) / pairs.count.clamp(min=1)
         yield loss
 
 
@@ -120,7 +130,7 @@ def contrastive_loss(
     rows_per_block: int | None = None,
 ) -> Tensor:
     """The loss of all pairs, scalar, fp32; where it takes several blocks, the backward pass computes them again."""
-    size = rows_per_block or max(_BLOCK_ELEMENTS // max(len(pairs), 1), 1)
+    size = rows_per_block or _rows_per_block(pairs, contrast)
 
     def share(start: int) -> Tensor:
         rows = range(start, min(start + size, len(pairs)))
@@ -134,32 +144,51 @@ def contrastive_loss(
     return torch.stack(parts).sum()
 
 
-def _softmax_part(
+def _rows_per_block(pairs: EmbeddedPairs, contrast: Contrast) -> int:
+    return max(_BLOCK_ELEMENTS // (max(len(pairs), 1) * max(len(contrast.sizes), 1)), 1)
+
+
+def _block_loss(
     pairs: EmbeddedPairs, logit_scale: Tensor, logit_bias: Tensor | None, contrast: Contrast, block: slice
 ) -> Tensor:
+    """The sum of a block's losses, averaged over the sizes."""
     positive, compared = _relations(pairs, contrast, block)
     takes_part = pairs.image_index[block] != IGNORED_IMAGE
+    sizes = contrast.sizes or (pairs.image_embeds.shape[1],)
+    weights = contrast.weights or (1.0,) * len(sizes)
     total = pairs.image_embeds.new_zeros((), dtype=torch.float32)
-    for rows, columns in ((pairs.image_embeds, pairs.text_embeds), (pairs.text_embeds, pairs.image_embeds)):
-        logits = _logits(rows[block], columns, logit_scale, logit_bias)
+    for size, weight in zip(sizes, weights, strict=True):
+        images, texts = unit_prefix(pairs.image_embeds, size), unit_prefix(pairs.text_embeds, size)
+        by_image = _logits(images[block], texts, logit_scale, logit_bias)
+        if contrast.loss == "sigmoid":
+            part = _sigmoid_part(by_image, positive, compared, takes_part, contrast.label_smoothing)
+        else:
+            by_text = _logits(texts[block], images, logit_scale, logit_bias)
+            part = _softmax_part((by_image, by_text), positive, compared, takes_part, contrast.label_smoothing)
+        total = total + weight / sum(weights) * part
+    return total
+
+
+def _softmax_part(
+    both: tuple[Tensor, Tensor], positive: Tensor, compared: Tensor, takes_part: Tensor, label_smoothing: float
+) -> Tensor:
+    total = both[0].new_zeros(())
+    for logits in both:
         normaliser = logits.masked_fill(~compared, -torch.inf).logsumexp(dim=1)
         target = (logits * positive).sum(dim=1) / positive.sum(dim=1)
-        if contrast.label_smoothing:
+        if label_smoothing:
             everything = (logits * compared).sum(dim=1) / compared.sum(dim=1)
-            target = target.lerp(everything, contrast.label_smoothing)
+            target = target.lerp(everything, label_smoothing)
         total = total + ((normaliser - target) * takes_part).sum()
     return total / 2
 
 
 def _sigmoid_part(
-    pairs: EmbeddedPairs, logit_scale: Tensor, logit_bias: Tensor | None, contrast: Contrast, block: slice
+    logits: Tensor, positive: Tensor, compared: Tensor, takes_part: Tensor, label_smoothing: float
 ) -> Tensor:
-    positive, compared = _relations(pairs, contrast, block)
-    logits = _logits(pairs.image_embeds[block], pairs.text_embeds, logit_scale, logit_bias)
-    targets = positive.to(logits.dtype).lerp(torch.full_like(logits, 0.5), contrast.label_smoothing)
+    targets = positive.to(logits.dtype).lerp(torch.full_like(logits, 0.5), label_smoothing)
     losses = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    takes_part = (pairs.image_index[block] != IGNORED_IMAGE).unsqueeze(1)
-    return (losses * (compared & takes_part)).sum()
+    return (losses * (compared & takes_part.unsqueeze(1))).sum()
 
 
 def _relations(pairs: EmbeddedPairs, contrast: Contrast, block: slice) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
@@ -153,6 +154,11 @@ class ContrastiveSection(Section):
     """How two captions of the same image are treated as a pair."""
     same_caption: Relation = "ignore"
     """How two images with the same caption are treated as a pair."""
+    matryoshka: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
+    """Sizes that embeddings can be cut to, ascending, the last of them `model.embedding_dim`: the loss is the mean
+    over the first so many numbers of each embedding, and `mmhf embed --dimensions` gives these."""
+    matryoshka_weights: list[PositiveFloat] | None = None
+    """What each size counts in that mean. Absent: all the same."""
 
 
 class ZeroShotSection(Section):
@@ -185,6 +191,7 @@ class ContrastiveRecipe(RecipeBase):
         return self.contrastive.batch_size
 
     def problems(self) -> Iterator[Problem]:
+        yield from self._matryoshka_problems()
         if (batch_size := self.contrastive.batch_size) is None:
             return
         if "gradient_accumulation_steps" in self.training:
@@ -202,3 +209,18 @@ class ContrastiveRecipe(RecipeBase):
             if batch_size % micro_batch:
                 what = f"is no multiple of {key} ({micro_batch})"
                 yield Problem(("contrastive", "batch_size"), what, shown(batch_size))
+
+    def _matryoshka_problems(self) -> Iterator[Problem]:
+        sizes, weights = self.contrastive.matryoshka, self.contrastive.matryoshka_weights
+        path, dimension = ("contrastive", "matryoshka"), self.model.embedding_dim
+        if weights is not None and (sizes is None or len(weights) != len(sizes)):
+            what = f"one weight for each size of contrastive.matryoshka ({len(sizes or [])})"
+            yield Problem(("contrastive", "matryoshka_weights"), f"expected {what}", shown(weights))
+        if sizes is None:
+            return
+        if any(one >= other for one, other in itertools.pairwise(sizes)):
+            yield Problem(path, "sizes have to ascend", shown(sizes))
+        elif sizes[-1] > dimension:
+            yield Problem(path, f"{sizes[-1]} is larger than model.embedding_dim ({dimension})", shown(sizes))
+        elif sizes[-1] < dimension:
+            yield Problem(path, f"the last size has to be model.embedding_dim; add {dimension}", shown(sizes))

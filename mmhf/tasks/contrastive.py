@@ -38,6 +38,8 @@ from mmhf.evaluation.retrieval import (
     RetrievalEvaluation,
     evaluate_retrieval,
     fill_templates,
+    prefix_protocols,
+    prefix_recalls,
     retrieval_metrics,
     zero_shot_class_embeddings,
     zero_shot_metrics,
@@ -83,9 +85,14 @@ class SplitEmbeddings:
 class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
     """Dual encoders."""
 
-    protocols = {"loss": _LOSS_PROTOCOL, **RETRIEVAL_PROTOCOLS, **ZERO_SHOT_PROTOCOLS}
     collator_class = ContrastiveCollator
     trainer_class = ContrastiveTrainer
+
+    def __init__(self, recipe: ContrastiveRecipe) -> None:
+        self._prefix_sizes = (recipe.contrastive.matryoshka or [])[:-1]
+        of_prefixes = prefix_protocols(self._prefix_sizes)
+        self.protocols = {"loss": _LOSS_PROTOCOL, **RETRIEVAL_PROTOCOLS, **of_prefixes, **ZERO_SHOT_PROTOCOLS}
+        super().__init__(recipe)
 
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> DualEncoderProcessor:
         if parent is not None:
@@ -123,7 +130,8 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         assert isinstance(processor, DualEncoderProcessor)
         probe = self._probe(processor)
         more = None if probe is None else functools.partial(probe.measure, split="validation")
-        return {"compute_metrics": _training_metrics, "more_metrics": more}
+        metrics = functools.partial(_training_metrics, sizes=self._prefix_sizes)
+        return {"compute_metrics": metrics, "more_metrics": more}
 
     def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Collator) -> ReadsFeatures:
         return _Evaluator(model=model, args=args, data_collator=collator)
@@ -141,6 +149,7 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
             evaluation=evaluation,
             loss=output.metrics[f"{split}_loss"],
             examples=_examples(evaluation, found, dataset),
+            prefixes=prefix_recalls(found.images, found.texts, found.owners, self._prefix_sizes),
             zero_shot={} if probe is None else probe.measure(trainer, split),
         )
 
@@ -202,9 +211,12 @@ def _pairs(features: SplitFeatures) -> Pairs | None:
     return Pairs(features.images, features.texts[known], features.caption_owners[known])
 
 
-def _training_metrics(prediction: EvalPrediction) -> dict[str, float]:
+def _training_metrics(prediction: EvalPrediction, *, sizes: Sequence[int]) -> dict[str, float]:
     found = SplitEmbeddings.of(prediction.predictions, prediction.label_ids)
-    return retrieval_metrics(found.images, found.texts, found.owners)
+    return {
+        **retrieval_metrics(found.images, found.texts, found.owners),
+        **prefix_recalls(found.images, found.texts, found.owners, sizes),
+    }
 
 
 def _examples(

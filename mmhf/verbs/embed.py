@@ -28,6 +28,8 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"--{next(iter(given)).replace('_', '-')} belongs to text encoders: add --text")
     if options.text and (options.images or options.texts or options.image_root is not None):
         raise InputError("--text embeds texts alone; leave out --images, --texts and --image-root")
+    if options.text and options.dimensions is not None:
+        raise InputError("--dimensions belongs to dual encoders; leave out --text")
     settings = job_settings(options)
     if options.text:
         rows: Path | TableRows = options.input
@@ -38,7 +40,9 @@ def run(options: argparse.Namespace) -> None:
     else:
         modalities = [name for name, chosen in (("image", options.images), ("text", options.texts)) if chosen]
         model_dir = resolve_model(options.model).path
-        summary = embed_table(model_dir, options.input, options.output, settings, modalities=modalities)
+        summary = embed_table(
+            model_dir, options.input, options.output, settings, modalities=modalities, dimensions=options.dimensions
+        )
     tell(summary, ", ".join(f"{count:,} {modality}s" for modality, count in summary.embedded.items()))
 
 

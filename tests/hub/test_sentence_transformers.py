@@ -56,6 +56,27 @@ def test_it_embeds_as_mmhf_does(embedded: tuple[Path, Path, dict[str, np.ndarray
     )
 
 
+def test_truncate_dim_gives_what_dimensions_gives(
+    embedded: tuple[Path, Path, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    release, photo, whole = embedded
+    model = SentenceTransformer(str(release), trust_remote_code=True, device="cpu", truncate_dim=4)
+    settings = JobSettings(device="cpu")
+    embed_table(release, photo.parent / "in.csv", tmp_path / "out.parquet", settings, dimensions=4)
+    table = pd.read_parquet(tmp_path / "out.parquet")
+    expected = {name: np.stack(table[f"{name}_embedding"]) for name in ("image", "text")}
+    np.testing.assert_allclose(np.linalg.norm(expected["text"], axis=1), 1, atol=1e-5)
+    for name, embeds in expected.items():
+        prefix = whole[name][:, :4]
+        np.testing.assert_allclose(embeds, prefix / np.linalg.norm(prefix, axis=1, keepdims=True), atol=1e-5)
+    with Image.open(photo) as picture:
+        images = model.encode([picture] * len(TEXTS), normalize_embeddings=True)
+    np.testing.assert_allclose(images, expected["image"], atol=1e-5)
+    np.testing.assert_allclose(model.encode(TEXTS, normalize_embeddings=True), expected["text"], atol=1e-5)
+
+
 @pytest.mark.slow
 def test_it_needs_no_mmhf(embedded: tuple[Path, Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
     release, photo, expected = embedded

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from saved_families import save_tiny_family
 
 from mmhf.errors import InputError
 from mmhf.inference import JobSettings, search
@@ -48,6 +49,36 @@ def test_texts_are_searched_among_if_asked_for(model_dir, index_path):
     hits = EmbeddingIndex(index_path).search(query, among="text", top=10)
     assert {hit.values["text"] for hit in hits} == {"a green picture"}
     assert [hit.row for hit in hits] == sorted(hit.row for hit in hits)
+
+
+def test_an_index_of_first_numbers_is_searched_by_those_of_the_query(index_path, tmp_path):
+    model, output = save_tiny_family("dual encoder", tmp_path / "model"), tmp_path / "short.parquet"
+    embed_table(model, index_path.parent / "table.csv", output, JobSettings(), dimensions=4)
+    query = embed_query(load_embedder(model), image=index_path.parent / "11.png")
+    assert len(query) == 16
+    embeds = pq.read_table(output).column("image_embedding").to_pylist()
+    short = torch.nn.functional.normalize(query[:4], dim=0)
+    scores = [-2.0 if each is None else float(torch.tensor(each) @ short) for each in embeds]
+    hits = EmbeddingIndex(output).search(query, top=7)
+    assert hits[0].row == 11 and hits[0].score == pytest.approx(1, abs=1e-5)
+    assert [hit.score for hit in hits] == pytest.approx(sorted(scores, reverse=True)[:7], abs=1e-5)
+    with pytest.raises(InputError, match="its embeddings have 4 numbers, the query 3"):
+        EmbeddingIndex(output).search(query[:3])
+    # Another size is another job.
+    embed_table(model, index_path.parent / "table.csv", output, JobSettings(overwrite=True), dimensions=8)
+    assert EmbeddingIndex(output).search(query, top=1)[0].row == 11
+
+
+@pytest.mark.parametrize(("dimensions", "what"), [(17, "embeddings have 16 numbers"), (0, "embeddings have 16")])
+def test_sizes_that_a_model_does_not_have_are_refused(tmp_path, index_path, dimensions, what):
+    model = save_tiny_family("dual encoder", tmp_path / "model")
+    with pytest.raises(InputError, match=f"dimensions: {dimensions}, but {what}"):
+        embed_table(model, index_path.parent / "table.csv", tmp_path / "out.parquet", dimensions=dimensions)
+
+
+def test_a_model_that_was_not_trained_for_fewer_numbers_is_refused(model_dir, index_path, tmp_path):
+    with pytest.raises(InputError, match="dimensions: 4, but the model was not trained for fewer numbers"):
+        embed_table(model_dir, index_path.parent / "table.csv", tmp_path / "out.parquet", dimensions=4)
 
 
 def test_more_than_there_are_gives_all_that_have_an_embedding(model_dir, index_path):

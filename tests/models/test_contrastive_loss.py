@@ -64,6 +64,40 @@ def test_sigmoid_equals_open_clip_s(rows_per_block: int | None) -> None:
     assert_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("rows_per_block", [None, 5])
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_several_sizes_have_the_weighted_mean_of_their_losses(kind: str, rows_per_block: int | None) -> None:
+    pairs = make_pairs()
+    sizes, weights = (2, 7, WIDTH), (1.0, 0.5, 2.5)
+    contrast = Contrast(kind, sizes=sizes, weights=weights)
+    ours = with_gradients(
+        pairs,
+        lambda scale, bias: contrastive_loss(
+            pairs, scale, bias if kind == "sigmoid" else None, contrast, rows_per_block=rows_per_block
+        ),
+    )
+
+    def reference(scale: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros(())
+        for size, weight in zip(sizes, weights, strict=True):
+            images, texts = (each[:, :size] for each in (pairs.image_embeds, pairs.text_embeds))
+            if size < WIDTH:  # whole embeddings are of length 1 already
+                images, texts = (each / each.norm(dim=1, keepdim=True) for each in (images, texts))
+            of_size = (
+                SigLipLoss()(images, texts, scale, bias) if kind == "sigmoid" else ClipLoss()(images, texts, scale)
+            )
+            total = total + weight * of_size
+        return total / 4.0
+
+    assert_equal(ours, with_gradients(pairs, reference))
+    # Without weights all sizes count the same.
+    scale, bias = torch.tensor([14.0]), torch.tensor([-5.0]) if kind == "sigmoid" else None
+    each = [contrastive_loss(pairs, scale, bias, Contrast(kind, sizes=(size,))) for size in sizes]
+    torch.testing.assert_close(
+        contrastive_loss(pairs, scale, bias, Contrast(kind, sizes=sizes)), torch.stack(each).mean()
+    )
+
+
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
 def test_shares_of_rows_add_up_to_the_loss(kind: str) -> None:
     pairs = make_pairs([0, 0, 0, 1, 1, 2, IGNORED_IMAGE, 3, 4, 4, 5, 5])

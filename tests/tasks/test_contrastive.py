@@ -31,7 +31,7 @@ RECIPE: dict[str, Any] = {
         "embedding_dim": 8,
     },
     "data": {"source": "sample", "image_size": 32, "max_length": 12, "limit": 24, "find_duplicates": "never"},
-    "contrastive": {"batch_size": 12},
+    "contrastive": {"batch_size": 12, "matryoshka": [3, 8]},
     "training": {
         "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,
@@ -91,6 +91,13 @@ def test_metrics_are_those_of_embedding_the_split_by_hand(run_folder: Path) -> N
     metrics = json.loads((run_folder / "metrics.json").read_text())
     for name, value in expected.items():
         assert metrics[f"test_{name}"] == pytest.approx(value, abs=1e-5), name
+    shorter = evaluate_retrieval(torch.cat(images)[:, :3], torch.cat(texts)[:, :3], np.array(owners)).metrics
+    for name in ("mean_recall", "image_to_text_recall@1", "text_to_image_recall@10"):
+        assert metrics[f"test_first_3_{name}"] == pytest.approx(shorter[name], abs=1e-5), name
+    assert "first_3_mean_recall" in (run_folder / "report.html").read_text()
+    history = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
+    assert len([entry for entry in history if "eval_first_3_mean_recall" in entry]) == 2
+    assert model.config.matryoshka == [3, 8]
 
 
 def test_zero_shot_accuracy_is_that_of_prompts_by_hand(run_folder: Path) -> None:

@@ -55,6 +55,7 @@ class MeasuredRetrieval:
         loss (`float`, *optional*): That of the recipe.
         examples (`Sequence[RetrievalExample]`, *optional*): See `worst_captions`; None = no gallery.
         zero_shot (`Mapping[str, float]`): Numbers of zero-shot classification, where it was asked for.
+        prefixes (`Mapping[str, float]`): What `prefix_recalls` gives, where embeddings were trained for it.
         baselines (`Mapping[str, Mapping[str, float]]`): Name of a baseline → its metrics.
     """
 
@@ -62,13 +63,14 @@ class MeasuredRetrieval:
     loss: float | None = None
     examples: Sequence[RetrievalExample] | None = None
     zero_shot: Mapping[str, float] = field(default_factory=dict)
+    prefixes: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
         """The evaluation's flat numbers."""
         loss = {} if self.loss is None else {"loss": self.loss}
-        return {**loss, **self.evaluation.metrics, **self.zero_shot}
+        return {**loss, **self.evaluation.metrics, **self.prefixes, **self.zero_shot}
 
     @property
     def num_rows(self) -> int:
@@ -129,12 +131,16 @@ def write_retrieval_report(
     verdict = None
     if (judged := judged_split(measured)) is not None:
         verdict = retrieval_verdict(run, judged[0], judged[1].evaluation, baselines=judged[1].baselines)
-    write_report(run, retrieval_sections(run, measured, plots=plots), verdict)
+    write_report(run, retrieval_sections(run, measured, plots=plots, protocols=protocols), verdict)
     write_numbers(run, measured, protocols)
 
 
 def retrieval_sections(
-    run: RunFacts, measured: Mapping[str, MeasuredRetrieval], *, plots: Mapping[str, Path] | None = None
+    run: RunFacts,
+    measured: Mapping[str, MeasuredRetrieval],
+    *,
+    plots: Mapping[str, Path] | None = None,
+    protocols: Mapping[str, str] = _PROTOCOLS,
 ) -> list[Section]:
     """The sections of a dual encoder's report.
 
@@ -142,9 +148,10 @@ def retrieval_sections(
         run (`RunFacts`): The run.
         measured (`Mapping[str, MeasuredRetrieval]`): By split, in the order of the columns.
         plots (`Mapping[str, Path]`, *optional*): What `save_retrieval_plots` returned.
+        protocols (`Mapping[str, str]`): Each metric's definition.
     """
     figures = plots or {}
-    sections = [trained_section(run), _metrics(measured), *curves_section(figures)]
+    sections = [trained_section(run), _metrics(measured, protocols), *curves_section(figures)]
     for split in measured:
         if f"{split}_recall" in figures:
             caption = f"Share of queries answered within the first k results, {split} split; dashed: by chance."
@@ -153,7 +160,7 @@ def retrieval_sections(
     return [*sections, *closing_sections(run)]
 
 
-def _metrics(measured: Mapping[str, MeasuredRetrieval]) -> Section:
+def _metrics(measured: Mapping[str, MeasuredRetrieval], protocols: Mapping[str, str]) -> Section:
     evaluations = {split: each.evaluation for split, each in measured.items()}
     counts = {
         "images": ({split: each.num_images for split, each in evaluations.items()}, "Among which captions search."),
@@ -161,7 +168,7 @@ def _metrics(measured: Mapping[str, MeasuredRetrieval]) -> Section:
     }
     return metrics_section(
         {split: each.metrics for split, each in measured.items()},
-        _PROTOCOLS,
+        protocols,
         counts=counts,
         undefined={split: each.undefined for split, each in evaluations.items()},
         notes=ignored_notes(evaluations, "captions have no readable image"),

@@ -11,6 +11,7 @@ from mmhf.evaluation.retrieval.metrics import (
     retrieval_metrics,
     uniformity,
 )
+from mmhf.evaluation.retrieval.prefixes import prefix_protocols, prefix_recalls
 from mmhf.evaluation.retrieval.zero_shot import (
     DEFAULT_TEMPLATES,
     ZERO_SHOT_PROTOCOLS,
@@ -28,6 +29,8 @@ __all__ = [
     "alignment",
     "evaluate_retrieval",
     "fill_templates",
+    "prefix_protocols",
+    "prefix_recalls",
     "retrieval_metrics",
     "uniformity",
     "zero_shot_class_embeddings",

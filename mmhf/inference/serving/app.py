@@ -160,9 +160,11 @@ class Endpoints:
         """Embeddings of length 1, as `mmhf embed` makes them."""
         asked = await parse_request(EmbedRequest, await read_body(request, self.limits), request.headers)
         served = self.shelf.choose(asked.model, EmbedService)
+        assert isinstance(served.service, EmbedService)
+        shorten = served.service.shortener(asked.dimensions)
         with served.borrowed():
             made = await self._in_time(self._embed(served, asked.inputs))
-        embeddings = [Embedding(**{name: vector.tolist() for name, vector in each.items()}) for each in made]
+        embeddings = [Embedding(**{name: shorten(vector).tolist() for name, vector in each.items()}) for each in made]
         return _json(EmbedAnswer(**_who(served), embeddings=embeddings))
 
     async def zero_shot(self, request: Request) -> Response:

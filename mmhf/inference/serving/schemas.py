@@ -104,6 +104,10 @@ class PredictRequest(Request):
 class EmbedRequest(Request):
     """Images and texts to embed."""
 
+    dimensions: int | None = Field(
+        None, ge=1, description="Models trained with `contrastive.matryoshka`: the first so many numbers, of length 1."
+    )
+
 
 class SearchRequest(Request):
     """Images or texts to look for."""

@@ -23,6 +23,7 @@ from mmhf.inference.loading import columns_of, load_model, model_type_of
 from mmhf.inference.predictors import CaptionPredictor, LabelPredictor
 from mmhf.inference.serving.limits import Limits, RefusedError, read_picture, read_text
 from mmhf.inference.serving.schemas import Generation, Input, Prediction
+from mmhf.models.contrastive_loss import unit_prefix
 from mmhf.models.family import families, family_of
 
 _PREFIXES = {"probabilities": "probability_", "numbers": "predicted_"}
@@ -248,6 +249,20 @@ class EmbedService:
         """Embeddings (D,) of images or of texts, whichever the key says."""
         modality = str(key)
         return list(self.embedder.embed(modality, self.embedder.inputs.encode(modality, items)).numpy())
+
+    def shortener(self, dimensions: int | None) -> Callable[[Embeddings], Embeddings]:
+        """What takes the first so many numbers of an embedding (D,), and brings them to length 1.
+
+        Raises:
+            RefusedError: The model was not trained for it.
+        """
+        if dimensions is None:
+            return lambda embedding: embedding
+        try:
+            self.embedder.check_dimensions(dimensions)
+        except InputError as error:
+            raise RefusedError(422, f"{error}.") from None
+        return lambda embedding: unit_prefix(torch.from_numpy(embedding), dimensions).numpy()
 
     def warm_up(self) -> None:
         """As of [`PredictService`]."""

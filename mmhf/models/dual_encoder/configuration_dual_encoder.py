@@ -30,6 +30,9 @@ class DualEncoderConfig(TowerConfig):
         loss (`str`): `softmax` or `sigmoid`, see [`Contrast`] for this and what follows.
         label_smoothing (`float`): Of the loss.
         same_image, same_caption (`str`): `negative`, `ignore` or `positive`.
+        matryoshka (`list[int]`, *optional*): The sizes of the loss, ascending, the last of them `embedding_dim`; the
+            first so many numbers of an embedding, brought to length 1, are then an embedding, too.
+        matryoshka_weights (`list[float]`, *optional*): What each size counts in the loss; absent = all the same.
         initializer_range (`float`): Standard deviation of new weights.
         **kwargs: Those of [`TowerConfig`].
     """
@@ -63,11 +66,15 @@ class DualEncoderConfig(TowerConfig):
         label_smoothing: float = 0.0,
         same_image: str = "ignore",
         same_caption: str = "ignore",
+        matryoshka: list[int] | None = None,
+        matryoshka_weights: list[float] | None = None,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
         if loss not in ("softmax", "sigmoid"):
             raise ValueError(f"unknown loss {loss!r}; choose softmax or sigmoid")
+        if matryoshka and (matryoshka != sorted({*matryoshka, embedding_dim}) or matryoshka[0] < 1):
+            raise ValueError(f"matryoshka {matryoshka}: sizes ascend, and the last is embedding_dim, {embedding_dim}")
         self.vision_config = sub_config(vision_config, default=SMALL_VIT)
         self.text_config = sub_config(text_config, default=SMALL_CLIP_TEXT)
         self.vision_backbone = vision_backbone
@@ -86,5 +93,7 @@ class DualEncoderConfig(TowerConfig):
         self.label_smoothing = label_smoothing
         self.same_image = same_image
         self.same_caption = same_caption
+        self.matryoshka = matryoshka
+        self.matryoshka_weights = matryoshka_weights
         self.initializer_range = initializer_range
         super().__init__(**kwargs)

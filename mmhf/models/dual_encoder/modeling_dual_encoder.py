@@ -108,7 +108,14 @@ class DualEncoderModel(TowerModel):
     def contrast(self) -> Contrast:
         """The loss that the config describes."""
         config = self.config
-        return Contrast(config.loss, config.label_smoothing, config.same_image, config.same_caption)
+        return Contrast(
+            config.loss,
+            config.label_smoothing,
+            config.same_image,
+            config.same_caption,
+            tuple(config.matryoshka or ()),
+            tuple(config.matryoshka_weights or ()),
+        )
 
     @can_return_tuple
     def get_image_features(

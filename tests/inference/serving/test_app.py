@@ -153,6 +153,10 @@ def test_a_dual_encoder_embeds_searches_and_compares(serve, tiny_model, images, 
     both = client.post("/v1/embed", json={"inputs": {**inputs[0], **inputs[1]}}).json()["embeddings"]
     assert both == [{**made[0], **made[1]}]
 
+    short = client.post("/v1/embed", json={"inputs": inputs, "dimensions": 4}).json()["embeddings"]
+    prefix = torch.nn.functional.normalize(by_image[:4], dim=0)
+    assert short[0]["image"] == pytest.approx(prefix.tolist(), abs=1e-6) and len(short[1]["text"]) == 4
+
     found = client.post("/v1/search", json={"inputs": inputs, "top": 4}).json()
     assert found["index"] == "index"
     for rows, query in zip(found["results"], (by_image, by_text), strict=True):
@@ -178,6 +182,8 @@ def test_a_dual_encoder_embeds_searches_and_compares(serve, tiny_model, images, 
         ("zero-shot", {"inputs": inputs[0], "labels": ["a", "a"]}, "twice"),
         ("embed", {"inputs": {"text": " "}}, "is empty"),
         ("embed", {"inputs": {}}, "neither an image nor a text"),
+        ("embed", {"inputs": inputs, "dimensions": 17}, "embeddings have 16 numbers (trained sizes: 4, 8, 16)"),
+        ("embed", {"inputs": inputs, "dimensions": 0}, "dimensions"),
     ]:
         refused = client.post(f"/v1/{path}", json=body)
         assert refused.status_code in (404, 422) and reason in refused.json()["error"], refused.text

@@ -109,6 +109,9 @@ def test_bad_calls(make_model: MakeModel) -> None:
         make_model()()
     with pytest.raises(ValueError, match="unknown loss 'hinge'"):
         DualEncoderConfig(loss="hinge")
+    for sizes in ([64, 32, 512], [64], [0, 512], [64, 1024]):
+        with pytest.raises(ValueError, match="sizes ascend, and the last is embedding_dim, 512"):
+            DualEncoderConfig(matryoshka=sizes)
 
 
 def test_stock_pipelines_serve_what_was_saved(

@@ -117,7 +117,9 @@ class Gradients(TrainerCallback):
 
 def train(folder: Path, kind: str, world_size: int) -> dict[str, Any]:
     """Losses, gradients by step and final weights, of all kinds of contrasting that must agree."""
-    values = {"loss": "sigmoid", "logit_bias": -3.0} if kind == "sigmoid" else {"label_smoothing": 0.1}
+    values = {"loss": "sigmoid", "logit_bias": -3.0, "matryoshka": [2, 5, 8]}
+    if kind != "sigmoid":
+        values = {"label_smoothing": 0.1}
     micro_batch = {"whole": STEP // world_size, "cached": 2, "bf16": 4}.get(kind, STEP // 2 // world_size)
     gradients = Gradients()
     trainer = make_trainer(

@@ -53,7 +53,10 @@ def assert_equal(one: tuple, other: tuple) -> None:
 IMAGES = [0, 0, 2, 3, 4, 5, 5, 5, 8, 9, IGNORED_IMAGE, 11]
 
 
-@pytest.mark.parametrize("values", [{}, {"loss": "sigmoid", "logit_bias": -3.0}, {"same_image": "positive"}])
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"loss": "sigmoid", "logit_bias": -3.0}, {"same_image": "positive"}, {"matryoshka": [3, 8]}],
+)
 @pytest.mark.parametrize("sizes", [[4, 4, 4], [5, 7], [11, 1]])
 @pytest.mark.slow
 def test_micro_batches_give_the_gradients_of_one_batch(

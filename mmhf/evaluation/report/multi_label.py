@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mmhf.evaluation.curves import save_training_curves
+from mmhf.evaluation.curves import METRIC_TITLES, save_training_curves
+from mmhf.evaluation.intervals import Interval
 from mmhf.evaluation.multi_label import (
     MULTI_LABEL_PROTOCOLS,
     MultiLabelEvaluation,
     WrongDecision,
 )
 from mmhf.evaluation.plots import plot_per_class
+from mmhf.evaluation.report.next_steps import steps_to_try
 from mmhf.evaluation.report.page import (
     Block,
     Card,
@@ -39,7 +41,7 @@ from mmhf.evaluation.report.sections import (
     write_numbers,
     write_report,
 )
-from mmhf.evaluation.report.verdict import judged_split, multi_label_verdict
+from mmhf.evaluation.report.verdict import LARGE_ECE, Finding, Verdict, judged_split
 from mmhf.files import PLOTS_FOLDER
 
 _MAX_OPEN_LABELS = 20
@@ -142,7 +144,7 @@ def write_multi_label_report(run: RunFacts, measured: Mapping[str, MeasuredMulti
     judged = judged_split(measured)
     verdict = None
     if judged is not None:
-        verdict = multi_label_verdict(run, judged[0], judged[1].evaluation, temperature=judged[1].temperature)
+        verdict = _verdict(run, judged[0], judged[1].evaluation, temperature=judged[1].temperature)
     write_report(run, multi_label_sections(run, measured, plots=plots), verdict)
     tables = {split: {"By class": each.evaluation.per_class} for split, each in measured.items()}
     write_numbers(run, measured, MULTI_LABEL_PROTOCOLS, tables)
@@ -235,3 +237,55 @@ def _mistakes(split: str, rows: Sequence[WrongRow]) -> Section:
     note = "For each row the surest wrong decision. Many of them can point to labels that are missing in the data."
     nothing = "None: every decision is right."
     return gallery_section(f"Most confident mistakes: {split}", cards, note=note, nothing=nothing)
+
+
+def _verdict(
+    run: RunFacts, split: str, evaluation: MultiLabelEvaluation, *, temperature: float = 1.0
+) -> Verdict | None:
+    """The verdict on a classifier of several labels a row; None when no row has labels.
+
+    Args:
+        run (`RunFacts`): Names the metric that checkpoints were chosen by, which is judged if it is micro-F1; else
+            mean average precision is.
+        split (`str`): The split's name.
+        evaluation ([`MultiLabelEvaluation`]): Its numbers.
+        temperature (`float`, defaults to 1.0): What the logits were divided by.
+    """
+    metric = "f1_micro" if run.best_metric == "f1_micro" else "map"
+    if metric not in evaluation.metrics:
+        return None
+    value, rows = evaluation.metrics[metric], evaluation.num_rows
+    result = Interval(value, value, value)
+    supports = np.sort([row["support"] for row in evaluation.per_class])[::-1]
+    if metric == "map":
+        # A random order finds each label at its own share.
+        rivals = {"chance": float(supports[supports > 0].mean() / rows)}
+    else:
+        same = np.arange(1, len(supports) + 1)
+        constant = float((2 * np.cumsum(supports) / (supports.sum() + same * rows)).max())
+        rivals = {"the same labels for each row": constant}
+    other = "map" if metric == "f1_micro" else "f1_micro"
+    name, least = next(iter(rivals.items()))
+    findings = [Finding(f"No better than {name} ({least:.4f}).", "bad")]
+    if value > least:
+        findings = [Finding(f"Better than {name} ({least:.4f}).", "good")]
+    others = [name for name in (other, "f1_macro", "f1_samples") if name in evaluation.metrics]
+    said = ", ".join(f"{METRIC_TITLES[name]} {evaluation.metrics[name]:.4f}" for name in others)
+    findings.append(Finding(f"{said}."))
+    steps = []
+    never = [row["label"] for row in evaluation.per_class if row["support"] and not row["predicted"]]
+    if never:
+        findings.append(Finding(f"{len(never)} of {len(evaluation.per_class)} labels are never predicted.", "bad"))
+        steps.append("loss.class_weights: balanced, or loss.asymmetric: {}, for the rare labels.")
+    if evaluation.metrics["ece"] > LARGE_ECE:
+        findings.append(Finding(f"Its probabilities are off by {evaluation.metrics['ece']:.4f} on average.", "bad"))
+        steps += [] if temperature != 1 else ["evaluation.calibrate: true, for probabilities that hold."]
+    return Verdict(
+        metric=metric,
+        split=split,
+        result=result,
+        size=f"{rows:,} rows, {len(evaluation.per_class)} labels",
+        rivals=rivals,
+        findings=findings,
+        next_steps=steps_to_try(run, metric, rivals, result, steps),
+    )

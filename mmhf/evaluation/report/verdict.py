@@ -15,14 +15,13 @@ from mmhf.evaluation.classification import ClassificationEvaluation
 from mmhf.evaluation.curves import METRIC_TITLES
 from mmhf.evaluation.intervals import Interval, confusion_intervals
 from mmhf.evaluation.modalities import ModalityEvaluation
-from mmhf.evaluation.multi_label import MultiLabelEvaluation
 from mmhf.evaluation.report.next_steps import steps_to_try
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.retrieval.metrics import RetrievalEvaluation, chance_recall, recall_interval
 from mmhf.recipe.training_sections import greater_is_better
 
 _SHORTCUT = 0.02
-_ECE = 0.05
+LARGE_ECE = 0.05
 
 SplitT = TypeVar("SplitT")
 
@@ -239,58 +238,6 @@ def retrieval_verdict(
     )
 
 
-def multi_label_verdict(
-    run: RunFacts, split: str, evaluation: MultiLabelEvaluation, *, temperature: float = 1.0
-) -> Verdict | None:
-    """The verdict on a classifier of several labels a row; None when no row has labels.
-
-    Args:
-        run (`RunFacts`): Names the metric that checkpoints were chosen by, which is judged if it is micro-F1; else
-            mean average precision is.
-        split (`str`): The split's name.
-        evaluation ([`MultiLabelEvaluation`]): Its numbers.
-        temperature (`float`, defaults to 1.0): What the logits were divided by.
-    """
-    metric = "f1_micro" if run.best_metric == "f1_micro" else "map"
-    if metric not in evaluation.metrics:
-        return None
-    value, rows = evaluation.metrics[metric], evaluation.num_rows
-    result = Interval(value, value, value)
-    supports = np.sort([row["support"] for row in evaluation.per_class])[::-1]
-    if metric == "map":
-        # A random order finds each label at its own share.
-        rivals = {"chance": float(supports[supports > 0].mean() / rows)}
-    else:
-        same = np.arange(1, len(supports) + 1)
-        constant = float((2 * np.cumsum(supports) / (supports.sum() + same * rows)).max())
-        rivals = {"the same labels for each row": constant}
-    other = "map" if metric == "f1_micro" else "f1_micro"
-    name, least = next(iter(rivals.items()))
-    findings = [Finding(f"No better than {name} ({least:.4f}).", "bad")]
-    if value > least:
-        findings = [Finding(f"Better than {name} ({least:.4f}).", "good")]
-    others = [name for name in (other, "f1_macro", "f1_samples") if name in evaluation.metrics]
-    said = ", ".join(f"{METRIC_TITLES[name]} {evaluation.metrics[name]:.4f}" for name in others)
-    findings.append(Finding(f"{said}."))
-    steps = []
-    never = [row["label"] for row in evaluation.per_class if row["support"] and not row["predicted"]]
-    if never:
-        findings.append(Finding(f"{len(never)} of {len(evaluation.per_class)} labels are never predicted.", "bad"))
-        steps.append("loss.class_weights: balanced, or loss.asymmetric: {}, for the rare labels.")
-    if evaluation.metrics["ece"] > _ECE:
-        findings.append(Finding(f"Its probabilities are off by {evaluation.metrics['ece']:.4f} on average.", "bad"))
-        steps += [] if temperature != 1 else ["evaluation.calibrate: true, for probabilities that hold."]
-    return Verdict(
-        metric=metric,
-        split=split,
-        result=result,
-        size=f"{rows:,} rows, {len(evaluation.per_class)} labels",
-        rivals=rivals,
-        findings=findings,
-        next_steps=steps_to_try(run, metric, rivals, result, steps),
-    )
-
-
 class HasRivals(Protocol):
     """What evaluating one split gave, and what stands beside it."""
 
@@ -406,7 +353,7 @@ def _calibration_finding(calibration: CalibrationEvaluation) -> tuple[Finding, l
     numbers = (
         f"it is {said:.1%} sure on average and {true:.1%} right; calibration error {calibration.metrics['ece']:.4f}"
     )
-    if calibration.metrics["ece"] <= _ECE:
+    if calibration.metrics["ece"] <= LARGE_ECE:
         return Finding(f"Its confidence can be trusted: {numbers}.", "good"), []
     way = "Overconfident" if said > true else "Underconfident"
     steps = [] if calibration.temperature != 1 else ["evaluation.calibrate: true, for probabilities that hold."]

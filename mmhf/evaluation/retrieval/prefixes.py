@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmhf.evaluation.retrieval.metrics import RETRIEVAL_PROTOCOLS, retrieval_metrics
@@ -20,7 +21,9 @@ def prefix_protocols(sizes: Sequence[int]) -> dict[str, str]:
     }
 
 
-def prefix_recalls(images: NDArray, texts: NDArray, image_index: ArrayLike, sizes: Sequence[int]) -> dict[str, float]:
+def prefix_recalls(
+    images: NDArray[np.float32], texts: NDArray[np.float32], image_index: ArrayLike, sizes: Sequence[int]
+) -> dict[str, float]:
     """Recalls in both directions, and their mean, by the first numbers of each embedding.
 
     Args:

@@ -203,6 +203,7 @@ EXAMPLES: dict[str, Any] = {
     "probability": 0.3,
     "projector": {"kind": "transformer"},
     "prompt": "A drawing of",
+    "prompt_missing": "unknown",
     "rand_augment": {"magnitude": 7},
     "random_erasing": {"probability": 0.2},
     "random_resized_crop": {"scale": [0.6, 1.0]},

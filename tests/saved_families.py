@@ -93,6 +93,14 @@ def _captioner() -> tuple[PreTrainedModel, Any]:
     return PrefixCaptionerForConditionalGeneration(config), CaptionerProcessor(**_text_processors())
 
 
+def _captioner_with_prompt() -> tuple[PreTrainedModel, Any]:
+    prompt = {"prompt_template": "a photo of {kind} .", "prompt_missing": "a lamp"}
+    model, _ = _captioner()
+    config = PrefixCaptionerConfig.from_dict({**model.config.to_dict(), **prompt})
+    config.language_config.initializer_range = 0.3
+    return PrefixCaptionerForConditionalGeneration(config), CaptionerProcessor(**_text_processors(), **prompt)
+
+
 def _dual_encoder() -> tuple[PreTrainedModel, Any]:
     vision = ViTConfig(image_size=SIDE, patch_size=8, initializer_range=0.3, **TOWER)
     config = DualEncoderConfig(vision, _bert(), vision_pooling="cls", text_pooling="mean", embedding_dim=16)
@@ -117,6 +125,13 @@ FAMILIES = {
     ),
     "image classifier": Family("image-classification", _image_classifier, pipeline_task="image-classification"),
     "captioner": Family("image-captioning", _captioner, pipeline_task="image-captioning", has_text=True),
+    "captioner with prompt": Family(
+        "image-captioning",
+        _captioner_with_prompt,
+        pipeline_task="image-captioning",
+        arguments=lambda image: [{"image": image, "columns": {"kind": "the frog"}}],
+        has_text=True,
+    ),
     "dual encoder": Family(
         "contrastive",
         _dual_encoder,

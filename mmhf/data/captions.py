@@ -154,7 +154,7 @@ def empty_captions(texts: pa.Array) -> pa.Array:
     return pc.invert(pc.fill_null(pc.match_substring_regex(texts, _SEEN), False))
 
 
-def join_captions(table: pa.Table, keys: pa.Array | pa.ChunkedArray) -> pa.Table:
+def join_captions(table: pa.Table, keys: pa.Array | pa.ChunkedArray, by: Sequence[str] = ()) -> pa.Table:
     """Join the rows of each image into one, which has the captions of all.
 
     Args:
@@ -163,11 +163,20 @@ def join_captions(table: pa.Table, keys: pa.Array | pa.ChunkedArray) -> pa.Table
         keys (`pa.Array`):
             What is equal in rows of one image; a row without it is an image of its own. Rows of one image in several
             splits are several images.
+        by (`Sequence[str]`):
+            Columns that also have to agree, such as a question about the image; rows of one image then have its key
+            in a column `image_group`.
 
     Returns:
         `pa.Table`: in the order of the images' first rows, whose other values stand for the image.
     """
     key_codes, _ = codes_of(keys)
+    if by:
+        table = table.append_column("image_group", keys)
+    for name in by:
+        codes, values = codes_of(table.column(name))
+        both = np.where(key_codes < 0, -1, key_codes * (len(values) + 1) + codes + 1)
+        key_codes = np.where(both < 0, -1, np.unique(both, return_inverse=True)[1])
     split_codes, _ = codes_of(table.column("split"))
     groups = number_rows(np.where(key_codes < 0, -1, key_codes * (split_codes.max(initial=0) + 2) + split_codes + 1))
     count = int(groups.max(initial=-1)) + 1

@@ -341,6 +341,8 @@ class CaptionCollator(ImageCollator):
         given: dict[str, Any] = {"text": [sample.text for sample in samples]}
         if _IMAGE_FEATURES.isdisjoint(features):
             given["images"] = [sample.image for sample in samples]
+        if samples[0].columns is not None:
+            given["columns"] = [sample.columns for sample in samples]
         return dict(self.processor(**given))
 
 
@@ -348,8 +350,23 @@ class CaptioningCollator(CaptionCollator):
     """Makes a batch for a captioner.
 
     Adds `labels` (B, T): the `input_ids`, with -100 where they are padding and throughout a row whose image turned out
-    to be broken under `on_bad_image: skip`. Whatever ends a caption is learnt if the processor puts it there.
+    to be broken under `on_bad_image: skip`. Whatever ends a caption is learnt if the processor puts it there. Where
+    the prompt names columns, also each row's `prompt_ids` and `prompt_mask` (B, P), which are not learnt.
+
+    Args:
+        columns (`Sequence[str]`):
+            The columns of the table that the processor is given for the prompt.
     """
+
+    def __init__(self, processor: Processor, *, columns: Sequence[str] = (), **options: Any) -> None:
+        super().__init__(processor, **options)
+        self.columns = {name: extra_column(name) for name in columns}
+
+    def _sample(self, row: Row, augmentation: Augmentation | None) -> _Sample:
+        sample = super()._sample(row, augmentation)
+        if not self.columns:
+            return sample
+        return sample._replace(columns={name: row[key] for name, key in self.columns.items()})
 
     def _add_targets(
         self, batch: dict[str, Tensor], rows: Sequence[Row], skipped: Tensor, changes: RandomChanges

@@ -39,6 +39,7 @@ class DatasetColumns:
             one.
         split (`str`, *optional*): What split a row is in.
         extra (`Sequence[str]`): Further columns.
+        joined_by (`Sequence[str]`): Those of them that have to agree, too, in rows whose captions are joined.
     """
 
     image: str
@@ -49,6 +50,7 @@ class DatasetColumns:
     id: str | None = None
     split: str | None = None
     extra: Sequence[str] = ()
+    joined_by: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[str]:
         labels = [self.label] if self.target is None or self.label is None else self.target.columns_read(self.label)
@@ -107,7 +109,7 @@ def read_dataset(
         read["split"], reasons = name_splits(_texts(part, columns.split), reasons, "the split", **known)
     table, used = pa.table({**read, "fault": reasons}), np.arange(count)
     if columns.captions and ids is not None:
-        table, used = _joined(table, ids)
+        table, used = _joined(table, ids, [extra_column(name) for name in columns.joined_by])
     encoded = with_encoded_images(part, columns.image, origin).select_columns([columns.image])
     images = encoded if columns.image == "image" else encoded.rename_column(columns.image, "image")
     return datasets.concatenate_datasets([images, as_dataset(table)], axis=1), used
@@ -123,11 +125,11 @@ def _captions(part: datasets.Dataset, names: Sequence[str]) -> tuple[pa.ChunkedA
     return pa.chunked_array([array for array, _ in read]), pa.array(map(faults.get, range(len(part))), pa.string())
 
 
-def _joined(table: pa.Table, ids: pa.Array) -> tuple[pa.Table, NDArray[np.int64]]:
+def _joined(table: pa.Table, ids: pa.Array, by: Sequence[str]) -> tuple[pa.Table, NDArray[np.int64]]:
     """Join the captions of rows with the same id; a row that is joined to another one stays, and is not used."""
     places = np.arange(len(table))
     known = pa.compute.if_else(pa.compute.is_null(table.column("fault")), ids, pa.scalar(None, pa.string()))
-    joined = join_captions(table.append_column("place", pa.array(places)), known)
+    joined = join_captions(table.append_column("place", pa.array(places)), known, by)
     used: NDArray[np.int64] = joined.column("place").to_numpy()
     rows = np.zeros(len(table), dtype=np.int64)
     rows[used] = np.arange(len(used))

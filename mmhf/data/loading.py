@@ -90,6 +90,7 @@ def load_data(
     splits: Collection[str] | None = None,
     check_images: bool = True,
     extra_columns: Sequence[str] = (),
+    required_columns: Sequence[str] = (),
 ) -> LoadedData:
     """Load the data that a recipe describes, from the source or from what `mmhf prepare` made of it.
 
@@ -106,7 +107,9 @@ def load_data(
         check_images (`bool`, defaults to `True`):
             Look into local images beforehand to find broken ones; otherwise they are found when they are decoded.
         extra_columns (`Sequence[str]`, *optional*):
-            Columns to keep as strings, each under the name that `extra_column` gives it; for labelled tables.
+            Columns to keep as strings, each under the name that `extra_column` gives it.
+        required_columns (`Sequence[str]`, *optional*):
+            Those of them without which a row with captions is as bad as one without a caption.
 
     Returns:
         `LoadedData`: the splits, the label names and the bad rows.
@@ -123,6 +126,7 @@ def load_data(
         label=recipe.reads_labels,
         text=recipe.reads_texts,
         extra_columns=tuple(extra_columns),
+        required_columns=tuple(required_columns),
         splits=None if splits is None else frozenset(splits),
     )
     if section.prepared is not None:
@@ -222,7 +226,7 @@ def _make_splits(
     """Filter, cut, number the labels, and judge the rows of each split that is wanted."""
     positions = np.arange(len(source.rows)) if source.used is None else source.used
     table = source.rows.remove_columns("image").data.table
-    blanked = blank_placeholders(table, section.missing, keep=["split", "fault", "id"])
+    blanked = blank_placeholders(table, section.missing, keep=["split", "fault", "id", "image_group"])
     target = row_target(section) if reading.label else None
     if target is not None:
         blanked = target.unify(blanked, source)

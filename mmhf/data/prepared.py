@@ -133,6 +133,8 @@ class PreparedFolder:
         lacking = [name for name in reading.extra_columns if name not in self.origin.extra_columns]
         if lacking:
             return f"was prepared without the column {lacking[0]!r}"
+        if not reading.label and (others := set(self.origin.extra_columns) - set(reading.extra_columns)):
+            return f"was prepared for a prompt with the column {min(others)!r}"
         side = self.origin.side
         if side is not None and section.exact:
             return f"holds images scaled to {side} pixels, and data.exact is true"
@@ -249,7 +251,8 @@ def open_prepared(section: DataSectionBase, reading: Reading) -> PreparedFolder:
 
 def reads_of(reading: Reading) -> dict[str, bool]:
     """What of rows a task reads, as an `Origin` has it."""
-    return {"label": reading.label, "text": reading.text}
+    required = {"required_columns": True} if reading.required_columns else {}
+    return {"label": reading.label, "text": reading.text, **required}
 
 
 def rows_file(split: str) -> str:

@@ -131,6 +131,8 @@ class SplitScreen:
             owners = np.repeat(np.arange(len(rows)), counts)
             faulty |= counts == 0
             faulty[owners[empty_captions(captions.flatten()).to_numpy(zero_copy_only=False)]] = True
+            for name in self.reading.required_columns:
+                faulty |= rows.column(extra_column(name)).is_null().to_numpy()
         if "notes" in rows.column_names:
             faulty |= rows.column("notes").is_valid().to_numpy()
         usable = ~faulty
@@ -156,6 +158,9 @@ class SplitScreen:
 
     def _find_caption_fault(self, row: dict[str, Any]) -> Fault | None:
         captions = row["captions"]
+        for name in self.reading.required_columns:
+            if row[extra_column(name)] is None:
+                return Fault(f"{name} is empty, and the prompt needs it", "on_empty_caption")
         rows = row.get("caption_rows") or [row["row"]] * len(captions)
         for number, (text, of_caption) in enumerate(zip(captions, rows, strict=True), start=1):
             if is_empty(text) and len(captions) > 1:
@@ -219,10 +224,10 @@ class SplitScreen:
             count = len(positions)
             text = pc.fill_null(rows.column("text"), "") if self.reading.text else pa.array([""] * count, pa.string())
             columns.update({"text": text, self.target.column: self.target.encode(rows)})
-            for name in self.reading.extra_columns:
-                columns[extra_column(name)] = rows.column(extra_column(name))
         else:
             columns["captions"] = _clean(rows.column("captions").combine_chunks())
+        for name in self.reading.extra_columns:
+            columns[extra_column(name)] = rows.column(extra_column(name))
         feature = self.part.images.feature
         stored = self._images.data.column("image")
         if stored.nbytes > _COPIED_BELOW:

@@ -88,7 +88,8 @@ def cut_splits(source: SourceTable, positions: Positions) -> dict[str, Positions
         name = next((name for name in ("label", "labels") if name in source.rows.column_names), None)
         labels = [""] * len(uncut) if name is None else source.column(name).take(chosen)
         by = share.group_by if isinstance(share, SplitSection) else None
-        groups = None if by is None else source.column(extra_column(by)).take(chosen)
+        grouped = "image_group" if "image_group" in source.rows.column_names else by and extra_column(by)
+        groups = None if grouped is None else source.column(grouped).take(chosen)
         cut = split_positions(share, labels, groups)
         splits.update({split: uncut[places] for split, places in cut.items()})
     return {split: splits[split] for split in SPLITS if split in splits}

@@ -70,7 +70,10 @@ class Reading:
     """The class label; otherwise the captions."""
     text: bool = False
     extra_columns: tuple[str, ...] = ()
-    """Columns of the user's own that are kept, each under the name that `extra_column` gives it."""
+    """Columns of the user's own that are kept, each under the name that `extra_column` gives it. Captions of one image
+    are joined only where it has the same values in them."""
+    required_columns: tuple[str, ...] = ()
+    """Those of them that a row with captions cannot be used without."""
     splits: frozenset[str] | None = None
     """The splits that are wanted; a source may leave others unread. Absent: all."""
 
@@ -212,7 +215,8 @@ class SourceTable:
             - `split`: train, validation, test, or null for a row that is yet to be cut;
             - `fault`: why the row cannot be used, else null;
 
-            and where the source has them `image_fault` (why the row has no image), `notes` (what had to be repaired,
+            and where the source has them `image_group` (equal in rows of one image, which no cut separates),
+            `image_fault` (why the row has no image), `notes` (what had to be repaired,
             and in which row), and `extra.NAME` for columns that filters, cuts and tasks read.
         parts (`dict[str | None, Part]`):
             Split → what its rows come from; None stands for all that are not named.

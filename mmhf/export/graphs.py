@@ -126,8 +126,7 @@ class ClassifierGraphs(ModelGraphs):
 
     def graphs(self, examples: Sequence[Example]) -> list[Graph]:
         config, text = self.model.config, self.reads_text
-        if columns_of(self.model) is not None:
-            raise InputError("a model that reads columns of a table is not exported; mmhf serve answers with it")
+        _refuse_columns(self.model)
         missing = list(config.missing_modalities) if text else []
         collator = PredictionCollator(self.processor, with_text=text, missing=missing)
         given = list(examples)
@@ -201,6 +200,7 @@ class CaptionerGraphs(ModelGraphs):
     runner = "caption"
 
     def graphs(self, examples: Sequence[Example]) -> list[Graph]:
+        _refuse_columns(self.model)
         collator = PredictionCollator(self.processor, with_text=False)
         batches = [collator(rows).encodings["row"]["pixel_values"] for rows in (examples, examples[:1])]
         prompt = self.model.prompt
@@ -274,6 +274,11 @@ def _without(model: nn.Module, *names: str) -> nn.Module:
     lean._modules = {name: module for name, module in model._modules.items() if name not in names}
     lean._buffers = dict(model._buffers)
     return lean
+
+
+def _refuse_columns(model: PreTrainedModel) -> None:
+    if columns_of(model) is not None:
+        raise InputError("a model that reads columns of a table is not exported; mmhf serve answers with it")
 
 
 def _logits(model: Any, given: Tensors) -> tuple[Tensor, ...]:

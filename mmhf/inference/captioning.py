@@ -57,6 +57,8 @@ class ImageCaptioningPipeline(ProcessorPipeline):
     >>> captioner(["a.jpg", "b.jpg"], batch_size=2, num_beams=4)
     [[{'caption': 'A man on a bicycle.'}], [{'caption': 'Two children play in the snow.'}]]
     ```
+
+    A model whose prompt names columns is asked with `{"image": "photo.jpg", "columns": {"question": "What is it?"}}`.
     """
 
     model_class = PrefixCaptionerForConditionalGeneration
@@ -66,7 +68,8 @@ class ImageCaptioningPipeline(ProcessorPipeline):
 
         Args:
             inputs (an image, or a list, generator or data set of images): Each a PIL image, a path, the bytes of a
-                file, or `{"image": one of these}`. A generator is consumed as results are asked for.
+                file, or `{"image": one of these}`, to which `"columns": {"kind": "a photo", ...}` belongs where the
+                model's prompt names columns. A generator is consumed as results are asked for.
             batch_size (`int`, defaults to 1): Images per forward pass.
             num_workers (`int`, defaults to 0): Processes that decode images.
             num_beams, max_new_tokens, do_sample, temperature, top_p, top_k, ... (*optional*): As in a recipe's section
@@ -77,7 +80,7 @@ class ImageCaptioningPipeline(ProcessorPipeline):
             set an iterator.
 
         Raises:
-            InputError: A keyword is unknown.
+            InputError: A keyword is unknown, or columns are missing, of another name, or not for this model.
             BadImageError: An image cannot be read.
         """
         if isinstance(inputs, (list, tuple)) and not inputs:
@@ -90,14 +93,29 @@ class ImageCaptioningPipeline(ProcessorPipeline):
     def preprocess(self, input_: ImageLike) -> dict[str, Any]:  # type: ignore[override]
         image = input_["image"] if isinstance(input_, dict) and "image" in input_ else input_
         assert self.processor is not None
-        encoding = self.processor(images=[decode_image(image)])
-        return {"pixel_values": encoding["pixel_values"].to(self.dtype)}
+        columns = self._columns(input_.get("columns") if isinstance(input_, dict) else None)
+        encoding = self.processor(images=[decode_image(image)], **columns)
+        return {**encoding, "pixel_values": encoding["pixel_values"].to(self.dtype)}
+
+    def _columns(self, values: object) -> dict[str, Any]:
+        """The processor's argument for an input's columns."""
+        prompt = self.model.config.prompt_of_rows()
+        if prompt is None:
+            if values is not None:
+                raise InputError("columns: the model's prompt names none; leave them away")
+            return {}
+        if values is None:
+            names = ", ".join(prompt.names)
+            raise InputError(f'an input needs "columns", a dict with values of {names}, beside its "image"')
+        if not isinstance(values, Mapping):
+            raise InputError(f"columns: expected a dict of values by column, got {values!r}")
+        return {"columns": [values]}
 
     def _forward(  # type: ignore[override]
         self, input_tensors: Mapping[str, Tensor], **generation: Any
     ) -> dict[str, Tensor]:
         model: Any = self.model
-        return {"tokens": model.generate(input_tensors["pixel_values"], **generation)}
+        return {"tokens": model.generate(**input_tensors, **generation)}
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: Mapping[str, Any]

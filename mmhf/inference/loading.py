@@ -13,8 +13,10 @@ from mmhf.conventions import Processor
 from mmhf.damage import is_model_file, refuse_damage
 from mmhf.errors import InputError
 from mmhf.files import CONFIG_FILE
+from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.family import families, register_families
 from mmhf.models.fusion.column_features import ColumnFeatures
+from mmhf.recipe.prompt_template import PromptTemplate
 
 
 def choose_device(name: str | None = None) -> torch.device:
@@ -128,9 +130,11 @@ def takes_text(model: PreTrainedModel) -> bool:
     return "text" in model.input_modalities
 
 
-def columns_of(model: PreTrainedModel) -> ColumnFeatures | None:
+def columns_of(model: PreTrainedModel) -> ColumnFeatures | PromptTemplate | None:
     """The columns of a table that the model reads beside image and text; None where it reads none."""
     config: Any = model.config
+    if isinstance(config, PrefixCaptionerConfig):
+        return config.prompt_of_rows()
     if not takes_text(model) or config.columns is None or config.mask == "columns":
         return None
     return ColumnFeatures.from_dict(config.columns)

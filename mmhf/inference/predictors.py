@@ -30,6 +30,7 @@ from mmhf.models.fusion.column_features import ColumnFeatures
 from mmhf.models.ordinal_loss import median_classes
 from mmhf.models.targets import MULTI_LABEL, REGRESSION, SINGLE_LABEL, target_of
 from mmhf.models.text_tables import TableEncoder
+from mmhf.recipe.prompt_template import PromptTemplate
 
 EMPTY_TEXT = "the text is empty; predicted from the image alone"
 FROM_TEXT = "predicted from the text alone"
@@ -44,7 +45,7 @@ class PredictionCollator:
         with_text (`bool`): Whether it does.
         missing (`Collection[str]`): `image`, `text`, `columns`: those that a row may lack.
         hidden (`str`, *optional*): What the model never looks at, so that nobody misses it.
-        columns ([`ColumnFeatures`], *optional*): The columns that the model reads.
+        columns ([`ColumnFeatures`] or [`PromptTemplate`], *optional*): The columns that the model reads.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class PredictionCollator:
         with_text: bool,
         missing: Collection[str] = (),
         hidden: str | None = None,
-        columns: ColumnFeatures | None = None,
+        columns: ColumnFeatures | PromptTemplate | None = None,
     ) -> None:
         self.prepare = PicturePreparer(processor)
         self.processor: Processor = self.prepare.processor
@@ -87,7 +88,7 @@ class PredictionCollator:
             encoding = self._encode(images, [texts[place] for place in used])
             if self.columns is not None:
                 values = [examples[place].columns for place in used]
-                encoding.update(self.processor(columns=values, masks=bool(self.missing)))
+                encoding.update(self.processor(columns=values, **({"masks": True} if self.missing else {})))
             encodings[_ROW] = encoding
         return Batch(encodings, {_ROW: counts}, errors)
 
@@ -290,7 +291,6 @@ class CaptionPredictor:
     """
 
     verb = "captioning"
-    reads = (IMAGE,)
     schema = pa.schema([("caption", pa.string())])
     columns = ("caption",)
 
@@ -303,7 +303,9 @@ class CaptionPredictor:
         self.model = model
         self.processor = processor
         self.generation = check_generation(generation or {})
-        self.collator = PredictionCollator(processor, with_text=False)
+        columns = columns_of(model)
+        self.reads = (IMAGE,) if columns is None else (IMAGE, COLUMNS)
+        self.collator = PredictionCollator(processor, with_text=False, columns=columns)
 
     @classmethod
     def of(
@@ -331,8 +333,9 @@ class CaptionPredictor:
     @torch.inference_mode()
     def predict(self, encoding: Mapping[str, torch.Tensor]) -> pa.Table:
         """One row of `schema` for each encoded row."""
-        pixel_values = encoding["pixel_values"].to(self.model.device, self.model.dtype)
-        captions = self.processor.captions(self.model.generate(pixel_values, **self.generation))
+        inputs = {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        captions = self.processor.captions(self.model.generate(**inputs, **self.generation))
         return pa.table([pa.array(captions, pa.string())], schema=self.schema)
 
 

@@ -38,11 +38,17 @@ def padding_mask(encoder: PreTrainedModel, attention_mask: Tensor) -> Tensor:
     return _with_four_axes(encoder, attention_mask, len(attention_mask))
 
 
-def causal_mask(language: PreTrainedModel, embeds: Tensor) -> Tensor | None:
-    """What a language model is given for embeddings (B, T, D) without padding: (1, 1, T, T), or nothing."""
+def causal_mask(language: PreTrainedModel, embeds: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
+    """What a language model is given for embeddings (B, T, D).
+
+    Without a mask there is no padding, and it is (1, 1, T, T) or nothing; with one (B, T), it is (B, 1, T, T) or the
+    same.
+    """
     window = vars(language.config).get("sliding_window")
     if not _is_known(language, embeds) or (window is not None and embeds.shape[1] >= window):
-        return None
+        return attention_mask
+    if attention_mask is not None:
+        return _with_four_axes(language, attention_mask, len(attention_mask))
     return _with_four_axes(language, torch.ones(1, embeds.shape[1], device=embeds.device), 1)
 
 

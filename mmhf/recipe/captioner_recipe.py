@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mmhf.conventions import Modality
-from mmhf.recipe.caption_data_sections import CaptionDataSection
+from mmhf.recipe.caption_data_sections import CaptionDataSection, CaptionHubSection, CaptionTableSection
 from mmhf.recipe.node import Problem, shown
+from mmhf.recipe.prompt_template import PromptTemplate
 from mmhf.recipe.schema import RecipeBase
 from mmhf.recipe.sections import EncoderSection, Fraction, ModelSection, PositiveFloat, PositiveInt, Section
 from mmhf.recipe.training_sections import EvaluationSection
@@ -78,11 +79,29 @@ class CaptionerModelSection(ModelSection):
     language: LanguageModelSection = LanguageModelSection.model_construct()
     projector: ProjectorSection = ProjectorSection.model_construct()
     prompt: str = ""
-    """Text between the image and its caption, never part of the caption; may be empty."""
+    """Text between the image and its caption, never part of the caption; may be empty. It may name columns of the
+    data, `A {kind} in the style of {vendor}:`, and is then each row's own; `{{` and `}}` are braces themselves."""
+    prompt_missing: str | None = None
+    """What stands in the prompt for a value that a row lacks, such as `unknown`; absent: such a row is left out, as
+    `data.on_empty_text` says."""
     freeze_vision: bool = True
     """Shorthand for one stage that trains everything but the image encoder."""
     freeze_language: bool = True
     """Shorthand for one stage that trains everything but the language model."""
+
+    @model_validator(mode="after")
+    def _has_a_prompt(self) -> CaptionerModelSection:
+        try:
+            names = self.prompt_template().names
+        except ValueError as error:
+            raise ValueError(f"prompt: {error}") from None
+        if self.prompt_missing is not None and not names:
+            raise ValueError("`prompt_missing` is for a `prompt` that names columns, such as `A {kind}:`")
+        return self
+
+    def prompt_template(self) -> PromptTemplate:
+        """The prompt, which may name columns."""
+        return PromptTemplate(self.prompt, self.prompt_missing)
 
     def encoders(self) -> dict[Modality, EncoderSection]:
         if self.language.pretrained or self.language.tokenizer is None:
@@ -156,6 +175,12 @@ class CaptioningRecipe(RecipeBase):
             given = shown(self.training["label_smoothing_factor"])
             what = "captioners have no logits to smooth labels with"
             yield Problem(("training", "label_smoothing_factor"), what, given)
+        has_columns = isinstance(self.data, CaptionTableSection | CaptionHubSection)
+        captions = self.data.columns.caption_columns() if has_columns else []
+        for name in self.model.prompt_template().names:
+            if name in captions:
+                what = f"{name!r} is the caption, which would be given away; name other columns"
+                yield Problem(("model", "prompt"), what, shown(self.model.prompt))
         changes_language = "language.lora" in self.model.trained_by_default()
         if self.stages is None and changes_language and not self.model.freeze_language:
             what = "`lora` trains in place of the language model's weights; say in `stages` that both train"

@@ -173,7 +173,22 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             model (`PreTrainedModel`, *optional*): A trained model whose classes the data must keep to.
             check_images (`bool`, defaults to `True`): Look into local images to find broken ones.
         """
-        return load_data(self.recipe.data, task=self.recipe.task, splits=splits, check_images=check_images)
+        return load_data(
+            self.recipe.data,
+            task=self.recipe.task,
+            splits=splits,
+            check_images=check_images,
+            extra_columns=self.extra_columns(),
+            required_columns=self.required_columns(),
+        )
+
+    def extra_columns(self) -> list[str]:
+        """Columns of the data that this task reads beside those of a sample."""
+        return []
+
+    def required_columns(self) -> list[str]:
+        """Those of them that a row cannot be used without."""
+        return []
 
     def num_train_rows(self, data: LoadedData) -> int | None:
         """Samples of an epoch; None when the training split is a stream of unknown length."""

@@ -15,10 +15,12 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mmhf.conventions import Processor
+from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_datasets import CaptionDataset, find_long_captions
 from mmhf.data.collators import CaptioningCollator
 from mmhf.data.loading import LoadedData
 from mmhf.data.streams.captions import StreamedCaptions, caption_dataset
+from mmhf.data.table import extra_column
 from mmhf.evaluation.baselines import CPU_SECONDS
 from mmhf.evaluation.captions import CAPTION_PROTOCOLS, CaptionEvaluation, caption_metrics, evaluate_captions
 from mmhf.evaluation.captions.baselines import best_constant_caption, nearest_neighbour_captions
@@ -33,6 +35,7 @@ from mmhf.models.captioner.building import (
     build_captioner_processor,
     generation_config,
     load_captioner_model,
+    set_prompt,
 )
 from mmhf.models.layer_groups import layer_of
 from mmhf.models.partition import Partition
@@ -56,6 +59,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         if parent is not None:
             processor = CaptionerProcessor.from_pretrained(parent)
             processor.max_length = self.recipe.data.max_length
+            set_prompt(processor, self.recipe.model)
         else:
             captions = [text for of_image in _captions(data, "train") for text in of_image]
             processor = build_captioner_processor(self.recipe.model, self.recipe.data, captions)
@@ -67,7 +71,25 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             if cut:
                 limit = processor.max_length
                 logger.warning("%d training captions are longer than data.max_length (%d) and cut", len(cut), limit)
+        for split, table in data.splits.items():
+            if isinstance(table, datasets.Dataset) and (names := self.extra_columns()):
+                data.bad_examples.extend(_long_prompts(table, names, processor, split))
         return processor
+
+    def load_data(self, **options: Any) -> LoadedData:
+        data = super().load_data(**options)
+        data.read_columns = self.extra_columns()
+        return data
+
+    def extra_columns(self) -> list[str]:
+        return self.recipe.model.prompt_template().names
+
+    def required_columns(self) -> list[str]:
+        return self.extra_columns() if self.recipe.model.prompt_missing is None else []
+
+    def collator_options(self, *, is_training: bool) -> dict[str, Any]:
+        names = self.extra_columns()
+        return {"columns": names} if names else {}
 
     def build_model(
         self,
@@ -147,7 +169,11 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         tokens = torch.ones(batch_size, self.recipe.data.max_length, dtype=torch.long, device=device)
-        return {**super().example_inputs(batch_size, device), "input_ids": tokens, "labels": tokens}
+        inputs = {**super().example_inputs(batch_size, device), "input_ids": tokens, "labels": tokens}
+        if self.extra_columns():
+            # As for captions: as long as they may be.
+            inputs |= {"prompt_ids": tokens, "prompt_mask": tokens}
+        return inputs
 
     def _references(self, model: PrefixCaptionerForConditionalGeneration) -> dict[str, str]:
         """Parts that no stage trains and that can be had again from where they come."""
@@ -200,6 +226,25 @@ def _captions(data: LoadedData, split: str) -> list[list[str]]:
     if isinstance(rows, StreamedCaptions):
         return list(rows.read_captions())
     return rows["captions"][:] if isinstance(rows, datasets.Dataset) else []
+
+
+def _long_prompts(
+    table: datasets.Dataset, names: Sequence[str], processor: CaptionerProcessor, split: str
+) -> list[BadExample]:
+    """The rows of a split whose prompts are cut; also counted in the log."""
+    assert processor.max_length is not None
+    columns = table.select_columns(["row", "id", *map(extra_column, names)])[:]
+    values = zip(*(columns[extra_column(name)] for name in names), strict=True)
+    counts = processor.count_prompt_tokens([dict(zip(names, row, strict=True)) for row in values])
+    reason = "the prompt has {} tokens; it is cut at its beginning to {}"
+    found = [
+        BadExample(split, row, name, reason.format(count, processor.max_length))
+        for row, name, count in zip(columns["row"], columns["id"], counts, strict=True)
+        if count > processor.max_length
+    ]
+    if found:
+        logger.warning("%d prompts of %s are longer than data.max_length and cut", len(found), split)
+    return found
 
 
 def _captions_of(table: datasets.Dataset, rows: np.ndarray) -> list[list[str]]:

@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from mmhf.conventions import IGNORED_LABEL
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
+from mmhf.models.captioner.processing_captioner import PROMPT_INPUTS
 from mmhf.training.trainer import MMTrainer
 from mmhf.training.weights import share_buffers
 
@@ -63,12 +64,12 @@ def run_captioner(
         labels = inputs["labels"]
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             features = image_features_of(model, inputs)
+            prompts = {name: inputs[name] for name in PROMPT_INPUTS if name in inputs}
             if with_loss:
-                loss = model(
-                    image_features=features, input_ids=inputs["input_ids"], labels=labels, num_items_in_batch=1
-                ).loss
+                captions = {"input_ids": inputs["input_ids"], "labels": labels, "num_items_in_batch": 1}
+                loss = model(image_features=features, **captions, **prompts).loss
                 sums += torch.stack([loss.double(), (labels != IGNORED_LABEL).sum().double()])
-            tokens = model.generate(image_features=features) if with_captions else labels[:, :1]
+            tokens = model.generate(image_features=features, **prompts) if with_captions else labels[:, :1]
         pad = processor.tokenizer.pad_token_id
         tokens = trainer.accelerator.pad_across_processes(tokens, dim=1, pad_index=pad)
         gathered: torch.Tensor = trainer.accelerator.gather_for_metrics(tokens)

@@ -14,7 +14,6 @@ from mmhf.recipe import load_recipe
 from mmhf.recipe.caption_data_sections import CaptionHubSection, WebDatasetSection
 from mmhf.recipe.data_sections import HubDataSection
 from mmhf.tasks import task_of
-from mmhf.tasks.classification import ClassificationTask
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +39,8 @@ def run(options: argparse.Namespace) -> None:
     reading = Reading(
         label=recipe.reads_labels,
         text=recipe.reads_texts,
-        extra_columns=tuple(task.extra_columns()) if isinstance(task, ClassificationTask) else (),
+        extra_columns=tuple(task.extra_columns()),
+        required_columns=tuple(task.required_columns()),
     )
     side = task.least_side()
     folder = prepare(data, section, Path(output), reading=reading, side=side, overwrite=options.overwrite)

@@ -48,9 +48,11 @@ def read_flickr30k(section: Flickr30kSection, reading: Reading) -> SourceTable:
         `SourceTable`: images named by their file, with all their captions.
 
     Raises:
-        InputError: nothing of the kind is there, or a file of it cannot be read.
+        InputError: nothing of the kind is there, a file of it cannot be read, or a column is asked for.
         UnreachableError: the Hub cannot be reached.
     """
+    for name in reading.extra_columns:
+        raise InputError(f"column {name!r} is asked for, but data.source 'flickr30k' has none; table and hub have")
     if section.path is None:
         revision = section.revision or PARQUET_REVISIONS.get(section.repo)
         source = _read_splits(load_hub_splits(section.repo, revision=revision), section, f"data set {section.repo}")

@@ -68,7 +68,7 @@ def read_hub(section: HubDataSection | CaptionHubSection, reading: Reading) -> S
     own = section.columns
     columns = DatasetColumns(own.image or "image", id=own.id, split=split_column, extra=extra)
     if isinstance(section, CaptionHubSection):
-        columns = replace(columns, captions=section.columns.caption_columns())
+        columns = replace(columns, captions=section.columns.caption_columns(), joined_by=reading.extra_columns)
     else:
         target = row_target(section)
         columns = replace(columns, label=section.columns.label, target=target, text=section.columns.text)

@@ -22,6 +22,8 @@ from mmhf.sample_data import SAMPLE_PATH, read_sample
 LABELS = ("mismatched", "matched")
 COLUMNS = ("votes", "rater")
 """Made-up columns of the pairs: how many of five votes say that they match, and who voted."""
+DRAWING_COLUMNS = ("group", "subgroup", "vendor")
+"""Columns of the drawings with captions: their Unicode group and subgroup, and whose they are."""
 _RATERS = {"careful": 0.7, "hasty": 0.55, "contrary": 0.3}
 """Who votes, and how often rightly."""
 _NUM_VOTES = 5
@@ -45,7 +47,8 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
     - With `multi_label`, each has its keywords, and its name as its text.
     - With `regression`, each has the number of words in its name, and its keywords as its text.
     - With `ordinal`, each face has its mood, `negative`, `neutral` or `positive`, and its name as its text.
-    - With captions, each drawing has its name and up to four others, and, if the section says so, its keywords.
+    - With captions, each drawing has its name and up to four others, and, if the section says so, its keywords; there
+      are `DRAWING_COLUMNS`.
 
     Args:
         section (`SampleDataSection` or `CaptionSampleSection`):
@@ -57,14 +60,18 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
         `SourceTable`: the row number is the drawing's row in the split, counted from 1.
 
     Raises:
-        InputError: a column is asked for.
+        InputError: a column is asked for that there is not.
     """
     target = section.target
-    has_columns = reading.text and reading.label and target is None
+    known: tuple[str, ...] = ()
+    if not reading.label:
+        known = DRAWING_COLUMNS
+    elif reading.text and target is None:
+        known = COLUMNS
     for name in [*reading.extra_columns, *((target and target.columns_read()) or ())]:
-        if name not in COLUMNS or not has_columns:
-            guess = did_you_mean(nearest_names(name, COLUMNS)) if has_columns else ""
-            has = f"has the columns {' and '.join(COLUMNS)}" if has_columns else "has no columns"
+        if name not in known:
+            guess = did_you_mean(nearest_names(name, known)) if known else ""
+            has = f"has the columns {' and '.join(known)}" if known else "has no columns"
             raise InputError(
                 f"column {name!r} is asked for, but data.source 'sample' {has}{guess or '; '}"
                 f"{'' if guess else 'fakeddit, table, clinical and hub have those of their tables'}"
@@ -164,7 +171,8 @@ def _votes(seed: str, *, is_match: bool) -> dict[str, str | None]:
 def _drawings(drawings: list[dict[str, Any]], keywords: bool) -> Iterator[dict[str, Any]]:
     for number, drawing in enumerate(drawings):
         captions = list(dict.fromkeys([*drawing["captions"], *([_text(drawing)] if keywords else [])]))
-        yield {**_row(number, drawing), "text": None, "label": drawing["group"], "captions": captions}
+        columns = {extra_column(name): drawing[name] for name in DRAWING_COLUMNS}
+        yield {**_row(number, drawing), "text": None, "label": drawing["group"], "captions": captions, **columns}
 
 
 def _row(number: int, drawing: dict[str, Any]) -> dict[str, Any]:

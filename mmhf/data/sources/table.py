@@ -163,7 +163,7 @@ def _read_file(
             paths = pc.if_else(pc.is_null(images.combine_chunks().field("bytes")), keys, pa.scalar(None, pa.string()))
             ids = pc.coalesce(paths, table.column("id").combine_chunks())
             table = table.set_column(table.column_names.index("id"), "id", ids)
-        table = join_captions(table, keys)
+        table = join_captions(table, keys, [extra_column(name) for name in reading.extra_columns])
         if is_metadata and not table.column("image").combine_chunks().field("bytes").is_valid().to_numpy(False).any():
             table = _with_images_without_row(table, root, split, follow_links=section.follow_links)
     return table, Part(str(path), images_below(root, table.column("image"), follow_links=section.follow_links))

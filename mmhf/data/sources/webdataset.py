@@ -37,8 +37,8 @@ def read_webdataset(section: WebDatasetSection, reading: Reading) -> SourceTable
     Raises:
         InputError: a split has no files, or filters ask for columns.
     """
-    if section.filters.columns():
-        raise InputError(f"column {section.filters.columns()[0]!r} is asked for, but a stream keeps no columns")
+    for name in (*section.filters.columns(), *reading.extra_columns):
+        raise InputError(f"column {name!r} is asked for, but a stream keeps no columns")
     patterns = {"train": section.train, "validation": section.validation, "test": section.test}
     shards: dict[str, list[Shard]] = {}
     for split, pattern in patterns.items():

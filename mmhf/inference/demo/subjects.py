@@ -95,9 +95,7 @@ class ClassifierSubject:
         self.takes_text = takes_text(model)
         self.names = class_names(model)
         self.target = target_of(model.config)
-        if (columns := columns_of(model)) is not None:
-            named = ", ".join(columns.names)
-            raise InputError(f"the page has no fields for the model's columns ({named}); mmhf serve takes them")
+        _refuse_columns(model)
 
     @torch.inference_mode()
     def answer(self, image: Image, text: str) -> Answer:
@@ -156,6 +154,7 @@ class CaptionerSubject:
         processor: CaptionerProcessor,
         captions: Sequence[str] = (),
     ) -> None:
+        _refuse_columns(model)
         self.processor = processor
         self.predictor = CaptionPredictor(model, processor)
 
@@ -268,3 +267,9 @@ def _on_device(encoding: Any, model: PreTrainedModel) -> Any:
 def _seen(pixel_values: Tensor, processor: Processor) -> Image:
     image_processor: Any = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
     return shown_image(pixel_values, list(image_processor.image_mean), list(image_processor.image_std))
+
+
+def _refuse_columns(model: PreTrainedModel) -> None:
+    if (columns := columns_of(model)) is not None:
+        named = ", ".join(columns.names)
+        raise InputError(f"the page has no fields for the model's columns ({named}); mmhf serve takes them")

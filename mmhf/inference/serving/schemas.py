@@ -190,7 +190,7 @@ class ServedModelCard(BaseModel):
     reads: list[str]
     labels: list[str] | None = None
     columns: dict[str, str | list[str]] | None = Field(
-        None, description="Columns that inputs have besides: `number`, or the categories that the model knows."
+        None, description="Columns that inputs have besides: `number`, `text`, or the categories that the model knows."
     )
     indexes: list[str] | None = None
 

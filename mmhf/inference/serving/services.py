@@ -151,7 +151,7 @@ class PredictService:
         """Run a grey picture, so that no request waits for what is done once."""
         picture = torch.full((3, 64, 64), 127, dtype=torch.uint8)
         options = PredictOptions(generation=(("max_new_tokens", 2),)) if self.writes_captions else PredictOptions()
-        columns: dict[str, Any] | None = None if self.columns is None else {}
+        columns = None if self.columns is None else self.columns.usual_row()
         self.run(options, [Example(picture, ("a",) if TEXT in self.reads else (), columns=columns)])
 
     def _stream(self, options: PredictOptions, stream: CaptionStream, example: Example) -> Prediction:

@@ -72,7 +72,17 @@ def build_captioner_processor(
         tokenizer = load_tokenizer(language.backbone)
     if tokenizer.eos_token_id is None:
         raise InputError(f"model.language: the tokenizer of {language.backbone} has no token that ends a text")
-    return CaptionerProcessor(images, tokenizer, max_length=min(data_section.max_length, tokenizer.model_max_length))
+    processor = CaptionerProcessor(
+        images, tokenizer, max_length=min(data_section.max_length, tokenizer.model_max_length)
+    )
+    set_prompt(processor, section)
+    return processor
+
+
+def set_prompt(made: CaptionerProcessor | PrefixCaptionerConfig, section: CaptionerModelSection) -> None:
+    """Give a processor or a config the recipe's prompt, if that names columns; absent keys are as in old files."""
+    if section.prompt_template().names:
+        made.prompt_template, made.prompt_missing = section.prompt, section.prompt_missing
 
 
 def build_captioner_config(
@@ -91,10 +101,12 @@ def build_captioner_config(
             size do not fit it.
     """
     vision, projector = section.vision, section.projector
-    if section.prompt and processor is not None:
-        prompt_ids = processor.tokenizer(section.prompt, add_special_tokens=False)["input_ids"]
+    template = section.prompt_template()
+    prompt = "" if template.names else template.fill({})
+    if prompt and processor is not None:
+        prompt_ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
     else:
-        prompt_ids = list(section.prompt.encode())
+        prompt_ids = list(prompt.encode())
     config = PrefixCaptionerConfig(
         vision_config=load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="image"),
         language_config=build_language_config(section.language),
@@ -112,6 +124,7 @@ def build_captioner_config(
         prompt_ids=prompt_ids,
         **_token_ids(processor),
     )
+    set_prompt(config, section)
     if projector.kind == "mlp" and vision.features == "patches" and projector.prefix_length is not None:
         raise InputError("model.projector.prefix_length: an mlp makes one token of each patch; use kind: transformer")
     try:
@@ -204,6 +217,9 @@ def load_captioner_model(
     if asked is not None and asked != config.prefix_length:
         raise InputError(f"model.projector.prefix_length: {asked}, but init_from {path} has {config.prefix_length}")
     config.projector_dropout = section.projector.dropout
+    if config.prompt_template is not None and not section.prompt_template().names:
+        raise InputError(f"model.prompt: init_from {path} has {config.prompt_template!r}; name columns, too")
+    set_prompt(config, section)
     if device == "meta":
         return adapted(shapes_alone(PrefixCaptionerForConditionalGeneration, config), section, parent=path)
     return adapted(load_released(PrefixCaptionerForConditionalGeneration, path, config), section, parent=path)

@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from mmhf.models.sub_configs import SMALL_CLIP_VISION, SMALL_QWEN, sub_config
 from mmhf.models.tower_config import TowerConfig
+from mmhf.recipe.prompt_template import PromptTemplate
 
 PROJECTORS = ("mlp", "transformer")
 
@@ -28,6 +29,9 @@ class PrefixCaptionerConfig(TowerConfig):
         projector_dropout (`float`): Behind each hidden layer.
         projector_layers, projector_heads, projector_width (`int`): Of a `transformer`.
         prompt_ids (`list[int]`, *optional*): Tokens between the image and its caption.
+        prompt_template (`str`, *optional*): A prompt that names columns, in place of `prompt_ids`: each row has its
+            own, see [`PromptTemplate`].
+        prompt_missing (`str`, *optional*): What stands in it for a value that a row lacks.
         initializer_range (`float`): Standard deviation of new weights.
         **kwargs: Those of [`TowerConfig`].
     """
@@ -55,6 +59,8 @@ class PrefixCaptionerConfig(TowerConfig):
         projector_heads: int = 8,
         projector_width: int = 512,
         prompt_ids: list[int] | None = None,
+        prompt_template: str | None = None,
+        prompt_missing: str | None = None,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
@@ -75,8 +81,14 @@ class PrefixCaptionerConfig(TowerConfig):
         self.projector_heads = projector_heads
         self.projector_width = projector_width
         self.prompt_ids = list(prompt_ids or [])
+        self.prompt_template = prompt_template
+        self.prompt_missing = prompt_missing
         self.initializer_range = initializer_range
         super().__init__(**kwargs)
+
+    def prompt_of_rows(self) -> PromptTemplate | None:
+        """The prompt that names columns; None where all rows have the same one."""
+        return None if self.prompt_template is None else PromptTemplate(self.prompt_template, self.prompt_missing)
 
     @property
     def text_config(self) -> PreTrainedConfig:

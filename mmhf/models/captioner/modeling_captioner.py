@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,8 @@ class PrefixCaptionerOutput(ModelOutput):
 class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
     """Write a caption for an image.
 
-    What the language model reads is the image as `prefix_length` tokens, the prompt, and the caption so far.
+    What the language model reads is the image as `prefix_length` tokens, the prompt, and the caption so far. The
+    prompt is the config's, or each row's own: `prompt_ids`, which the processor makes of a row's columns.
 
     Args:
         config ([`PrefixCaptionerConfig`]): Shapes, features, prompt.
@@ -125,21 +127,34 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         """The image encoder, up to what the projector reads."""
         return (VISION,)
 
-    def prefix_embeds(self, image_features: Tensor) -> Tensor:
-        """What the language model reads before a caption: (B, ..., width) → (B, prefix and prompt, D)."""
+    def prefix_embeds(self, image_features: Tensor, prompt_ids: Tensor | None = None) -> Tensor:
+        """What the language model reads before a caption: (B, ..., width) → (B, prefix and prompt, D).
+
+        Args:
+            image_features (`Tensor`): What `image_features` made of the images.
+            prompt_ids (`Tensor`, *optional*): (B, P), each row's prompt; absent = the config's prompt for all.
+
+        Raises:
+            `ValueError`: the prompt names columns, and there are no `prompt_ids`.
+        """
         prefix: Tensor = self.projector(image_features)
-        if not len(self.prompt):
+        if prompt_ids is not None:
+            prompt = self._embed(prompt_ids)
+        elif self.config.prompt_template is not None:
+            raise ValueError("the model's prompt names columns; it needs prompt_ids, as the processor makes them")
+        elif not len(self.prompt):
             return prefix
-        prompt = self._embed(self.prompt)[None].expand(prefix.shape[0], -1, -1)
+        else:
+            prompt = self._embed(self.prompt)[None].expand(prefix.shape[0], -1, -1)
         return torch.cat([prefix, prompt.to(prefix.dtype)], dim=1)
 
-    def _prefix(
+    def _image(
         self, pixel_values: Tensor | None, image_features: Tensor | None, image_hidden: Tensor | None = None
     ) -> Tensor:
         features, _ = self._seen(pixel_values, image_features, image_hidden)
         if features is None:
             raise ValueError("the model needs pixel_values or image_features")
-        return self.prefix_embeds(features)
+        return features
 
     @can_return_tuple
     def forward(
@@ -152,6 +167,8 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         image_features: Tensor | None = None,
         image_hidden: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        prompt_ids: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> PrefixCaptionerOutput:
@@ -168,6 +185,9 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             image_hidden (`Tensor`, *optional*): Instead of `pixel_values`, the image encoder's features (B, ...) at
                 the boundary that [`HasFeatureParts`]'s `use_part` was told.
             inputs_embeds (`Tensor`, *optional*): (B, T, D), instead of `input_ids`.
+            prompt_ids (`Tensor`, *optional*): (B, P), each row's prompt; absent = the config's prompt for all.
+            prompt_mask (`Tensor`, *optional*): (B, P), 0 where `prompt_ids` are padding, on whichever side; absent =
+                no padding.
             output_hidden_states, output_attentions (`bool`, *optional*): Also the language model's hidden states,
                 attentions; absent = as the config says.
             return_dict (`bool`, *optional*): False = a tuple; absent = as the config says.
@@ -175,13 +195,17 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         Raises:
             `ValueError`: no image, or not one of `input_ids` and `inputs_embeds`.
         """
-        prefix = self._prefix(pixel_values, image_features, image_hidden)
+        features = self._image(pixel_values, image_features, image_hidden)
+        prefix, mask = self.prefix_embeds(features, prompt_ids), None
+        image = prefix[:, : self.config.prefix_length]
+        if prompt_mask is not None:
+            prefix, mask = _padded_left(prefix, _prefix_mask(prefix, prompt_mask))
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self._embed(input_ids)
         elif inputs_embeds is None or input_ids is not None:
             raise ValueError("the model needs input_ids or inputs_embeds, and not both")
         asked = self._asked(output_hidden_states, output_attentions)
-        hidden, language = self._caption_states(prefix, inputs_embeds, **asked)
+        hidden, language = self._caption_states(prefix, inputs_embeds, mask, **asked)
         head = self.language.get_output_embeddings()
         output = PrefixCaptionerOutput()
         if labels is None:
@@ -190,7 +214,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             output.loss = caption_loss(hidden, labels, head.weight, head.bias, num_items_in_batch=num_items_in_batch)
         output.hidden_states, output.attentions = language.get("hidden_states"), language.get("attentions")
         if "output_hidden_states" in asked:
-            output.image_hidden_states = prefix[:, : self.config.prefix_length]
+            output.image_hidden_states = image
         return output
 
     @torch.no_grad()
@@ -202,6 +226,8 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         image_features: Tensor | None = None,
+        prompt_ids: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -214,6 +240,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             attention_mask (`Tensor`, *optional*): (B, T), of `input_ids` or `inputs_embeds`; absent = no padding.
             inputs_embeds (`Tensor`, *optional*): (B, T, D), instead of `input_ids`, or what is read in their place.
             image_features (`Tensor`, *optional*): Instead of `pixel_values`, what `image_features` made of them.
+            prompt_ids, prompt_mask (`Tensor`, *optional*): As of `forward`.
             generation_config ([`GenerationConfig`], *optional*): Absent, the model's own.
             kwargs: As `GenerationMixin.generate` takes them: `num_beams`, `do_sample`, `max_new_tokens`,
                 `prompt_lookup_num_tokens`, ...
@@ -226,9 +253,9 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             `ValueError`: no image, an assistant, or prompt lookup with `input_ids`.
         """
         _refuse_assistants(generation_config, kwargs, has_begun=input_ids is not None)
-        embeds = self._prefix(pixel_values, image_features)
+        embeds = self.prefix_embeds(self._image(pixel_values, image_features), prompt_ids)
         embeds = embeds.to(self.language.get_input_embeddings().weight.dtype)
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        mask = _prefix_mask(embeds, prompt_mask)
         # What neither the call nor its generation config says is the captioner's to say, not the language model's.
         self.language.generation_config = self.generation_config
         config, _ = self.language._prepare_generation_config(generation_config, **kwargs)
@@ -241,28 +268,35 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
                 begun_mask = begun_mask * ~torch.isin(input_ids, ends)
                 inputs_embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
                 padding = ends[0] if config.pad_token_id is None else config.pad_token_id
-                kwargs |= _padded_left(input_ids, begun_mask, padding)
+                kwargs |= _begun_ids(input_ids, begun_mask, padding)
             assert inputs_embeds is not None
             embeds = torch.cat([embeds, inputs_embeds.to(embeds.dtype)], dim=1)
             mask = torch.cat([mask, begun_mask.to(mask.device)], dim=1)
-            # Padding goes to the left, where generation needs it.
-            order = mask.argsort(dim=1, stable=True)
-            embeds = embeds.gather(1, order[..., None].expand_as(embeds))
-            mask = mask.gather(1, order)
+        if begun is not None or prompt_mask is not None:
+            embeds, mask = _padded_left(embeds, mask)
         return self.language.generate(
             inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
         )
 
-    def _caption_states(self, prefix: Tensor, embeds: Tensor, **asked: bool) -> tuple[Tensor, Any]:
+    def _caption_states(
+        self, prefix: Tensor, embeds: Tensor, prefix_mask: Tensor | None = None, **asked: Any
+    ) -> tuple[Tensor, Any]:
         """(B, T, D): at t the state that token t is predicted from; and the language model's whole output.
 
-        The last token predicts none and is not run.
+        The last token predicts none and is not run. `prefix_mask` (B, prefix) is 0 where the prefix is padded, on the
+        left.
         """
         embeds = embeds[:, :-1]
         inputs = torch.cat([prefix.to(embeds.dtype), embeds], dim=1)
+        mask = None
+        if prefix_mask is not None:
+            mask = torch.cat([prefix_mask, prefix_mask.new_ones(embeds.shape[:2])], dim=1)
+            # Rotary positions count from anywhere; learnt ones have to begin behind the padding, as in `generate`.
+            if "position_ids" in inspect.signature(self.language.base_model.forward).parameters:
+                asked = {**asked, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
         output = self.language.base_model(
             inputs_embeds=inputs,
-            attention_mask=causal_mask(self.language, inputs),
+            attention_mask=causal_mask(self.language, inputs, mask),
             use_cache=False,
             return_dict=True,
             **asked,
@@ -302,7 +336,21 @@ def _refuse_assistants(config: GenerationConfig | None, given: dict[str, Any], *
         raise ValueError("prompt_lookup_num_tokens: behind input_ids the image is forgotten; leave out one of them")
 
 
-def _padded_left(input_ids: Tensor, mask: Tensor, padding: Tensor | int) -> dict[str, Tensor]:
+def _prefix_mask(prefix: Tensor, prompt_mask: Tensor | None) -> Tensor:
+    """(B, prefix and prompt): 1 but where the prompt is padded."""
+    mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
+    if prompt_mask is not None:
+        mask[:, mask.shape[1] - prompt_mask.shape[1] :] = prompt_mask
+    return mask
+
+
+def _padded_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, T, D) and their mask with the padding on the left, so that all rows end together."""
+    order = mask.argsort(dim=1, stable=True)
+    return embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)
+
+
+def _begun_ids(input_ids: Tensor, mask: Tensor, padding: Tensor | int) -> dict[str, Tensor]:
     """`input_ids` for `generate`: what `mask` leaves of beginnings, (B, longest); no argument if that is nothing."""
     longest = int(mask.sum(dim=1).max())
     if not longest:

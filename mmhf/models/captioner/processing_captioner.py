@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import BatchFeature
+from transformers import BatchFeature, CLIPImageProcessor, PreTrainedTokenizerBase
 
 from mmhf.models.processing import TEXT_INPUTS, Images, PairProcessor, PairProcessorKwargs, Texts
+from mmhf.recipe.prompt_template import PromptTemplate, RowValues
+
+PROMPT_INPUTS = ("prompt_ids", "prompt_mask")
 
 
 class CaptionerProcessorKwargs(PairProcessorKwargs, total=False):
@@ -28,15 +32,42 @@ class CaptionerProcessor(PairProcessor):
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the language model; its end-of-text token ends a caption.
         max_length (`int`, *optional*): Longest caption in tokens, its end included; what is longer is cut and does not
             end. Absent = the tokenizer's own, else 128.
+        prompt_template, prompt_missing (`str`, *optional*): A prompt that names columns, see [`PromptTemplate`]. What
+            is longer than `max_length` tokens is cut at its beginning.
         images_kwargs, text_kwargs, kwargs: As of [`PairProcessor`].
     """
 
     valid_processor_kwargs = CaptionerProcessorKwargs
 
+    def __init__(
+        self,
+        image_processor: CLIPImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_length: int | None = None,
+        prompt_template: str | None = None,
+        prompt_missing: str | None = None,
+        images_kwargs: dict[str, Any] | None = None,
+        text_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, max_length, images_kwargs, text_kwargs, **kwargs)
+        self.prompt_template = prompt_template
+        self.prompt_missing = prompt_missing
+
+    @property
+    def prompt(self) -> PromptTemplate | None:
+        """What makes a prompt of a row's columns; None where all rows have the same one."""
+        return None if self.prompt_template is None else PromptTemplate(self.prompt_template, self.prompt_missing)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, *([] if self.prompt_template is None else PROMPT_INPUTS)]
+
     def __call__(
         self,
         images: Images = None,
         text: Texts = None,
+        columns: RowValues | Sequence[RowValues] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Prepare a batch.
@@ -44,17 +75,19 @@ class CaptionerProcessor(PairProcessor):
         Args:
             images: RGB images, as PIL or as uint8 tensors (3, H, W); one or a list.
             text: Captions; one or a list.
+            columns: Column → value, as the table has it, for the prompt; one or a list.
             kwargs: Arguments of the parts for this call, by themselves or in `images_kwargs`, `text_kwargs`.
 
         Returns:
             `BatchFeature` with `pixel_values` (B, 3, S, S) fp32 of the images, and of the captions `input_ids` and
             `attention_mask` (B, T) int64: each ended by end of text, padded on the right to the longest of the batch.
+            Of columns also `prompt_ids` and `prompt_mask` (B, P) int64, padded on the left.
 
         Raises:
             `ValueError`: neither images nor captions, or not as many of the one as of the other; an
-                argument that is given twice.
+                argument that is given twice; columns that the prompt does not name, or the lack of one.
         """
-        if images is None and text is None:
+        if images is None and text is None and columns is None:
             raise ValueError("CaptionerProcessor needs images, text or both")
         images_kwargs, text_kwargs = self._arguments(kwargs)
         # The model reads captions that are padded on the right, whatever the tokenizer does for other uses.
@@ -64,8 +97,11 @@ class CaptionerProcessor(PairProcessor):
             data["pixel_values"] = self._pixel_values(images, images_kwargs)
         if text is not None:
             data.update(self._tokenize([text] if isinstance(text, str) else list(text), **text_kwargs))
+        if columns is not None:
+            data.update(self._encode_prompts([columns] if isinstance(columns, Mapping) else list(columns)))
         if len({len(tensor) for tensor in data.values()}) > 1:
-            raise ValueError(f"{len(data['pixel_values'])} images for {len(data['input_ids'])} captions")
+            counted = (("images", "pixel_values"), ("captions", "input_ids"), ("rows of columns", "prompt_ids"))
+            raise ValueError(" for ".join(f"{len(data[name])} {what}" for what, name in counted if name in data))
         return BatchFeature(data)
 
     def captions(self, token_ids: Tensor | list[list[int]]) -> list[str]:
@@ -75,6 +111,25 @@ class CaptionerProcessor(PairProcessor):
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption with its end; more than `max_length` are cut."""
         return [len(ids) + 1 for ids in self._token_ids(list(captions))]
+
+    def count_prompt_tokens(self, rows: Sequence[RowValues]) -> list[int]:
+        """Tokens of each row's prompt; more than `max_length` are cut."""
+        template = self.prompt
+        return [] if template is None else [len(ids) for ids in self._token_ids([template.fill(row) for row in rows])]
+
+    def _encode_prompts(self, rows: list[RowValues]) -> dict[str, Tensor]:
+        template = self.prompt
+        if template is None:
+            raise ValueError("columns are given, but the model's prompt names none")
+        longest = min(self.tokenizer.model_max_length, 128) if self.max_length is None else self.max_length
+        prompts = [ids[-longest:] for ids in self._token_ids([template.fill(row) for row in rows])]
+        width = max(map(len, prompts), default=0)
+        padding = [self.tokenizer.pad_token_id]
+        padded = [[*padding * (width - len(ids)), *ids] for ids in prompts]
+        mask = [[*[0] * (width - len(ids)), *[1] * len(ids)] for ids in prompts]
+        shape = (len(rows), width)
+        tensors = (torch.tensor(values, dtype=torch.int64).view(shape) for values in (padded, mask))
+        return dict(zip(PROMPT_INPUTS, tensors, strict=True))
 
     def _tokenize(
         self,

@@ -21,6 +21,7 @@ import evaluate
 import numpy as np
 from numpy.typing import NDArray
 
+from mmhf.evaluation.captions.answers import exact_matches, vqa_accuracies
 from mmhf.evaluation.captions.metrics import CAPTION_PROTOCOLS
 from mmhf.evaluation.captions.rouge import ROUGE_SCORE_TYPES, coco_rouge_l, rouge_scores
 from mmhf.evaluation.captions.tokenization import coco_tokens
@@ -36,6 +37,7 @@ from mmhf.evaluation.captions.word_scores import (
     meteor_scores,
 )
 
+_ANTOL = "Antol et al., 2015. VQA: Visual Question Answering. https://arxiv.org/abs/1505.00468"
 _LIN = "Lin, 2004. ROUGE: A Package for Automatic Evaluation of Summaries. https://aclanthology.org/W04-1013"
 
 
@@ -236,6 +238,22 @@ class Meteor(MeanMetric):
     def missing(cls) -> str | None:
         """Whether nltk lacks WordNet."""
         return None if is_wordnet_installed() else NO_WORDNET
+
+
+class ExactMatch(MeanMetric):
+    """Answers that one of the references gives, under the name `exact_match`."""
+
+    numbers = ("exact_match",)
+    source = _ANTOL
+    score_each = staticmethod(lambda pairs: exact_matches(pairs.predictions, pairs.references))
+
+
+class VqaAccuracy(MeanMetric):
+    """How many of a question's answers agree with the given one, under the name `vqa_accuracy`."""
+
+    numbers = ("vqa_accuracy",)
+    source = _ANTOL
+    score_each = staticmethod(lambda pairs: vqa_accuracies(pairs.predictions, pairs.references))
 
 
 CAPTION_METRICS: tuple[type[CaptionMetric], ...] = (RougeScore, CocoRouge, CocoBleu, CiderD, Meteor)

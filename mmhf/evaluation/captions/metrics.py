@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mmhf.evaluation.captions.answers import LEAST_ANSWERS
 from mmhf.evaluation.intervals import RESAMPLES, bootstrap_interval
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ _TOKENS = (
     "mmhf's Java-free tokens after the Penn Treebank (as pycocoevalcap: lower case, no punctuation; other than there, "
     "emoji are kept and scripts without spaces are cut into characters)"
 )
+_ANSWERS = (
+    "the normal form of the VQA evaluation: lower case, number words as digits, without articles and punctuation, "
+    "contractions with their apostrophes"
+)
 _BLEU = (
     "with COCO's definition: {orders} of the whole corpus, clipped by the references, brevity penalty against the "
     f"closest reference length; {_TOKENS}; all references; 0 to 1."
@@ -30,6 +35,9 @@ _BLEU = (
 CAPTION_PROTOCOLS: dict[str, str] = {
     "loss": "Mean cross-entropy, in nats, of each token of a reference and of its end-of-text token, given the image "
     "and the tokens before; padding and prefix excluded.",
+    "vqa_accuracy": "VQA accuracy (Antol et al., 2015): min(people who gave this answer / 3, 1), averaged over "
+    f"leaving out each person; answers are compared in {_ANSWERS}; mean over questions, 0 to 1.",
+    "exact_match": f"Answers that equal one of the references, in {_ANSWERS}; mean over questions, 0 to 1.",
     "rouge1": f"ROUGE-1 (words in common) {_ROUGE_SCORE}",
     "rouge2": f"ROUGE-2 (pairs of words in common) {_ROUGE_SCORE}",
     "rougeL": f"ROUGE-L (longest common subsequence of words) {_ROUGE_SCORE}",
@@ -85,13 +93,17 @@ class CaptionEvaluation:
 
 
 def caption_metrics(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], *, clip_scores: ArrayLike | None = None
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    *,
+    clip_scores: ArrayLike | None = None,
+    answers: bool = False,
 ) -> dict[str, float]:
     """The overall numbers alone, for evaluations during training; what cannot be computed is left out.
 
     Args and errors are those of `evaluate_captions`, whose `undefined` names what is left out and why.
     """
-    scores, _ = _all_scores(predictions, references, clip_scores)
+    scores, _ = _all_scores(predictions, references, clip_scores, answers=answers)
     return _overall(scores)
 
 
@@ -100,6 +112,7 @@ def evaluate_captions(
     references: Sequence[Sequence[str]],
     *,
     clip_scores: ArrayLike | None = None,
+    answers: bool = False,
     loss: float | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -110,6 +123,8 @@ def evaluate_captions(
         predictions (`Sequence[str]`): One caption an image, N of them, in any script; an empty one scores 0.
         references (`Sequence[Sequence[str]]`): At least one an image, in the same order.
         clip_scores (`ArrayLike` of shape `(N,)`, *optional*): CLIPScore of each image, see `clip_scores`.
+        answers (`bool`, *optional*, defaults to `False`): Captions are answers to questions: exact match is measured,
+            too, and, where each question has `LEAST_ANSWERS`, VQA accuracy.
         loss (`float`, *optional*): Trainer's loss, to stand beside the metrics.
         resamples (`int`, *optional*, defaults to 1000): Bootstrap resamples of the intervals; 0 = no intervals.
         seed (`int`, *optional*, defaults to 0): Of the bootstrap.
@@ -117,13 +132,13 @@ def evaluate_captions(
     Raises:
         ValueError: The lengths disagree, or an image has no reference.
     """
-    scores, num_empty = _all_scores(predictions, references, clip_scores)
+    scores, num_empty = _all_scores(predictions, references, clip_scores, answers=answers)
     metrics = _overall(scores)
     return CaptionEvaluation(
         metrics=metrics if loss is None else {"loss": float(loss), **metrics},
         intervals=_intervals(scores, resamples, seed),
         per_image={name: column for each in scores for name, column in zip(each.names, each.per_image.T, strict=True)},
-        undefined=_undefined(metrics, num_images=len(predictions)),
+        undefined=_undefined(metrics, num_images=len(predictions), answers=answers),
         num_images=len(predictions),
         num_references=sum(map(len, references)),
         num_empty=num_empty,
@@ -131,14 +146,29 @@ def evaluate_captions(
 
 
 def _all_scores(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], clip_scores: ArrayLike | None
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    clip_scores: ArrayLike | None,
+    *,
+    answers: bool,
 ) -> tuple[list[Scores], int]:
-    from mmhf.evaluation.captions.evaluate_metrics import CAPTION_METRICS, CaptionPairs, Scores  # it brings `evaluate`
+    # They bring `evaluate`.
+    from mmhf.evaluation.captions.evaluate_metrics import (
+        CAPTION_METRICS,
+        CaptionPairs,
+        ExactMatch,
+        Scores,
+        VqaAccuracy,
+    )
 
     pairs = CaptionPairs(predictions, references)
     if not len(predictions):
         return [], 0
     scores = [metric.scores(pairs) for metric in CAPTION_METRICS if metric.missing() is None]
+    if answers:
+        scores.append(ExactMatch.scores(pairs))
+        if min(map(len, references)) >= LEAST_ANSWERS:
+            scores.append(VqaAccuracy.scores(pairs))
     if clip_scores is not None:
         values = np.asarray(clip_scores, dtype=np.float64)
         if values.shape != (len(predictions),):
@@ -167,11 +197,14 @@ def _intervals(scores: Sequence[Scores], resamples: int, seed: int) -> dict[str,
     return {name: (float(low[at]), float(high[at])) for at, name in enumerate(names)}
 
 
-def _undefined(metrics: Mapping[str, float], num_images: int) -> dict[str, str]:
+def _undefined(metrics: Mapping[str, float], *, num_images: int, answers: bool) -> dict[str, str]:
     if not num_images:
-        return dict.fromkeys((name for name in CAPTION_PROTOCOLS if name != "loss"), "there is no image")
+        left_out = {"loss"} if answers else {"loss", "exact_match", "vqa_accuracy"}
+        return dict.fromkeys((name for name in CAPTION_PROTOCOLS if name not in left_out), "there is no image")
     from mmhf.evaluation.captions.evaluate_metrics import CAPTION_METRICS
 
     reasons = {name: metric.missing() for metric in CAPTION_METRICS for name in metric.numbers}
     reasons["clipscore"] = "no CLIP was given"
+    if answers:
+        reasons["vqa_accuracy"] = f"a question has fewer than {LEAST_ANSWERS} answers"
     return {name: reason for name, reason in reasons.items() if reason is not None and name not in metrics}

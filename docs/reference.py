@@ -32,6 +32,8 @@ EXAMPLES: dict[str, Any] = {
     "gamma_negative": 2.0,
     "gamma_positive": 0.0,
     "margin": 0.1,
+    "patch_dropout": 0.5,
+    "stochastic_depth": 0.1,
     "matryoshka": [64, 128, 512],
     "matryoshka_weights": [2.0, 1.0, 1.0],
     "multi_label": {"separator": ","},

@@ -25,6 +25,8 @@ from mmhf.recipe.sections import (
 )
 from mmhf.recipe.training_sections import EvaluationSection
 
+_Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+
 
 class _TowerSection(Section):
     backbone: str | None = None
@@ -63,6 +65,12 @@ class VisionTowerSection(_TowerSection):
     """Side of a patch in pixels."""
     pooling: Literal["cls", "avg", "max", "concat", "attention", "pooler"] = "cls"
     """How patch or grid features become one vector: `attention` learns where to look, `pooler` is the backbone's."""
+    patch_dropout: _Rate = 0.0
+    """Share of the patches that each training image goes without (FLIP). For vision transformers, from scratch or of
+    timm."""
+    stochastic_depth: _Rate = 0.0
+    """How often training leaves out the last residual block, and those before it less, in proportion. For backbones of
+    timm."""
 
     def _of_towers_from_scratch(self) -> tuple[str, ...]:
         return (*super()._of_towers_from_scratch(), "patch_size")
@@ -71,6 +79,14 @@ class VisionTowerSection(_TowerSection):
     def _can_be_pooled(self) -> VisionTowerSection:
         if self.backbone is None and self.pooling == "pooler":
             raise ValueError("a tower from scratch has no pooler of its own; use cls, avg or attention")
+        return self
+
+    @model_validator(mode="after")
+    def _can_leave_layers_out(self) -> VisionTowerSection:
+        if self.backbone is None and self.stochastic_depth:
+            raise ValueError(
+                "a tower from scratch has no stochastic_depth; name a backbone of timm, with pretrained: false"
+            )
         return self
 
 

@@ -34,6 +34,8 @@ HEAD = "task: contrastive\ndata: {source: sample}\n"
             "contrastive: {batch_size: 64}\ntraining: {gradient_accumulation_steps: 2}",
             "training.gradient_accumulation_steps: follows from `contrastive.batch_size`",
         ),
+        ("model: {vision: {stochastic_depth: 0.1}}", "a tower from scratch has no stochastic_depth"),
+        ("model: {vision: {patch_dropout: 1.0}}", "model.vision.patch_dropout: must be less than 1"),
         ("contrastive: {matryoshka: [128, 64, 512]}", "contrastive.matryoshka: sizes have to ascend"),
         ("contrastive: {matryoshka: [64, 64, 512]}", "contrastive.matryoshka: sizes have to ascend"),
         ("contrastive: {matryoshka: [64, 1024]}", "matryoshka: 1024 is larger than model.embedding_dim (512)"),

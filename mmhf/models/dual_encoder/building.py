@@ -30,6 +30,7 @@ from mmhf.models.building import (
     shapes_alone,
 )
 from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfig
+from mmhf.models.dual_encoder.dropping import drop_at_random
 from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderModel
 from mmhf.models.dual_encoder.pooling import described_as
 from mmhf.models.dual_encoder.processing_dual_encoder import DualEncoderProcessor
@@ -117,14 +118,16 @@ def build_dual_encoder(
         device (`str`, *optional*): `"meta"` builds the shapes alone and fetches no weights.
 
     Raises:
-        `InputError`: a backbone is unknown, cannot be fetched, or lacks the pooling.
+        `InputError`: a backbone is unknown, cannot be fetched, lacks the pooling, or can do without neither patches
+            nor layers.
     """
     config = build_dual_encoder_config(recipe, tokenizer)
     if device == "meta":
-        return adapted(shapes_alone(DualEncoderModel, config), recipe.model)
+        return drop_at_random(adapted(shapes_alone(DualEncoderModel, config), recipe.model), recipe.model.vision)
     vision = _encoder(recipe.model.vision, config.vision_config)
     text = _encoder(recipe.model.text, config.text_config)
-    return adapted(DualEncoderModel.from_encoders(config, vision=vision, text=text), recipe.model)
+    model = adapted(DualEncoderModel.from_encoders(config, vision=vision, text=text), recipe.model)
+    return drop_at_random(model, recipe.model.vision)
 
 
 def load_dual_encoder(path: str | Path, recipe: ContrastiveRecipe, *, device: str | None = None) -> DualEncoderModel:
@@ -149,9 +152,9 @@ def load_dual_encoder(path: str | Path, recipe: ContrastiveRecipe, *, device: st
         config.logit_bias = SIGMOID_BIAS
     for name, value in _loss_values(recipe.contrastive).items():
         setattr(config, name, value)
-    if device == "meta":
-        return adapted(shapes_alone(DualEncoderModel, config), recipe.model, parent=path)
-    return adapted(load_released(DualEncoderModel, path, config), recipe.model, parent=path)
+    is_meta = device == "meta"
+    model = shapes_alone(DualEncoderModel, config) if is_meta else load_released(DualEncoderModel, path, config)
+    return drop_at_random(adapted(model, recipe.model, parent=path), recipe.model.vision)
 
 
 def _loss_values(section: ContrastiveSection) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from transformers import TrainerCallback
 from mmhf.conventions import IGNORED_IMAGE
 from mmhf.errors import InputError
 from mmhf.models.dual_encoder import DualEncoderModel
+from mmhf.models.dual_encoder.dropping import drop_at_random
+from mmhf.recipe.dual_encoder_recipe import VisionTowerSection
 from mmhf.training.stages import Stage
 
 Make = Callable[..., DualEncoderModel]
@@ -82,10 +84,13 @@ def test_a_run_with_caching_and_stages_resumes_bit_by_bit(
         def on_step_end(self, args, state, control, **kwargs) -> None:
             control.should_training_stop = state.global_step >= stop_at
 
-    whole = trainer_of(tiny_model(dropout=0.2), rows_of(48), tmp_path / "whole", **options)
+    def make() -> DualEncoderModel:
+        return drop_at_random(tiny_model(dropout=0.2), VisionTowerSection(patch_dropout=0.5))
+
+    whole = trainer_of(make(), rows_of(48), tmp_path / "whole", **options)
     whole.train()
-    trainer_of(tiny_model(dropout=0.2), rows_of(48), tmp_path / "cut", callbacks=[Stop()], **options).train()
-    resumed = trainer_of(tiny_model(dropout=0.2), rows_of(48), tmp_path / "cut", **options)
+    trainer_of(make(), rows_of(48), tmp_path / "cut", callbacks=[Stop()], **options).train()
+    resumed = trainer_of(make(), rows_of(48), tmp_path / "cut", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / f"checkpoint-{stop_at}"))
     assert whole.state.global_step == resumed.state.global_step == 6
     assert_same(weights(resumed.model), weights(whole.model), atol=0, rtol=0)

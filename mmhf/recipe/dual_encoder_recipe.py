@@ -183,8 +183,9 @@ class ZeroShotSection(Section):
     data: DataSection
     """Images with labels: the split `validation` is measured at each evaluation during training, and the splits of
     `evaluation.splits` after it."""
-    templates: Annotated[list[str], Field(min_length=1)] = ["a photo of a {}."]
-    """Prompts for a class, with `{}` for its name; the embeddings of several are averaged."""
+    templates: Literal["imagenet80", "simple"] | Annotated[list[str], Field(min_length=1)] = ["a photo of a {}."]
+    """Prompts for a class, with `{}` for its name; the embeddings of several are averaged. `imagenet80` are the 80
+    that CLIP is reported with, `simple` the best 7 of them."""
 
 
 class ContrastiveEvaluationSection(EvaluationSection):

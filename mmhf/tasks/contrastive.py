@@ -41,6 +41,7 @@ from mmhf.evaluation.retrieval import (
     prefix_protocols,
     prefix_recalls,
     retrieval_metrics,
+    templates_of,
     zero_shot_class_embeddings,
     zero_shot_metrics,
 )
@@ -247,7 +248,8 @@ class ZeroShotProbe:
     """
 
     def __init__(self, section: ZeroShotSection, data: LoadedData, processor: DualEncoderProcessor) -> None:
-        fill_templates("class", section.templates)
+        self.templates = templates_of(section.templates)
+        fill_templates("class", self.templates)
         self.section = section
         self.data = data
         self.processor = processor
@@ -268,7 +270,7 @@ class ZeroShotProbe:
         trainer.model.eval()
         try:
             classes = zero_shot_class_embeddings(
-                functools.partial(self._embed_texts, trainer), self.data.label_names, self.section.templates
+                functools.partial(self._embed_texts, trainer), self.data.label_names, self.templates
             )
             images, labels = self._embed_images(trainer, rows, split)
         finally:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from mmhf.recipe import recipe_from_dict
+from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
 
 Problems = Callable[..., list[str]]
 HEAD = "task: contrastive\ndata: {source: sample}\n"
@@ -47,6 +48,10 @@ HEAD = "task: contrastive\ndata: {source: sample}\n"
             "contrastive.matryoshka_weights: expected one weight for each size of contrastive.matryoshka (2)",
         ),
         ("contrastive: {matryoshka_weights: [1, 1]}", "matryoshka_weights: expected one weight for each size"),
+        (
+            "evaluation: {zero_shot: {data: {source: sample}, templates: imagenet}}",
+            "evaluation.zero_shot.templates",
+        ),
         ("stages: [{name: a, epochs: 1, label_smoothing: 0.1}]", "stages.0.label_smoothing: only the loss of a class"),
         ("stages: [{name: a, epochs: 1, augment: {mixup: 0.2}}]", "stages.0.augment.mixup: mixes images and labels"),
     ],
@@ -55,6 +60,15 @@ def test_impossible_dual_encoders_are_refused(problems: Problems, text: str, exp
     lines = problems(HEAD + text)
     assert len(lines) == 1
     assert expected in lines[0]
+
+
+@pytest.mark.parametrize("templates", ["imagenet80", "simple", ["a {}"]])
+def test_templates_are_a_list_or_one_s_name(templates: str | list[str]) -> None:
+    zero_shot = {"data": {"source": "sample"}, "templates": templates}
+    values = {"task": "contrastive", "data": {"source": "sample"}, "evaluation": {"zero_shot": zero_shot}}
+    recipe = recipe_from_dict(values, name="r").recipe
+    assert isinstance(recipe, ContrastiveRecipe) and recipe.evaluation.zero_shot is not None
+    assert recipe.evaluation.zero_shot.templates == templates
 
 
 def test_the_default_is_the_seed_s_clip() -> None:

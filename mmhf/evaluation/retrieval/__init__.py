@@ -12,6 +12,7 @@ from mmhf.evaluation.retrieval.metrics import (
     uniformity,
 )
 from mmhf.evaluation.retrieval.prefixes import prefix_protocols, prefix_recalls
+from mmhf.evaluation.retrieval.templates import NAMED_TEMPLATES, templates_of
 from mmhf.evaluation.retrieval.zero_shot import (
     DEFAULT_TEMPLATES,
     ZERO_SHOT_PROTOCOLS,
@@ -22,6 +23,7 @@ from mmhf.evaluation.retrieval.zero_shot import (
 
 __all__ = [
     "DEFAULT_TEMPLATES",
+    "NAMED_TEMPLATES",
     "RETRIEVAL_PROTOCOLS",
     "UNIQUE_TEXT_PROTOCOLS",
     "ZERO_SHOT_PROTOCOLS",
@@ -32,6 +34,7 @@ __all__ = [
     "prefix_protocols",
     "prefix_recalls",
     "retrieval_metrics",
+    "templates_of",
     "uniformity",
     "zero_shot_class_embeddings",
     "zero_shot_metrics",

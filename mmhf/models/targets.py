@@ -145,7 +145,7 @@ def target_named(problem_type: str, *, ordinal: bool) -> Target:
 
 def target_of(config: PreTrainedConfig) -> Target:
     """What the labels of a model with this config are."""
-    ordinal: bool = config.ordinal
+    ordinal: bool = getattr(config, "ordinal", False)  # (which only our own classifiers' configs have)
     return target_named(config.problem_type or SINGLE_LABEL.problem_type, ordinal=ordinal)
 
 

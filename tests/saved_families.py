@@ -42,6 +42,7 @@ class Family:
         arguments (`Callable`): From the path of an image to what the pipeline is called with.
         call (`dict`): Keywords of that call.
         has_text (`bool`): Whether the model itself takes `input_ids`.
+        has_prompt (`bool`): Whether it needs `prompt_ids`.
     """
 
     recipe_task: str
@@ -51,6 +52,7 @@ class Family:
     arguments: Callable[[str], list[Any]] = lambda image: [image]
     call: dict[str, Any] = field(default_factory=dict)
     has_text: bool = False
+    has_prompt: bool = False
 
 
 def _text_processors() -> dict[str, Any]:
@@ -131,6 +133,7 @@ FAMILIES = {
         pipeline_task="image-captioning",
         arguments=lambda image: [{"image": image, "columns": {"kind": "the frog"}}],
         has_text=True,
+        has_prompt=True,
     ),
     "dual encoder": Family(
         "contrastive",
@@ -166,6 +169,8 @@ def model_inputs(family: Family) -> dict[str, torch.Tensor]:
     inputs = {"pixel_values": torch.randn(2, 3, SIDE, SIDE, generator=generator)}
     if family.has_text:
         inputs["input_ids"] = torch.tensor([[2, 4, 5, 3], [2, 6, 7, 3]])
+    if family.has_prompt:
+        inputs |= {"prompt_ids": torch.tensor([[0, 5], [6, 7]]), "prompt_mask": torch.tensor([[0, 1], [1, 1]])}
     return inputs
 
 

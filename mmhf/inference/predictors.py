@@ -333,7 +333,7 @@ class CaptionPredictor:
     @torch.inference_mode()
     def predict(self, encoding: Mapping[str, torch.Tensor]) -> pa.Table:
         """One row of `schema` for each encoded row."""
-        inputs = {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
+        inputs: dict[str, Any] = {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         captions = self.processor.captions(self.model.generate(**inputs, **self.generation))
         return pa.table([pa.array(captions, pa.string())], schema=self.schema)

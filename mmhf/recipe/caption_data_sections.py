@@ -43,7 +43,8 @@ class CaptionDataSectionBase(DataSectionBase):
     captions: Literal["sample", "all"] = "sample"
     """Train on one caption per image, drawn again each epoch, or on all of them in every epoch."""
     on_empty_text: Literal["skip", "raise"] = "skip"
-    """What to do about an empty caption, or an image without one: leave it out, or stop."""
+    """What to do about an empty caption, an image without one, or a row that lacks what its prompt needs: leave it
+    out, or stop."""
     find_duplicates: Literal["near", "exact", "never"] = "near"
 
 

@@ -153,6 +153,9 @@ class CaptionEvaluationSection(EvaluationSection):
     generate_rows: PositiveInt | None = 200
     """Number of images for that, the same in each evaluation, drawn with `generate_seed`; null = all."""
     generate_seed: int = 42
+    answers: bool = False
+    """Captions are answers to questions, which `model.prompt` has from a column: also measure exact match and VQA
+    accuracy."""
     clip: str | None = None
     """CLIP model for the final CLIPScore: a Hub repository or a local folder."""
     bootstrap: Annotated[int, Field(ge=0)] = 1000
@@ -175,12 +178,16 @@ class CaptioningRecipe(RecipeBase):
             given = shown(self.training["label_smoothing_factor"])
             what = "captioners have no logits to smooth labels with"
             yield Problem(("training", "label_smoothing_factor"), what, given)
-        has_columns = isinstance(self.data, CaptionTableSection | CaptionHubSection)
-        captions = self.data.columns.caption_columns() if has_columns else []
+        captions: list[str] = []
+        if isinstance(self.data, CaptionTableSection | CaptionHubSection):
+            captions = self.data.columns.caption_columns()
         for name in self.model.prompt_template().names:
             if name in captions:
                 what = f"{name!r} is the caption, which would be given away; name other columns"
                 yield Problem(("model", "prompt"), what, shown(self.model.prompt))
+        if self.evaluation.answers and not self.model.prompt_template().names:
+            what = "an answer has a question; name its column in `model.prompt`, such as `{question}`"
+            yield Problem(("evaluation", "answers"), what, "true")
         changes_language = "language.lora" in self.model.trained_by_default()
         if self.stages is None and changes_language and not self.model.freeze_language:
             what = "`lora` trains in place of the language model's weights; say in `stages` that both train"

@@ -25,6 +25,7 @@ from mmhf.evaluation.baselines import CPU_SECONDS
 from mmhf.evaluation.captions import CAPTION_PROTOCOLS, CaptionEvaluation, caption_metrics, evaluate_captions
 from mmhf.evaluation.captions.baselines import best_constant_caption, nearest_neighbour_captions
 from mmhf.evaluation.captions.clip_score import ClipScorer
+from mmhf.evaluation.captions.metrics import ANSWER_NUMBERS
 from mmhf.evaluation.report.captions import MeasuredCaptions, scores_of_image, spread_rows, write_captions_report
 from mmhf.evaluation.report.page import CaptionExample, small_image
 from mmhf.evaluation.report.sections import RunFacts
@@ -40,6 +41,7 @@ from mmhf.models.captioner.building import (
 from mmhf.models.layer_groups import layer_of
 from mmhf.models.partition import Partition
 from mmhf.recipe.captioner_recipe import CaptioningRecipe
+from mmhf.recipe.prompt_template import PromptTemplate
 from mmhf.tasks.base import Baselines, Task
 from mmhf.tasks.frozen_features import FrozenFeatures
 from mmhf.training.captioning import CaptioningTrainer, run_captioner
@@ -54,6 +56,11 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
     protocols = CAPTION_PROTOCOLS
     collator_class = CaptioningCollator
     trainer_class = CaptioningTrainer
+
+    def __init__(self, recipe: CaptioningRecipe) -> None:
+        if not recipe.evaluation.answers:
+            self.protocols = {name: text for name, text in CAPTION_PROTOCOLS.items() if name not in ANSWER_NUMBERS}
+        super().__init__(recipe)
 
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> CaptionerProcessor:
         if parent is not None:
@@ -133,7 +140,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         references: list[list[str]] = chosen["captions"][:]
 
         def measure(captions: Sequence[str], rows_of: Sequence[int]) -> dict[str, float]:
-            return caption_metrics(captions, [references[row] for row in rows_of])
+            return caption_metrics(captions, [references[row] for row in rows_of], answers=section.answers)
 
         return {"written_rows": CaptionDataset(chosen), "measure": measure}
 
@@ -153,10 +160,12 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             captions,
             references,
             clip_scores=clip_scores,
+            answers=self.recipe.evaluation.answers,
             loss=written.loss,
             resamples=self.recipe.evaluation.bootstrap,
         )
-        return MeasuredCaptions(evaluation, examples=_examples(evaluation, of_captions, captions))
+        prompt = self.recipe.model.prompt_template()
+        return MeasuredCaptions(evaluation, examples=_examples(evaluation, of_captions, captions, prompt))
 
     def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredCaptions]) -> None:
         decoding = ", ".join(f"{key} {value}" for key, value in self.recipe.generation.model_dump().items())
@@ -215,7 +224,8 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
                 known = _captions_of(train, of_train.rows)
                 named["nearest neighbour"] = nearest_neighbour_captions(of_train.images, known, features.images)
             for name, captions in named.items():
-                scores = caption_metrics(captions, references) if captions else {}
+                answers = self.recipe.evaluation.answers
+                scores = caption_metrics(captions, references, answers=answers) if captions else {}
                 found.setdefault(split, {})[name] = {**scores, CPU_SECONDS: time.process_time() - begun}
                 begun = time.process_time()
         return found
@@ -252,15 +262,18 @@ def _captions_of(table: datasets.Dataset, rows: np.ndarray) -> list[list[str]]:
     return [captions[row] for row in rows]
 
 
-def _examples(evaluation: CaptionEvaluation, rows: datasets.Dataset, captions: Sequence[str]) -> list[CaptionExample]:
+def _examples(
+    evaluation: CaptionEvaluation, rows: datasets.Dataset, captions: Sequence[str], prompt: PromptTemplate
+) -> list[CaptionExample]:
     if not captions:
         return []
     examples = []
     for number in spread_rows(evaluation.per_image["rougeL"]):
         row = rows[number]
+        asked = prompt.fill({name: row[extra_column(name)] for name in prompt.names}) if prompt.names else ""
         examples.append(
             CaptionExample(
-                id=row["id"],
+                id=f"{row['id']} · {asked}" if asked else row["id"],
                 image=small_image(row["image"]),
                 generated=captions[number],
                 references=row["captions"],

@@ -64,7 +64,7 @@ def run_captioner(
         labels = inputs["labels"]
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             features = image_features_of(model, inputs)
-            prompts = {name: inputs[name] for name in PROMPT_INPUTS if name in inputs}
+            prompts: dict[str, Any] = {name: inputs[name] for name in PROMPT_INPUTS if name in inputs}
             if with_loss:
                 captions = {"input_ids": inputs["input_ids"], "labels": labels, "num_items_in_batch": 1}
                 loss = model(image_features=features, **captions, **prompts).loss

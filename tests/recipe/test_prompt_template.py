@@ -40,6 +40,7 @@ def test_a_missing_value_is_named_blank_or_refused() -> None:
         ("model: {prompt: 'A kind}'}", "model: prompt: the brace } at character 7 has no partner; write }}"),
         ("model: {prompt: 'A {}:'}", "model: prompt: {} at character 3 names no column"),
         ("model: {prompt: 'A', prompt_missing: b}", "model: `prompt_missing` is for a `prompt` that names columns"),
+        ("evaluation: {answers: true}", "evaluation.answers: an answer has a question; name its column"),
         ("model: {prompt: 'A {caption}'}", "model.prompt: 'caption' is the caption, which would be given away"),
     ],
 )

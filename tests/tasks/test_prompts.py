@@ -199,6 +199,53 @@ def test_a_plan_of_a_prompted_captioner_needs_no_data(write_recipe: Callable[...
     assert main(["plan", str(write_recipe(tmp_path / "run"))]) == 0
 
 
+def test_metrics_of_answers_are_measured_where_captions_are_answers(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = load_recipe(write_recipe(tmp_path / "run"), ["training.metric_for_best_model=vqa_accuracy"]).recipe
+    with pytest.raises(InputError, match="metric_for_best_model: 'vqa_accuracy' is not measured"):
+        task_of(recipe)
+
+
+@pytest.mark.slow
+def test_questions_are_answered_and_measured_on_the_whole_road(
+    shop: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    table = pd.read_csv(shop / "table.csv").head(16)
+    rows = [
+        {"image": row.image, "question": question, "answer": answer, "split": row.split}
+        for number, row in enumerate(table.itertuples())
+        for question, answers in (
+            ("who made it", [row.maker] * 3 + ["nobody"]),
+            ("how many", ["one", "1", "2", "a 1"]),
+        )
+        for answer in answers
+    ]
+    rows += [{**rows[0], "question": ""}, {**rows[0], "question": "why", "answer": ""}]
+    pd.DataFrame(rows).to_csv(shop / "questions.csv", index=False)
+    run = tmp_path / "run"
+    changes = [
+        "model.prompt='{question}?'",
+        f"data.path={shop / 'questions.csv'}",
+        "data.columns.captions=answer",
+        "evaluation.answers=true",
+        "training.metric_for_best_model=vqa_accuracy",
+        "training.save_strategy=steps",
+        "training.save_steps=2",
+    ]
+    assert main(["train", str(write_recipe(run)), *changes]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert 0 <= metrics["validation_vqa_accuracy"] <= metrics["validation_exact_match"] <= 1
+    assert {"vqa_accuracy", "exact_match"} <= evaluation["protocols"].keys()
+    log = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_vqa_accuracy" in entry for entry in log)
+    report = (run / "report.html").read_text()
+    assert "VQA accuracy" in report and "who made it?" in report
+    listed = pd.read_csv(run / "bad_examples.csv")["reason"].tolist()
+    assert "question is empty, and the prompt needs it" in listed and any("no caption" in each for each in listed)
+
+
 @pytest.mark.slow
 def test_stored_features_give_the_losses_of_recomputed_ones_with_prompts(
     write_recipe: Callable[..., Path], tmp_path: Path

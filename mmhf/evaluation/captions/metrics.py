@@ -56,6 +56,9 @@ CAPTION_PROTOCOLS: dict[str, str] = {
 }
 """How each number of `caption_metrics` is defined (and `loss`, which Trainer computes)."""
 
+ANSWER_NUMBERS = ("vqa_accuracy", "exact_match")
+"""Those that are measured only where captions are answers to questions."""
+
 BOOTSTRAP_PROTOCOL = (
     "Intervals hold 95 % of 1,000 bootstrap resamples of the images (percentiles; the model, the references of an "
     "image and CIDEr's document frequencies stay as they are)."
@@ -199,7 +202,7 @@ def _intervals(scores: Sequence[Scores], resamples: int, seed: int) -> dict[str,
 
 def _undefined(metrics: Mapping[str, float], *, num_images: int, answers: bool) -> dict[str, str]:
     if not num_images:
-        left_out = {"loss"} if answers else {"loss", "exact_match", "vqa_accuracy"}
+        left_out = {"loss"} if answers else {"loss", *ANSWER_NUMBERS}
         return dict.fromkeys((name for name in CAPTION_PROTOCOLS if name not in left_out), "there is no image")
     from mmhf.evaluation.captions.evaluate_metrics import CAPTION_METRICS
 

@@ -33,7 +33,7 @@ from mmhf.evaluation.report.sections import (
 from mmhf.evaluation.report.verdict import caption_verdict, judged_split
 from mmhf.files import PLOTS_FOLDER
 
-GALLERY_SCORES = ("rougeL", "cider", "clipscore")
+GALLERY_SCORES = ("vqa_accuracy", "rougeL", "cider", "clipscore")
 """Scores that a gallery shows where they were measured; more would crowd it."""
 
 

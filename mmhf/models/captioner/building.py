@@ -80,9 +80,11 @@ def build_captioner_processor(
 
 
 def set_prompt(made: CaptionerProcessor | PrefixCaptionerConfig, section: CaptionerModelSection) -> None:
-    """Give a processor or a config the recipe's prompt, if that names columns; absent keys are as in old files."""
+    """Give a processor or a config the recipe's prompt, if that names columns."""
     if section.prompt_template().names:
         made.prompt_template, made.prompt_missing = section.prompt, section.prompt_missing
+        if isinstance(made, PrefixCaptionerConfig):
+            made.prompt_ids = []
 
 
 def build_captioner_config(

@@ -26,7 +26,7 @@ def test_both_definitions_of_rouge_l_stand_under_their_own_names():
 
 
 def test_every_number_has_a_protocol_and_what_is_absent_a_reason():
-    evaluation = evaluate_captions(["a dog", "a ball", "men"], REFERENCES, loss=2.5)
+    evaluation = evaluate_captions(["a dog", "a ball", "men"], REFERENCES, loss=2.5, answers=True)
     assert ALWAYS | {"loss"} <= evaluation.metrics.keys() <= CAPTION_PROTOCOLS.keys()
     assert list(evaluation.metrics) == [name for name in CAPTION_PROTOCOLS if name in evaluation.metrics]
     assert evaluation.metrics.keys() | evaluation.undefined.keys() == CAPTION_PROTOCOLS.keys()

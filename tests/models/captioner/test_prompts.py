@@ -146,7 +146,10 @@ def test_a_template_is_kept_with_the_model_and_asks_for_its_columns(
         made(**batch)
     with pytest.raises(InputError, match=r"model.prompt: init_from .* has 'a \{kind\}:'; name columns, too"):
         load_captioner_model(folder, section(prompt="a dog"))
+    made.set_prompt([5])
+    made.save_pretrained(folder)
     other = load_captioner_model(folder, section(prompt="one {colour}:"))
+    assert other.config.prompt_ids == []
     assert (other.config.prompt_template, other.config.prompt_missing) == ("one {colour}:", None)
 
 

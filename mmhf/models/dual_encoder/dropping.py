@@ -40,7 +40,7 @@ def _drop_patches(model: DualEncoderModel, section: VisionTowerSection) -> None:
     encoder: nn.Module = model.vision
     dropout = PatchDropout(section.patch_dropout, num_prefix_tokens=model.vision_output.prefix_tokens)
     if isinstance(encoder, ViTModel):
-        encoder.embeddings.dropout = nn.Sequential(encoder.embeddings.dropout, dropout)
+        encoder.embeddings.register_module("dropout", nn.Sequential(encoder.embeddings.dropout, dropout))
     elif isinstance(encoder, TimmWrapperModel) and isinstance(encoder.timm_model, VisionTransformer):
         encoder.timm_model.patch_drop = dropout
     else:

@@ -12,7 +12,7 @@ import mmhf  # noqa: F401  (first: it makes torchvision importable beside a CPU 
 
 from children import in_child, share_in_children  # isort: skip
 from mmhf.inference import JobSettings, JobSummary, predict_table, table_job
-from mmhf.inference.predictors import ClassificationPredictor
+from mmhf.inference.label_predictors import ClassificationPredictor
 
 SHARD_ROWS = 7
 

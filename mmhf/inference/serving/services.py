@@ -19,8 +19,9 @@ from mmhf.errors import InputError
 from mmhf.inference.embedders import DualEncoderEmbedder, load_embedder
 from mmhf.inference.inputs import COLUMNS, IMAGE, TEXT, Example
 from mmhf.inference.jobs import RowModel
+from mmhf.inference.label_predictors import LabelPredictor
 from mmhf.inference.loading import columns_of, load_model, model_type_of
-from mmhf.inference.predictors import CaptionPredictor, LabelPredictor
+from mmhf.inference.predictors import CaptionPredictor
 from mmhf.inference.serving.limits import Limits, RefusedError, read_picture, read_text
 from mmhf.inference.serving.schemas import Generation, Input, Prediction
 from mmhf.models.contrastive_loss import unit_prefix

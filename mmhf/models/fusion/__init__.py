@@ -21,7 +21,7 @@ FAMILY = Family(
     pipeline_task="image-text-classification",
     pipeline="mmhf.inference.pipelines:ImageTextClassificationPipeline",
     card_call='classify({"image": "photo.jpg", "text": "what is said about the photo"})',
-    predictor="mmhf.inference.predictors:LabelPredictor",
+    predictor="mmhf.inference.label_predictors:LabelPredictor",
     subject="mmhf.inference.demo.subjects:ClassifierSubject",
     graphs="mmhf.export.graphs:ClassifierGraphs",
 )

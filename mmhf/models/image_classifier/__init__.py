@@ -25,7 +25,7 @@ FAMILY = Family(
     pipeline_task="image-classification",
     pipeline_tag="image-classification",
     card_call='classify("photo.jpg")',
-    predictor="mmhf.inference.predictors:LabelPredictor",
+    predictor="mmhf.inference.label_predictors:LabelPredictor",
     subject="mmhf.inference.demo.subjects:ClassifierSubject",
     graphs="mmhf.export.graphs:ClassifierGraphs",
 )

@@ -17,7 +17,7 @@ FAMILY = Family(
     pipeline_task="image-classification",
     pipeline_tag="image-classification",
     card_call='classify("photo.jpg")',
-    predictor="mmhf.inference.predictors:ClassificationPredictor",
+    predictor="mmhf.inference.label_predictors:ClassificationPredictor",
     subject="mmhf.inference.demo.subjects:ClassifierSubject",
 )
 

@@ -6,6 +6,7 @@ of them is kept in two files of the data set cache, 24 and 8 bytes for each.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -134,7 +135,13 @@ def _keep(path: Path, found: NDArray[np.void]) -> None:
         with whole_file(path) as temporary:
             together[first].tofile(temporary)
     except OSError as error:
-        logger.warning("%s: cannot be written (%s); files are read anew at each start", path, error.strerror)
+        _tell_unwritable(path, str(error.strerror))
+
+
+@functools.cache
+def _tell_unwritable(path: Path, reason: str) -> None:
+    """Once, although each split tries."""
+    logger.warning("%s: cannot be written (%s); files are read anew at each start", path, reason)
 
 
 def _state(path: str | None, now: float) -> int:

@@ -6,6 +6,7 @@ import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,9 +156,12 @@ def test_run_folder_that_is_damaged(name, damage, release, refused, tmp_path):
 
 def test_folder_without_permission(tiny_recipe, refusal, tmp_path, monkeypatch):
     """Simulated, because a superuser may write anywhere."""
+    make = Path.mkdir
 
-    def mkdir(path: Path, *args: object, **kwargs: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    def mkdir(path: Path, *args: Any, **kwargs: Any) -> None:
+        if path.name == "run":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        make(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
     assert refusal("train", tiny_recipe()) == f"{tmp_path / 'run'}: Permission denied"

@@ -69,7 +69,7 @@ def test_separate_files_and_the_recipes_map_agree(section, folder):
         ([[0, 1], [1, 0]] * 2, "is a list or an object"),
         ([{"cat": 1}, {"dog": 1}] * 2, "is a list or an object"),
         ([0, 1, False, True], "written in two ways, as 0 and 1 and as false and true"),
-        ([11.13 * number for number in range(12)], "12 labels for 12 rows, such as '0'.* .regression."),
+        ([11.13 * number for number in range(12)], "12 labels for 12 rows, such as '0': a number .data.regression: "),
         ([f"name {number}" for number in range(12)], "12 labels for 12 rows"),
     ],
 )

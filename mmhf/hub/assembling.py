@@ -38,6 +38,7 @@ from mmhf.hub.model_card import CURVE_FILE, CardFacts, model_card
 from mmhf.hub.remote_code import add_remote_code
 from mmhf.hub.secret_scan import refuse_secrets
 from mmhf.models.fusion.column_features import ColumnFeatures
+from mmhf.recipe.prompt_template import PromptTemplate
 
 _REQUIRED = (CONFIG_FILE, RECIPE_FILE, METRICS_FILE)
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -97,7 +98,8 @@ def assemble(
     if curve.is_file():
         place(curve.resolve(), staging / CURVE_FILE)
     recipe, metrics = _read_recipe(staging / RECIPE_FILE), _read_object(staging / METRICS_FILE)
-    columns = _read_object(staging / CONFIG_FILE).get("columns")
+    config = _read_object(staging / CONFIG_FILE)
+    columns, prompt = config.get("columns"), config.get("prompt_template")
     has_remote_code = add_remote_code(staging)
     facts = CardFacts(
         recipe=recipe,
@@ -107,6 +109,7 @@ def assemble(
         has_remote_code=has_remote_code,
         environment=environment(),
         columns=None if columns is None else ColumnFeatures.from_dict(columns),
+        prompt=None if prompt is None else PromptTemplate(prompt, config.get("prompt_missing")),
     )
     (staging / "README.md").write_text(str(model_card(notes, facts)), encoding="utf-8")
     refuse_secrets(sorted(staging.iterdir()))

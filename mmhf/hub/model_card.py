@@ -16,6 +16,7 @@ from mmhf.hub.manifest import ReleaseNotes, soup_names
 from mmhf.models.family import family_of_task
 from mmhf.models.fusion.column_features import ColumnFeatures
 from mmhf.recipe.history import history_lines
+from mmhf.recipe.prompt_template import PromptTemplate
 
 CURVE_FILE = "training_curves.png"
 _HUB_BACKBONE_DEPTH = 1
@@ -41,6 +42,7 @@ class CardFacts:
         has_remote_code (`bool`): Whether it can be served without mmhf.
         environment (`Mapping[str, str]`): Package → version.
         columns ([`ColumnFeatures`], *optional*): Columns of a table that inputs have besides.
+        prompt ([`PromptTemplate`], *optional*): A captioner's prompt that names columns, which inputs have then.
     """
 
     recipe: Mapping[str, Any]
@@ -50,6 +52,7 @@ class CardFacts:
     has_remote_code: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     columns: ColumnFeatures | None = None
+    prompt: PromptTemplate | None = None
 
 
 def model_card(notes: ReleaseNotes, facts: CardFacts) -> ModelCard:
@@ -67,7 +70,7 @@ def model_card(notes: ReleaseNotes, facts: CardFacts) -> ModelCard:
         f"# {_plain(notes.name)} {notes.version}",
         notes.card.summary or f"A model for {facts.recipe['task']}, trained with mmhf.",
         _usage(notes, facts),
-        _section("Columns", _columns(facts.columns)),
+        _section("Columns", _columns(facts)),
         _section("Intended use", notes.card.intended_use),
         _section("Limits", notes.card.limits),
         _section("Numbers", _numbers(facts)),
@@ -162,8 +165,10 @@ def _usage(notes: ReleaseNotes, facts: CardFacts) -> str:
     code = ["from transformers import pipeline", "", f"{verb} = pipeline({', '.join(arguments)})"]
     call = family.card_call
     if facts.columns is not None:
-        row = json.dumps(facts.columns.usual_row()).replace("`", "\\u0060")  # nothing may end the block of code
-        call = f'{call.removesuffix("})")}, "columns": {row}}})'
+        call = f'{call.removesuffix("})")}, "columns": {_as_code(facts.columns.usual_row())}}})'
+    elif facts.prompt is not None:
+        row = _as_code({name: f"its {name}" for name in facts.prompt.names})
+        call = f'{verb}({{"image": "photo.jpg", "columns": {row}}})'
     code.append(f"print({call})")
     peft = ", peft" if notes.extra.get("lora", {}).get("form") == "keep" else ""
     hint = (
@@ -178,13 +183,20 @@ def _section(title: str, text: str | None) -> str:
     return f"## {title}\n\n{text.strip()}" if text else ""
 
 
-def _columns(columns: ColumnFeatures | None) -> str | None:
+def _as_code(row: Mapping[str, object]) -> str:
+    return json.dumps(row).replace("`", "\\u0060")  # nothing may end the block of code
+
+
+def _columns(facts: CardFacts) -> str | None:
     """What inputs have beside image and text."""
-    if columns is None:
+    if facts.prompt is not None:
+        lacking = "" if facts.prompt.missing is None else f" {_code(facts.prompt.missing)} stands for what is missing."
+        return f"An image comes with the columns that its prompt names: {_code(facts.prompt.text)}.{lacking}"
+    if facts.columns is None:
         return None
     rows = [
         {"column": name, "values": "a number" if isinstance(kind, str) else ", ".join(kind)}
-        for name, kind in columns.describe().items()
+        for name, kind in facts.columns.describe().items()
     ]
     return f"{_markdown_table(rows)}\n\nOne that is not given is missing; another category is unknown."
 

@@ -108,6 +108,18 @@ def test_columns_that_the_model_reads_are_in_the_call_and_in_a_table(make_run: C
     assert "| age | a number |" in text and "![x]" not in text.replace(call, "") and text.count("```") == 2
 
 
+def test_a_prompt_of_columns_is_in_the_call(make_run: Callable[..., Path], repo: Path):
+    run_dir = make_run("run", recipe="task: image-captioning\n")
+    config = json.loads((run_dir / "config.json").read_text())
+    prompt = {"prompt_template": "{question} ```![x](http://x)", "prompt_missing": "?"}
+    (run_dir / "config.json").write_text(json.dumps({**config, **prompt}))
+    text = ModelCard.load(write_release(run_dir, repo, "1.8", notes=ReleaseNotes()) / "README.md").text
+    (call,) = (line for line in text.splitlines() if line.startswith("print("))
+    given = ast.literal_eval(call.removeprefix("print(caption(").removesuffix("))"))
+    assert given == {"image": "photo.jpg", "columns": {"question": "its question"}}
+    assert "`{question} '''![x](http://x)`. `?` stands for what is missing" in text and text.count("```") == 2
+
+
 def test_a_child_is_based_on_its_parent(run_dir: Path, repo: Path):
     notes = ReleaseNotes(parent=ReleaseReference("org/parent", "v1.6", "c" * 40))
     card = ModelCard.load(write_release(run_dir, repo, "1.7", notes=notes) / "README.md")

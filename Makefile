@@ -49,6 +49,9 @@ quickstart: $(VENV)/.installed-offline
 	$(BIN)/python scripts/evaluate.py releases/quickstart@v0.1
 	$(BIN)/python examples/classify_pair.py releases/quickstart/v0.1
 
+# One thread a process: two processes of two threads on two cores take nearly three times as long.
+test test-all: export OMP_NUM_THREADS ?= 1
+
 test: install-test
 	$(PYTEST) -m "not slow"
 

@@ -20,7 +20,7 @@ $(VENV)/.made:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
-# What is imported is compiled when it first is: to compile all 27,000 files of all packages takes a minute and more.
+# Nothing is compiled beforehand: of the 27,000 files of all packages most are never imported.
 # In an environment whose torchvision does not fit its torch, `accelerate launch` fails before it reads a script: there,
 # and only there, each start of Python imports mmhf, which mends it (mmhf/_torchvision.py).
 define install_package

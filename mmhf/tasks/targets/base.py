@@ -103,21 +103,8 @@ class ClassifierTarget(ABC):
         """Keys of the recipe's `evaluation` that ask for something that is fitted on the validation split."""
         return ["calibrate"] if self.evaluation.calibrate else []
 
-    def finish(self, predicted: Predicted, config: Any) -> None:
+    def finish(self, predicted: Predicted, config: Any) -> None:  # noqa: B027  # nothing is fitted for most
         """Fit what is fitted on the validation split, and keep it in the model's config."""
-        logits = predicted.logits * config.calibration_temperature
-        if self.evaluation.calibrate:
-            config.calibration_temperature = self._fit_temperature(logits, predicted.labels)
-            logger.info("Temperature %.4g, fitted on the validation split", config.calibration_temperature)
-        self._fit_decisions(logits / config.calibration_temperature, predicted.labels, config)
-
-    def _fit_temperature(self, logits: NDArray[np.floating], labels: NDArray[Any]) -> float:
-        """The temperature at which probabilities fit the labels best."""
-        raise NotImplementedError
-
-    def _fit_decisions(self, logits: NDArray[np.floating], labels: NDArray[Any], config: Any) -> None:
-        """Fit where probabilities become decisions; the logits are divided by the temperature."""
-        raise NotImplementedError
 
     @abstractmethod
     def measure(
@@ -128,6 +115,26 @@ class ClassifierTarget(ABC):
     @abstractmethod
     def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
         """Write report, plots and numbers of what `measure` gave of each split."""
+
+
+class ProbabilityTarget(ClassifierTarget):
+    """A target whose probabilities, and the decisions made by them, are fitted on the validation split."""
+
+    def finish(self, predicted: Predicted, config: Any) -> None:
+        """Fit what is fitted on the validation split, and keep it in the model's config."""
+        logits = predicted.logits * config.calibration_temperature
+        if self.evaluation.calibrate:
+            config.calibration_temperature = self._fit_temperature(logits, predicted.labels)
+            logger.info("Temperature %.4g, fitted on the validation split", config.calibration_temperature)
+        self._fit_decisions(logits / config.calibration_temperature, predicted.labels, config)
+
+    @abstractmethod
+    def _fit_temperature(self, logits: NDArray[np.floating], labels: NDArray[Any]) -> float:
+        """The temperature at which probabilities fit the labels best."""
+
+    @abstractmethod
+    def _fit_decisions(self, logits: NDArray[np.floating], labels: NDArray[Any], config: Any) -> None:
+        """Fit where probabilities become decisions; the logits are divided by the temperature."""
 
 
 def logits_of(prediction: EvalPrediction) -> NDArray[Any]:

@@ -26,12 +26,12 @@ from mmhf.evaluation.report.multi_label import MeasuredMultiLabel, write_multi_l
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import MULTI_LABEL
-from mmhf.tasks.targets.base import ClassifierTarget, Predicted, chosen_rows, given_weights, logits_of, none_absent
+from mmhf.tasks.targets.base import Predicted, ProbabilityTarget, chosen_rows, given_weights, logits_of, none_absent
 
 logger = logging.getLogger(__name__)
 
 
-class MultiLabelTarget(ClassifierTarget):
+class MultiLabelTarget(ProbabilityTarget):
     """Any number of labels a row."""
 
     target = MULTI_LABEL

@@ -34,8 +34,8 @@ from mmhf.evaluation.subgroups import evaluate_subgroups
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import SINGLE_LABEL
 from mmhf.tasks.targets.base import (
-    ClassifierTarget,
     Predicted,
+    ProbabilityTarget,
     balanced_weights,
     class_counts,
     logits_of,
@@ -45,7 +45,7 @@ from mmhf.tasks.targets.base import (
 logger = logging.getLogger(__name__)
 
 
-class SingleLabelTarget(ClassifierTarget):
+class SingleLabelTarget(ProbabilityTarget):
     """One class a row."""
 
     target = SINGLE_LABEL

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmhf.conventions import IGNORED_IMAGE, IGNORED_LABEL, Processor
+from mmhf.conventions import IGNORED_LABEL, Processor
 from mmhf.data.augment import Augmentation, Flips
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.datasets import STORED_IMAGE, Row
@@ -25,8 +25,8 @@ from mmhf.errors import InputError
 logger = logging.getLogger(__name__)
 
 _BLANK_SIDE = 32
-_IMAGE_FEATURES = {"image_features", "image_hidden"}
-_FEATURES = (*sorted(_IMAGE_FEATURES), "text_features")
+IMAGE_FEATURES = {"image_features", "image_hidden"}
+_FEATURES = (*sorted(IMAGE_FEATURES), "text_features")
 
 Picture = Image.Image | Tensor
 """As the processor gets it: a PIL image, or uint8 pixels (3, H, W)."""
@@ -39,7 +39,7 @@ class RandomChanges(NamedTuple):
     mixer: BatchMixer | None = None
 
 
-class _Sample(NamedTuple):
+class Sample(NamedTuple):
     """What the model sees of a row; a skipped row is one that it learns nothing from."""
 
     image: Picture | None
@@ -180,15 +180,15 @@ class ImageCollator:
     def _changes_for(self, stage: int) -> RandomChanges:
         return self.stage_changes.get(stage, self.changes)
 
-    def _sample(self, row: Row, augmentation: Augmentation | None) -> _Sample:
+    def _sample(self, row: Row, augmentation: Augmentation | None) -> Sample:
         image = self._load_image(row, augmentation)
         if image is None:
-            return _Sample(self.blank, _text_of(row), skipped=self.on_bad_image == "skip")
-        return _Sample(image, _text_of(row))
+            return Sample(self.blank, _text_of(row), skipped=self.on_bad_image == "skip")
+        return Sample(image, _text_of(row))
 
-    def _encode(self, samples: Sequence[_Sample], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _encode(self, samples: Sequence[Sample], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The inputs that are not replaced by features."""
-        if _IMAGE_FEATURES.isdisjoint(features):
+        if IMAGE_FEATURES.isdisjoint(features):
             return self.encode_images([self.blank if sample.image is None else sample.image for sample in samples])
         return {}
 
@@ -268,7 +268,7 @@ class ImageTextCollator(ImageCollator):
         self.masking = masking
         self.columns = {name: extra_column(name) for name in columns}
 
-    def _sample(self, row: Row, augmentation: Augmentation | None) -> _Sample:
+    def _sample(self, row: Row, augmentation: Augmentation | None) -> Sample:
         masking = self.masking or ModalityMasking()
         text = None if masking.lacks_text(row) else row["text"]
         columns = None
@@ -277,23 +277,23 @@ class ImageTextCollator(ImageCollator):
         lacks_image = masking.lacks_image(row)
         if lacks_image and text is None:
             self._list(row, "neither image nor text is left")
-            return _Sample(None, None, True, columns)
+            return Sample(None, None, True, columns)
         has_several = (not lacks_image) + (text is not None) + (columns is not None) > 1
         dropped = masking.drop(self.seed, key_of(row)) if has_several else None
         image = None if lacks_image or dropped == "image" else self._load_image(row, augmentation)
         if image is not None or lacks_image or dropped == "image":
             if dropped == "text":
                 text = None
-            return _Sample(image, text, False, None if dropped == "columns" else columns)
+            return Sample(image, text, False, None if dropped == "columns" else columns)
         if masking.missing_image:
-            return _Sample(None, text, text is None, columns)
-        return _Sample(self.blank, text, self.on_bad_image == "skip", columns)
+            return Sample(None, text, text is None, columns)
+        return Sample(self.blank, text, self.on_bad_image == "skip", columns)
 
     def encode_images(self, images: Sequence[Picture]) -> dict[str, Tensor]:
         """See [`ImageCollator`]."""
         return dict(self.processor(images=images))
 
-    def _encode(self, samples: Sequence[_Sample], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _encode(self, samples: Sequence[Sample], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         hidden, masks = (None, {}) if self.masking is None else (self.masking.mask, {"masks": True})
         given, batch = {}, {}
         read: dict[str, tuple[str, list[Any]]] = {
@@ -317,77 +317,6 @@ class ImageTextCollator(ImageCollator):
                 # A GPU would have to be waited for to find them in the mask.
                 batch[f"{modality}_rows"] = batch[f"{modality}_mask"].nonzero()[:, 0]
         return batch
-
-
-class CaptionCollator(ImageCollator):
-    """Makes a batch of images with a caption each; the base of those of the two tasks that have captions.
-
-    As [`ImageCollator`], with `processor(images=[PIL.Image], text=[str])`, which adds `input_ids` and `attention_mask`
-    (B, T), cut and padded as the processor does. What a stream found on the way to a row is listed, too.
-    """
-
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """See [`ImageCollator`]."""
-        if self.bad_examples is not None:
-            self.bad_examples.extend(fault for row in rows for fault in row.get("faults", ()))
-        return super().__call__(rows)
-
-    def encode_images(self, images: Sequence[Picture]) -> dict[str, Tensor]:
-        """See [`ImageCollator`]."""
-        return dict(self.processor(images=images))
-
-    def _encode(self, samples: Sequence[_Sample], features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        # The losses need all captions, also those whose features are stored.
-        given: dict[str, Any] = {"text": [sample.text for sample in samples]}
-        if _IMAGE_FEATURES.isdisjoint(features):
-            given["images"] = [sample.image for sample in samples]
-        if samples[0].columns is not None:
-            given["columns"] = [sample.columns for sample in samples]
-        return dict(self.processor(**given))
-
-
-class CaptioningCollator(CaptionCollator):
-    """Makes a batch for a captioner.
-
-    Adds `labels` (B, T): the `input_ids`, with -100 where they are padding and throughout a row whose image turned out
-    to be broken under `on_bad_image: skip`. Whatever ends a caption is learnt if the processor puts it there. Where
-    the prompt names columns, also each row's `prompt_ids` and `prompt_mask` (B, P), which are not learnt.
-
-    Args:
-        columns (`Sequence[str]`):
-            The columns of the table that the processor is given for the prompt.
-    """
-
-    def __init__(self, processor: Processor, *, columns: Sequence[str] = (), **options: Any) -> None:
-        super().__init__(processor, **options)
-        self.columns = {name: extra_column(name) for name in columns}
-
-    def _sample(self, row: Row, augmentation: Augmentation | None) -> _Sample:
-        sample = super()._sample(row, augmentation)
-        if not self.columns:
-            return sample
-        return sample._replace(columns={name: row[key] for name, key in self.columns.items()})
-
-    def _add_targets(
-        self, batch: dict[str, Tensor], rows: Sequence[Row], skipped: Tensor, changes: RandomChanges
-    ) -> None:
-        # By the mask and not by the padding token, which is that of the end of the text in many tokenizers.
-        unlearnt = (batch["attention_mask"] == 0) | skipped[:, None]
-        batch["labels"] = batch["input_ids"].masked_fill(unlearnt, IGNORED_LABEL)
-
-
-class ContrastiveCollator(CaptionCollator):
-    """Makes a batch for a dual encoder.
-
-    Adds `image_index` (B,): equal for captions of one image, and -1 in a row whose image turned out to be broken under
-    `on_bad_image: skip`, which takes part in nothing.
-    """
-
-    def _add_targets(
-        self, batch: dict[str, Tensor], rows: Sequence[Row], skipped: Tensor, changes: RandomChanges
-    ) -> None:
-        index = torch.tensor([row["image_index"] for row in rows], dtype=torch.int64)
-        batch["image_index"] = index.masked_fill(skipped, IGNORED_IMAGE)
 
 
 def _text_of(row: Row) -> str | None:

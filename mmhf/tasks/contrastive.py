@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
 from mmhf.conventions import IGNORED_IMAGE, Processor
+from mmhf.data.caption_collators import ContrastiveCollator
 from mmhf.data.caption_datasets import CaptionDataset
-from mmhf.data.collators import ContrastiveCollator, ImageCollator
+from mmhf.data.collators import ImageCollator
 from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.streams.captions import caption_dataset

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mmhf.conventions import Processor
 from mmhf.data.bad_examples import BadExample
+from mmhf.data.caption_collators import CaptioningCollator
 from mmhf.data.caption_datasets import CaptionDataset, find_long_captions
-from mmhf.data.collators import CaptioningCollator
 from mmhf.data.loading import LoadedData
 from mmhf.data.streams.captions import StreamedCaptions, caption_dataset
 from mmhf.data.table import extra_column

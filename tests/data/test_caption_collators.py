@@ -5,8 +5,8 @@ import torch
 
 from mmhf.data.augment import build_augmentation
 from mmhf.data.bad_examples import BadExample, BadExampleLog
+from mmhf.data.caption_collators import CaptioningCollator, ContrastiveCollator
 from mmhf.data.caption_datasets import CaptionDataset
-from mmhf.data.collators import CaptioningCollator, ContrastiveCollator
 from mmhf.errors import InputError
 from mmhf.recipe.augment_sections import AugmentSection
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmhf.conventions import IGNORED_LABEL
 from mmhf.errors import InputError
+from mmhf.evaluation.split_evaluation import SplitEvaluation, sort_out
 
 _MEAN = "Classes that occur in neither the labels nor the predictions are left out, as scikit-learn does by default"
 
@@ -32,26 +33,16 @@ PROTOCOLS: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationEvaluation:
-    """All that one split's predictions say, as plain numbers.
+class ClassificationEvaluation(SplitEvaluation):
+    """All that one split's predictions say, as plain numbers: those that `PROTOCOLS` defines, and
 
     Attributes:
-        label_names (`tuple[str, ...]`): names of the C classes, in the order of their ids.
-        metrics (`dict[str, float]`): the numbers that `PROTOCOLS` defines; never NaN.
-        undefined (`dict[str, str]`): metrics that this split cannot define, each with the reason.
         per_class (`list[dict[str, Any]]`): one row a class, see `classification_table`.
         confusion (`NDArray[np.int64]` of shape `(C, C)`): rows are labels, columns are predictions.
-        num_rows (`int`): rows that were evaluated.
-        num_ignored (`int`): rows left out because their label is -100.
     """
 
-    label_names: tuple[str, ...]
-    metrics: dict[str, float]
-    undefined: dict[str, str]
     per_class: list[dict[str, Any]]
     confusion: NDArray[np.int64]
-    num_rows: int
-    num_ignored: int
 
 
 def evaluate_classification(
@@ -74,9 +65,11 @@ def evaluate_classification(
     probabilities = softmax_in_place(scores, targets)[0] if len(targets) else scores
     predictions = probabilities.argmax(axis=1) if len(targets) else targets
     per_class = _per_class_rows(probabilities, targets, predictions, label_names)
-    metrics, undefined = _overall(targets, predictions, per_class)
-    if loss is not None:
-        metrics = {"loss": float(loss), **metrics}
+    why, found = "no row has a label", {}
+    if len(targets):
+        only, found = per_class[int(targets[0])]["label"], _overall(targets, predictions, per_class)
+        why = f"every row has the label {only!r}; ranking needs rows of another class too"
+    metrics, undefined = sort_out(found, PROTOCOLS, why=why, loss=loss)
     return ClassificationEvaluation(
         label_names=tuple(label_names),
         metrics=metrics,
@@ -200,10 +193,7 @@ def _per_class_rows(
 
 def _overall(
     targets: NDArray[np.int64], predictions: NDArray[np.int64], per_class: Sequence[dict[str, Any]]
-) -> tuple[dict[str, float], dict[str, str]]:
-    names = [name for name in PROTOCOLS if name != "loss"]
-    if not len(targets):
-        return {}, dict.fromkeys(names, "no row has a label")
+) -> dict[str, float | None]:
     metrics: dict[str, float | None] = {"accuracy": float(np.mean(targets == predictions))}
     # As scikit-learn averages: over the classes that are the label or the prediction of some row.
     columns = ("precision", "recall", "f1", "support")
@@ -211,13 +201,7 @@ def _overall(
     for average, weights in (("macro", None), ("weighted", table[:, 3])):
         for column, value in zip(columns, np.average(table[:, :3], axis=0, weights=weights), strict=False):
             metrics[f"{column}_{average}"] = float(value)
-    metrics |= {name: _over_classes(name, per_class) for name in ("roc_auc", "average_precision")}
-    only = per_class[int(targets[0])]["label"]
-    reason = f"every row has the label {only!r}; ranking needs rows of another class too"
-    return (
-        {name: value for name in names if (value := metrics[name]) is not None},
-        {name: reason for name in names if metrics[name] is None},
-    )
+    return metrics | {name: _over_classes(name, per_class) for name in ("roc_auc", "average_precision")}
 
 
 def _over_classes(name: str, per_class: Sequence[dict[str, Any]]) -> float | None:
@@ -226,6 +210,22 @@ def _over_classes(name: str, per_class: Sequence[dict[str, Any]]) -> float | Non
         return of_positive
     values = [row[name] for row in per_class if row[name] is not None]
     return float(np.mean(values)) if values else None
+
+
+def constant_answer(evaluation: ClassificationEvaluation, majority: str | None = None) -> dict[str, dict[str, float]]:
+    """What one class for every row scores, by a name for it; empty where no row has a label.
+
+    Args:
+        evaluation ([`ClassificationEvaluation`]): Of the split.
+        majority (`str`, *optional*): The largest class of the training split; absent: that of this one is taken.
+    """
+    supports, names = evaluation.confusion.sum(axis=1), list(evaluation.label_names)
+    if not supports.any():
+        return {}
+    chosen = names.index(majority) if majority in names else int(supports.argmax())
+    share = float(supports[chosen] / supports.sum())
+    f1_macro = 2 * share / (1 + share) / int((supports > 0).sum())
+    return {f"always “{names[chosen]}”": {"accuracy": share, "f1_macro": f1_macro}}
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 from mmhf.errors import InputError
+from mmhf.evaluation.split_evaluation import SplitEvaluation, sort_out
 
 NUM_BINS = 15
 _ROWS_AT_ONCE = 4096
+_WITHOUT_LABELS = {"map": "no row has a label", "f1_macro": "no row has a label, and none is predicted"}
 _NEITHER = "labels that occur in neither the rows nor the predictions are left out"
 
 MULTI_LABEL_PROTOCOLS: dict[str, str] = {
@@ -39,26 +41,19 @@ MULTI_LABEL_PROTOCOLS: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiLabelEvaluation:
-    """All that one split's predictions say, as plain numbers.
+class MultiLabelEvaluation(SplitEvaluation):
+    """All that one split's predictions say, as plain numbers: those that `MULTI_LABEL_PROTOCOLS` defines, and
 
     Attributes:
-        label_names (`tuple[str, ...]`): Names of the C labels, in the order of their ids.
-        metrics (`dict[str, float]`): The numbers that `MULTI_LABEL_PROTOCOLS` defines; never NaN.
-        undefined (`dict[str, str]`): Metrics that this split cannot define, each with the reason.
         per_class (`list[dict[str, Any]]`): One row a label: label, support, predicted, precision, recall, f1,
             average_precision, roc_auc, ece, brier, threshold.
         together (`NDArray[np.int64]` of shape `(C, C)`): Rows that have both labels; on the diagonal, that have it.
-        num_rows, num_ignored (`int`): Rows that were evaluated, and that were left out because they have a -100.
+        temperature (`float`): What the logits had been divided by.
     """
 
-    label_names: tuple[str, ...]
-    metrics: dict[str, float]
-    undefined: dict[str, str]
     per_class: list[dict[str, Any]]
     together: NDArray[np.int64]
-    num_rows: int
-    num_ignored: int
+    temperature: float
 
 
 def evaluate_multi_label(
@@ -67,6 +62,7 @@ def evaluate_multi_label(
     label_names: Sequence[str],
     *,
     thresholds: Sequence[float] | None = None,
+    temperature: float = 1.0,
     loss: float | None = None,
 ) -> MultiLabelEvaluation:
     """Compute every number of one split at once.
@@ -78,6 +74,7 @@ def evaluate_multi_label(
         labels (`ArrayLike` of shape `(N, C)`): 0 and 1; rows with an entry below 0 are left out.
         label_names (`Sequence[str]`): Names of the C labels.
         thresholds (`Sequence[float]`, *optional*): The probability from which on each label is given; absent: 0.5.
+        temperature (`float`, defaults to 1.0): What the logits have been divided by.
         loss (`float`, *optional*): Trainer's loss, to stand beside the metrics.
 
     Raises:
@@ -92,15 +89,20 @@ def evaluate_multi_label(
     tally = _Tally.of(scores, targets, limits)
     ranks = [_rank(*column) for column in _columns(scores, targets)] if tally.num_rows else []
     per_class = [_table_row(name, tally, at, ranks[at], limits[at]) for at, name in enumerate(label_names) if ranks]
-    metrics, undefined = _overall(tally, per_class, ranks)
-    if loss is not None:
-        metrics = {"loss": float(loss), **metrics}
+    metrics, undefined = sort_out(
+        _overall(tally, per_class, ranks) if tally.num_rows else {},
+        MULTI_LABEL_PROTOCOLS,
+        why="each label is that of all rows or of none" if tally.num_rows else "no row has labels",
+        reasons=_WITHOUT_LABELS if tally.num_rows else {},
+        loss=loss,
+    )
     return MultiLabelEvaluation(
         label_names=tuple(label_names),
         metrics=metrics,
         undefined=undefined,
         per_class=per_class,
         together=tally.together,
+        temperature=temperature,
         num_rows=tally.num_rows,
         num_ignored=len(scores) - tally.num_rows,
     )
@@ -109,6 +111,18 @@ def evaluate_multi_label(
 def multi_label_metrics(logits: ArrayLike, labels: ArrayLike, label_names: Sequence[str]) -> dict[str, float]:
     """The overall numbers alone, with thresholds of 0.5, for Trainer's `compute_metrics`."""
     return evaluate_multi_label(logits, labels, label_names).metrics
+
+
+def constant_answers(evaluation: MultiLabelEvaluation) -> dict[str, dict[str, float]]:
+    """What costs nothing, by name: a random order, and the labels that are best given to every row."""
+    supports = np.sort([row["support"] for row in evaluation.per_class])[::-1]
+    if not supports.any():
+        return {}
+    rows, given = evaluation.num_rows, np.arange(1, len(supports) + 1)
+    # A random order finds each label at its own share.
+    chance = float(supports[supports > 0].mean() / rows)
+    same = float((2 * np.cumsum(supports) / (supports.sum() + given * rows)).max())
+    return {"chance": {"map": chance}, "the same labels for each row": {"f1_micro": same}}
 
 
 class _Part(NamedTuple):
@@ -260,16 +274,11 @@ def _table_row(name: str, tally: _Tally, at: int, ranks: _Ranks, threshold: floa
     }
 
 
-def _overall(
-    tally: _Tally, per_class: Sequence[dict[str, Any]], ranks: Sequence[_Ranks]
-) -> tuple[dict[str, float], dict[str, str]]:
-    names = [name for name in MULTI_LABEL_PROTOCOLS if name != "loss"]
-    if not tally.num_rows:
-        return {}, dict.fromkeys(names, "no row has labels")
+def _overall(tally: _Tally, per_class: Sequence[dict[str, Any]], ranks: Sequence[_Ranks]) -> dict[str, float | None]:
     decisions = tally.num_rows * len(per_class)
     support, predicted, right = (int(each.sum()) for each in (tally.support, tally.predicted, tally.right))
     seen = [row["f1"] for row in per_class if row["support"] + row["predicted"]]
-    found: dict[str, float | None] = {
+    return {
         "map": _mean([each.average_precision for each in ranks]),
         "f1_micro": 2 * right / (support + predicted) if support + predicted else 0.0,
         "f1_macro": _mean(seen),
@@ -283,10 +292,6 @@ def _overall(
         "brier": _mean([row["brier"] for row in per_class]),
         "nll": tally.log_losses / decisions,
     }
-    metrics = {name: value for name in names if (value := found[name]) is not None}
-    reasons = {"map": "no row has a label", "f1_macro": "no row has a label, and none is predicted"}
-    usual = "each label is that of all rows or of none"
-    return metrics, {name: reasons.get(name, usual) for name in names if name not in metrics}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmhf.evaluation.classification import confusion, select_labelled, softmax_in_place
 from mmhf.evaluation.regression import rank_correlations
+from mmhf.evaluation.split_evaluation import SplitEvaluation, sort_out
 
 _ANSWER = "the answer is the median class, the lowest up to which at least half the probability lies"
 ORDINAL_PROTOCOLS: dict[str, str] = {
@@ -27,33 +28,20 @@ ORDINAL_PROTOCOLS: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrdinalEvaluation:
-    """All that one split's predictions say, as plain numbers.
+class OrdinalEvaluation(SplitEvaluation):
+    """All that one split's predictions say, as plain numbers: those that `ORDINAL_PROTOCOLS` defines, and
 
     Attributes:
-        label_names (`tuple[str, ...]`): Names of the C classes, the lowest first.
-        metrics (`dict[str, float]`): The numbers that `ORDINAL_PROTOCOLS` defines; never NaN.
-        undefined (`dict[str, str]`): Metrics that this split cannot define, each with the reason.
         per_class (`list[dict[str, Any]]`): One row a class: label, support, predicted, precision, recall, f1, mae.
         confusion (`NDArray[np.int64]` of shape `(C, C)`): Rows are labels, columns are answers.
         expected (`NDArray` of shape `(M,)`): The expected rank of each evaluated row.
         rows (`NDArray` of shape `(M,)`): Which these are.
-        num_ignored (`int`): Rows that were left out because they have no label.
     """
 
-    label_names: tuple[str, ...]
-    metrics: dict[str, float]
-    undefined: dict[str, str]
     per_class: list[dict[str, Any]]
     confusion: NDArray[np.int64]
     expected: NDArray[np.float64]
     rows: NDArray[np.int64]
-    num_ignored: int
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that were evaluated."""
-        return len(self.rows)
 
 
 def evaluate_ordinal(
@@ -78,16 +66,12 @@ def evaluate_ordinal(
     answers = (1 - probabilities.cumsum(axis=1)[:, :-1] > 0.5).sum(axis=1)
     expected = probabilities @ np.arange(count)
     counts = confusion(targets, answers, count)
-    metrics, undefined = {} if loss is None else {"loss": float(loss)}, {}
     found: dict[str, float | None] = {}
     if len(rows):
         spearman, kendall = rank_correlations(expected, targets)
         found = {"spearman": spearman, "kendall": kendall, "nll": float(losses.mean()), **_of_confusion(counts)}
-    for name in (name for name in ORDINAL_PROTOCOLS if name != "loss"):
-        if (value := found.get(name)) is not None:
-            metrics[name] = value
-        else:
-            undefined[name] = "all rows are of one class, or get one answer" if len(rows) else "no row has a label"
+    why = "all rows are of one class, or get one answer" if len(rows) else "no row has a label"
+    metrics, undefined = sort_out(found, ORDINAL_PROTOCOLS, why=why, loss=loss)
     return OrdinalEvaluation(
         label_names=tuple(label_names),
         metrics=metrics,
@@ -96,6 +80,7 @@ def evaluate_ordinal(
         confusion=counts,
         expected=expected,
         rows=rows,
+        num_rows=len(rows),
         num_ignored=len(np.asarray(labels)) - len(rows),
     )
 
@@ -106,7 +91,7 @@ def ordinal_metrics(logits: ArrayLike, labels: ArrayLike, label_names: Sequence[
 
 
 def constant_metrics(label: int, evaluation: OrdinalEvaluation) -> dict[str, float]:
-    """What answering with the same class for each row scores."""
+    """What answering with the same class for each row scores; there has to be a row."""
     counts = np.zeros_like(evaluation.confusion)
     counts[:, label] = evaluation.confusion.sum(axis=1)
     return {name: value for name, value in _of_confusion(counts).items() if value is not None}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmhf.evaluation.calibration import CalibrationEvaluation
-from mmhf.evaluation.classification import ClassificationEvaluation
 from mmhf.evaluation.curves import new_figure, save_figure, save_training_curves
 from mmhf.evaluation.retrieval.metrics import RetrievalEvaluation
 
@@ -29,46 +28,34 @@ _MAX_NUMBERS, _MAX_DOTS, _MAX_GRID = 6, 5000, 30
 _BLUE, _AMBER, _VIOLET, _RED, _GREEN, _GREY = "#2563eb", "#d97706", "#7c3aed", "#dc2626", "#059669", "#9ca3af"
 
 
-def save_classification_plots(
-    folder: str | Path,
-    evaluations: Mapping[str, ClassificationEvaluation],
-    *,
-    log_history: Sequence[Mapping[str, Any]] = (),
-    best_metric: str | None = None,
-) -> dict[str, Path]:
-    """Draw all figures of a run into its `plots` folder.
+class HasClasses(Protocol):
+    """An evaluation of classes, ordered or not."""
 
-    Args:
-        folder (`str` or `Path`): where the PNGs go; made if absent.
-        evaluations (`Mapping[str, ClassificationEvaluation]`): by split.
-        log_history (`Sequence[Mapping[str, Any]]`, *optional*): Trainer's; empty = no training curves.
-        best_metric (`str`, *optional*): what checkpoints were chosen by.
+    @property
+    def label_names(self) -> Sequence[str]: ...
 
-    Returns:
-        `dict[str, Path]`: `training_curves`, `SPLIT_confusion_matrix` and `SPLIT_per_class` -> PNG. A split without
-        labelled rows has none, nor has a log without numbers.
-    """
-    folder = Path(folder)
-    paths = save_training_curves(folder, log_history, best_metric)
-    for split, evaluation in evaluations.items():
-        if not evaluation.num_rows:
-            continue
-        paths[f"{split}_confusion_matrix"] = folder / f"{split}_confusion_matrix.png"
-        plot_confusion_matrix(evaluation.confusion, evaluation.label_names, paths[f"{split}_confusion_matrix"])
-        paths[f"{split}_per_class"] = folder / f"{split}_per_class.png"
-        plot_per_class(evaluation.per_class, paths[f"{split}_per_class"])
+    @property
+    def confusion(self) -> NDArray[np.int64]: ...
+
+    @property
+    def per_class(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+def save_class_plots(folder: Path, split: str, evaluation: HasClasses) -> dict[str, Path]:
+    """Draw `SPLIT_confusion_matrix.png` and `SPLIT_per_class.png` of a split with rows; returns their paths."""
+    paths = {f"{split}_{name}": folder / f"{split}_{name}.png" for name in ("confusion_matrix", "per_class")}
+    plot_confusion_matrix(evaluation.confusion, evaluation.label_names, paths[f"{split}_confusion_matrix"])
+    plot_per_class(evaluation.per_class, paths[f"{split}_per_class"])
     return paths
 
 
-def save_calibration_plots(folder: str | Path, evaluations: Mapping[str, CalibrationEvaluation]) -> dict[str, Path]:
-    """Draw `SPLIT_reliability.png` and `SPLIT_selective.png` of each split with labelled rows; returns their paths."""
-    paths = {}
-    for split, evaluation in evaluations.items():
-        if evaluation.bins:
-            paths[f"{split}_reliability"] = Path(folder) / f"{split}_reliability.png"
-            plot_reliability(evaluation, paths[f"{split}_reliability"])
-            paths[f"{split}_selective"] = Path(folder) / f"{split}_selective.png"
-            plot_selective(evaluation, paths[f"{split}_selective"])
+def save_calibration_plots(folder: Path, split: str, evaluation: CalibrationEvaluation) -> dict[str, Path]:
+    """Draw `SPLIT_reliability.png` and `SPLIT_selective.png` of a split with labelled rows; returns their paths."""
+    if not evaluation.bins:
+        return {}
+    paths = {f"{split}_{name}": folder / f"{split}_{name}.png" for name in ("reliability", "selective")}
+    plot_reliability(evaluation, paths[f"{split}_reliability"])
+    plot_selective(evaluation, paths[f"{split}_selective"])
     return paths
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmhf.errors import InputError
+from mmhf.evaluation.split_evaluation import SplitEvaluation, sort_out
 
 _MEAN = "with several numbers to learn the unweighted mean over them"
 _CONSTANT = "the labels, or the answers, are all the same"
@@ -27,33 +28,20 @@ REGRESSION_PROTOCOLS: dict[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegressionEvaluation:
-    """All that one split's answers say, as plain numbers.
+class RegressionEvaluation(SplitEvaluation):
+    """All that one split's answers say, as plain numbers: those that `REGRESSION_PROTOCOLS` defines, and
 
     Attributes:
-        names (`tuple[str, ...]`): Of the T numbers.
-        metrics (`dict[str, float]`): The numbers that `REGRESSION_PROTOCOLS` defines; never NaN.
-        undefined (`dict[str, str]`): Metrics that this split cannot define, each with the reason.
         by_number (`list[dict[str, Any]]`): One row a number: its metrics, None where one is undefined, and mean and
             deviation of its labels.
         answers, labels (`NDArray` of shape `(M, T)`): Of the rows that were evaluated.
         rows (`NDArray` of shape `(M,)`): Which these are.
-        num_ignored (`int`): Rows that were left out because they have a label that is NaN.
     """
 
-    names: tuple[str, ...]
-    metrics: dict[str, float]
-    undefined: dict[str, str]
     by_number: list[dict[str, Any]]
     answers: NDArray[np.float64]
     labels: NDArray[np.float64]
     rows: NDArray[np.int64]
-    num_ignored: int
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that were evaluated."""
-        return len(self.rows)
 
     def absolute_errors(self) -> NDArray[np.float64]:
         """(M,): each row's, the mean over its numbers."""
@@ -93,21 +81,21 @@ def evaluate_regression(
             "lower training.learning_rate, set training.max_grad_norm, or train in full precision"
         )
     by_number = [_measure(name, given[:, at], true[:, at]) for at, name in enumerate(names)] if len(rows) else []
-    metrics, undefined = {} if loss is None else {"loss": float(loss)}, {}
-    for name in (name for name in REGRESSION_PROTOCOLS if name != "loss"):
-        values = [row[name] for row in by_number if row[name] is not None]
-        if values and len(values) == len(by_number):
-            metrics[name] = float(np.mean(values))
-        else:
-            undefined[name] = _CONSTANT if by_number else "no row has numbers"
+    found: dict[str, float | None] = {}
+    for name in by_number[0].keys() & REGRESSION_PROTOCOLS.keys() if by_number else ():
+        values = [row[name] for row in by_number]
+        found[name] = None if None in values else float(np.mean(values))
+    why = _CONSTANT if by_number else "no row has numbers"
+    metrics, undefined = sort_out(found, REGRESSION_PROTOCOLS, why=why, loss=loss)
     return RegressionEvaluation(
-        names=tuple(names),
+        label_names=tuple(names),
         metrics=metrics,
         undefined=undefined,
         by_number=by_number,
         answers=given,
         labels=true,
         rows=rows,
+        num_rows=len(rows),
         num_ignored=len(np.asarray(labels)) - len(rows),
     )
 
@@ -120,7 +108,7 @@ def regression_metrics(answers: ArrayLike, labels: ArrayLike, names: Sequence[st
 def constant_metrics(value: ArrayLike, evaluation: RegressionEvaluation) -> dict[str, float]:
     """What answering with the same (T,) numbers for each row scores."""
     answers = np.broadcast_to(np.asarray(value, dtype=np.float64), evaluation.labels.shape)
-    return regression_metrics(answers, evaluation.labels, evaluation.names)
+    return regression_metrics(answers, evaluation.labels, evaluation.label_names)
 
 
 def _measure(name: str, answers: NDArray[np.float64], labels: NDArray[np.float64]) -> dict[str, Any]:

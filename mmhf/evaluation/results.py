@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from mmhf.files import read_json_object, write_csv, write_json
 
 if TYPE_CHECKING:
-    from mmhf.evaluation.classification import ClassificationEvaluation
     from mmhf.evaluation.subgroups import ColumnSubgroups
 
 Baselines = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -33,13 +32,10 @@ def write_metrics(path: str | Path, by_split: Mapping[str, Mapping[str, float]])
     write_json(path, flat)
 
 
-def classification_tables(
-    evaluation: ClassificationEvaluation, subgroups: Sequence[ColumnSubgroups] = ()
-) -> dict[str, Sequence[Mapping[str, Any]]]:
-    """The tables of one split of a classifier: by class, and by each column that was asked for."""
-    tables: dict[str, Sequence[Mapping[str, Any]]] = {"By class": evaluation.per_class}
-    for column in subgroups:
-        tables[f"By {column.column}"] = [
+def subgroup_tables(subgroups: Sequence[ColumnSubgroups]) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """A table for each column whose subgroups were measured."""
+    return {
+        f"By {column.column}": [
             {
                 "group": group.value,
                 "rows": group.num_rows,
@@ -47,7 +43,8 @@ def classification_tables(
             }
             for group in column.groups
         ]
-    return tables
+        for column in subgroups
+    }
 
 
 def write_details(

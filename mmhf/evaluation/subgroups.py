@@ -46,11 +46,12 @@ class Gap:
 
 @dataclass(frozen=True)
 class ColumnSubgroups:
-    """All subgroups of a column, the largest first, and metric → gap where two of them have enough rows."""
+    """All subgroups of a column, the largest first, and metric → gap where two of them have `min_rows`."""
 
     column: str
     groups: list[Subgroup]
     gaps: dict[str, Gap]
+    min_rows: int
 
     def flat(self) -> dict[str, float]:
         """`COLUMN_METRIC_gap` and `COLUMN_METRIC_worst`, for `metrics.json`."""
@@ -98,7 +99,7 @@ def evaluate_subgroups(
         ]
         compared = [value for value in samples if sizes[value] >= min_rows and value != MISSING]
         gaps = {metric: _gap(metric, compared, samples) for metric in METRICS} if len(compared) > 1 else {}
-        evaluated.append(ColumnSubgroups(column, groups, gaps))
+        evaluated.append(ColumnSubgroups(column, groups, gaps, min_rows))
     return evaluated
 
 

@@ -48,7 +48,7 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
 
     def __init__(self, recipe: ClassificationRecipeT) -> None:
         self.target = classifier_target(recipe)
-        self.protocols = self.target.protocols
+        self.protocols = self.target.report.protocols
         self.has_baselines = self.target.baseline is not None
         super().__init__(recipe)
 
@@ -193,7 +193,7 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         )
 
     def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
-        self.target.write_report(run, measured)
+        self.target.report.write(run, measured)
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         labels = self.target.example_labels(batch_size, device)

@@ -48,8 +48,7 @@ def quick_verbs() -> Iterator[None]:
     conversion_mapping.get_checkpoint_conversion_mapping("none")
     original = mmhf.verbs._table_job.job_settings
     patches = [
-        (mmhf.evaluation.report.classification, "save_classification_plots", lambda *args, **kwargs: {}),
-        (mmhf.evaluation.report.classification, "save_calibration_plots", lambda *args, **kwargs: {}),
+        (mmhf.evaluation.report.target_report.TargetReport, "plots", lambda *args, **kwargs: {}),
         (mmhf.sweep.outcome, "_draw", lambda *args, **kwargs: {}),
         (mmhf.sweep.trial_process, "_CONTEXT", multiprocessing.get_context("fork")),
         (mmhf.verbs.sweep, "preload", lambda module: None),

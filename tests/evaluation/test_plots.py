@@ -7,9 +7,11 @@ from mmhf.evaluation.plots import (
     plot_confusion_matrix,
     plot_lr_range,
     plot_per_class,
-    save_classification_plots,
     shorten,
 )
+from mmhf.evaluation.report.classification import ClassificationReport
+from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.report.target_report import Measured
 
 pytestmark = pytest.mark.usefixtures("drawn_figures")
 
@@ -47,11 +49,12 @@ def test_the_diagonal_of_a_perfect_matrix_is_dark_and_the_rest_is_light(tmp_path
 
 def test_all_figures_of_a_run_are_named_by_split(tmp_path):
     empty = evaluate_classification(np.zeros((0, 2)), np.zeros(0, dtype=int), ["a", "b"])
-    log = [{"step": 1, "loss": 1.0}]
-    paths = save_classification_plots(tmp_path, {"validation": evaluate(2), "test": empty}, log_history=log)
+    run = RunFacts(folder=tmp_path, title="run", log_history=[{"step": 1, "loss": 1.0}])
+    paths = ClassificationReport().plots(run, {"validation": Measured(evaluate(2)), "test": Measured(empty)})
     assert set(paths) == {"training_curves", "validation_confusion_matrix", "validation_per_class"}
-    assert {path.name for path in paths.values()} == {entry.name for entry in tmp_path.iterdir()}
-    assert "training_curves" not in save_classification_plots(tmp_path / "evaluated", {"test": evaluate(2)})
+    assert {path.name for path in paths.values()} == {entry.name for entry in (tmp_path / "plots").iterdir()}
+    evaluated = RunFacts(folder=tmp_path / "evaluated", title="run")
+    assert "training_curves" not in ClassificationReport().plots(evaluated, {"test": Measured(evaluate(2))})
 
 
 def test_long_names_lose_their_middle():

@@ -14,7 +14,7 @@ from small_data import make_rows
 @pytest.fixture
 def recipe(text_encoder_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A recipe of a tiny fusion classifier without data, as one writes it in Python."""
-    monkeypatch.setattr("mmhf.evaluation.report.classification.save_classification_plots", lambda *args, **kwargs: {})
+    monkeypatch.setattr("mmhf.evaluation.report.target_report.TargetReport.plots", lambda *args, **kwargs: {})
     return {
         "task": "image-text-classification",
         "model": {

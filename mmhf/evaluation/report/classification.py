@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from mmhf.evaluation.calibration import CALIBRATION_PROTOCOLS, CalibrationEvaluation
+from mmhf.evaluation.calibration import CALIBRATION_PROTOCOLS
 from mmhf.evaluation.classification import PROTOCOLS, ClassificationEvaluation, Mistake
-from mmhf.evaluation.intervals import Interval
-from mmhf.evaluation.modalities import MODALITY_PROTOCOLS, ModalityEvaluation
-from mmhf.evaluation.plots import save_calibration_plots, save_classification_plots
+from mmhf.evaluation.curves import METRIC_TITLES
+from mmhf.evaluation.intervals import confusion_intervals
+from mmhf.evaluation.modalities import MODALITY_PROTOCOLS
+from mmhf.evaluation.plots import save_calibration_plots, save_class_plots
 from mmhf.evaluation.report.page import (
     Block,
     Card,
@@ -27,95 +26,24 @@ from mmhf.evaluation.report.page import (
     Text,
     shown_rows,
 )
-from mmhf.evaluation.report.sections import (
-    RunFacts,
-    closing_sections,
-    curves_section,
-    gallery_section,
-    ignored_notes,
-    metrics_section,
-    trained_section,
-    write_numbers,
-    write_report,
+from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.report.target_report import GalleryWords, Measured, TargetReport
+from mmhf.evaluation.report.verdict import (
+    Finding,
+    Verdict,
+    calibration_finding,
+    modality_finding,
+    verdict_beside,
 )
-from mmhf.evaluation.report.verdict import classification_verdict, judged_split
-from mmhf.evaluation.results import classification_tables, write_subgroups
-from mmhf.evaluation.subgroups import INTERVAL, METRICS, ColumnSubgroups
-from mmhf.files import PLOTS_FOLDER, SUBGROUPS_FILE
 
 _MAX_OPEN_CLASSES = 12
 _MAX_MATRIX_CLASSES = 60
 _MAX_CONFUSIONS = 12
-_VIEW_NAMES = {
-    "image_only": "image alone",
-    "text_only": "text alone",
-    "columns_only": "columns alone",
-    "without_columns": "image and text, no columns",
-    # Not "mismatched", which can be a class.
-    "mismatched, image's label": "another row's text, image's label",
-    "mismatched, text's label": "another row's text, text's label",
-}
-_VIEW_METRICS = ("accuracy", "f1_macro", "roc_auc")
 
 
-@dataclass(frozen=True, kw_only=True)
-class MistakeExample:
-    """A wrong prediction as a person looks at it.
-
-    Attributes:
-        id (`str`): Its name in the data.
-        image (`PIL.Image.Image`, *optional*): None where it cannot be read.
-        text (`str`, *optional*): None where the data has no texts.
-        label, prediction (`str`): Names of the classes.
-        confidence (`float`): The prediction's probability.
-    """
-
-    id: str
-    image: Image.Image | None
-    text: str | None
-    label: str
-    prediction: str
-    confidence: float
-
-
-@dataclass(frozen=True)
-class MeasuredClassification:
-    """What evaluating one split gave.
-
-    Attributes:
-        evaluation (`ClassificationEvaluation`): The numbers.
-        mistakes (`Sequence[MistakeExample]`, *optional*): Rows on which the model is sure and wrong; None = they were
-            not looked for, as in a stream.
-        calibration, subgroups, modalities: What else was measured.
-        baselines (`Mapping[str, Mapping[str, float]]`): Name of a baseline → its metrics.
-        majority (`str`, *optional*): The largest class of the training split, where that is at hand.
-    """
-
-    evaluation: ClassificationEvaluation
-    mistakes: Sequence[MistakeExample] | None = None
-    calibration: CalibrationEvaluation | None = None
-    subgroups: Sequence[ColumnSubgroups] = ()
-    modalities: ModalityEvaluation | None = None
-    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    majority: str | None = None
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The evaluations' flat numbers."""
-        flat = {**self.evaluation.metrics, **(self.calibration.metrics if self.calibration else {})}
-        for column in self.subgroups:
-            flat.update(column.flat())
-        return flat if self.modalities is None else {**flat, **self.modalities.flat()}
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that were evaluated."""
-        return self.evaluation.num_rows
-
-
-def mistake_examples(
+def mistake_cards(
     mistakes: Sequence[Mistake], rows: Iterable[Mapping[str, Any]], label_names: Sequence[str]
-) -> list[MistakeExample]:
+) -> list[Card]:
     """Put mistakes together with their image and text.
 
     Args:
@@ -125,95 +53,85 @@ def mistake_examples(
         label_names (`Sequence[str]`): names of the classes.
     """
     return [
-        MistakeExample(
-            **row,
-            label=label_names[mistake.label],
-            prediction=label_names[mistake.prediction],
-            confidence=mistake.confidence,
+        Card(
+            image=row["image"],
+            text=row["text"],
+            facts={
+                "predicted": label_names[mistake.prediction],
+                "label": label_names[mistake.label],
+                "confidence": f"{mistake.confidence:.1%}",
+                "id": row["id"],
+            },
+            wrong="predicted",
         )
         for mistake, row in zip(mistakes, shown_rows(rows), strict=True)
     ]
 
 
-def write_classification_report(
-    run: RunFacts,
-    measured: Mapping[str, MeasuredClassification],
-    *,
-    protocols: Mapping[str, str] = PROTOCOLS,
-    min_rows: int = 10,
-) -> None:
-    """Write plots, `report.html`, `evaluation.json`, `subgroups.csv` if there are any and, last, `metrics.json`.
+class ClassificationReport(TargetReport[ClassificationEvaluation]):
+    """One class a row."""
 
-    Args:
-        run (`RunFacts`): The run.
-        measured (`Mapping[str, MeasuredClassification]`): By split.
-        protocols (`Mapping[str, str]`): Each metric's definition.
-        min_rows (`int`): Rows that a subgroup must have to be the best or the worst.
-    """
-    folder = run.folder / PLOTS_FOLDER
-    evaluations = {split: each.evaluation for split, each in measured.items()}
-    calibrations = {split: each.calibration for split, each in measured.items() if each.calibration is not None}
-    plots = save_classification_plots(folder, evaluations, log_history=run.log_history, best_metric=run.best_metric)
-    plots |= save_calibration_plots(folder, calibrations)
-    verdict = None
-    if (judged := judged_split(measured)) is not None:
-        split, each = judged
-        verdict = classification_verdict(
+    protocols = PROTOCOLS
+    counted = "Rows with a label."
+    left_out = "rows have no label or no readable image"
+    gallery = GalleryWords(
+        "Most confident mistakes",
+        "Wrong predictions with the highest softmax probability. Many of them can point to wrong labels.",
+        "None: every prediction is right.",
+    )
+
+    def all_protocols(self) -> Mapping[str, str]:
+        return {**self.protocols, **CALIBRATION_PROTOCOLS, **MODALITY_PROTOCOLS}
+
+    def tables(self, evaluation: ClassificationEvaluation) -> dict[str, Sequence[Mapping[str, Any]]]:
+        return {"By class": evaluation.per_class}
+
+    def draw(self, folder: Path, split: str, measured: Measured[ClassificationEvaluation]) -> dict[str, Path]:
+        drawn = save_class_plots(folder, split, measured.evaluation)
+        return (
+            drawn
+            if measured.calibration is None
+            else drawn | save_calibration_plots(folder, split, measured.calibration)
+        )
+
+    def details(
+        self, split: str, measured: Measured[ClassificationEvaluation], plots: Mapping[str, Path]
+    ) -> list[Section]:
+        return [_classes(split, measured.evaluation, plots), _confusions(split, measured.evaluation, plots)]
+
+    def verdict(self, run: RunFacts, split: str, measured: Measured[ClassificationEvaluation]) -> Verdict | None:
+        """By the metric that checkpoints were chosen by if it is one of accuracy and macro-F1; else by accuracy."""
+        evaluation = measured.evaluation
+        intervals = confusion_intervals(evaluation.confusion)
+        if not intervals:
+            return None
+        metric = run.best_metric if run.best_metric in intervals else "accuracy"
+        other = "f1_macro" if metric == "accuracy" else "accuracy"
+        second = intervals[other]
+        findings = [Finding(f"{METRIC_TITLES[other]} is {second.value:.4f} ({second.low:.4f} to {second.high:.4f}).")]
+        steps = []
+        accuracy, macro = (evaluation.metrics[name] for name in ("accuracy", "f1_macro"))
+        seen = [row for row in evaluation.per_class if row["support"]]
+        weak = [row["support"] for row in seen if row["f1"] < 0.5 * accuracy]
+        if accuracy - macro > 0.1 and weak:
+            is_rare = min(weak) < sum(row["support"] for row in seen) / len(seen)
+            which, classes = "Rare classes" if is_rare else "Classes", f"{len(weak)} class{'es' * (len(weak) != 1)}"
+            findings.append(Finding(f"{which} are missed: F1 of {classes} is below half the accuracy.", "bad"))
+            if is_rare:
+                steps.append("loss.class_weights: balanced, or loss.logit_adjustment: 1, for the rare classes.")
+        for finding, step in (modality_finding(measured.modalities), calibration_finding(measured.calibration)):
+            findings += finding
+            steps += step
+        return verdict_beside(
             run,
             split,
-            each.evaluation,
-            calibration=each.calibration,
-            modalities=each.modalities,
-            baselines=each.baselines,
-            majority=each.majority,
+            metric,
+            intervals[metric],
+            size=f"{evaluation.num_rows:,} rows",
+            measured=measured,
+            findings=findings,
+            steps=steps,
         )
-    write_report(run, classification_sections(run, measured, plots=plots, min_rows=min_rows), verdict)
-    if any(each.subgroups for each in measured.values()):
-        write_subgroups(run.folder / SUBGROUPS_FILE, {split: each.subgroups for split, each in measured.items()})
-    tables = {split: classification_tables(each.evaluation, each.subgroups) for split, each in measured.items()}
-    write_numbers(run, measured, {**protocols, **CALIBRATION_PROTOCOLS, **MODALITY_PROTOCOLS}, tables)
-
-
-def classification_sections(
-    run: RunFacts,
-    measured: Mapping[str, MeasuredClassification],
-    *,
-    plots: Mapping[str, Path] | None = None,
-    min_rows: int = 10,
-) -> list[Section]:
-    """The sections of a classifier's report.
-
-    Args:
-        run (`RunFacts`): The run.
-        measured (`Mapping[str, MeasuredClassification]`): By split, in the order of the columns.
-        plots (`Mapping[str, Path]`, *optional*): What was drawn, by name: `SPLIT_per_class` and the like.
-        min_rows (`int`): Rows that a subgroup must have to be the best or the worst.
-    """
-    figures = plots or {}
-    sections = [trained_section(run), _metrics(measured), *curves_section(figures)]
-    for split, each in measured.items():
-        if each.num_rows:
-            sections += [_classes(split, each.evaluation, figures), _confusions(split, each.evaluation, figures)]
-    for split, each in measured.items():
-        if each.modalities is not None and each.modalities.num_rows:
-            sections.append(_modalities(split, each.modalities))
-        if each.subgroups:
-            sections.append(_subgroups(split, each.subgroups, min_rows=min_rows))
-        if each.calibration is not None and each.calibration.bins:
-            sections.append(_calibration(split, each.calibration, figures))
-    sections += [_mistakes(split, each.mistakes) for split, each in measured.items() if each.mistakes is not None]
-    return [*sections, *closing_sections(run)]
-
-
-def _metrics(measured: Mapping[str, MeasuredClassification]) -> Section:
-    evaluations = {split: each.evaluation for split, each in measured.items()}
-    return metrics_section(
-        {split: evaluation.metrics for split, evaluation in evaluations.items()},
-        PROTOCOLS,
-        counts={"rows": ({split: each.num_rows for split, each in evaluations.items()}, "Rows with a label.")},
-        undefined={split: each.undefined for split, each in evaluations.items()},
-        notes=ignored_notes(evaluations, "rows have no label or no readable image"),
-    )
 
 
 def _classes(split: str, evaluation: ClassificationEvaluation, plots: Mapping[str, Path]) -> Section:
@@ -265,91 +183,3 @@ def _frequent_confusions(evaluation: ClassificationEvaluation) -> Block:
 
 def _open_or_folded(title: str, block: Table | Matrix, size: int) -> Block:
     return block if size <= _MAX_OPEN_CLASSES else Folded(f"{title} ({size} classes)", block)
-
-
-def _modalities(split: str, evaluation: ModalityEvaluation) -> Section:
-    """What the model makes of image, text and columns apart."""
-    names = {**_VIEW_NAMES, "both": " and ".join([", ".join(evaluation.modalities[:-1]), evaluation.modalities[-1]])}
-    rows: list[list[object]] = [
-        [names.get(view, view), *(metrics.get(name) for name in _VIEW_METRICS)]
-        for view, metrics in evaluation.metrics.items()
-    ]
-    note = f"{evaluation.num_rows:,} rows that have {names['both']}. "
-    if evaluation.changed is None:
-        note += "Where one alone is as good as all, the model goes by a shortcut through it."
-    else:
-        note += (
-            f"Another row's text beside an image changes {evaluation.changed:.1%} of the predictions. Where one "
-            "modality alone is as good as all, or predictions for such pairs keep one side's label, the model goes by "
-            "a shortcut through it."
-        )
-    blocks: list[Block] = [Table(["shown", *_VIEW_METRICS], rows), Text(note, "note")]
-    if evaluation.num_left_out:
-        blocks.append(Text(f"{evaluation.num_left_out:,} rows lack one of these.", "note"))
-    defined = [[name, value, MODALITY_PROTOCOLS[name]] for name, value in evaluation.flat().items()]
-    blocks.append(Table(["metric", split, "definition"], defined, definition="definition"))
-    return Section(f"By modality: {split}", blocks)
-
-
-def _subgroups(split: str, columns: Sequence[ColumnSubgroups], *, min_rows: int) -> Section:
-    """Metrics of each subgroup, and the gaps."""
-    blocks: list[Block] = []
-    for each in columns:
-        rows: list[list[object]] = [
-            [group.value, group.num_rows, *(_shown(group.metrics[metric]) for metric in METRICS)]
-            for group in each.groups
-        ]
-        blocks += [Heading(each.column), Table([each.column, "rows", *METRICS], rows)]
-        blocks += [
-            Text(f"Gap in {metric}: {_shown(gap.difference)}, {gap.best} against {gap.worst}.")
-            for metric, gap in each.gaps.items()
-        ]
-        if not each.gaps:
-            blocks.append(Text(f"No two groups have {min_rows} rows, so no gap is measured.", "nothing"))
-    return Section(f"Subgroups: {split}", [*blocks, Text(INTERVAL, "note")])
-
-
-def _shown(interval: Interval) -> str:
-    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
-
-
-def _calibration(split: str, evaluation: CalibrationEvaluation, plots: Mapping[str, Path]) -> Section:
-    """Whether confidence can be trusted, and what abstaining would bring."""
-    rows: list[list[object]] = [
-        [name, evaluation.metrics[name], protocol]
-        for name, protocol in CALIBRATION_PROTOCOLS.items()
-        if name in evaluation.metrics
-    ]
-    blocks: list[Block] = [Table(["metric", split, "definition"], rows, definition="definition")]
-    if evaluation.temperature != 1:
-        blocks.append(Text(f"Logits are divided by the temperature {evaluation.temperature:.4g}."))
-    if evaluation.abstain_below is not None:
-        blocks.append(Text(f"The model abstains below a confidence of {evaluation.abstain_below:.4f}."))
-    captions = {
-        "reliability": "Reliability diagram: accuracy of the predictions in each bin of confidence.",
-        "selective": "Selective prediction: accuracy when only the surest rows are answered.",
-    }
-    blocks += [
-        Figure(plots[f"{split}_{name}"], caption) for name, caption in captions.items() if f"{split}_{name}" in plots
-    ]
-    return Section(f"Calibration: {split}", blocks)
-
-
-def _mistakes(split: str, examples: Sequence[MistakeExample]) -> Section:
-    cards = [
-        Card(
-            image=each.image,
-            text=each.text,
-            facts={
-                "predicted": each.prediction,
-                "label": each.label,
-                "confidence": f"{each.confidence:.1%}",
-                "id": each.id,
-            },
-            wrong="predicted",
-        )
-        for each in examples
-    ]
-    note = "Wrong predictions with the highest softmax probability. Many of them can point to wrong labels."
-    nothing = "None: every prediction is right."
-    return gallery_section(f"Most confident mistakes: {split}", cards, note=note, nothing=nothing)

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmhf.evaluation.curves import save_training_curves
 from mmhf.evaluation.intervals import Interval, confusion_intervals, mean_interval
 from mmhf.evaluation.ordinal import ORDINAL_PROTOCOLS, OrdinalEvaluation
-from mmhf.evaluation.plots import plot_confusion_matrix, plot_per_class
+from mmhf.evaluation.plots import save_class_plots
 from mmhf.evaluation.report.page import Block, Card, Figure, Section, Table, Text, shown_rows
-from mmhf.evaluation.report.sections import (
-    RunFacts,
-    closing_sections,
-    curves_section,
-    gallery_section,
-    ignored_notes,
-    metrics_section,
-    trained_section,
-    write_numbers,
-    write_report,
-)
-from mmhf.evaluation.report.verdict import Verdict, judged_split, verdict_beside
-from mmhf.files import PLOTS_FOLDER
+from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.report.target_report import GalleryWords, Measured, TargetReport
+from mmhf.evaluation.report.verdict import Verdict, verdict_beside
 
 _COLUMNS = {
     "class": "label",
@@ -38,34 +26,6 @@ _COLUMNS = {
     "F1": "f1",
     "mean difference of ranks": "mae",
 }
-
-
-@dataclass(frozen=True)
-class MeasuredOrdinal:
-    """What evaluating one split gave.
-
-    Attributes:
-        evaluation ([`OrdinalEvaluation`]): The numbers.
-        missed (`Sequence[Card]`, *optional*): Rows that are furthest off; None = not looked for.
-        constants (`Mapping[str, Mapping[str, float]]`): What the same class for each row scores: the largest of the
-            training split.
-        baselines (`Mapping[str, Mapping[str, float]]`): Name of a baseline → its metrics.
-    """
-
-    evaluation: OrdinalEvaluation
-    missed: Sequence[Card] | None = None
-    constants: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The evaluation's flat numbers."""
-        return self.evaluation.metrics
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that were evaluated."""
-        return self.evaluation.num_rows
 
 
 def furthest_off(evaluation: OrdinalEvaluation, labels: NDArray[np.int64], *, count: int = 24) -> NDArray[np.int64]:
@@ -100,74 +60,41 @@ def missed_rows(evaluation: OrdinalEvaluation, places: Sequence[int], rows: Iter
     return cards
 
 
-def write_ordinal_report(run: RunFacts, measured: Mapping[str, MeasuredOrdinal]) -> None:
-    """Write plots, `report.html`, `evaluation.json` and, last, `metrics.json`.
+class OrdinalReport(TargetReport[OrdinalEvaluation]):
+    """One class a row, of classes that have an order."""
 
-    Args:
-        run (`RunFacts`): The run.
-        measured (`Mapping[str, MeasuredOrdinal]`): By split.
-    """
-    folder = run.folder / PLOTS_FOLDER
-    plots = save_training_curves(folder, run.log_history, run.best_metric)
-    for split, each in measured.items():
-        if each.num_rows:
-            evaluation = each.evaluation
-            plots[f"{split}_confusion_matrix"] = folder / f"{split}_confusion_matrix.png"
-            plot_confusion_matrix(evaluation.confusion, evaluation.label_names, plots[f"{split}_confusion_matrix"])
-            plots[f"{split}_per_class"] = folder / f"{split}_per_class.png"
-            plot_per_class(evaluation.per_class, plots[f"{split}_per_class"])
-    judged = judged_split(measured)
-    verdict = None if judged is None else _verdict(run, *judged)
-    write_report(run, ordinal_sections(run, measured, plots=plots), verdict)
-    tables = {split: {"By class": each.evaluation.per_class} for split, each in measured.items()}
-    write_numbers(run, measured, ORDINAL_PROTOCOLS, tables)
-
-
-def _verdict(run: RunFacts, split: str, measured: MeasuredOrdinal) -> Verdict | None:
-    evaluation = measured.evaluation
-    metric = run.best_metric if run.best_metric in evaluation.metrics and run.best_metric != "loss" else "mae"
-    if metric not in evaluation.metrics:
-        return None
-    value, intervals = evaluation.metrics[metric], confusion_intervals(evaluation.confusion)
-    result = intervals.get(metric, Interval(value, value, value))
-    if metric == "mae":
-        distance = np.abs(np.subtract.outer(*[np.arange(len(evaluation.label_names))] * 2))
-        result = mean_interval(np.repeat(distance.ravel(), evaluation.confusion.ravel()))
-    size = f"{evaluation.num_rows:,} rows, {len(evaluation.label_names)} ordered classes"
-    others = [name for name in ("mae", "accuracy", "f1_macro", "kappa_quadratic", "spearman") if name != metric]
-    return verdict_beside(run, split, metric, result, size=size, measured=measured, others=others)
-
-
-def ordinal_sections(
-    run: RunFacts, measured: Mapping[str, MeasuredOrdinal], *, plots: Mapping[str, Path] | None = None
-) -> list[Section]:
-    """The sections of the report.
-
-    Args:
-        run (`RunFacts`): The run.
-        measured (`Mapping[str, MeasuredOrdinal]`): By split, in the order of the columns.
-        plots (`Mapping[str, Path]`, *optional*): What was drawn, by name: `SPLIT_confusion_matrix` and the like.
-    """
-    figures, evaluations = plots or {}, {split: each.evaluation for split, each in measured.items()}
-    metrics = metrics_section(
-        {split: evaluation.metrics for split, evaluation in evaluations.items()},
-        ORDINAL_PROTOCOLS,
-        counts={"rows": ({split: each.num_rows for split, each in evaluations.items()}, "Rows with a label.")},
-        undefined={split: each.undefined for split, each in evaluations.items()},
-        notes=ignored_notes(evaluations, "rows have no label or no readable image"),
+    protocols = ORDINAL_PROTOCOLS
+    counted = "Rows with a label."
+    left_out = "rows have no label or no readable image"
+    gallery = GalleryWords(
+        "Furthest off",
+        "Rows whose expected rank is furthest from that of the label. Many of them can point to wrong labels.",
+        "None: no row is off by more than half a class.",
     )
-    sections = [trained_section(run), metrics, *curves_section(figures)]
-    for split, each in measured.items():
-        if each.num_rows:
-            sections.append(_classes(split, each.evaluation, figures))
-    note = "Rows whose expected rank is furthest from that of the label. Many of them can point to wrong labels."
-    nothing = "None: no row is off by more than half a class."
-    sections += [
-        gallery_section(f"Furthest off: {split}", each.missed, note=note, nothing=nothing)
-        for split, each in measured.items()
-        if each.missed is not None
-    ]
-    return [*sections, *closing_sections(run)]
+
+    def tables(self, evaluation: OrdinalEvaluation) -> dict[str, Sequence[Mapping[str, Any]]]:
+        return {"By class": evaluation.per_class}
+
+    def draw(self, folder: Path, split: str, measured: Measured[OrdinalEvaluation]) -> dict[str, Path]:
+        return save_class_plots(folder, split, measured.evaluation)
+
+    def details(self, split: str, measured: Measured[OrdinalEvaluation], plots: Mapping[str, Path]) -> list[Section]:
+        return [_classes(split, measured.evaluation, plots)]
+
+    def verdict(self, run: RunFacts, split: str, measured: Measured[OrdinalEvaluation]) -> Verdict | None:
+        """By the metric that checkpoints were chosen by, or the mean difference of ranks."""
+        evaluation = measured.evaluation
+        metric = run.best_metric if run.best_metric in evaluation.metrics and run.best_metric != "loss" else "mae"
+        if metric not in evaluation.metrics:
+            return None
+        value, intervals = evaluation.metrics[metric], confusion_intervals(evaluation.confusion)
+        result = intervals.get(metric, Interval(value, value, value))
+        if metric == "mae":
+            distance = np.abs(np.subtract.outer(*[np.arange(len(evaluation.label_names))] * 2))
+            result = mean_interval(np.repeat(distance.ravel(), evaluation.confusion.ravel()))
+        size = f"{evaluation.num_rows:,} rows, {len(evaluation.label_names)} ordered classes"
+        others = [name for name in ("mae", "accuracy", "f1_macro", "kappa_quadratic", "spearman") if name != metric]
+        return verdict_beside(run, split, metric, result, size=size, measured=measured, others=others)
 
 
 def _classes(split: str, evaluation: OrdinalEvaluation, plots: Mapping[str, Path]) -> Section:

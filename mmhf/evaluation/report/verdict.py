@@ -11,9 +11,8 @@ import numpy as np
 from mmhf.evaluation.baselines import CPU_SECONDS
 from mmhf.evaluation.calibration import CalibrationEvaluation
 from mmhf.evaluation.captions.metrics import CaptionEvaluation
-from mmhf.evaluation.classification import ClassificationEvaluation
 from mmhf.evaluation.curves import METRIC_TITLES
-from mmhf.evaluation.intervals import Interval, confusion_intervals
+from mmhf.evaluation.intervals import Interval
 from mmhf.evaluation.modalities import ModalityEvaluation
 from mmhf.evaluation.report.next_steps import steps_to_try
 from mmhf.evaluation.report.sections import RunFacts
@@ -99,68 +98,6 @@ def judged_split(measured: Mapping[str, SplitT]) -> tuple[str, SplitT] | None:
     """The split that a verdict is about: test, else validation, else the last one; None where nothing was measured."""
     split = next((name for name in ("test", "validation", *reversed(tuple(measured))) if name in measured), None)
     return None if split is None else (split, measured[split])
-
-
-def classification_verdict(
-    run: RunFacts,
-    split: str,
-    evaluation: ClassificationEvaluation,
-    *,
-    calibration: CalibrationEvaluation | None = None,
-    modalities: ModalityEvaluation | None = None,
-    baselines: Mapping[str, Mapping[str, float]] | None = None,
-    majority: str | None = None,
-) -> Verdict | None:
-    """The verdict on a classifier; None when no row has a label.
-
-    Args:
-        run (`RunFacts`): Names the metric that checkpoints were chosen by, which is judged if it is one of accuracy
-            and macro-F1; else accuracy is.
-        split (`str`): The split's name.
-        evaluation (`ClassificationEvaluation`): Its numbers.
-        calibration, modalities (*optional*): What else was measured on it.
-        baselines (`Mapping[str, Mapping[str, float]]`, *optional*): Name → metrics, beside the constant answer.
-        majority (`str`, *optional*): The largest class of the training split, which the constant answer is; absent:
-            that of this split.
-    """
-    intervals = confusion_intervals(evaluation.confusion)
-    if not intervals:
-        return None
-    metric = run.best_metric if run.best_metric in intervals else "accuracy"
-    other = "f1_macro" if metric == "accuracy" else "accuracy"
-    constant, values = _constant_answer(evaluation, majority)
-    rivals = {f"always “{constant}”": values[metric]}
-    rivals |= {name: each[metric] for name, each in (baselines or {}).items() if metric in each}
-    findings = [_against(rivals, intervals[metric]), *_times(baselines)]
-    second = intervals[other]
-    findings.append(Finding(f"{METRIC_TITLES[other]} is {second.value:.4f} ({second.low:.4f} to {second.high:.4f})."))
-    steps = []
-    accuracy, macro = (evaluation.metrics[name] for name in ("accuracy", "f1_macro"))
-    seen = [row for row in evaluation.per_class if row["support"]]
-    weak = [row["support"] for row in seen if row["f1"] < 0.5 * accuracy]
-    if accuracy - macro > 0.1 and weak:
-        is_rare = min(weak) < sum(row["support"] for row in seen) / len(seen)
-        which, classes = "Rare classes" if is_rare else "Classes", f"{len(weak)} class{'es' * (len(weak) != 1)}"
-        findings.append(Finding(f"{which} are missed: F1 of {classes} is below half the accuracy.", "bad"))
-        if is_rare:
-            steps.append("loss.class_weights: balanced, or loss.logit_adjustment: 1, for the rare classes.")
-    if modalities is not None and modalities.num_rows:
-        finding, step = _modality_finding(modalities)
-        findings.append(finding)
-        steps += step
-    if calibration is not None and calibration.bins:
-        finding, step = _calibration_finding(calibration)
-        findings.append(finding)
-        steps += step
-    return Verdict(
-        metric=metric,
-        split=split,
-        result=intervals[metric],
-        size=f"{evaluation.num_rows:,} rows",
-        rivals=rivals,
-        findings=findings,
-        next_steps=steps_to_try(run, metric, rivals, intervals[metric], steps),
-    )
 
 
 def caption_verdict(
@@ -260,6 +197,8 @@ def verdict_beside(
     size: str,
     measured: HasRivals,
     others: Sequence[str] = (),
+    findings: Sequence[Finding] = (),
+    steps: Sequence[str] = (),
 ) -> Verdict:
     """The verdict on a model by one of its metrics, beside constant answers and baselines.
 
@@ -271,33 +210,24 @@ def verdict_beside(
         size (`str`): What it was measured on.
         measured ([`HasRivals`]): All that was measured.
         others (`Sequence[str]`): Metrics to name, too.
+        findings, steps (`Sequence`): What else to know, and to try.
     """
     beside = {**measured.constants, **measured.baselines}
     rivals = {name: each[metric] for name, each in beside.items() if metric in each}
-    findings = [_against(rivals, result, greater=greater_is_better(metric))] if rivals else []
-    findings += _times(measured.baselines)
+    known = [_against(rivals, result, greater=greater_is_better(metric))] if rivals else []
+    known += _times(measured.baselines)
     said = [f"{METRIC_TITLES[name]} {measured.metrics[name]:.4f}" for name in others if name in measured.metrics]
     if said:
-        findings.append(Finding(f"{', '.join(said)}."))
+        known.append(Finding(f"{', '.join(said)}."))
     return Verdict(
         metric=metric,
         split=split,
         result=result,
         size=size,
         rivals=rivals,
-        findings=findings,
-        next_steps=steps_to_try(run, metric, rivals, result),
+        findings=[*known, *findings],
+        next_steps=steps_to_try(run, metric, rivals, result, steps),
     )
-
-
-def _constant_answer(evaluation: ClassificationEvaluation, majority: str | None) -> tuple[str, dict[str, float]]:
-    """One class for every row: the largest of the training split, or of this one. And what that scores."""
-    supports = evaluation.confusion.sum(axis=1)
-    names = list(evaluation.label_names)
-    chosen = names.index(majority) if majority in names else int(supports.argmax())
-    share = float(supports[chosen] / supports.sum())
-    scores = {"accuracy": share, "f1_macro": 2 * share / (1 + share) / int((supports > 0).sum())}
-    return names[chosen], scores
 
 
 def _against(rivals: Mapping[str, float], result: Interval, *, greater: bool = True) -> Finding:
@@ -323,15 +253,17 @@ def _times(baselines: Mapping[str, Mapping[str, float]] | None) -> list[Finding]
     return [Finding(f"CPU time without training a network: {', '.join(taken)}.")] if taken else []
 
 
-def _modality_finding(modalities: ModalityEvaluation) -> tuple[Finding, list[str]]:
-    """Whether one modality alone does as well as all of them."""
+def modality_finding(modalities: ModalityEvaluation | None) -> tuple[list[Finding], list[str]]:
+    """Whether one modality alone does as well as all of them, and what to try then."""
+    if modalities is None or not modalities.num_rows:
+        return [], []
     names = modalities.modalities
     both, *alone = (modalities.metrics[view]["accuracy"] for view in ("both", *(f"{name}_only" for name in names)))
     every = "both" if len(names) == 2 else "all"
     by_each = ", ".join(f"{value:.4f} by the {name} alone" for name, value in zip(names, alone, strict=True))
     numbers = f"accuracy {both:.4f} with {every}, {by_each}"
     if max(alone) < both - _SHORTCUT:
-        return Finding(f"It needs {', '.join(names[:-1])} and {names[-1]}: {numbers}.", "good"), []
+        return [Finding(f"It needs {', '.join(names[:-1])} and {names[-1]}: {numbers}.", "good")], []
     strong = names[alone.index(max(alone))]
     weak = [name for name in names if name != strong]
     step = (
@@ -340,11 +272,15 @@ def _modality_finding(modalities: ModalityEvaluation) -> tuple[Finding, list[str
         f"{'is' if weak in (['image'], ['text']) else 'are'} learnt from too."
     )
     does = "do" if strong == "columns" else "does"
-    return Finding(f"A shortcut: the {strong} alone {does} as well as {every}. {numbers.capitalize()}.", "bad"), [step]
+    return [Finding(f"A shortcut: the {strong} alone {does} as well as {every}. {numbers.capitalize()}.", "bad")], [
+        step
+    ]
 
 
-def _calibration_finding(calibration: CalibrationEvaluation) -> tuple[Finding, list[str]]:
-    """Whether the confidence is that of a model that knows how often it is right."""
+def calibration_finding(calibration: CalibrationEvaluation | None) -> tuple[list[Finding], list[str]]:
+    """Whether the confidence is that of a model that knows how often it is right, and what to try if not."""
+    if calibration is None or not calibration.bins:
+        return [], []
     sizes = np.array([each.num_rows for each in calibration.bins])
     said, true = (
         float(np.average([getattr(each, name) for each in calibration.bins], weights=sizes))
@@ -354,7 +290,7 @@ def _calibration_finding(calibration: CalibrationEvaluation) -> tuple[Finding, l
         f"it is {said:.1%} sure on average and {true:.1%} right; calibration error {calibration.metrics['ece']:.4f}"
     )
     if calibration.metrics["ece"] <= LARGE_ECE:
-        return Finding(f"Its confidence can be trusted: {numbers}.", "good"), []
+        return [Finding(f"Its confidence can be trusted: {numbers}.", "good")], []
     way = "Overconfident" if said > true else "Underconfident"
     steps = [] if calibration.temperature != 1 else ["evaluation.calibrate: true, for probabilities that hold."]
-    return Finding(f"{way}: {numbers}.", "bad"), steps
+    return [Finding(f"{way}: {numbers}.", "bad")], steps

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mmhf.recipe.classification import ClassificationRecipe
 from mmhf.recipe.target_sections import MultiLabelSection, OrdinalSection, RegressionSection, TargetSection
 from mmhf.tasks.targets.base import ClassifierTarget, Predicted
@@ -12,14 +14,14 @@ from mmhf.tasks.targets.single_label import SingleLabelTarget
 
 __all__ = ["ClassifierTarget", "Predicted", "classifier_target"]
 
-_KINDS: dict[type[TargetSection], type[ClassifierTarget]] = {
+_KINDS: dict[type[TargetSection], type[ClassifierTarget[Any]]] = {
     MultiLabelSection: MultiLabelTarget,
     RegressionSection: RegressionTarget,
     OrdinalSection: OrdinalTarget,
 }
 
 
-def classifier_target(recipe: ClassificationRecipe) -> ClassifierTarget:
+def classifier_target(recipe: ClassificationRecipe) -> ClassifierTarget[Any]:
     """What a model of this recipe learns."""
     section = recipe.data.target
     return SingleLabelTarget(recipe) if section is None else _KINDS[type(section)](recipe)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import datasets
 import numpy as np
@@ -14,15 +15,24 @@ from numpy.typing import NDArray
 from transformers import EvalPrediction
 
 from mmhf.data.loading import LoadedData
+from mmhf.data.table import extra_column
 from mmhf.errors import InputError
 from mmhf.evaluation.baselines import Rows
+from mmhf.evaluation.calibration import CalibrationEvaluation
 from mmhf.evaluation.modalities import ModalityEvaluation
-from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.report.page import Card
+from mmhf.evaluation.report.target_report import Measured, TargetReport
+from mmhf.evaluation.split_evaluation import SplitEvaluation
+from mmhf.evaluation.subgroups import ColumnSubgroups
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import Target
 from mmhf.recipe.classification import ClassificationRecipe, LossSection
 
 logger = logging.getLogger(__name__)
+
+EvaluationT = TypeVar("EvaluationT", bound=SplitEvaluation)
+MakeCards = Callable[[Iterable[Mapping[str, Any]]], list[Card]]
+"""From rows of the data set to what a gallery shows."""
 
 
 class Predicted(NamedTuple):
@@ -34,7 +44,7 @@ class Predicted(NamedTuple):
     others: tuple[Any, ...] = ()
 
 
-class ClassifierTarget(ABC):
+class ClassifierTarget(ABC, Generic[EvaluationT]):
     """What a classifier learns.
 
     Args:
@@ -43,14 +53,13 @@ class ClassifierTarget(ABC):
 
     target: Target
     """What its outputs stand for."""
-    protocols: Mapping[str, str]
-    """Each metric's definition."""
     column: str
     """Of the data's rows: what is learnt."""
     baseline: str | None = None
     """What the baseline on frozen features is called; None = there is none."""
     has_views: bool = False
     """Whether the numbers of each modality alone can be compared."""
+    report: ClassVar[TargetReport[Any]]
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.loss = recipe.loss
@@ -103,21 +112,52 @@ class ClassifierTarget(ABC):
         """Keys of the recipe's `evaluation` that ask for something that is fitted on the validation split."""
         return ["calibrate"] if self.evaluation.calibrate else []
 
-    def finish(self, predicted: Predicted, config: Any) -> None:  # noqa: B027  # nothing is fitted for most
+    def finish(self, predicted: Predicted, config: Any) -> None:  # nothing is fitted for most
         """Fit what is fitted on the validation split, and keep it in the model's config."""
 
     @abstractmethod
-    def measure(
-        self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
-    ) -> Any:
-        """All that a report says of a split."""
+    def evaluate(self, predicted: Predicted, config: Any, names: Sequence[str]) -> EvaluationT:
+        """All numbers of a split at once."""
 
     @abstractmethod
-    def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
-        """Write report, plots and numbers of what `measure` gave of each split."""
+    def furthest_off(self, predicted: Predicted, evaluation: EvaluationT) -> tuple[Sequence[int], MakeCards]:
+        """The rows of a split on which the model is furthest off, and what shows these to a person."""
+
+    @abstractmethod
+    def constants(self, evaluation: EvaluationT, data: LoadedData) -> Mapping[str, Mapping[str, float]]:
+        """Name → what the same answer for each row scores; the evaluation has rows."""
+
+    def measure_calibration(self, predicted: Predicted, config: Any) -> CalibrationEvaluation | None:
+        """How far probabilities can be trusted."""
+        return None
+
+    def measure_subgroups(
+        self, predicted: Predicted, columns: Mapping[str, Sequence[str | None]]
+    ) -> Sequence[ColumnSubgroups]:
+        """Metrics of the rows with each value of some columns."""
+        return ()
+
+    def measure(
+        self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
+    ) -> Measured[EvaluationT]:
+        """All that a report says of a split."""
+        evaluation = self.evaluate(predicted, config, data.label_names)
+        measured = Measured(
+            evaluation,
+            constants=self.constants(evaluation, data) if evaluation.num_rows else {},
+            calibration=self.measure_calibration(predicted, config),
+            modalities=modalities,
+        )
+        rows = data.splits[split]
+        if not isinstance(rows, datasets.Dataset):  # a stream cannot be asked for single rows
+            return measured
+        places, cards = self.furthest_off(predicted, evaluation)
+        columns = {name: rows[extra_column(name)][:] for name in self.evaluation.subgroups}
+        subgroups = self.measure_subgroups(predicted, columns)
+        return replace(measured, gallery=cards(rows.select(places)), subgroups=subgroups)
 
 
-class ProbabilityTarget(ClassifierTarget):
+class ProbabilityTarget(ClassifierTarget[EvaluationT]):
     """A target whose probabilities, and the decisions made by them, are fitted on the validation split."""
 
     def finish(self, predicted: Predicted, config: Any) -> None:
@@ -203,9 +243,3 @@ def none_absent(counts: NDArray[np.int64], data: LoadedData, setting: str) -> ND
         absent = data.label_names[int(np.argmin(counts))]
         raise InputError(f"{setting}, but no training row has the label {absent!r}")
     return counts
-
-
-def chosen_rows(data: LoadedData, split: str, places: Iterable[int]) -> datasets.Dataset | None:
-    """Some rows of a split; None of a stream, which cannot be asked for single rows."""
-    rows = data.splits[split]
-    return rows.select(list(places)) if isinstance(rows, datasets.Dataset) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,29 +14,28 @@ from numpy.typing import NDArray
 from transformers import EvalPrediction
 
 from mmhf.data.loading import LoadedData
-from mmhf.evaluation.modalities import ModalityEvaluation
 from mmhf.evaluation.multi_label import (
-    MULTI_LABEL_PROTOCOLS,
+    MultiLabelEvaluation,
+    constant_answers,
     evaluate_multi_label,
     fit_shared_temperature,
     fit_thresholds,
     multi_label_metrics,
     surest_mistakes,
 )
-from mmhf.evaluation.report.multi_label import MeasuredMultiLabel, write_multi_label_report, wrong_rows
-from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.report.multi_label import MultiLabelReport, wrong_rows
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import MULTI_LABEL
-from mmhf.tasks.targets.base import Predicted, ProbabilityTarget, chosen_rows, given_weights, logits_of, none_absent
+from mmhf.tasks.targets.base import MakeCards, Predicted, ProbabilityTarget, given_weights, logits_of, none_absent
 
 logger = logging.getLogger(__name__)
 
 
-class MultiLabelTarget(ProbabilityTarget):
+class MultiLabelTarget(ProbabilityTarget[MultiLabelEvaluation]):
     """Any number of labels a row."""
 
     target = MULTI_LABEL
-    protocols = MULTI_LABEL_PROTOCOLS
+    report = MultiLabelReport()
     column = "labels"
 
     def loss_settings(self, data: LoadedData | None) -> LossSettings:
@@ -76,15 +76,20 @@ class MultiLabelTarget(ProbabilityTarget):
             low, high = min(config.thresholds), max(config.thresholds)
             logger.info("Thresholds from %.3f to %.3f, fitted on the validation split", low, high)
 
-    def measure(
-        self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
-    ) -> MeasuredMultiLabel:
-        logits, labels, names = predicted.logits, predicted.labels, data.label_names
-        evaluation = evaluate_multi_label(logits, labels, names, thresholds=config.thresholds, loss=predicted.loss)
-        found = surest_mistakes(logits, labels)
-        rows = chosen_rows(data, split, (each.index for each in found))
-        mistakes = None if rows is None else wrong_rows(found, rows, names)
-        return MeasuredMultiLabel(evaluation, mistakes, config.calibration_temperature)
+    def evaluate(self, predicted: Predicted, config: Any, names: Sequence[str]) -> MultiLabelEvaluation:
+        return evaluate_multi_label(
+            predicted.logits,
+            predicted.labels,
+            names,
+            thresholds=config.thresholds,
+            temperature=config.calibration_temperature,
+            loss=predicted.loss,
+        )
 
-    def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
-        write_multi_label_report(run, measured)
+    def furthest_off(self, predicted: Predicted, evaluation: MultiLabelEvaluation) -> tuple[Sequence[int], MakeCards]:
+        found = surest_mistakes(predicted.logits, predicted.labels)
+        cards = functools.partial(wrong_rows, found, label_names=evaluation.label_names)
+        return [each.index for each in found], cards
+
+    def constants(self, evaluation: MultiLabelEvaluation, data: LoadedData) -> Mapping[str, Mapping[str, float]]:
+        return constant_answers(evaluation)

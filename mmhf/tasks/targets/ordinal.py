@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,28 +12,26 @@ from transformers import EvalPrediction
 
 from mmhf.data.loading import LoadedData
 from mmhf.evaluation.baselines import Rows
-from mmhf.evaluation.modalities import ModalityEvaluation
-from mmhf.evaluation.ordinal import ORDINAL_PROTOCOLS, constant_metrics, evaluate_ordinal, ordinal_metrics
-from mmhf.evaluation.report.ordinal import MeasuredOrdinal, furthest_off, missed_rows, write_ordinal_report
-from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.ordinal import OrdinalEvaluation, constant_metrics, evaluate_ordinal, ordinal_metrics
+from mmhf.evaluation.report.ordinal import OrdinalReport, furthest_off, missed_rows
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import ORDINAL
 from mmhf.tasks.targets.base import (
     ClassifierTarget,
+    MakeCards,
     Predicted,
     balanced_weights,
-    chosen_rows,
     logits_of,
     majority_class,
 )
 from mmhf.tasks.targets.single_label import best_logistic_regression
 
 
-class OrdinalTarget(ClassifierTarget):
+class OrdinalTarget(ClassifierTarget[OrdinalEvaluation]):
     """One of several classes that have an order."""
 
     target = ORDINAL
-    protocols = ORDINAL_PROTOCOLS
+    report = OrdinalReport()
     column = "label"
     baseline = "logistic regression"
 
@@ -49,18 +48,15 @@ class OrdinalTarget(ClassifierTarget):
     def measure_baseline(self, rows: Mapping[str, Rows], names: Sequence[str]) -> dict[str, dict[str, float]]:
         return best_logistic_regression(rows, names, self.best_metric, ordinal_metrics)
 
-    def measure(
-        self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
-    ) -> MeasuredOrdinal:
-        logits, labels, names = predicted.logits, predicted.labels, data.label_names
-        evaluation = evaluate_ordinal(logits, labels, names, loss=predicted.loss)
-        places = furthest_off(evaluation, labels)
-        rows = chosen_rows(data, split, evaluation.rows[places].tolist())
-        missed = None if rows is None else missed_rows(evaluation, places.tolist(), rows)
-        majority, constants = majority_class(data), {}
-        if majority is not None and evaluation.num_rows:
-            constants = {f"always “{majority}”": constant_metrics(names.index(majority), evaluation)}
-        return MeasuredOrdinal(evaluation, missed, constants)
+    def evaluate(self, predicted: Predicted, config: Any, names: Sequence[str]) -> OrdinalEvaluation:
+        return evaluate_ordinal(predicted.logits, predicted.labels, names, loss=predicted.loss)
 
-    def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
-        write_ordinal_report(run, measured)
+    def furthest_off(self, predicted: Predicted, evaluation: OrdinalEvaluation) -> tuple[Sequence[int], MakeCards]:
+        places = furthest_off(evaluation, predicted.labels)
+        return evaluation.rows[places].tolist(), functools.partial(missed_rows, evaluation, places.tolist())
+
+    def constants(self, evaluation: OrdinalEvaluation, data: LoadedData) -> Mapping[str, Mapping[str, float]]:
+        majority = majority_class(data)
+        if majority is None:
+            return {}
+        return {f"always “{majority}”": constant_metrics(data.label_names.index(majority), evaluation)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,25 +15,23 @@ from transformers import EvalPrediction
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
 from mmhf.evaluation.baselines import Rows, ridge_regression
-from mmhf.evaluation.modalities import ModalityEvaluation
 from mmhf.evaluation.regression import (
-    REGRESSION_PROTOCOLS,
+    RegressionEvaluation,
     constant_metrics,
     evaluate_regression,
     regression_metrics,
 )
-from mmhf.evaluation.report.regression import MeasuredRegression, missed_rows, write_regression_report
-from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.report.regression import RegressionReport, missed_rows
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import REGRESSION
-from mmhf.tasks.targets.base import ClassifierTarget, Predicted, chosen_rows, logits_of
+from mmhf.tasks.targets.base import ClassifierTarget, MakeCards, Predicted, logits_of
 
 
-class RegressionTarget(ClassifierTarget):
+class RegressionTarget(ClassifierTarget[RegressionEvaluation]):
     """Numbers, one a row or several."""
 
     target = REGRESSION
-    protocols = REGRESSION_PROTOCOLS
+    report = RegressionReport()
     column = "numbers"
     baseline = "ridge regression"
 
@@ -71,22 +70,19 @@ class RegressionTarget(ClassifierTarget):
         tested = {split: each for split, each in rows.items() if split != "train"}
         return ridge_regression(rows["train"], rows.get("validation"), tested, names)
 
-    def measure(
-        self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
-    ) -> MeasuredRegression:
-        names = data.label_names
-        evaluation = evaluate_regression(predicted.logits, predicted.labels, names, loss=predicted.loss)
-        places = evaluation.largest_errors()
-        rows = chosen_rows(data, split, evaluation.rows[places].tolist())
-        missed = None if rows is None else missed_rows(evaluation, places.tolist(), rows)
-        numbers, constants = _training_numbers(data), {}
-        if numbers is not None and evaluation.num_rows:
-            same = {"the training mean": numbers.mean(axis=0), "the training median": np.median(numbers, axis=0)}
-            constants = {name: constant_metrics(value, evaluation) for name, value in same.items()}
-        return MeasuredRegression(evaluation, missed, constants)
+    def evaluate(self, predicted: Predicted, config: Any, names: Sequence[str]) -> RegressionEvaluation:
+        return evaluate_regression(predicted.logits, predicted.labels, names, loss=predicted.loss)
 
-    def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
-        write_regression_report(run, measured)
+    def furthest_off(self, predicted: Predicted, evaluation: RegressionEvaluation) -> tuple[Sequence[int], MakeCards]:
+        places = evaluation.largest_errors()
+        return evaluation.rows[places].tolist(), functools.partial(missed_rows, evaluation, places.tolist())
+
+    def constants(self, evaluation: RegressionEvaluation, data: LoadedData) -> Mapping[str, Mapping[str, float]]:
+        numbers = _training_numbers(data)
+        if numbers is None:
+            return {}
+        same = {"the training mean": numbers.mean(axis=0), "the training median": np.median(numbers, axis=0)}
+        return {name: constant_metrics(value, evaluation) for name, value in same.items()}
 
 
 def _training_numbers(data: LoadedData) -> NDArray[np.float64] | None:

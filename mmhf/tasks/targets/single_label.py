@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import EvalPrediction
 
 from mmhf.data.loading import LoadedData
-from mmhf.data.table import extra_column
 from mmhf.evaluation.baselines import Rows, learnt_rows, logistic_regression
-from mmhf.evaluation.calibration import abstention_threshold, evaluate_calibration, fit_temperature
+from mmhf.evaluation.calibration import (
+    CalibrationEvaluation,
+    abstention_threshold,
+    evaluate_calibration,
+    fit_temperature,
+)
 from mmhf.evaluation.classification import (
-    PROTOCOLS,
+    ClassificationEvaluation,
     classification_metrics,
+    constant_answer,
     evaluate_classification,
     most_confident_mistakes,
 )
-from mmhf.evaluation.modalities import ModalityEvaluation
-from mmhf.evaluation.report.classification import (
-    MeasuredClassification,
-    mistake_examples,
-    write_classification_report,
-)
-from mmhf.evaluation.report.sections import RunFacts
-from mmhf.evaluation.subgroups import evaluate_subgroups
+from mmhf.evaluation.report.classification import ClassificationReport, mistake_cards
+from mmhf.evaluation.subgroups import ColumnSubgroups, evaluate_subgroups
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import SINGLE_LABEL
 from mmhf.tasks.targets.base import (
+    MakeCards,
     Predicted,
     ProbabilityTarget,
     balanced_weights,
@@ -45,11 +44,11 @@ from mmhf.tasks.targets.base import (
 logger = logging.getLogger(__name__)
 
 
-class SingleLabelTarget(ProbabilityTarget):
+class SingleLabelTarget(ProbabilityTarget[ClassificationEvaluation]):
     """One class a row."""
 
     target = SINGLE_LABEL
-    protocols = PROTOCOLS
+    report = ClassificationReport()
     column = "label"
     baseline = "logistic regression"
     has_views = True
@@ -92,35 +91,34 @@ class SingleLabelTarget(ProbabilityTarget):
                 reached = "not even the surest validation rows are predicted as well, the model never abstains"
                 logger.warning("evaluation.target_accuracy %s: %s", target_accuracy, reached)
 
-    def measure(
-        self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
-    ) -> MeasuredClassification:
-        logits, labels, names = predicted.logits, predicted.labels, data.label_names
-        measured = MeasuredClassification(
-            evaluate_classification(logits, labels, names, loss=predicted.loss),
-            calibration=evaluate_calibration(
-                logits,
-                labels,
-                len(names),
-                temperature=config.calibration_temperature,
-                abstain_below=config.abstain_below,
-            ),
-            modalities=modalities,
-            majority=majority_class(data),
-        )
-        rows = data.splits[split]
-        if not isinstance(rows, datasets.Dataset):  # a stream cannot be asked for single rows
-            return measured
-        mistakes = most_confident_mistakes(logits, labels, len(names))
-        wrong = rows.select([mistake.index for mistake in mistakes])
-        columns = {name: rows[extra_column(name)][:] for name in self.evaluation.subgroups}
-        min_rows = self.evaluation.subgroup_min_rows
-        subgroups = evaluate_subgroups(logits, labels, columns, len(names), min_rows=min_rows)
-        return replace(measured, mistakes=mistake_examples(mistakes, wrong, names), subgroups=subgroups)
+    def evaluate(self, predicted: Predicted, config: Any, names: Sequence[str]) -> ClassificationEvaluation:
+        return evaluate_classification(predicted.logits, predicted.labels, names, loss=predicted.loss)
 
-    def write_report(self, run: RunFacts, measured: Mapping[str, Any]) -> None:
-        min_rows = self.evaluation.subgroup_min_rows
-        write_classification_report(run, measured, protocols=self.protocols, min_rows=min_rows)
+    def furthest_off(
+        self, predicted: Predicted, evaluation: ClassificationEvaluation
+    ) -> tuple[Sequence[int], MakeCards]:
+        names = evaluation.label_names
+        mistakes = most_confident_mistakes(predicted.logits, predicted.labels, len(names))
+        cards = functools.partial(mistake_cards, mistakes, label_names=names)
+        return [mistake.index for mistake in mistakes], cards
+
+    def constants(self, evaluation: ClassificationEvaluation, data: LoadedData) -> Mapping[str, Mapping[str, float]]:
+        return constant_answer(evaluation, majority_class(data))
+
+    def measure_calibration(self, predicted: Predicted, config: Any) -> CalibrationEvaluation:
+        return evaluate_calibration(
+            predicted.logits,
+            predicted.labels,
+            predicted.logits.shape[1],
+            temperature=config.calibration_temperature,
+            abstain_below=config.abstain_below,
+        )
+
+    def measure_subgroups(
+        self, predicted: Predicted, columns: Mapping[str, Sequence[str | None]]
+    ) -> Sequence[ColumnSubgroups]:
+        logits, labels = predicted.logits, predicted.labels
+        return evaluate_subgroups(logits, labels, columns, logits.shape[1], min_rows=self.evaluation.subgroup_min_rows)
 
 
 def best_logistic_regression(

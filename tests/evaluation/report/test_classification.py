@@ -9,15 +9,10 @@ from PIL import Image
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.duplicates import DuplicateImage, DuplicatePair
 from mmhf.evaluation.classification import evaluate_classification, most_confident_mistakes
-from mmhf.evaluation.plots import save_classification_plots
-from mmhf.evaluation.report.classification import (
-    MeasuredClassification,
-    MistakeExample,
-    classification_sections,
-    mistake_examples,
-)
-from mmhf.evaluation.report.page import Section, Text, render_blocks
+from mmhf.evaluation.report.classification import ClassificationReport, mistake_cards
+from mmhf.evaluation.report.page import Card, Section, Text, render_blocks
 from mmhf.evaluation.report.sections import MAX_BAD_ROWS, MAX_DUPLICATES, RunFacts, write_report
+from mmhf.evaluation.report.target_report import Measured
 
 EVIL = "<script>alert('x')</script><img src=x onerror=\"alert(1)\">&amp;"
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -54,7 +49,8 @@ def evaluate(names, *, num_rows=80, **options):
 
 def make_sections(folder, *, word="word", names=("fake", "true"), image=None):
     evaluations = {"validation": evaluate(names, loss=0.5), f"test{word}": evaluate(names)}
-    example = MistakeExample(id=word, image=image, text=word, label=word, prediction=word, confidence=0.987)
+    facts = {"predicted": word, "label": word, "confidence": "98.7%", "id": word}
+    example = Card(image=image, text=word, facts=facts, wrong="predicted")
     run = RunFacts(
         folder=folder,
         title=word,
@@ -63,15 +59,15 @@ def make_sections(folder, *, word="word", names=("fake", "true"), image=None):
         stages=[{"stage": word, "epochs": 5.0}, {"stage": "all", "epochs": 10}],
         bad_examples=[BadExample("train", 12345, word, word)],
     )
-    measured = {split: MeasuredClassification(each) for split, each in evaluations.items()}
-    measured["validation"] = MeasuredClassification(evaluations["validation"], mistakes=[example] * 3)
-    plots = save_classification_plots(folder, {"validation": evaluations["validation"]})
-    return classification_sections(run, measured, plots=plots)
+    measured = {split: Measured(each) for split, each in evaluations.items()}
+    measured["validation"] = Measured(evaluations["validation"], [example] * 3)
+    plots = ClassificationReport().plots(run, {"validation": measured["validation"]})
+    return ClassificationReport().sections(run, measured, plots=plots)
 
 
 def sections_of(evaluation, folder=Path(), **facts):
     run = RunFacts(folder=folder, title="Run", recipe_yaml="task: t", **facts)
-    return classification_sections(run, {"test": MeasuredClassification(evaluation)})
+    return ClassificationReport().sections(run, {"test": Measured(evaluation)})
 
 
 def write(folder, sections, title="Run", subtitle=""):
@@ -188,7 +184,8 @@ def test_examples_carry_image_text_and_label_names():
         {"id": "b", "image": encode("red"), "text": "second"},
         {"id": "a", "image": {"path": None, "bytes": b"no image"}, "text": "first"},
     ]
-    surest, other = mistake_examples(mistakes, rows, ["fake", "true"])
-    assert (surest.id, surest.text, surest.label, surest.prediction) == ("b", "second", "true", "fake")
+    surest, other = mistake_cards(mistakes, rows, ["fake", "true"])
+    said = [surest.facts[name] for name in ("id", "label", "predicted")]
+    assert (surest.text, said) == ("second", ["b", "true", "fake"])
     assert surest.image.getpixel((0, 0)) == (255, 0, 0)
     assert other.image is None

@@ -16,15 +16,14 @@ from mmhf.data.bad_examples import BadExample
 from mmhf.data.duplicates import DuplicateImage, DuplicatePair
 from mmhf.evaluation.calibration import evaluate_calibration
 from mmhf.evaluation.captions import evaluate_captions
-from mmhf.evaluation.classification import evaluate_classification
-from mmhf.evaluation.multi_label import evaluate_multi_label
-from mmhf.evaluation.plots import save_calibration_plots, save_classification_plots
+from mmhf.evaluation.classification import constant_answer, evaluate_classification
+from mmhf.evaluation.multi_label import constant_answers, evaluate_multi_label
 from mmhf.evaluation.report.captions import scores_of_image, write_caption_gallery
-from mmhf.evaluation.report.classification import MeasuredClassification, MistakeExample, classification_sections
-from mmhf.evaluation.report.multi_label import MeasuredMultiLabel, WrongRow, write_multi_label_report
-from mmhf.evaluation.report.page import CaptionExample
-from mmhf.evaluation.report.sections import RunFacts, write_report
-from mmhf.evaluation.report.verdict import classification_verdict
+from mmhf.evaluation.report.classification import ClassificationReport
+from mmhf.evaluation.report.multi_label import MultiLabelReport
+from mmhf.evaluation.report.page import CaptionExample, Card
+from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.report.target_report import Measured
 
 pytestmark = pytest.mark.slow
 
@@ -61,10 +60,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels, logits = random.integers(len(NAMES), size=400), random.normal(size=(400, len(NAMES)))
     evaluation = evaluate_classification(logits, labels, NAMES, loss=1.4)
     calibration = evaluate_calibration(logits, labels, num_labels=len(NAMES))
-    mistake = MistakeExample(
-        id=LONG_ID, image=Image.new("RGB", (96, 96), "#c24"), text="a red frog on a lamp", label="mismatched",
-        prediction="animals-and-nature", confidence=0.987,
-    )  # fmt: skip
+    facts = {"predicted": "animals-and-nature", "label": "mismatched", "confidence": "98.7%", "id": LONG_ID}
+    red = Image.new("RGB", (96, 96), "#c24")
+    mistake = Card(image=red, text="a red frog on a lamp", facts=facts, wrong="predicted")
     first, second = DuplicateImage("train", 3, LONG_ID), DuplicateImage("test", 9, "9.jpg")
     run = RunFacts(
         folder=folder,
@@ -81,11 +79,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bad_examples=[BadExample("train", 12345, "3", f"{LONG_ID}.jpg: no such file")],
         duplicates=[DuplicatePair("near", first, second, True, 0.01)],
     )  # fmt: skip
-    measured = {"test": MeasuredClassification(evaluation, mistakes=[mistake] * 6)}
-    plots = save_classification_plots(folder / "plots", {"test": evaluation}, log_history=HISTORY)
-    plots |= save_calibration_plots(folder / "plots", {"test": calibration})
-    verdict = classification_verdict(run, "test", evaluation, calibration=calibration)
-    write_report(run, classification_sections(run, measured, plots=plots), verdict)
+    measured = Measured(evaluation, [mistake] * 6, constant_answer(evaluation), calibration=calibration)
+    ClassificationReport().write(run, {"test": measured})
     return folder / "report.html"
 
 
@@ -100,15 +95,14 @@ def report_of_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(0)
     labels = (random.random((400, len(NAMES))) < 0.3).astype(np.int8)
     logits = random.normal(size=labels.shape) + 2 * labels - 1
-    evaluation = evaluate_multi_label(logits, labels, NAMES, thresholds=[0.4, 0.5, 0.31, 0.62], loss=0.4)
-    mistake = WrongRow(
-        id=LONG_ID, image=Image.new("RGB", (96, 96), "#c24"), text="a red frog", labels="mismatched, " + NAMES[1],
-        decision="animals-and-nature wrongly given (98.7%)",
-    )  # fmt: skip
+    limits = [0.4, 0.5, 0.31, 0.62]
+    evaluation = evaluate_multi_label(logits, labels, NAMES, thresholds=limits, temperature=1.2, loss=0.4)
+    facts = {"wrong": "animals-and-nature wrongly given (98.7%)", "labels": f"mismatched, {NAMES[1]}", "id": LONG_ID}
+    mistake = Card(image=Image.new("RGB", (96, 96), "#c24"), text="a red frog", facts=facts, wrong="wrong")
     history = [{**entry, "eval_map": entry["eval_accuracy"]} for entry in HISTORY]
     run = RunFacts(folder=folder, title="several", subtitle="image-classification", log_history=history)
-    measured = MeasuredMultiLabel(evaluation, [mistake] * 6, temperature=1.2)
-    write_multi_label_report(run, {"validation": measured, "test": measured})
+    measured = Measured(evaluation, [mistake] * 6, constant_answers(evaluation))
+    MultiLabelReport().write(run, {"validation": measured, "test": measured})
     return folder / "report.html"
 
 

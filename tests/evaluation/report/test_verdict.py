@@ -6,12 +6,13 @@ import pytest
 from mmhf.data.duplicates import DuplicateImage, DuplicatePair
 from mmhf.evaluation.calibration import evaluate_calibration
 from mmhf.evaluation.captions import evaluate_captions
-from mmhf.evaluation.classification import evaluate_classification
+from mmhf.evaluation.classification import constant_answer, evaluate_classification
 from mmhf.evaluation.modalities import evaluate_modalities
+from mmhf.evaluation.report.classification import ClassificationReport
 from mmhf.evaluation.report.sections import RunFacts, write_report
+from mmhf.evaluation.report.target_report import Measured
 from mmhf.evaluation.report.verdict import (
     caption_verdict,
-    classification_verdict,
     judged_split,
     retrieval_verdict,
 )
@@ -36,13 +37,18 @@ def labels():
     return np.random.default_rng(0).choice(3, p=[0.6, 0.3, 0.1], size=600)
 
 
+def classification_verdict(run, evaluation, *, majority=None, **measured):
+    measured = Measured(evaluation, constants=constant_answer(evaluation, majority), **measured)
+    return ClassificationReport().verdict(run, "test", measured)
+
+
 def said(verdict):
     return " ".join([finding.text for finding in verdict.findings] + list(verdict.next_steps))
 
 
 def test_a_classifier_stands_beside_the_best_constant_answer(labels):
     evaluation = evaluate_classification(logits_for(labels, 0.9), labels, NAMES)
-    verdict = classification_verdict(run_facts(), "test", evaluation)
+    verdict = classification_verdict(run_facts(), evaluation)
     share = (labels == 0).mean()
     assert verdict.metric == "accuracy" and verdict.value == evaluation.metrics["accuracy"]
     assert verdict.result.low < verdict.value < verdict.result.high
@@ -53,7 +59,7 @@ def test_a_classifier_stands_beside_the_best_constant_answer(labels):
 
 def test_the_constant_answer_scores_as_scikit_learn_says(labels):
     constant = evaluate_classification(np.eye(3)[np.zeros(len(labels), int)], labels, NAMES)
-    verdict = classification_verdict(run_facts(best_metric="f1_macro"), "test", constant)
+    verdict = classification_verdict(run_facts(best_metric="f1_macro"), constant)
     assert verdict.rivals["always “cat”"] == pytest.approx(constant.metrics["f1_macro"])
     assert verdict.findings[0].kind == "bad" and "No better than always “cat”" in verdict.findings[0].text
     assert "Rare classes are missed" in said(verdict) and "loss.class_weights" in said(verdict)
@@ -63,7 +69,7 @@ def test_the_constant_answer_scores_as_scikit_learn_says(labels):
 def test_calibration_is_judged(labels, sure, kind, word):
     logits = logits_for(labels, 0.9, sure=sure)
     evaluation, calibration = evaluate_classification(logits, labels, NAMES), evaluate_calibration(logits, labels, 3)
-    verdict = classification_verdict(run_facts(), "test", evaluation, calibration=calibration)
+    verdict = classification_verdict(run_facts(), evaluation, calibration=calibration)
     assert [each.kind for each in verdict.findings if word in each.text] == [kind]
     assert ("evaluation.calibrate" in said(verdict)) == (kind == "bad")
 
@@ -74,7 +80,7 @@ def test_a_shortcut_through_one_modality_is_named(labels, image_alone, kind):
     views = {"both": both, "image_only": logits_for(labels, image_alone), "text_only": logits_for(labels, 0.3)}
     modalities = evaluate_modalities({**views, "mismatched": both}, labels, np.roll(np.arange(len(labels)), 1), NAMES)
     evaluation = evaluate_classification(both, labels, NAMES)
-    verdict = classification_verdict(run_facts(), "test", evaluation, modalities=modalities)
+    verdict = classification_verdict(run_facts(), evaluation, modalities=modalities)
     finding = next(each for each in verdict.findings if "by the text alone" in each.text)
     assert finding.kind == kind
     assert ("the image alone does as well" in finding.text) == (kind == "bad")
@@ -85,26 +91,26 @@ def test_leaks_and_curves_say_what_to_try(labels):
     evaluation = evaluate_classification(logits_for(labels, 0.9), labels, NAMES)
     pair = DuplicatePair("exact", DuplicateImage("train", 1, "a"), DuplicateImage("test", 2, "b"), True, 0.0)
     rising = [{"step": step, "eval_accuracy": step / 10, "eval_loss": 1.0} for step in (1, 2, 3)]
-    steps = classification_verdict(run_facts(duplicates=[pair], log_history=rising), "test", evaluation).next_steps
+    steps = classification_verdict(run_facts(duplicates=[pair], log_history=rising), evaluation).next_steps
     assert steps[0].startswith("data.on_duplicate") and steps[-1].startswith("Longer training")
     fell = [
         {"step": step, "eval_accuracy": accuracy, "eval_loss": loss}
         for step, accuracy, loss in ((1, 0.5, 1.0), (2, 0.9, 0.8), (3, 0.8, 1.2))
     ]
-    *_, step = classification_verdict(run_facts(log_history=fell), "test", evaluation).next_steps
+    *_, step = classification_verdict(run_facts(log_history=fell), evaluation).next_steps
     assert "has risen from 0.8000 to 1.2000" in step
 
 
 def test_a_missed_class_that_is_as_large_as_the_others_is_not_called_rare():
     labels = np.arange(40) % 2
     evaluation = evaluate_classification(np.eye(2)[labels * 0], labels, NAMES[:2])
-    verdict = classification_verdict(run_facts(), "test", evaluation)
+    verdict = classification_verdict(run_facts(), evaluation)
     assert "Classes are missed: F1 of 1 class is below" in said(verdict) and "loss.class_weights" not in said(verdict)
 
 
 def test_a_split_without_labels_has_no_verdict():
     nothing = evaluate_classification(np.zeros((1, 3)), [-100], NAMES)
-    assert classification_verdict(run_facts(), "test", nothing) is None
+    assert classification_verdict(run_facts(), nothing) is None
 
 
 def test_captions_stand_beside_what_needs_no_captioner():
@@ -145,7 +151,7 @@ def test_test_is_judged_before_validation():
 def test_the_report_opens_with_it_and_escapes_it(tmp_path, labels):
     evaluation = evaluate_classification(logits_for((labels + 2) % 3, 0.0), labels, NAMES[::-1])
     run = RunFacts(folder=tmp_path, title="run")
-    verdict = classification_verdict(run, "test", evaluation)
+    verdict = classification_verdict(run, evaluation)
     write_report(run, [], verdict)
     page = (tmp_path / "report.html").read_text()
     assert page.index('class="verdict"') < page.index("<nav>")
@@ -154,7 +160,7 @@ def test_the_report_opens_with_it_and_escapes_it(tmp_path, labels):
 
 def test_the_constant_answer_is_learnt_from_the_training_split(labels):
     evaluation = evaluate_classification(logits_for(labels, 0.9), labels, NAMES)
-    verdict = classification_verdict(run_facts(), "test", evaluation, majority="dog")
+    verdict = classification_verdict(run_facts(), evaluation, majority="dog")
     assert verdict.rivals == {"always “dog”": pytest.approx((labels == 1).mean())}
 
 
@@ -175,13 +181,13 @@ def test_a_classifier_that_frozen_features_beat_is_told_so_and_what_to_try(label
     evaluation = evaluate_classification(logits_for(labels, 0.7), labels, NAMES)
     ahead = {"logistic regression": {"accuracy": 0.93, "f1_macro": 0.9, "cpu_seconds": 1.24}}
     trained = run_facts(log_history=[{"step": 1, "loss": 1.0}])
-    verdict = classification_verdict(trained, "test", evaluation, baselines=ahead)
+    verdict = classification_verdict(trained, evaluation, baselines=ahead)
     assert [bar.name for bar in verdict.bars][0] == "logistic regression"
     assert "not yet as good as logistic regression (0.9300)" in verdict.findings[0].text
     assert verdict.findings[1].text == "CPU time without training a network: logistic regression 1.2 s."
     assert "A first stage that trains the head alone" in verdict.next_steps[0]
     behind = {"logistic regression": {**ahead["logistic regression"], "accuracy": 0.3}}
-    verdict = classification_verdict(trained, "test", evaluation, baselines=behind)
+    verdict = classification_verdict(trained, evaluation, baselines=behind)
     assert "head alone" not in said(verdict) and verdict.findings[0].kind == "good"
 
 

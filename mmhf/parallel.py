@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any, TypeVar
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.progress import track
 
@@ -43,6 +43,28 @@ def gather(value: T) -> list[T]:
 def first_error(own: InputError | None) -> InputError | None:
     """The error of the first process that has one, so that all react alike; every process has to call this."""
     return next((error for error in gather(own) if error is not None), None)
+
+
+def from_first(decide: Callable[[], T]) -> T:
+    """What the first process decides, for all of them; every process has to call this.
+
+    Args:
+        decide (`Callable`): Called in the first process alone.
+
+    Raises:
+        ValueError: What it raised, such as an `InputError`, in all processes.
+    """
+    outcome: list[Any] = [None]
+    if rank() == 0:
+        try:
+            outcome[0] = decide()
+        except ValueError as error:
+            outcome[0] = error
+    broadcast_object_list(outcome)
+    if isinstance(outcome[0], ValueError):
+        raise outcome[0]
+    decided: T = outcome[0]
+    return decided
 
 
 def map_in_threads(

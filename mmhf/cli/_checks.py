@@ -68,4 +68,8 @@ def check_before_imports(verb: str, options: argparse.Namespace) -> None:
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         from mmhf.recipe.resolve import load_recipe  # not for every verb: pydantic takes its time, too
 
-        load_recipe(recipe, given["overrides"])
+        resolved = load_recipe(recipe, given["overrides"])
+        if given.get("folds") is not None:
+            from mmhf.recipe.cross_validation import check_folds
+
+            check_folds(resolved.recipe, given["folds"])

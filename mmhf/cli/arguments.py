@@ -57,6 +57,10 @@ def train(parser: ArgumentParser) -> None:
     """Train a recipe, evaluate the model, and release it if the recipe says so.
 
     mmhf train quickstart/fusion training.learning_rate=1e-4
+    mmhf train quickstart/fusion --folds 5
+
+    With --folds, each fold of the training and validation rows is validated on once, by a run of its own; the numbers
+    are means and standard deviations over the folds. Killed and started again, it continues where it stopped.
     """
     _add_recipe(parser, "training.learning_rate=1e-4")
     parser.add_argument("--resume", action="store_true", help="resume the latest unfinished run of this recipe")
@@ -67,6 +71,7 @@ def train(parser: ArgumentParser) -> None:
         metavar="EPOCHS",
         help="train the last stage this many epochs longer than the recipe says; also resumes a finished run",
     )
+    _add_folds(parser)
 
 
 def evaluate(parser: ArgumentParser) -> None:
@@ -300,6 +305,7 @@ def plan(parser: ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="also show default values, and each parameter group")
     parser.add_argument("--time", action="store_true", help="also run a few steps of each stage, to time them")
     parser.add_argument("--schema", action="store_true", help="write the JSON Schema of recipes, for editors")
+    _add_folds(parser)
 
 
 def find_lr(parser: ArgumentParser) -> None:
@@ -353,6 +359,10 @@ def sweep(parser: ArgumentParser) -> None:
 def _add_recipe(parser: ArgumentParser, override: str) -> None:
     parser.add_argument("recipe", help="YAML file, or a name of `mmhf init --list`, such as quickstart/fusion")
     parser.add_argument("overrides", nargs="*", default=[], help=f"key=value, such as {override}")
+
+
+def _add_folds(parser: ArgumentParser) -> None:
+    parser.add_argument("--folds", type=int, metavar="K", help="cross-validation: a run for each of K folds")
 
 
 def _add_table_job(parser: ArgumentParser, *, output: str) -> None:

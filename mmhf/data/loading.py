@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.duplicates import DuplicatePair, describe_duplicates, find_duplicates
 from mmhf.data.filters import blank_placeholders, filter_rows
+from mmhf.data.folds import POOLED, named_by_split, take_fold
 from mmhf.data.label_sets import fixed_size_lists
 from mmhf.data.labels import number_labels
 from mmhf.data.numbers import number_columns
@@ -27,7 +28,7 @@ from mmhf.data.prepared import open_prepared
 from mmhf.data.remote.images import parse_reference
 from mmhf.data.screen import SplitScreen
 from mmhf.data.sources import READERS
-from mmhf.data.splits import cut_splits, require_groups_apart
+from mmhf.data.splits import cut_splits, group_column, require_groups_apart
 from mmhf.data.streams.captions import StreamedCaptions
 from mmhf.data.table import SPLITS, FilterStep, Reading, SourceTable, as_dataset, extra_column
 from mmhf.data.targets import row_target
@@ -35,6 +36,7 @@ from mmhf.errors import InputError
 from mmhf.recipe.by_task import RECIPE_BY_TASK
 from mmhf.recipe.caption_data_sections import CaptionDataSectionBase
 from mmhf.recipe.data_sections import DataSectionBase, FilteredDataSection, TableDataSection
+from mmhf.recipe.row_sections import SplitSection
 from mmhf.recipe.schema import RecipeBase
 from mmhf.recipe.target_sections import RegressionSection
 
@@ -63,6 +65,10 @@ class LoadedData:
     """Columns of the rows that the model reads beside image and text."""
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Those of splits of which they are known beforehand."""
+
+    def tables(self) -> dict[str, datasets.Dataset]:
+        """The splits that are no streams."""
+        return {split: table for split, table in self.splits.items() if isinstance(table, datasets.Dataset)}
 
     def num_rows(self, split: str) -> int | None:
         """Rows of a split, of a stream those of an epoch; None when it has no length, or is absent."""
@@ -120,8 +126,8 @@ def load_data(
     """
     recipe = _checked(section, task, splits)
     wanted = splits
-    if section.on_duplicate == "skip_across_splits":
-        splits = None  # what is left of the training split depends on the others
+    if section.on_duplicate == "skip_across_splits" or section.fold is not None:
+        splits = None  # what is left of the training split depends on the others, and a fold on two of them
     reading = Reading(
         label=recipe.reads_labels,
         text=recipe.reads_texts,
@@ -139,6 +145,8 @@ def load_data(
         _judge_duplicates(loaded, section, check_images=check_images)
     if wanted is not None:
         loaded.splits = {split: table for split, table in loaded.splits.items() if split in wanted}
+        if section.fold is not None and not {*POOLED}.isdisjoint(wanted):
+            wanted = {*wanted, *POOLED}  # rows that cannot be used are named by the split that they come from
         loaded.bad_examples = [example for example in loaded.bad_examples if example.split in wanted]
     if reading.text and reading.label and section.may_have_empty_texts():
         loaded.empty_texts = _count_empty_texts(loaded.splits)
@@ -230,6 +238,8 @@ def _make_splits(
     target = row_target(section) if reading.label else None
     if target is not None:
         blanked = target.unify(blanked, source)
+    if section.fold is not None:
+        blanked = named_by_split(blanked)
     if blanked is not table:
         image = source.rows.select_columns("image")
         source.rows = datasets.concatenate_datasets([image, as_dataset(blanked)], axis=1)
@@ -249,6 +259,8 @@ def _make_splits(
             require_groups_apart(source, parts, section.split.group_by)
         names = target.number(source, positions, parts, label_names)
     loaded = LoadedData({}, names, list(source.bad_examples), filter_steps=steps)
+    rules = source.cut or getattr(section, "split", None) or SplitSection()
+    groups = None if section.fold is None else group_column(source, rules)
     for split in available:
         if splits is not None and split not in splits:
             continue
@@ -256,8 +268,10 @@ def _make_splits(
             loaded.splits[split] = source.streams[split]({} if target is None else target.label_ids)
             continue
         screen = SplitScreen(source, parts[split], split=split, section=section, reading=reading, target=target)
-        loaded.splits[split] = screen.run(check_images=check_images)
+        loaded.splits[split] = screen.run(check_images=check_images, groups=groups)
         loaded.bad_examples += screen.bad_examples
+    if section.fold is not None:
+        loaded.splits = {**take_fold(loaded.tables(), section.fold, rules, names)}
     return loaded
 
 
@@ -265,7 +279,7 @@ def _judge_duplicates(loaded: LoadedData, section: DataSectionBase, *, check_ima
     skip = section.on_duplicate == "skip_across_splits"
     if section.find_duplicates == "never" or not (skip or check_images):
         return
-    tables = {split: table for split, table in loaded.splits.items() if isinstance(table, datasets.Dataset)}
+    tables = loaded.tables()
     found = find_duplicates(tables, near=section.find_duplicates == "near")
     loaded.duplicates = found.pairs
     if found.pairs:

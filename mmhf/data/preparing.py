@@ -148,19 +148,19 @@ class _Packing:
             split: [
                 self.folder / f"{split}-{number:05}.images.arrow" for number in range(-(-len(table) // _SHARD_ROWS))
             ]
-            for split, table in self._tables.items()
+            for split, table in self.data.tables().items()
         }
-        total = sum(len(table) for table in self._tables.values())
+        total = sum(len(table) for table in self.data.tables().values())
         key = self.origin.key().encode()
         with tqdm(total=total, unit="image", desc="preparing", leave=False) as bar:
             for split, files in shards.items():
                 for number, path in enumerate(files):
                     start = number * _SHARD_ROWS
-                    stop = min(start + _SHARD_ROWS, len(self._tables[split]))
+                    stop = min(start + _SHARD_ROWS, len(self.data.tables()[split]))
                     if _is_whole(path, key, stop - start):
                         bar.update(stop - start)
                     else:
-                        self._write_images(self._tables[split], range(start, stop), path, bar)
+                        self._write_images(self.data.tables()[split], range(start, stop), path, bar)
                 self._write_rows(split, files)
         if source_state(self.section, _each(self.paths), _folders(self.paths)) != self.origin.source:
             raise InputError(f"{self.folder}: the source changed while it was prepared; prepare it again")
@@ -180,10 +180,6 @@ class _Packing:
             shards={split: [path.name for path in files] for split, files in shards.items()},
             files={path.name: [path.stat().st_size, content_hash(path)] for path in wanted},
         )
-
-    @property
-    def _tables(self) -> dict[str, datasets.Dataset]:
-        return {split: table for split, table in self.data.splits.items() if isinstance(table, datasets.Dataset)}
 
     def _write_images(self, table: datasets.Dataset, rows: range, path: Path, bar: tqdm[Any]) -> None:
         images = table.select_columns(["image"])
@@ -205,7 +201,7 @@ class _Packing:
 
     def _write_rows(self, split: str, shards: Sequence[Path]) -> None:
         """All columns but the images, with their digests, which the files of images know."""
-        rows = self._tables[split].remove_columns("image")
+        rows = self.data.tables()[split].remove_columns("image")
         digests = [datasets.Dataset.from_file(str(path)).data.column(DIGEST_COLUMN) for path in shards]
         known = pa.chunked_array([chunk for column in digests for chunk in column.chunks], pa.binary())
         table = rows.with_format("arrow")[:].append_column(DIGEST_COLUMN, known)

@@ -17,7 +17,7 @@ from mmhf.data.bad_examples import BadExample
 from mmhf.data.captions import clean_captions, empty_captions, is_empty
 from mmhf.data.columns import IMAGE_TYPE
 from mmhf.data.images import ImageFault
-from mmhf.data.table import CAPTIONS_TYPE, EmbeddedImages, Reading, SourceTable, extra_column
+from mmhf.data.table import CAPTIONS_TYPE, GROUP_COLUMN, EmbeddedImages, Reading, SourceTable, extra_column
 from mmhf.data.targets import RowTarget
 from mmhf.errors import InputError
 from mmhf.parallel import map_in_threads
@@ -84,12 +84,14 @@ class SplitScreen:
         self._table = source.rows.remove_columns("image").data.table
         self._images = source.rows.select_columns("image")
 
-    def run(self, *, check_images: bool = True) -> datasets.Dataset:
+    def run(self, *, check_images: bool = True, groups: str | None = None) -> datasets.Dataset:
         """Judge the rows and make the table of those that are used.
 
         Args:
             check_images (`bool`, defaults to `True`):
                 Look into the images to find broken ones.
+            groups (`str`, *optional*):
+                A column of the source to keep as `GROUP_COLUMN`, for what is cut later.
 
         Returns:
             `datasets.Dataset`: the columns of `ROW_FEATURES` or `CAPTION_FEATURES`, in the order of the source.
@@ -115,7 +117,7 @@ class SplitScreen:
             raise InputError(self._nothing_left())
         if self.bad_examples:
             logger.warning("%s: %d bad rows in %s", self.part.origin, len(self.bad_examples), self.split)
-        return self._make_table(self.positions[np.isin(self.positions, np.concatenate(chosen))])
+        return self._make_table(self.positions[np.isin(self.positions, np.concatenate(chosen))], groups)
 
     def _usable_rows(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Those of which all but the image can be used."""
@@ -217,7 +219,7 @@ class SplitScreen:
         self._blank_images.append(position)
         return True
 
-    def _make_table(self, positions: NDArray[np.int64]) -> datasets.Dataset:
+    def _make_table(self, positions: NDArray[np.int64], groups: str | None) -> datasets.Dataset:
         rows = self._table.take(pa.array(positions))
         columns: dict[str, Any] = {name: rows.column(name) for name in ("row", "id")}
         if self.target is not None:
@@ -228,6 +230,8 @@ class SplitScreen:
             columns["captions"] = _clean(rows.column("captions").combine_chunks())
         for name in self.reading.extra_columns:
             columns[extra_column(name)] = rows.column(extra_column(name))
+        if groups is not None:
+            columns[GROUP_COLUMN] = rows.column(groups)
         feature = self.part.images.feature
         stored = self._images.data.column("image")
         if stored.nbytes > _COPIED_BELOW:

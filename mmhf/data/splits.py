@@ -87,12 +87,17 @@ def cut_splits(source: SourceTable, positions: Positions) -> dict[str, Positions
         chosen = pa.array(uncut)
         name = next((name for name in ("label", "labels") if name in source.rows.column_names), None)
         labels = [""] * len(uncut) if name is None else source.column(name).take(chosen)
-        by = share.group_by if isinstance(share, SplitSection) else None
-        grouped = "image_group" if "image_group" in source.rows.column_names else by and extra_column(by)
+        grouped = group_column(source, share)
         groups = None if grouped is None else source.column(grouped).take(chosen)
         cut = split_positions(share, labels, groups)
         splits.update({split: uncut[places] for split, places in cut.items()})
     return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def group_column(source: SourceTable, section: SplitSection | ImageSplitSection) -> str | None:
+    """The column of a source whose equal values no cut separates; None: there is none."""
+    by = section.group_by if isinstance(section, SplitSection) else None
+    return "image_group" if "image_group" in source.rows.column_names else by and extra_column(by)
 
 
 def split_positions(
@@ -117,7 +122,26 @@ def split_positions(
     fractions = {"validation": section.validation, "test": section.test}
     fractions = {"train": 1.0 - section.validation - section.test, **fractions}
     names = [name for name in SPLITS if fractions[name] > 0]
-    shares = np.array([fractions[name] for name in names])
+    assigned = assign_rows(section, np.array([fractions[name] for name in names]), labels, groups)
+    return {name: np.flatnonzero(assigned == number).tolist() for number, name in enumerate(names)}
+
+
+def assign_rows(
+    section: SplitSection | ImageSplitSection,
+    shares: NDArray[np.float64],
+    labels: Sequence[str | None] | pa.ChunkedArray,
+    groups: Sequence[str | None] | pa.ChunkedArray | None = None,
+) -> NDArray[np.int64]:
+    """Give each row to one of several parts.
+
+    Args:
+        section, labels, groups: As `split_positions` takes them; `stratify` and `seed` are read.
+        shares (`NDArray` of shape `(S,)`):
+            The share of each part, of 1.
+
+    Returns:
+        `NDArray` of shape `(N,)`: the number of each row's part.
+    """
     rows, classes = np.arange(len(labels)), np.zeros(len(labels), dtype=np.int64)
     stratify = isinstance(section, SplitSection) and section.stratify
     rng = np.random.default_rng(section.seed)
@@ -125,8 +149,7 @@ def split_positions(
         sets = labels.combine_chunks()
         values = {value: number for number, value in enumerate(codes_of(pa.compute.list_flatten(sets))[1])}
         if groups is None and values:
-            assigned = iterative_stratification(label_matrix(sets, values, len(values)), shares, rng)
-            return {name: np.flatnonzero(assigned == number).tolist() for number, name in enumerate(names)}
+            return iterative_stratification(label_matrix(sets, values, len(values)), shares, rng)
         places, ids = label_places(sets, values)
         # Each row counts as a row, and as one of each of its labels.
         rows, classes = np.concatenate([rows, places]), np.concatenate([classes, 1 + ids])
@@ -134,10 +157,8 @@ def split_positions(
         codes, found = codes_of(labels)
         classes = number_rows(np.where(codes < 0, len(found), codes))  # rows without a label are a class, too
     if groups is None:
-        assigned = _assign_rows(classes, shares, rng)
-    else:
-        assigned = _assign_groups(number_rows(codes_of(groups)[0]), rows, classes, shares=shares, rng=rng)
-    return {name: np.flatnonzero(assigned == number).tolist() for number, name in enumerate(names)}
+        return _assign_rows(classes, shares, rng)
+    return _assign_groups(number_rows(codes_of(groups)[0]), rows, classes, shares=shares, rng=rng)
 
 
 def _assign_rows(classes: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:

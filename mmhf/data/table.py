@@ -46,6 +46,8 @@ CAPTION_FEATURES = datasets.Features(
 )
 """The columns of captioned data: row number of the image's first row in the source, its name, image and captions."""
 
+GROUP_COLUMN = "group"
+"""Where loaded rows have what no fold separates, until they are cut into folds."""
 DIGEST_COLUMN = "digest"
 """Where rows have it: the digest of their image's content, so that the image need not be read for it."""
 CAPTIONS_TYPE = pa.list_(pa.string())

@@ -87,7 +87,11 @@ class LabelPredictor(ABC):
         """One row of `schema` for each encoded row."""
         inputs = {name: tensor.to(self.model.device) for name, tensor in encoding.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        columns = self._answer(self.target.scores(self.model(**inputs).logits))
+        return self.answer(self.model(**inputs).logits)
+
+    def answer(self, logits: torch.Tensor) -> pa.Table:
+        """One row of `schema` for each of (B, C) logits of the model."""
+        columns = self._answer(self.target.scores(logits))
         arrays = [pa.array(columns[each.name], each.type) for each in self.schema]
         return pa.table(arrays, schema=self.schema)
 

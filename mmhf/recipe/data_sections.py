@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mmhf.recipe.augment_sections import AugmentSection
-from mmhf.recipe.row_sections import ConditionSection, FiltersSection, SplitSection
+from mmhf.recipe.row_sections import ConditionSection, FiltersSection, FoldSection, SplitSection
 from mmhf.recipe.sections import CloudSection, DataPath, PositiveInt, Section, SplitName
 from mmhf.recipe.target_sections import MultiLabelSection, OrdinalSection, RegressionSection, TargetSection
 
@@ -67,6 +67,8 @@ class DataSectionBase(Section):
     """Placeholders that are read as missing values, ignoring case; `*` matches anything (`No * information`)."""
     filters: FiltersSection = FiltersSection.model_construct()
     """Which rows are used; applied before splitting and before `limit`."""
+    fold: FoldSection | None = None
+    """Train on all folds but one, and validate on that; applied after `limit`, to the rows that can be used."""
     augment: AugmentSection | None = None
     on_bad_image: Literal["skip", "blank", "mask", "raise"] = "skip"
     """What to do about a missing or unreadable image: drop the row, use a white image, use the text alone (`mask`, for
@@ -100,6 +102,12 @@ class DataSectionBase(Section):
     def _looks_for_what_it_skips(self) -> DataSectionBase:
         if self.on_duplicate != "keep" and self.find_duplicates == "never":
             raise ValueError(f"on_duplicate = {self.on_duplicate} needs find_duplicates: near or exact")
+        return self
+
+    @model_validator(mode="after")
+    def _has_rows_to_fold(self) -> DataSectionBase:
+        if self.fold is not None and self.is_stream():
+            raise ValueError("fold: a stream is not cut into folds, because its rows are not read beforehand")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Which rows of a table are used, and how they are split: `filters:` and `split:`."""
+"""Which rows of a table are used, and how they are split: `filters:`, `split:` and `fold:`."""
 
 from __future__ import annotations
 
@@ -84,4 +84,20 @@ class SplitSection(Section):
     def _leaves_rows_to_train_on(self) -> SplitSection:
         if self.validation + self.test >= 1.0:
             raise ValueError(f"validation + test = {self.validation + self.test:g} leaves no rows to train on")
+        return self
+
+
+class FoldSection(Section):
+    """One fold of a cross-validation; `mmhf train --folds` trains each of them."""
+
+    number: PositiveInt
+    """Which one, from 1. Its rows are the validation split, those of the other folds the training split."""
+    of: Annotated[int, Field(ge=2)]
+    """How many folds the rows of training and validation are cut into, stratified and grouped as `split` says. The
+    test split stays as it is."""
+
+    @model_validator(mode="after")
+    def _is_there(self) -> FoldSection:
+        if self.number > self.of:
+            raise ValueError(f"number = {self.number} is more than of = {self.of}")
         return self

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import datasets
+import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
@@ -122,6 +123,11 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
     @abstractmethod
     def measure(self, trainer: Trainer, data: LoadedData, split: str) -> MeasuredT:
         """Evaluate a split: all that the report and `metrics.json` say of it."""
+
+    def predictions(self, trainer: Trainer, data: LoadedData, split: str) -> pa.Table | None:
+        """What the model said of each row of a split when it was measured, beside what is true; None where a task does
+        not keep that."""
+        return None
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
         """What can be had without training, to stand beside the model's numbers.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from transformers import CLIPImageProcessor, PreTrainedModel, Trainer
@@ -26,6 +27,7 @@ from mmhf.errors import InputError
 from mmhf.evaluation.baselines import Rows
 from mmhf.evaluation.modalities import ModalityEvaluation
 from mmhf.evaluation.report.sections import RunFacts
+from mmhf.inference.label_predictors import LabelPredictor
 from mmhf.models.classification_loss import LossSettings, class_names
 from mmhf.parallel import gather, rank, world_size
 from mmhf.recipe.augment_sections import AugmentSection
@@ -51,6 +53,8 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         self.protocols = self.target.report.protocols
         self.has_baselines = self.target.baseline is not None
         super().__init__(recipe)
+        self._measured: dict[str, Predicted] = {}
+        """What models said of the splits that were measured."""
 
     @abstractmethod
     def _fresh_model(self, **options: Any) -> PreTrainedModel:
@@ -146,8 +150,28 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
 
     def measure(self, trainer: Trainer, data: LoadedData, split: str) -> Any:
         predicted, model = self._predict(trainer, data, split), _model_of(trainer)
+        self._measured[split] = predicted
         modalities = self.measure_modalities(model, predicted, data.label_names)
         return self.target.measure(predicted, model.config, data=data, split=split, modalities=modalities)
+
+    def predictions(self, trainer: Trainer, data: LoadedData, split: str) -> pa.Table | None:
+        """The columns `id`, `row`, what is true, and what `mmhf predict` makes, with the label as `prediction`.
+
+        Rows that nothing is known of, such as those with a broken image, are left out.
+        """
+        rows, said = data.splits[split], self._measured.get(split)
+        if said is None or not isinstance(rows, datasets.Dataset):
+            return None
+        known = np.flatnonzero(self.target.is_known(said.labels))
+        processor: Any = trainer.processing_class
+        predictor = LabelPredictor.of(_model_of(trainer), processor)
+        answers = predictor.answer(torch.from_numpy(said.logits[known]))
+        given = rows.select_columns(["id", "row", self.target.column]).with_format("arrow")[known.tolist()]
+        made = {
+            "prediction" if name in ("label", "labels") else name: answers.column(name) for name in predictor.columns
+        }
+        told = {name: given.column(name) for name in ("id", "row")}
+        return pa.table({**told, **self.target.given_columns(given, data.label_names), **made})
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
         splits, target = frozen.splits, self.target

@@ -109,9 +109,14 @@ def run_history(run_dir: Path) -> list[dict[str, Any]]:
     return history
 
 
-def choose_run_dir(resolved: ResolvedRecipe, *, resume: bool) -> Path:
+def choose_run_dir(resolved: ResolvedRecipe, *, resume: bool, recipe_file: str = RECIPE_FILE) -> Path:
     """`training.output_dir`, or the first of `outputs/RECIPE/DATE-TIME`, `DATE-TIME-2`, … that is free; with `resume`,
     the latest of these that is unfinished.
+
+    Args:
+        resolved (`ResolvedRecipe`): The recipe.
+        resume (`bool`): Go on with one that was begun.
+        recipe_file (`str`, defaults to `"recipe.yaml"`): What a folder that was begun holds.
 
     Raises:
         InputError: There is nothing to resume.
@@ -124,7 +129,8 @@ def choose_run_dir(resolved: ResolvedRecipe, *, resume: bool) -> Path:
         now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         names = itertools.chain([now], (f"{now}-{number}" for number in itertools.count(2)))
         return next(root / name for name in names if not (root / name).exists())
-    unfinished = [path.parent for path in root.glob(f"*/{RECIPE_FILE}") if not (path.parent / METRICS_FILE).exists()]
+    begun = [path for path in root.glob("*") if (path / recipe_file).is_file()]
+    unfinished = [path for path in begun if not (path / METRICS_FILE).exists()]
     if not unfinished:
         raise InputError(f"--resume: no unfinished run under {root}; leave --resume out to start one")
     return max(unfinished)

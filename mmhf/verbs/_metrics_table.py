@@ -11,10 +11,27 @@ from rich.table import Table
 from mmhf.evaluation.baselines import CPU_SECONDS
 
 if TYPE_CHECKING:
+    from mmhf.evaluation.cross_validation import FoldMetric
     from mmhf.tasks import Measured
 
 _BESIDE = 6
 """Metrics that stand beside those of baselines."""
+
+
+def print_folds(title: str, metrics: Mapping[str, FoldMetric]) -> None:
+    """Print one row a metric and one column a split to standard output: mean ± standard deviation over folds.
+
+    Args:
+        title (`str`): Above the table.
+        metrics (`Mapping[str, FoldMetric]`): By split and name, such as `validation_accuracy`.
+    """
+    table = Table(title=title, title_justify="left")
+    splits = dict.fromkeys(name.partition("_")[0] for name in metrics)
+    for column in ("metric", *splits):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name in dict.fromkeys(name.partition("_")[2] for name in metrics):
+        table.add_row(name, *(str(metrics.get(f"{split}_{name}", "")) for split in splits))
+    Console().print(table)
 
 
 def print_metrics(title: str, measured: Mapping[str, Measured]) -> None:

@@ -93,6 +93,8 @@ def with_own_data(values: Mapping[str, Any], given: Mapping[str, OwnData]) -> di
         kept = {key: value for key, value in kept.items() if key not in KEYS_OF_TEXTS}
     if "path" not in given:  # what cuts a table does not belong to splits that are given
         kept = {key: value for key, value in kept.items() if key not in ("split", "filters")}
+    if "test" in given:  # where there is nothing to cut into folds
+        kept.pop("fold", None)
     if before.get("source") not in (None, "table", "hub"):
         kept.pop("columns", None)
     image = (kept.get("columns") or {}).get("image") or "image"

@@ -28,6 +28,7 @@ from mmhf.hub.hub_errors import hub_may_answer, use_caches_if_hub_is_silent
 from mmhf.hub.releases import check_version_is_free, resolve_model
 from mmhf.models.encoders import CHANNELS_LAST_SWITCH, why_not_channels_last
 from mmhf.recipe import ResolvedRecipe, json_schema
+from mmhf.recipe.cross_validation import check_folds, fold_override
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.training_sections import StageSection, cache_section
 from mmhf.tasks import AnyTask, task_of
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.recipe is None:
         raise InputError("mmhf plan needs a recipe, or --schema")
-    planned = plan(options.recipe, options.overrides, time=options.time)
+    planned = plan(options.recipe, options.overrides, time=options.time, folds=options.folds)
     planned.print(Console(), all_values=options.all)
     if planned.problems:
         sys.stdout.flush()
@@ -122,17 +123,23 @@ def plan(
     train_dataset: OwnData | None = None,
     eval_dataset: OwnData | None = None,
     time: bool = False,
+    folds: int | None = None,
 ) -> Plan:
     """Work out what a recipe would do, without weights or GPU.
 
     Args:
         recipe, overrides, train_dataset, eval_dataset: As `mmhf.train` takes them.
         time (`bool`, defaults to `False`): Also make a few steps of each stage on this device, with fresh weights.
+        folds (`int`, *optional*): Plan a cross-validation of so many folds, by the first of its runs.
 
     Raises:
         InputError: The recipe itself is wrong; what is absent or wrong around it stands in `problems`.
     """
     resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    if folds is not None:
+        check_folds(resolved.recipe, folds)
+        overrides = [*overrides, "training.output_dir=null", fold_override(1, folds)]
+        resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
     task, found = task_of(resolved.recipe), Plan(resolved)
     if task.uses_hub(weights=False):
         use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
@@ -147,6 +154,8 @@ def plan(
     )
     num_rows = None if data is None else task.num_train_rows(data)
     found.run = _describe_run(args, data, num_rows)
+    if folds is not None:
+        found.run["folds"] = f"{folds}, each a run such as this, the first"
     found.run["JPEG decoder"] = describe_jpeg_decoder(task.least_side())
     found.run["precision"] = str(choose_precision(resolved.recipe.training))
     found.as_written = [_as_written(stage, args) for stage in recipe_stages(resolved.recipe, args)]

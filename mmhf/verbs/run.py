@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import html
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from mmhf.files import METRICS_FILE, PLOTS_FOLDER, REPORT_FILE, read_json_object
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FOLD_FOLDER = "fold_{}"
+"""Of a cross-validation, by the fold's number from 1."""
 _FIRST_PICTURES = ("curves.png", "training.png")
 _SHOWN = 12
 
@@ -49,6 +52,12 @@ class Run:
     def plots(self) -> dict[str, Path]:
         """Name → picture."""
         return {path.stem: path for path in sorted((self.folder / PLOTS_FOLDER).glob("*.png"))}
+
+    @property
+    def folds(self) -> list[Run]:
+        """The runs of a cross-validation, in the order of the folds; none of another run."""
+        paths = map(self.folder.joinpath, map(FOLD_FOLDER.format, itertools.count(1)))
+        return [Run(path) for path in itertools.takewhile(Path.is_dir, paths)]
 
     @functools.cached_property
     def model(self) -> PreTrainedModel:

@@ -8,6 +8,7 @@ import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import datasets
 import numpy as np
 import torch
 import transformers
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmhf.damage import is_run_file, mark_complete
@@ -29,6 +29,7 @@ from mmhf.hub import resolve_model
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.hub.lineage import check_release_is_possible, release_run, write_lineage
 from mmhf.hub.pushing import complete_pushed_run
+from mmhf.parallel import from_first
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.history import RunPart, run_parts
 from mmhf.tasks import AnyTask, Measured, task_of
@@ -48,6 +49,7 @@ from mmhf.training.position import run_conditions
 from mmhf.training.run_folder import RunFolder, choose_run_dir, find_run_folder, steps_done
 from mmhf.training.tracking import tracked_run
 from mmhf.training.trainer import MMTrainer
+from mmhf.verbs._cross_validation import cross_validate, write_fold_predictions
 from mmhf.verbs._metrics_table import print_metrics
 from mmhf.verbs.own_data import OwnData, resolve
 from mmhf.verbs.run import Run
@@ -64,6 +66,7 @@ def run(options: argparse.Namespace) -> None:
         resume=options.resume,
         allow_changes=options.allow_changes,
         more=options.more,
+        folds=options.folds,
     )
 
 
@@ -77,6 +80,7 @@ def train(
     resume: bool = False,
     allow_changes: bool = False,
     more: float | None = None,
+    folds: int | None = None,
 ) -> Run:
     """The whole road, in order: recipe, data, run folder, model, trainer, training, evaluation, release.
 
@@ -90,24 +94,32 @@ def train(
         resume (`bool`, defaults to `False`): Resume the latest unfinished run of this recipe.
         allow_changes (`bool`, defaults to `False`): Continue even though the recipe has changed since.
         more (`float`, *optional*): Train this many epochs longer than the recipe says, in its last stage.
+        folds (`int`, *optional*): Cross-validate: train a model for each of so many folds of the rows of training and
+            validation, and measure them together.
 
     Returns:
-        [`Run`]: The run's folder, with its metrics, report and model.
+        [`Run`]: The run's folder, with its metrics, report and model; of a cross-validation its folder, with the
+        means, and the run of each fold.
 
     Raises:
         InputError: The recipe, the data or the folder cannot be used.
     """
-    resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
-    parts_overrides = list(overrides)
-    if more is not None:
-        overrides = [*overrides, longer(resolved.recipe, more)]
-        resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
+    data: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+    resolved = resolve(recipe, overrides, **data)
     if resolved.recipe.init_from is not None:
         parent = resolve_model(resolved.recipe.init_from)
         if parent.is_on_hub:  # where tags and branches move
-            pinned = f"init_from={parent.repo}@{parent.commit}"
-            overrides, parts_overrides = [*overrides, pinned], [*parts_overrides, pinned]
-            resolved = resolve(recipe, overrides, train_dataset=train_dataset, eval_dataset=eval_dataset)
+            overrides = [*overrides, f"init_from={parent.repo}@{parent.commit}"]
+            resolved = resolve(recipe, overrides, **data)
+    if folds is not None:
+        if more is not None:
+            raise InputError("--more: trains one run longer; leave --folds out, or give the recipe more epochs")
+        one = partial(train, recipe, callbacks=callbacks, allow_changes=allow_changes, **data)
+        return cross_validate(resolved, folds, lambda of: one(overrides=[*overrides, *of]), resume=resume)
+    parts_overrides = list(overrides)
+    if more is not None:
+        overrides = [*overrides, longer(resolved.recipe, more)]
+        resolved = resolve(recipe, overrides, **data)
     if resolved.recipe.release is not None:
         check_release_is_possible(resolved.recipe.release)
     place = _Place(resume=resume, allow_changes=allow_changes)
@@ -171,7 +183,8 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
             write_lineage(folder.path, reference, data.fingerprint(), trained_on=_machine(args))
             _say_what_begins(resolved, data, model, folder)
         done = 0 if folder.checkpoint is None else step_of(folder.checkpoint)
-        with tracked_run(args, resolved, folder.path.name, done=done):
+        run_name = folder.path.name if recipe.data.fold is None else "_".join(folder.path.parts[-2:])
+        with tracked_run(args, resolved, run_name, done=done):
             trainer = task.make_trainer(data, plan=plan, args=args, processor=processor, bad_examples=bad_examples)
             for callback in (*callbacks, *([] if part.until_step is None else [_StopAfter(part.until_step)])):
                 trainer.add_callback(callback)
@@ -211,6 +224,8 @@ def _finish(
         mark_complete(folder, is_run_file)
         bad_examples.write_csv(folder / BAD_EXAMPLES_FILE)
         measured = _beside_baselines(measured, task, data, frozen)
+        if task.recipe.data.fold is not None:
+            write_fold_predictions(folder, task.predictions(trainer, data, "validation"), task.recipe.data.fold)
         facts = _facts(trainer, data, frozen)
         _report(trainer, task, data, facts, resolved=resolved, measured=measured, bad_examples=bad_examples)
         mark_complete(folder, is_run_file)
@@ -352,24 +367,16 @@ def _machine(args: TrainingArguments) -> dict[str, str]:
 def _find_folder(part: RunPart, args: TrainingArguments, place: _Place) -> RunFolder:
     """Let the first process choose the run folder and tell the others, or all of them what is wrong with it."""
     args.device  # noqa: B018  (starts the process group that the broadcast needs)
-    outcome: list[RunFolder | Exception | None] = [None]
-    if args.process_index == 0:
-        try:
-            path = place.run_dir or choose_run_dir(part.resolved, resume=place.resume)
-            if part.until_step is not None and steps_done(path) >= part.until_step:
-                outcome[0] = RunFolder(path, is_finished=True)
-            else:
-                outcome[0] = find_run_folder(
-                    path, part.resolved, conditions=run_conditions(args), allow_changes=place.allow_changes
-                )
-        except ValueError as error:
-            outcome[0] = error
-    broadcast_object_list(outcome)
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    assert outcome[0] is not None
-    args.output_dir = str(outcome[0].path)
-    return outcome[0]
+
+    def find() -> RunFolder:
+        path = place.run_dir or choose_run_dir(part.resolved, resume=place.resume)
+        if part.until_step is not None and steps_done(path) >= part.until_step:
+            return RunFolder(path, is_finished=True)
+        return find_run_folder(path, part.resolved, conditions=run_conditions(args), allow_changes=place.allow_changes)
+
+    folder = from_first(find)
+    args.output_dir = str(folder.path)
+    return folder
 
 
 def _set_verbosity(args: TrainingArguments) -> None:

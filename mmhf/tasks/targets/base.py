@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from transformers import EvalPrediction
@@ -103,6 +104,10 @@ class ClassifierTarget(ABC, Generic[EvaluationT]):
         """(N,): which of a split's rows have something to learn."""
         known: NDArray[np.bool_] = labels >= 0
         return known
+
+    def given_columns(self, rows: pa.Table, names: Sequence[str]) -> dict[str, pa.Array]:
+        """What is true of rows with the data's column `column`, as a table of predictions names it."""
+        return {self.column: pa.array(names, pa.string()).take(rows.column(self.column).combine_chunks())}
 
     def fits_by_itself(self) -> bool:
         """Whether something is fitted on the validation split although the recipe does not ask for it."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from transformers import EvalPrediction
@@ -60,6 +61,15 @@ class MultiLabelTarget(ProbabilityTarget[MultiLabelEvaluation]):
     def training_metrics(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
         # Thresholds are 0.5, since none is fitted yet.
         return multi_label_metrics(logits_of(prediction), np.asarray(prediction.label_ids), label_names)
+
+    def is_known(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
+        known: NDArray[np.bool_] = np.all(labels >= 0, axis=1)
+        return known
+
+    def given_columns(self, rows: pa.Table, names: Sequence[str]) -> dict[str, pa.Array]:
+        given = rows.column(self.column).to_pylist()
+        listed = [[name for name, has in zip(names, row, strict=True) if has] for row in given]
+        return {self.column: pa.array(listed, pa.list_(pa.string()))}
 
     def fits_by_itself(self) -> bool:
         return self.evaluation.fit_thresholds is None

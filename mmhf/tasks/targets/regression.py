@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from transformers import EvalPrediction
@@ -65,6 +66,10 @@ class RegressionTarget(ClassifierTarget[RegressionEvaluation]):
 
     def training_metrics(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
         return regression_metrics(logits_of(prediction), np.asarray(prediction.label_ids), label_names)
+
+    def given_columns(self, rows: pa.Table, names: Sequence[str]) -> dict[str, pa.Array]:
+        numbers = np.asarray(rows.column(self.column).to_pylist(), dtype=np.float64).reshape(len(rows), len(names))
+        return {f"true_{name}": pa.array(numbers[:, place]) for place, name in enumerate(names)}
 
     def measure_baseline(self, rows: Mapping[str, Rows], names: Sequence[str]) -> dict[str, dict[str, float]]:
         tested = {split: each for split, each in rows.items() if split != "train"}

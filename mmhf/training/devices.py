@@ -83,7 +83,7 @@ def device_defaults(training: Mapping[str, Any], *, is_stream: bool) -> dict[str
     """
     precision = choose_precision(training)
     if not uses_cuda(training):
-        # TrainingArguments itself reads what accelerate was launched with. It takes bf16 for a GPU's unless it is told.
+        # TrainingArguments itself reads what accelerate was launched with; bf16 it takes for a GPU's unless told.
         on_cpu = {"use_cpu": True} if training.get("bf16") and not torch.accelerator.is_available() else {}
         return {"dataloader_pin_memory": False, **on_cpu}
     # A copy from pinned memory runs beside the program.

@@ -75,8 +75,6 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
     """Each metric's definition."""
     collator_class: ClassVar[type[ImageCollator]]
     trainer_class: ClassVar[type[MMTrainer]] = MMTrainer
-    has_baselines: bool = True
-    """Whether frozen features can stand beside the model."""
 
     def __init__(self, recipe: RecipeT) -> None:
         self.recipe = recipe

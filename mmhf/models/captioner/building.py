@@ -201,7 +201,7 @@ def build_captioner_model(
     else:
         language = AutoModelForCausalLM.from_config(config.language_config)
     model = PrefixCaptionerForConditionalGeneration(config, vision=vision, language=language)
-    start_among_embeddings(model.projector, model.get_input_embeddings().weight)
+    start_among_embeddings(model.projector, language.get_input_embeddings())
     return adapted(model, section)
 
 

@@ -84,7 +84,7 @@ def build_projector(config: PrefixCaptionerConfig, input_width: int, output_widt
 
 
 @torch.no_grad()
-def start_among_embeddings(projector: nn.Module, embeddings: Tensor) -> None:
+def start_among_embeddings(projector: nn.Module, embeddings: nn.Module) -> None:
     """Have a normalised projector start with outputs that have the mean and spread of token embeddings.
 
     A pretrained language model has seen nothing else: what is ten times as long as any word tells it little, and costs
@@ -92,12 +92,13 @@ def start_among_embeddings(projector: nn.Module, embeddings: Tensor) -> None:
 
     Args:
         projector (`nn.Module`): As [`build_projector`] makes it; without a norm it is left as it is.
-        embeddings (`Tensor`): (V, D), of the language model's tokens.
+        embeddings (`nn.Module`): Of the language model's tokens, with a `weight` (V, D).
     """
-    if isinstance(projector, nn.Sequential):
-        norm = projector[-1]
-        norm.weight.copy_(embeddings.float().std(dim=0))
-        norm.bias.copy_(embeddings.float().mean(dim=0))
+    norm = projector[-1] if isinstance(projector, nn.Sequential) else None
+    if isinstance(norm, nn.LayerNorm) and isinstance(embeddings.weight, Tensor):
+        words = embeddings.weight.float()
+        norm.weight.copy_(words.std(dim=0))
+        norm.bias.copy_(words.mean(dim=0))
 
 
 def _prefix_length(config: PrefixCaptionerConfig) -> int:

@@ -77,8 +77,8 @@ $(RIVAL_ENVS)/%/.installed: benchmarks/rivals/requirements/%.txt
 	if $(@D)/bin/python -m pip install --no-compile --requirement $< > $(@D)/install.log 2>&1; then \
 		$(@D)/bin/python -c 'import torchvision' 2> /dev/null || { \
 			cd "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
-			&& cp $(CURDIR)/mmhf/_torchvision.py mend_torchvision.py \
-			&& echo 'import mend_torchvision; mend_torchvision.install()' > mend_torchvision.pth; } \
+			&& { cat $(CURDIR)/mmhf/_torchvision.py; echo 'install()'; } > mend_torchvision.py \
+			&& echo 'import mend_torchvision' > mend_torchvision.pth; } \
 		&& touch $(abspath $@); \
 	else echo "$*: $$(tail -n 1 $(@D)/install.log)"; fi
 

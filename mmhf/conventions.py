@@ -18,11 +18,18 @@ IGNORED_IMAGE = -1
 Modality = Literal["image", "text"]
 """What a sample has: an image, a text, or both."""
 
+Content = Literal["image", "text", "row"]
+"""What stored features are made of: one of a sample's modalities, or the whole row, with its columns of the table."""
+
 FusedModality = Literal["image", "text", "columns"]
 """What a fusion classifier puts together; columns are those of a table."""
 
 ImageSize = int | tuple[int, int]
 """Of the images that a model sees, in pixels: the side of a square, or height and width."""
+
+TEACHER_ANSWERS = "teacher_answers"
+TEACHER_EMBEDS = ("teacher_image_embeds", "teacher_text_embeds")
+"""What batches call what a teacher made of their samples: (B, C) answers, or (B, D) embeddings of image and text."""
 
 HOST_DEVICES = {"cpu"}
 """Types of devices on which the program may look at a value without waiting for anything. Elsewhere a look at one

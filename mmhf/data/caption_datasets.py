@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmhf.conventions import Modality
+from mmhf.conventions import Content, Modality
 from mmhf.data.bad_examples import BadExample
 from mmhf.data.datasets import Row, RowDataset
 from mmhf.data.digests import Digests, digest_texts
@@ -57,7 +57,7 @@ class CaptionDataset(RowDataset):
             row["caption"], row["image_index"] = row["captions"][number], image
         return rows
 
-    def places(self, content: Modality, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    def places(self, content: Content, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """See `RowDataset`; texts are all captions, in the order of the table."""
         if content == "image":
             return self._images_of(keys[:, 0])
@@ -68,7 +68,7 @@ class CaptionDataset(RowDataset):
         """See `RowDataset`."""
         return len(self.table) if content == "image" else int(self._first_item[-1])
 
-    def digests(self, content: Modality, *, shard: int = 0, num_shards: int = 1) -> Digests:
+    def digests(self, content: Content, *, shard: int = 0, num_shards: int = 1) -> Digests:
         """See `RowDataset`."""
         if content == "text":
             return digest_texts(self._texts[shard::num_shards].to_pylist())

@@ -14,10 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from mmhf.conventions import Modality
-from mmhf.data.digests import Digests, digest_images, digest_texts
+from mmhf.conventions import Content, Modality
+from mmhf.data.digests import Digests, combined_digests, digest_images, digest_texts
 from mmhf.data.read_ahead import ReadAhead, reads_ahead
 from mmhf.data.samplers import EpochSampler, SampleKey
+from mmhf.data.table import is_extra_column
 
 Row = dict[str, Any]
 STORED_IMAGE: dict[str, Any] = {"path": "its features are stored", "bytes": None}
@@ -28,12 +29,12 @@ class StoredColumn(Protocol):
     """Features that stand beside a data set's rows."""
 
     feature: str
-    """Their name in a row: an argument of `forward`."""
-    content: Modality
+    """Their name in a row and a batch."""
+    content: Content
     """What they are made of."""
 
     def read(self, places: NDArray[np.int64], keys: NDArray[np.int64]) -> Tensor:
-        """(B, ...) features of some images, or texts, of samples with these keys (B, 3)."""
+        """(B, ...) features of some images, texts or rows, of samples with these keys (B, 3)."""
 
     def stand_in(self, place: int) -> Row:
         """What a row has instead of its image: `image`, and `broken` where it cannot be decoded."""
@@ -57,7 +58,9 @@ class RowDataset(Dataset[Row]):
         self.stage = 0
         """Index of the stage of training that rows are read for; each row carries it."""
         self.columns: dict[str, StoredColumn] = {}
-        """Stored features of the samples, by name; whoever stores them says which are read."""
+        """Stored features of the samples, by the argument of `forward` that takes them in place of image or text."""
+        self.beside: dict[str, StoredColumn] = {}
+        """What is stored of the samples and replaces nothing, such as a teacher's answers."""
         self._sampler: EpochSampler | None = None
         self._ahead = ReadAhead(table, self._image_order) if reads_ahead(table) else None
 
@@ -84,7 +87,7 @@ class RowDataset(Dataset[Row]):
         array = np.array(keys, dtype=np.int64).reshape(-1, 3)
         if self._ahead is not None and self._image_column is None:
             self._ahead.after(keys[0].epoch, self.places("image", array).tolist())
-        for name, column in self.columns.items():
+        for name, column in {**self.columns, **self.beside}.items():
             features = column.read(self.places(column.content, array), array)
             for row, value in zip(rows, features.unbind(), strict=True):
                 row[name] = value
@@ -95,12 +98,12 @@ class RowDataset(Dataset[Row]):
         indices = np.arange(len(self)) if self._sampler is None else self._sampler.epoch_rows(epoch)[0]
         return self.places("image", np.stack([indices, np.full_like(indices, epoch), np.zeros_like(indices)], axis=1))
 
-    def places(self, content: Modality, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of the data set's images, or texts, each sample has.
+    def places(self, content: Content, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of the data set's images, texts or rows each sample has.
 
         Args:
             content (`str`):
-                `"image"` or `"text"`.
+                `"image"`, `"text"` or `"row"`.
             keys (`NDArray`):
                 (B, 3) index, epoch and draw of each sample.
         """
@@ -110,11 +113,20 @@ class RowDataset(Dataset[Row]):
         """How many images, or texts, the data set has."""
         return len(self.table)
 
-    def digests(self, content: Modality, *, shard: int = 0, num_shards: int = 1) -> Digests:
-        """Digests of every image, or text, of the data set, or of each `num_shards`-th from `shard` on."""
+    def digests(self, content: Content, *, shard: int = 0, num_shards: int = 1) -> Digests:
+        """Digests of every image, text or row of the data set, or of each `num_shards`-th from `shard` on.
+
+        That of a row is made of its image, its text and its columns of the source.
+        """
         if content == "text":
             return digest_texts(self.table["text"][:][shard::num_shards])
-        return digest_images(self.table, range(shard, len(self.table), num_shards))
+        images = digest_images(self.table, range(shard, len(self.table), num_shards))
+        if content == "image":
+            return images
+        names = [name for name in self.table.column_names if is_extra_column(name)]
+        values = zip(*(self._light.column(name).to_pylist()[shard::num_shards] for name in names), strict=True)
+        columns = [digest_texts(map(repr, values))] if names else []
+        return combined_digests([images, self.digests("text", shard=shard, num_shards=num_shards), *columns])
 
     def image(self, place: int) -> dict[str, Any]:
         """One of the data set's images: its `path` and `bytes`."""

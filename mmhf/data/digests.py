@@ -101,6 +101,12 @@ def digest_texts(texts: Iterable[str | None]) -> Digests:
     return digests_of([digest_content((text or "").encode()) for text in texts])
 
 
+def combined_digests(parts: Sequence[Digests]) -> Digests:
+    """(N,) digests of what consists of several contents, whose digests are (N,) each."""
+    bytes_of_parts = [part.view(np.uint8).reshape(-1, DIGEST_BYTES) for part in parts]
+    return digests_of([digest_content(row.tobytes()) for row in np.concatenate(bytes_of_parts, axis=1)])
+
+
 def _image_digest(image: dict[str, Any] | None) -> bytes:
     image = image or {"path": None, "bytes": None}
     try:

@@ -52,6 +52,7 @@ DIGEST_COLUMN = "digest"
 """Where rows have it: the digest of their image's content, so that the image need not be read for it."""
 CAPTIONS_TYPE = pa.list_(pa.string())
 NOTES_TYPE = pa.list_(pa.struct({"row": pa.int64(), "note": pa.string()}))
+_EXTRA = "extra."
 _BASE64 = re.compile(r"data:image/|[A-Za-z0-9+/\r\n]{256,}={0,2}\s*$")
 _MAPPED_ABOVE = 16 << 20
 """A larger table is kept in a file that all processes map; a smaller one costs less in memory."""
@@ -258,7 +259,12 @@ class SourceTable:
 
 def extra_column(name: str) -> str:
     """What a column of the user's is called in loaded data, so that it can be called `text` or `row`."""
-    return f"extra.{name}"
+    return f"{_EXTRA}{name}"
+
+
+def is_extra_column(name: str) -> bool:
+    """Whether a column of loaded data is one of the user's."""
+    return name.startswith(_EXTRA)
 
 
 def make_rows(columns: Mapping[str, Any], image_feature: Any = None) -> datasets.Dataset:

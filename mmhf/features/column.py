@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mmhf.conventions import Modality
+from mmhf.conventions import Content
 from mmhf.data.datasets import STORED_IMAGE
 from mmhf.data.digests import NO_IMAGE_DIGEST, Digests
 from mmhf.data.samplers import SampleKey, derive_seed, sample_seed
@@ -25,14 +25,14 @@ _VIEW_STEP = 0x9E3779B97F4A7C15
 
 @dataclass
 class FeatureColumn:
-    """The features of the images, or texts, of a data set.
+    """The features of the images, texts or rows of a data set.
 
     Attributes:
-        feature (`str`): Argument of `forward` that takes them.
-        content (`"image" | "text"`): What they are made of.
+        feature (`str`): Their name in a batch.
+        content (`"image" | "text" | "row"`): What they are made of.
         store ([`FeatureStore`]): Where they are.
         dtype (`torch.dtype`): In which the model takes them.
-        digests (`Digests`): (N,) what each image, or text, contains.
+        digests (`Digests`): (N,) what each image, text or row contains.
         num_views (`int`): Changed views of each image; 0 where images are as they are.
         seed (`int`): What the views are drawn from.
         view_of (`Callable[[int], int]`, *optional*): From a sample's seed to its view, where the views are all that
@@ -43,7 +43,7 @@ class FeatureColumn:
     """
 
     feature: str
-    content: Modality
+    content: Content
     store: FeatureStore
     dtype: torch.dtype
     digests: Digests

@@ -1,4 +1,4 @@
-"""Computes the features that a store lacks, in one pass over distinct images or texts.
+"""Computes the features that a store lacks, in one pass over distinct images, texts or rows.
 
 A feature has the same bits whatever else is computed with it. Batches have one size, and are filled up; texts of one
 length go together, so that none is padded; and it is proven on the first batch of each shape that the place of a row
@@ -21,18 +21,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
+from mmhf.conventions import Content
 from mmhf.data.collators import ImageCollator, Picture
-from mmhf.data.datasets import RowDataset
+from mmhf.data.datasets import Row, RowDataset
 from mmhf.data.digests import NO_IMAGE_DIGEST, Digests
 from mmhf.data.images import BadImageError
+from mmhf.data.samplers import SampleKey
 from mmhf.errors import InputError
 from mmhf.features.boundaries import in_eval_mode
 from mmhf.features.column import FeatureColumn
-from mmhf.features.parts import FeaturePart, HasFeatureParts
-from mmhf.features.store import FeatureStore
-from mmhf.parallel import gather, rank, world_size
+from mmhf.features.parts import FeaturePart
+from mmhf.features.store import FeatureStore, make_room
+from mmhf.parallel import first_error, gather, rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Lacking:
-    """Distinct images or texts whose features are to be computed.
+    """Distinct images, texts or rows whose features are to be computed.
 
     Attributes:
         digests (`Digests`): (M,) what their features are stored under.
@@ -71,6 +72,11 @@ class Lacking:
     def __len__(self) -> int:
         return len(self.digests)
 
+    @property
+    def content(self) -> Content:
+        """What they are."""
+        return self.columns[0].content
+
     @classmethod
     def of_no_image(cls, columns: Sequence[FeatureColumn]) -> Lacking:
         """The white image that stands for those that are missing or broken."""
@@ -83,15 +89,44 @@ class Filled:
     """What a pass did, on all processes together.
 
     Attributes:
-        num_rows, num_bytes (`int`): Features that were computed, and what they take.
+        num_rows (`int`): Features that were computed.
         seconds (`float`): How long it took.
         faults (`dict[bytes, str]`): Digest of each image that cannot be decoded, and why.
     """
 
     num_rows: int = 0
-    num_bytes: int = 0
     seconds: float = 0.0
     faults: dict[bytes, str] = field(default_factory=dict)
+
+
+def gathered_digests(dataset: RowDataset, content: Content) -> Digests:
+    """(N,) digests of a data set's images, texts or rows, a share of which each process makes."""
+    shards = gather(dataset.digests(content, shard=rank(), num_shards=world_size()))
+    digests = np.empty(sum(map(len, shards)), dtype=shards[0].dtype)
+    for number, shard in enumerate(shards):
+        digests[number :: len(shards)] = shard
+    return digests
+
+
+def make_room_for(num_rows: int, store: FeatureStore, *, max_bytes: int | None) -> None:
+    """Make room for features that will be stored, before they are computed; asked by all processes.
+
+    Args:
+        num_rows (`int`): How many there are.
+        store ([`FeatureStore`]): Where they go.
+        max_bytes (`int`, *optional*): As of `make_room`.
+
+    Raises:
+        InputError: There is not enough.
+    """
+    error = None
+    if num_rows and store.is_writable and rank() == 0:
+        try:
+            make_room(store.folder.parent, num_rows * store.layout.row_bytes, max_bytes=max_bytes, keep=store.folder)
+        except InputError as found:
+            error = found
+    if (error := first_error(error)) is not None:
+        raise error
 
 
 def find_lacking(columns: Sequence[FeatureColumn]) -> Lacking:
@@ -127,13 +162,14 @@ class Filler:
     """Computes features and stores them.
 
     Args:
-        model (`PreTrainedModel`): Whose parts they are of.
+        model (`torch.nn.Module`): Whose parts they are of; it has a `device`, and `compute_features` as of
+            `HasFeatureParts`.
         autocast (`Callable`): Context of the model's passes.
         num_workers (`int`): Processes that decode and tokenise.
         with_bar (`bool`): Show how far it is.
     """
 
-    model: PreTrainedModel
+    model: Any
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     num_workers: int = 0
     with_bar: bool = True
@@ -144,6 +180,7 @@ class Filler:
         """Compute what is lacking; each process takes its share of the batches.
 
         A batch is stored before the next one is computed. What cannot be stored is kept in memory, if it is little.
+        The columns are told of images that cannot be decoded, and then the store has the features of a white one.
 
         Args:
             part ([`FeaturePart`]): What computes them.
@@ -155,6 +192,18 @@ class Filler:
         Raises:
             InputError: Too much cannot be stored.
         """
+        filled = self._fill(part, store, lacking, sources, stage)
+        if filled.faults:
+            for column in lacking.columns:
+                column.add_faults(filled.faults)
+            blank = Lacking.of_no_image(lacking.columns)
+            if store.find(blank.digests)[0] < 0:
+                filled.num_rows += self._fill(part, store, blank, sources, stage).num_rows
+        return filled
+
+    def _fill(
+        self, part: FeaturePart, store: FeatureStore, lacking: Lacking, sources: Sequence[Source], stage: int
+    ) -> Filled:
         begun = time.perf_counter()
         size = _BATCH_SIZES.get(self.model.device.type, _BATCH_SIZE_ELSEWHERE)
         batches = _Batches(lacking, sources, size, stage)
@@ -166,7 +215,7 @@ class Filler:
         )
         compute, kept = _Computed(self.model, part, self.autocast), _Kept(store)
         bar = tqdm(
-            total=len(lacking), unit=lacking.columns[0].content, desc=part.feature.replace("_", " "), leave=False,
+            total=len(lacking), unit=lacking.content, desc=part.feature.replace("_", " "), leave=False,
             disable=not (self.with_bar and rank() == 0 and len(lacking)),
         )  # fmt: skip
         with bar, in_eval_mode(self.model):
@@ -181,20 +230,19 @@ class Filler:
         store.refresh()
         faults = {digest: why for share in gather(faults) for digest, why in share.items()}
         num_rows = len(lacking) - len(faults)
-        return Filled(num_rows, num_rows * store.layout.row_bytes, time.perf_counter() - begun, faults)
+        return Filled(num_rows, time.perf_counter() - begun, faults)
 
 
 class _Batches(Dataset[Any]):
-    """Lacking images or texts as the inputs of batches of one size."""
+    """Lacking images, texts or rows as the inputs of batches of one size."""
 
     def __init__(self, lacking: Lacking, sources: Sequence[Source], batch_size: int, stage: int) -> None:
         self.stage = stage
         self.lacking = lacking
         self.sources = sources
         self.batch_size = batch_size
-        self.content = lacking.columns[0].content
         every = np.arange(len(lacking))
-        groups = [every] if self.content == "image" else self._by_length(every)
+        groups = [every] if lacking.content == "image" else self._by_length(every)
         self._batches = [
             group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)
         ]
@@ -207,9 +255,12 @@ class _Batches(Dataset[Any]):
         members = self._batches[number]
         broken: dict[int, str] = {}
         collator, filling = self.sources[0].collator, self.batch_size - len(members)
-        if self.content == "text":
+        if self.lacking.content == "text":
             texts = self._texts(members)
             return members, _cropped(collator.encode_texts(texts + texts[:1] * filling)), broken
+        if self.lacking.content == "row":
+            rows = self._rows(members)
+            return members, collator(rows + rows[:1] * filling), broken
         pictures = self._pictures(members, broken)
         return members, collator.encode_images(pictures + pictures[:1] * filling), broken
 
@@ -220,6 +271,13 @@ class _Batches(Dataset[Any]):
             mask = self.sources[0].collator.encode_texts(self._texts(some)).get("attention_mask")
             lengths[some] = 0 if mask is None else mask.sum(dim=1).numpy()
         return [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+
+    def _rows(self, members: NDArray[np.int64]) -> list[Row]:
+        rows: list[Row] = []
+        for member in members.tolist():
+            dataset = self.sources[self.lacking.sources[member]].dataset
+            rows += dataset.read_rows([SampleKey(int(self.lacking.places[member]), 0)])
+        return rows
 
     def _texts(self, members: NDArray[np.int64]) -> list[str]:
         found = np.empty(len(members), dtype=object)
@@ -267,7 +325,7 @@ class _Share(Dataset[Any]):
 class _Computed:
     """The features of a batch, by passes of one shape in which no row's place counts."""
 
-    model: PreTrainedModel
+    model: Any
     part: FeaturePart
     autocast: Callable[[], AbstractContextManager[Any]]
     _is_placeless: dict[tuple[int, ...], bool] = field(default_factory=dict)
@@ -286,9 +344,9 @@ class _Computed:
 
     @torch.no_grad()
     def _run(self, given: Mapping[str, Tensor]) -> Tensor:
-        assert isinstance(self.model, HasFeatureParts)
         with self.autocast():
-            return self.model.compute_features(self.part, **given)
+            features: Tensor = self.model.compute_features(self.part, **given)
+            return features
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from transformers import BaseImageProcessor, PreTrainedModel, ProcessorMixin
 from mmhf.conventions import Processor
 from mmhf.data.pixels import why_normalised_ahead
 from mmhf.features.parts import FeaturePart, HasFeatureParts
-from mmhf.models.encoders import why_not_channels_last
+from mmhf.models.encoders import CHANNELS_LAST_SWITCH, why_not_channels_last
 from mmhf.models.partition import Partition
 from mmhf.models.processing import PairProcessor
 
@@ -83,25 +84,52 @@ def store_name(
     assert isinstance(model, HasFeatureParts)
     is_channels_last = part.name == "vision" and why_not_channels_last(model.vision_output, device) is None
     values: dict[str, Any] = {
-        "format": _FORMAT,
+        **_computed_by(device, precision),
         "model": type(model).__name__,
         "part": repr(part),
         "weights": weights_digest(model, part),
         "config": _config_of(model, part),
         "processor": _processing(processor, part),
         "dtype": str(dtype),
-        "precision": precision,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "images": "channels last" if is_channels_last else "contiguous",
-        "float32": _float32_products(device),
-        "versions": [torch.__version__, transformers.__version__, timm.__version__, PIL.__version__],
     }
     if part.name == "vision" and why_normalised_ahead(device) is None:
         values["normalised"] = "by the device"
     if least_side is not None and part.name == "vision":
         values["least side"] = least_side
+    return _named(part.name, values)
+
+
+def answers_store_name(
+    part: FeaturePart, commit: str, *, precision: str, device: torch.device, given: object = None
+) -> str:
+    """Name of the store for what a released model answers, whose processor makes its inputs.
+
+    Args:
+        part (`FeaturePart`): What it answers, and of which inputs.
+        commit (`str`): Hash of the release, its weights, config and processor; or the Hub's commit.
+        precision, device: As of `store_name`.
+        given (`object`, *optional*): What else decides its inputs.
+    """
+    memory_format = os.environ.get(CHANNELS_LAST_SWITCH, "")
+    values = {"part": repr(part), "commit": commit, "given": repr(given), "images": memory_format}
+    return _named(part.name, {**_computed_by(device, precision), **values})
+
+
+def _named(part: str, values: Mapping[str, Any]) -> str:
     content = json.dumps(values, sort_keys=True, default=str).encode()
-    return f"{part.name}-{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+    return f"{part}-{hashlib.blake2b(content, digest_size=16).hexdigest()}"
+
+
+def _computed_by(device: torch.device, precision: str) -> dict[str, Any]:
+    """What kernels round by, and the versions of the libraries that compute."""
+    return {
+        "format": _FORMAT,
+        "precision": precision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "float32": _float32_products(device),
+        "versions": [torch.__version__, transformers.__version__, timm.__version__, PIL.__version__],
+    }
 
 
 def _float32_products(device: torch.device) -> list[str]:

@@ -28,12 +28,12 @@ from mmhf.data.digests import Digests
 from mmhf.errors import InputError
 from mmhf.features.choice import CONTENT, CacheSetting, PartChoice, PartMeasure, measure_part, num_views
 from mmhf.features.column import FeatureColumn
-from mmhf.features.fill import Filler, Lacking, Source, find_lacking
+from mmhf.features.fill import Filler, Lacking, Source, find_lacking, gathered_digests, make_room_for
 from mmhf.features.keys import part_state, store_name
 from mmhf.features.parts import FeaturePart, HasFeatureParts
-from mmhf.features.store import FeatureLayout, FeatureStore, make_room
+from mmhf.features.store import FeatureLayout, FeatureStore
 from mmhf.files import expand_path
-from mmhf.parallel import first_error, gather, rank, world_size
+from mmhf.parallel import first_error
 from mmhf.recipe.training_sections import CacheSection
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ class StageFeatures:
         )
         counts.read += num_wanted - len(lacking)
         try:
-            self._make_room(opened.store, len(lacking))
+            make_room_for(len(lacking), opened.store, max_bytes=self.setting.section.max_bytes)
             if len(lacking):
                 self._fill(opened, lacking, sources)
         except InputError as error:
@@ -324,16 +324,8 @@ class StageFeatures:
 
     def _fill(self, opened: _OpenPart, lacking: Lacking, sources: Sequence[Source]) -> None:
         part, store = opened.choice.part, opened.store
-        stage = self.stage or 0
-        filled = self._filler.fill(part, store, lacking, sources, stage=stage)
+        filled = self._filler.fill(part, store, lacking, sources, stage=self.stage or 0)
         counts = self._counts[part.feature]
-        if filled.faults:
-            for column in lacking.columns:
-                column.add_faults(filled.faults)
-            blank = Lacking.of_no_image(lacking.columns)
-            if store.find(blank.digests)[0] < 0:
-                more = self._filler.fill(part, store, blank, sources, stage=stage)
-                filled.num_rows += more.num_rows
         counts.computed += filled.num_rows
         counts.seconds += filled.seconds
         if store.is_writable:
@@ -343,30 +335,11 @@ class StageFeatures:
         seconds, what = filled.seconds, CONTENT[part.name]
         logger.info("%s %ss done in %.1f s", f"{filled.num_rows:,}", what, seconds)
 
-    def _make_room(self, store: FeatureStore, num_rows: int) -> None:
-        """Check that there is room for the missing features, before anything is computed.
-
-        Raises:
-            InputError: It has not.
-        """
-        error = None
-        if num_rows and store.is_writable and rank() == 0:
-            needed, limit = num_rows * store.layout.row_bytes, self.setting.section.max_bytes
-            try:
-                make_room(store.folder.parent, needed, max_bytes=limit, keep=store.folder)
-            except InputError as found:
-                error = found
-        if (error := first_error(error)) is not None:
-            raise error
-
     def _digests_of(self, dataset: RowDataset, content: Any) -> Digests:
         key = (id(dataset.table), content)
         if key not in self._digests:
-            shards = gather(dataset.digests(content, shard=rank(), num_shards=world_size()))
-            digests = np.empty(sum(map(len, shards)), dtype=shards[0].dtype)
-            for number, shard in enumerate(shards):
-                digests[number :: len(shards)] = shard
-            self._digests[key] = (dataset.table, digests)  # (held, so that its id stays its own)
+            # The table is held, so that its id stays its own.
+            self._digests[key] = (dataset.table, gathered_digests(dataset, content))
         return self._digests[key][1]
 
     def _do_without(self, part: FeaturePart, error: InputError | None) -> None:

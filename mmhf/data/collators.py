@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmhf.conventions import IGNORED_LABEL, Processor
+from mmhf.conventions import IGNORED_LABEL, TEACHER_ANSWERS, TEACHER_EMBEDS, Processor
 from mmhf.data.augment import Augmentation, Flips
 from mmhf.data.bad_examples import BadExample, BadExampleLog
 from mmhf.data.datasets import STORED_IMAGE, Row
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _BLANK_SIDE = 32
 IMAGE_FEATURES = {"image_features", "image_hidden"}
-_FEATURES = (*sorted(IMAGE_FEATURES), "text_features")
+_FEATURES = (*sorted(IMAGE_FEATURES), "text_features", TEACHER_ANSWERS, *TEACHER_EMBEDS)
 
 Picture = Image.Image | Tensor
 """As the processor gets it: a PIL image, or uint8 pixels (3, H, W)."""
@@ -119,7 +119,8 @@ class ImageCollator:
 
         Returns:
             `dict[str, Tensor]`: what the processor gives, such as `pixel_values` (B, 3, H, W), or in its place
-            the features that the rows have, such as `image_features` (B, ...), and `labels` when the rows have labels:
+            the features that the rows have, such as `image_features` (B, ...), what a teacher made of them where rows
+            have that, and `labels` when the rows have labels:
             (B,) class ids, (B, C) probabilities from a mixer, (B, C) of 0 and 1 where a row has several, or (B, T)
             numbers, NaN where there is none to learn from.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +19,6 @@ from mmhf.inference.inputs import IMAGE, TEXT, Example
 from mmhf.inference.loading import columns_of, takes_text
 from mmhf.inference.predictors import PredictionCollator
 from mmhf.models.classification_loss import class_names
-from mmhf.models.dual_encoder.modeling_dual_encoder import MAX_LOGIT_SCALE
 from mmhf.models.processing import TEXT_INPUTS
 from mmhf.models.targets import target_of
 
@@ -184,7 +182,7 @@ class DualEncoderGraphs(ModelGraphs):
         return Graph(name, module, batches[0], (output,), lengths, cases)
 
     def after(self) -> dict[str, Any]:
-        scale = self.model.logit_scale.detach().clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+        scale = self.model.similarity_scale.detach()
         bias = self.model.logit_bias
         return {"logit_scale": float(scale), "logit_bias": 0.0 if bias is None else float(bias)}
 

@@ -21,14 +21,16 @@ def write_lineage(
     parent: ReleaseReference | None,
     data_fingerprint: dict[str, str],
     *,
+    teacher: ReleaseReference | None = None,
     trained_on: dict[str, str] | None = None,
 ) -> None:
-    """Record in a run folder which release its training starts from and which rows it sees.
+    """Record in a run folder which release its training starts from, which teaches it, and which rows it sees.
 
     Args:
         run_dir (`Path`): The run folder.
         parent (`ReleaseReference`, *optional*): The release that `init_from` names.
         data_fingerprint (`dict[str, str]`): Split → content hash of its rows.
+        teacher (`ReleaseReference`, *optional*): The release that `teacher` names.
         trained_on (`dict[str, str]`, *optional*): What can move its numbers, such as the CPU's instruction set; the
             versions of packages are added.
     """
@@ -36,9 +38,26 @@ def write_lineage(
         "parent": asdict(parent) if parent else None,
         "data_fingerprint": data_fingerprint,
     }
+    if teacher is not None:
+        lineage["teacher"] = asdict(teacher)
     if trained_on is not None:
         lineage["trained_on"] = {**environment(), **trained_on}
     write_json(run_dir / LINEAGE_FILE, lineage)
+
+
+def check_same_teacher(run_dir: Path, teacher: ReleaseReference) -> None:
+    """Refuse to go on with a run whose teacher is not what it was when the run began.
+
+    Raises:
+        InputError: Its content is another one; a version cannot change, the folder of a run can.
+    """
+    file = run_dir / LINEAGE_FILE
+    before = read_json_object(file).get("teacher") if file.is_file() else None
+    if before is not None and before.get("commit") != teacher.commit:
+        raise InputError(
+            f"{run_dir}: its teacher {teacher} was {str(before.get('commit'))[:12]} when the run began, and is "
+            f"{str(teacher.commit)[:12]} now; bring it back, or start a new run"
+        )
 
 
 def check_release_is_possible(settings: ReleaseSection) -> None:
@@ -70,7 +89,7 @@ def release_run(run_dir: Path, settings: ReleaseSection) -> str:
     try:
         parent = ReleaseReference(**lineage["parent"]) if lineage["parent"] else None
         extra: dict[str, object] = {"data_fingerprint": lineage["data_fingerprint"]}
-        extra.update({name: lineage[name] for name in ("trained_on", "soup") if name in lineage})
+        extra.update({name: lineage[name] for name in ("trained_on", "soup", "teacher") if name in lineage})
         if (run_dir / CHANGES_FILE).is_file():
             extra["changes"] = read_json_object(run_dir / CHANGES_FILE)["history"]
     except (KeyError, TypeError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from mmhf.hub.manifest import ReleaseNotes, soup_names
+from mmhf.hub.manifest import ReleaseNotes, ReleaseReference, soup_names
 from mmhf.models.family import family_of_task
 from mmhf.models.fusion.column_features import ColumnFeatures
 from mmhf.recipe.history import history_lines
@@ -226,7 +226,11 @@ def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
     data = facts.recipe.get("data") or {}
     # A path of somebody's machine says nothing to others, and may say more than its owner wants.
     place = f", {_code(Path(str(data['path'])).name)}" if data.get("path") else ""
-    lines = [f"- Started from {started}.", f"- Data: {_code(data.get('source', 'unknown'))}{place}."]
+    lines = [f"- Started from {started}."]
+    if taught := notes.extra.get("teacher"):
+        teacher = ReleaseReference(**taught)
+        lines.append(f"- Taught by {_code(teacher)} (commit {_code((teacher.commit or 'unknown')[:12])}).")
+    lines += [f"- Data: {_code(data.get('source', 'unknown'))}{place}."]
     stages = facts.recipe.get("stages") or []
     if stages:
         lines.append(f"- Stages: {', '.join(_plain(str(stage.get('name'))) for stage in stages)}.")

@@ -157,6 +157,12 @@ def may_be_on_hub(repo: str) -> bool:
     return repo.count("/") == 1 and not repo.startswith((".", "~", "/", "outputs/", "releases/"))
 
 
+def is_hub_reference(reference: str) -> bool:
+    """Whether a reference to a model names no folder here, and may name a repository of the Hub."""
+    repo = reference.partition("@")[0]
+    return not Path(reference).exists() and not Path(repo).exists() and may_be_on_hub(repo)
+
+
 def _check_repo(repo: Path) -> None:
     if repo.exists() and not repo.is_dir():
         raise InputError(f"{repo}: is a file; a repository is a folder of versions")

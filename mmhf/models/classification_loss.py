@@ -103,6 +103,14 @@ class TargetLoss(nn.Module, ABC):
         """The labels without those of rows that (B,) `shown` leaves out."""
 
     @abstractmethod
+    def known(self, labels: Tensor) -> Tensor:
+        """(B,): which rows have something to learn."""
+
+    @abstractmethod
+    def imitation(self, answers: Tensor, taught: Tensor, temperature: float) -> Tensor:
+        """(B,): how far the model's answers are from a teacher's, (B, …) each, as `outputs` gives them."""
+
+    @abstractmethod
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(2,): how many of the model's answers are right, and how many there are."""
 
@@ -197,6 +205,19 @@ class ClassificationLoss(TargetLoss):
     def hide(self, labels: Tensor, shown: Tensor) -> Tensor:
         """See [`TargetLoss`]."""
         return labels * shown[:, None] if labels.is_floating_point() else labels.where(shown, IGNORED_LABEL)
+
+    def known(self, labels: Tensor) -> Tensor:
+        """See [`TargetLoss`]."""
+        return labels.sum(dim=1) > 0 if labels.is_floating_point() else labels != IGNORED_LABEL
+
+    def imitation(self, answers: Tensor, taught: Tensor, temperature: float) -> Tensor:
+        """See [`TargetLoss`]: T² · KL(teacher ‖ model) of the classes' probabilities at temperature T.
+
+        The factor keeps the size of the gradient. Source: Hinton et al., "Distilling the Knowledge in a Neural
+        Network", https://arxiv.org/abs/1503.02531.
+        """
+        own, wanted = ((logits / temperature).log_softmax(dim=1) for logits in (answers, taught))
+        return temperature**2 * functional.kl_div(own, wanted, reduction="none", log_target=True).sum(dim=1)
 
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See [`TargetLoss`]; of mixed labels, the larger part is the right answer."""

@@ -113,7 +113,7 @@ def block_losses(
         `Tensor`: scalars in fp32.
     """
     rows = range(len(pairs)) if rows is None else rows
-    size = rows_per_block or _rows_per_block(pairs, contrast)
+    size = rows_per_block or block_size(len(pairs), len(contrast.sizes))
     for start in range(rows.start, rows.stop, size):
         block = slice(start, min(start + size, rows.stop))
         with torch.autocast(pairs.image_embeds.device.type, enabled=False):
@@ -130,7 +130,7 @@ def contrastive_loss(
     rows_per_block: int | None = None,
 ) -> Tensor:
     """The loss of all pairs, scalar, fp32; where it takes several blocks, the backward pass computes them again."""
-    size = rows_per_block or _rows_per_block(pairs, contrast)
+    size = rows_per_block or block_size(len(pairs), len(contrast.sizes))
 
     def share(start: int) -> Tensor:
         rows = range(start, min(start + size, len(pairs)))
@@ -144,8 +144,9 @@ def contrastive_loss(
     return torch.stack(parts).sum()
 
 
-def _rows_per_block(pairs: EmbeddedPairs, contrast: Contrast) -> int:
-    return max(_BLOCK_ELEMENTS // (max(len(pairs), 1) * max(len(contrast.sizes), 1)), 1)
+def block_size(num_pairs: int, num_sizes: int = 1) -> int:
+    """Rows of similarities to so many pairs that are computed at once, for each of so many sizes of embeddings."""
+    return max(_BLOCK_ELEMENTS // (max(num_pairs, 1) * max(num_sizes, 1)), 1)
 
 
 def _block_loss(

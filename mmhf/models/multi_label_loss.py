@@ -62,6 +62,16 @@ class MultiLabelLoss(TargetLoss):
         """See [`TargetLoss`]."""
         return labels.masked_fill(~shown[:, None].bool(), -100.0)
 
+    def known(self, labels: Tensor) -> Tensor:
+        """See [`TargetLoss`]."""
+        return (labels >= 0).any(dim=1)
+
+    def imitation(self, answers: Tensor, taught: Tensor, temperature: float) -> Tensor:
+        """See [`TargetLoss`]: T² · binary cross-entropy with the teacher's probabilities, mean over the labels."""
+        own, wanted = answers / temperature, torch.sigmoid(taught / temperature)
+        losses = functional.binary_cross_entropy_with_logits(own, wanted, reduction="none")
+        return temperature**2 * losses.mean(dim=1)
+
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See [`TargetLoss`]; each label of a row is an answer, given from a probability of 1/2 on."""
         counted = labels >= 0

@@ -56,6 +56,15 @@ class RegressionLoss(TargetLoss):
         """See [`TargetLoss`]."""
         return _by_row(labels).masked_fill(~shown[:, None].bool(), float("nan"))
 
+    def known(self, labels: Tensor) -> Tensor:
+        """See [`TargetLoss`]."""
+        return _by_row(labels).isfinite().any(dim=1)
+
+    def imitation(self, answers: Tensor, taught: Tensor, temperature: float) -> Tensor:
+        """See [`TargetLoss`]: mean over the numbers of the squared error, in deviations."""
+        columns = zip((answers - taught).unbind(dim=1), self.deviation, strict=True)
+        return torch.stack([(error / deviation).square() for error, deviation in columns], dim=1).mean(dim=1)
+
     def tally(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(2,): the sum of absolute errors, and how many numbers there are."""
         errors = (logits - _by_row(labels)).abs()

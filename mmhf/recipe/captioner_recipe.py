@@ -66,9 +66,6 @@ class ProjectorSection(Section):
     heads: PositiveInt = 8
     width: PositiveInt = 512
     """`transformer`: width of its layers."""
-    normalize: bool = False
-    """A LayerNorm behind the projector, which starts with the mean and spread of the language model's token
-    embeddings, so that the prefix is as long as words are."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ProjectorSection:
@@ -169,6 +166,7 @@ class CaptioningRecipe(RecipeBase):
     """A recipe of the task image-captioning."""
 
     reads_labels: ClassVar[bool] = False
+    can_be_taught: ClassVar[bool] = False
 
     task: Literal["image-captioning"]
     model: CaptionerModelSection = CaptionerModelSection.model_construct()

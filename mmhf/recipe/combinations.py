@@ -8,7 +8,8 @@ from typing import Any
 from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.node import KeyPath, Problem, shown
 from mmhf.recipe.schema import RecipeBase
-from mmhf.recipe.training_sections import OptimizerSection, StageSection
+from mmhf.recipe.target_sections import RegressionSection
+from mmhf.recipe.training_sections import OptimizerSection, StageSection, cache_section, teacher_section
 
 _OPTIMIZER_FIELDS = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
 _LENGTH_FIELDS = ("num_train_epochs", "max_steps")
@@ -131,6 +132,7 @@ def _best_model_problems(training: dict[str, Any]) -> Iterator[Problem]:
 
 def _between_sections(recipe: RecipeBase) -> Iterator[Problem]:
     yield from _mixing_problems(recipe)
+    yield from _teacher_problems(recipe)
     yield from _unread_problems(recipe)
     yield from _graph_problems(recipe)
     yield from recipe.problems()
@@ -201,10 +203,39 @@ def _graph_problems(recipe: RecipeBase) -> Iterator[Problem]:
 def _mixing_problems(recipe: RecipeBase) -> Iterator[Problem]:
     if recipe.reads_labels and not recipe.reads_texts:
         return
+    for path, value in _mixing(recipe):
+        what = "mixes images and labels, but texts cannot be mixed; only task: image-classification has it"
+        yield Problem(path, what, shown(value))
+
+
+def _mixing(recipe: RecipeBase) -> Iterator[tuple[KeyPath, object]]:
+    """Where images are mixed, and how."""
     sections: list[tuple[KeyPath, AugmentSection | None]] = [(("data", "augment"), recipe.data.augment)]
     sections += [(("stages", index, "augment"), stage.augment) for index, stage in enumerate(recipe.stages or [])]
     for path, augment in sections:
         for name in ("mixup", "cutmix"):
             if augment is not None and name in augment.changed():
-                what = "mixes images and labels, but texts cannot be mixed; only task: image-classification has it"
-                yield Problem((*path, name), what, shown(augment.changed()[name]))
+                yield (*path, name), augment.changed()[name]
+
+
+def _teacher_problems(recipe: RecipeBase) -> Iterator[Problem]:
+    """What a teacher's stored answers cannot go with."""
+    teacher = teacher_section(recipe.teacher)
+    if teacher is None:
+        return
+    if not recipe.can_be_taught:
+        what = "classifiers and dual encoders learn from a teacher, captioners do not yet; remove it"
+        yield Problem(("teacher",), what, shown(teacher.model))
+        return
+    if cache_section(recipe.cache).mode == "off":
+        yield Problem(("cache",), "a teacher's answers are computed once and stored; remove `cache: off`", "off")
+    if recipe.data.is_stream():
+        what = "a teacher's answers are looked up for each sample of a table, and a stream is none; set it to false"
+        yield Problem(("data", "streaming"), what, "true")
+    for path, value in _mixing(recipe):
+        yield Problem(
+            path, "a teacher sees each image alone, and has no answer to mixed ones; remove it", shown(value)
+        )
+    if teacher.temperature is not None and isinstance(recipe.data.target, RegressionSection):
+        what = "numbers have no temperature; remove it"
+        yield Problem(("teacher", "temperature"), what, shown(teacher.temperature))

@@ -20,6 +20,7 @@ from mmhf.recipe.training_sections import (
     OptimizerSection,
     PlateauSection,
     StageSection,
+    TeacherChoice,
     TrackingSection,
 )
 
@@ -98,10 +99,15 @@ class RecipeBase(Section):
     """Whether rows have a label; otherwise they have captions."""
     reads_texts: ClassVar[bool] = False
     """Whether rows also have a text."""
+    can_be_taught: ClassVar[bool] = True
+    """Whether the model has answers that a teacher's can be compared with."""
 
     task: str
     init_from: str | None = None
     """A release to start from, `REPO@vX.Y`; absent = start from the backbones."""
+    teacher: TeacherChoice | None = None
+    """A release whose answers are learnt beside the data, `REPO@vX.Y` or a section; for classifiers and dual
+    encoders. Its answers to the training samples are computed once and stored."""
     model: ModelSection
     data: DataSectionBase
     training: dict[str, Any] = {}

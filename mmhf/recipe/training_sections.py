@@ -170,6 +170,27 @@ def cache_section(choice: CacheChoice) -> CacheSection:
     return choice if isinstance(choice, CacheSection) else CacheSection(mode=choice)
 
 
+class TeacherSection(Section):
+    """A released model whose answers are learnt beside the labels, or the pairs, of the data."""
+
+    model: str
+    """A release, `REPO@vX.Y`, or a run folder, of the same task; of a classifier, with the same classes."""
+    weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Its share of the loss; that of the model's own loss is what is left of 1."""
+    temperature: PositiveFloat | None = None
+    """What the logits of classes, or the similarities of a dual encoder, are divided by on both sides. Absent: 2 for
+    classes, 1 for similarities and for several labels a row."""
+
+
+TeacherChoice = str | TeacherSection
+"""Values of `teacher:`; `teacher: REPO@vX.Y` is short for `teacher: {model: REPO@vX.Y}`."""
+
+
+def teacher_section(choice: TeacherChoice | None) -> TeacherSection | None:
+    """The section that a recipe's `teacher:` stands for; None where there is no teacher."""
+    return TeacherSection(model=choice) if isinstance(choice, str) else choice
+
+
 _LOWER_IS_BETTER = (
     "loss",
     "error",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from mmhf.conventions import Processor, height_and_width
+from mmhf.conventions import Content, Processor, height_and_width
 from mmhf.data.augment import build_augmentation
 from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.collators import ImageCollator, RandomChanges
@@ -20,15 +21,19 @@ from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.errors import InputError, UnreachableError
 from mmhf.evaluation.report.sections import RunFacts
-from mmhf.hub.releases import may_be_on_hub
+from mmhf.features.parts import FeaturePart
+from mmhf.hub.releases import is_hub_reference
 from mmhf.inference.loading import load_model
 from mmhf.models.backbones import is_on_hub, load_encoder_config
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.augment_sections import AugmentSection, needed_side
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 from mmhf.recipe.schema import RecipeBase
+from mmhf.recipe.training_sections import teacher_section
+from mmhf.tasks.distillation import Teacher, find_teacher, learn_from
 from mmhf.tasks.feature_caching import stage_features
 from mmhf.tasks.frozen_features import FrozenFeatures
+from mmhf.training.distillation import Teaching
 from mmhf.training.evaluator import Evaluator, ReadsFeatures
 from mmhf.training.stages import StagePlan
 from mmhf.training.trainer import MMTrainer
@@ -75,6 +80,10 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
     """Each metric's definition."""
     collator_class: ClassVar[type[ImageCollator]]
     trainer_class: ClassVar[type[MMTrainer]] = MMTrainer
+    has_baselines: bool = True
+    """Whether frozen features can stand beside the model."""
+    asked_of_teacher: ClassVar[Mapping[Content, FeaturePart]] = {}
+    """What a teacher is shown → what it makes of it."""
 
     def __init__(self, recipe: RecipeT) -> None:
         self.recipe = recipe
@@ -159,6 +168,31 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             best_metric=None if best is None else str(best).removeprefix("eval_"),
             **facts,
         )
+
+    @functools.cached_property
+    def teacher(self) -> Teacher | None:
+        """The release whose answers are learnt, known by its config alone; None where the recipe names none.
+
+        Raises:
+            InputError: There is no such release, or it is a model of another task.
+        """
+        section = teacher_section(self.recipe.teacher)
+        return None if section is None else find_teacher(section, self.recipe.task)
+
+    def teaching(self, data: LoadedData) -> Teaching | None:
+        """What the teacher's answers count in the loss; None where there is no teacher.
+
+        Raises:
+            InputError: Its classes, or what its rows had, are not those of the data.
+        """
+        if self.teacher is None:
+            return None
+        section = self.teacher.section
+        return Teaching(section.weight, section.temperature or 1.0)
+
+    def teacher_collator(self, processor: Processor, config: Any) -> ImageCollator:
+        """Makes batches of training rows for a teacher with this config and processor; images are as they are."""
+        return self.collator_class(processor, on_bad_image=self.recipe.data.on_bad_image)
 
     def finish(self, trainer: Trainer, data: LoadedData) -> None:
         """What a trained model still learns from the validation split before it is measured and saved."""
@@ -263,8 +297,8 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         processor: Processor,
         bad_examples: BadExampleLog | None = None,
     ) -> MMTrainer:
-        """The trainer of a run, before its first step."""
-        return self.trainer_class(
+        """The trainer of a run, before its first step; what a teacher answers is at hand."""
+        trainer = self.trainer_class(
             model=plan.model,
             args=args,
             plan=plan,
@@ -277,8 +311,12 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             eval_collator=self.collator(processor, split="validation", seed=args.seed, bad_examples=bad_examples),
             processing_class=processor,
             features=stage_features(self, data, plan=plan, args=args, processor=processor),
+            teaching=self.teaching(data),
             **self.trainer_options(data, processor),
         )
+        if self.teacher is not None:
+            learn_from(self.teacher, self, trainer)
+        return trainer
 
     def dropped_parts(self) -> set[str]:
         """Parts of the model whose input training takes away at random: `vision`, `text`."""
@@ -294,11 +332,11 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         return {"pixel_values": torch.zeros(batch_size, 3, height, width, device=device)}
 
     def uses_hub(self, *, weights: bool) -> bool:
-        """Whether data, parent, backbones' configuration files or, if asked for, their weights come from the Hub."""
-        encoders, parent = self.recipe.model.encoders().values(), self.recipe.init_from
-        repo = (parent or "").partition("@")[0]
+        """Whether data, parent, teacher, backbones' configuration files or, if asked for, weights are on the Hub."""
+        encoders, teacher = self.recipe.model.encoders().values(), teacher_section(self.recipe.teacher)
+        named = [self.recipe.init_from, None if teacher is None else teacher.model]
         return (
-            (parent is not None and not Path(parent).exists() and not Path(repo).exists() and may_be_on_hub(repo))
+            any(name is not None and is_hub_reference(name) for name in named)
             or self.recipe.data.is_on_hub()
             or any(is_on_hub(encoder.backbone, weights=weights and encoder.pretrained) for encoder in encoders)
         )

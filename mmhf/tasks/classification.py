@@ -6,6 +6,7 @@ import functools
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from mmhf.evaluation.modalities import ModalityEvaluation
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.inference.label_predictors import LabelPredictor
 from mmhf.models.classification_loss import LossSettings, class_names
+from mmhf.models.targets import ORDINAL, SINGLE_LABEL
 from mmhf.parallel import gather, rank, world_size
 from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.classification import ClassificationRecipe, SamplingSection
@@ -37,6 +39,7 @@ from mmhf.recipe.target_sections import MultiLabelSection, OrdinalSection, Regre
 from mmhf.tasks.base import Baselines, Task
 from mmhf.tasks.frozen_features import FrozenFeatures, SplitFeatures, by_split
 from mmhf.tasks.targets import Predicted, classifier_target
+from mmhf.training.distillation import CLASS_TEMPERATURE, Teaching
 
 ClassificationRecipeT = TypeVar("ClassificationRecipeT", bound=ClassificationRecipe)
 
@@ -51,6 +54,7 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
     def __init__(self, recipe: ClassificationRecipeT) -> None:
         self.target = classifier_target(recipe)
         self.protocols = self.target.report.protocols
+        self.has_baselines = self.target.baseline is not None
         super().__init__(recipe)
         self._measured: dict[str, Predicted] = {}
         """What models said of the splits that were measured."""
@@ -135,6 +139,15 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         changes = super().random_changes(section, data, seed)
         return changes._replace(mixer=build_mixer(section, len(data.label_names), seed=seed))
 
+    def teaching(self, data: LoadedData) -> Teaching | None:
+        teaching = super().teaching(data)
+        if teaching is None or self.teacher is None:
+            return None
+        target, temperature = self.target.target, self.teacher.section.temperature
+        if temperature is None and target in (SINGLE_LABEL, ORDINAL):
+            teaching = replace(teaching, temperature=CLASS_TEMPERATURE)
+        return replace(teaching, order=self.teacher.order_of(data.label_names, target))
+
     def trainer_options(self, data: LoadedData, processor: Processor) -> dict[str, Any]:
         if "validation" not in data.splits:  # which would otherwise be found when training is over
             for key in self.target.fits_on_validation():
@@ -174,7 +187,7 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
         splits, target = frozen.splits, self.target
-        if "train" not in splits:
+        if target.baseline is None or "train" not in splits:
             return {}
         labels = {
             split: np.asarray(_table(data, split)[target.column][:])[each.rows] for split, each in splits.items()

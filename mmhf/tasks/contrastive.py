@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
-from mmhf.conventions import IGNORED_IMAGE, Processor
+from mmhf.conventions import IGNORED_IMAGE, TEACHER_EMBEDS, Processor
 from mmhf.data.caption_collators import ContrastiveCollator
 from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.data.collators import ImageCollator
@@ -46,6 +46,7 @@ from mmhf.evaluation.retrieval import (
     zero_shot_class_embeddings,
     zero_shot_metrics,
 )
+from mmhf.features.parts import TEXT, VISION, FeaturePart
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_processor, load_dual_encoder
 from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe, ZeroShotSection
@@ -88,6 +89,10 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
     """Dual encoders."""
 
     collator_class = ContrastiveCollator
+    asked_of_teacher = {
+        "image": FeaturePart("teacher", VISION.inputs, TEACHER_EMBEDS[0]),
+        "text": FeaturePart("teacher", TEXT.inputs, TEACHER_EMBEDS[1]),
+    }
     trainer_class = ContrastiveTrainer
 
     def __init__(self, recipe: ContrastiveRecipe) -> None:

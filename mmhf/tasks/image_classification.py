@@ -7,8 +7,10 @@ from typing import Any
 
 from transformers import AutoImageProcessor, BaseImageProcessor
 
+from mmhf.conventions import TEACHER_ANSWERS
 from mmhf.data.collators import ImageCollator
 from mmhf.data.loading import LoadedData
+from mmhf.features.parts import VISION, FeaturePart
 from mmhf.models.building import image_processor_of
 from mmhf.models.image_classifier import BackboneForImageClassification
 from mmhf.models.image_classifier.building import build_image_classifier, load_image_classifier
@@ -22,6 +24,7 @@ class ImageClassification(ClassificationTask[ImageClassificationRecipe]):
     """Image classifiers."""
 
     collator_class = ImageCollator
+    asked_of_teacher = {"image": FeaturePart("teacher", VISION.inputs, TEACHER_ANSWERS)}
 
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> BaseImageProcessor:
         processor: BaseImageProcessor

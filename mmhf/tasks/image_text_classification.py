@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, Trainer
 
-from mmhf.conventions import Processor
+from mmhf.conventions import IGNORED_LABEL, TEACHER_ANSWERS, Processor
 from mmhf.data.collators import ImageCollator, ImageTextCollator
 from mmhf.data.loading import LoadedData
 from mmhf.data.modalities import ModalityMasking
@@ -28,6 +28,7 @@ from mmhf.data.text_embeddings import (
 from mmhf.errors import InputError
 from mmhf.evaluation.baselines import PAIR_WIDTH, PairFeatures, Rows, learnt_rows
 from mmhf.evaluation.modalities import ModalityEvaluation, evaluate_modalities, other_rows
+from mmhf.features.parts import TEXT, VISION, FeaturePart
 from mmhf.models.building import text_values
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.fusion import FusionForImageTextClassification, FusionProcessor
@@ -47,14 +48,17 @@ from mmhf.tasks.classification import ClassificationTask
 from mmhf.tasks.frozen_features import MOST_ROWS, FrozenFeatures, SplitFeatures, by_split
 from mmhf.tasks.table_columns import check_numbers, column_matrix, fit_columns, name_unmet, planned_columns
 from mmhf.tasks.targets import Predicted
+from mmhf.training.distillation import Teaching
 
 _ROWS_AT_ONCE = 1024
+_ROW_INPUTS = (*VISION.inputs, *TEXT.inputs, "columns", "image_mask", "text_mask", "columns_mask")
 
 
 class ImageTextClassification(ClassificationTask[FusionRecipe]):
     """Fusion classifiers: pairs of an image and a text, with columns of the table where the recipe names them."""
 
     collator_class = ImageTextCollator
+    asked_of_teacher = {"row": FeaturePart("teacher", _ROW_INPUTS, TEACHER_ANSWERS)}
 
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> FusionProcessor:
         if parent is not None:
@@ -141,6 +145,25 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
             processor = TextTableProcessor(processor, self.text_table)
         return super().collator(processor, **options)
 
+    def teaching(self, data: LoadedData) -> Teaching | None:
+        teaching = super().teaching(data)
+        if teaching is not None and self.teacher is not None:
+            read, known = _columns_read(self.teacher.config), self.recipe.model.column_names()
+            if lacking := [name for name in read if name not in known]:
+                raise InputError(
+                    f"teacher {self.teacher}: it reads the columns {', '.join(lacking)}, which model.columns does not "
+                    "name; name them there, too"
+                )
+        return teaching
+
+    def teacher_collator(self, processor: Processor, config: Any) -> ImageCollator:
+        """See [`Task`]; of a row, the teacher sees what it was trained on, as far as the row has it."""
+        own = self.collator_options(is_training=False).get("masking", ModalityMasking())
+        masking = replace(own, mask=config.mask)
+        options: dict[str, Any] = {} if masking == ModalityMasking() else {"masking": masking}
+        on_bad_image = self.recipe.data.on_bad_image
+        return ImageTextCollator(processor, on_bad_image=on_bad_image, columns=_columns_read(config), **options)
+
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         images = super().example_inputs(batch_size, device)
         table = self._encoder_of_table(device)
@@ -157,8 +180,7 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
         assert isinstance(model, FusionForImageTextClassification)
         *embeds, modalities = predicted.others
         names, seen = model.config.fused_modalities, self.recipe.model.fused_modalities()
-        known = self.target.is_known(predicted.labels)
-        rows = np.flatnonzero(modalities[:, [name in seen for name in names]].all(axis=1) & known)
+        rows = np.flatnonzero(modalities[:, [name in seen for name in names]].all(axis=1))
         given, labels = dict(zip(names, (each[rows] for each in embeds), strict=True)), predicted.labels[rows]
         partners = other_rows(len(rows))
         views = {"both": predicted.logits[rows]}
@@ -167,15 +189,9 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
             views["without_columns"] = _classify_view(model, given, ["image", "text"])
         if "image" in seen and "text" in seen:
             views["mismatched"] = _classify_view(model, {**given, "text": given["text"][partners]}, seen)
-        return evaluate_modalities(
-            views,
-            labels,
-            partners,
-            label_names,
-            comparison=self.target.comparison(model.config),
-            modalities=seen,
-            num_left_out=int(known.sum()) - len(rows),
-        )
+        num_labelled = int((predicted.labels != IGNORED_LABEL).sum())
+        num_left_out = num_labelled - int((labels != IGNORED_LABEL).sum())
+        return evaluate_modalities(views, labels, partners, label_names, modalities=seen, num_left_out=num_left_out)
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
         found = super().baselines(frozen, data)
@@ -185,7 +201,7 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
     def _regression_on_columns(self, data: LoadedData) -> dict[str, dict[str, float]]:
         """What the columns alone give; they need no encoder, and take next to no time."""
         section, recipe = self.recipe.model.columns, self.recipe
-        if section is None or recipe.evaluation.baselines == "off":
+        if section is None or recipe.evaluation.baselines == "off" or not self.has_baselines:
             return {}
         features, rows = fit_columns(section, data), {}
         for split, table in data.splits.items():
@@ -209,7 +225,7 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
     @property
     def _evaluates_by_modality(self) -> bool:
         seen = self.recipe.model.fused_modalities()
-        return self.recipe.evaluation.by_modality and len(seen) > 1
+        return self.recipe.evaluation.by_modality and len(seen) > 1 and self.target.has_views
 
     def _predict(self, trainer: Trainer, data: LoadedData, split: str, **options: Any) -> Predicted:
         ignored: list[str] | None = [] if self._evaluates_by_modality else None
@@ -274,6 +290,13 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
             text_table=self._encoder_of_table(options["device"]),
             **options,
         )
+
+
+def _columns_read(config: Any) -> list[str]:
+    """The columns of the table that a fusion classifier reads."""
+    if config.columns is None or config.mask == "columns":
+        return []
+    return ColumnFeatures.from_dict(config.columns).names
 
 
 def _texts(split: SplitFeatures) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mmhf.conventions import IGNORED_IMAGE
+from mmhf.conventions import IGNORED_IMAGE, TEACHER_EMBEDS
 from mmhf.data.datasets import RowDataset
 from mmhf.errors import InputError
 from mmhf.files import write_text
@@ -115,6 +115,7 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
             )
         self._more_metrics = more_metrics
         self._batches: list[Batch] = []
+        self._taught: list[Batch] = []
         self._done = 0
         self._step: ContrastedStep | None = None
         self._others: list[DualEncoderOutput] = []
@@ -135,13 +136,17 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor | int | None]:
         """Take the micro-batches of one step, all of which its first `training_step` needs."""
-        self._others, self._states, self._done, self._step = [], [], 0, None
+        self._others, self._states, self._taught, self._done, self._step = [], [], [], 0, None
         self._batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         return self._batches, None
 
     def _on_the_way(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Embed each micro-batch but the first as it arrives: a GPU does so while the next one is read."""
+        """Embed each micro-batch but the first as it arrives: a GPU does so while the next one is read.
+
+        What a teacher made of its pairs is no input of the model.
+        """
         for number, batch in enumerate(super()._on_the_way(batches)):
+            self._taught.append({name: batch.pop(name) for name in TEACHER_EMBEDS if name in batch})
             if number > 0:
                 self.model_wrapped.train()
                 output, state = embed_without_graph(self.model_wrapped, self._prepare_inputs(batch))
@@ -182,7 +187,10 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         output: DualEncoderOutput = model(**batches[0])
         if self._compiled is not None:
             self._compiled.compare(_embeddings(output))
-        self._step = contrast_outputs([output, *self._others], batches, self._dual_encoder.contrast)
+        taught = [] if self.teaching is None else [self._prepare_inputs(batch) for batch in self._taught]
+        self._step = contrast_outputs(
+            [output, *self._others], batches, self._dual_encoder.contrast, teaching=self.teaching, taught=taught
+        )
         self._remember(self._step)
         if self._others and self._replay_is_unchecked:
             self._to_replay, self._replay_is_unchecked = self._others[0], False

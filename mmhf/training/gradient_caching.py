@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from mmhf.conventions import IGNORED_IMAGE
+from mmhf.conventions import IGNORED_IMAGE, TEACHER_EMBEDS
+from mmhf.models.affinity_loss import affinity_losses
 from mmhf.models.contrastive_loss import Contrast, EmbeddedPairs, block_losses, caption_ids
 from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderOutput
 from mmhf.parallel import rank, world_size
+from mmhf.training.distillation import Teaching
 from mmhf.training.weights import unmoved_statistics
 
 Batch = dict[str, Tensor]
@@ -101,7 +103,12 @@ def embed_without_graph(model: nn.Module, batch: Batch) -> tuple[DualEncoderOutp
 
 
 def contrast_outputs(
-    outputs: Sequence[DualEncoderOutput], batches: Sequence[Batch], contrast: Contrast
+    outputs: Sequence[DualEncoderOutput],
+    batches: Sequence[Batch],
+    contrast: Contrast,
+    *,
+    teaching: Teaching | None = None,
+    taught: Sequence[Batch] = (),
 ) -> ContrastedStep:
     """The loss over the pairs of all micro-batches of all processes, and its gradients.
 
@@ -109,15 +116,27 @@ def contrast_outputs(
         outputs (`Sequence[DualEncoderOutput]`): Of this process's micro-batches.
         batches (`Sequence[Batch]`): The micro-batches, with `input_ids` and `image_index`.
         contrast ([`Contrast`]): The loss.
+        teaching ([`Teaching`], *optional*): What a teacher's embeddings count beside it; absent: there is no teacher.
+        taught (`Sequence[Batch]`): The teacher's embeddings of each micro-batch, by the names of `TEACHER_EMBEDS`.
     """
-    pairs, rows = _gather(_own_pairs(outputs, batches))
+    own_pairs = _own_pairs(outputs, batches)
+    pairs, rows = _gather(own_pairs)
+    pairs.image_embeds.requires_grad_()
+    pairs.text_embeds.requires_grad_()
     scale = _leaf(outputs[0].logit_scale)
     bias = None if outputs[0].logit_bias is None else _leaf(outputs[0].logit_bias)
     loss = torch.zeros((), device=scale.device)
     with torch.enable_grad():
         for part in block_losses(pairs, scale, bias, contrast, rows=rows):
+            part = part if teaching is None else (1 - teaching.weight) * part
             part.backward()
             loss += part.detach()
+        if teaching is not None:
+            teachers, _ = _gather(_taught_pairs(taught, own_pairs))
+            for part in affinity_losses(pairs, teachers, scale, temperature=teaching.temperature, rows=rows):
+                part = teaching.weight * part
+                part.backward()
+                loss += part.detach()
     leaves = [pairs.image_embeds, pairs.text_embeds, scale, *([] if bias is None else [bias])]
     gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     if world_size() > 1:
@@ -162,6 +181,12 @@ def _own_pairs(outputs: Sequence[DualEncoderOutput], batches: Sequence[Batch]) -
     )
 
 
+def _taught_pairs(taught: Sequence[Batch], own: EmbeddedPairs) -> EmbeddedPairs:
+    """What the teacher made of this process's pairs."""
+    images, texts = (torch.cat([batch[name] for batch in taught]).float() for name in TEACHER_EMBEDS)
+    return EmbeddedPairs(images, texts, own.image_index, own.caption_id)
+
+
 def _embeds(embeds: Tensor | None) -> Tensor:
     assert embeds is not None
     return embeds.detach().float()
@@ -173,7 +198,7 @@ def _leaf(value: Tensor | None) -> Tensor:
 
 
 def _gather(own: EmbeddedPairs) -> tuple[EmbeddedPairs, range]:
-    """The pairs of all processes, as leaves of a graph, and which of them are this process's."""
+    """The pairs of all processes, and which of them are this process's."""
     columns = [own.image_embeds, own.text_embeds, own.image_index, own.caption_id]
     start = 0
     if world_size() > 1:
@@ -186,8 +211,7 @@ def _gather(own: EmbeddedPairs) -> tuple[EmbeddedPairs, range]:
             for column, filler in zip(columns, fillers, strict=True)
         ]
     images, texts, image_index, caption_id = columns
-    pairs = EmbeddedPairs(images.requires_grad_(), texts.requires_grad_(), image_index, caption_id)
-    return pairs, range(start, start + len(own))
+    return EmbeddedPairs(images, texts, image_index, caption_id), range(start, start + len(own))
 
 
 def _lengthened(column: Tensor, length: int, filler: int) -> Tensor:

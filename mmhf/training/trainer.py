@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from mmhf.conventions import TEACHER_ANSWERS
 from mmhf.cpu import keep_freed_memory
 from mmhf.errors import InputError
 from mmhf.features.stage import StageFeatures
@@ -31,6 +32,7 @@ from mmhf.training.checkpoints import (
 )
 from mmhf.training.compiled import CompiledStage, Compiling, forget_compiled
 from mmhf.training.devices import normalise_on_device
+from mmhf.training.distillation import Imitation, Teaching
 from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.evaluator import ReadsSplits
 from mmhf.training.frozen_copies import keep_copies, release_copies, why_no_copies
@@ -58,6 +60,8 @@ class MMTrainer(ReadsSplits):
         eval_collator (`Callable`, *optional*): Makes batches for evaluation and prediction, without augmentation;
             absent, `data_collator` makes these too.
         features ([`StageFeatures`], *optional*): Stores features of frozen parts; absent, they are always computed.
+        teaching ([`Teaching`], *optional*): What a teacher's answers, which the batches have, count beside the labels;
+            absent: there is no teacher.
         kwargs: As `transformers.Trainer` takes them.
     """
 
@@ -71,14 +75,17 @@ class MMTrainer(ReadsSplits):
         recipe: RecipeBase | None = None,
         eval_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
         features: StageFeatures | None = None,
+        teaching: Teaching | None = None,
         **kwargs: Any,
     ) -> None:
         keep_freed_memory()
         self.plan = plan
         self.features = features
+        self.teaching = teaching
         self._recipe = recipe
         self._watch = LossWatch()
         self._answers = Answers(plan.model)
+        self._imitation = Imitation.of(plan.model, teaching)
         self.eval_collator = eval_collator
         self._average = WeightAverage(plan, recipe.ema if recipe else None)
         self._trained: list[torch.nn.Parameter] = []
@@ -216,8 +223,10 @@ class MMTrainer(ReadsSplits):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The loss as `transformers.Trainer` computes it; a classifier's right answers are counted for the log."""
+        """The loss as `transformers.Trainer` computes it, and in training that of a teacher's answers beside it; a
+        classifier's right answers are counted for the log."""
         compute: Callable[..., Any] = super().compute_loss
+        taught = inputs.pop(TEACHER_ANSWERS, None)
         compiled = self._compiled if model.training else None
         if compiled is not None:
             plain = functools.partial(compute, self.plan.model, dict(inputs), False, num_items_in_batch)
@@ -228,6 +237,8 @@ class MMTrainer(ReadsSplits):
             compiled.compare(loss)
         if model.training and self._answers and labels is not None:
             self._answers.add(outputs["logits"], labels)
+            if self._imitation is not None:
+                loss = self._imitation.beside(loss, outputs["logits"], taught, labels)
         return (loss, outputs) if return_outputs else loss
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
@@ -317,6 +328,8 @@ class MMTrainer(ReadsSplits):
         source = self._on_the_way(self._rest_of_epoch or epoch_iterator)
         batches, count = super().get_batch_samples(source, num_batches, device)
         self._watch.begin_step(self.data.take(len(batches), self.state.global_step + 1))
+        if self._imitation is not None:
+            self._imitation.begin_step(batches, lambda count: self.accelerator.reduce(count.to(device)))
         own = self._answers.measure(batches)
         if own is None:
             return batches, count

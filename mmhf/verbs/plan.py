@@ -32,6 +32,7 @@ from mmhf.recipe.cross_validation import check_folds, fold_override
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.training_sections import StageSection, cache_section
 from mmhf.tasks import AnyTask, task_of
+from mmhf.tasks.distillation import describe_teacher
 from mmhf.tasks.feature_caching import cache_setting
 from mmhf.tasks.linear_probe import refuse_probes_without_features
 from mmhf.training.arguments import (
@@ -144,6 +145,7 @@ def plan(
     if task.uses_hub(weights=False):
         use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
     parent = _find_parent(task, found)
+    _find_teacher(task, found)
     # Stages can be planned all the same from the backbones in place of the parent, and without the data.
     borne = len(found.problems)
     data = _load_data(task, found)
@@ -156,6 +158,11 @@ def plan(
     found.run = _describe_run(args, data, num_rows)
     if folds is not None:
         found.run["folds"] = f"{folds}, each a run such as this, the first"
+    if task.teacher is not None:
+        found.run["teacher"] = describe_teacher(task, task.teacher, data, args.device.type)
+    if data is not None:
+        with _as_problem(found):
+            task.teaching(data)
     found.run["JPEG decoder"] = describe_jpeg_decoder(task.least_side())
     found.run["precision"] = str(choose_precision(resolved.recipe.training))
     found.as_written = [_as_written(stage, args) for stage in recipe_stages(resolved.recipe, args)]
@@ -273,6 +280,18 @@ def _find_parent(task: AnyTask, found: Plan) -> Path | None:
     except InputError as error:
         found.problems.append(f"init_from: {error}; planned from the backbones instead")
     return None
+
+
+def _find_teacher(task: AnyTask, found: Plan) -> None:
+    """Look at the teacher's configuration; where there is none to look at, the run is planned without it."""
+    try:
+        task.teacher  # noqa: B018
+    except UnreachableError as error:
+        _add_unreachable(found, f"{error}; planned without it")
+        task.teacher = None
+    except InputError as error:
+        found.problems.append(str(error))
+        task.teacher = None
 
 
 def _add_unreachable(found: Plan, message: str) -> None:

@@ -27,12 +27,13 @@ from mmhf.errors import InputError
 from mmhf.files import BAD_EXAMPLES_FILE, BAD_EXAMPLES_LOG, DUPLICATES_FILE, REPORT_FILE
 from mmhf.hub import resolve_model
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
-from mmhf.hub.lineage import check_release_is_possible, release_run, write_lineage
+from mmhf.hub.lineage import check_release_is_possible, check_same_teacher, release_run, write_lineage
 from mmhf.hub.pushing import complete_pushed_run
 from mmhf.parallel import from_first
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.history import RunPart, run_parts
 from mmhf.tasks import AnyTask, Measured, task_of
+from mmhf.tasks.distillation import Teacher
 from mmhf.tasks.frozen_features import FrozenFeatures, frozen_features
 from mmhf.training.arguments import (
     build_stage_plan,
@@ -106,11 +107,9 @@ def train(
     """
     data: dict[str, Any] = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
     resolved = resolve(recipe, overrides, **data)
-    if resolved.recipe.init_from is not None:
-        parent = resolve_model(resolved.recipe.init_from)
-        if parent.is_on_hub:  # where tags and branches move
-            overrides = [*overrides, f"init_from={parent.repo}@{parent.commit}"]
-            resolved = resolve(recipe, overrides, **data)
+    if pinned := _pinned(resolved):
+        overrides = [*overrides, *pinned]
+        resolved = resolve(recipe, overrides, **data)
     if folds is not None:
         if more is not None:
             raise InputError("--more: trains one run longer; leave --folds out, or give the recipe more epochs")
@@ -127,6 +126,18 @@ def train(
         place = _train(part, place, callbacks)
     assert place.run_dir is not None
     return Run(place.run_dir)
+
+
+def _pinned(resolved: ResolvedRecipe) -> list[str]:
+    """Overrides that name releases of the Hub by their commits, since tags and branches move."""
+    recipe, pinned = resolved.recipe, []
+    if recipe.init_from is not None and (parent := resolve_model(recipe.init_from)).is_on_hub:
+        pinned.append(f"init_from={parent.repo}@{parent.commit}")
+    teacher = task_of(recipe).teacher
+    if teacher is not None and teacher.source.is_on_hub:
+        key = "teacher" if isinstance(recipe.teacher, str) else "teacher.model"
+        pinned.append(f"{key}={teacher.source.repo}@{teacher.source.commit}")
+    return pinned
 
 
 @dataclass(frozen=True)
@@ -152,6 +163,7 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
     if task.uses_hub(weights=parent is None):
         use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
     data = _load_data(task)
+    task.teaching(data)  # a teacher that does not fit is named before anything is built
     args = training_arguments(recipe, str(resolved.name), has_validation="validation" in data.splits)
     num_rows, parent_dir = task.num_train_rows(data), parent.path if parent else None
     check_batches(recipe, args, num_rows)
@@ -167,6 +179,9 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
         return after
     if part.until_step is not None:
         logger.info("Until step %d, before it was changed: %s", part.until_step, "; ".join(part.changes))
+    teacher = task.teacher.source.reference if task.teacher else None
+    if teacher is not None:
+        check_same_teacher(folder.path, teacher)
     transformers.set_seed(args.seed)
 
     processor = task.build_processor(data, parent=parent_dir)
@@ -180,7 +195,7 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
         if is_first:
             bad_examples.extend(data.bad_examples)
             reference = parent.reference if parent else None
-            write_lineage(folder.path, reference, data.fingerprint(), trained_on=_machine(args))
+            write_lineage(folder.path, reference, data.fingerprint(), teacher=teacher, trained_on=_machine(args))
             _say_what_begins(resolved, data, model, folder)
         done = 0 if folder.checkpoint is None else step_of(folder.checkpoint)
         run_name = folder.path.name if recipe.data.fold is None else "_".join(folder.path.parts[-2:])
@@ -226,7 +241,7 @@ def _finish(
         measured = _beside_baselines(measured, task, data, frozen)
         if task.recipe.data.fold is not None:
             write_fold_predictions(folder, task.predictions(trainer, data, "validation"), task.recipe.data.fold)
-        facts = _facts(trainer, data, frozen)
+        facts = _facts(trainer, data, frozen, teacher=task.teacher)
         _report(trainer, task, data, facts, resolved=resolved, measured=measured, bad_examples=bad_examples)
         mark_complete(folder, is_run_file)
         if "mlflow" in (trainer.args.report_to or []) and "mlflow" in task.recipe.tracking.log_model:
@@ -333,13 +348,16 @@ def _release(resolved: ResolvedRecipe, args: TrainingArguments, folder: RunFolde
         logger.info("Release: %s", release_run(folder.path, release))
 
 
-def _facts(trainer: MMTrainer, data: LoadedData, frozen: FrozenFeatures) -> dict[str, object]:
+def _facts(
+    trainer: MMTrainer, data: LoadedData, frozen: FrozenFeatures, *, teacher: Teacher | None
+) -> dict[str, object]:
     args = trainer.args
     rows = {f"rows, {split}": data.num_rows(split) or "streamed" for split in data.splits}
     filters = {"filters": describe_steps(data.filter_steps)} if data.filter_steps else {}
     return {
         "model": type(trainer.plan.model).__name__,
         "parameters": f"{trainer.plan.model.num_parameters():,}",
+        **({} if teacher is None else {"teacher": f"{teacher}, {teacher.section.weight:.0%} of the loss"}),
         **filters,
         **rows,
         "optimizer steps": trainer.state.global_step,

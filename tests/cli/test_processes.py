@@ -90,7 +90,8 @@ IMAGE_STAGES = [
 
 @pytest.mark.slow
 def test_two_processes_equal_one_over_three_stages_of_an_image_classifier(tiny_recipe, succeed, tmp_path):
-    """Batch norm keeps its statistics: in training mode it would normalise each process's half batch by itself."""
+    """Batch norm keeps its statistics: in training mode it would normalise each process's half batch by itself. Beside
+    the labels it is taught by a run of its own kind, whose answers two processes ask for together."""
     changes = {
         "task": "image-classification",
         "model": {"text": None, "embedding_dim": None, "fusion": None, "head": {"hidden_dim": 8, "dropout": [0, 0]}},
@@ -106,8 +107,11 @@ def test_two_processes_equal_one_over_three_stages_of_an_image_classifier(tiny_r
         "stages": IMAGE_STAGES,
     }
     recipe = tiny_recipe(changes)
-    succeed("train", recipe, f"training.output_dir={tmp_path / 'one'}")
-    run_together("train", recipe, f"training.output_dir={tmp_path / 'two'}", *HALVES, num_processes=2)
+    succeed("train", recipe, f"training.output_dir={tmp_path / 'teacher'}", "stages=[{name: all, steps: 2}]")
+    taught = [f"teacher={tmp_path / 'teacher'}", "training.output_dir={}", "cache={{mode: auto, folder: {} features}}"]
+    one, two = ([word.format(tmp_path / name) for word in taught] for name in ("one", "two"))
+    succeed("train", recipe, *one)
+    run_together("train", recipe, *two, *HALVES, num_processes=2)
     check_same_metrics(tmp_path / "one", tmp_path / "two")
     ends = [
         check_same_weights(tmp_path / "one" / checkpoint, tmp_path / "two" / checkpoint)

@@ -95,8 +95,6 @@ def test_each_problem_says_where_what_and_the_way_out(problems: Problems, text: 
         ("{source: fakeddit}", ["data.path: missing"]),
         ("{source: fakeddit, pth: x}", ["data.pth: unknown key for source: fakeddit; got 'x'; did you mean path?"]),
         ("{source: sample, sample: {}}", None),
-        # What is no key here is not suggested again because another source has it.
-        ("{source: sample, path: x}", ["data.path: unknown key for source: sample, valid are "]),
         (
             "{source: smaple, nonsense: 1}",
             ["data.source: must be fakeddit, table, clinical, sample or hub; got 'smaple'; did you mean sample?"],

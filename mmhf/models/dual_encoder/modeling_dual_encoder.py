@@ -117,6 +117,11 @@ class DualEncoderModel(TowerModel):
             tuple(config.matryoshka_weights or ()),
         )
 
+    @property
+    def similarity_scale(self) -> Tensor:
+        """(1,): what similarities are multiplied with."""
+        return self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+
     @can_return_tuple
     def get_image_features(
         self,
@@ -239,7 +244,7 @@ class DualEncoderModel(TowerModel):
         captions: Tensor | None = None,
     ) -> DualEncoderOutput:
         """How alike images and texts are; with ids of equal captions, whose rows are pairs, also their loss."""
-        scale = self.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+        scale = self.similarity_scale
         logits_per_text = scale * (text_embeds @ image_embeds.T)
         if self.logit_bias is not None:
             logits_per_text = logits_per_text + self.logit_bias

@@ -11,12 +11,14 @@ import pytest
 import torch
 from transformers import BertConfig, TrainerCallback, TrainingArguments, ViTConfig
 
+from mmhf.conventions import TEACHER_EMBEDS
 from mmhf.data.datasets import RowDataset
 from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel
 from mmhf.recipe import recipe_from_dict
 from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
 from mmhf.training.arguments import accumulation_steps, steps_per_epoch
 from mmhf.training.contrastive import ContrastiveTrainer
+from mmhf.training.distillation import Teaching
 from mmhf.training.stages import Stage, StagePlan
 
 SIDE, TOKENS, VOCABULARY = 16, 6, 50
@@ -53,6 +55,16 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return make_batch([row["row"] for row in rows], [row["image"] for row in rows])
 
 
+def collate_taught(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """With a teacher's embeddings, which have a width of their own."""
+    batch = collate(rows)
+    generators = [torch.Generator().manual_seed(row["row"]) for row in rows]
+    for name in TEACHER_EMBEDS:
+        embeds = torch.stack([torch.randn(12, generator=each) for each in generators])
+        batch[name] = torch.nn.functional.normalize(embeds, dim=1) * (9.0 if "image" in name else 1.0)
+    return batch
+
+
 def make_rows(count: int, images: Sequence[int] | None = None) -> RowDataset:
     images = list(range(count)) if images is None else list(images)
     ids = [f"pair{index}" for index in range(count)]
@@ -67,6 +79,7 @@ def make_trainer(
     batch_size: int | None = None,
     stages: Sequence[Stage] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    teaching: Teaching | None = None,
     **arguments: Any,
 ) -> ContrastiveTrainer:
     recipe = recipe_from_dict(
@@ -99,7 +112,9 @@ def make_trainer(
         recipe=recipe,
         train_dataset=rows,
         eval_dataset=rows,
-        data_collator=collate,
+        data_collator=collate if teaching is None else collate_taught,
+        eval_collator=collate,
+        teaching=teaching,
         callbacks=list(callbacks),
     )
 
@@ -120,7 +135,8 @@ def train(folder: Path, kind: str, world_size: int) -> dict[str, Any]:
     values = {"loss": "sigmoid", "logit_bias": -3.0, "matryoshka": [2, 5, 8]}
     if kind != "sigmoid":
         values = {"label_smoothing": 0.1}
-    micro_batch = {"whole": STEP // world_size, "cached": 2, "bf16": 4}.get(kind, STEP // 2 // world_size)
+    whole = STEP // world_size
+    micro_batch = {"whole": whole, "taught": whole, "cached": 2, "taught cached": 2, "bf16": 4}.get(kind, whole // 2)
     gradients = Gradients()
     trainer = make_trainer(
         tiny_dual_encoder(**values),
@@ -134,6 +150,7 @@ def train(folder: Path, kind: str, world_size: int) -> dict[str, Any]:
         ],
         callbacks=[gradients],
         bf16=kind == "bf16",
+        teaching=Teaching(0.6, 1.5) if kind.startswith("taught") else None,
     )
     trainer.train()
     return {

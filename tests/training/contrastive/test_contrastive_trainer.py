@@ -13,6 +13,7 @@ from mmhf.errors import InputError
 from mmhf.models.dual_encoder import DualEncoderModel
 from mmhf.models.dual_encoder.dropping import drop_at_random
 from mmhf.recipe.dual_encoder_recipe import VisionTowerSection
+from mmhf.training.distillation import Teaching
 from mmhf.training.stages import Stage
 
 Make = Callable[..., DualEncoderModel]
@@ -28,9 +29,13 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], **
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("values", [{}, {"loss": "sigmoid", "logit_bias": -3.0}])
+@pytest.mark.parametrize(
+    ("values", "teaching"),
+    [({}, None), ({"loss": "sigmoid", "logit_bias": -3.0}, None), ({}, Teaching(0.6, 1.5))],
+    ids=["softmax", "sigmoid", "taught"],
+)
 def test_micro_batches_train_what_one_batch_trains(
-    tiny_model: Make, rows_of, trainer_of, tmp_path: Path, values: dict
+    tiny_model: Make, rows_of, trainer_of, tmp_path: Path, values: dict, teaching: Teaching | None
 ) -> None:
     """16 pairs a step, three steps an epoch: at once, in micro-batches of 4, and by Trainer's own accumulation."""
     trained, logged = [], []
@@ -39,7 +44,7 @@ def test_micro_batches_train_what_one_batch_trains(
         {"per_device_train_batch_size": 4, "batch_size": 16},
         {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2},
     ):
-        trainer = trainer_of(tiny_model(**values), rows_of(44), tmp_path, **arguments)
+        trainer = trainer_of(tiny_model(**values), rows_of(44), tmp_path, teaching=teaching, **arguments)
         assert (trainer.args.max_steps, trainer.args.gradient_accumulation_steps) in ((6, 1), (6, 4), (6, 2))
         trainer.train()
         assert trainer.state.global_step == 6

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 from mmhf.data.datasets import RowDataset
 from mmhf.data.images import decode_image
 from mmhf.data.loading import load_data
-from mmhf.recipe.data_sections import DataSection
+from mmhf.recipe.data_sources import DataSection
 
 BATCH = 32
 ROUNDS = 15

@@ -22,7 +22,7 @@ LOAD = """
 import resource, sys, time
 from mmhf.data import seen_files
 from mmhf.data.loading import load_data
-from mmhf.recipe.data_sections import DataSection
+from mmhf.recipe.data_sources import DataSection
 from pydantic import TypeAdapter
 seen_files._SETTLED_AFTER = -1e9  # the files were written just now
 section = TypeAdapter(DataSection).validate_python({"source": "image_folder", "path": sys.argv[1]})

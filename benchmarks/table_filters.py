@@ -16,7 +16,7 @@ import pandas as pd
 from pydantic import TypeAdapter
 
 from mmhf.data.loading import load_data
-from mmhf.recipe.data_sections import DataSection
+from mmhf.recipe.data_sources import DataSection
 
 GIB = 2**30
 LABELS = 200

@@ -17,7 +17,7 @@ from torch.utils.data import WeightedRandomSampler
 
 from mmhf.data.datasets import RowDataset
 from mmhf.recipe.classification import SamplingSection
-from mmhf.tasks.classification import row_weights
+from mmhf.tasks.classification import class_weights
 
 ROWS, CLASSES = 1_000_000, 100
 
@@ -35,10 +35,10 @@ def main(rounds):
     section = SamplingSection(power=1.0)
 
     def ours():
-        return RowDataset(table, weights=row_weights(section, table)).epoch_sampler(0)
+        return RowDataset(table, weights=class_weights(section, table)).epoch_sampler(0)
 
     def rival():
-        return WeightedRandomSampler(row_weights(section, table), ROWS)
+        return WeightedRandomSampler(class_weights(section, table), ROWS)
 
     times = {"mmhf": [], "torch": []}
     for _ in range(rounds):

@@ -9,7 +9,7 @@ from typing import Literal
 import datasets
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mmhf.conventions import Content, Modality
 from mmhf.data.bad_examples import BadExample
@@ -36,16 +36,27 @@ class CaptionDataset(RowDataset):
             row is a caption with its image, in the order of the table.
         seed (`int`, defaults to 0):
             Seed of the choice.
+        weights (`ArrayLike`, *optional*):
+            One an image: images are drawn with replacement by them, or captions, which share their image's; absent =
+            every sample once an epoch.
     """
 
     def __init__(
-        self, table: datasets.Dataset, captions: Literal["sample", "all"] = "sample", *, seed: int = 0
+        self,
+        table: datasets.Dataset,
+        captions: Literal["sample", "all"] = "sample",
+        *,
+        seed: int = 0,
+        weights: ArrayLike | None = None,
     ) -> None:
         super().__init__(table)
         self.captions = captions
         self.seed = seed
         counts = np.array([len(texts) for texts in table["captions"][:]], dtype=np.int64)
         self._first_item = np.concatenate([[0], np.cumsum(counts)])
+        if weights is not None:
+            by_image = np.asarray(weights, dtype=np.float64)
+            self.weights = by_image if captions == "sample" else np.repeat(by_image / counts, counts)
 
     def __len__(self) -> int:
         return len(self.table) if self.captions == "sample" else int(self._first_item[-1])
@@ -92,7 +103,7 @@ class CaptionDataset(RowDataset):
             return images, (items % len(self) - self._first_item[images]).tolist()
         counts = self._first_item[images + 1] - self._first_item[images]
         return images, [
-            caption_number(int(image), key.epoch, int(count), seed=self.seed)
+            caption_number(int(image), key.epoch + key.draw, int(count), seed=self.seed)
             for image, key, count in zip(images, keys, counts, strict=True)
         ]
 

@@ -17,6 +17,7 @@ from mmhf.data.images import cut, shorten
 from mmhf.data.loading import LoadedData
 from mmhf.recipe.caption_data_sections import CaptionTableSection
 from mmhf.recipe.data_sections import DataSectionBase, TableDataSection
+from mmhf.recipe.data_sources import JoinedDataSection
 
 _LOOKED_AT = 200
 _LEAST_ROWS = 10
@@ -65,7 +66,8 @@ def _check_images(section: DataSectionBase, data: LoadedData, check: DataCheck) 
 def _way_out(section: DataSectionBase, missing: Sequence[str]) -> str:
     """The nearest folder that has the missing images, for tables that name them below one."""
     if not isinstance(section, TableDataSection | CaptionTableSection):
-        return "; put them there, or correct data.path"
+        joined = isinstance(section, JoinedDataSection)
+        return f"; put them there, or correct {'the paths in data.datasets' if joined else 'data.path'}"
     table = section.path or section.train or section.validation or section.test
     given = section.image_root
     if table is None or isinstance(given, dict) or "://" in table or "://" in (given or ""):

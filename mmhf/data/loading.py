@@ -157,7 +157,8 @@ def _checked(section: DataSectionBase, task: str, splits: Collection[str] | None
     """The recipe class of a task, which must be able to read this source and these splits."""
     recipe = RECIPE_BY_TASK.get(task)
     reads_captions = isinstance(section, CaptionDataSectionBase)
-    if recipe is None or reads_captions == recipe.reads_labels or (recipe.reads_texts and not section.has_texts):
+    has_texts = all(each.has_texts for each in section.of_one_source())
+    if recipe is None or reads_captions == recipe.reads_labels or (recipe.reads_texts and not has_texts):
         raise InputError(f"task {task!r} cannot be loaded from the source {section.source!r}")
     for split in splits or ():
         if split not in SPLITS:

@@ -36,7 +36,8 @@ PATH_COLUMN = "path"
 """Where an image was, to see whether it has changed; absent from the rows that training reads."""
 
 _NOT_OF_ROWS = (
-    "prepared", "exact", "image_size", "resize", "mean_std", "max_length", "augment", "captions", "stream", "cloud"
+    "prepared", "exact", "image_size", "resize", "mean_std", "max_length", "augment", "captions", "stream", "cloud",
+    "weights"
 )  # fmt: skip
 """Keys of a data section that do not change which rows there are."""
 _ROWS_AT_ONCE = 10_000

@@ -27,21 +27,22 @@ def source_state(section: DataSectionBase, images: Iterable[str], folders: Colle
     Returns:
         `str` or `None`: Nothing where none of the files is on this machine.
     """
-    named = _named_paths(section)
+    sections = section.of_one_source()
+    named = sorted({path for each in sections for path in _named_paths(each)})
     below = sorted({*named, *(each for folder in folders for each in _way_to(folder, named))})
     digest, is_here = hashlib.blake2b(digest_size=16), not named
     for path in (*named, *(table for folder in below for table in _tables_in(folder)), *images):
         facts = _facts(path)
         is_here = is_here or facts is not None
         digest.update(f"{path}\0{facts}\n".encode(errors="surrogateescape"))
-    if section.source == "image_folder":
+    if any(each.source == "image_folder" for each in sections):
         for folder in below:
             names = "\0".join(_folders_and_images(folder))
             digest.update(f"{folder}\0{names}\n".encode(errors="surrogateescape"))
     return digest.hexdigest() if is_here else None
 
 
-def _named_paths(section: DataSectionBase) -> list[str]:
+def _named_paths(section: DataSectionBase) -> set[str]:
     """Local files and folders that a section names."""
     given = section.model_dump(include=_NAMING_KEYS).values()
     texts = [text for each in given for text in (each.values() if isinstance(each, dict) else [each])]
@@ -52,7 +53,7 @@ def _named_paths(section: DataSectionBase) -> list[str]:
         paths += [posixpath.join(section.versioned(section.path), table.table) for table in section.tables.values()]
     local = [os.path.realpath(path) for path in paths if "://" not in path]
     # `hub` also names repositories by `path`.
-    return sorted({path for path in local if section.source != "hub" or os.path.exists(path)})
+    return {path for path in local if section.source != "hub" or os.path.exists(path)}
 
 
 def _way_to(folder: str, named: Collection[str]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from mmhf.data.columns import codes_of, number_rows
 from mmhf.data.images import shorten
 from mmhf.data.label_sets import label_matrix, label_places
 from mmhf.data.stratification import iterative_stratification
-from mmhf.data.table import SPLITS, SourceTable, extra_column
+from mmhf.data.table import SPLITS, SourceTable, Span, extra_column
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import ImageSplitSection
 from mmhf.recipe.row_sections import FiltersSection, SplitSection
@@ -76,22 +76,35 @@ def cut_splits(source: SourceTable, positions: Positions) -> dict[str, Positions
     Returns:
         `dict[str, NDArray]`: split → positions in ascending order.
     """
-    codes, names = codes_of(source.column("split").take(pa.array(positions)))
     # A file without rows is a split without rows.
-    splits = {split: positions[:0] for split in source.parts if split is not None}
-    splits.update({split: positions[codes == names.index(split)] for split in SPLITS if split in names})
+    given = [split for split in source.parts if split is not None]
+    found: dict[str, list[Positions]] = {split: [positions[:0]] for split in given}
+    for span in source.cut_apart or [Span(0, len(source.rows), source.cut)]:
+        within = positions[(positions >= span.start) & (positions < span.stop)]
+        for split, chosen in _cut_span(source, within, span.cut, given).items():
+            found.setdefault(split, []).append(chosen)
+    return {split: np.sort(np.concatenate(found[split])) for split in SPLITS if split in found}
+
+
+def _cut_span(
+    source: SourceTable, positions: Positions, cut: SplitSection | ImageSplitSection | None, given: Sequence[str]
+) -> dict[str, Positions]:
+    codes, names = codes_of(source.column("split").take(pa.array(positions)))
+    splits = {split: positions[codes == names.index(split)] for split in SPLITS if split in names}
     uncut = positions[codes < 0]
-    if source.cut is not None and (len(uncut) or not names):
+    if cut is not None and (len(uncut) or not names):
         # Nothing is cut for a split that is given.
-        share = source.cut.model_copy(update={split: 0.0 for split in ("validation", "test") if split in splits})
+        share = cut.model_copy(
+            update={split: 0.0 for split in ("validation", "test") if split in splits or split in given}
+        )
         chosen = pa.array(uncut)
         name = next((name for name in ("label", "labels") if name in source.rows.column_names), None)
         labels = [""] * len(uncut) if name is None else source.column(name).take(chosen)
         grouped = group_column(source, share)
         groups = None if grouped is None else source.column(grouped).take(chosen)
-        cut = split_positions(share, labels, groups)
-        splits.update({split: uncut[places] for split, places in cut.items()})
-    return {split: splits[split] for split in SPLITS if split in splits}
+        for split, places in split_positions(share, labels, groups).items():
+            splits[split] = uncut[places]
+    return splits
 
 
 def group_column(source: SourceTable, section: SplitSection | ImageSplitSection) -> str | None:
@@ -284,7 +297,7 @@ def require_samples(
                 counts[split][label_of[value]] += count
     totals = sum(counts.values(), Counter())
     for split, of_split in counts.items():
-        of_train = source.cut is None and split == "train"
+        of_train = not source.is_cut and split == "train"
         needed = least if of_train else filters.min_samples_per_split
         key = "min_samples_per_label" if of_train else "min_samples_per_split"
         for label, total in totals.items():

@@ -202,6 +202,15 @@ class Part(NamedTuple):
     images: Images
 
 
+class Span(NamedTuple):
+    """Rows that follow each other and are cut into splits by themselves."""
+
+    start: int
+    stop: int
+    cut: SplitSection | ImageSplitSection | None
+    """How those without a split are cut."""
+
+
 @dataclass
 class SourceTable:
     """What a source gives.
@@ -234,6 +243,8 @@ class SourceTable:
             Splits that are streamed and have no rows here: what opens them, given label value → class id.
         bad_examples (`list[BadExample]`):
             What was found while reading and is in no row.
+        cut_apart (`Sequence[Span]`):
+            In place of `cut`, the spans of rows that are each cut by themselves; they cover all rows.
     """
 
     rows: datasets.Dataset
@@ -243,6 +254,12 @@ class SourceTable:
     used: NDArray[np.int64] | None = None
     streams: dict[str, Callable[[dict[str, int]], Any]] = field(default_factory=dict)
     bad_examples: list[BadExample] = field(default_factory=list)
+    cut_apart: Sequence[Span] = ()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether rows are cut into splits, and not all splits given."""
+        return self.cut is not None or any(span.cut is not None for span in self.cut_apart)
 
     def part(self, split: str) -> Part:
         """What the rows of a split come from."""

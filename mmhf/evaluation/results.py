@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from mmhf.evaluation.subgroups import ColumnSubgroups
 
 Baselines = Mapping[str, Mapping[str, Mapping[str, float]]]
-Tables = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
+SplitTables = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Title, such as `By class` → rows of column → plain value."""
+Tables = Mapping[str, SplitTables]
+"""Split → its tables."""
 
 
 def write_metrics(path: str | Path, by_split: Mapping[str, Mapping[str, float]]) -> None:
@@ -59,7 +62,7 @@ def write_details(
     Args:
         path (`str` or `Path`): The file, usually `evaluation.json` in the run folder.
         protocols (`Mapping[str, str]`): Metric, without the split → the sentence that defines it.
-        tables (`Mapping`, *optional*): Split → title, such as `By class` → rows of column → plain value.
+        tables (`Tables`, *optional*): Beside the metrics.
         baselines (`Mapping`, *optional*): Split → name → metric → value.
     """
     kept = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from mmhf.recipe.data_sections import DataSectionBase, ImageSizeSetting, check_image_roots
 from mmhf.recipe.sections import CloudSection, DataPath, Fraction, PositiveInt, Section, SplitName
@@ -174,10 +174,3 @@ class WebDatasetSection(CaptionDataSectionBase):
 
     def is_stream(self) -> bool:
         return True
-
-
-CaptionDataSection = Annotated[
-    CaptionSampleSection | Flickr30kSection | CaptionTableSection | CaptionHubSection | WebDatasetSection,
-    Field(discriminator="source"),
-]
-"""Sources of images with captions."""

@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mmhf.conventions import Modality
-from mmhf.recipe.caption_data_sections import CaptionDataSection, CaptionHubSection, CaptionTableSection
+from mmhf.recipe.caption_data_sections import CaptionHubSection, CaptionTableSection
+from mmhf.recipe.data_sources import CaptionDataSection
 from mmhf.recipe.node import Problem, shown
 from mmhf.recipe.prompt_template import PromptTemplate
 from mmhf.recipe.schema import RecipeBase
@@ -180,8 +181,9 @@ class CaptioningRecipe(RecipeBase):
             what = "captioners have no logits to smooth labels with"
             yield Problem(("training", "label_smoothing_factor"), what, given)
         captions: list[str] = []
-        if isinstance(self.data, CaptionTableSection | CaptionHubSection):
-            captions = self.data.columns.caption_columns()
+        for each in self.data.of_one_source():
+            if isinstance(each, CaptionTableSection | CaptionHubSection):
+                captions += each.columns.caption_columns()
         for name in self.model.prompt_template().names:
             if name in captions:
                 what = f"{name!r} is the caption, which would be given away; name other columns"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mmhf.recipe.data_sections import DataSection
+from mmhf.recipe.data_sources import DataSection, JoinedClassesSection
 from mmhf.recipe.node import Problem, shown
 from mmhf.recipe.schema import RecipeBase
 from mmhf.recipe.sections import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section
@@ -85,6 +85,10 @@ class ClassificationRecipe(RecipeBase):
             what = "`loss.label_smoothing` is given too; remove one of the two"
             given = shown(self.training["label_smoothing_factor"])
             yield Problem(("training", "label_smoothing_factor"), what, given)
+        by = None if self.sampling is None else self.sampling.by
+        if isinstance(self.data, JoinedClassesSection) and self.data.weights is not None and by == self.data.column:
+            what = "`data.weights` says how often each data set is drawn; remove one of the two"
+            yield Problem(("sampling", "by"), what, shown(by))
         yield from self._target_problems()
         if self.loss.asymmetric is not None and self.loss.focal_gamma:
             what = "`loss.asymmetric` has exponents of its own; remove one of the two"

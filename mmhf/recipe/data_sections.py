@@ -1,4 +1,4 @@
-"""The `data:` sections, one a source."""
+"""The `data:` sections of rows with labels, one a source."""
 
 from __future__ import annotations
 
@@ -119,6 +119,10 @@ class DataSectionBase(Section):
     def label_column(self) -> str:
         """The column of the label, or what stands for one."""
         return "label"
+
+    def of_one_source(self) -> list[DataSectionBase]:
+        """The sections of single data sets: this one, or those that it joins."""
+        return [self]
 
     def is_on_hub(self) -> bool:
         """Whether reading the data needs the Hub."""
@@ -339,20 +343,3 @@ class ImageFolderDataSection(DataSectionBase):
         if self.split is not None and self.split.group_by is not None:
             raise ValueError("split.group_by names a column, and image folders have none")
         return self
-
-
-PairDataSection = Annotated[
-    FakedditDataSection | TableDataSection | ClinicalDataSection | SampleDataSection | HubDataSection,
-    Field(discriminator="source"),
-]
-"""Sources of images with texts."""
-DataSection = Annotated[
-    FakedditDataSection
-    | TableDataSection
-    | ClinicalDataSection
-    | SampleDataSection
-    | HubDataSection
-    | ImageFolderDataSection,
-    Field(discriminator="source"),
-]
-"""Sources of images."""

@@ -9,8 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mmhf.conventions import Modality
-from mmhf.recipe.caption_data_sections import CaptionDataSection
-from mmhf.recipe.data_sections import DataSection
+from mmhf.recipe.data_sources import CaptionDataSection, DataSection
 from mmhf.recipe.node import Problem, shown
 from mmhf.recipe.schema import RecipeBase
 from mmhf.recipe.sections import (

@@ -9,7 +9,8 @@ from pydantic import model_validator
 
 from mmhf.conventions import FusedModality, Modality
 from mmhf.recipe.classification import ClassificationEvaluationSection, ClassificationRecipe, LossSection
-from mmhf.recipe.data_sections import HubDataSection, PairDataSection, TableDataSection
+from mmhf.recipe.data_sections import HubDataSection, TableDataSection
+from mmhf.recipe.data_sources import JoinedClassesSection, PairDataSection
 from mmhf.recipe.node import KeyPath, Problem, shown
 from mmhf.recipe.sections import (
     EncoderSection,
@@ -207,6 +208,11 @@ class FusionRecipe(ClassificationRecipe):
 
     def problems(self) -> Iterator[Problem]:
         yield from super().problems()
+        if isinstance(self.data, JoinedClassesSection):
+            for name, member in self.data.datasets.items():
+                if not member.has_texts:
+                    what = "has no texts; join data sets of images with texts, or classify images alone"
+                    yield Problem(("data", "datasets", name, "source"), what, shown(member.source))
         modalities, columns = self.model.modalities, self.model.columns
         dropped = {name: share for name, share in modalities.dropout if share}
         left = self.model.fused_modalities()
@@ -236,9 +242,8 @@ class FusionRecipe(ClassificationRecipe):
                 "`model.columns` are scaled by all training rows, and a stream is not read beforehand; set it to false"
             )
             yield Problem(("data", "streaming"), what, "true")
-        if not isinstance(data, TableDataSection | HubDataSection):
-            return
-        labels = (data.target and data.target.columns_read()) or [data.columns.label]
+        tables = [each for each in data.of_one_source() if isinstance(each, TableDataSection | HubDataSection)]
+        labels = (data.target and data.target.columns_read()) or [each.columns.label for each in tables]
         for kind in ("numbers", "categories"):
             for place, name in enumerate(getattr(self.model.columns, kind)):
                 if name in labels:

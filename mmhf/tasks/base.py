@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from mmhf.conventions import Content, Processor, height_and_width
@@ -33,6 +35,7 @@ from mmhf.recipe.training_sections import teacher_section
 from mmhf.tasks.distillation import Teacher, find_teacher, learn_from
 from mmhf.tasks.feature_caching import stage_features
 from mmhf.tasks.frozen_features import FrozenFeatures
+from mmhf.tasks.joined_data import dataset_columns, weights_by_dataset
 from mmhf.training.distillation import Teaching
 from mmhf.training.evaluator import Evaluator, ReadsFeatures
 from mmhf.training.stages import StagePlan
@@ -222,7 +225,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
 
     def extra_columns(self) -> list[str]:
         """Columns of the data that this task reads beside those of a sample."""
-        return []
+        return dataset_columns(self.recipe.data)
 
     def required_columns(self) -> list[str]:
         """Those of them that a row cannot be used without."""
@@ -235,7 +238,13 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
     def torch_dataset(self, data: LoadedData, split: str) -> RowDataset | RowStream:
         """Rows of a split as Trainer's data loader takes them."""
         rows = data.splits[split]
-        return RowDataset(rows) if isinstance(rows, datasets.Dataset) else RowStream(rows)
+        if not isinstance(rows, datasets.Dataset):
+            return RowStream(rows)
+        return RowDataset(rows, weights=self.row_weights(rows) if split == "train" else None)
+
+    def row_weights(self, rows: datasets.Dataset) -> NDArray[np.float64] | None:
+        """(N,): how often each training row is drawn in comparison; None: each once an epoch."""
+        return weights_by_dataset(self.recipe.data, rows)
 
     def collator(
         self,

@@ -38,6 +38,7 @@ from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.target_sections import MultiLabelSection, OrdinalSection, RegressionSection
 from mmhf.tasks.base import Baselines, Task
 from mmhf.tasks.frozen_features import FrozenFeatures, SplitFeatures, by_split
+from mmhf.tasks.joined_data import weights_by_dataset
 from mmhf.tasks.targets import Predicted, classifier_target
 from mmhf.training.distillation import CLASS_TEMPERATURE, Teaching
 
@@ -109,7 +110,7 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         """Columns of the data that evaluation and sampling read beside what the model does."""
         sampling = self.recipe.sampling
         by = [] if sampling is None or sampling.by == "label" else [sampling.by]
-        return list(dict.fromkeys([*self.recipe.evaluation.subgroups, *by]))
+        return list(dict.fromkeys([*super().extra_columns(), *self.recipe.evaluation.subgroups, *by]))
 
     def normalised_by_data(self, image_processor: CLIPImageProcessor, data: LoadedData) -> CLIPImageProcessor:
         """An image processor with the training images' own mean and deviation, where the recipe asks for them."""
@@ -128,12 +129,14 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         return self.target.loss_settings(data)
 
     def torch_dataset(self, data: LoadedData, split: str) -> RowDataset | RowStream:
-        if split != "train" or self.recipe.sampling is None:
-            return super().torch_dataset(data, split)
         rows = data.splits[split]
-        weights = row_weights(self.recipe.sampling, rows)
-        assert isinstance(rows, datasets.Dataset)
-        return RowDataset(rows, weights=weights)
+        if split == "train" and self.recipe.sampling is not None and not isinstance(rows, datasets.Dataset):
+            raise InputError("sampling: needs all labels at once; a stream has none, remove `sampling`")
+        return super().torch_dataset(data, split)
+
+    def row_weights(self, rows: datasets.Dataset) -> NDArray[np.float64] | None:
+        sampling = self.recipe.sampling
+        return weights_by_dataset(self.recipe.data, rows, None if sampling is None else class_weights(sampling, rows))
 
     def random_changes(self, section: AugmentSection | None, data: LoadedData, seed: int) -> RandomChanges:
         changes = super().random_changes(section, data, seed)
@@ -257,14 +260,8 @@ def _model_of(trainer: Trainer) -> PreTrainedModel:
     return trainer.model
 
 
-def row_weights(section: SamplingSection, rows: datasets.Dataset | datasets.IterableDataset) -> NDArray[np.float64]:
-    """How often each training row is drawn in comparison: (rows of its class)^-power.
-
-    Raises:
-        InputError: The rows are a stream.
-    """
-    if not isinstance(rows, datasets.Dataset):
-        raise InputError("sampling: needs all labels at once; a stream has none, remove `sampling`")
+def class_weights(section: SamplingSection, rows: datasets.Dataset) -> NDArray[np.float64]:
+    """(N,): how often each training row is drawn in comparison, (rows of its class)^-power."""
     name = "label" if section.by == "label" else extra_column(section.by)
     values = rows.select_columns([name]).with_format("arrow")[:][name].combine_chunks()
     # A missing value is a class of its own.

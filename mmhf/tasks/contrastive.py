@@ -52,6 +52,7 @@ from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_enc
 from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe, ZeroShotSection
 from mmhf.tasks.base import Baselines, Collator, Task
 from mmhf.tasks.frozen_features import FrozenFeatures, SplitFeatures, by_split
+from mmhf.tasks.joined_data import tables_by_dataset, training_captions
 from mmhf.training.contrastive import ContrastiveEvaluator, ContrastiveTrainer
 from mmhf.training.evaluator import ReadsFeatures
 
@@ -83,6 +84,15 @@ class SplitEmbeddings:
         readable = np.flatnonzero(index >= 0)
         rows, first, owners[readable] = np.unique(index[readable], return_index=True, return_inverse=True)
         return cls(images[readable[first]], texts, owners, rows)
+
+    def measure(self, places: NDArray[np.int64]) -> dict[str, float] | None:
+        """Recalls among the images in some rows of the table and their captions; None where none can be read."""
+        images = np.flatnonzero(np.isin(self.rows, places))
+        number = np.full(len(self.rows) + 1, IGNORED_IMAGE, dtype=np.int64)
+        number[images] = np.arange(len(images))
+        owners = number[self.owners]
+        texts = owners >= 0
+        return retrieval_metrics(self.images[images], self.texts[texts], owners[texts]) if len(images) else None
 
 
 class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
@@ -131,7 +141,7 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         rows: Any = data.splits[split]
         if split != "train":
             return caption_dataset(rows, "all")
-        return caption_dataset(rows, self.recipe.data.captions, seed=self.recipe.training.get("seed", 42))
+        return training_captions(self.recipe.data, rows, seed=self.recipe.training.get("seed", 42))
 
     def trainer_options(self, data: LoadedData, processor: Processor) -> dict[str, Any]:
         assert isinstance(processor, DualEncoderProcessor)
@@ -158,6 +168,7 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
             examples=_examples(evaluation, found, dataset),
             prefixes=prefix_recalls(found.images, found.texts, found.owners, self._prefix_sizes),
             zero_shot={} if probe is None else probe.measure(trainer, split),
+            tables=tables_by_dataset(self.recipe.data, data.splits[split], found.measure),
         )
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:

@@ -19,7 +19,7 @@ from mmhf.data.bad_examples import BadExample
 from mmhf.data.caption_collators import CaptioningCollator
 from mmhf.data.caption_datasets import CaptionDataset, find_long_captions
 from mmhf.data.loading import LoadedData
-from mmhf.data.streams.captions import StreamedCaptions, caption_dataset
+from mmhf.data.streams.captions import StreamedCaptions
 from mmhf.data.table import extra_column
 from mmhf.evaluation.baselines import CPU_SECONDS
 from mmhf.evaluation.captions import CAPTION_PROTOCOLS, CaptionEvaluation, caption_metrics, evaluate_captions
@@ -44,6 +44,7 @@ from mmhf.recipe.captioner_recipe import CaptioningRecipe
 from mmhf.recipe.prompt_template import PromptTemplate
 from mmhf.tasks.base import Baselines, Task
 from mmhf.tasks.frozen_features import FrozenFeatures
+from mmhf.tasks.joined_data import tables_by_dataset, training_captions
 from mmhf.training.captioning import CaptioningTrainer, run_captioner
 from mmhf.training.evaluator import ReadsFeatures
 
@@ -79,23 +80,27 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
                 limit = processor.max_length
                 logger.warning("%d training captions are longer than data.max_length (%d) and cut", len(cut), limit)
         for split, table in data.splits.items():
-            if isinstance(table, datasets.Dataset) and (names := self.extra_columns()):
+            if isinstance(table, datasets.Dataset) and (names := self.prompt_columns()):
                 data.bad_examples.extend(_long_prompts(table, names, processor, split))
         return processor
 
     def load_data(self, **options: Any) -> LoadedData:
         data = super().load_data(**options)
-        data.read_columns = self.extra_columns()
+        data.read_columns = self.prompt_columns()
         return data
 
     def extra_columns(self) -> list[str]:
+        return list(dict.fromkeys([*super().extra_columns(), *self.prompt_columns()]))
+
+    def prompt_columns(self) -> list[str]:
+        """The columns that prompts name."""
         return self.recipe.model.prompt_template().names
 
     def required_columns(self) -> list[str]:
-        return self.extra_columns() if self.recipe.model.prompt_missing is None else []
+        return self.prompt_columns() if self.recipe.model.prompt_missing is None else []
 
     def collator_options(self, *, is_training: bool) -> dict[str, Any]:
-        names = self.extra_columns()
+        names = self.prompt_columns()
         return {"columns": names} if names else {}
 
     def build_model(
@@ -129,7 +134,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         rows: Any = data.splits[split]
         if split != "train":
             return CaptionDataset(rows)
-        return caption_dataset(rows, self.recipe.data.captions, seed=self.recipe.training.get("seed", 42))
+        return training_captions(self.recipe.data, rows, seed=self.recipe.training.get("seed", 42))
 
     def trainer_options(self, data: LoadedData, processor: Processor) -> dict[str, Any]:
         section, rows = self.recipe.evaluation, data.splits.get("validation")
@@ -165,7 +170,14 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             resamples=self.recipe.evaluation.bootstrap,
         )
         prompt = self.recipe.model.prompt_template()
-        return MeasuredCaptions(evaluation, examples=_examples(evaluation, of_captions, captions, prompt))
+        examples = _examples(evaluation, of_captions, captions, prompt)
+
+        def measure(places: np.ndarray) -> dict[str, float]:
+            written_of, expected = [captions[place] for place in places], [references[place] for place in places]
+            return caption_metrics(written_of, expected, answers=self.recipe.evaluation.answers)
+
+        tables = tables_by_dataset(self.recipe.data, of_captions, measure)
+        return MeasuredCaptions(evaluation, examples=examples, tables=tables)
 
     def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredCaptions]) -> None:
         decoding = ", ".join(f"{key} {value}" for key, value in self.recipe.generation.model_dump().items())
@@ -179,7 +191,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         tokens = torch.ones(batch_size, self.recipe.data.max_length, dtype=torch.long, device=device)
         inputs = {**super().example_inputs(batch_size, device), "input_ids": tokens, "labels": tokens}
-        if self.extra_columns():
+        if self.prompt_columns():
             # As for captions: as long as they may be.
             inputs |= {"prompt_ids": tokens, "prompt_mask": tokens}
         return inputs

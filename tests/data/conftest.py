@@ -12,8 +12,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from mmhf.data.loading import LoadedData, load_data
-from mmhf.recipe.caption_data_sections import CaptionDataSection
-from mmhf.recipe.data_sections import DataSection
+from mmhf.recipe.data_sources import CaptionDataSection, DataSection
 
 _SECTIONS: TypeAdapter[Any] = TypeAdapter(DataSection)
 _CAPTION_SECTIONS: TypeAdapter[Any] = TypeAdapter(CaptionDataSection)

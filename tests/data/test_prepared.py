@@ -23,7 +23,7 @@ from mmhf.data.pixels import decode_pixels
 from mmhf.data.preparing import prepare
 from mmhf.data.table import Reading
 from mmhf.errors import DamagedError, InputError
-from mmhf.recipe.data_sections import DataSection
+from mmhf.recipe.data_sources import DataSection
 
 SIDE = 32
 _SECTIONS: TypeAdapter[Any] = TypeAdapter(DataSection)

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.loading import LoadedData, load_data
-from mmhf.recipe.data_sections import DataSection
+from mmhf.recipe.data_sources import DataSection
 
 _REPO = "org/derm"
 

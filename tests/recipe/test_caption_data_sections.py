@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from mmhf.recipe.caption_data_sections import CaptionDataSection
+from mmhf.recipe.data_sources import CaptionDataSection
 
 SECTIONS: TypeAdapter[Any] = TypeAdapter(CaptionDataSection)
 

@@ -26,11 +26,13 @@ from mmhf.evaluation.report.sections import (
     closing_sections,
     curves_section,
     metrics_section,
+    table_sections,
     trained_section,
     write_numbers,
     write_report,
 )
 from mmhf.evaluation.report.verdict import caption_verdict, judged_split
+from mmhf.evaluation.results import SplitTables
 from mmhf.files import PLOTS_FOLDER
 
 GALLERY_SCORES = ("vqa_accuracy", "rougeL", "cider", "clipscore")
@@ -45,11 +47,13 @@ class MeasuredCaptions:
         evaluation (`CaptionEvaluation`): The numbers.
         baselines (`Mapping[str, Mapping[str, float]]`): Name of a baseline → what `caption_metrics` says of it.
         examples (`Sequence[CaptionExample]`, *optional*): See `spread_rows`; None = no gallery.
+        tables (`Mapping`): Title → rows of further numbers, such as those of each data set.
     """
 
     evaluation: CaptionEvaluation
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     examples: Sequence[CaptionExample] | None = None
+    tables: SplitTables = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -106,7 +110,7 @@ def write_captions_report(run: RunFacts, measured: Mapping[str, MeasuredCaptions
     judged = judged_split(measured)
     verdict = None if judged is None else caption_verdict(run, judged[0], judged[1].evaluation, judged[1].baselines)
     write_report(run, caption_sections(run, measured, plots=plots), verdict)
-    write_numbers(run, measured, CAPTION_PROTOCOLS)
+    write_numbers(run, measured, CAPTION_PROTOCOLS, {split: each.tables for split, each in measured.items()})
 
 
 def caption_sections(
@@ -130,6 +134,7 @@ def caption_sections(
             note = Text(f"{len(each.examples):,} of {each.num_rows:,} images.", "note")
             gallery = Captions(each.examples, f"captions-{number}")
             sections.append(Section(f"Captions: {split}", [note, gallery]))
+    sections += table_sections({split: each.tables for split, each in measured.items()})
     return [*sections, *closing_sections(run)]
 
 

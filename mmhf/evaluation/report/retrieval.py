@@ -19,11 +19,13 @@ from mmhf.evaluation.report.sections import (
     gallery_section,
     ignored_notes,
     metrics_section,
+    table_sections,
     trained_section,
     write_numbers,
     write_report,
 )
 from mmhf.evaluation.report.verdict import judged_split, retrieval_verdict
+from mmhf.evaluation.results import SplitTables
 from mmhf.evaluation.retrieval.metrics import RETRIEVAL_PROTOCOLS, UNIQUE_TEXT_PROTOCOLS, RetrievalEvaluation
 from mmhf.evaluation.retrieval.zero_shot import ZERO_SHOT_PROTOCOLS
 from mmhf.files import PLOTS_FOLDER
@@ -57,6 +59,7 @@ class MeasuredRetrieval:
         zero_shot (`Mapping[str, float]`): Numbers of zero-shot classification, where it was asked for.
         prefixes (`Mapping[str, float]`): What `prefix_recalls` gives, where embeddings were trained for it.
         baselines (`Mapping[str, Mapping[str, float]]`): Name of a baseline → its metrics.
+        tables (`Mapping`): Title → rows of further numbers, such as those of each data set.
     """
 
     evaluation: RetrievalEvaluation
@@ -65,6 +68,7 @@ class MeasuredRetrieval:
     zero_shot: Mapping[str, float] = field(default_factory=dict)
     prefixes: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    tables: SplitTables = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -132,7 +136,7 @@ def write_retrieval_report(
     if (judged := judged_split(measured)) is not None:
         verdict = retrieval_verdict(run, judged[0], judged[1].evaluation, baselines=judged[1].baselines)
     write_report(run, retrieval_sections(run, measured, plots=plots, protocols=protocols), verdict)
-    write_numbers(run, measured, protocols)
+    write_numbers(run, measured, protocols, {split: each.tables for split, each in measured.items()})
 
 
 def retrieval_sections(
@@ -157,6 +161,7 @@ def retrieval_sections(
             caption = f"Share of queries answered within the first k results, {split} split; dashed: by chance."
             sections.append(Section(f"Recall: {split}", [Figure(figures[f"{split}_recall"], caption)]))
     sections += [_late_finds(split, each.examples) for split, each in measured.items() if each.examples is not None]
+    sections += table_sections({split: each.tables for split, each in measured.items()})
     return [*sections, *closing_sections(run)]
 
 

@@ -166,6 +166,17 @@ def gallery_section(title: str, cards: Sequence[Card], *, note: str, nothing: st
     return Section(title, [Text(note, "note"), Gallery(cards)] if cards else [Text(nothing, "nothing")])
 
 
+def table_sections(tables: Tables) -> list[Section]:
+    """A section for each table of each split."""
+    sections = []
+    for split, titled in tables.items():
+        for title, rows in titled.items():
+            columns = list(dict.fromkeys(name for row in rows for name in row))
+            cells = [[row.get(name) for name in columns] for row in rows]
+            sections.append(Section(f"{title}: {split}", [Table(columns, cells)]))
+    return sections
+
+
 def closing_sections(run: RunFacts) -> list[Section]:
     """What is wrong with the data (bad rows and, where there are any, images that are there twice), and the recipe."""
     duplicates = [_duplicates(run.duplicates)] if run.duplicates else []

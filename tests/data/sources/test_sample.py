@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from mmhf.data.loading import load_data
 from mmhf.data.sources.sample import partner_of
 from mmhf.errors import InputError
-from mmhf.recipe.data_sections import DataSection
+from mmhf.recipe.data_sources import DataSection
 from mmhf.sample_data import read_sample
 
 

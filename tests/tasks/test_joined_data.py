@@ -1,0 +1,119 @@
+"""Joined data sets on the road: shares of an epoch, numbers for each, the run of a recipe."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import yaml
+
+import mmhf
+from mmhf.data.caption_datasets import CaptionDataset
+from mmhf.errors import InputError
+from mmhf.evaluation.classification import evaluate_classification
+from mmhf.recipe import recipe_from_dict
+from mmhf.tasks import task_of
+from mmhf.tasks.joined_data import training_captions, weights_by_dataset
+from tests.small_data import picture
+
+VISION = {"backbone": "timm/test_efficientnet", "pretrained": False}
+COLUMN = "extra.dataset"
+
+
+def section(task: str = "contrastive", **values: Any) -> Any:
+    members = {name: {"source": "table", "path": f"{name}.csv"} for name in ("few", "many")}
+    data = {"source": "joined", "datasets": members, **values}
+    return recipe_from_dict({"task": task, "data": data}, name="joined").recipe.data
+
+
+def test_shares_hold_and_classes_count_within_each():
+    rows = datasets.Dataset.from_dict({COLUMN: ["few"] * 10 + ["many"] * 90})
+    of_class = np.where(np.arange(100) % 10 == 0, 9.0, 1.0)  # one row of ten counts as nine
+    weights = weights_by_dataset(section(weights={"few": 3.0, "many": 1.0}), rows, of_class)
+    assert weights is not None
+    assert weights[:10].sum() / weights.sum() == pytest.approx(0.75)
+    for part in (weights[:10], weights[10:]):
+        assert part[::10].sum() / part.sum() == pytest.approx(0.5)
+    assert weights_by_dataset(section(), rows) is None
+    with pytest.raises(InputError, match="data.weights.few: the data set has no training row"):
+        weights_by_dataset(section(weights={"few": 3.0, "many": 1.0}), rows.select(range(10, 100)))
+
+
+@pytest.mark.parametrize("captions", ["sample", "all"])
+def test_an_epoch_of_captions_has_each_data_set_by_its_share(captions: str):
+    counts = [3] * 100 + [1, 2] * 450
+    rows = datasets.Dataset.from_dict(
+        {
+            "captions": [[f"{number} {place}" for place in range(count)] for number, count in enumerate(counts)],
+            COLUMN: ["few"] * 100 + ["many"] * 900,
+            "image": [{"path": None, "bytes": b""}] * 1000,
+        }
+    )
+    by_share = section(weights={"few": 1.0, "many": 1.0}, captions=captions)
+    dataset = training_captions(by_share, rows, seed=0)
+    assert isinstance(dataset, CaptionDataset)
+    keys = list(dataset.epoch_sampler(0))
+    images = dataset.places("image", np.array(keys))
+    assert len(keys) == len(dataset)
+    assert np.mean(images < 100) == pytest.approx(0.5, abs=0.05)
+    if captions == "all":  # captions, not images, are drawn alike
+        assert np.mean([counts[image] == 2 for image in images if image >= 100]) == pytest.approx(2 / 3, abs=0.05)
+    else:  # an image that is drawn three times in an epoch shows three captions
+        texts = dataset.places("text", np.array(keys))
+        drawn = [len(set(texts[images == image])) for image, often in Counter(images.tolist()).items() if often >= 3]
+        assert [number for number, often in zip(drawn, drawn, strict=True) if often < 3 and number > 3] == []
+        assert max(drawn) == 3
+    assert training_captions(section(captions=captions), rows, seed=0).weights is None  # type: ignore[union-attr]
+
+
+def test_weights_and_sampling_by_the_same_column():
+    members = {name: {"source": "table", "path": f"{name}.csv"} for name in "ab"}
+    data = {"source": "joined", "datasets": members, "weights": {"a": 1.0, "b": 1.0}}
+    recipe = {"task": "image-classification", "data": data, "sampling": {"by": "dataset"}}
+    with pytest.raises(InputError, match="sampling.by: `data.weights` says how often"):
+        recipe_from_dict(recipe, name="joined")
+
+
+@pytest.mark.slow
+def test_a_run_on_drawings_and_folders(tmp_path: Path):
+    """Numbers by data set are those of evaluating its rows alone, and what is prepared is what is trained on."""
+    for number in range(24):
+        folder = tmp_path / "photos" / ("flags", "objects")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jpg").write_bytes(picture(number))
+    members = {
+        "drawings": {"source": "sample"},
+        "photos": {"source": "image_folder", "path": str(tmp_path / "photos"), "split": {"test": 0.25}},
+    }
+    recipe = {
+        "task": "image-classification",
+        "model": {"vision": VISION, "head": {"hidden_dim": None, "dropout": [0, 0]}},
+        "data": {"source": "joined", "datasets": members, "weights": {"drawings": 1, "photos": 1}, "image_size": 32},
+        "training": {
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 16,
+            "max_steps": 3,
+            "report_to": "none",
+        },
+    }
+    recipe["data"]["find_duplicates"] = "never"
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    run = Path(mmhf.train(tmp_path / "recipe.yaml").folder)
+    table = json.loads((run / "evaluation.json").read_text())["tables"]["test"]["By dataset"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert [row["dataset"] for row in table] == ["drawings", "photos"]
+    right = sum(row["rows"] * row["accuracy"] for row in table)
+    assert right == pytest.approx(sum(row["rows"] for row in table) * metrics["test_accuracy"])
+    assert "By dataset: test" in (run / "report.html").read_text()
+    task: Any = task_of(recipe_from_dict(recipe, name="joined").recipe)
+    data = task.load_data()
+    drawn = task.torch_dataset(data, "train").weights
+    names = np.array(data.splits["train"][COLUMN])
+    assert drawn[names == "photos"].sum() == pytest.approx(drawn[names == "drawings"].sum())
+    by_hand = evaluate_classification(np.eye(9)[[0, 1]], np.array([0, 2]), data.label_names)
+    assert set(by_hand.metrics) - {"loss"} <= {*table[0]} | {"loss"}

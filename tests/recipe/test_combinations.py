@@ -93,7 +93,7 @@ def test_a_folder_of_images_is_for_image_classification(
 ) -> None:
     data = "data: {source: image_folder, path: x}\n"
     [line] = problems(f"task: image-text-classification\n{data}")
-    sources = "fakeddit, table, clinical, sample or hub"
+    sources = "fakeddit, table, clinical, sample, hub or joined"
     assert line.startswith(f"r.yaml:2: data.source: must be {sources}; got 'image_folder'")
     resolved = load(f"task: image-classification\n{data}")
     assert load(resolved.to_yaml()).recipe == resolved.recipe

@@ -44,4 +44,4 @@ def test_a_partial_recipe_that_extends_another_is_accepted() -> None:
     assert '"oneOf"' not in json.dumps(SCHEMA)
     sources = definition("FusionRecipe")["properties"]["data"]["anyOf"]
     constants = [SCHEMA["$defs"][source["$ref"].split("/")[-1]]["properties"]["source"]["const"] for source in sources]
-    assert constants == ["fakeddit", "table", "clinical", "sample", "hub"]
+    assert constants == ["fakeddit", "table", "clinical", "sample", "hub", "joined"]

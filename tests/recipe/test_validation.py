@@ -97,14 +97,14 @@ def test_each_problem_says_where_what_and_the_way_out(problems: Problems, text: 
         ("{source: sample, sample: {}}", None),
         (
             "{source: smaple, nonsense: 1}",
-            ["data.source: must be fakeddit, table, clinical, sample or hub; got 'smaple'; did you mean sample?"],
+            ["data.source: must be fakeddit, table, clinical, sample, hub or joined; got 'smaple'; did you mean sample?"],
         ),
-        ("{source: [1]}", ["data.source: must be fakeddit, table, clinical, sample or hub; got [1]"]),
-        ("{path: x}", ["data.source: missing, must be fakeddit, table, clinical, sample or hub"]),
+        ("{source: [1]}", ["data.source: must be fakeddit, table, clinical, sample, hub or joined; got [1]"]),
+        ("{path: x}", ["data.source: missing, must be fakeddit, table, clinical, sample, hub or joined"]),
         (
             "{sorce: sample}",
             [
-                "data.source: missing, must be fakeddit, table, clinical, sample or hub",
+                "data.source: missing, must be fakeddit, table, clinical, sample, hub or joined",
                 "data.sorce: unknown key; got 'sample'; did you mean source?",
             ],
         ),

@@ -74,6 +74,9 @@ class JoinedDataSection(DataSectionBase):
                 )
             if self.split is not None and "split" in member.changed():
                 raise ValueError(f"datasets.{name}.split: `split` cuts all data sets together; remove one of the two")
+        cuts = [member for member in self.datasets.values() if isinstance(member, FilteredDataSection)]
+        if self.fold is not None and self.split is None and any(member.split.group_by for member in cuts):
+            raise ValueError("fold: folds are cut out of the joined rows; set `split.group_by` beside `datasets`")
         self._check_places()
         self._check_weights()
         return self

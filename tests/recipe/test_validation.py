@@ -89,6 +89,9 @@ def test_each_problem_says_where_what_and_the_way_out(problems: Problems, text: 
     assert problems(f"{HEAD}{text}\n") == [f"r.yaml:3: {expected}"]
 
 
+SOURCES = "data.source: must be fakeddit, table, clinical, sample, hub or joined"
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
@@ -97,9 +100,9 @@ def test_each_problem_says_where_what_and_the_way_out(problems: Problems, text: 
         ("{source: sample, sample: {}}", None),
         (
             "{source: smaple, nonsense: 1}",
-            ["data.source: must be fakeddit, table, clinical, sample, hub or joined; got 'smaple'; did you mean sample?"],
+            [f"{SOURCES}; got 'smaple'; did you mean sample?"],
         ),
-        ("{source: [1]}", ["data.source: must be fakeddit, table, clinical, sample, hub or joined; got [1]"]),
+        ("{source: [1]}", [f"{SOURCES}; got [1]"]),
         ("{path: x}", ["data.source: missing, must be fakeddit, table, clinical, sample, hub or joined"]),
         (
             "{sorce: sample}",

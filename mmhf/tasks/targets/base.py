@@ -28,6 +28,7 @@ from mmhf.evaluation.subgroups import ColumnSubgroups
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import Target
 from mmhf.recipe.classification import ClassificationRecipe, LossSection
+from mmhf.tasks.joined_data import dataset_columns
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class ClassifierTarget(ABC, Generic[EvaluationT]):
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.loss = recipe.loss
         self.evaluation = recipe.evaluation
+        self.subgroups = list(dict.fromkeys([*dataset_columns(recipe.data), *recipe.evaluation.subgroups]))
         self.best_metric = str(recipe.training.get("metric_for_best_model", "")).removeprefix("eval_")
 
     @abstractmethod
@@ -157,7 +159,7 @@ class ClassifierTarget(ABC, Generic[EvaluationT]):
         if not isinstance(rows, datasets.Dataset):  # a stream cannot be asked for single rows
             return measured
         places, cards = self.furthest_off(predicted, evaluation)
-        columns = {name: rows[extra_column(name)][:] for name in self.evaluation.subgroups}
+        columns = {name: rows[extra_column(name)][:] for name in self.subgroups}
         subgroups = self.measure_subgroups(predicted, columns)
         return replace(measured, gallery=cards(rows.select(places)), subgroups=subgroups)
 

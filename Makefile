@@ -3,12 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 DECLARED := setup.cfg pyproject.toml
 FAMILY ?=
+RIVALS := $(patsubst benchmarks/rivals/requirements/%.txt,%,$(wildcard benchmarks/rivals/requirements/*.txt))
+RIVAL_ENVS ?= benchmarks/rivals/.envs
 # Bytecode is kept: the tests start hundreds of programs, each of which would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 # All families, or the tests of one: `make test FAMILY=captioner`.
 PYTEST := $(BIN)/python -m pytest -n 2 $(if $(FAMILY),--family $(FAMILY))
 
-.PHONY: install install-test install-dev quickstart test test-all test-other-cpu bench campaigns wheel-test style quality docs clean
+.PHONY: install install-test install-dev quickstart test test-all test-other-cpu bench rivals campaigns wheel-test style quality docs clean
 
 # What a user needs; the next two add what tests and development need.
 install: $(VENV)/.installed
@@ -65,6 +67,20 @@ test-other-cpu: install-test
 # Every benchmark in its short form, each ratio beside its floor; takes some minutes on an idle machine.
 bench: install-test
 	$(BIN)/python benchmarks/run_all.py
+
+# Environments of benchmarks/rivals/run.py. Where one cannot be built the others are, and the table says why. A torchvision
+# that does not fit its torch is mended as above, without mmhf.
+rivals: $(VENV)/.installed-offline $(RIVALS:%=$(RIVAL_ENVS)/%/.installed)
+
+$(RIVAL_ENVS)/%/.installed: benchmarks/rivals/requirements/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	if $(@D)/bin/python -m pip install --no-compile --requirement $< > $(@D)/install.log 2>&1; then \
+		$(@D)/bin/python -c 'import torchvision' 2> /dev/null || { \
+			cd "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+			&& { cat $(CURDIR)/mmhf/_torchvision.py; echo 'install()'; } > mend_torchvision.py \
+			&& echo 'import mend_torchvision' > mend_torchvision.pth; } \
+		&& touch $(abspath $@); \
+	else echo "$*: $$(tail -n 1 $(@D)/install.log)"; fi
 
 # Hundreds of kills and damages, thousands of broken inputs, many rows and steps: docs/reliability.md.
 campaigns: install-test

@@ -35,7 +35,8 @@ MAX_WORK = 2e8
 PAIR_WIDTH = 48
 """Principal components of image and text whose products tell how the two go together."""
 _UNEVEN = 1.5
-_MAX_ITERATIONS = 500
+MAX_ITERATIONS = 500
+"""Of the solver of a logistic regression."""
 _SEARCHED_DIMS = (64, 256)
 
 
@@ -79,7 +80,7 @@ class LinearProbe:
         if isinstance(weights, Mapping):
             weights = {label: weights[label] for label in np.unique(rows.labels).tolist()}
         self._regression = LogisticRegression(
-            C=strength, class_weight=weights, max_iter=_MAX_ITERATIONS, warm_start=True
+            C=strength, class_weight=weights, max_iter=MAX_ITERATIONS, warm_start=True
         )
         if start is not None and np.array_equal(start._regression.classes_, np.unique(rows.labels)):
             for name in ("coef_", "intercept_", "classes_"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +15,8 @@ from mmhf.evaluation.classification import select_labelled, softmax_in_place
 
 NUM_BINS = 15
 """Bins of the expected calibration error, as in Guo et al., 2017."""
-_TEMPERATURES = (0.02, 50.0)
+TEMPERATURES = (0.02, 50.0)
+"""Between which a temperature is looked for."""
 
 CALIBRATION_PROTOCOLS: dict[str, str] = {
     "ece": f"Expected calibration error: mean over {NUM_BINS} equal bins of confidence (the prediction's probability) "
@@ -28,6 +30,15 @@ CALIBRATION_PROTOCOLS: dict[str, str] = {
     "selective_accuracy": "Accuracy on those rows.",
 }
 """How each number of `evaluate_calibration` is defined."""
+
+
+Answer = Callable[[NDArray[np.float64]], NDArray[np.int64]]
+
+
+def most_probable(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(N,) predictions by (N, C) probabilities."""
+    predictions: NDArray[np.int64] = probabilities.argmax(axis=1)
+    return predictions
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,13 @@ class CalibrationEvaluation:
     """All that one split says about a model's confidence.
 
     Attributes:
-        metrics (`dict[str, float]`): The numbers that `CALIBRATION_PROTOCOLS` defines; empty when no row has a label.
+        metrics (`dict[str, float]`): The numbers that `protocols` defines; empty when no row has a label.
         bins (`list[ReliabilityBin]`): Those that have rows, in order.
         coverages, accuracies (`NDArray` of shape `(K,)`): The selective-prediction curve: accuracy when only the
             surest share of the rows is answered, at each distinct confidence.
         temperature (`float`): What the logits have been divided by.
         abstain_below (`float`, *optional*): The model's abstention threshold.
+        protocols (`Mapping[str, str]`): Each number's definition.
     """
 
     metrics: dict[str, float]
@@ -60,6 +72,7 @@ class CalibrationEvaluation:
     accuracies: NDArray[np.float64]
     temperature: float = 1.0
     abstain_below: float | None = None
+    protocols: Mapping[str, str] = field(default_factory=lambda: CALIBRATION_PROTOCOLS)
 
 
 def evaluate_calibration(
@@ -69,6 +82,7 @@ def evaluate_calibration(
     *,
     temperature: float = 1.0,
     abstain_below: float | None = None,
+    answer: Answer = most_probable,
 ) -> CalibrationEvaluation:
     """Measure the confidence of a split's predictions.
 
@@ -78,12 +92,13 @@ def evaluate_calibration(
         num_labels (`int`): Number of classes C.
         temperature (`float`): What the logits were divided by.
         abstain_below (`float`, *optional*): The model's abstention threshold.
+        answer (`Callable`, *optional*): From probabilities (N, C) to the predictions (N,).
     """
     scores, targets = select_labelled(logits, labels, num_labels)
     if not len(targets):
         return CalibrationEvaluation(metrics={}, bins=[], coverages=np.zeros(0), accuracies=np.zeros(0))
     probabilities, losses = softmax_in_place(scores, targets)
-    confidences, right = _confidences(probabilities, targets)
+    confidences, right = _confidences(probabilities, targets, answer)
     coverages, accuracies, thresholds = selective_curve(confidences, right)
     bins = reliability_bins(confidences, right)
     probabilities[np.arange(len(targets)), targets] -= 1
@@ -96,7 +111,7 @@ def evaluate_calibration(
     if temperature != 1.0:
         scores, _ = select_labelled(logits, labels, num_labels)
         scores *= temperature
-        raw = _confidences(softmax_in_place(scores, targets)[0], targets)
+        raw = _confidences(softmax_in_place(scores, targets)[0], targets, answer)
         metrics["ece_uncalibrated"] = calibration_error(reliability_bins(*raw))
     if abstain_below is not None:
         answered = confidences >= abstain_below
@@ -135,7 +150,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
         return float(-log_softmax(scores * np.exp(log_inverse), axis=1)[rows, targets].mean())
 
     # The loss is convex in 1 / T, so that it has one minimum in its logarithm, too.
-    bounds = tuple(sorted(-np.log(_TEMPERATURES)))
+    bounds = tuple(sorted(-np.log(TEMPERATURES)))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-7})
     return float(np.exp(-found.x))
 
@@ -203,6 +218,7 @@ def calibration_error(bins: list[ReliabilityBin]) -> float:
 
 
 def _confidences(
-    probabilities: NDArray[np.float64], targets: NDArray[np.int64]
+    probabilities: NDArray[np.float64], targets: NDArray[np.int64], answer: Answer = most_probable
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    return probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
+    predictions = answer(probabilities)
+    return probabilities[np.arange(len(targets)), predictions], predictions == targets

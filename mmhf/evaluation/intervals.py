@@ -69,6 +69,8 @@ def resample_confusions(
     predictions: NDArray[np.int64],
     counts: NDArray[np.int64],
     rng: np.random.Generator,
+    *,
+    ordered: bool = False,
 ) -> dict[str, Resampled]:
     """Accuracy and macro-F1 of resampled rows.
 
@@ -77,9 +79,10 @@ def resample_confusions(
     Args:
         labels, predictions, counts (`NDArray[np.int64]` of shape `(P,)`): The pairs that occur, and their rows.
         rng (`np.random.Generator`): Draws.
+        ordered (`bool`): Whether the classes have an order, so that answers can be far off.
 
     Returns:
-        `dict[str, Resampled]`: `accuracy` and `f1_macro`.
+        `dict[str, Resampled]`: `accuracy` and `f1_macro`, and before them `mae` of ordered classes.
     """
     drawn = rng.multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
     every = np.concatenate([counts[None], drawn]).astype(np.float64)
@@ -92,7 +95,31 @@ def resample_confusions(
     # Classes in neither labels nor predictions are left out of the mean, in each resample as in the data.
     f1 = np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)
     f1_macro = f1.sum(axis=1) / (both > 0).sum(axis=1)
-    return {"accuracy": (accuracy[0], accuracy[1:]), "f1_macro": (f1_macro[0], f1_macro[1:])}
+    found = {"accuracy": (accuracy[0], accuracy[1:]), "f1_macro": (f1_macro[0], f1_macro[1:])}
+    if not ordered:
+        return found
+    mae = every @ np.abs(labels - predictions) / counts.sum()
+    return {"mae": (mae[0], mae[1:]), **found}
+
+
+def resample_sums(
+    statistics: NDArray[np.float64], counts: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Sums over resampled rows.
+
+    Args:
+        statistics (`NDArray` of shape `(P, S)`): What a row adds to the sums, for each kind of row.
+        counts (`NDArray[np.int64]` of shape `(P,)`): How many rows there are of each.
+        rng (`np.random.Generator`): Draws.
+
+    Returns:
+        `NDArray` of shape `(1 + R, S)`: of the data, and of each resample.
+    """
+    sums, at_once = [counts[None] @ statistics], max(1, _MAX_COUNTS // len(counts))
+    for start in range(0, RESAMPLES, at_once):
+        size = min(at_once, RESAMPLES - start)
+        sums.append(rng.multinomial(counts.sum(), counts / counts.sum(), size=size) @ statistics)
+    return np.concatenate(sums)
 
 
 def confusion_intervals(confusion: ArrayLike, *, seed: int = 0) -> dict[str, Interval]:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 from mmhf.errors import InputError
@@ -48,11 +47,14 @@ class MultiLabelEvaluation(SplitEvaluation):
         per_class (`list[dict[str, Any]]`): One row a label: label, support, predicted, precision, recall, f1,
             average_precision, roc_auc, ece, brier, threshold.
         together (`NDArray[np.int64]` of shape `(C, C)`): Rows that have both labels; on the diagonal, that have it.
+        bins (`NDArray` of shape `(3, C, B)`): By label and bin of its probability: rows, those that have the label,
+            and the sum of the probabilities.
         temperature (`float`): What the logits had been divided by.
     """
 
     per_class: list[dict[str, Any]]
     together: NDArray[np.int64]
+    bins: NDArray[np.float64]
     temperature: float
 
 
@@ -88,7 +90,12 @@ def evaluate_multi_label(
     limits = np.full(count, 0.5) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
     tally = _Tally.of(scores, targets, limits)
     ranks = [_rank(*column) for column in _columns(scores, targets)] if tally.num_rows else []
-    per_class = [_table_row(name, tally, at, ranks[at], limits[at]) for at, name in enumerate(label_names) if ranks]
+    errors = calibration_errors(tally.bins)
+    per_class = [
+        _table_row(name, tally, at, ranks=ranks[at], threshold=limits[at], error=errors[at])
+        for at, name in enumerate(label_names)
+        if ranks
+    ]
     metrics, undefined = sort_out(
         _overall(tally, per_class, ranks) if tally.num_rows else {},
         MULTI_LABEL_PROTOCOLS,
@@ -102,6 +109,7 @@ def evaluate_multi_label(
         undefined=undefined,
         per_class=per_class,
         together=tally.together,
+        bins=tally.bins,
         temperature=temperature,
         num_rows=tally.num_rows,
         num_ignored=len(scores) - tally.num_rows,
@@ -125,16 +133,20 @@ def constant_answers(evaluation: MultiLabelEvaluation) -> dict[str, dict[str, fl
     return {"chance": {"map": chance}, "the same labels for each row": {"f1_micro": same}}
 
 
-class _Part(NamedTuple):
-    """Some rows of a split: whether they have each label (M, C), and its logits and probabilities."""
+class Part(NamedTuple):
+    """Some rows of a split that have labels: their places, whether they have each label (M, C), and its logits."""
 
     rows: NDArray[np.int64]
     present: NDArray[np.bool_]
     scores: NDArray[np.float64]
-    probabilities: NDArray[np.float64]
 
 
-def _parts(logits: NDArray[Any], labels: NDArray[Any]) -> Iterator[_Part]:
+def parts_of(logits: NDArray[Any], labels: NDArray[Any]) -> Iterator[Part]:
+    """The rows of a split, a few thousand at once, so that no copy of all is made.
+
+    Raises:
+        InputError: At the end, if a logit is NaN or infinite.
+    """
     broken = 0
     for start in range(0, len(logits), _ROWS_AT_ONCE):
         given = labels[start : start + _ROWS_AT_ONCE]
@@ -142,7 +154,7 @@ def _parts(logits: NDArray[Any], labels: NDArray[Any]) -> Iterator[_Part]:
         scores = logits[start + rows].astype(np.float64)
         broken += int((~np.isfinite(scores)).any(axis=1).sum())
         if not broken:
-            yield _Part(start + rows, given[rows] > 0.5, scores, expit(scores))
+            yield Part(start + rows, given[rows] > 0.5, scores)
     if broken:
         raise InputError(
             f"the logits of {broken} of {len(logits)} rows are NaN or infinite: the training has diverged; "
@@ -177,12 +189,12 @@ class _Tally:
             whole_rows=0,
             squares=np.zeros(count),
             log_losses=0.0,
-            bins=np.zeros((3, count * NUM_BINS)),
+            bins=np.zeros((3, count, NUM_BINS)),
             together=np.zeros((count, count), dtype=np.int64),
         )
-        offsets = np.arange(count) * NUM_BINS
-        for part in _parts(logits, labels):
-            given, chosen = part.present, part.probabilities >= limits
+        for _, given, scores in parts_of(logits, labels):
+            probabilities = expit(scores)
+            chosen = probabilities >= limits
             both = given & chosen
             tally.num_rows += len(given)
             tally.support += given.sum(axis=0)
@@ -191,22 +203,30 @@ class _Tally:
             sizes = given.sum(axis=1) + chosen.sum(axis=1)
             tally.f1_samples += float(np.where(sizes > 0, 2 * both.sum(axis=1) / np.maximum(sizes, 1), 1.0).sum())
             tally.whole_rows += int((given == chosen).all(axis=1).sum())
-            tally.squares += np.square(part.probabilities - given).sum(axis=0)
-            tally.log_losses += float(np.logaddexp(0, np.where(given, -part.scores, part.scores)).sum())
-            numbers = np.clip(np.ceil(part.probabilities * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1) + offsets
-            for place, weights in enumerate((None, given, part.probabilities)):
-                flat = None if weights is None else weights.ravel()
-                tally.bins[place] += np.bincount(numbers.ravel(), flat, minlength=count * NUM_BINS)
+            tally.squares += np.square(probabilities - given).sum(axis=0)
+            tally.log_losses += float(np.logaddexp(0, np.where(given, -scores, scores)).sum())
+            add_to_bins(tally.bins, given, probabilities)
             exact = given.astype(np.float32)
             tally.together += np.rint(exact.T @ exact).astype(np.int64)
         return tally
 
-    def calibration_errors(self) -> NDArray[np.float64]:
-        """(C,): each label's expected calibration error."""
-        _, present, said = self.bins
-        gaps = np.abs(present - said).reshape(-1, NUM_BINS).sum(axis=1)
-        errors: NDArray[np.float64] = gaps / max(self.num_rows, 1)
-        return errors
+
+def add_to_bins(bins: NDArray[np.float64], present: NDArray[np.bool_], probabilities: NDArray[np.float64]) -> None:
+    """Add rows (M, C) to the bins of probability (3, C, B) of each label: rows, those that have it, and the sum of
+    their probabilities."""
+    count, size = probabilities.shape[1], bins[0].size
+    numbers = np.clip(np.ceil(probabilities * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
+    numbers += np.arange(count) * NUM_BINS
+    for place, weights in enumerate((None, present, probabilities)):
+        flat = None if weights is None else weights.ravel()
+        bins[place] += np.bincount(numbers.ravel(), flat, minlength=size).reshape(count, NUM_BINS)
+
+
+def calibration_errors(bins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(C,): each label's expected calibration error, of bins that rows were added to."""
+    rows, present, said = bins
+    errors: NDArray[np.float64] = np.abs(present - said).sum(axis=1) / np.maximum(rows.sum(axis=1), 1)
+    return errors
 
 
 def _columns(logits: NDArray[Any], labels: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[np.bool_]]]:
@@ -229,7 +249,7 @@ class _Curve(NamedTuple):
 
 
 def _curve(scores: NDArray[Any], present: NDArray[np.bool_]) -> _Curve:
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)  # of rows with one score, the order does not matter
     falling = scores[order]
     last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
     return _Curve(falling[last].astype(np.float64), np.cumsum(present[order], dtype=np.int64)[last], last + 1)
@@ -257,7 +277,7 @@ def _rank(scores: NDArray[Any], present: NDArray[np.bool_]) -> _Ranks:
     return _Ranks(precision, float(area))
 
 
-def _table_row(name: str, tally: _Tally, at: int, ranks: _Ranks, threshold: float) -> dict[str, Any]:
+def _table_row(name: str, tally: _Tally, at: int, *, ranks: _Ranks, threshold: float, error: float) -> dict[str, Any]:
     support, predicted, right = (int(each[at]) for each in (tally.support, tally.predicted, tally.right))
     return {
         "label": name,
@@ -268,7 +288,7 @@ def _table_row(name: str, tally: _Tally, at: int, ranks: _Ranks, threshold: floa
         "f1": 2 * right / (support + predicted) if support + predicted else 0.0,
         "average_precision": ranks.average_precision,
         "roc_auc": ranks.roc_auc,
-        "ece": float(tally.calibration_errors()[at]),
+        "ece": float(error),
         "brier": float(tally.squares[at] / tally.num_rows),
         "threshold": float(threshold),
     }
@@ -341,37 +361,38 @@ def surest_mistakes(logits: ArrayLike, labels: ArrayLike, *, count: int = 24) ->
         count (`int`, defaults to 24): How many to return at most.
     """
     best: list[tuple[float, WrongDecision]] = []
-    for part in _parts(np.asarray(logits), np.asarray(labels)):
+    for part in parts_of(np.asarray(logits), np.asarray(labels)):
         wrongness = np.where(part.present, -part.scores, part.scores)
         worst = wrongness.argmax(axis=1)
         sizes = wrongness[np.arange(len(worst)), worst]
         for at in np.argsort(-sizes, kind="stable")[:count].tolist():
             if sizes[at] > 0:
                 label = int(worst[at])
-                has_it, chance = bool(part.present[at, label]), float(part.probabilities[at, label])
+                has_it, chance = bool(part.present[at, label]), float(expit(part.scores[at, label]))
                 best.append((float(sizes[at]), WrongDecision(int(part.rows[at]), label, has_it, chance)))
         best = sorted(best, key=lambda each: -each[0])[:count]
     return [decision for _, decision in best]
 
 
-def fit_shared_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
-    """The temperature at which the labels' sigmoid probabilities fit best, one for all labels, between 0.02 and 50.
+def given_labels(logits: NDArray[np.floating], thresholds: Sequence[float] | None = None) -> NDArray[np.bool_]:
+    """(N, C): the labels whose probability reaches their threshold, or 0.5."""
+    limits = 0.5 if thresholds is None else np.asarray(thresholds, dtype=np.float64)
+    given: NDArray[np.bool_] = expit(logits.astype(np.float64)) >= limits
+    return given
 
-    Args:
-        logits, labels (`ArrayLike` of shape `(N, C)`): As `fit_thresholds` takes them.
 
-    Raises:
-        InputError: No row has labels.
+def decisions_by_row(
+    logits: ArrayLike, labels: ArrayLike, thresholds: Sequence[float] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """How the labels of each row were found; the arguments are those of `evaluate_multi_label`.
+
+    Returns:
+        `tuple` of `(M,)`: the rows that have labels; how many of its labels each was rightly given; and how many it
+        has and was given, together.
     """
-    parts = [
-        np.where(part.present, part.scores, -part.scores) for part in _parts(np.asarray(logits), np.asarray(labels))
-    ]
-    signed = np.concatenate(parts) if parts else np.zeros((0, 1))
-    if not len(signed):
-        raise InputError("evaluation.calibrate: no validation row has labels to fit the temperature on")
-
-    def loss(log_inverse: float) -> float:
-        return float(np.logaddexp(0, -signed * np.exp(log_inverse)).mean())
-
-    found = minimize_scalar(loss, bounds=(-np.log(50), -np.log(0.02)), method="bounded", options={"xatol": 1e-7})
-    return float(np.exp(-found.x))
+    found: list[tuple[NDArray[np.int64], ...]] = [(np.zeros(0, np.int64),) * 3]
+    for rows, present, scores in parts_of(np.asarray(logits), np.asarray(labels)):
+        chosen = given_labels(scores, thresholds)
+        found.append((rows, (present & chosen).sum(axis=1), present.sum(axis=1) + chosen.sum(axis=1)))
+    rows, right, sizes = (np.concatenate(column) for column in zip(*found, strict=True))
+    return rows, right, sizes

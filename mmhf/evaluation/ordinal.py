@@ -34,12 +34,13 @@ class OrdinalEvaluation(SplitEvaluation):
     Attributes:
         per_class (`list[dict[str, Any]]`): One row a class: label, support, predicted, precision, recall, f1, mae.
         confusion (`NDArray[np.int64]` of shape `(C, C)`): Rows are labels, columns are answers.
-        expected (`NDArray` of shape `(M,)`): The expected rank of each evaluated row.
+        answers, expected (`NDArray` of shape `(M,)`): Answer and expected rank of each evaluated row.
         rows (`NDArray` of shape `(M,)`): Which these are.
     """
 
     per_class: list[dict[str, Any]]
     confusion: NDArray[np.int64]
+    answers: NDArray[np.int64]
     expected: NDArray[np.float64]
     rows: NDArray[np.int64]
 
@@ -63,7 +64,7 @@ def evaluate_ordinal(
     scores, targets = select_labelled(logits, labels, count)
     rows = np.flatnonzero(np.asarray(labels) >= 0)
     probabilities, losses = softmax_in_place(scores, targets)
-    answers = (1 - probabilities.cumsum(axis=1)[:, :-1] > 0.5).sum(axis=1)
+    answers = median_answers(probabilities)
     expected = probabilities @ np.arange(count)
     counts = confusion(targets, answers, count)
     found: dict[str, float | None] = {}
@@ -78,11 +79,18 @@ def evaluate_ordinal(
         undefined=undefined,
         per_class=_per_class(counts, label_names) if len(rows) else [],
         confusion=counts,
+        answers=answers,
         expected=expected,
         rows=rows,
         num_rows=len(rows),
         num_ignored=len(np.asarray(labels)) - len(rows),
     )
+
+
+def median_answers(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(N,): the lowest class up to which at least half of the (N, C) probability lies."""
+    answers: NDArray[np.int64] = (1 - probabilities.cumsum(axis=1)[:, :-1] > 0.5).sum(axis=1)
+    return answers
 
 
 def ordinal_metrics(logits: ArrayLike, labels: ArrayLike, label_names: Sequence[str]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mmhf.evaluation.calibration import CalibrationEvaluation
+from mmhf.evaluation.calibration import CalibrationEvaluation, ReliabilityBin
 from mmhf.evaluation.curves import new_figure, save_figure, save_training_curves
 from mmhf.evaluation.retrieval.metrics import RetrievalEvaluation
 
@@ -223,6 +223,35 @@ def plot_reliability(evaluation: CalibrationEvaluation, path: str | Path) -> Non
     counts.set_xlabel("confidence (probability of the prediction)")
     counts.set_xlim(0, 1)
     _frame(axes, counts)
+    save_figure(figure, path)
+
+
+def plot_label_reliability(panels: Mapping[str, tuple[Sequence[ReliabilityBin], float]], path: str | Path) -> None:
+    """Draw the share of rows that have a label against its probability, a panel for each.
+
+    Args:
+        panels (`Mapping[str, tuple[Sequence[ReliabilityBin], float]]`): Label → its bins and its calibration error.
+        path (`str` or `Path`): The PNG; parent folders are made.
+    """
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    figure = new_figure(2.3 * columns + 0.4, 2.4 * rows + 0.3)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, (name, (bins, error)) in zip(grid, panels.items(), strict=False):
+        axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
+        confidences = [each.confidence for each in bins]
+        axes.plot(confidences, [each.accuracy for each in bins], color=_BLUE, linewidth=1)
+        total = sum(each.num_rows for each in bins)
+        sizes = [8 + 80 * each.num_rows / total for each in bins]
+        axes.scatter(confidences, [each.accuracy for each in bins], s=sizes, color=_BLUE, alpha=0.6, zorder=3)
+        axes.set_title(f"{shorten(name, 24)}  {error:.3f}", fontsize=9, parse_math=False)
+        axes.set_xlim(-0.03, 1.03)
+        axes.set_ylim(-0.03, 1.03)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.supxlabel("probability of the label", fontsize=9)
+    figure.supylabel("share of rows that have it", fontsize=9)
+    _frame(*grid)
     save_figure(figure, path)
 
 

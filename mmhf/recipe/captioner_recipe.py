@@ -67,6 +67,9 @@ class ProjectorSection(Section):
     heads: PositiveInt = 8
     width: PositiveInt = 512
     """`transformer`: width of its layers."""
+    normalize: bool = False
+    """A LayerNorm behind the projector, which starts with the mean and spread of the language model's token
+    embeddings, so that the prefix is as long as words are."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> ProjectorSection:

@@ -55,7 +55,8 @@ class SamplingSection(Section):
 class ClassificationEvaluationSection(EvaluationSection):
     subgroups: list[str] = []
     """Columns of the data, such as `sex` or `source`. The metrics are reported for each of their values, with
-    intervals and the gap between the best and the worst."""
+    intervals and the gap between the best and the worst: accuracy and macro-F1, of ordered classes also `mae`; with
+    `data.multi_label` micro-F1 and samples-F1; of numbers `mae` and `rmse`."""
     subgroup_min_rows: PositiveInt = 10
     """Smaller subgroups are listed, but do not count as the best or the worst."""
     calibrate: bool = False
@@ -130,9 +131,8 @@ _KINDS_OF: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("loss", "asymmetric"): (_SETS,),
     ("loss", "logit_adjustment"): (_ONE,),
     ("loss", "huber_delta"): (_NUMBERS,),
-    ("evaluation", "calibrate"): (_ONE, _SETS),
+    ("evaluation", "calibrate"): (_ONE, _SETS, _ORDER),
     ("evaluation", "target_accuracy"): (_ONE,),
-    ("evaluation", "subgroups"): (_ONE,),
     ("evaluation", "fit_thresholds"): (_SETS,),
     ("data", "labels"): (_ONE, _ORDER),
     ("data", "filters", "min_samples_per_label"): (_ONE, _ORDER),
@@ -147,6 +147,11 @@ _WAYS = {
     (_SETS, "min_samples_per_label"): "name the labels to keep in `data.multi_label.names`, and remove it",
     (_SETS, "by"): "rows with several labels have no one class; name another column",
     (_NUMBERS, "by"): "numbers are no classes; name another column",
+    (_NUMBERS, "calibrate"): "numbers have no probabilities to calibrate; remove it",
+    (_NUMBERS, "target_accuracy"): "numbers have no confidence to abstain by; remove it",
+    (_SETS, "target_accuracy"): "each label has a threshold of its own; remove it",
+    (_ORDER, "target_accuracy"): "the answer is the median class, whose probability does not say how near it is; "
+    "remove it",
 }
 
 

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from mmhf.recipe import schema_tree
 from mmhf.recipe.nearest import nearest_names
-from mmhf.recipe.node import KeyPath, Problem, shown
+from mmhf.recipe.node import KeyPath, Problem, dotted, shown
 from mmhf.recipe.schema_tree import Annotation
 from mmhf.recipe.sections import SecretValueError, Section
 from mmhf.recipe.yaml_loader import parse_scalar
@@ -86,7 +86,8 @@ def unknown_key(
     key, names = str(path[-1]), list(valid)
     nearest = nearest_names(key, names)
     if not nearest:
-        nearest = tuple(place for name, place in elsewhere if name == key)[:2]
+        places = (place for name, place in elsewhere if name == key and place != dotted(path))
+        nearest = tuple(dict.fromkeys(places))[:2]
     if path in _OF_TASKS:
         return Problem(path, f"unknown key{note}: {_OF_TASKS[path]}", shown(value))
     listed = f", valid are {', '.join(names)}" if not nearest and 0 < len(names) <= 24 else ""

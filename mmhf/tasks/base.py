@@ -83,8 +83,6 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
     """Each metric's definition."""
     collator_class: ClassVar[type[ImageCollator]]
     trainer_class: ClassVar[type[MMTrainer]] = MMTrainer
-    has_baselines: bool = True
-    """Whether frozen features can stand beside the model."""
     asked_of_teacher: ClassVar[Mapping[Content, FeaturePart]] = {}
     """What a teacher is shown → what it makes of it."""
 

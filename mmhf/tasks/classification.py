@@ -55,7 +55,6 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
     def __init__(self, recipe: ClassificationRecipeT) -> None:
         self.target = classifier_target(recipe)
         self.protocols = self.target.report.protocols
-        self.has_baselines = self.target.baseline is not None
         super().__init__(recipe)
         self._measured: dict[str, Predicted] = {}
         """What models said of the splits that were measured."""
@@ -190,7 +189,7 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
         splits, target = frozen.splits, self.target
-        if target.baseline is None or "train" not in splits:
+        if "train" not in splits:
             return {}
         labels = {
             split: np.asarray(_table(data, split)[target.column][:])[each.rows] for split, each in splits.items()

@@ -98,8 +98,6 @@ def frozen_features(task: Task[Any, Any], trainer: MMTrainer, data: LoadedData) 
     section = recipe.evaluation
     if section.baselines == "off":
         return FrozenFeatures(why_not="off")
-    if not task.has_baselines:
-        return FrozenFeatures(why_not="there are none for several labels a row")
     if not isinstance(model, HasFeatureParts) or is_sharded():
         return FrozenFeatures(why_not="the model's parts cannot be run by themselves")
     parts, encoders = model.feature_parts(), recipe.model.encoders()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import PreTrainedModel, Trainer
 
-from mmhf.conventions import IGNORED_LABEL, TEACHER_ANSWERS, Processor
+from mmhf.conventions import TEACHER_ANSWERS, Processor
 from mmhf.data.collators import ImageCollator, ImageTextCollator
 from mmhf.data.loading import LoadedData
 from mmhf.data.modalities import ModalityMasking
@@ -180,7 +180,8 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
         assert isinstance(model, FusionForImageTextClassification)
         *embeds, modalities = predicted.others
         names, seen = model.config.fused_modalities, self.recipe.model.fused_modalities()
-        rows = np.flatnonzero(modalities[:, [name in seen for name in names]].all(axis=1))
+        known = self.target.is_known(predicted.labels)
+        rows = np.flatnonzero(modalities[:, [name in seen for name in names]].all(axis=1) & known)
         given, labels = dict(zip(names, (each[rows] for each in embeds), strict=True)), predicted.labels[rows]
         partners = other_rows(len(rows))
         views = {"both": predicted.logits[rows]}
@@ -189,9 +190,15 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
             views["without_columns"] = _classify_view(model, given, ["image", "text"])
         if "image" in seen and "text" in seen:
             views["mismatched"] = _classify_view(model, {**given, "text": given["text"][partners]}, seen)
-        num_labelled = int((predicted.labels != IGNORED_LABEL).sum())
-        num_left_out = num_labelled - int((labels != IGNORED_LABEL).sum())
-        return evaluate_modalities(views, labels, partners, label_names, modalities=seen, num_left_out=num_left_out)
+        return evaluate_modalities(
+            views,
+            labels,
+            partners,
+            label_names,
+            comparison=self.target.comparison(model.config),
+            modalities=seen,
+            num_left_out=int(known.sum()) - len(rows),
+        )
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
         found = super().baselines(frozen, data)
@@ -201,7 +208,7 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
     def _regression_on_columns(self, data: LoadedData) -> dict[str, dict[str, float]]:
         """What the columns alone give; they need no encoder, and take next to no time."""
         section, recipe = self.recipe.model.columns, self.recipe
-        if section is None or recipe.evaluation.baselines == "off" or not self.has_baselines:
+        if section is None or recipe.evaluation.baselines == "off":
             return {}
         features, rows = fit_columns(section, data), {}
         for split, table in data.splits.items():
@@ -225,7 +232,7 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
     @property
     def _evaluates_by_modality(self) -> bool:
         seen = self.recipe.model.fused_modalities()
-        return self.recipe.evaluation.by_modality and len(seen) > 1 and self.target.has_views
+        return self.recipe.evaluation.by_modality and len(seen) > 1
 
     def _predict(self, trainer: Trainer, data: LoadedData, split: str, **options: Any) -> Predicted:
         ignored: list[str] | None = [] if self._evaluates_by_modality else None

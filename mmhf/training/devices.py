@@ -83,7 +83,9 @@ def device_defaults(training: Mapping[str, Any], *, is_stream: bool) -> dict[str
     """
     precision = choose_precision(training)
     if not uses_cuda(training):
-        return {"dataloader_pin_memory": False}  # TrainingArguments itself reads what accelerate was launched with
+        # TrainingArguments itself reads what accelerate was launched with; bf16 it takes for a GPU's unless told.
+        on_cpu = {"use_cpu": True} if training.get("bf16") and not torch.accelerator.is_available() else {}
+        return {"dataloader_pin_memory": False, **on_cpu}
     # A copy from pinned memory runs beside the program.
     values: dict[str, Any] = {"dataloader_pin_memory": True, "accelerator_config": {"non_blocking": True}}
     if precision.mixed != "no":

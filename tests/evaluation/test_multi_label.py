@@ -11,10 +11,10 @@ from scipy.special import expit
 from sklearn import metrics as sk
 
 from mmhf.errors import InputError
+from mmhf.evaluation.label_calibration import fit_shared_temperature, label_calibration
 from mmhf.evaluation.multi_label import (
     MULTI_LABEL_PROTOCOLS,
     evaluate_multi_label,
-    fit_shared_temperature,
     fit_thresholds,
     multi_label_metrics,
     surest_mistakes,
@@ -121,6 +121,24 @@ def test_one_temperature_fits_all_labels():
     assert fit_shared_temperature(3 * true, labels) == pytest.approx(3, rel=0.05)
     with pytest.raises(InputError, match="no validation row has labels"):
         fit_shared_temperature(true, np.full(true.shape, -100))
+
+
+def test_all_labels_are_calibrated_as_their_rows_say(split):
+    logits, labels = split
+    given = logits / np.float32(2.5)
+    evaluation = evaluate_multi_label(given, labels, NAMES, temperature=2.5)
+    found = label_calibration(evaluation, given, labels)
+    chances, raw = expit(given.astype(np.float64)), expit(logits.astype(np.float64))
+    pooled = [(each.num_rows, each.confidence, each.accuracy) for each in found.bins]
+    numbers = np.clip(np.ceil(chances.ravel() * 15).astype(int) - 1, 0, 14)
+    expected = [
+        (rows.sum(), chances.ravel()[rows].mean(), labels.ravel()[rows].mean())
+        for rows in (numbers == number for number in np.unique(numbers))
+    ]
+    np.testing.assert_allclose(pooled, expected)
+    errors = [binned_error(raw[:, at], labels[:, at]) for at in range(len(NAMES))]
+    assert found.metrics["ece_uncalibrated"] == pytest.approx(np.mean(errors), abs=1e-5)
+    assert found.metrics["ece"] == evaluation.metrics["ece"]
 
 
 def test_the_surest_mistakes():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
-from mmhf.evaluation.subgroups import MISSING, evaluate_subgroups
+from mmhf.evaluation.subgroups import MISSING, class_outcomes, evaluate_subgroups
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def split() -> tuple[np.ndarray, np.ndarray, list[str | None]]:
 
 def test_groups_have_the_metrics_of_their_rows(split):
     logits, labels, skin = split
-    (column,) = evaluate_subgroups(logits, labels, {"skin": skin}, 3)
+    (column,) = evaluate_subgroups(class_outcomes(logits, labels, 3), {"skin": skin})
     assert [(group.value, group.num_rows) for group in column.groups] == [
         ("light", 300), ("dark", 200), (MISSING, 95), ("blue", 5),
     ]  # fmt: skip
@@ -35,7 +35,7 @@ def test_groups_have_the_metrics_of_their_rows(split):
 @pytest.mark.slow
 def test_intervals_are_those_of_resampled_rows(split):
     logits, labels, skin = split
-    (column,) = evaluate_subgroups(logits, labels, {"skin": skin}, 3)
+    (column,) = evaluate_subgroups(class_outcomes(logits, labels, 3), {"skin": skin})
     rows = np.flatnonzero(np.array(skin) == "dark")
     rng = np.random.default_rng(5)
     drawn = rng.choice(rows, (3000, len(rows)))
@@ -51,7 +51,7 @@ def test_intervals_are_those_of_resampled_rows(split):
 
 def test_the_gap_is_between_groups_with_enough_rows(split):
     logits, labels, skin = split
-    (column,) = evaluate_subgroups(logits, labels, {"skin": skin}, 3, min_rows=10)
+    (column,) = evaluate_subgroups(class_outcomes(logits, labels, 3), {"skin": skin}, min_rows=10)
     gap = column.gaps["accuracy"]
     assert (gap.best, gap.worst) == ("light", "dark"), "neither five rows nor missing values are compared"
     right = logits.argmax(axis=1) == labels
@@ -60,12 +60,12 @@ def test_the_gap_is_between_groups_with_enough_rows(split):
     assert 0.1 < gap.difference.low < gap.difference.value < gap.difference.high < 0.5
     flat = column.flat()
     assert flat["skin_accuracy_gap"] == gap.difference.value and flat["skin_accuracy_worst"] == gap.worst_value
-    (column,) = evaluate_subgroups(logits, labels, {"skin": skin}, 3, min_rows=250)
+    (column,) = evaluate_subgroups(class_outcomes(logits, labels, 3), {"skin": skin}, min_rows=250)
     assert column.gaps == {} and column.flat() == {}
 
 
 def test_rows_without_a_label_are_in_no_group(split):
     logits, labels, skin = split
     labels = np.where(np.array(skin) == "blue", -100, labels)
-    (column,) = evaluate_subgroups(logits, labels, {"skin": skin}, 3)
+    (column,) = evaluate_subgroups(class_outcomes(logits, labels, 3), {"skin": skin})
     assert "blue" not in {group.value for group in column.groups}

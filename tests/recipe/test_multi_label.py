@@ -25,7 +25,7 @@ def test_what_belongs_to_it_is_taken():
             "task": "image-text-classification",
             "data": SETS,
             "loss": {"asymmetric": {"gamma_negative": 2}, "class_weights": "balanced", "label_smoothing": 0.1},
-            "evaluation": {"fit_thresholds": True, "calibrate": True},
+            "evaluation": {"fit_thresholds": True, "calibrate": True, "subgroups": ["sex"], "by_modality": True},
         },
         name="r",
     ).recipe
@@ -39,7 +39,6 @@ def test_what_belongs_to_it_is_taken():
         ({"loss": {"logit_adjustment": 1.0}}, "loss.logit_adjustment"),
         ({"loss": {"focal_gamma": 2.0, "asymmetric": {}}}, "loss.focal_gamma"),
         ({"evaluation": {"target_accuracy": 0.9}}, "evaluation.target_accuracy"),
-        ({"evaluation": {"subgroups": ["sex"]}}, "evaluation.subgroups"),
         ({"sampling": {"power": 0.5}}, "sampling.by"),
         (
             {

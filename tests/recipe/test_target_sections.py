@@ -27,6 +27,7 @@ def test_what_belongs_to_them_is_taken():
     assert recipe.loss.huber_delta == 1 and recipe.data.target.columns_read() is None
     data = {**ORDER, "labels": {"0": "low", "1": "high"}, "augment": {"mixup": 0.2}}
     values = {"task": "image-classification", "data": data, "loss": {"class_weights": "balanced"}}
+    values["evaluation"] = {"subgroups": ["sex"], "calibrate": True}
     assert recipe_from_dict({**values, "sampling": {}}, name="r").recipe.data.target.order == ["low", "high"]
 
 
@@ -45,7 +46,7 @@ def test_what_belongs_to_them_is_taken():
         (ORDER, {"loss": {"huber_delta": 1}}, "loss.huber_delta"),
         (ORDER, {"loss": {"label_smoothing": 0.1}}, "loss.label_smoothing"),
         (ORDER, {"evaluation": {"target_accuracy": 0.9}}, "evaluation.target_accuracy"),
-        (ORDER, {"evaluation": {"subgroups": ["sex"]}}, "evaluation.subgroups"),
+        (NUMBERS, {"evaluation": {"target_accuracy": 0.9}}, "evaluation.target_accuracy"),
         (
             ORDER,
             {

@@ -98,6 +98,8 @@ SOURCES = "data.source: must be fakeddit, table, clinical, sample, hub or joined
         ("{source: fakeddit}", ["data.path: missing"]),
         ("{source: fakeddit, pth: x}", ["data.pth: unknown key for source: fakeddit; got 'x'; did you mean path?"]),
         ("{source: sample, sample: {}}", None),
+        # What is no key here is not suggested again because another source has it.
+        ("{source: sample, path: x}", ["data.path: unknown key for source: sample, valid are "]),
         (
             "{source: smaple, nonsense: 1}",
             [f"{SOURCES}; got 'smaple'; did you mean sample?"],

@@ -106,8 +106,19 @@ def test_metrics_and_report(classifier: Path, fusion: Path):
         details = json.loads((folder / "evaluation.json").read_text())
         assert [row["label"] for row in details["tables"]["test"]["By class"]] == NAMES
         page = (folder / "report.html").read_text()
-        for said in ("Mean average precision, test split", "Labels: test", "Labels together: test", "mistakes"):
+        names = [name.removeprefix("test_") for name in metrics if name.startswith("test_")]
+        assert not set(names) - set(details["protocols"])
+        for said in (
+            "Mean average precision, test split",
+            "Calibration: test",
+            "Labels: test",
+            "Labels together: test",
+            "mistakes",
+        ):
             assert said in page
+    metrics = json.loads((fusion / "metrics.json").read_text())
+    views = ("image_only_map", "text_only_map", "mismatched_image_map", "mismatched_text_map", "mismatched_changed")
+    assert {f"test_{name}" for name in views} <= set(metrics)
     history = json.loads((fusion / "trainer_state.json").read_text())["log_history"]
     assert any("eval_map" in entry for entry in history)
 

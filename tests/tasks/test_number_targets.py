@@ -66,7 +66,8 @@ def regression(train: Train) -> Path:
 
 @pytest.fixture(scope="module")
 def ordinal(train: Train) -> Path:
-    return train("image-classification", "ordinal", loss={"class_weights": "balanced"})
+    options = {"loss": {"class_weights": "balanced"}, "evaluation": {"calibrate": True}}
+    return train("image-classification", "ordinal", **options)
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +136,30 @@ def test_metrics_report_and_baselines(regression: Path, ordinal: Path):
     graded = json.loads((ordinal / "metrics.json").read_text())
     assert {f"test_{name}" for name in ("accuracy", "f1_macro", "kappa_quadratic", "mae")} <= set(graded)
     page = (ordinal / "report.html").read_text()
-    for said in ("always “", "negative &lt; neutral &lt; positive", "Confusion matrix, test split"):
+    assert config_of(ordinal)["calibration_temperature"] != 1 and "test_ece_uncalibrated" in graded
+    for said in (
+        "Calibration: test",
+        "always “",
+        "negative &lt; neutral &lt; positive",
+        "Confusion matrix, test split",
+    ):
         assert said in page
+
+
+def test_pairs_are_measured_by_each_modality_alone(pairs: dict[str, Path]):
+    for folder in pairs.values():
+        metrics = json.loads((folder / "metrics.json").read_text())
+        views = (
+            "image_only_mae",
+            "text_only_mae",
+            "mismatched_image_mae",
+            "mismatched_text_mae",
+            "mismatched_changed",
+        )
+        assert {f"test_{name}" for name in views} <= set(metrics)
+        names = {name.removeprefix("test_") for name in metrics if name.startswith("test_")}
+        assert names <= set(json.loads((folder / "evaluation.json").read_text())["protocols"])
+        assert "By modality: test" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize("family", ["regression", "ordinal"])

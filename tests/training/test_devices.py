@@ -68,6 +68,14 @@ def test_who_says_what_a_cpu_computes_in(training, launched, mixed, reason, monk
     assert found.reason.startswith(reason)
 
 
+def test_bf16_on_a_cpu_needs_no_further_word(tmp_path):
+    recipe = recipe_from_dict(
+        {"task": "image-classification", "data": {"source": "sample"}, "training": {"bf16": True}}, name="r"
+    )
+    args = training_arguments(recipe.recipe, str(tmp_path), has_validation=True)
+    assert args.mixed_precision == "bf16" and args.device.type == "cpu"
+
+
 @pytest.mark.parametrize(
     ("training", "launched", "message"),
     [

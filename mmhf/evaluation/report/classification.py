@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from mmhf.evaluation.calibration import CALIBRATION_PROTOCOLS
 from mmhf.evaluation.classification import PROTOCOLS, ClassificationEvaluation, Mistake
 from mmhf.evaluation.curves import METRIC_TITLES
 from mmhf.evaluation.intervals import confusion_intervals
-from mmhf.evaluation.modalities import MODALITY_PROTOCOLS
 from mmhf.evaluation.plots import save_calibration_plots, save_class_plots
 from mmhf.evaluation.report.page import (
     Block,
@@ -79,9 +77,6 @@ class ClassificationReport(TargetReport[ClassificationEvaluation]):
         "Wrong predictions with the highest softmax probability. Many of them can point to wrong labels.",
         "None: every prediction is right.",
     )
-
-    def all_protocols(self) -> Mapping[str, str]:
-        return {**self.protocols, **CALIBRATION_PROTOCOLS, **MODALITY_PROTOCOLS}
 
     def tables(self, evaluation: ClassificationEvaluation) -> dict[str, Sequence[Mapping[str, Any]]]:
         return {"By class": evaluation.per_class}

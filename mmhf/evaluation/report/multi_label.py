@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from mmhf.evaluation.intervals import Interval
+from mmhf.evaluation.label_calibration import label_bins
 from mmhf.evaluation.multi_label import MULTI_LABEL_PROTOCOLS, MultiLabelEvaluation, WrongDecision
-from mmhf.evaluation.plots import plot_per_class
+from mmhf.evaluation.plots import plot_label_reliability, plot_per_class
 from mmhf.evaluation.report.page import (
     Block,
     Card,
@@ -24,10 +25,11 @@ from mmhf.evaluation.report.page import (
 )
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.report.target_report import GalleryWords, Measured, TargetReport
-from mmhf.evaluation.report.verdict import LARGE_ECE, Finding, Verdict, verdict_beside
+from mmhf.evaluation.report.verdict import LARGE_ECE, Finding, Verdict, modality_finding, verdict_beside
 
 _MAX_OPEN_LABELS = 20
 _MAX_PAIRS = 12
+_MAX_PANELS = 12
 _COLUMNS = {
     "label": "label",
     "rows": "support",
@@ -81,9 +83,15 @@ class MultiLabelReport(TargetReport[MultiLabelEvaluation]):
         return {"By class": evaluation.per_class}
 
     def draw(self, folder: Path, split: str, measured: Measured[MultiLabelEvaluation]) -> dict[str, Path]:
-        path = folder / f"{split}_per_class.png"
-        plot_per_class(measured.evaluation.per_class, path)
-        return {f"{split}_per_class": path}
+        evaluation = measured.evaluation
+        paths = {f"{split}_{name}": folder / f"{split}_{name}.png" for name in ("per_class", "label_reliability")}
+        plot_per_class(evaluation.per_class, paths[f"{split}_per_class"])
+        panels = {"all labels": (label_bins(evaluation.bins.sum(axis=1)), evaluation.metrics["ece"])}
+        worst = sorted(enumerate(evaluation.per_class), key=lambda row: -row[1]["ece"])[: _MAX_PANELS - 1]
+        for at, row in worst:
+            panels[row["label"]] = (label_bins(evaluation.bins[:, at]), row["ece"])
+        plot_label_reliability(panels, paths[f"{split}_label_reliability"])
+        return paths
 
     def details(
         self, split: str, measured: Measured[MultiLabelEvaluation], plots: Mapping[str, Path]
@@ -104,7 +112,7 @@ class MultiLabelReport(TargetReport[MultiLabelEvaluation]):
         if metric not in evaluation.metrics:
             return None
         value = evaluation.metrics[metric]
-        findings, steps = [], []
+        findings, steps = modality_finding(measured.modalities)
         never = [row["label"] for row in evaluation.per_class if row["support"] and not row["predicted"]]
         if never:
             findings.append(Finding(f"{len(never)} of {len(evaluation.per_class)} labels are never predicted.", "bad"))
@@ -138,8 +146,6 @@ def _labels(split: str, measured: Measured[MultiLabelEvaluation], plots: Mapping
         caption = f"Precision, recall and F1 of each label, {split} split."
         blocks.append(Figure(plots[f"{split}_per_class"], caption))
     blocks.append(Text("A label is predicted where its probability reaches its threshold.", "note"))
-    if measured.evaluation.temperature != 1:
-        blocks.append(Text(f"Logits are divided by the temperature {measured.evaluation.temperature:.4g}."))
     return Section(f"Labels: {split}", blocks)
 
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from mmhf.evaluation.intervals import Interval, confusion_intervals, mean_interval
 from mmhf.evaluation.ordinal import ORDINAL_PROTOCOLS, OrdinalEvaluation
-from mmhf.evaluation.plots import save_class_plots
+from mmhf.evaluation.plots import save_calibration_plots, save_class_plots
 from mmhf.evaluation.report.page import Block, Card, Figure, Section, Table, Text, shown_rows
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.report.target_report import GalleryWords, Measured, TargetReport
-from mmhf.evaluation.report.verdict import Verdict, verdict_beside
+from mmhf.evaluation.report.verdict import Verdict, calibration_finding, modality_finding, verdict_beside
 
 _COLUMNS = {
     "class": "label",
@@ -76,7 +76,10 @@ class OrdinalReport(TargetReport[OrdinalEvaluation]):
         return {"By class": evaluation.per_class}
 
     def draw(self, folder: Path, split: str, measured: Measured[OrdinalEvaluation]) -> dict[str, Path]:
-        return save_class_plots(folder, split, measured.evaluation)
+        drawn = save_class_plots(folder, split, measured.evaluation)
+        if measured.calibration is not None:
+            drawn |= save_calibration_plots(folder, split, measured.calibration)
+        return drawn
 
     def details(self, split: str, measured: Measured[OrdinalEvaluation], plots: Mapping[str, Path]) -> list[Section]:
         return [_classes(split, measured.evaluation, plots)]
@@ -94,7 +97,19 @@ class OrdinalReport(TargetReport[OrdinalEvaluation]):
             result = mean_interval(np.repeat(distance.ravel(), evaluation.confusion.ravel()))
         size = f"{evaluation.num_rows:,} rows, {len(evaluation.label_names)} ordered classes"
         others = [name for name in ("mae", "accuracy", "f1_macro", "kappa_quadratic", "spearman") if name != metric]
-        return verdict_beside(run, split, metric, result, size=size, measured=measured, others=others)
+        findings, steps = modality_finding(measured.modalities)
+        sure, calibrate = calibration_finding(measured.calibration)
+        return verdict_beside(
+            run,
+            split,
+            metric,
+            result,
+            size=size,
+            measured=measured,
+            others=others,
+            findings=[*findings, *sure],
+            steps=[*steps, *calibrate],
+        )
 
 
 def _classes(split: str, evaluation: OrdinalEvaluation, plots: Mapping[str, Path]) -> Section:

@@ -12,7 +12,7 @@ from mmhf.evaluation.regression import REGRESSION_PROTOCOLS, RegressionEvaluatio
 from mmhf.evaluation.report.page import Block, Card, Figure, Section, Table, Text, shown_rows
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.report.target_report import GalleryWords, Measured, TargetReport
-from mmhf.evaluation.report.verdict import Verdict, verdict_beside
+from mmhf.evaluation.report.verdict import Verdict, modality_finding, verdict_beside
 
 _COLUMNS = {
     "number": "number",
@@ -83,7 +83,18 @@ class RegressionReport(TargetReport[RegressionEvaluation]):
         rows, count = f"{evaluation.num_rows:,} rows", len(evaluation.label_names)
         size = rows if count == 1 else f"{rows}, {count} numbers"
         others = [name for name in ("mae", "rmse", "r2", "spearman") if name != metric]
-        return verdict_beside(run, split, metric, result, size=size, measured=measured, others=others)
+        findings, steps = modality_finding(measured.modalities)
+        return verdict_beside(
+            run,
+            split,
+            metric,
+            result,
+            size=size,
+            measured=measured,
+            others=others,
+            findings=findings,
+            steps=steps,
+        )
 
 
 def _numbers(split: str, measured: Measured[RegressionEvaluation], plots: Mapping[str, Path]) -> Section:

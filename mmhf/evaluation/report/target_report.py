@@ -80,7 +80,7 @@ class TargetReport(ABC, Generic[EvaluationT]):
     """How one kind of target is reported."""
 
     protocols: ClassVar[Mapping[str, str]]
-    """The definition of each number that its reports can have."""
+    """The definition of each number of its evaluation."""
     counted: ClassVar[str]
     """Which rows are evaluated."""
     left_out: ClassVar[str]
@@ -174,8 +174,13 @@ class TargetReport(ABC, Generic[EvaluationT]):
             split: {**self.tables(each.evaluation), **subgroup_tables(each.subgroups)}
             for split, each in measured.items()
         }
-        write_numbers(run, measured, self.all_protocols(), tables)
+        write_numbers(run, measured, self._all_protocols(measured), tables)
 
-    def all_protocols(self) -> Mapping[str, str]:
-        """The definitions of all numbers that `metrics.json` can have."""
-        return self.protocols
+    def _all_protocols(self, measured: Mapping[str, Measured[EvaluationT]]) -> dict[str, str]:
+        """The definitions of all numbers in `metrics.json`."""
+        defined = dict(self.protocols)
+        for each in measured.values():
+            beside = [each.calibration, each.modalities, *each.subgroups]
+            for protocols in (found.protocols for found in beside if found is not None):
+                defined.update(protocols)
+        return defined

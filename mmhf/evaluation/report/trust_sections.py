@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmhf.evaluation.calibration import CALIBRATION_PROTOCOLS, CalibrationEvaluation
+from mmhf.evaluation.calibration import CalibrationEvaluation
 from mmhf.evaluation.intervals import Interval
-from mmhf.evaluation.modalities import MODALITY_PROTOCOLS, ModalityEvaluation
+from mmhf.evaluation.modalities import ModalityEvaluation
 from mmhf.evaluation.report.page import Block, Figure, Heading, Section, Table, Text
-from mmhf.evaluation.subgroups import INTERVAL, METRICS, ColumnSubgroups
+from mmhf.evaluation.subgroups import INTERVAL, ColumnSubgroups
 
 _VIEW_NAMES = {
     "image_only": "image alone",
@@ -20,29 +20,29 @@ _VIEW_NAMES = {
     "mismatched, image's label": "another row's text, image's label",
     "mismatched, text's label": "another row's text, text's label",
 }
-_VIEW_METRICS = ("accuracy", "f1_macro", "roc_auc")
 
 
 def modalities_section(split: str, evaluation: ModalityEvaluation) -> Section:
     """What the model makes of image, text and columns apart."""
     names = {**_VIEW_NAMES, "both": " and ".join([", ".join(evaluation.modalities[:-1]), evaluation.modalities[-1]])}
+    shown = evaluation.comparison.metrics
     rows: list[list[object]] = [
-        [names.get(view, view), *(metrics.get(name) for name in _VIEW_METRICS)]
-        for view, metrics in evaluation.metrics.items()
+        [names.get(view, view), *(metrics.get(name) for name in shown)] for view, metrics in evaluation.metrics.items()
     ]
     note = f"{evaluation.num_rows:,} rows that have {names['both']}. "
     if evaluation.changed is None:
         note += "Where one alone is as good as all, the model goes by a shortcut through it."
     else:
+        changes = evaluation.comparison.changes.format(evaluation.changed)
         note += (
-            f"Another row's text beside an image changes {evaluation.changed:.1%} of the predictions. Where one "
+            f"Another row's text beside an image {changes}. Where one "
             "modality alone is as good as all, or predictions for such pairs keep one side's label, the model goes by "
             "a shortcut through it."
         )
-    blocks: list[Block] = [Table(["shown", *_VIEW_METRICS], rows), Text(note, "note")]
+    blocks: list[Block] = [Table(["shown", *shown], rows), Text(note, "note")]
     if evaluation.num_left_out:
         blocks.append(Text(f"{evaluation.num_left_out:,} rows lack one of these.", "note"))
-    defined = [[name, value, MODALITY_PROTOCOLS[name]] for name, value in evaluation.flat().items()]
+    defined = [[name, value, evaluation.protocols[name]] for name, value in evaluation.flat().items()]
     blocks.append(Table(["metric", split, "definition"], defined, definition="definition"))
     return Section(f"By modality: {split}", blocks)
 
@@ -50,12 +50,13 @@ def modalities_section(split: str, evaluation: ModalityEvaluation) -> Section:
 def subgroups_section(split: str, columns: Sequence[ColumnSubgroups]) -> Section:
     """Metrics of each subgroup, and the gaps."""
     blocks: list[Block] = []
+    names = dict.fromkeys(name for each in columns for group in each.groups for name in group.metrics)
     for each in columns:
         rows: list[list[object]] = [
-            [group.value, group.num_rows, *(_shown(group.metrics[metric]) for metric in METRICS)]
+            [group.value, group.num_rows, *(_shown(group.metrics[metric]) for metric in names)]
             for group in each.groups
         ]
-        blocks += [Heading(each.column), Table([each.column, "rows", *METRICS], rows)]
+        blocks += [Heading(each.column), Table([each.column, "rows", *names], rows)]
         blocks += [
             Text(f"Gap in {metric}: {_shown(gap.difference)}, {gap.best} against {gap.worst}.")
             for metric, gap in each.gaps.items()
@@ -73,7 +74,7 @@ def calibration_section(split: str, evaluation: CalibrationEvaluation, plots: Ma
     """Whether confidence can be trusted, and what abstaining would bring."""
     rows: list[list[object]] = [
         [name, evaluation.metrics[name], protocol]
-        for name, protocol in CALIBRATION_PROTOCOLS.items()
+        for name, protocol in evaluation.protocols.items()
         if name in evaluation.metrics
     ]
     blocks: list[Block] = [Table(["metric", split, "definition"], rows, definition="definition")]
@@ -84,6 +85,8 @@ def calibration_section(split: str, evaluation: CalibrationEvaluation, plots: Ma
     captions = {
         "reliability": "Reliability diagram: accuracy of the predictions in each bin of confidence.",
         "selective": "Selective prediction: accuracy when only the surest rows are answered.",
+        "label_reliability": "Reliability diagrams: share of the rows that have a label, by its probability; of all "
+        "labels together, and of those with the largest calibration errors.",
     }
     blocks += [
         Figure(plots[f"{split}_{name}"], caption) for name, caption in captions.items() if f"{split}_{name}" in plots

@@ -257,14 +257,20 @@ def modality_finding(modalities: ModalityEvaluation | None) -> tuple[list[Findin
     """Whether one modality alone does as well as all of them, and what to try then."""
     if modalities is None or not modalities.num_rows:
         return [], []
-    names = modalities.modalities
-    both, *alone = (modalities.metrics[view]["accuracy"] for view in ("both", *(f"{name}_only" for name in names)))
+    names, metric = modalities.modalities, modalities.metric
+    views = [modalities.metrics[view].get(metric) for view in ("both", *(f"{name}_only" for name in names))]
+    if None in views:
+        return [], []
+    both, *alone = (float(value) for value in views if value is not None)
+    sign, margin = (1, _SHORTCUT) if greater_is_better(metric) else (-1, _SHORTCUT * both)
+    best = max(alone, key=lambda value: sign * value)
     every = "both" if len(names) == 2 else "all"
     by_each = ", ".join(f"{value:.4f} by the {name} alone" for name, value in zip(names, alone, strict=True))
-    numbers = f"accuracy {both:.4f} with {every}, {by_each}"
-    if max(alone) < both - _SHORTCUT:
+    title = METRIC_TITLES[metric]
+    numbers = f"{title[0].lower()}{title[1:]} {both:.4f} with {every}, {by_each}"
+    if sign * best < sign * both - margin:
         return [Finding(f"It needs {', '.join(names[:-1])} and {names[-1]}: {numbers}.", "good")], []
-    strong = names[alone.index(max(alone))]
+    strong = names[alone.index(best)]
     weak = [name for name in names if name != strong]
     step = (
         f"model.modalities.dropout: {{{strong}: 0.3}} or loss.auxiliary_weight: "
@@ -272,9 +278,8 @@ def modality_finding(modalities: ModalityEvaluation | None) -> tuple[list[Findin
         f"{'is' if weak in (['image'], ['text']) else 'are'} learnt from too."
     )
     does = "do" if strong == "columns" else "does"
-    return [Finding(f"A shortcut: the {strong} alone {does} as well as {every}. {numbers.capitalize()}.", "bad")], [
-        step
-    ]
+    said = f"A shortcut: the {strong} alone {does} as well as {every}. {numbers[0].upper()}{numbers[1:]}."
+    return [Finding(said, "bad")], [step]
 
 
 def calibration_finding(calibration: CalibrationEvaluation | None) -> tuple[list[Finding], list[str]]:

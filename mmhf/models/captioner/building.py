@@ -28,6 +28,7 @@ from mmhf.models.captioner.captioner_parts import complete_config, fresh_vision,
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.processing_captioner import CaptionerProcessor
+from mmhf.models.captioner.projectors import start_among_embeddings
 from mmhf.models.tokenizers import END_OF_TEXT_ID, PADDING_ID, train_caption_tokenizer
 from mmhf.recipe.captioner_recipe import CaptionerModelSection, GenerationSection, LanguageModelSection
 from mmhf.recipe.data_sections import DataSectionBase
@@ -44,6 +45,7 @@ _FIXED_BY_RELEASE = {
     "projector.layers": "projector_layers",
     "projector.heads": "projector_heads",
     "projector.width": "projector_width",
+    "projector.normalize": "projector_normalize",
 }
 # What a language model's config may ask to be done to its logits, which the loss in chunks does not do.
 _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
@@ -123,6 +125,7 @@ def build_captioner_config(
         projector_layers=projector.layers,
         projector_heads=projector.heads,
         projector_width=projector.width,
+        projector_normalize=projector.normalize,
         prompt_ids=prompt_ids,
         **_token_ids(processor),
     )
@@ -197,7 +200,9 @@ def build_captioner_model(
         language = load_part(config, "language", section.language.backbone)
     else:
         language = AutoModelForCausalLM.from_config(config.language_config)
-    return adapted(PrefixCaptionerForConditionalGeneration(config, vision=vision, language=language), section)
+    model = PrefixCaptionerForConditionalGeneration(config, vision=vision, language=language)
+    start_among_embeddings(model.projector, language.get_input_embeddings())
+    return adapted(model, section)
 
 
 def load_captioner_model(

@@ -28,6 +28,7 @@ class PrefixCaptionerConfig(TowerConfig):
         projector_activation (`str`): Name of an activation that transformers knows.
         projector_dropout (`float`): Behind each hidden layer.
         projector_layers, projector_heads, projector_width (`int`): Of a `transformer`.
+        projector_normalize (`bool`): A LayerNorm behind the projector.
         prompt_ids (`list[int]`, *optional*): Tokens between the image and its caption.
         prompt_template (`str`, *optional*): A prompt that names columns, in place of `prompt_ids`: each row has its
             own, see [`PromptTemplate`].
@@ -58,6 +59,7 @@ class PrefixCaptionerConfig(TowerConfig):
         projector_layers: int = 4,
         projector_heads: int = 8,
         projector_width: int = 512,
+        projector_normalize: bool = False,
         prompt_ids: list[int] | None = None,
         prompt_template: str | None = None,
         prompt_missing: str | None = None,
@@ -80,6 +82,7 @@ class PrefixCaptionerConfig(TowerConfig):
         self.projector_layers = projector_layers
         self.projector_heads = projector_heads
         self.projector_width = projector_width
+        self.projector_normalize = projector_normalize
         self.prompt_ids = list(prompt_ids or [])
         self.prompt_template = prompt_template
         self.prompt_missing = prompt_missing

@@ -76,9 +76,29 @@ class TransformerProjector(nn.Module):
 
 
 def build_projector(config: PrefixCaptionerConfig, input_width: int, output_width: int) -> nn.Module:
-    """The projector that a config describes."""
-    projector = MlpProjector if config.projector == "mlp" else TransformerProjector
-    return projector(config, input_width, output_width)
+    """The projector that a config describes, with a LayerNorm behind it if `projector_normalize` says so."""
+    projector = (MlpProjector if config.projector == "mlp" else TransformerProjector)(
+        config, input_width, output_width
+    )
+    return nn.Sequential(projector, nn.LayerNorm(output_width)) if config.projector_normalize else projector
+
+
+@torch.no_grad()
+def start_among_embeddings(projector: nn.Module, embeddings: nn.Module) -> None:
+    """Have a normalised projector start with outputs that have the mean and spread of token embeddings.
+
+    A pretrained language model has seen nothing else: what is ten times as long as any word tells it little, and costs
+    a loss above chance.
+
+    Args:
+        projector (`nn.Module`): As [`build_projector`] makes it; without a norm it is left as it is.
+        embeddings (`nn.Module`): Of the language model's tokens, with a `weight` (V, D).
+    """
+    norm = projector[-1] if isinstance(projector, nn.Sequential) else None
+    if isinstance(norm, nn.LayerNorm) and isinstance(embeddings.weight, Tensor):
+        words = embeddings.weight.float()
+        norm.weight.copy_(words.std(dim=0))
+        norm.bias.copy_(words.mean(dim=0))
 
 
 def _prefix_length(config: PrefixCaptionerConfig) -> int:

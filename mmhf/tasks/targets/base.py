@@ -19,12 +19,12 @@ from mmhf.data.loading import LoadedData
 from mmhf.data.table import extra_column
 from mmhf.errors import InputError
 from mmhf.evaluation.baselines import Rows
-from mmhf.evaluation.calibration import CalibrationEvaluation
-from mmhf.evaluation.modalities import ModalityEvaluation
+from mmhf.evaluation.calibration import CalibrationEvaluation, fit_temperature
+from mmhf.evaluation.modalities import Comparison, ModalityEvaluation
 from mmhf.evaluation.report.page import Card
 from mmhf.evaluation.report.target_report import Measured, TargetReport
 from mmhf.evaluation.split_evaluation import SplitEvaluation
-from mmhf.evaluation.subgroups import ColumnSubgroups
+from mmhf.evaluation.subgroups import ColumnSubgroups, Outcomes, evaluate_subgroups
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import Target
 from mmhf.recipe.classification import ClassificationRecipe, LossSection
@@ -57,10 +57,8 @@ class ClassifierTarget(ABC, Generic[EvaluationT]):
     """What its outputs stand for."""
     column: str
     """Of the data's rows: what is learnt."""
-    baseline: str | None = None
-    """What the baseline on frozen features is called; None = there is none."""
-    has_views: bool = False
-    """Whether the numbers of each modality alone can be compared."""
+    baseline: str
+    """What the baseline on frozen features is called."""
     report: ClassVar[TargetReport[Any]]
 
     def __init__(self, recipe: ClassificationRecipe) -> None:
@@ -90,6 +88,7 @@ class ClassifierTarget(ABC, Generic[EvaluationT]):
     def training_metrics(self, prediction: EvalPrediction, label_names: Sequence[str]) -> dict[str, float]:
         """The numbers of an evaluation while training, for Trainer's `compute_metrics`."""
 
+    @abstractmethod
     def measure_baseline(self, rows: Mapping[str, Rows], names: Sequence[str]) -> dict[str, dict[str, float]]:
         """What frozen features give without training a network.
 
@@ -100,7 +99,6 @@ class ClassifierTarget(ABC, Generic[EvaluationT]):
         Returns:
             `dict[str, dict[str, float]]`: Split → metrics and `cpu_seconds`.
         """
-        return {}
 
     def is_known(self, labels: NDArray[Any]) -> NDArray[np.bool_]:
         """(N,): which of a split's rows have something to learn."""
@@ -134,15 +132,19 @@ class ClassifierTarget(ABC, Generic[EvaluationT]):
     def constants(self, evaluation: EvaluationT, data: LoadedData) -> Mapping[str, Mapping[str, float]]:
         """Name → what the same answer for each row scores; the evaluation has rows."""
 
-    def measure_calibration(self, predicted: Predicted, config: Any) -> CalibrationEvaluation | None:
-        """How far probabilities can be trusted."""
-        return None
+    @abstractmethod
+    def outcomes(self, predicted: Predicted, evaluation: EvaluationT, config: Any) -> Outcomes:
+        """How rows were answered, to measure the groups of some columns."""
 
-    def measure_subgroups(
-        self, predicted: Predicted, columns: Mapping[str, Sequence[str | None]]
-    ) -> Sequence[ColumnSubgroups]:
-        """Metrics of the rows with each value of some columns."""
-        return ()
+    @abstractmethod
+    def comparison(self, config: Any) -> Comparison:
+        """How answers by each modality alone are compared."""
+
+    def measure_calibration(
+        self, predicted: Predicted, evaluation: EvaluationT, config: Any
+    ) -> CalibrationEvaluation | None:
+        """How far probabilities can be trusted; None where there are none."""
+        return None
 
     def measure(
         self, predicted: Predicted, config: Any, *, data: LoadedData, split: str, modalities: ModalityEvaluation | None
@@ -152,7 +154,7 @@ class ClassifierTarget(ABC, Generic[EvaluationT]):
         measured = Measured(
             evaluation,
             constants=self.constants(evaluation, data) if evaluation.num_rows else {},
-            calibration=self.measure_calibration(predicted, config),
+            calibration=self.measure_calibration(predicted, evaluation, config),
             modalities=modalities,
         )
         rows = data.splits[split]
@@ -160,7 +162,10 @@ class ClassifierTarget(ABC, Generic[EvaluationT]):
             return measured
         places, cards = self.furthest_off(predicted, evaluation)
         columns = {name: rows[extra_column(name)][:] for name in self.subgroups}
-        subgroups = self.measure_subgroups(predicted, columns)
+        subgroups: Sequence[ColumnSubgroups] = ()
+        if columns:
+            outcomes = self.outcomes(predicted, evaluation, config)
+            subgroups = evaluate_subgroups(outcomes, columns, min_rows=self.evaluation.subgroup_min_rows)
         return replace(measured, gallery=cards(rows.select(places)), subgroups=subgroups)
 
 
@@ -169,19 +174,22 @@ class ProbabilityTarget(ClassifierTarget[EvaluationT]):
 
     def finish(self, predicted: Predicted, config: Any) -> None:
         """Fit what is fitted on the validation split, and keep it in the model's config."""
-        logits = predicted.logits * config.calibration_temperature
+        logits = predicted.logits
+        if config.calibration_temperature != 1:
+            logits = logits * config.calibration_temperature
         if self.evaluation.calibrate:
             config.calibration_temperature = self._fit_temperature(logits, predicted.labels)
             logger.info("Temperature %.4g, fitted on the validation split", config.calibration_temperature)
-        self._fit_decisions(logits / config.calibration_temperature, predicted.labels, config)
+        if config.calibration_temperature != 1:
+            logits = logits / config.calibration_temperature
+        self._fit_decisions(logits, predicted.labels, config)
 
-    @abstractmethod
     def _fit_temperature(self, logits: NDArray[np.floating], labels: NDArray[Any]) -> float:
         """The temperature at which probabilities fit the labels best."""
+        return fit_temperature(logits, labels)
 
-    @abstractmethod
     def _fit_decisions(self, logits: NDArray[np.floating], labels: NDArray[Any], config: Any) -> None:
-        """Fit where probabilities become decisions; the logits are divided by the temperature."""
+        """Fit where probabilities become decisions, if anything; the logits are divided by the temperature."""
 
 
 def logits_of(prediction: EvalPrediction) -> NDArray[Any]:

@@ -15,16 +15,22 @@ from numpy.typing import NDArray
 from transformers import EvalPrediction
 
 from mmhf.data.loading import LoadedData
+from mmhf.evaluation.baselines import Rows
+from mmhf.evaluation.calibration import CalibrationEvaluation
+from mmhf.evaluation.label_calibration import fit_shared_temperature, label_calibration
+from mmhf.evaluation.modalities import Comparison
 from mmhf.evaluation.multi_label import (
     MultiLabelEvaluation,
     constant_answers,
     evaluate_multi_label,
-    fit_shared_temperature,
     fit_thresholds,
+    given_labels,
     multi_label_metrics,
     surest_mistakes,
 )
+from mmhf.evaluation.one_vs_rest import one_vs_rest
 from mmhf.evaluation.report.multi_label import MultiLabelReport, wrong_rows
+from mmhf.evaluation.subgroups import Outcomes, label_outcomes
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import MULTI_LABEL
 from mmhf.tasks.targets.base import MakeCards, Predicted, ProbabilityTarget, given_weights, logits_of, none_absent
@@ -38,6 +44,7 @@ class MultiLabelTarget(ProbabilityTarget[MultiLabelEvaluation]):
     target = MULTI_LABEL
     report = MultiLabelReport()
     column = "labels"
+    baseline = "logistic regression"
 
     def loss_settings(self, data: LoadedData | None) -> LossSettings:
         weights = None if data is None else given_weights(self.loss, data)
@@ -71,6 +78,11 @@ class MultiLabelTarget(ProbabilityTarget[MultiLabelEvaluation]):
         listed = [[name for name, has in zip(names, row, strict=True) if has] for row in given]
         return {self.column: pa.array(listed, pa.list_(pa.string()))}
 
+    def measure_baseline(self, rows: Mapping[str, Rows], names: Sequence[str]) -> dict[str, dict[str, float]]:
+        tested = {split: each for split, each in rows.items() if split != "train"}
+        with_thresholds = self.evaluation.fit_thresholds is not False
+        return one_vs_rest(rows["train"], rows.get("validation"), tested, names, with_thresholds=with_thresholds)
+
     def fits_by_itself(self) -> bool:
         return self.evaluation.fit_thresholds is None
 
@@ -103,3 +115,25 @@ class MultiLabelTarget(ProbabilityTarget[MultiLabelEvaluation]):
 
     def constants(self, evaluation: MultiLabelEvaluation, data: LoadedData) -> Mapping[str, Mapping[str, float]]:
         return constant_answers(evaluation)
+
+    def measure_calibration(
+        self, predicted: Predicted, evaluation: MultiLabelEvaluation, config: Any
+    ) -> CalibrationEvaluation:
+        return label_calibration(evaluation, predicted.logits, predicted.labels)
+
+    def outcomes(self, predicted: Predicted, evaluation: MultiLabelEvaluation, config: Any) -> Outcomes:
+        return label_outcomes(predicted.logits, predicted.labels, config.thresholds)
+
+    def comparison(self, config: Any) -> Comparison:
+        limits = config.thresholds
+
+        def measure(logits: NDArray[Any], labels: NDArray[Any], names: Sequence[str]) -> dict[str, float]:
+            return evaluate_multi_label(logits, labels, names, thresholds=limits).metrics
+
+        return Comparison(
+            metrics=("map", "f1_micro", "f1_macro"),
+            measure=measure,
+            apart=lambda one, other: given_labels(one, limits) != given_labels(other, limits),
+            changes="changes {:.1%} of the decisions about labels",
+            changed="Share of all decisions about labels that change when another row's text is put beside an image.",
+        )

@@ -8,18 +8,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
 from transformers import EvalPrediction
 
 from mmhf.data.loading import LoadedData
 from mmhf.evaluation.baselines import Rows
-from mmhf.evaluation.ordinal import OrdinalEvaluation, constant_metrics, evaluate_ordinal, ordinal_metrics
+from mmhf.evaluation.calibration import CalibrationEvaluation, evaluate_calibration
+from mmhf.evaluation.modalities import Comparison
+from mmhf.evaluation.ordinal import (
+    OrdinalEvaluation,
+    constant_metrics,
+    evaluate_ordinal,
+    median_answers,
+    ordinal_metrics,
+)
 from mmhf.evaluation.report.ordinal import OrdinalReport, furthest_off, missed_rows
+from mmhf.evaluation.subgroups import Outcomes, pair_outcomes
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import ORDINAL
 from mmhf.tasks.targets.base import (
-    ClassifierTarget,
     MakeCards,
     Predicted,
+    ProbabilityTarget,
     balanced_weights,
     logits_of,
     majority_class,
@@ -27,7 +38,7 @@ from mmhf.tasks.targets.base import (
 from mmhf.tasks.targets.single_label import best_logistic_regression
 
 
-class OrdinalTarget(ClassifierTarget[OrdinalEvaluation]):
+class OrdinalTarget(ProbabilityTarget[OrdinalEvaluation]):
     """One of several classes that have an order."""
 
     target = ORDINAL
@@ -60,3 +71,33 @@ class OrdinalTarget(ClassifierTarget[OrdinalEvaluation]):
         if majority is None:
             return {}
         return {f"always “{majority}”": constant_metrics(data.label_names.index(majority), evaluation)}
+
+    def measure_calibration(
+        self, predicted: Predicted, evaluation: OrdinalEvaluation, config: Any
+    ) -> CalibrationEvaluation:
+        return evaluate_calibration(
+            predicted.logits,
+            predicted.labels,
+            len(evaluation.label_names),
+            temperature=config.calibration_temperature,
+            answer=median_answers,
+        )
+
+    def outcomes(self, predicted: Predicted, evaluation: OrdinalEvaluation, config: Any) -> Outcomes:
+        labels = np.asarray(predicted.labels)[evaluation.rows].astype(np.int64)
+        return pair_outcomes(evaluation.rows, labels, evaluation.answers, ordered=True)
+
+    def comparison(self, config: Any) -> Comparison:
+        return Comparison(
+            metrics=("mae", "accuracy", "kappa_quadratic"),
+            measure=ordinal_metrics,
+            apart=_ranks_apart,
+            changes="moves the answers by {:.2f} ranks on average",
+            changed="By how many ranks answers move, on average, when another row's text is put beside the image.",
+        )
+
+
+def _ranks_apart(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    first, second = (median_answers(softmax(logits.astype(np.float64), axis=1)) for logits in (one, other))
+    distances: NDArray[np.int64] = np.abs(first - second)
+    return distances

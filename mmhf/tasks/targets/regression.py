@@ -16,6 +16,7 @@ from transformers import EvalPrediction
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
 from mmhf.evaluation.baselines import Rows, ridge_regression
+from mmhf.evaluation.modalities import Comparison
 from mmhf.evaluation.regression import (
     RegressionEvaluation,
     constant_metrics,
@@ -23,6 +24,7 @@ from mmhf.evaluation.regression import (
     regression_metrics,
 )
 from mmhf.evaluation.report.regression import RegressionReport, missed_rows
+from mmhf.evaluation.subgroups import Outcomes, number_outcomes
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import REGRESSION
 from mmhf.tasks.targets.base import ClassifierTarget, MakeCards, Predicted, logits_of
@@ -88,6 +90,18 @@ class RegressionTarget(ClassifierTarget[RegressionEvaluation]):
             return {}
         same = {"the training mean": numbers.mean(axis=0), "the training median": np.median(numbers, axis=0)}
         return {name: constant_metrics(value, evaluation) for name, value in same.items()}
+
+    def outcomes(self, predicted: Predicted, evaluation: RegressionEvaluation, config: Any) -> Outcomes:
+        return number_outcomes(evaluation)
+
+    def comparison(self, config: Any) -> Comparison:
+        return Comparison(
+            metrics=("mae", "r2", "spearman"),
+            measure=regression_metrics,
+            apart=lambda one, other: np.abs(one.astype(np.float64) - other),
+            changes="moves the answers by {:.4g} on average",
+            changed="By how much answers move, on average, when another row's text is put beside the image.",
+        )
 
 
 def _training_numbers(data: LoadedData) -> NDArray[np.float64] | None:

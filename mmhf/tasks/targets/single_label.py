@@ -18,7 +18,6 @@ from mmhf.evaluation.calibration import (
     CalibrationEvaluation,
     abstention_threshold,
     evaluate_calibration,
-    fit_temperature,
 )
 from mmhf.evaluation.classification import (
     ClassificationEvaluation,
@@ -27,8 +26,9 @@ from mmhf.evaluation.classification import (
     evaluate_classification,
     most_confident_mistakes,
 )
+from mmhf.evaluation.modalities import CLASS_COMPARISON, Comparison
 from mmhf.evaluation.report.classification import ClassificationReport, mistake_cards
-from mmhf.evaluation.subgroups import ColumnSubgroups, evaluate_subgroups
+from mmhf.evaluation.subgroups import Outcomes, class_outcomes
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import SINGLE_LABEL
 from mmhf.tasks.targets.base import (
@@ -51,7 +51,6 @@ class SingleLabelTarget(ProbabilityTarget[ClassificationEvaluation]):
     report = ClassificationReport()
     column = "label"
     baseline = "logistic regression"
-    has_views = True
 
     def loss_settings(self, data: LoadedData | None) -> LossSettings:
         if data is None:
@@ -80,9 +79,6 @@ class SingleLabelTarget(ProbabilityTarget[ClassificationEvaluation]):
         own = [] if self.evaluation.target_accuracy is None else ["target_accuracy"]
         return super().fits_on_validation() + own
 
-    def _fit_temperature(self, logits: NDArray[np.floating], labels: NDArray[Any]) -> float:
-        return fit_temperature(logits, labels)
-
     def _fit_decisions(self, logits: NDArray[np.floating], labels: NDArray[Any], config: Any) -> None:
         target_accuracy = self.evaluation.target_accuracy
         if target_accuracy is not None:
@@ -105,20 +101,22 @@ class SingleLabelTarget(ProbabilityTarget[ClassificationEvaluation]):
     def constants(self, evaluation: ClassificationEvaluation, data: LoadedData) -> Mapping[str, Mapping[str, float]]:
         return constant_answer(evaluation, majority_class(data))
 
-    def measure_calibration(self, predicted: Predicted, config: Any) -> CalibrationEvaluation:
+    def measure_calibration(
+        self, predicted: Predicted, evaluation: ClassificationEvaluation, config: Any
+    ) -> CalibrationEvaluation:
         return evaluate_calibration(
             predicted.logits,
             predicted.labels,
-            predicted.logits.shape[1],
+            len(evaluation.label_names),
             temperature=config.calibration_temperature,
             abstain_below=config.abstain_below,
         )
 
-    def measure_subgroups(
-        self, predicted: Predicted, columns: Mapping[str, Sequence[str | None]]
-    ) -> Sequence[ColumnSubgroups]:
-        logits, labels = predicted.logits, predicted.labels
-        return evaluate_subgroups(logits, labels, columns, logits.shape[1], min_rows=self.evaluation.subgroup_min_rows)
+    def outcomes(self, predicted: Predicted, evaluation: ClassificationEvaluation, config: Any) -> Outcomes:
+        return class_outcomes(predicted.logits, predicted.labels, len(evaluation.label_names))
+
+    def comparison(self, config: Any) -> Comparison:
+        return CLASS_COMPARISON
 
 
 def best_logistic_regression(

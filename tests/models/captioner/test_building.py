@@ -69,6 +69,24 @@ def test_another_kind_of_language_model_trains_and_writes(
     assert Partition.of(model).select("language:last 1") == ("language.layers.1", "language.final")
 
 
+@pytest.mark.parametrize("kind", ["mlp", "transformer"])
+def test_a_normalised_projector_starts_with_prefixes_like_words_and_keeps_its_norm(
+    section: Make, folder: Path, kind: str
+) -> None:
+    made = section(projector={"normalize": True, "kind": kind, "heads": 2, "width": 16})
+    model = build_captioner_model(made, image_size=32)
+    words = model.get_input_embeddings().weight.detach()
+    features = 100 * torch.randn(500, model.vision_output.width)  # as long as no word is
+    prefix = model.projector(features).flatten(0, 1).detach()
+    assert prefix.norm(dim=1).mean() == pytest.approx(words.norm(dim=1).mean().item(), rel=0.1)
+    assert torch.allclose(model.projector[-1].bias, words.mean(dim=0))
+    model.save_pretrained(folder)
+    loaded = load_captioner_model(folder, made)
+    assert torch.equal(loaded.projector(features), model.projector(features))
+    with pytest.raises(InputError, match=r"projector\.normalize"):
+        load_captioner_model(folder, section(projector={"kind": kind, "heads": 2, "width": 16}))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -294,6 +294,7 @@ EXAMPLES: dict[str, Any] = {
     "vocab_size": 8192,
     "StageSection.warmup": 0.1,
     "weight_decay": 0.05,
+    "hard_negatives": {"per_sample": 3},
     "weights": {"a": 2.0, "b": 1.0},
     "where": {"age": {"min": 18}},
     "width": 256,

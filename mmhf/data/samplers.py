@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ _WEIGHTED, _GROUPED = 0x776569, 0x67726F
 """Set the seeds of weighted draws, and of the order of steps of like length, apart from those of permutations."""
 _STEPS_SORTED = 50
 """Steps whose samples are sorted by length together: more would save little padding, and mix samples less."""
+_GROUPS_PASSED = 64
+"""Groups that are passed over to fill a step to its end."""
 
 
 class SampleKey(NamedTuple):
@@ -72,6 +75,7 @@ class EpochSampler(Sampler[SampleKey]):
         self._start = (0, 0)
         self._lengths: Callable[[NDArray[np.int64]], NDArray[np.int64]] | None = None
         self._step_samples = 1
+        self._arranged: tuple[int, NDArray[np.int64]] | None = None
         self._cumulative = None if weights is None else np.cumsum(np.asarray(weights, dtype=np.float64))
 
     def group_by_length(self, lengths: Callable[[NDArray[np.int64]], NDArray[np.int64]], step_samples: int) -> None:
@@ -84,6 +88,10 @@ class EpochSampler(Sampler[SampleKey]):
                 Samples of a step, over all micro-batches and processes; the order depends on it.
         """
         self._lengths, self._step_samples = lengths, step_samples
+
+    def arrange(self, epoch: int, rows: NDArray[np.int64]) -> None:
+        """Give the rows of an epoch an order of their own."""
+        self._arranged = epoch, rows
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration yields."""
@@ -105,6 +113,8 @@ class EpochSampler(Sampler[SampleKey]):
 
     def epoch_rows(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Two arrays of shape (num_rows,): the rows of an epoch, and how often each has been drawn before in it."""
+        if self._arranged is not None and self._arranged[0] == epoch:
+            return self._arranged[1], np.zeros(self.num_rows, dtype=np.int64)
         if self._cumulative is not None:
             rows, draws = draw_rows(self._cumulative, self.num_rows, derive_seed(_WEIGHTED, self.seed, epoch))
         else:
@@ -145,6 +155,57 @@ def steps_of_like_length(lengths: NDArray[np.int64], step_samples: int, seed: in
         order[span] = order[span][np.argsort(lengths[span], kind="stable")]
     steps = order[:whole].reshape(-1, step_samples)
     return np.concatenate([np.random.default_rng(seed).permutation(steps).reshape(-1), order[whole:]])
+
+
+def order_beside_neighbours(
+    order: NDArray[np.int64], neighbours: NDArray[np.integer], per_sample: int, step_samples: int
+) -> NDArray[np.int64]:
+    """Put samples into an order in which each stands in the same step as neighbours of it.
+
+    One after the other, a sample takes the first of its neighbours that are not taken yet, and stands in a group with
+    them. Groups fill steps in their order; one that does not fit into what is left of a step waits for the next.
+
+    Args:
+        order (`NDArray` of shape `(M,)`):
+            The samples, each once.
+        neighbours (`NDArray` of shape `(N, C)`):
+            The neighbours of each sample, the nearest first; -1: no more.
+        per_sample (`int`):
+            How many a sample takes.
+        step_samples (`int`):
+            Samples of a step; a group is cut only where no whole one is left that fits.
+
+    Returns:
+        `NDArray` of shape `(M,)`: the same samples.
+    """
+    is_free = np.zeros(len(neighbours), dtype=bool)
+    is_free[order] = True
+    waiting: deque[list[int]] = deque()
+    for sample in order.tolist():
+        if not is_free[sample]:
+            continue
+        is_free[sample] = False
+        nearest = neighbours[sample]
+        taken = nearest[nearest >= 0]
+        taken = taken[is_free[taken]][:per_sample]
+        is_free[taken] = False
+        waiting.append([sample, *taken.tolist()])
+    arranged: list[int] = []
+    while waiting:
+        room = step_samples
+        passed: list[list[int]] = []
+        while room and waiting and len(passed) < _GROUPS_PASSED:
+            group = waiting.popleft()
+            if len(group) > room:
+                passed.append(group)
+                continue
+            arranged += group
+            room -= len(group)
+        if room and passed:
+            arranged += passed[0][:room]
+            passed[0] = passed[0][room:]
+        waiting.extendleft(reversed(passed))
+    return np.array(arranged, dtype=np.int64)
 
 
 def draw_rows(cumulative: NDArray[np.float64], count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

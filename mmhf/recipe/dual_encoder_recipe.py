@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mmhf.conventions import Modality
-from mmhf.recipe.data_sources import CaptionDataSection, DataSection
+from mmhf.recipe.data_sources import CaptionDataSection, DataSection, JoinedCaptionsSection
 from mmhf.recipe.node import Problem, shown
 from mmhf.recipe.schema import RecipeBase
 from mmhf.recipe.sections import (
@@ -157,6 +157,22 @@ class DualEncoderModelSection(ModelSection):
 Relation = Literal["negative", "ignore", "positive"]
 
 
+class HardNegativesSection(Section):
+    """Rows that the model takes for each other are contrasted in the same step. They are found by embedding the
+    training split when an epoch, or a stage, begins; each row is still seen once an epoch."""
+
+    per_sample: PositiveInt = 1
+    """How many of the rows most similar to it stand in a sample's step, as far as they are in none yet. Rows with the
+    same image or caption are no negatives."""
+    every_epochs: PositiveInt = 1
+    """Epochs from one search to the next; each stage begins with one."""
+    first_epoch: Annotated[int, Field(ge=0)] = 1
+    """Epochs before this one, counted from 0, have a random order: fresh weights do not know what is alike."""
+    below_own: Annotated[float, Field(gt=0.0, le=1.0)] | None = 0.95
+    """Rows whose similarity is above this share of the sample's own, that of its image to its caption, are left out,
+    since they may match as well (TopK-PercPos of Moreira et al., "NV-Retriever", 2024); null: none is left out."""
+
+
 class ContrastiveSection(Section):
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """`softmax` is CLIP's, over all texts for an image and all images for a text; `sigmoid` SigLIP's, pair by pair."""
@@ -174,6 +190,8 @@ class ContrastiveSection(Section):
     over the first so many numbers of each embedding, and `mmhf embed --dimensions` gives these."""
     matryoshka_weights: list[PositiveFloat] | None = None
     """What each size counts in that mean. Absent: all the same."""
+    hard_negatives: HardNegativesSection | None = None
+    """Absent: steps are made of rows at random."""
 
 
 class ZeroShotSection(Section):
@@ -208,6 +226,7 @@ class ContrastiveRecipe(RecipeBase):
 
     def problems(self) -> Iterator[Problem]:
         yield from self._matryoshka_problems()
+        yield from self._hard_negative_problems()
         if (batch_size := self.contrastive.batch_size) is None:
             return
         if "gradient_accumulation_steps" in self.training:
@@ -225,6 +244,23 @@ class ContrastiveRecipe(RecipeBase):
             if batch_size % micro_batch:
                 what = f"is no multiple of {key} ({micro_batch})"
                 yield Problem(("contrastive", "batch_size"), what, shown(batch_size))
+
+    def _hard_negative_problems(self) -> Iterator[Problem]:
+        section, data = self.contrastive.hard_negatives, self.data
+        if section is None:
+            return
+        path = ("contrastive", "hard_negatives")
+        given = shown(section.model_dump())
+        if data.is_stream():
+            yield Problem(path, "are looked for in all rows, and a stream is not read beforehand; remove it", given)
+        if isinstance(data, JoinedCaptionsSection) and data.weights is not None:
+            yield Problem(path, "need each row once an epoch, and `data.weights` draws rows; remove one", given)
+        if self.training.get("train_sampling_strategy", "random") != "random":
+            yield Problem(path, "and `training.train_sampling_strategy` each choose an order; remove one", given)
+        size = self.contrastive.batch_size
+        if size is not None and section.per_sample >= size:
+            what = f"leaves no room in steps of {size} pairs (contrastive.batch_size)"
+            yield Problem((*path, "per_sample"), what, shown(section.per_sample))
 
     def _matryoshka_problems(self) -> Iterator[Problem]:
         sizes, weights = self.contrastive.matryoshka, self.contrastive.matryoshka_weights

@@ -195,6 +195,10 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         """Makes batches of training rows for a teacher with this config and processor; images are as they are."""
         return self.collator_class(processor, on_bad_image=self.recipe.data.on_bad_image)
 
+    def plan_facts(self, num_rows: int | None) -> dict[str, str]:
+        """What a plan says of a run of this task alone; without data, the number of its samples is not known."""
+        return {}
+
     def finish(self, trainer: Trainer, data: LoadedData) -> None:
         """What a trained model still learns from the validation split before it is measured and saved."""
 

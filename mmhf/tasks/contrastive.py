@@ -150,6 +150,16 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         metrics = functools.partial(_training_metrics, sizes=self._prefix_sizes)
         return {"compute_metrics": metrics, "more_metrics": more}
 
+    def plan_facts(self, num_rows: int | None) -> dict[str, str]:
+        section = self.recipe.contrastive.hard_negatives
+        if section is None:
+            return {}
+        count = "the" if num_rows is None else f"{num_rows:,}"
+        often = "each epoch" if section.every_epochs == 1 else f"every {section.every_epochs} epochs"
+        cost = f"{count} samples pass through the model without gradients, and each is compared with all"
+        when = f"{often} from epoch {section.first_epoch + 1} on, and where a stage begins"
+        return {"hard negatives": f"{section.per_sample} beside each sample; {when}, {cost}"}
+
     def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Collator) -> ReadsFeatures:
         return _Evaluator(model=model, args=args, data_collator=collator)
 

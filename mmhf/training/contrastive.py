@@ -8,19 +8,25 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
 import torch
 from accelerate.utils import DistributedType
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmhf.conventions import IGNORED_IMAGE, TEACHER_EMBEDS
 from mmhf.data.datasets import RowDataset
+from mmhf.data.samplers import SampleKey
 from mmhf.errors import InputError
 from mmhf.files import write_text
 from mmhf.models.contrastive_loss import EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder import DualEncoderModel
 from mmhf.models.dual_encoder.modeling_dual_encoder import DualEncoderOutput
+from mmhf.parallel import gather, rank, world_size
 from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
+from mmhf.training.boundary import beside_training
 from mmhf.training.gradient_caching import (
     Batch,
     ContrastedStep,
@@ -29,9 +35,11 @@ from mmhf.training.gradient_caching import (
     contrast_outputs,
     embed_without_graph,
 )
+from mmhf.training.hard_negatives import HardNegatives, TrainingPairs
 from mmhf.training.parallel import whole
 from mmhf.training.stages import StagePosition
 from mmhf.training.trainer import MMTrainer
+from mmhf.training.weights import is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +134,50 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         self._unjudged: list[_UnjudgedStep] = []
         super().__init__(recipe=recipe, **kwargs)
         self.add_callback(KeepTemperature())
+        if recipe is not None and (section := recipe.contrastive.hard_negatives) is not None:
+            if is_sharded():
+                raise InputError(
+                    "contrastive.hard_negatives: needs whole weights on each process; FSDP and DeepSpeed keep parts"
+                )
+            self.data.arrangement = HardNegatives(section, self._embed_training_pairs)
+
+    @torch.no_grad()
+    def _embed_training_pairs(self, rows: NDArray[np.int64], epoch: int) -> TrainingPairs:
+        """Embed the samples of an epoch as it will see them, without dropout; see [`Embed`].
+
+        Batches do not depend on the number of processes, which share them out.
+        """
+        size, model, dataset = self.args.per_device_eval_batch_size, self._dual_encoder, self.train_dataset
+        assert isinstance(dataset, RowDataset)
+        keys = [SampleKey(row, epoch) for row in rows.tolist()]
+        batches = [keys[start : start + size] for start in range(0, len(keys), size)]
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=batches[rank() :: world_size()],
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+        was_training = model.training
+        model.eval()
+        found = []
+        try:
+            with beside_training(), self.accelerator.autocast():
+                for batch in loader:
+                    inputs = self._prepare_inputs(batch)
+                    index = inputs.pop("image_index")
+                    output = model(**{name: each for name, each in inputs.items() if name not in TEACHER_EMBEDS})
+                    captions = caption_ids(inputs["input_ids"], inputs.get("attention_mask"))
+                    embeds = output.image_embeds.float(), output.text_embeds.float()
+                    found.append(TrainingPairs(*(each.cpu() for each in (*embeds, index, captions))))
+        finally:
+            model.train(was_training)
+        shared = gather(found)
+        ordered = [shared[number % world_size()][number // world_size()] for number in range(len(batches))]
+        place = torch.from_numpy(np.argsort(rows))
+        columns = (torch.cat(column)[place].to(self.args.device) for column in zip(*ordered, strict=True))
+        return TrainingPairs(*columns)
 
     def begin_stage(self, position: StagePosition) -> None:
         """As of [`MMTrainer`]; the first step compares its two passes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -12,6 +12,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from mmhf.data.datasets import RowDataset
+from mmhf.data.samplers import EpochSampler
 from mmhf.data.streams.captions import CaptionStream
 from mmhf.recipe.schema import RecipeBase
 from mmhf.recipe.training_sections import StageSection
@@ -21,6 +22,22 @@ from mmhf.training.position import RunPosition, run_conditions
 from mmhf.training.stages import StagePlan, StagePosition
 
 _SHOWN_IDS = 8
+
+
+class Arrangement(Protocol):
+    """Puts the samples of an epoch in order."""
+
+    name: str
+    """What the order depends on, beside seed and epoch."""
+
+    def load(self, checkpoint: Path | None) -> None:
+        """Go on as a checkpoint says; None begins a run."""
+
+    def save(self, checkpoint: Path) -> None:
+        """Write the order of the epoch under way into a checkpoint folder."""
+
+    def arrange(self, sampler: EpochSampler, *, epoch: int, taken: int, stage: int, step_samples: int) -> None:
+        """Put what is left of an epoch in order, when it or a stage begins."""
 
 
 class StageData:
@@ -37,6 +54,7 @@ class StageData:
         epoch (`int`): The present epoch.
         steps_in_epoch (`int`): Its micro-batches, from where it was begun.
         resumed (`RunPosition`, *optional*): Where the run that is resumed was, if its checkpoint says.
+        arrangement ([`Arrangement`], *optional*): What puts samples into another order than the sampler's own.
     """
 
     def __init__(
@@ -48,7 +66,9 @@ class StageData:
         self.batch_size = args.train_batch_size
         self.epoch = self.steps_in_epoch = 0
         self.resumed: RunPosition | None = None
+        self.arrangement: Arrangement | None = None
         self._recipe = recipe
+        self._stage = 0
         self._resume_at = self._epoch_start = self._num_taken = 0
 
     @property
@@ -77,6 +97,8 @@ class StageData:
         self.batch_size = self.args.train_batch_size
         position = None if checkpoint is None else RunPosition.load(checkpoint)
         self.resumed = position if self.is_seekable else None
+        if self.arrangement is not None:
+            self.arrangement.load(checkpoint)
         if checkpoint is None or self.resumed is None:
             return
         index = len(self.resumed.starts) - 1
@@ -130,6 +152,7 @@ class StageData:
 
     def begin_stage(self, position: StagePosition) -> None:
         """Take on the batch size and the augmentation of a stage that begins."""
+        self._stage = position.index
         self.batch_size, self.args.gradient_accumulation_steps = self._batch_shape(position.stage.section)
         if isinstance(self.rows, RowDataset):
             self.rows.stage = position.index
@@ -165,8 +188,18 @@ class StageData:
 
     def seek(self) -> None:
         """Let the data go on at the sample of the epoch that comes next, where it can."""
-        if self.is_seekable:
-            self._dataset.start_epoch(self.epoch, at=self.samples_taken)
+        if not self.is_seekable:
+            return
+        if self.arrangement is not None:
+            assert self._dataset.order is not None
+            self.arrangement.arrange(
+                self._dataset.order,
+                epoch=self.epoch,
+                taken=self.samples_taken,
+                stage=self._stage,
+                step_samples=self._step_samples(self.plan.stages[self._stage].section),
+            )
+        self._dataset.start_epoch(self.epoch, at=self.samples_taken)
 
     def take(self, num_batches: int, step: int) -> StepSamples:
         """Count the micro-batches of a step; gives the samples in them."""
@@ -185,6 +218,8 @@ class StageData:
         """Write down in a checkpoint where the run is, so that it goes on there with any batch size."""
         if not self.is_seekable:
             return
+        if self.arrangement is not None:
+            self.arrangement.save(checkpoint)
         position = self.plan.locate(global_step) or self.plan.end()
         RunPosition(
             starts=[start for start, _ in self.plan.spans()][: position.index + 1],
@@ -241,7 +276,7 @@ class StageData:
         if self.args.train_sampling_strategy == "group_by_length":
             return f"length, in steps of {self._step_samples(section)} samples"
         if not isinstance(self.rows, CaptionStream):
-            return "table"
+            return "table" if self.arrangement is None else self.arrangement.name
         readers = self.args.world_size * max(self.args.dataloader_num_workers, 1)
         return f"{readers} readers in batches of {self.args.train_batch_size}"
 

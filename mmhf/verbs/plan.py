@@ -163,6 +163,7 @@ def plan(
     if data is not None:
         with _as_problem(found):
             task.teaching(data)
+    found.run |= task.plan_facts(num_rows)
     found.run["JPEG decoder"] = describe_jpeg_decoder(task.least_side())
     found.run["precision"] = str(choose_precision(resolved.recipe.training))
     found.as_written = [_as_written(stage, args) for stage in recipe_stages(resolved.recipe, args)]

@@ -12,7 +12,15 @@ from hypothesis.extra.numpy import arrays
 from torch.utils.data import DataLoader
 
 from mmhf.data.datasets import RowDataset
-from mmhf.data.samplers import EpochSampler, SampleKey, derive_seed, draw_rows, sample_seed, steps_of_like_length
+from mmhf.data.samplers import (
+    EpochSampler,
+    SampleKey,
+    derive_seed,
+    draw_rows,
+    order_beside_neighbours,
+    sample_seed,
+    steps_of_like_length,
+)
 from mmhf.data.table import ROW_FEATURES
 
 
@@ -186,3 +194,27 @@ def test_no_sample_is_lost_and_the_rest_comes_last(lengths, step, seed):
 def test_lengths_are_those_of_the_texts_of_an_epoch():
     rows = _rows(3)
     assert rows.lengths(np.array([[2, 0, 0], [0, 5, 0]])).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize(("per_sample", "step_samples"), [(1, 8), (2, 9), (3, 10), (7, 5)])
+def test_neighbours_stand_in_one_step(per_sample: int, step_samples: int):
+    rng = np.random.default_rng(per_sample)
+    for count in (1, 7, 64, 301):
+        neighbours = np.stack([np.resize(rng.permutation(count), 4) for _ in range(count)])
+        neighbours[rng.random((count, 4)) < 0.2] = -1
+        neighbours = neighbours if count >= 4 else np.full((count, 4), -1)
+        chosen = rng.permutation(count)[: max(count * 3 // 4, 1)]
+        order = order_beside_neighbours(chosen, neighbours, per_sample, step_samples)
+        assert sorted(order) == sorted(chosen)
+        free, groups = set(chosen.tolist()), []
+        for sample in chosen.tolist():
+            if sample in free:
+                free.discard(sample)
+                taken = [each for each in neighbours[sample].tolist() if each in free][:per_sample]
+                free.difference_update(taken)
+                groups.append([sample, *taken])
+        step_of = {sample: place // step_samples for place, sample in enumerate(order.tolist())}
+        cut = [group for group in groups if len({step_of[sample] for sample in group}) > 1]
+        whole_steps = len(chosen) // step_samples
+        # At most one group a step is cut, and none where groups always fit.
+        assert len(cut) <= (0 if step_samples % (per_sample + 1) == 0 and per_sample == 1 else whole_steps + 1)

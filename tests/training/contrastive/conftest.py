@@ -77,13 +77,19 @@ def make_trainer(
     folder: Path,
     *,
     batch_size: int | None = None,
+    hard_negatives: dict[str, Any] | None = None,
     stages: Sequence[Stage] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     teaching: Teaching | None = None,
     **arguments: Any,
 ) -> ContrastiveTrainer:
     recipe = recipe_from_dict(
-        {"task": "contrastive", "data": {"source": "sample"}, "contrastive": {"batch_size": batch_size}}, name="tiny"
+        {
+            "task": "contrastive",
+            "data": {"source": "sample"},
+            "contrastive": {"batch_size": batch_size, "hard_negatives": hard_negatives},
+        },
+        name="tiny",
     ).recipe
     assert isinstance(recipe, ContrastiveRecipe)
     values = {"per_device_train_batch_size": 4, "save_strategy": "no", "optim": "sgd", "max_grad_norm": 0.0}
@@ -136,7 +142,9 @@ def train(folder: Path, kind: str, world_size: int) -> dict[str, Any]:
     if kind != "sigmoid":
         values = {"label_smoothing": 0.1}
     whole = STEP // world_size
-    micro_batch = {"whole": whole, "taught": whole, "cached": 2, "taught cached": 2, "bf16": 4}.get(kind, whole // 2)
+    micro_batches = {**dict.fromkeys(("whole", "taught", "hard"), whole), "bf16": 4}
+    micro_batches |= dict.fromkeys(("cached", "taught cached", "hard cached"), 2)
+    micro_batch = micro_batches.get(kind, whole // 2)
     gradients = Gradients()
     trainer = make_trainer(
         tiny_dual_encoder(**values),
@@ -149,6 +157,7 @@ def train(folder: Path, kind: str, world_size: int) -> dict[str, Any]:
             Stage(name="all", epochs=1.0, learning_rate=0.5),
         ],
         callbacks=[gradients],
+        hard_negatives={"first_epoch": 0, "below_own": None} if kind.startswith("hard") else None,
         bf16=kind == "bf16",
         teaching=Teaching(0.6, 1.5) if kind.startswith("taught") else None,
     )

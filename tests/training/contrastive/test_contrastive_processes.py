@@ -12,7 +12,11 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).parent / "train_in_processes.py"
-TOLERANCES = {"whole": 1e-5, "cached": 1e-5, "sigmoid": 1e-5, "taught cached": 1e-5, "bf16": 2e-2}
+TOLERANCES = {
+    **dict.fromkeys(("whole", "cached", "sigmoid", "taught cached", "hard cached"), 1e-5),
+    "bf16": 2e-2,
+}
+IN_ONE_PROCESS = {"sigmoid": "sigmoid", "taught cached": "taught", "hard cached": "hard"}
 
 
 def launch(folder: Path, num_processes: int) -> dict[str, Any]:
@@ -31,12 +35,12 @@ def launch(folder: Path, num_processes: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_two_processes_contrast_what_one_does(tmp_path: Path, train_here: Any) -> None:
-    """Repeated and skipped images, a frozen tower in the first stage, a teacher; one process with all pairs in one
-    batch."""
+    """Repeated and skipped images, a frozen tower in the first stage, a teacher, hard negatives; one process with all
+    pairs in one batch."""
     found = launch(tmp_path, 2)
-    expected = {kind: train_here(tmp_path / "one", kind, 1) for kind in ("whole", "sigmoid", "taught")}
+    expected = {kind: train_here(tmp_path / "one", kind, 1) for kind in ("whole", "sigmoid", "taught", "hard")}
     for kind, tolerance in TOLERANCES.items():
-        one, two = expected[{"sigmoid": "sigmoid", "taught cached": "taught"}.get(kind, "whole")], found[kind]
+        one, two = expected[IN_ONE_PROCESS.get(kind, "whole")], found[kind]
         assert two["losses"] == pytest.approx(one["losses"], abs=max(1e-4, tolerance)), kind
         assert len(one["gradients"]) == len(two["gradients"]) == 4
         for step, gradients in enumerate(two["gradients"]):

@@ -90,6 +90,7 @@ def evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
     parser.add_argument("--output", type=Path, help="folder for metrics.json, plots and report.html")
+    _add_views(parser)
     captions = parser.add_argument_group("captions made elsewhere, instead of a model")
     captions.add_argument(
         "--predictions", type=Path, help="table with one caption per image, and optionally its references"
@@ -113,6 +114,7 @@ def predict(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--generation", action="append", default=[], metavar="KEY=VALUE", help="captions: such as num_beams=4"
     )
+    _add_views(parser)
     parser.add_argument(
         "--text-embeddings",
         type=Path,
@@ -359,6 +361,15 @@ def sweep(parser: ArgumentParser) -> None:
 def _add_recipe(parser: ArgumentParser, override: str) -> None:
     parser.add_argument("recipe", help="YAML file, or a name of `mmhf init --list`, such as quickstart/fusion")
     parser.add_argument("overrides", nargs="*", default=[], help=f"key=value, such as {override}")
+
+
+def _add_views(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--views",
+        metavar="VIEWS",
+        help="classifiers: average over views of each image, such as '{horizontal_flip: true}', or off; "
+        "absent: as the model was saved",
+    )
 
 
 def _add_folds(parser: ArgumentParser) -> None:

@@ -35,7 +35,7 @@ _MAY_DIFFER = {
     *("transformers_version", "_name_or_path", "auto_map", "dtype"),
     *("class_weights", "label_smoothing", "focal_gamma", "logit_adjustment", "auxiliary_weights"),
     *("dropout", "head_dropout", "projector_dropout"),
-    *("calibration_temperature", "abstain_below"),
+    *("calibration_temperature", "abstain_below", "views"),
 }
 """Keys of a config that change nothing of what its tensors compute."""
 _INPUTS = ("processor_config.json", "preprocessor_config.json", "tokenizer.json")

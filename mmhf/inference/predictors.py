@@ -20,6 +20,7 @@ from mmhf.inference.jobs import Batch, JobSettings, JobSummary, place_rows
 from mmhf.inference.loading import columns_of, load_model, takes_text
 from mmhf.inference.outputs import check_output, refuse_existing
 from mmhf.inference.table_job import TableJob
+from mmhf.inference.views import ChosenViews, set_views
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
 from mmhf.models.family import family_of
 from mmhf.models.fusion import FusionForImageTextClassification
@@ -163,6 +164,7 @@ def predict_table(
     *,
     threshold: float | None = None,
     generation: Mapping[str, Any] | None = None,
+    views: ChosenViews | None = None,
     text_embeddings: str | Path | None = None,
     defuse_formulas: bool = False,
 ) -> JobSummary:
@@ -184,6 +186,8 @@ def predict_table(
             the more probable label. Several labels a row: each is given from it on; absent: from its own threshold on.
         generation (`Mapping[str, Any]`, *optional*): Captioners only: what differs from the model's own way, such as
             `num_beams`.
+        views (`Mapping[str, Any]` or `"off"`, *optional*): Classifiers only: what answers are averaged over, such as
+            `{"horizontal_flip": True}`, or `"off"` for the image as it is; absent: what the model was saved with.
         text_embeddings (`str` or `Path`, *optional*): Only models that were trained on a table of text embeddings: one
             with these rows' texts; absent: the encoder that made the model's reads them.
         defuse_formulas (`bool`, defaults to `False`): CSV only: put `'` before texts that a spreadsheet would run.
@@ -201,6 +205,8 @@ def predict_table(
         refuse_existing(output)
     device = settings.choose_device()
     model, processor = load_model(model_dir, needs="predictor", device=device)
+    if views is not None:
+        set_views(model, views)
     columns = columns_of(model)
     rows = settings.read(
         input_path,
@@ -216,6 +222,7 @@ def predict_table(
         "model": model_hash(Path(model_dir)),
         "threshold": str(threshold),
         "generation": str(dict(generation or {})),
+        **({} if views is None else {"views": str(model.config.views)}),
         "text embeddings": "" if text_embeddings is None else files_hash([Path(text_embeddings)]),
         "formulas": "defused" if defuse_formulas else "as they are",
     }

@@ -162,7 +162,7 @@ def config_of_parent(
 def config_of_child(
     parent: ClassifierConfigT, label_names: Sequence[str], loss: LossSettings, *, has_new_head: bool
 ) -> ClassifierConfigT:
-    """A released config with the labels and the loss of the new run, uncalibrated."""
+    """A released config with the labels and the loss of the new run, uncalibrated and without views."""
     config = copy.deepcopy(parent)
     values = {**label_maps(label_names), **loss_values(loss)}
     if not has_new_head:
@@ -170,7 +170,7 @@ def config_of_child(
         values |= {"target_mean": parent.target_mean, "target_std": parent.target_std}
     for name, value in values.items():
         setattr(config, name, value)
-    config.calibration_temperature, config.abstain_below, config.thresholds = 1.0, None, None
+    config.calibration_temperature, config.abstain_below, config.thresholds, config.views = 1.0, None, None, None
     return config
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from mmhf.conventions import IGNORED_LABEL
+from mmhf.models.views import mean_of_classes
 
 LEAST_DOUBT = 1e-7
 """Where a focal factor's slope is taken at the latest."""
@@ -91,6 +92,10 @@ class TargetLoss(nn.Module, ABC):
         return logits
 
     @abstractmethod
+    def average(self, logits: Sequence[Tensor]) -> Tensor:
+        """A head's logits (B, …) that stand for the mean of what several say, in probabilities or numbers; fp32."""
+
+    @abstractmethod
     def total(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum of the losses of a head's (B, …) fp32 logits; scalar."""
 
@@ -155,6 +160,10 @@ class ClassificationLoss(TargetLoss):
         self.logit_adjustment = logit_adjustment
         self.adjustment: Tensor | None
         self.register_buffer("adjustment", _as_tensor(logit_adjustment), persistent=False)
+
+    def average(self, logits: Sequence[Tensor]) -> Tensor:
+        """See [`TargetLoss`]."""
+        return mean_of_classes(logits)
 
     def total(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum of the losses of logits and labels: (B,) class ids or (B, C) probabilities."""

@@ -26,6 +26,8 @@ class ClassifierConfig(TowerConfig):
             to a person.
         thresholds (`list[float]`, *optional*): With several labels a row, the probability from which on each is given;
             absent = 0.5.
+        views (`dict`, *optional*): Arguments of [`ImageViews`]: in eval mode, answers are averaged over these views of
+            each image; absent = the image as it is.
         initializer_range (`float`): Standard deviation of new weights.
         **kwargs: Those of [`TowerConfig`].
 
@@ -49,6 +51,7 @@ class ClassifierConfig(TowerConfig):
         calibration_temperature: float = 1.0,
         abstain_below: float | None = None,
         thresholds: list[float] | None = None,
+        views: dict[str, Any] | None = None,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
@@ -64,6 +67,7 @@ class ClassifierConfig(TowerConfig):
         self.calibration_temperature = calibration_temperature
         self.abstain_below = abstain_below
         self.thresholds = None if thresholds is None else list(thresholds)
+        self.views = None if views is None else dict(views)
         self.initializer_range = initializer_range
         super().__init__(**kwargs)
         by_class = {

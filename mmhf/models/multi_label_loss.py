@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmhf.models.classification_loss import LEAST_DOUBT, TargetLoss
+from mmhf.models.views import mean_of_odds
 
 
 class MultiLabelLoss(TargetLoss):
@@ -39,6 +40,10 @@ class MultiLabelLoss(TargetLoss):
         focus = asymmetric or {"gamma_positive": focal_gamma, "gamma_negative": focal_gamma, "margin": 0.0}
         self.gamma_positive, self.gamma_negative = focus["gamma_positive"], focus["gamma_negative"]
         self.margin = focus["margin"]
+
+    def average(self, logits: Sequence[Tensor]) -> Tensor:
+        """See [`TargetLoss`]."""
+        return mean_of_odds(logits)
 
     def total(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum of the losses of (B, C) logits and labels, 0 and 1 or shares between them."""

@@ -6,11 +6,14 @@ https://arxiv.org/abs/1901.07884.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mmhf.models.classification_loss import LEAST_DOUBT, ClassificationLoss
+from mmhf.models.views import mean_of_odds
 
 
 class OrdinalHead(nn.Module):
@@ -55,6 +58,10 @@ class OrdinalLoss(ClassificationLoss):
         # Of two thresholds a and b: log(s(a) - s(b)) = log s(a) + log s(-b) + log(1 - exp(b - a)).
         gaps = torch.log((-torch.expm1(logits[:, 1:] - logits[:, :-1])).clamp_min(LEAST_DOUBT))
         return torch.cat([below[:, :1], above[:, :-1] + below[:, 1:] + gaps, above[:, -1:]], dim=1)
+
+    def average(self, logits: Sequence[Tensor]) -> Tensor:
+        """See [`TargetLoss`]; where probabilities of being above are averaged, those of the classes are."""
+        return mean_of_odds(logits)
 
     def total(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum of the losses of (B, C - 1) logits of being above and labels: (B,) class ids or (B, C) probabilities."""

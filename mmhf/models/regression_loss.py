@@ -37,6 +37,10 @@ class RegressionLoss(TargetLoss):
         columns = zip(logits.float().unbind(dim=1), self.deviation, self.mean, strict=True)
         return torch.stack([column * deviation + mean for column, deviation, mean in columns], dim=1)
 
+    def average(self, logits: Sequence[Tensor]) -> Tensor:
+        """See [`TargetLoss`]."""
+        return torch.stack([each.float() for each in logits]).mean(dim=0)
+
     def total(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum of the losses of (B, T) standardised numbers and labels, (B, T), or (B,) where there is one number."""
         targets = _by_row(labels)

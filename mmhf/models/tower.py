@@ -33,6 +33,7 @@ from mmhf.models.layer_groups import LORA, is_lora, layer_groups
 from mmhf.models.lora import merge_lora, put_lora
 from mmhf.models.ordinal_loss import OrdinalHead
 from mmhf.models.tower_config import TowerConfig
+from mmhf.models.views import ImageViews
 
 TOWER: tuple[str, ...] = ()
 """Marks an encoder among a family's `parts`."""
@@ -253,10 +254,31 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
 
     def _run_vision(self, pixel_values: Tensor, **asked: bool) -> Any:
         """The image encoder's own output."""
-        images = laid_out(pixel_values, self.vision_output)
-        if images.dtype == torch.uint8 and self.pixel_mean is not None and self.pixel_std is not None:
-            images = torch.sub(images, self.pixel_mean).div_(self.pixel_std)
+        images = self._normalised(laid_out(pixel_values, self.vision_output))
         return run_vision(self.vision, images, self.config.vision_pooling, **asked)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8 and self.pixel_mean is not None and self.pixel_std is not None:
+            return torch.sub(images, self.pixel_mean).div_(self.pixel_std)
+        return images
+
+    def _other_views(self, pixel_values: Tensor | None, *features: Tensor | None) -> list[Tensor]:
+        """The images as the config's views have them, all but the first; none while training, or without images.
+
+        Args:
+            pixel_values (`Tensor`, *optional*): (B, 3, H, W).
+            features (`Tensor`, *optional*): What may be given in their place.
+
+        Raises:
+            ValueError: Features are given, which are of one view.
+        """
+        if self.training or self.config.views is None:
+            return []
+        if any(each is not None for each in features):
+            raise ValueError("the model averages over views of an image (config.views), and features are of one view")
+        if pixel_values is None:
+            return []
+        return list(ImageViews.of_config(self.config.views).others(self._normalised(pixel_values)))
 
     def _read_image(self, output: Any) -> Tensor:
         """What the new layers read of that output."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmhf.recipe.data_sources import DataSection, JoinedClassesSection
 from mmhf.recipe.node import Problem, shown
@@ -52,6 +52,21 @@ class SamplingSection(Section):
     """Weight of a row = (rows of its class)^-power: 1 = all classes equally often, 0 = unweighted."""
 
 
+class ViewsSection(Section):
+    """Views of each image, over which answers are averaged: with the image as it is, each crop with each flip."""
+
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    center_crops: list[Annotated[float, Field(gt=0.0, lt=1.0)]] = []
+    """Shares of height and width, such as 0.875: the centre of the image, scaled up again."""
+
+    @model_validator(mode="after")
+    def _has_another_view(self) -> ViewsSection:
+        if not (self.horizontal_flip or self.vertical_flip or self.center_crops):
+            raise ValueError("name a view beside the image as it is, such as horizontal_flip: true, or remove it")
+        return self
+
+
 class ClassificationEvaluationSection(EvaluationSection):
     subgroups: list[str] = []
     """Columns of the data, such as `sex` or `source`. The metrics are reported for each of their values, with
@@ -59,6 +74,9 @@ class ClassificationEvaluationSection(EvaluationSection):
     `data.multi_label` micro-F1 and samples-F1; of numbers `mae` and `rmse`."""
     subgroup_min_rows: PositiveInt = 10
     """Smaller subgroups are listed, but do not count as the best or the worst."""
+    views: ViewsSection | None = None
+    """Test-time augmentation: once training is over, answers are averaged over views of each image, here and wherever
+    the saved model is used. Absent: the image as it is."""
     calibrate: bool = False
     """Fit a temperature on the validation split after training. It is saved with the model and applied in
     evaluation, `pipeline()` and batch prediction."""

@@ -223,6 +223,9 @@ class FusionRecipe(ClassificationRecipe):
                 yield Problem(path, what, shown(dropped))
             elif modalities.mask in dropped:
                 yield Problem((*path, modalities.mask), "`mask` hides it already; remove one", shown(dropped))
+        if self.evaluation.views is not None and modalities.mask == "image":
+            what = "`model.modalities.mask: image` hides the images; remove one"
+            yield Problem(("evaluation", "views"), what, shown(self.evaluation.views.changed()))
         if columns is not None:
             yield from self._column_problems()
             return

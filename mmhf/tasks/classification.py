@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,9 +29,11 @@ from mmhf.errors import InputError
 from mmhf.evaluation.baselines import Rows
 from mmhf.evaluation.modalities import ModalityEvaluation
 from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.report.target_report import MeasuredViews
 from mmhf.inference.label_predictors import LabelPredictor
 from mmhf.models.classification_loss import LossSettings, class_names
 from mmhf.models.targets import ORDINAL, SINGLE_LABEL
+from mmhf.models.views import ImageViews
 from mmhf.parallel import gather, rank, world_size
 from mmhf.recipe.augment_sections import AugmentSection
 from mmhf.recipe.classification import ClassificationRecipe, SamplingSection
@@ -157,7 +160,10 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         return {"compute_metrics": functools.partial(self.target.training_metrics, label_names=data.label_names)}
 
     def finish(self, trainer: Trainer, data: LoadedData) -> None:
-        """Fit temperature and thresholds on the validation split, and keep them in the model's config."""
+        """Keep the recipe's views in the model's config, and temperature and thresholds as the validation split has
+        them."""
+        views = self.recipe.evaluation.views
+        _model_of(trainer).config.views = None if views is None else views.model_dump()
         by_itself = self.target.fits_by_itself() and "validation" in data.splits
         if by_itself or self.target.fits_on_validation():
             self.target.finish(self._predict(trainer, data, "validation"), _model_of(trainer).config)
@@ -166,7 +172,19 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         predicted, model = self._predict(trainer, data, split), _model_of(trainer)
         self._measured[split] = predicted
         modalities = self.measure_modalities(model, predicted, data.label_names)
-        return self.target.measure(predicted, model.config, data=data, split=split, modalities=modalities)
+        measured = self.target.measure(predicted, model.config, data=data, split=split, modalities=modalities)
+        views = None if model.config.views is None else self._beside_views(trainer, data, split)
+        return replace(measured, views=views)
+
+    def _beside_views(self, trainer: Trainer, data: LoadedData, split: str) -> MeasuredViews:
+        """What the model says of each image as it is."""
+        config = _model_of(trainer).config
+        views, config.views = config.views, None
+        try:
+            alone = self.target.evaluate(self._predict(trainer, data, split), config, data.label_names)
+        finally:
+            config.views = views
+        return MeasuredViews(ImageViews.of_config(views).describe(), alone.metrics)
 
     def predictions(self, trainer: Trainer, data: LoadedData, split: str) -> pa.Table | None:
         """The columns `id`, `row`, what is true, and what `mmhf predict` makes, with the label as `prediction`.
@@ -222,7 +240,8 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         return None
 
     def _predict(self, trainer: Trainer, data: LoadedData, split: str, **options: Any) -> Predicted:
-        output = trainer.predict(self.torch_dataset(data, split), metric_key_prefix=split, **options)
+        with _images_alone(trainer) if _model_of(trainer).config.views else contextlib.nullcontext():
+            output = trainer.predict(self.torch_dataset(data, split), metric_key_prefix=split, **options)
         given: Any = output.predictions
         logits, *others = given if isinstance(given, tuple) else (given,)
         assert output.metrics is not None
@@ -236,6 +255,16 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         labels = self.target.example_labels(batch_size, device)
         return {**super().example_inputs(batch_size, device), "labels": labels}
+
+
+@contextlib.contextmanager
+def _images_alone(trainer: Any) -> Iterator[None]:
+    """Keep stored features out of an evaluation: they are of one view of each image."""
+    features, trainer.features = trainer.features, None
+    try:
+        yield
+    finally:
+        trainer.features = features
 
 
 def _table(data: LoadedData, split: str) -> datasets.Dataset:

@@ -184,7 +184,9 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
         rows = np.flatnonzero(modalities[:, [name in seen for name in names]].all(axis=1) & known)
         given, labels = dict(zip(names, (each[rows] for each in embeds), strict=True)), predicted.labels[rows]
         partners = other_rows(len(rows))
-        views = {"both": predicted.logits[rows]}
+        # (Averages over views of an image are not compared with what one view of it says.)
+        both = predicted.logits[rows] if model.config.views is None else _classify_view(model, given, seen)
+        views = {"both": both}
         views |= {f"{name}_only": _classify_view(model, given, [name]) for name in seen}
         if "columns" in seen and len(seen) > 2:
             views["without_columns"] = _classify_view(model, given, ["image", "text"])

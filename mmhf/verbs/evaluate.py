@@ -39,6 +39,7 @@ from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.results import read_baselines
 from mmhf.files import BAD_EXAMPLES_FILE, EVALUATION_FILE, LINEAGE_FILE, RECIPE_FILE, RELEASE_FILE, read_json_object
 from mmhf.hub.releases import resolve_model
+from mmhf.inference.views import ChosenViews, set_views
 from mmhf.recipe import ResolvedRecipe, load_recipe, recipe_from_dict
 from mmhf.tasks import AnyTask, Measured, task_of
 from mmhf.tasks.feature_caching import evaluation_features
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         workers=options.workers,
         output=options.output,
+        views=options.views,
     )
     print_metrics(options.model, measured)
 
@@ -81,6 +83,7 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 0,
     output: str | Path | None = None,
+    views: ChosenViews | None = None,
 ) -> dict[str, Measured]:
     """Measure a model on any split of any data, with the preprocessing that it was trained with.
 
@@ -93,6 +96,8 @@ def evaluate(
         batch_size (`int`, defaults to 32): Rows at once.
         workers (`int`, defaults to 0): Processes that decode images.
         output (`str` or `Path`, *optional*): A folder for `metrics.json`, plots and `report.html`.
+        views (`Mapping[str, Any]` or `"off"`, *optional*): Classifiers only: what answers are averaged over, such as
+            `{"horizontal_flip": True}`, or `"off"` for the image as it is; absent: what the model was saved with.
 
     Returns:
         `dict[str, Measured]`: What was measured of each split; `.metrics` has the numbers.
@@ -108,6 +113,8 @@ def evaluate(
         splits = ["test"]
     task = task_of(resolved.recipe)
     trained, processor = task.load_trained(model_dir)
+    if views is not None:
+        set_views(trained, views)
     loaded = _load_data(task, trained, splits, usual=resolved.recipe.evaluation.splits)
     if splits and (absent := [split for split in splits if split not in loaded.splits]):
         raise InputError(f"--split {absent[0]}: the data has {', '.join(loaded.splits)}")

@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> None:
         job_settings(options),
         threshold=options.threshold,
         generation=_generation(options.generation),
+        views=options.views,
         text_embeddings=options.text_embeddings,
         defuse_formulas=options.defuse_formulas,
     )
@@ -57,7 +58,7 @@ def predict(
             where the model reads images alone.
         output (`str` or `Path`, *optional*): CSV or parquet file to keep, too.
         settings ([`JobSettings`], *optional*): Columns, batch size, workers, device.
-        options (`Any`): `threshold`, `generation` and `text_embeddings`, as `mmhf predict` has them.
+        options (`Any`): `threshold`, `generation`, `views` and `text_embeddings`, as `mmhf predict` has them.
 
     Returns:
         `pandas.DataFrame`: The rows, in their order, with the columns that were made, as `label` and `confidence`;

@@ -23,7 +23,12 @@ from mmhf.evaluation.report.sections import (
     write_numbers,
     write_report,
 )
-from mmhf.evaluation.report.trust_sections import calibration_section, modalities_section, subgroups_section
+from mmhf.evaluation.report.trust_sections import (
+    calibration_section,
+    modalities_section,
+    subgroups_section,
+    views_section,
+)
 from mmhf.evaluation.report.verdict import Verdict, judged_split
 from mmhf.evaluation.results import subgroup_tables, write_subgroups
 from mmhf.evaluation.split_evaluation import SplitEvaluation
@@ -31,6 +36,19 @@ from mmhf.evaluation.subgroups import ColumnSubgroups
 from mmhf.files import PLOTS_FOLDER, SUBGROUPS_FILE
 
 EvaluationT = TypeVar("EvaluationT", bound=SplitEvaluation)
+
+
+@dataclass(frozen=True)
+class MeasuredViews:
+    """What averaging over views of each image brings.
+
+    Attributes:
+        words (`str`): The views, as a number's definition says them.
+        one_view (`Mapping[str, float]`): The metrics of the images as they are.
+    """
+
+    words: str
+    one_view: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -43,7 +61,7 @@ class Measured(Generic[EvaluationT]):
             for, as in a stream.
         constants (`Mapping[str, Mapping[str, float]]`): Name → what the same answer for each row scores.
         baselines (`Mapping[str, Mapping[str, float]]`): Name of a baseline → its metrics.
-        calibration, subgroups, modalities: What else was measured.
+        calibration, subgroups, modalities, views: What else was measured.
     """
 
     evaluation: EvaluationT
@@ -53,6 +71,7 @@ class Measured(Generic[EvaluationT]):
     calibration: CalibrationEvaluation | None = None
     subgroups: Sequence[ColumnSubgroups] = ()
     modalities: ModalityEvaluation | None = None
+    views: MeasuredViews | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -133,7 +152,7 @@ class TargetReport(ABC, Generic[EvaluationT]):
         figures, evaluations = plots or {}, {split: each.evaluation for split, each in measured.items()}
         metrics = metrics_section(
             {split: evaluation.metrics for split, evaluation in evaluations.items()},
-            self.protocols,
+            _with_views(self.protocols, measured),
             counts={"rows": ({split: each.num_rows for split, each in evaluations.items()}, self.counted)},
             undefined={split: each.undefined for split, each in evaluations.items()},
             notes=self.notes(evaluations),
@@ -143,6 +162,8 @@ class TargetReport(ABC, Generic[EvaluationT]):
             if each.num_rows:
                 sections += self.details(split, each, figures)
         for split, each in measured.items():
+            if each.views is not None:
+                sections.append(views_section(split, each.views.words, each.views.one_view, each.evaluation.metrics))
             if each.modalities is not None and each.modalities.num_rows:
                 sections.append(modalities_section(split, each.modalities))
             if each.subgroups:
@@ -171,16 +192,26 @@ class TargetReport(ABC, Generic[EvaluationT]):
         if any(each.subgroups for each in measured.values()):
             write_subgroups(run.folder / SUBGROUPS_FILE, {split: each.subgroups for split, each in measured.items()})
         tables = {
-            split: {**self.tables(each.evaluation), **subgroup_tables(each.subgroups)}
+            split: {
+                **self.tables(each.evaluation),
+                **subgroup_tables(each.subgroups),
+                **({} if each.views is None else {"Without views": [each.views.one_view]}),
+            }
             for split, each in measured.items()
         }
         write_numbers(run, measured, self._all_protocols(measured), tables)
 
     def _all_protocols(self, measured: Mapping[str, Measured[EvaluationT]]) -> dict[str, str]:
         """The definitions of all numbers in `metrics.json`."""
-        defined = dict(self.protocols)
+        defined, of_one_view = dict(self.protocols), {}
         for each in measured.values():
-            beside = [each.calibration, each.modalities, *each.subgroups]
-            for protocols in (found.protocols for found in beside if found is not None):
+            for protocols in (found.protocols for found in (each.calibration, *each.subgroups) if found is not None):
                 defined.update(protocols)
-        return defined
+            of_one_view.update(each.modalities.protocols if each.modalities is not None else {})
+        return {**_with_views(defined, measured), **of_one_view}
+
+
+def _with_views(protocols: Mapping[str, str], measured: Mapping[str, Measured[Any]]) -> Mapping[str, str]:
+    """Definitions that say over which views of an image answers are averaged."""
+    words = next((each.views.words for each in measured.values() if each.views is not None), None)
+    return protocols if words is None else {name: f"{text} Answers: {words}." for name, text in protocols.items()}

@@ -92,3 +92,10 @@ def calibration_section(split: str, evaluation: CalibrationEvaluation, plots: Ma
         Figure(plots[f"{split}_{name}"], caption) for name, caption in captions.items() if f"{split}_{name}" in plots
     ]
     return Section(f"Calibration: {split}", blocks)
+
+
+def views_section(split: str, words: str, one_view: Mapping[str, float], averaged: Mapping[str, float]) -> Section:
+    """What averaging over views of each image brings."""
+    rows: list[list[object]] = [[name, averaged.get(name), value] for name, value in one_view.items()]
+    note = f"{words[0].upper()}{words[1:]}; the model answers so wherever it is used."
+    return Section(f"Views: {split}", [Table(["metric", "over views", "as it is"], rows), Text(note, "note")])

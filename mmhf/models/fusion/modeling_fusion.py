@@ -154,8 +154,13 @@ class FusionForImageTextClassification(TowerModel):
         text_mask: Tensor | None = None,
         columns: Tensor | None = None,
         columns_mask: Tensor | None = None,
+        *,
+        other_views: Sequence[Tensor] = (),
     ) -> FusionOutput:
-        """From the encoders' pooled outputs to logits and loss; the arguments are those of `forward`."""
+        """From the encoders' pooled outputs to logits and loss; the arguments are those of `forward`.
+
+        `other_views` are features of further views of the images: the answers are averaged over all of them.
+        """
         embeds = [self.vision_projection(image_features), self.text_projection(text_features)]
         masks = [image_mask, text_mask]
         if self.columns_projection is not None:
@@ -174,6 +179,12 @@ class FusionForImageTextClassification(TowerModel):
         if is_masked or self.config.stand_in == "learnt":
             embeds = self._fill(embeds, modalities)
         logits = self.head(self.fusion(*embeds))
+        if other_views:
+            views = [self.vision_projection(features) for features in other_views]
+            if self.config.normalize:
+                views = [functional.normalize(each, dim=-1) for each in views]
+            seen = [self._fill([each], modalities)[0] if is_masked else each for each in views]
+            logits = self.loss.average([logits, *(self.head(self.fusion(each, *embeds[1:])) for each in seen)])
         loss = None
         if labels is not None:
             loss = self.loss(logits, labels, num_items_in_batch)
@@ -248,18 +259,24 @@ class FusionForImageTextClassification(TowerModel):
                 states, attentions; encoders are then run on all rows. Absent = as the config says.
             return_dict (`bool`, *optional*): False = a tuple; absent = as the config says.
 
+        In eval mode, `logits` and `loss` are of the mean over the config's `views`; all else is of the image as it is.
+
         Raises:
-            `ValueError`: neither images nor texts, nor features of either; attentions of a timm encoder.
+            `ValueError`: neither images nor texts, nor features of either; attentions of a timm encoder; features of
+                images where the config has `views`.
         """
         asked = self._asked(output_hidden_states, output_attentions)
         vision = text = None
         given = _first(pixel_values, image_features, image_hidden, input_ids, text_features, columns)
         if given is None:
             raise ValueError("the model needs pixel_values, input_ids or both, or their features")
+        other_views: list[Tensor] = []
         if self.config.mask == "image" or _first(pixel_values, image_features, image_hidden) is None:
             image_features = self._no_features(self.vision_output.width, given)
             image_mask = self._nowhere(given)
         else:
+            views = self._other_views(pixel_values, image_features, image_hidden)
+            other_views = [_of_rows(self.image_features, image_mask, image_rows, view) for view in views]
             image_features, vision = self._seen_in_rows(
                 pixel_values, image_features, image_hidden, present=image_mask, rows=image_rows, asked=asked
             )
@@ -279,6 +296,7 @@ class FusionForImageTextClassification(TowerModel):
             text_mask,
             columns=columns,
             columns_mask=columns_mask,
+            other_views=other_views,
         )
         output.text_model_output = None if text is None else encoder_output(text)
         output.vision_model_output = None if vision is None else encoder_output(vision)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
@@ -54,9 +56,18 @@ class BackboneForImageClassification(TowerModel):
         image_features: Tensor,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        *,
+        other_views: Sequence[Tensor] = (),
     ) -> ImageClassifierOutput:
-        """From the encoder's pooled output to logits and loss."""
+        """From the encoder's pooled output to logits and loss.
+
+        Args:
+            image_features, labels, num_items_in_batch: As `forward` takes them.
+            other_views (`Sequence[Tensor]`): Features of further views of the images, to average over.
+        """
         logits = self.head(image_features)
+        if other_views:
+            logits = self.loss.average([logits, *(self.head(features) for features in other_views)])
         loss = None if labels is None else self.loss(logits, labels, num_items_in_batch)
         outputs = calibrated(self.loss.outputs(logits), self.config.calibration_temperature)
         return ImageClassifierOutput(loss=loss, logits=outputs)
@@ -94,17 +105,21 @@ class BackboneForImageClassification(TowerModel):
             return_dict (`bool`, *optional*): False = a tuple; absent = as the config says.
 
         Raises:
-            `ValueError`: neither images nor their features; attentions of a timm encoder.
+            `ValueError`: neither images nor their features; attentions of a timm encoder; features where the config
+                has `views`.
 
         Returns:
             `ImageClassifierOutput` with `logits` (B, num_labels), divided by the config's temperature, or the numbers
-            themselves, and `loss`, a scalar, of the logits before that, when labels were given.
+            themselves, and `loss`, a scalar, of the logits before that, when labels were given. In eval mode they
+            stand for the mean over the config's `views`.
         """
         asked = self._asked(output_hidden_states, output_attentions)
         features, vision = self._seen(pixel_values, image_features, image_hidden, **asked)
         if features is None:
             raise ValueError("the model needs pixel_values or image_features")
-        output = self.classify(features, labels, num_items_in_batch)
+        views = self._other_views(pixel_values, image_features, image_hidden)
+        others = [self.image_features(view) for view in views]
+        output = self.classify(features, labels, num_items_in_batch, other_views=others)
         if vision is not None:
             output.hidden_states, output.attentions = vision.get("hidden_states"), vision.get("attentions")
         return output

@@ -290,6 +290,8 @@ EXAMPLES: dict[str, Any] = {
     "version": "v2",
     "vertical_flip": 0.5,
     "CacheSection.views": 4,
+    "ViewsSection.horizontal_flip": True,
+    "ViewsSection.vertical_flip": True,
     "views": {"horizontal_flip": True},
     "center_crops": [0.875],
     "vision": {"pretrained": False},

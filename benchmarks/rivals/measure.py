@@ -19,7 +19,7 @@ def main(costs: str, log: str, *command: str) -> int:
     process.returncode = os.waitstatus_to_exitcode(status)
     # Linux counts in KiB, macOS in bytes.
     size = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    found = {"seconds": usage.ru_utime + usage.ru_stime, "megabytes": size / 2**20}
+    found = {"seconds": usage.ru_utime + usage.ru_stime, "mebibytes": size / 2**20}
     Path(costs).write_text(json.dumps(found), encoding="utf-8")
     return int(process.returncode != 0)
 

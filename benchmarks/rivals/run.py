@@ -51,33 +51,38 @@ _SETTINGS = {
     "CUDA_VISIBLE_DEVICES": "",
 }
 _MMHF = "mmhf"
+_MAX_REASON = 160
 _MMHF_PACKAGES = ("mmhf", "torch", "transformers")
 _VERSIONS = "import json; from importlib.metadata import version; print(json.dumps([version(name) for name in {}]))"
 
 
+class NotRunError(Exception):
+    """A contestant has no result; the message says why."""
+
+
 class Cost(NamedTuple):
-    """What a process took: seconds of CPU of it and its children, and the most MB that were resident at once."""
+    """What a process took: seconds of CPU of it and its children, and the most MiB that were resident at once."""
 
     seconds: float
-    megabytes: float
+    mebibytes: float
 
 
 def measure(command: Sequence[str], folder: Path, *, is_mmhf: bool) -> Cost:
     """Run a program whose caches are empty; what it prints goes into `folder/log.txt`.
 
     Raises:
-        `RuntimeError`: it failed; the message has the last line that it wrote.
+        `NotRunError`: it failed; the message has the last line that it wrote.
     """
     costs, log = folder / "costs.json", folder / "log.txt"
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, **_SETTINGS, "HF_HOME": cache, "HF_DATASETS_CACHE": f"{cache}/datasets"}
+        environment.pop("MMHF_FEATURES", None)
         if not is_mmhf:
             environment.pop("PYTHONPATH", None)
         wrapped = [sys.executable, str(HERE / "measure.py"), str(costs), str(log), *command]
         done = subprocess.run(wrapped, env=environment, cwd=folder, check=False)
     if done.returncode:
-        said = log.read_text(errors="replace").strip().splitlines()
-        raise RuntimeError(f"failed: {said[-1] if said else 'it said nothing'}")
+        raise NotRunError(f"failed: {_last_line(log.read_text(errors='replace'))}")
     return Cost(**json.loads(costs.read_text(encoding="utf-8")))
 
 
@@ -85,14 +90,14 @@ def versions(python: str, packages: Sequence[str], imports: str = "") -> str:
     """Versions of packages of an environment; what a script imports is imported, so that no run compiles it or waits.
 
     Raises:
-        `RuntimeError`: a package is not there or cannot be imported.
+        `NotRunError`: a package is not there or cannot be imported.
     """
     asked = f"{imports}\n{_VERSIONS.format(list(packages))}"
     environment = {**os.environ, **_SETTINGS}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run([python, "-c", asked], capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        raise RuntimeError(f"not run: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        raise NotRunError(f"not run: {_last_line(done.stderr)}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
     return ", ".join(f"{name} {number}" for name, number in zip(packages, found, strict=True))
 
@@ -101,13 +106,17 @@ def python_of(rival: Rival, envs: Path) -> str:
     """The interpreter of a rival's environment.
 
     Raises:
-        `RuntimeError`: it has not been built.
+        `NotRunError`: it has not been built.
     """
     folder = envs / rival.environment
     if not (folder / ".installed").exists():
         log = folder / "install.log"
-        lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-        raise RuntimeError(f"not run: {lines[-1] if lines else 'its environment is not built (make rivals)'}")
+        why = (
+            _last_line(log.read_text(errors="replace"))
+            if log.exists()
+            else "its environment is not built (make rivals)"
+        )
+        raise NotRunError(f"not run: {why}")
     return str(folder / "bin" / "python")
 
 
@@ -167,7 +176,7 @@ class Campaign:
             try:
                 python = python_of(rival, self.envs) if rival else sys.executable
                 if rival is None:
-                    found = versions(python, _MMHF_PACKAGES)
+                    found = versions(python, _MMHF_PACKAGES, "import mmhf.verbs.train")
                     scores, cost = run_mmhf(contest, overrides, seed, folder)
                 else:
                     found = versions(python, rival.packages.split(), rival.imports())
@@ -175,15 +184,17 @@ class Campaign:
                     scores, cost = run_rival(contest, rival, own, folder, python)
                 chosen = {metric: scores[metric] for metric in contest.metrics.values()}
                 result: dict[str, Any] = {**chosen, **cost._asdict(), "versions": found}
-            except RuntimeError as error:
+            except NotRunError as error:
                 result = {"error": str(error)}
             self._keep({**key, **result})
-            shutil.rmtree(folder / "model", ignore_errors=True)
+            # What it printed and answered stays; models and checkpoints take gigabytes.
+            for left in filter(Path.is_dir, folder.iterdir()):
+                shutil.rmtree(left)
             print(f"{contest.name}, seed {seed}, {name}: {_told(result, contest)}", flush=True)
 
     def table(self, contest: Contest) -> str:
         """The results of a task as Markdown."""
-        heads = ["", *contest.metrics, "CPU s", "peak MB", "lines", "seeds", "versions"]
+        heads = ["", *contest.metrics, "CPU s", "peak MiB", "lines", "seeds", "versions"]
         lines = [f"## {contest.name}", "", _row(heads), _row(["---"] * len(heads))]
         for rival in self.contestants(contest):
             name = rival.name if rival else _MMHF
@@ -205,11 +216,17 @@ class Campaign:
             stream.write(json.dumps(result) + "\n")
 
 
+def _last_line(printed: str) -> str:
+    """Of what a program printed, short and fit for a table."""
+    lines = printed.strip().splitlines() or ["it said nothing"]
+    return lines[-1].replace("|", "/")[-_MAX_REASON:]
+
+
 def _told(result: Mapping[str, Any], contest: Contest) -> str:
     if "error" in result:
         return str(result["error"])
     scores = ", ".join(f"{head} {result[metric]:.3f}" for head, metric in contest.metrics.items())
-    return f"{scores}; {result['seconds']:.0f} s of CPU, {result['megabytes']:.0f} MB"
+    return f"{scores}; {result['seconds']:.0f} s of CPU, {result['mebibytes']:.0f} MiB"
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
@@ -234,13 +251,15 @@ def main() -> int:
     parser.add_argument("--envs", type=Path, default=HERE / ".envs", help="where `make rivals` made the environments")
     parser.add_argument("--output", type=Path, help="where results and logs are kept; absent: nothing is kept")
     options = parser.parse_args()
-    # One core, the last of those that are allowed, for this process and all that it starts.
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    if sys.platform == "linux":
+        # One core, the last of those that are allowed, for this process and all that it starts.
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as scratch:
         output = (options.output or Path(scratch)).absolute()
         output.mkdir(parents=True, exist_ok=True)
         if not (output / "models").exists():
-            write_models(output / "models")
+            write_models(Path(scratch, "whole"))
+            shutil.move(Path(scratch, "whole"), output / "models")
         campaign = Campaign(output, options.envs.absolute(), options.only)
         prepared = {}
         for name in options.tasks:

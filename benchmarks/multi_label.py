@@ -2,7 +2,7 @@
 
 Rounds alternate in one process. Ours are all that a report says: average precision, ROC-AUC, F1 in three ways,
 calibration, Brier score, the table of labels and the thresholds. The rival is scikit-learn's functions for the same,
-without calibration and thresholds. The aims: at most 1.5 times its time, and at most 0.2 of the memory of logits
+without calibration and thresholds. The aims: at most half of its time, and at most 0.2 of the memory of logits
 (float32) and labels beside them, for a million rows of 100 labels.
 
     python benchmarks/multi_label.py [ROUNDS [ROWS [LABELS [ROWS_OF_MEMORY]]]]

@@ -50,6 +50,8 @@ FLOORS = [
     Floor("captioner_loss", "1", "captioner's loss, full logits / ours", r": ([\d.]+) times faster", 4.0),
     Floor("contrastive_batch", "2", "micro-batches of a large batch, ours / at once", r"at ([\d.]+) times", -1.35),
     Floor("retrieval", "1 8000", "retrieval metrics, bare products / ours", r"processor: .*: ratio ([\d.]+)", 0.6),
+    Floor("multi_label", "1 50000 100 400000", "numbers of 100 labels, ours / sklearn", r"s: ratio ([\d.]+)", -0.6),
+    Floor("multi_label", "1 50000 100 400000", "their memory beside the rows", r"memory ratio ([\d.]+)", -0.4),
     Floor("embedding", "3", "embedding a table, ours / bare model, in speed", r"ratio ([\d.]+)", 0.85),
     Floor("table_reading", "100000", "reading CSV, pandas / ours", r"; ([\d.]+) of pandas", 0.55),
     Floor("checks", "2 256", "weights compared at start, s a gigabyte", r"start: ([\d.]+) s", -0.5),

@@ -40,7 +40,6 @@ class OneVsRest:
                 continue
             if start is not None:
                 regression.coef_, regression.intercept_ = start._weight[label : label + 1], start._bias[[label]]
-                regression.classes_ = np.array([False, True])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 regression.fit(features, present)

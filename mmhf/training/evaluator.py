@@ -73,7 +73,13 @@ def _joined(batches: Any) -> Any:
         return tuple(_joined(list(parts)) for parts in zip(*batches, strict=True))
     if len({batch.shape[1:] for batch in batches}) > 1:  # padded to the longest, as Trainer does
         return functools.reduce(nested_concat, batches)
-    return np.concatenate(batches)
+    whole = np.empty((sum(len(batch) for batch in batches), *first.shape[1:]), first.dtype)
+    start = 0
+    for at, batch in enumerate(batches):
+        whole[start : start + len(batch)] = batch
+        start += len(batch)
+        batches[at] = None  # so that the outputs of a large split are never held twice
+    return whole
 
 
 class ReadsSplits(JoinsOnce):

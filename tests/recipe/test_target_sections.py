@@ -57,6 +57,11 @@ def test_what_belongs_to_them_is_taken():
         ),
         ({"source": "hub", "path": "a/b", "streaming": True, "regression": {}}, {}, "data.streaming"),
         ({"source": "sample"}, {"loss": {"huber_delta": 1}}, "loss.huber_delta"),
+        (
+            {"source": "hub", "path": "a/b", "streaming": True},
+            {"evaluation": {"subgroups": ["a"]}},
+            "evaluation.subgroups",
+        ),
     ],
 )
 def test_what_is_for_other_targets_is_named(data: dict[str, Any], changes: dict[str, Any], key: str):

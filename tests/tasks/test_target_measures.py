@@ -13,16 +13,24 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from mmhf.data.loading import LoadedData
 from mmhf.data.table import extra_column
+from mmhf.evaluation.baselines import RIDGE_STRENGTHS, STRENGTHS
 from mmhf.evaluation.modalities import evaluate_modalities, other_rows
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.report.target_report import Measured, TargetReport
 from mmhf.recipe import recipe_from_dict
+from mmhf.tasks import task_of
+from mmhf.tasks.frozen_features import FrozenFeatures, SplitFeatures
 from mmhf.tasks.targets import ClassifierTarget, Predicted, classifier_target
 
 ROWS = 120
+TABLE = {"source": "table", "path": "t.csv"}
 KINDS: dict[str, dict[str, Any]] = {
     "classes": {},
     "multi_label": {"multi_label": {"names": ["a", "b", "c"]}},
@@ -34,7 +42,7 @@ SEXES = [None if row % 10 == 9 else "fm"[row % 2] for row in range(ROWS)]
 
 
 def target_of(kind: str, **evaluation: Any) -> ClassifierTarget[Any]:
-    data = {"source": "table", "path": "t.csv", **KINDS[kind]}
+    data = {**TABLE, **KINDS[kind]}
     values = {"task": "image-text-classification", "data": data, "evaluation": {"subgroups": ["sex"], **evaluation}}
     return classifier_target(recipe_from_dict(values, name="r").recipe)
 
@@ -133,3 +141,32 @@ def test_a_temperature_of_ordered_classes_is_fitted_and_kept():
     config.calibration_temperature = 1.0
     target.finish(Predicted(logits, labels, 0.0), config)
     assert steeper == pytest.approx(4 * config.calibration_temperature, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["multi_label", "regression"])
+def test_pairs_stand_beside_scikit_learn_on_the_features_of_both_encoders(kind: str):
+    """And on the products of these; regularisation is chosen on the validation split."""
+    random = np.random.default_rng(3)
+    images, texts = (random.normal(size=(3, ROWS, 4)).astype(np.float32) for _ in range(2))
+    signal = images[..., :3] + texts[..., :3] + random.normal(size=(3, ROWS, 3))
+    labels = signal if kind == "regression" else (signal > 0).astype(np.float32)
+    names = ("train", "validation", "test")
+    recipe = recipe_from_dict({"task": "image-text-classification", "data": {**TABLE, **KINDS[kind]}}, name="r").recipe
+    task = task_of(recipe)
+    tables = {name: datasets.Dataset.from_dict({COLUMNS[kind]: labels[at].tolist()}) for at, name in enumerate(names)}
+    splits = {name: SplitFeatures(np.arange(ROWS), images[at], texts[at]) for at, name in enumerate(names)}
+    found = task.baselines(FrozenFeatures(splits), LoadedData(dict(tables), ["a", "b", "c"]))["test"]
+
+    train, validation, test = np.concatenate([images, texts], axis=2).astype(np.float64)
+    tried = []
+    for strength in STRENGTHS if kind == "multi_label" else RIDGE_STRENGTHS:
+        single = LogisticRegression(C=strength, tol=1e-8, max_iter=5000)
+        own = OneVsRestClassifier(single) if kind == "multi_label" else Ridge(alpha=strength * ROWS)
+        fitted = make_pipeline(StandardScaler(), own).fit(train, labels[0])
+        answer = fitted.decision_function if kind == "multi_label" else fitted.predict
+        measure = sk.average_precision_score if kind == "multi_label" else sk.r2_score
+        tried.append([measure(labels[at], answer(each)) for at, each in ((1, validation), (2, test))])
+    baseline, metric = ("logistic regression", "map") if kind == "multi_label" else ("ridge regression", "r2")
+    assert found.keys() == {baseline, f"{baseline} on products"}
+    assert found[baseline][metric] == pytest.approx(max(tried)[1], abs=1e-6)
+    assert 0 < found[f"{baseline} on products"][metric] < 1

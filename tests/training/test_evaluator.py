@@ -91,3 +91,12 @@ def test_gaps_between_outputs_are_given_back_now_and_then(predict, monkeypatch):
     monkeypatch.setattr(evaluator, "give_back_gaps", lambda: times.append(1))
     predict(Evaluator)
     assert len(times) == 2, "of 10 batches"
+
+
+def test_batches_are_let_go_as_they_are_joined():
+    """So that the outputs of a large split are never held twice."""
+    batches = [np.arange(6, dtype=np.float32).reshape(3, 2), np.full((2, 2), 9, np.float32)]
+    expected = np.concatenate(batches)
+    joined = evaluator._joined(batches)
+    np.testing.assert_array_equal(joined, expected)
+    assert joined.dtype == np.float32 and batches == [None, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,19 @@ def _examples(
     graphs: ModelGraphs, input_path: str | Path | None, model_dir: str | Path, *, captions: bool
 ) -> tuple[list[Example], str]:
     """The rows that are compared, and what they are called."""
+    columns = graphs.columns
     if input_path is None:
-        return whole_examples(graphs, sample_examples()), "drawings that come with mmhf"
-    reads = {TEXT: graphs.reads_text}
-    rows = read_rows(input_path, model_dir=model_dir, limit=NUM_EXAMPLES, reads=reads, captions=captions)
+        usual = None if columns is None else columns.usual_row()
+        drawings = [replace(each, columns=usual) for each in sample_examples()]
+        return whole_examples(graphs, drawings), "drawings that come with mmhf"
+    rows = read_rows(
+        input_path,
+        model_dir=model_dir,
+        limit=NUM_EXAMPLES,
+        reads={TEXT: graphs.reads_text},
+        captions=captions,
+        value_columns=() if columns is None else columns.names,
+    )
     return whole_examples(graphs, [rows.example(row) for row in range(len(rows))]), str(input_path)
 
 

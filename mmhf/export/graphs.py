@@ -15,12 +15,14 @@ from transformers import DynamicCache, PreTrainedModel
 from mmhf.conventions import Processor
 from mmhf.errors import InputError
 from mmhf.inference.embedders import EmbedderInputs
-from mmhf.inference.inputs import IMAGE, TEXT, Example
+from mmhf.inference.inputs import COLUMNS, IMAGE, TEXT, Example
 from mmhf.inference.loading import columns_of, takes_text
 from mmhf.inference.predictors import PredictionCollator
 from mmhf.models.classification_loss import class_names
+from mmhf.models.fusion.column_features import ColumnFeatures
 from mmhf.models.processing import TEXT_INPUTS
 from mmhf.models.targets import target_of
+from mmhf.recipe.prompt_template import PromptTemplate
 
 Tensors = Mapping[str, Tensor]
 _TEXT_LENGTHS = {0: "batch", 1: "length"}
@@ -98,6 +100,8 @@ class ModelGraphs(ABC):
     def __init__(self, model: PreTrainedModel, processor: Processor) -> None:
         self.model: Any = model
         self.processor: Any = processor
+        self.columns = columns_of(model)
+        """The columns of a table that it reads; None where it reads none."""
 
     @property
     def reads_text(self) -> bool:
@@ -124,14 +128,11 @@ class ClassifierGraphs(ModelGraphs):
 
     def graphs(self, examples: Sequence[Example]) -> list[Graph]:
         config, text = self.model.config, self.reads_text
-        _refuse_columns(self.model)
         missing = list(config.missing_modalities) if text else []
-        collator = PredictionCollator(self.processor, with_text=text, missing=missing)
+        collator = PredictionCollator(self.processor, with_text=text, missing=missing, columns=self.columns)
         given = list(examples)
-        if IMAGE in missing:
-            given.append(Example(None, given[0].texts))
-        if TEXT in missing:
-            given.append(Example(given[0].image))
+        lacks: dict[str, dict[str, Any]] = {IMAGE: {"image": None}, TEXT: {"texts": ()}, COLUMNS: {"columns": None}}
+        given += [replace(given[0], **lacks[modality]) for modality in missing]
         batches = [collator(rows).encodings["row"] for rows in (given, given[:1])]
         unseen = {IMAGE: {"pixel_values", "image_mask"}, TEXT: {"input_ids", "attention_mask", "text_mask"}}
         names = [name for name in batches[0] if name not in unseen.get(getattr(config, "mask", None) or "", ())]
@@ -148,7 +149,8 @@ class ClassifierGraphs(ModelGraphs):
         config = self.model.config
         names = class_names(self.model)
         learnt = {"learnt": target_of(config).name, "labels": names, "thresholds": config.thresholds}
-        return {**learnt, "abstain_below": config.abstain_below}
+        columns = {"columns": self.columns.to_dict()} if isinstance(self.columns, ColumnFeatures) else {}
+        return {**learnt, "abstain_below": config.abstain_below, **columns}
 
 
 class DualEncoderGraphs(ModelGraphs):
@@ -192,13 +194,13 @@ class CaptionerGraphs(ModelGraphs):
 
     A step reads the prefix, tokens, or both, behind what is cached of the steps before; each may have the length 0. So
     the first step and all others are one graph, and the token embeddings are stored once. Captions of a batch go in
-    step, so that there is no padding and no mask.
+    step, so that there is no padding and no mask. A prompt that is the same for all follows the image in the prefix;
+    one that names columns is read as the tokens of the first step.
     """
 
     runner = "caption"
 
     def graphs(self, examples: Sequence[Example]) -> list[Graph]:
-        _refuse_columns(self.model)
         collator = PredictionCollator(self.processor, with_text=False)
         batches = [collator(rows).encodings["row"]["pixel_values"] for rows in (examples, examples[:1])]
         prompt = self.model.prompt
@@ -208,7 +210,9 @@ class CaptionerGraphs(ModelGraphs):
                 embeds = self.model.get_input_embeddings()(prompt)[None].clone()
             image_model.register_buffer("prompt_embeds", embeds)
         with torch.no_grad():
-            prefixes = [self.model.prefix_embeds(self.model.image_features(pixels)) for pixels in batches]
+            features = [self.model.image_features(pixels) for pixels in batches]
+            none = [None if self.columns is None else prompt.new_zeros(len(each), 0) for each in features]
+            prefixes = [self.model.prefix_embeds(*each) for each in zip(features, none, strict=True)]
         cases = [
             Case({"pixel_values": pixels}, {"prefix": prefix})
             for pixels, prefix in zip(batches, prefixes, strict=True)
@@ -217,10 +221,14 @@ class CaptionerGraphs(ModelGraphs):
         image = GraphModule(image_model, _prefix, ["pixel_values"])
         return [
             Graph("image", image, cases[0].inputs, ("prefix",), lengths, cases),
-            self._language(batches, prefixes),
+            self._language(batches, prefixes, self._prompt(examples)),
         ]
 
-    def _language(self, batches: Sequence[Tensor], prefixes: Sequence[Tensor]) -> Graph:
+    def _prompt(self, examples: Sequence[Example]) -> Tensor | None:
+        """(1, P): the first example's own prompt; None where all have the same."""
+        return None if self.columns is None else self.processor(columns=[examples[0].columns])["prompt_ids"]
+
+    def _language(self, batches: Sequence[Tensor], prefixes: Sequence[Tensor], prompt: Tensor | None) -> Graph:
         """The graph of a step, compared with the model's logits behind the prefix, and behind two tokens more."""
         language = self.model.language
         ids = torch.arange(_TRACED_LENGTH).expand(len(batches[0]), -1).clone()
@@ -238,9 +246,11 @@ class CaptionerGraphs(ModelGraphs):
         for pixels, prefix in zip(batches, prefixes, strict=True):
             tokens = ids[: len(pixels)]
             nothing = [prefix.new_zeros(len(pixels), shape[1], 0, shape[3]) for shape in shapes]
-            first = inputs(prefix, tokens[:, :0], nothing)
+            asked = tokens[:, :0] if prompt is None else prompt.expand(len(pixels), -1)
+            own = {} if prompt is None else {"prompt_ids": asked}
+            first = inputs(prefix, asked, nothing)
             with torch.no_grad():
-                logits = self.model(pixel_values=pixels, input_ids=tokens).logits
+                logits = self.model(pixel_values=pixels, input_ids=tokens, **own).logits
                 cached = module(*first.values())[1:]
             cases.append(Case(first, {"logits": logits[:, 0]}))
             # The model gives no logits behind the last token.
@@ -263,7 +273,11 @@ class CaptionerGraphs(ModelGraphs):
         given = {name: getattr(config, name, None) for name in plain}
         differs = {name: value for name, value in given.items() if value not in (None, plain[name])}
         tokens = config.max_new_tokens or config.max_length or 20
-        return {"generation": {"max_new_tokens": tokens, "end_ids": ends, "model_differs": differs}}
+        found: dict[str, Any] = {"generation": {"max_new_tokens": tokens, "end_ids": ends, "model_differs": differs}}
+        if isinstance(self.columns, PromptTemplate):
+            template = {"pieces": self.columns.pieces, "missing": self.columns.missing}
+            found["prompt"] = {**template, "max_length": self.processor.longest_prompt}
+        return found
 
 
 def _without(model: nn.Module, *names: str) -> nn.Module:
@@ -272,11 +286,6 @@ def _without(model: nn.Module, *names: str) -> nn.Module:
     lean._modules = {name: module for name, module in model._modules.items() if name not in names}
     lean._buffers = dict(model._buffers)
     return lean
-
-
-def _refuse_columns(model: PreTrainedModel) -> None:
-    if columns_of(model) is not None:
-        raise InputError("a model that reads columns of a table is not exported; mmhf serve answers with it")
 
 
 def _logits(model: Any, given: Tensors) -> tuple[Tensor, ...]:
@@ -291,6 +300,8 @@ def _masked_logits(model: Any, given: Tensors) -> tuple[Tensor, ...]:
         features["image_features"] = model.image_features(given["pixel_values"])
     if "input_ids" in given:
         features["text_features"] = model.text_features(given["input_ids"], given.get("attention_mask"))
+    if "columns" in given:
+        features["columns"] = given["columns"]
     return (model(**features, **masks).logits,)
 
 
@@ -347,8 +358,16 @@ def whole_examples(graphs: ModelGraphs, examples: Sequence[Example]) -> list[Exa
     Raises:
         InputError: There are fewer than two, which tracing needs.
     """
-    whole = [each for each in examples if each.image is not None and (each.texts or not graphs.reads_text)]
+    columns = graphs.columns
+    whole = [
+        each
+        for each in examples
+        if each.image is not None
+        and (each.texts or not graphs.reads_text)
+        and (columns is None or columns.find_problem(each.columns or {}) is None)
+    ]
     if len(whole) < 2:
         needed = "an image and a text" if graphs.reads_text else "an image"
+        needed += "" if columns is None else ", and columns that the model can read,"
         raise InputError(f"--input: two rows with {needed} are needed to compare with, not {len(whole)}")
     return whole

@@ -156,11 +156,13 @@ def _loss_per_token(rows: ValidationRows, candidate: Sequence[tuple[Graph, Runne
     (_, image), (graph, language) = candidate
     shapes = {name: tensor.shape for name, tensor in graph.example.items() if name.startswith("past_")}
     total, num_tokens = 0.0, 0
-    for batch in rows.measuring():
+    for batch in (part for whole in rows.measuring() for part in _with_one_prompt(whole)):
         labels = batch["labels"]
         prefix = image({"pixel_values": batch["pixel_values"]})["prefix"]
         past = {name: np.zeros((len(labels), shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
         tokens = batch["input_ids"][:, :0]
+        if "prompt_ids" in batch:
+            tokens = batch["prompt_ids"][:, batch["prompt_mask"][0] == 1]
         for position in range(labels.shape[1]):
             found = language({"prefix": prefix, "input_ids": tokens, **past})
             known = labels[:, position] != IGNORED_LABEL
@@ -171,6 +173,15 @@ def _loss_per_token(rows: ValidationRows, candidate: Sequence[tuple[Graph, Runne
             past = {name: found[name.replace("past_", "present_", 1)] for name in past}
             prefix, tokens = prefix[:, :0], batch["input_ids"][:, position : position + 1]
     return total / num_tokens
+
+
+def _with_one_prompt(batch: Arrays) -> Iterator[Arrays]:
+    """A batch, or its rows one by one where each has a prompt of its own: the graphs have no mask."""
+    if "prompt_ids" not in batch:
+        yield batch
+        return
+    for row in range(len(batch["labels"])):
+        yield {name: values[row : row + 1] for name, values in batch.items()}
 
 
 def inputs_of(graph: Graph, batch: Arrays) -> Arrays:

@@ -27,6 +27,7 @@ class PromptTemplate:
 
     Attributes:
         names (`list[str]`): The columns, each once, in their order.
+        pieces (`list[tuple[str, str | None]]`): Texts, each with the column behind it.
 
     Raises:
         `ValueError`: braces do not match, or a pair of them names no column.
@@ -34,8 +35,7 @@ class PromptTemplate:
 
     def __init__(self, text: str, missing: str | None = None) -> None:
         self.text, self.missing = text, missing
-        self._pieces: list[tuple[str, str | None]] = []
-        """Texts, each with the column behind it."""
+        self.pieces: list[tuple[str, str | None]] = []
         start, before = 0, ""
         for match in _PIECE.finditer(text):
             before += text[start : match.start()]
@@ -44,7 +44,7 @@ class PromptTemplate:
                 name = match[1].strip()
                 if not name:
                     raise ValueError(f"{match[0]} at character {match.start() + 1} names no column")
-                self._pieces.append((before, name))
+                self.pieces.append((before, name))
                 before = ""
             elif len(match[0]) == 2:
                 before += match[0][0]
@@ -53,8 +53,8 @@ class PromptTemplate:
                     f"the brace {match[0]} at character {match.start() + 1} has no partner; write {match[0] * 2} for "
                     "a brace that belongs to the text"
                 )
-        self._pieces.append((before + text[start:], None))
-        self.names = list(dict.fromkeys(name for _, name in self._pieces if name is not None))
+        self.pieces.append((before + text[start:], None))
+        self.names = list(dict.fromkeys(name for _, name in self.pieces if name is not None))
 
     def fill(self, row: RowValues) -> str:
         """The prompt of a row.
@@ -75,7 +75,7 @@ class PromptTemplate:
             if text is None:
                 raise InputError(f"columns.{name}: is missing, and the prompt needs it")
             values[name] = text
-        return "".join(before + values[name] for before, name in self._pieces)
+        return "".join(before + values[name] for before, name in self.pieces)
 
     def find_problem(self, row: RowValues) -> str | None:
         """Why a row has no prompt; None: it has one."""

@@ -65,7 +65,9 @@ def test_a_program_answers_by_what_was_learnt(
     logits = np.log(np.array([[0.3, 0.3, 0.4]]))
     graph = SimpleNamespace(run=lambda arrays: (logits,))
     monkeypatch.setitem(sys.modules, "runtime", SimpleNamespace(Graph=lambda *given: graph))
-    monkeypatch.setitem(sys.modules, "inputs", SimpleNamespace(pixel_values=lambda *given: None, tokens=None))
+    monkeypatch.setitem(
+        sys.modules, "inputs", SimpleNamespace(pixel_values=lambda *given: None, tokens=None, column_values=None)
+    )
     answer = runpy.run_path(str(tmp_path / "classify.py"))["classify"]("photo.jpg")
     for name, value in expected.items():
         assert answer[name] == (pytest.approx(value) if isinstance(value, float) else value)

@@ -7,10 +7,7 @@ import pytest
 
 from mmhf import pipeline
 from mmhf.errors import InputError
-from mmhf.export.graphs import ClassifierGraphs
 from mmhf.inference import JobSettings, predict_table
-from mmhf.inference.demo.subjects import load_subject
-from mmhf.inference.loading import load_model
 
 SEEN = {"text": "a frog", "columns": {"age": 61, "site": "face"}}
 
@@ -77,10 +74,3 @@ def test_a_table_without_a_column_that_the_model_reads_is_named(model, picture, 
         predict_table(
             model, picture.parent / "in.csv", tmp_path / "2.csv", JobSettings(columns={"aeg": "ages"}, device="cpu")
         )
-
-
-def test_what_cannot_take_columns_says_so(model):
-    with pytest.raises(InputError, match=r"no fields for the model's columns \(age, site\)"):
-        load_subject(model, captions=[])
-    with pytest.raises(InputError, match="is not exported; mmhf serve answers with it"):
-        ClassifierGraphs(*load_model(model)).graphs([])

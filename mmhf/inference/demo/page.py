@@ -1,9 +1,10 @@
-"""The page: upload an image, type a text, read the answer and what it rests on."""
+"""The page: upload an image, type a text and values of columns, read the answer and what it rests on."""
 
 from __future__ import annotations
 
 import contextlib
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class Page:
                     )
                     label = _TEXT_LABEL.get(self.subject.family, "")
                     text = gr.Textbox(label=label, visible=self.subject.takes_text, elem_id="text", lines=2)
+                    fields = [_field(name, kind) for name, kind in self.subject.columns.items()]
                     button = gr.Button(_BUTTON[self.subject.family], variant="primary", elem_id="ask")
                     notice = gr.HTML(elem_id="notice")
                 with gr.Column():
@@ -74,9 +76,10 @@ class Page:
             if self.examples:
                 gr.Examples(self.examples, [image, text] if self.subject.takes_text else [image], label="Examples")
             image.upload(self._check, image, [image, notice], **_LISTENING)
-            asked = button.click(self._ask, [image, text], [*answers, notice], **_LISTENING)
+            given = [image, text, *fields]
+            asked = button.click(self._ask, given, [*answers, notice], **_LISTENING)
             if explanations:
-                asked.then(self._explain, [image, text], explanations, **_LISTENING)
+                asked.then(self._explain, given, explanations, **_LISTENING)
         return blocks
 
     def _answer_components(self) -> list[Any]:
@@ -113,17 +116,17 @@ class Page:
             return None, _refusal(error)
         return gr.skip(), ""
 
-    def _ask(self, upload: Upload, text: str | None) -> list[Any]:
+    def _ask(self, upload: Upload, text: str | None, *values: object) -> list[Any]:
         try:
-            answer = self.subject.answer(self._open(upload), _bounded(text))
+            answer = self.subject.answer(self._open(upload), _bounded(text), self._columns(values))
         except (BadImageError, InputError) as error:
             return [*self._shown(Answer()), _refusal(error)]
         return [*self._shown(answer), ""]
 
-    def _explain(self, upload: Upload, text: str | None) -> Any:
+    def _explain(self, upload: Upload, text: str | None, *values: object) -> Any:
         shown: list[Any] = [None, None]
         with contextlib.suppress(BadImageError, InputError):
-            if (found := self.subject.explain(self._open(upload), _bounded(text))) is not None:
+            if (found := self.subject.explain(self._open(upload), _bounded(text), self._columns(values))) is not None:
                 words = [
                     piece for word, relevance in found.words for piece in ((word, _DEEPEST * relevance), (" ", None))
                 ]
@@ -139,10 +142,23 @@ class Page:
             shown.append([[caption, f"{similarity:.3f}"] for caption, similarity in answer.nearest])
         return shown
 
+    def _columns(self, values: Sequence[object]) -> dict[str, object]:
+        """What was put into the fields; an empty one is a missing value."""
+        given = dict(zip(self.subject.columns, values, strict=False))
+        return {name: _bounded(value) if isinstance(value, str) else value for name, value in given.items()}
+
     def _open(self, upload: Upload) -> Image:
         if upload is None:
             raise BadImageError("no image is chosen")
         return decode_image(Path(upload["path"]))
+
+
+def _field(name: str, kind: str | list[str]) -> Any:
+    """The field of a column: a number, a text, or one of the categories that the model knows."""
+    if isinstance(kind, list):
+        # The browser shows the empty one as no choice at all.
+        return gr.Dropdown(["", *kind], value="", label=name, elem_id=f"column-{name}")
+    return gr.Textbox(label=f"{name} (a number)" if kind == "number" else name, elem_id=f"column-{name}")
 
 
 def _bounded(text: str | None) -> str:

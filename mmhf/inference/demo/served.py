@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from mmhf.errors import InputError
-from mmhf.inference.demo.subjects import NEAREST, PROMPT, Answer, named_classes
-from mmhf.inference.inputs import IMAGE, TEXT
+from mmhf.inference.demo.subjects import NEAREST, NO_COLUMNS, PROMPT, Answer, Columns, named_classes
+from mmhf.inference.inputs import COLUMNS, IMAGE, TEXT
 from mmhf.models.family import family_of_task
 
 _TEXTS_AT_ONCE = 64
@@ -50,23 +50,25 @@ class ServedSubject:
         assert family is not None, "a server's tasks are those of families"
         self.family: str = family.load("subject").family
         self.takes_text = TEXT in reads
+        self.columns: Mapping[str, str | list[str]] = models[name].get("columns") or {}
         self.captions = list(dict.fromkeys(captions)) if self.family == "dual encoder" else []
         chunks = [self.captions[at : at + _TEXTS_AT_ONCE] for at in range(0, len(self.captions), _TEXTS_AT_ONCE)]
         embedded = [each for chunk in chunks for each in self._embed([{TEXT: text} for text in chunk])]
         self._pool = np.array([each[TEXT] for each in embedded], dtype=np.float32)
 
-    def answer(self, image: Image.Image, text: str) -> Answer:
-        """What the server says of an image and a text.
+    def answer(self, image: Image.Image, text: str, columns: Columns = NO_COLUMNS) -> Answer:
+        """What the server says of an image, a text and values of columns.
 
         Raises:
             InputError: It refuses them, or does not answer.
         """
         file = io.BytesIO()
         image.save(file, "PNG")
-        picture = {IMAGE: base64.b64encode(file.getvalue()).decode()}
+        picture: dict[str, Any] = {IMAGE: base64.b64encode(file.getvalue()).decode()}
         if self.family != "dual encoder":
-            inputs = [{**picture, TEXT: text.strip()} if self.takes_text else picture]
-            (found,) = self._post("/v1/predict", inputs)["predictions"]
+            picture |= {TEXT: text.strip()} if self.takes_text else {}
+            picture |= {COLUMNS: dict(columns)} if self.columns else {}
+            (found,) = self._post("/v1/predict", [picture])["predictions"]
             numbers, probabilities = found.get("numbers") or {}, found.get("probabilities") or {}
             return Answer(probabilities=probabilities, numbers=numbers, caption=found.get("caption") or "")
         (embedded,) = self._embed([picture])
@@ -77,14 +79,14 @@ class ServedSubject:
         (found,) = self._post("/v1/zero-shot", [picture], labels=labels, template=PROMPT)["predictions"]
         return Answer(probabilities=found["probabilities"], nearest=nearest)
 
-    def explain(self, image: Image.Image, text: str) -> None:
+    def explain(self, image: Image.Image, text: str, columns: Columns = NO_COLUMNS) -> None:
         return None
 
-    def _embed(self, inputs: Sequence[Mapping[str, str]]) -> list[dict[str, list[float]]]:
+    def _embed(self, inputs: Sequence[Mapping[str, object]]) -> list[dict[str, list[float]]]:
         found: list[dict[str, list[float]]] = self._post("/v1/embed", inputs)["embeddings"]
         return found
 
-    def _post(self, endpoint: str, inputs: Sequence[Mapping[str, str]], **fields: object) -> dict[str, Any]:
+    def _post(self, endpoint: str, inputs: Sequence[Mapping[str, object]], **fields: object) -> dict[str, Any]:
         return self._ask("POST", endpoint, json={"model": self.name, "inputs": list(inputs), **fields})
 
     def _ask(self, method: str, endpoint: str, **content: Any) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +27,9 @@ from mmhf.models.targets import REGRESSION, target_of
 NEAREST = 5
 PROMPT = "a photo of a {}."
 _TEXTS_AT_ONCE = 64
+Columns = Mapping[str, object]
+"""Column of a table → its value; none where the model reads none."""
+NO_COLUMNS: Columns = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -70,15 +74,18 @@ class Subject(Protocol):
         family (`str`): `classifier`, `captioner` or `dual encoder`.
         takes_text (`bool`): Whether a text changes the answer.
         explains (`bool`): Whether it tells what an answer rests on.
+        columns (`Mapping[str, str | list[str]]`): Columns that it reads besides → `number`, `text`, or the categories
+            that it knows.
     """
 
     family: str
     takes_text: bool
     explains: bool
+    columns: Mapping[str, str | list[str]]
 
-    def answer(self, image: Image, text: str) -> Answer: ...
+    def answer(self, image: Image, text: str, columns: Columns = NO_COLUMNS) -> Answer: ...
 
-    def explain(self, image: Image, text: str) -> Explanation | None:
+    def explain(self, image: Image, text: str, columns: Columns = NO_COLUMNS) -> Explanation | None:
         """What the most probable label rests on; None where there is no label."""
         ...
 
@@ -95,17 +102,17 @@ class ClassifierSubject:
         self.takes_text = takes_text(model)
         self.names = class_names(model)
         self.target = target_of(model.config)
-        _refuse_columns(model)
+        self.columns = _described(model)
 
     @torch.inference_mode()
-    def answer(self, image: Image, text: str) -> Answer:
-        scores = self.target.scores(self.model(**self._encode(image, text)).logits[0]).tolist()
+    def answer(self, image: Image, text: str, columns: Columns = NO_COLUMNS) -> Answer:
+        scores = self.target.scores(self.model(**self._encode(image, text, columns)).logits[0]).tolist()
         named = dict(zip(self.names, scores, strict=True))
         return Answer(numbers=named) if self.target is REGRESSION else Answer(probabilities=named)
 
     @torch.inference_mode()
-    def explain(self, image: Image, text: str) -> Explanation:
-        encoding = self._encode(image, text)
+    def explain(self, image: Image, text: str, columns: Columns = NO_COLUMNS) -> Explanation:
+        encoding = self._encode(image, text, columns)
         pixel_values = encoding["pixel_values"]
         target = int(self.model(**encoding).logits[0].argmax())
         if not self.takes_text:
@@ -116,23 +123,28 @@ class ClassifierSubject:
         text_features = self.model.text_features(encoding["input_ids"], encoding["attention_mask"])
         image_features = self.model.image_features(pixel_values)
 
+        def classify(images: Tensor, texts: Tensor) -> Any:
+            count = max(len(images), len(texts))
+            beside = {"columns": encoding["columns"].expand(count, -1)} if self.columns else {}
+            return self.model.classify(images.expand(count, -1), texts.expand(count, -1), **beside)
+
         def score_images(pixels: Tensor) -> Tensor:
-            features = text_features.expand(len(pixels), -1)
-            return self._score(self.model.classify(self.model.image_features(pixels), features), target)
+            return self._score(classify(self.model.image_features(pixels), text_features), target)
 
         def score_texts(texts: list[str]) -> Tensor:
             encoded = self.processor(text=texts).to(self.model.device)
             features = self.model.text_features(encoded["input_ids"], encoded["attention_mask"])
-            return self._score(self.model.classify(image_features.expand(len(texts), -1), features), target)
+            return self._score(classify(image_features, features), target)
 
         return Explanation(
             heat_map(_seen(pixel_values, self.processor), image_relevance(score_images, pixel_values)),
             scaled_words(word_relevance(score_texts, text)),
         )
 
-    def _encode(self, image: Image, text: str) -> Any:
+    def _encode(self, image: Image, text: str, columns: Columns) -> Any:
         if self.takes_text:
-            encoding = self.processor(images=[image], text=[text.strip()])
+            beside = {"columns": [columns]} if self.columns else {}
+            encoding = self.processor(images=[image], text=[text.strip()], **beside)
         else:
             encoding = self.processor([image], return_tensors="pt")
         return _on_device(encoding, self.model)
@@ -154,15 +166,16 @@ class CaptionerSubject:
         processor: CaptionerProcessor,
         captions: Sequence[str] = (),
     ) -> None:
-        _refuse_columns(model)
+        self.columns = _described(model)
         self.processor = processor
         self.predictor = CaptionPredictor(model, processor)
 
-    def answer(self, image: Image, text: str) -> Answer:
-        table = self.predictor.predict(self.processor(images=[image]))
+    def answer(self, image: Image, text: str, columns: Columns = NO_COLUMNS) -> Answer:
+        beside: dict[str, Any] = {"columns": [columns]} if self.columns else {}
+        table = self.predictor.predict(self.processor(images=[image], **beside))
         return Answer(caption=table["caption"][0].as_py())
 
-    def explain(self, image: Image, text: str) -> None:
+    def explain(self, image: Image, text: str, columns: Columns = NO_COLUMNS) -> None:
         return None
 
 
@@ -181,6 +194,7 @@ class DualEncoderSubject:
     family = "dual encoder"
     takes_text = True
     explains = True
+    columns: Mapping[str, str | list[str]] = MappingProxyType({})
 
     def __init__(self, model: DualEncoderModel, processor: DualEncoderProcessor, captions: Sequence[str]) -> None:
         if not captions:
@@ -191,7 +205,7 @@ class DualEncoderSubject:
         self.pool = self._embed_texts(self.captions)
 
     @torch.inference_mode()
-    def answer(self, image: Image, text: str) -> Answer:
+    def answer(self, image: Image, text: str, columns: Columns = NO_COLUMNS) -> Answer:
         pixel_values, labels = self._pixels(image), named_classes(text)
         similarities = self.pool @ self._embed_images(pixel_values)[0]
         values, places = similarities.topk(min(NEAREST, len(self.captions)))
@@ -202,7 +216,7 @@ class DualEncoderSubject:
         return Answer(probabilities=dict(zip(labels, probabilities, strict=True)), nearest=nearest)
 
     @torch.inference_mode()
-    def explain(self, image: Image, text: str) -> Explanation | None:
+    def explain(self, image: Image, text: str, columns: Columns = NO_COLUMNS) -> Explanation | None:
         pixel_values, labels = self._pixels(image), named_classes(text)
         if not labels:
             return None
@@ -269,7 +283,6 @@ def _seen(pixel_values: Tensor, processor: Processor) -> Image:
     return shown_image(pixel_values, list(image_processor.image_mean), list(image_processor.image_std))
 
 
-def _refuse_columns(model: PreTrainedModel) -> None:
-    if (columns := columns_of(model)) is not None:
-        named = ", ".join(columns.names)
-        raise InputError(f"the page has no fields for the model's columns ({named}); mmhf serve takes them")
+def _described(model: PreTrainedModel) -> Mapping[str, str | list[str]]:
+    columns = columns_of(model)
+    return {} if columns is None else columns.describe()

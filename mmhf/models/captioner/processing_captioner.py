@@ -117,12 +117,16 @@ class CaptionerProcessor(PairProcessor):
         template = self.prompt
         return [] if template is None else [len(ids) for ids in self._token_ids([template.fill(row) for row in rows])]
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt, beyond which it is cut at its beginning."""
+        return min(self.tokenizer.model_max_length, 128) if self.max_length is None else self.max_length
+
     def _encode_prompts(self, rows: list[RowValues]) -> dict[str, Tensor]:
         template = self.prompt
         if template is None:
             raise ValueError("columns are given, but the model's prompt names none")
-        longest = min(self.tokenizer.model_max_length, 128) if self.max_length is None else self.max_length
-        prompts = [ids[-longest:] for ids in self._token_ids([template.fill(row) for row in rows])]
+        prompts = [ids[-self.longest_prompt :] for ids in self._token_ids([template.fill(row) for row in rows])]
         width = max(map(len, prompts), default=0)
         padding = [self.tokenizer.pad_token_id]
         padded = [[*padding * (width - len(ids)), *ids] for ids in prompts]

@@ -18,7 +18,8 @@ from mmhf.inference.serving.limits import Limits
 from mmhf.inference.serving.shelf import Asked, Found, Shelf
 from tests.test_serving_examples import listening
 
-FAMILIES = ("fusion", "image classifier", "captioner", "dual encoder")
+FAMILIES = ("fusion", "fusion with columns", "image classifier", "captioner", "captioner with prompt", "dual encoder")
+COLUMNS = {"fusion with columns": {"age": "61", "site": "face"}, "captioner with prompt": {"kind": "the frog"}}
 POOL = ["a red frog", "a lamp", "weapon on a shield", "sitting"]
 CPU = torch.device("cpu")
 
@@ -38,8 +39,9 @@ def test_its_answers_are_those_of_the_model(server, tiny_model, picture, family)
     served = ServedSubject(server, family, captions=POOL, key="secret")
     own = load_subject(tiny_model(family), captions=POOL, device=CPU)
     assert (served.family, served.takes_text) == (own.family, own.takes_text)
+    assert served.columns == own.columns
     for text in ("frog, lamp", ""):
-        answer, expected = served.answer(image, text), own.answer(image, text)
+        answer, expected = (each.answer(image, text, COLUMNS.get(family, {})) for each in (served, own))
         assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-6)
         assert answer.caption == expected.caption
         assert dict(answer.nearest) == pytest.approx(dict(expected.nearest), abs=1e-6)
@@ -47,7 +49,7 @@ def test_its_answers_are_those_of_the_model(server, tiny_model, picture, family)
 
 
 def test_what_cannot_be_asked_is_named(server):
-    with pytest.raises(InputError, match="several models; name one of fusion, image classifier"):
+    with pytest.raises(InputError, match="several models; name one of fusion, fusion with columns, image classifier"):
         ServedSubject(server, key="secret")
     with pytest.raises(InputError, match="no model 'lamps'; name one of"):
         ServedSubject(server, "lamps", key="secret")

@@ -103,6 +103,21 @@ def test_no_image_and_too_much_text_are_refused(page, picture):
     assert page._ask(upload, "a" * MAX_TEXT)[-1] == ""
 
 
+def test_the_page_has_a_field_for_each_column(tiny_model, picture):
+    page = Page(load_subject(tiny_model("fusion with columns"), captions=CAPTIONS), "tiny", [])
+    kinds = {
+        each["props"]["elem_id"]: each["type"]
+        for each in page.build().get_config_file()["components"]
+        if str(each["props"].get("elem_id")).startswith("column-")
+    }
+    assert kinds == {"column-age": "textbox", "column-site": "dropdown"}
+    upload = {"path": str(picture)}
+    first, second = page._ask(upload, "a frog", "61", "face"), page._ask(upload, "a frog", "", "")
+    assert first[-1] == second[-1] == "" and first[0] != second[0]
+    assert "columns.age: &#x27;old&#x27; is no number" in page._ask(upload, "a frog", "old", "face")[-1]
+    assert page._explain(upload, "a frog", "61", "face")[0] is not None
+
+
 def test_uploads_are_gone_when_the_page_is_closed(tiny_model, picture):
     with served_demo(load_subject(tiny_model("image classifier"), captions=CAPTIONS), name="tiny") as address:
         path = upload(address, picture.read_bytes()).json()[0]

@@ -129,6 +129,25 @@ def test_classes_are_read_out_of_a_text(text, names):
     assert named_classes(text) == names
 
 
+def test_columns_are_asked_for_and_count(subject, tiny_model, image):
+    served = mmhf.pipeline("image-text-classification", model=str(tiny_model("fusion with columns")))
+    asked, answers = subject("fusion with columns"), []
+    assert asked.columns["age"] == "number" and "face" in asked.columns["site"]
+    for columns in ({"age": "61", "site": "face"}, {"age": "", "site": ""}, {}):
+        found = asked.answer(image, "a frog", columns).probabilities
+        assert found == by_label(served({"image": image, "text": "a frog", "columns": columns}))
+        answers.append(found)
+    assert answers[0] != answers[1] == answers[2]
+    with pytest.raises(InputError, match="columns.age: 'old' is no number"):
+        asked.answer(image, "a frog", {"age": "old"})
+    assert asked.explain(image, "a frog", {"age": "61"}).image.size == (384, 384)
+    captioner = subject("captioner with prompt")
+    served = mmhf.pipeline("image-captioning", model=str(tiny_model("captioner with prompt")))
+    assert captioner.columns == {"kind": "text"}
+    one = served({"image": image, "columns": {"kind": "the frog"}})[0]["caption"]
+    assert captioner.answer(image, "", {"kind": "the frog"}).caption == one
+
+
 def test_what_cannot_be_loaded_is_refused(tiny_model, tmp_path):
     with pytest.raises(InputError, match="config.json is missing"):
         load_subject(tmp_path, captions=POOL)

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from mmhf.data.discovery import Means, draft_recipe, look_at
-from mmhf.data.discovery.columns import Ask
 from mmhf.data.discovery.draft import Draft, best_task
 from mmhf.data.discovery.findings import Finding
+from mmhf.data.discovery.roles import Ask
 from mmhf.errors import InputError
 from mmhf.files import write_text
 from mmhf.hub.hub_errors import hub_answers

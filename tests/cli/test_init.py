@@ -173,6 +173,17 @@ def test_what_it_writes_for_labels_trains(layout, here, succeed):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("label", "metric"), [("tags", "test_map"), ("price", "test_mae")])
+def test_what_it_writes_for_several_labels_and_numbers_trains(label, metric, here, succeed):
+    rows = [{**row, "tags": ["red;old", "old;tall", "tall"][n % 3]} for n, row in enumerate(make_rows(here))]
+    succeed("init", str(write_csv(here / "data.csv", rows)), "--label", label)
+    assert "`columns: {" in Path("recipe.yaml").read_text()
+    shrink(Path("recipe.yaml"))
+    succeed("train", "recipe.yaml")
+    assert metric in json.loads(Path("outputs/recipe/metrics.json").read_text())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [name for name in CAPTIONS if name != "tars"])
 def test_what_it_writes_for_captions_trains(layout, here, succeed, monkeypatch):
     """Without any pretrained weights: towers from scratch."""

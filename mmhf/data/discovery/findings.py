@@ -36,6 +36,8 @@ class Finding:
         rows (`int`, *optional*): Rows, or images, of all splits; None when they are not counted.
         classes (`Counter[str]`): Label → rows.
         side (`int`, *optional*): Shorter side of a typical image in pixels.
+        target (`str`): What the label is: `classes`, `multi_label` or `regression`.
+        columns (`dict[str, list[str]]`): `numbers` and `categories` of the table that a model could read besides.
         derived (`str`, *optional*): Content of the table that has to be written for it.
     """
 
@@ -46,17 +48,22 @@ class Finding:
     rows: int | None = None
     classes: Counter[str] = field(default_factory=Counter)
     side: int | None = None
+    target: str = "classes"
+    columns: dict[str, list[str]] = field(default_factory=dict)
     derived: str | None = None
 
-    def leave_out_rare_classes(self) -> dict[str, Any]:
-        """A filter for labels that cannot be in each split; those labels no longer count."""
+    def leave_out_rare(self, section: dict[str, Any]) -> dict[str, Any]:
+        """A `data:` section that leaves out labels that cannot be in each split; those labels no longer count."""
         rare = [name for name, count in self.classes.items() if count < _RARE]
         if not rare or len(self.classes) - len(rare) < 2:
-            return {}
+            return section
         self.guessed.append(f"left out: {len(rare)} classes of fewer than {_RARE} rows, such as {rare[0]}")
         for name in rare:
             del self.classes[name]
-        return {"filters": {"min_samples_per_label": _RARE, "min_samples_per_split": 0}}
+        if self.target == "multi_label":
+            named = {"names": sorted(self.classes), "others": "ignore"}
+            return {**section, "multi_label": {**section["multi_label"], **named}}
+        return {**section, "filters": {"min_samples_per_label": _RARE, "min_samples_per_split": 0}}
 
 
 def captioned(section: dict[str, Any]) -> dict[str, dict[str, Any]]:

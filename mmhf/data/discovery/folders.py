@@ -69,7 +69,7 @@ def class_folders(path: Path, tree: ImageTree, root: Path | None) -> Finding:
     else:
         finding.guessed.append("a tenth of the images each for validation and test")
         # A folder is a class even if its rows are filtered out, so the classes that are left are named.
-        if finding.leave_out_rare_classes():
+        if finding.leave_out_rare({}):
             section |= {"labels": {name: name for name in sorted(classes)}, "on_bad_row": "skip"}
     if tree.outside or tree.empty:
         finding.saw.append(

@@ -6,7 +6,6 @@ import os
 import re
 from pathlib import Path
 
-from mmhf.data.discovery.columns import Ask
 from mmhf.data.discovery.findings import Finding
 from mmhf.data.discovery.folders import (
     caption_files,
@@ -17,6 +16,7 @@ from mmhf.data.discovery.folders import (
     look_at_tars,
     with_caption_files,
 )
+from mmhf.data.discovery.roles import Ask
 from mmhf.data.discovery.tables import choose_table, look_at_data_set, look_at_tables, metadata_tables, split_files
 from mmhf.data.sources.fakeddit import FILES as FAKEDDIT_FILES
 from mmhf.data.sources.flickr30k import has_captions_of_flickr30k

@@ -13,7 +13,6 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmhf.data.discovery.columns import Ask, ColumnRoles, find_roles
 from mmhf.data.discovery.findings import (
     CLASSIFY,
     CLASSIFY_PAIRS,
@@ -23,6 +22,8 @@ from mmhf.data.discovery.findings import (
     listed,
     typical_side,
 )
+from mmhf.data.discovery.label_kinds import LabelKind
+from mmhf.data.discovery.roles import Ask, ColumnRoles, find_roles
 from mmhf.data.discovery.roots import sample
 from mmhf.data.hub_datasets import load_hub_splits
 from mmhf.data.readers import read_table
@@ -45,7 +46,8 @@ def look_at_tables(
     files = {split: path for split, path in files.items() if split not in lacking}
     rows = max(len(values) for values in columns.values())
     kind = "metadata" if folder is not None else first.suffix.lstrip(".").upper()
-    finding = Finding(f"{kind} of {rows:,} rows in {first}", {}, rows=rows, classes=roles.classes)
+    finding = Finding(f"{kind} of {rows:,} rows in {first}", {}, rows=rows, classes=roles.kind.counts)
+    finding.target, finding.columns = roles.kind.target, roles.columns
     finding.saw.append(f"columns: {listed(list(columns), 8)}")
     finding.guessed.append(f"images: column {roles.image}, {roles.why['image']}")
     if lacking:
@@ -87,8 +89,11 @@ def look_at_data_set(name: str, ask: Ask, label: str | None) -> Finding:
     for each, feature in features.items():
         if isinstance(feature, datasets.ClassLabel) and label is None:
             roles.label = each
-            roles.classes = Counter(feature.int2str(value) for value in columns[each] if value >= 0)
-    finding = Finding(f"data set {name}", {}, classes=roles.classes, side=_side_of_rows(columns[roles.image], roles))
+            counts = Counter(feature.int2str(value) for value in columns[each] if value >= 0)
+            roles.kind = LabelKind({}, counts, f"{len(counts)} classes")
+    side = _side_of_rows(columns[roles.image], roles)
+    finding = Finding(f"data set {name}", {}, classes=roles.kind.counts, side=side, target=roles.kind.target)
+    finding.columns = roles.columns
     finding.saw.append(f"splits: {', '.join(map(str, splits))}; columns: {listed(list(columns), 8)}")
     finding.guessed.append(f"images: column {roles.image}")
     finding.guessed += [f"label: column {roles.label}"] if roles.label else []
@@ -104,7 +109,11 @@ def look_at_data_set(name: str, ask: Ask, label: str | None) -> Finding:
         base["splits"] = named
     roles.split = None
     sections = _table_sections(finding, roles, {}, is_cut=False)
-    finding.sections = {task: {**base, "columns": section["columns"]} for task, section in sections.items()}
+    kept = ("columns", *roles.kind.section)
+    finding.sections = {
+        task: {**base, **{key: value for key, value in section.items() if key in kept}}
+        for task, section in sections.items()
+    }
     return finding
 
 
@@ -155,16 +164,22 @@ def metadata_tables(path: Path) -> dict[str | None, Path] | None:
 def _read_columns(path: Path) -> dict[str, list[Any]]:
     """A table's columns; of images in it the first few."""
     if path.suffix.lower() != ".parquet":
-        return read_table(path).columns
+        return _values(path)
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a parquet file, or a damaged one: {str(error).splitlines()[0]}") from error
     held = [each.name for each in file.schema_arrow if _holds_images(each.type)]
     others = [name for name in file.schema_arrow.names if name not in held]
-    columns = read_table(path, others).columns if others else {}
+    columns = _values(path, others) if others else {}
     first = next(file.iter_batches(LOOKED_AT, columns=held), None) if held else None
     return {**columns, **({} if first is None else {name: first.column(name).to_pylist() for name in held})}
+
+
+def _values(path: Path, names: Sequence[str] | None = None) -> dict[str, list[Any]]:
+    """Columns of a table as Python values, None where one is missing."""
+    columns = read_table(path, names).columns
+    return {name: values if isinstance(values, list) else values.to_pylist() for name, values in columns.items()}
 
 
 def _holds_images(kind: pa.DataType) -> bool:
@@ -191,10 +206,7 @@ def _where(files: Mapping[str | None, Path], folder: Path | None, roles: ColumnR
 
 def _say_roles(finding: Finding, roles: ColumnRoles) -> None:
     if roles.label is not None:
-        counts = [count for _, count in finding.classes.most_common()]
-        finding.guessed.append(
-            f"label: column {roles.label}, {len(counts)} classes of {counts[0]:,} to {counts[-1]:,} rows"
-        )
+        finding.guessed.append(f"label: column {roles.label}, {roles.kind.said}")
     if roles.text is not None:
         finding.guessed.append(f"text: column {roles.text}, {roles.why['text']}")
     if roles.split is not None:
@@ -212,9 +224,9 @@ def _table_sections(
     sections: dict[str, dict[str, Any]] = {}
     if roles.label is not None:
         columns = {"image": roles.image, "label": roles.label}
-        rest: dict[str, Any] = {}
+        rest = dict(roles.kind.section)
         if is_cut:
-            rest |= finding.leave_out_rare_classes()
+            rest = finding.leave_out_rare(rest)
             rest |= {"split": {"group_by": roles.group}} if roles.group is not None else {}
         if roles.text is not None:
             sections[CLASSIFY_PAIRS] = {**base, "columns": {**columns, "text": roles.text}, **rest}
@@ -233,7 +245,7 @@ def _table_sections(
 
 def _with_endings(table: Path, roles: ColumnRoles) -> str:
     """The table as JSON lines, with the column `image_file`."""
-    columns = read_table(table).columns
+    columns = _values(table)
     lines = []
     for values in zip(*columns.values(), strict=True):
         row = dict(zip(columns, values, strict=True))

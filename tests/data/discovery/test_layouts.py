@@ -103,6 +103,53 @@ def test_patients_stay_together_and_rare_classes_out(rows, look, tmp_path):
     assert section["filters"] == {"min_samples_per_label": 3, "min_samples_per_split": 0}
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "options", "expected"),
+    [
+        ("tags", lambda n: ["dog;beach", "beach", "dog ; night"][n % 3], {}, {"multi_label": {"separator": ";"}}),
+        ("tags", lambda n: ["dog|beach", "beach|night", ""][n % 3], {},
+         {"multi_label": {"separator": "|", "empty": "none"}}),
+        ("seen", lambda n: ["dog, beach", "beach, night"][n % 2], {"label": "seen"},
+         {"multi_label": {"separator": ","}}),
+        ("target", lambda n: n / 7, {}, {"regression": {}}),
+        ("age", lambda n: 18 + n, {"label": "age"}, {"regression": {}}),
+        ("age", lambda n: "" if n == 3 else 18 + n, {"label": "age"}, {"regression": {}, "on_bad_row": "skip"}),
+        ("label", lambda n: n % 15, {}, {}),
+        ("label", lambda n: ["bird", "frog", ""][n % 3], {}, {}),
+        ("stage", lambda n: n % 4, {"label": "stage"}, {}),
+    ],
+)  # fmt: skip
+def test_several_labels_and_numbers_are_seen_in_their_column(column, values, options, expected, rows, look, tmp_path):
+    changed = [{**{key: row[key] for key in ("photo", "title")}, column: values(n)} for n, row in enumerate(rows)]
+    finding = look(str(write_csv(tmp_path / "data.csv", changed)), **options)
+    section = finding.sections["image-classification"]
+    assert section["columns"]["label"] == column
+    assert {key: section[key] for key in ("multi_label", "regression", "on_bad_row") if key in section} == expected
+    assert finding.target == next(iter(expected), "classes")
+    assert "None" not in finding.classes, "a cell without a value is no class"
+    if finding.target == "multi_label":
+        assert finding.classes.keys() == {"dog", "beach", "night"}
+
+
+def test_lists_of_tags_are_several_labels_and_rare_ones_are_left_out(rows, look, tmp_path):
+    tags = [["dog", "beach"], ["beach"], []]
+    changed = [{"photo": row["photo"], "tags": tags[n % 3] + ["whale"] * (n == 1)} for n, row in enumerate(rows)]
+    finding = look(str(write_lines(tmp_path / "data.jsonl", changed)))
+    section = finding.sections["image-classification"]
+    assert section["multi_label"] == {"empty": "none", "names": ["beach", "dog"], "others": "ignore"}
+    assert list(finding.sections) == ["image-classification"], "the lists are no captions"
+
+
+def test_columns_that_could_be_read_besides_are_named(rows, look, tmp_path):
+    def facts(n: int) -> dict[str, Any]:
+        sex = "fm"[n % 2]
+        return {"age": 20 + n % 17, "sex": sex, "patient_id": f"p{n // 2}", "label_2": n % 2, "note": f"note {n}"}
+
+    changed = [{**row, **facts(n)} for n, row in enumerate(rows)]
+    finding = look(str(write_csv(tmp_path / "data.csv", changed)), label="kind")
+    assert finding.columns == {"numbers": ["price", "age"], "categories": ["sex"]}
+
+
 def test_two_readings_are_asked_for(rows, tmp_path):
     path = write_csv(
         tmp_path / "data.csv", [{**row, "label_a": n % 2, "label_b": n % 4} for n, row in enumerate(rows)]

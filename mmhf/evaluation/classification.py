@@ -34,7 +34,7 @@ PROTOCOLS: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationEvaluation(SplitEvaluation):
-    """All that one split's predictions say, as plain numbers: those that `PROTOCOLS` defines, and
+    """All that one split\'s predictions say, as plain numbers; `PROTOCOLS` defines its metrics.
 
     Attributes:
         per_class (`list[dict[str, Any]]`): one row a class, see `classification_table`.

@@ -41,7 +41,7 @@ MULTI_LABEL_PROTOCOLS: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLabelEvaluation(SplitEvaluation):
-    """All that one split's predictions say, as plain numbers: those that `MULTI_LABEL_PROTOCOLS` defines, and
+    """All that one split\'s predictions say, as plain numbers; `MULTI_LABEL_PROTOCOLS` defines its metrics.
 
     Attributes:
         per_class (`list[dict[str, Any]]`): One row a label: label, support, predicted, precision, recall, f1,

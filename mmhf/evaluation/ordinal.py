@@ -29,7 +29,7 @@ ORDINAL_PROTOCOLS: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class OrdinalEvaluation(SplitEvaluation):
-    """All that one split's predictions say, as plain numbers: those that `ORDINAL_PROTOCOLS` defines, and
+    """All that one split\'s predictions say, as plain numbers; `ORDINAL_PROTOCOLS` defines its metrics.
 
     Attributes:
         per_class (`list[dict[str, Any]]`): One row a class: label, support, predicted, precision, recall, f1, mae.

@@ -29,7 +29,7 @@ REGRESSION_PROTOCOLS: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionEvaluation(SplitEvaluation):
-    """All that one split's answers say, as plain numbers: those that `REGRESSION_PROTOCOLS` defines, and
+    """All that one split\'s answers say, as plain numbers; `REGRESSION_PROTOCOLS` defines its metrics.
 
     Attributes:
         by_number (`list[dict[str, Any]]`): One row a number: its metrics, None where one is undefined, and mean and

@@ -247,6 +247,8 @@ def plot_label_reliability(panels: Mapping[str, tuple[Sequence[ReliabilityBin], 
         axes.set_title(f"{shorten(name, 24)}  {error:.3f}", fontsize=9, parse_math=False)
         axes.set_xlim(-0.03, 1.03)
         axes.set_ylim(-0.03, 1.03)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks([0, 0.5, 1], ["0", "0.5", "1"])
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     figure.supxlabel("probability of the label", fontsize=9)

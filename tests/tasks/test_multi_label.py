@@ -116,6 +116,7 @@ def test_metrics_and_report(classifier: Path, fusion: Path):
             "mistakes",
         ):
             assert said in page
+        assert (folder / "plots" / "test_label_reliability.png").is_file()
     metrics = json.loads((fusion / "metrics.json").read_text())
     views = ("image_only_map", "text_only_map", "mismatched_image_map", "mismatched_text_map", "mismatched_changed")
     assert {f"test_{name}" for name in views} <= set(metrics)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
-from accelerate.utils import release_memory
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,7 +25,7 @@ from mmhf.features.keys import answers_store_name
 from mmhf.features.parts import FeaturePart
 from mmhf.features.stage import features_folder
 from mmhf.features.store import FeatureLayout, FeatureStore
-from mmhf.files import CONFIG_FILE
+from mmhf.files import CONFIG_FILE, RELEASE_FILE
 from mmhf.hub.releases import ResolvedModel, resolve_model
 from mmhf.inference.loading import load_model, model_type_of
 from mmhf.models.family import families
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_CONFIG_FILES = [CONFIG_FILE, "*processor_config.json"]
+_CONFIG_FILES = [CONFIG_FILE, RELEASE_FILE, "*processor_config.json"]
 _SHOWN_CLASSES = 5
 
 
@@ -189,7 +188,7 @@ def _columns(
             teacher.source.commit,
             precision=str(trainer.accelerator.mixed_precision),
             device=trainer.args.device,
-            # Rows that lack an image or a text are shown as the recipe says.
+            # By these, and by nothing else of the recipe, a teacher's collator goes.
             given=(task.recipe.data.on_bad_image, task.recipe.data.on_empty_text) if content == "row" else None,
         )
         store, error = None, None
@@ -220,7 +219,6 @@ def _ask(teacher: Teacher, task: Task[Any, Any], trainer: MMTrainer, lacking: Ma
             read = RowDataset(dataset.table) if content == "row" else dataset
             filled = filler.fill(part, column.store, rows, [Source(read, collator, is_training=False)])
             logger.info("%s %ss shown to the teacher in %.1f s", f"{filled.num_rows:,}", content, filled.seconds)
-    release_memory(filler.model, model)
 
 
 def describe_teacher(task: Task[Any, Any], teacher: Teacher, data: LoadedData | None, device_type: str) -> str:

@@ -158,11 +158,12 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
 
     def teacher_collator(self, processor: Processor, config: Any) -> ImageCollator:
         """See [`Task`]; of a row, the teacher sees what it was trained on, as far as the row has it."""
-        own = self.collator_options(is_training=False).get("masking", ModalityMasking())
-        masking = replace(own, mask=config.mask)
-        options: dict[str, Any] = {} if masking == ModalityMasking() else {"masking": masking}
-        on_bad_image = self.recipe.data.on_bad_image
-        return ImageTextCollator(processor, on_bad_image=on_bad_image, columns=_columns_read(config), **options)
+        on_bad_image, on_empty_text = self.recipe.data.on_bad_image, self.recipe.data.on_empty_text
+        masking = ModalityMasking(
+            mask=config.mask, missing_image=on_bad_image == "mask", missing_text=on_empty_text == "mask"
+        )
+        columns = _columns_read(config)
+        return ImageTextCollator(processor, masking=masking, on_bad_image=on_bad_image, columns=columns)
 
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         images = super().example_inputs(batch_size, device)

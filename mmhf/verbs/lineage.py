@@ -10,7 +10,7 @@ from rich.tree import Tree
 
 from mmhf.errors import InputError
 from mmhf.hub.history import FamilyTree, VersionRecord, changed_settings, family_trees, read_history
-from mmhf.hub.manifest import soup_names
+from mmhf.hub.manifest import ReleaseReference, soup_names
 from mmhf.recipe.history import history_lines
 from mmhf.recipe.nearest import did_you_mean, nearest_names
 
@@ -39,6 +39,8 @@ def _grow(place: Tree, tree: FamilyTree, parent: VersionRecord | None, metrics: 
     branch = place.add(_title(tree.record, parent, metrics))
     if soup := tree.record.release.extra.get("soup"):
         branch.add(Text(f"an average of {', '.join(soup_names(soup))}", style="yellow"))
+    if teacher := tree.record.release.extra.get("teacher"):
+        branch.add(Text(f"taught by {ReleaseReference(**teacher)}", style="yellow"))
     for line in history_lines(tree.record.release.extra.get("changes", ())):
         branch.add(Text(f"changed on the way: {line}", style="yellow"))
     if parent is not None:

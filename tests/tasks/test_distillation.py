@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import mmhf
+from mmhf.cli import main
 from mmhf.data.images import decode_image
 from mmhf.data.samplers import SampleKey
 from mmhf.errors import InputError
@@ -144,8 +145,9 @@ def test_answers_are_asked_for_once_and_by_teacher(
 
 @pytest.mark.slow
 def test_the_run_its_release_and_its_card_name_the_teacher(
-    recipe: Make, teachers: dict[str, str], tmp_path: Path
+    recipe: Make, teachers: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
     release = {"repo": str(tmp_path / "releases"), "version": "0.1"}
     teacher = {"model": teachers["image-classification"], "temperature": 3.0, "weight": 0.7}
     run = mmhf.train(recipe("image-classification", tmp_path / "run", teacher=teacher, release=release))
@@ -160,6 +162,8 @@ def test_the_run_its_release_and_its_card_name_the_teacher(
     named = {"repo": repo, "revision": "v1.0", "commit": commit}
     assert json.loads((tmp_path / "run" / "lineage.json").read_text())["teacher"] == named
     assert json.loads((tmp_path / "releases" / "v0.1" / "release.json").read_text())["extra"]["teacher"] == named
+    assert main(["lineage", str(tmp_path / "releases")]) == 0
+    assert f"taught by {repo}@v1.0" in capsys.readouterr().out.replace("\n", "")
     card = (tmp_path / "releases" / "v0.1" / "README.md").read_text()
     assert f"- Taught by `{repo}@v1.0` (commit `{commit[:12]}`)." in card
     assert "70% of the loss" in (tmp_path / "run" / "report.html").read_text()

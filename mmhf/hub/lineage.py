@@ -56,7 +56,7 @@ def check_same_teacher(run_dir: Path, teacher: ReleaseReference) -> None:
     if before is not None and before.get("commit") != teacher.commit:
         raise InputError(
             f"{run_dir}: its teacher {teacher} was {str(before.get('commit'))[:12]} when the run began, and is "
-            f"{str(teacher.commit)[:12]} now; bring it back, or start a new run"
+            f"{str(teacher.commit)[:12]} now; bring it back, start a new run, or go on with --allow-changes"
         )
 
 

@@ -180,7 +180,7 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
     if part.until_step is not None:
         logger.info("Until step %d, before it was changed: %s", part.until_step, "; ".join(part.changes))
     teacher = task.teacher.source.reference if task.teacher else None
-    if teacher is not None:
+    if teacher is not None and not place.allow_changes:
         check_same_teacher(folder.path, teacher)
     transformers.set_seed(args.seed)
 

@@ -8,7 +8,7 @@ from job import read_job
 
 job = read_job()
 set_seed(job.seed)
-rows = pd.read_csv(job.rows)
+rows = pd.read_csv(job.rows, dtype=str, keep_default_na=False)
 known = rows[rows.split != "test"].assign(is_valid=rows.split == "validation")
 loaders = ImageDataLoaders.from_df(
     known,

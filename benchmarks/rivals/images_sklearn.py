@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from timm.data import create_transform, resolve_model_data_config
 
 job = read_job()
-rows = pd.read_csv(job.rows)
+rows = pd.read_csv(job.rows, dtype=str, keep_default_na=False)
 encoder = timm.create_model(f"local-dir:{job.lite0}", pretrained=True, num_classes=0).eval()
 settings = resolve_model_data_config(encoder)
 settings |= {"input_size": (3, job.image_size, job.image_size), "crop_pct": 1.0}

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification, Trainer, TrainingArgum
 
 job = read_job()
 set_seed(job.seed)
-rows = pd.read_csv(job.rows)
+rows = pd.read_csv(job.rows, dtype=str, keep_default_na=False)
 names = sorted(rows.label.unique())
 model = AutoModelForImageClassification.from_pretrained(job.lite0, num_labels=len(names), ignore_mismatched_sizes=True)
 statistics = model.config.pretrained_cfg

@@ -6,7 +6,7 @@ from autogluon.multimodal import MultiModalPredictor
 from job import read_job
 
 job = read_job()
-rows = pd.read_csv(job.rows)
+rows = pd.read_csv(job.rows, dtype=str, keep_default_na=False)
 columns = ["image", "text", "label"]
 train, validation, test = (rows.loc[rows.split == name, columns] for name in ("train", "validation", "test"))
 predictor = MultiModalPredictor(

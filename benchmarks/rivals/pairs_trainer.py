@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, Trainer, TrainingArguments, s
 
 job = read_job()
 set_seed(job.seed)
-rows = pd.read_csv(job.rows)
+rows = pd.read_csv(job.rows, dtype=str, keep_default_na=False)
 names = sorted(rows.label.unique())
 tokenizer = AutoTokenizer.from_pretrained(job.minilm)
 

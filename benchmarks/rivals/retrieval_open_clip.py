@@ -24,7 +24,7 @@ from transformers import AutoModel, AutoTokenizer
 RATE = 3e-3
 job = read_job()
 torch.manual_seed(job.seed)
-rows = pd.read_csv(job.rows)
+rows = pd.read_csv(job.rows, dtype=str, keep_default_na=False)
 tokenizer = AutoTokenizer.from_pretrained(job.minilm)
 
 

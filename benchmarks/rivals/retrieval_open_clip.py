@@ -46,10 +46,8 @@ class TwoTowers(nn.Module):
         return self
 
     def unlock(self):
-        return [
-            *self.vision.conv_head.requires_grad_(True).parameters(),
-            *self.vision.bn2.requires_grad_(True).parameters(),
-        ]
+        top = nn.ModuleList([self.vision.blocks[-1], self.vision.conv_head, self.vision.bn2]).requires_grad_(True)
+        return list(top.parameters())
 
     def forward(self, images, input_ids, attention_mask):
         grid = self.vision.forward_features(images)

@@ -1,8 +1,9 @@
 """open_clip: its `ClipLoss`, schedule and step around the towers and projections of mmhf's recipe.
 
 As with its `--lock-text` and `--lock-image`, the towers are frozen; after the first epochs the last stage of the image
-tower trains, too, its batch norm aside (`--lock-image-unlocked-groups`, `--lock-image-freeze-bn-stats`). Rates, weight
-decay and temperature are those of mmhf's recipe; the last weights are kept, as there.
+tower trains, too, but for the statistics of its batch norm (`--lock-image-unlocked-groups`,
+`--lock-image-freeze-bn-stats`). Rates, weight decay and temperature are those of mmhf's recipe; the last weights are
+kept, as there.
 """
 
 # user: begin

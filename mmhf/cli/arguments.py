@@ -80,6 +80,7 @@ def evaluate(parser: ArgumentParser) -> None:
     mmhf evaluate releases/quickstart@v0.1
     mmhf evaluate releases/fakeddit@v1.6 fakeddit/v1.7 data.limit=1000 --split test --output outputs/check
     mmhf evaluate --predictions captions.jsonl --references captions_val2014.json --output outputs/check
+    mmhf evaluate releases/clip@v0.1 --clip-benchmark data/wds_flowers --clip-benchmark data/wds_flickr8k -o results
     """
     parser.add_argument("model", nargs="?", help=_MODEL)
     parser.add_argument(
@@ -89,7 +90,14 @@ def evaluate(parser: ArgumentParser) -> None:
     parser.add_argument("--split", action="append", help="train, validation or test; may be repeated")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
-    parser.add_argument("--output", type=Path, help="folder for metrics.json, plots and report.html")
+    parser.add_argument("-o", "--output", type=Path, help="folder for metrics.json, plots and report.html")
+    parser.add_argument(
+        "--clip-benchmark",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="a data set in CLIP_benchmark's layout, for a dual encoder; may be repeated. --output gets its JSON",
+    )
     _add_views(parser)
     captions = parser.add_argument_group("captions made elsewhere, instead of a model")
     captions.add_argument(

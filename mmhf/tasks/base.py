@@ -18,11 +18,13 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from mmhf.conventions import Content, Processor, height_and_width
 from mmhf.data.augment import build_augmentation
 from mmhf.data.bad_examples import BadExampleLog
+from mmhf.data.clip_benchmark import ClipBenchmarkData
 from mmhf.data.collators import ImageCollator, RandomChanges
 from mmhf.data.datasets import RowDataset, RowStream
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.errors import InputError, UnreachableError
 from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.retrieval.clip_benchmark import MeasuredBenchmark
 from mmhf.features.parts import FeaturePart
 from mmhf.hub.releases import is_hub_reference
 from mmhf.inference.loading import load_model
@@ -148,6 +150,16 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
             `Mapping`: Split → name → metrics and `cpu_seconds`.
         """
         return {}
+
+    def measure_clip_benchmark(
+        self, trainer: Trainer, data: ClipBenchmarkData, processor: Processor
+    ) -> MeasuredBenchmark:
+        """Measure a data set in CLIP_benchmark's layout, with what `make_evaluator` made.
+
+        Raises:
+            InputError: The task has no model of images and texts that CLIP_benchmark measures.
+        """
+        raise InputError(f"--clip-benchmark: a model of {self.recipe.task} is given; dual encoders are measured so")
 
     @abstractmethod
     def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredT]) -> None:

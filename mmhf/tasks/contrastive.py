@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, Trainer, TrainingArguments
 
 from mmhf.conventions import IGNORED_IMAGE, TEACHER_EMBEDS, Processor
+from mmhf.data.bad_examples import BadExampleLog
 from mmhf.data.caption_collators import ContrastiveCollator
 from mmhf.data.caption_datasets import CaptionDataset
+from mmhf.data.clip_benchmark import ClipBenchmarkData
 from mmhf.data.collators import ImageCollator
 from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData, load_data
@@ -46,10 +48,11 @@ from mmhf.evaluation.retrieval import (
     zero_shot_class_embeddings,
     zero_shot_metrics,
 )
+from mmhf.evaluation.retrieval.clip_benchmark import MeasuredBenchmark
 from mmhf.features.parts import TEXT, VISION, FeaturePart
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_processor, load_dual_encoder
-from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe, ZeroShotSection
+from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
 from mmhf.tasks.base import Baselines, Collator, Task
 from mmhf.tasks.frozen_features import FrozenFeatures, SplitFeatures, by_split
 from mmhf.tasks.joined_data import tables_by_dataset, training_captions
@@ -181,6 +184,23 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
             tables=tables_by_dataset(self.recipe.data, data.splits[split], found.measure),
         )
 
+    def measure_clip_benchmark(
+        self, trainer: Trainer, data: ClipBenchmarkData, processor: Processor
+    ) -> MeasuredBenchmark:
+        split = "test"
+        if data.is_retrieval:
+            dataset: Any = CaptionDataset(data.rows, "all")
+            output = trainer.predict(dataset, metric_key_prefix=split)
+            found = SplitEmbeddings.of(output.predictions, output.label_ids)
+            recalls = retrieval_metrics(found.images, found.texts, found.owners)
+            return MeasuredBenchmark.of_retrieval(recalls, len(data.rows))
+        assert isinstance(processor, DualEncoderProcessor)
+        collator: Any = trainer.data_collator
+        rows = LoadedData({split: data.rows}, data.class_names)
+        probe = ZeroShotProbe(data.templates, rows, processor, bad_examples=collator.bad_examples)
+        accuracies = probe.measure(trainer, split)
+        return MeasuredBenchmark.of_classes(accuracies, len(data.rows), num_classes=len(data.class_names))
+
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
         pairs = {split: found for split, each in frozen.splits.items() if (found := _pairs(each)) is not None}
         if "train" not in pairs:
@@ -205,7 +225,9 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
 
     def _probe(self, processor: DualEncoderProcessor) -> ZeroShotProbe | None:
         section = self.recipe.evaluation.zero_shot
-        return None if section is None else ZeroShotProbe(section, self._labelled_data, processor)
+        if section is None:
+            return None
+        return ZeroShotProbe(section.templates, self._labelled_data, processor, on_bad_image=section.data.on_bad_image)
 
     @functools.cached_property
     def _labelled_data(self) -> LoadedData:
@@ -266,20 +288,31 @@ class ZeroShotProbe:
     """Measures a trainer's dual encoder on labelled images.
 
     Args:
-        section (`ZeroShotSection`): The prompts.
-        data (`LoadedData`): The images.
+        templates (`str` or `Sequence[str]`): The prompts, or their name in `NAMED_TEMPLATES`.
+        data (`LoadedData`): The images, and the names of their classes.
         processor (`DualEncoderProcessor`): Makes the model's inputs.
+        on_bad_image (`str`, defaults to `"skip"`): What becomes of an image that cannot be read.
+        bad_examples (`BadExampleLog`, *optional*): Where it is listed.
 
     Raises:
         InputError: A template has no place for the class.
     """
 
-    def __init__(self, section: ZeroShotSection, data: LoadedData, processor: DualEncoderProcessor) -> None:
-        self.templates = templates_of(section.templates)
+    def __init__(
+        self,
+        templates: str | Sequence[str],
+        data: LoadedData,
+        processor: DualEncoderProcessor,
+        *,
+        on_bad_image: Literal["skip", "blank", "mask", "raise"] = "skip",
+        bad_examples: BadExampleLog | None = None,
+    ) -> None:
+        self.templates = templates_of(templates)
         fill_templates("class", self.templates)
-        self.section = section
         self.data = data
         self.processor = processor
+        self.on_bad_image = on_bad_image
+        self.bad_examples = bad_examples
 
     def measure(self, trainer: Trainer, split: str) -> dict[str, float]:
         """The numbers that `ZERO_SHOT_PROTOCOLS` defines; none when the labelled data has no such split.
@@ -312,7 +345,10 @@ class ZeroShotProbe:
     @torch.no_grad()
     def _embed_images(self, trainer: Trainer, rows: datasets.Dataset, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         collator = ImageCollator(
-            self.processor.image_processor, on_bad_image=self.section.data.on_bad_image, split=f"zero-shot {split}"
+            self.processor.image_processor,
+            on_bad_image=self.on_bad_image,
+            bad_examples=self.bad_examples,
+            split=f"zero-shot {split}",
         )
         loader = DataLoader(
             RowDataset(rows),

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from mmhf.damage import COMPLETE_FILE, is_run_file, mark_complete
 from mmhf.data.bad_examples import BadExampleLog
+from mmhf.data.clip_benchmark import read_clip_benchmark
 from mmhf.data.images import BadImageError, DataFolder
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
@@ -37,7 +38,15 @@ from mmhf.evaluation.report.captions import (
 from mmhf.evaluation.report.page import CaptionExample, small_image
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.results import read_baselines
-from mmhf.files import BAD_EXAMPLES_FILE, EVALUATION_FILE, LINEAGE_FILE, RECIPE_FILE, RELEASE_FILE, read_json_object
+from mmhf.files import (
+    BAD_EXAMPLES_FILE,
+    EVALUATION_FILE,
+    LINEAGE_FILE,
+    RECIPE_FILE,
+    RELEASE_FILE,
+    read_json_object,
+    write_json,
+)
 from mmhf.hub.releases import resolve_model
 from mmhf.inference.views import ChosenViews, set_views
 from mmhf.recipe import ResolvedRecipe, load_recipe, recipe_from_dict
@@ -57,6 +66,16 @@ def run(options: argparse.Namespace) -> None:
     _check_what_is_measured(options)
     if options.predictions is not None:
         _evaluate_caption_files(options)
+        return
+    if options.clip_benchmark:
+        measured = evaluate_clip_benchmark(
+            options.model,
+            options.clip_benchmark,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            output=options.output,
+        )
+        print_metrics(options.model, measured)
         return
     if options.recipe is not None and "=" in options.recipe:
         options.overrides.insert(0, options.recipe)
@@ -122,14 +141,7 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         bad_examples = BadExampleLog(Path(scratch) / "bad_examples.log")
         bad_examples.extend(loaded.bad_examples)
-        args = TrainingArguments(
-            output_dir=scratch,
-            per_device_eval_batch_size=batch_size,
-            dataloader_num_workers=workers,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            disable_tqdm=not sys.stderr.isatty(),
-            remove_unused_columns=False,
-        )
+        args = _evaluation_arguments(scratch, batch_size=batch_size, workers=workers)
         measured = {}
         for split in loaded.splits:
             collator = task.collator(processor, split=split, seed=0, bad_examples=bad_examples)
@@ -142,6 +154,66 @@ def evaluate(
             bad = {"bad_examples": bad_examples.read(), "empty_texts": loaded.empty_texts}
             _write_report(task, task.run_facts(Path(output), resolved, trained=facts, **bad), measured, bad_examples)
     return measured
+
+
+def evaluate_clip_benchmark(
+    model: str | Path | Run,
+    folders: Sequence[str | Path],
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    output: str | Path | None = None,
+) -> dict[str, Measured]:
+    """Measure a dual encoder on data sets in CLIP_benchmark's layout, as CLIP_benchmark does.
+
+    Args:
+        model (`str`, `Path` or [`Run`]): A run, its folder, a release, or `REPO@vX.Y`.
+        folders (`Sequence[str | Path]`): The data sets; see [`read_clip_benchmark`].
+        batch_size (`int`, defaults to 32): Rows at once.
+        workers (`int`, defaults to 0): Processes that decode images.
+        output (`str` or `Path`, *optional*): A folder for `DATASET_TASK.json`, as CLIP_benchmark writes its results,
+            and `bad_examples.csv`.
+
+    Returns:
+        `dict[str, Measured]`: By the names of the folders.
+
+    Raises:
+        InputError: The model is none of images and texts, or a data set is not in that layout.
+    """
+    transformers.logging.disable_progress_bar()
+    name = str(model.folder if isinstance(model, Run) else model)
+    model_dir = resolve_model(name).path
+    task = task_of(load_recipe(model_dir / RECIPE_FILE).recipe)
+    trained, processor = task.load_trained(model_dir)
+    measured: dict[str, Measured] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        args = _evaluation_arguments(scratch, batch_size=batch_size, workers=workers)
+        bad_examples = BadExampleLog(Path(scratch) / "bad_examples.log")
+        for folder in folders:
+            data = read_clip_benchmark(folder)
+            bad_examples.extend(data.bad_examples)
+            collator = task.collator(processor, split=data.name, seed=0, bad_examples=bad_examples)
+            evaluator = task.make_evaluator(trained, args, collator)
+            found = task.measure_clip_benchmark(evaluator, data, processor)
+            measured[data.name] = found
+            if output is not None:
+                repo, _, version = name.partition("@")
+                result = found.as_json(data.name, model=Path(repo).name, pretrained=version)
+                write_json(Path(output) / f"{data.name}_{found.task}.json", result)
+        if output is not None:
+            bad_examples.write_csv(Path(output) / BAD_EXAMPLES_FILE)
+    return measured
+
+
+def _evaluation_arguments(folder: str, *, batch_size: int, workers: int) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        per_device_eval_batch_size=batch_size,
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=not sys.stderr.isatty(),
+        remove_unused_columns=False,
+    )
 
 
 def _write_report(
@@ -208,6 +280,8 @@ def _check_what_is_measured(options: argparse.Namespace) -> None:
             )
     elif options.model is not None:
         raise InputError(f"both a model ({options.model}) and --predictions are given; measure one at a time")
+    elif options.clip_benchmark:
+        raise InputError("--clip-benchmark is for a dual encoder, not for a table of captions")
     elif options.split:
         raise InputError("--split chooses a model's data; a table of captions is measured as a whole")
 

@@ -40,6 +40,7 @@ def seconds_per_step(processes, folder):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
     command += ["--multi_gpu", "--main_process_port", "0"] if processes > 1 else []
     command += [str(script), str(result), "train", "recipes/quickstart/fusion.yaml", f"stages={json.dumps([stage])}"]
+    command += ["data.image_size=96"]
     command += [f"training.per_device_train_batch_size={GLOBAL_BATCH // processes}", "training.save_strategy=no"]
     command += ["training.eval_strategy=no", "training.metric_for_best_model=null", "evaluation.splits=[]"]
     command += [f"training.output_dir={folder / f'run-{processes}-{len(list(folder.iterdir()))}'}", "~release"]

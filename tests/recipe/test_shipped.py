@@ -20,7 +20,7 @@ def test_all_of_them_have_names_and_summaries() -> None:
     assert all(10 < len(summary_of(path)) < 300 for path in found.values())
     assert (
         summary_of(found["quickstart/fusion"]) == "Does this name belong to this drawing? A fusion classifier on the "
-        "embedded sample data: pretrained EfficientNet-Lite0 and MiniLM, first frozen, then their tops unfrozen"
+        "embedded sample data: pretrained EfficientNet-Lite0 and MiniLM, frozen, then MiniLM's last layer unfrozen"
     )
 
 

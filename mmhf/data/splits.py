@@ -74,7 +74,7 @@ def cut_splits(source: SourceTable, positions: Positions) -> dict[str, Positions
             Those that are used.
 
     Returns:
-        `dict[str, NDArray]`: split → positions in ascending order.
+        `dict[str, NDArray]`: split → positions, in the order in which they were given.
     """
     # A file without rows is a split without rows.
     given = [split for split in source.parts if split is not None]
@@ -83,7 +83,7 @@ def cut_splits(source: SourceTable, positions: Positions) -> dict[str, Positions
         within = positions[(positions >= span.start) & (positions < span.stop)]
         for split, chosen in _cut_span(source, within, span.cut, given).items():
             found.setdefault(split, []).append(chosen)
-    return {split: np.sort(np.concatenate(found[split])) for split in SPLITS if split in found}
+    return {split: np.concatenate(found[split]) for split in SPLITS if split in found}
 
 
 def _cut_span(

@@ -215,7 +215,12 @@ def test_impossible_settings(section, tree):
 
 
 def pack(tree: Path, kind: str) -> Path:
-    formats = {".zip": "zip", ".tar": "tar", ".tar.gz": "gztar", ".tar.xz": "xztar"}
+    if kind == ".zip":  # in an order that no folder has
+        with zipfile.ZipFile(f"{tree}.zip", "w") as archive:
+            for path in sorted(tree.rglob("*"), reverse=True):
+                archive.write(path, path.relative_to(tree.parent))
+        return Path(f"{tree}.zip")
+    formats = {".tar": "tar", ".tar.gz": "gztar", ".tar.xz": "xztar"}
     return Path(shutil.make_archive(str(tree), formats[kind], tree.parent, tree.name))
 
 

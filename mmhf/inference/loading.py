@@ -16,6 +16,7 @@ from mmhf.files import CONFIG_FILE
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.family import families, register_families
 from mmhf.models.fusion.column_features import ColumnFeatures
+from mmhf.models.fusion.configuration_fusion import FusionConfig
 from mmhf.recipe.prompt_template import PromptTemplate
 
 
@@ -135,6 +136,6 @@ def columns_of(model: PreTrainedModel) -> ColumnFeatures | PromptTemplate | None
     config: Any = model.config
     if isinstance(config, PrefixCaptionerConfig):
         return config.prompt_of_rows()
-    if not takes_text(model) or config.columns is None or config.mask == "columns":
+    if not isinstance(config, FusionConfig) or config.columns is None or config.mask == "columns":
         return None
     return ColumnFeatures.from_dict(config.columns)

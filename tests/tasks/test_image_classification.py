@@ -264,8 +264,8 @@ def test_recipes_train_the_seeds_groups(name, top, stages_of):
 
 
 def test_plant_disease_recipes_are_the_seeds():
-    for path in sorted((RECIPES / "plant_disease").glob("*.yaml")):
-        recipe = load_recipe(path).recipe
+    for name in ("efficientnet_b0", "mobilenetv3", "resnet50"):
+        recipe = load_recipe(RECIPES / "plant_disease" / f"{name}.yaml").recipe
         assert isinstance(task_of(recipe), ImageClassification)
         assert [stage.epochs for stage in recipe.stages] == [5, 10, 10]
         assert [stage.learning_rate for stage in recipe.stages] == [1e-3, 1e-4, {"vision": 1e-5, "head": 5e-5}]

@@ -17,9 +17,7 @@ import mmhf
 from mmhf import pipeline
 from mmhf.cli import main
 from mmhf.errors import InputError
-from mmhf.export.graphs import CaptionerGraphs
 from mmhf.inference import JobSettings, predict_table
-from mmhf.inference.demo.subjects import load_subject
 from mmhf.inference.loading import load_model
 from mmhf.inference.serving.limits import Limits, RefusedError
 from mmhf.inference.serving.schemas import Generation, Input
@@ -165,10 +163,6 @@ def test_what_cannot_be_asked_is_named(trained: Path, shop: Path, tmp_path: Path
         predict_table(trained, shop / "other.csv", tmp_path / "o.csv", JobSettings(device="cpu"))
     settings = JobSettings(device="cpu", columns={"kind": "kinds"})
     assert predict_table(trained, shop / "other.csv", tmp_path / "o.csv", settings).unpredicted == 0
-    with pytest.raises(InputError, match="is not exported; mmhf serve answers with it"):
-        CaptionerGraphs(model, processor).graphs([])
-    with pytest.raises(InputError, match=r"no fields for the model's columns \(kind, maker\)"):
-        load_subject(trained, captions=[])
 
 
 def test_a_column_that_the_table_lacks_is_named_before_a_model_is_built(

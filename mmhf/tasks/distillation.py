@@ -135,9 +135,12 @@ class AnsweringModel(nn.Module):
         """(B, C) answers of a classifier, or (B, D) embeddings; those of images times the teacher's logit scale."""
         if part.feature in TEACHER_EMBEDS:
             output = self.model(**inputs)
+            embeds: Tensor
             if part.feature == TEACHER_EMBEDS[1]:
-                return output.text_embeds.float()  # type: ignore[no-any-return]
-            return output.image_embeds.float() * self.model.similarity_scale.float()  # type: ignore[no-any-return]
+                embeds = output.text_embeds.float()
+            else:
+                embeds = output.image_embeds.float() * self.model.similarity_scale.float()
+            return embeds
         given = dict(inputs)
         # By themselves, encoders run on all rows, also those that lack the modality: what a row is given does not
         # depend on the others.
@@ -146,7 +149,8 @@ class AnsweringModel(nn.Module):
         if "input_ids" in given:
             tokens, mask = given.pop("input_ids"), given.pop("attention_mask")
             given["text_features"] = self.model.text_features(tokens, mask)
-        return self.model(**given).logits.float()  # type: ignore[no-any-return]
+        answers: Tensor = self.model(**given).logits.float()
+        return answers
 
 
 def learn_from(teacher: Teacher, task: Task[Any, Any], trainer: MMTrainer) -> None:

@@ -66,6 +66,11 @@ def training_arguments(recipe: RecipeBase, output_dir: str, *, has_validation: b
     return args
 
 
+def start_process_group(args: TrainingArguments) -> None:
+    """Start what a decision for all processes is told by: TrainingArguments do so when asked for their device."""
+    _ = args.device
+
+
 def _refuse_what_a_cpu_lacks(args: TrainingArguments) -> None:
     if args.device.type != "cpu":
         return

@@ -31,7 +31,7 @@ from mmhf.recipe import ResolvedRecipe, load_recipe, recipe_from_dict
 from mmhf.recipe.cross_validation import check_folds, fold_override
 from mmhf.recipe.history import recipe_changes
 from mmhf.recipe.row_sections import FoldSection
-from mmhf.training.arguments import training_arguments
+from mmhf.training.arguments import start_process_group, training_arguments
 from mmhf.training.run_folder import choose_run_dir
 from mmhf.verbs._metrics_table import print_folds
 from mmhf.verbs.run import FOLD_FOLDER, Run
@@ -59,8 +59,7 @@ def cross_validate(
         InputError: The recipe cannot be cross-validated, or the folder holds something else.
     """
     check_folds(resolved.recipe, num_folds)
-    # (Starts the process group that a decision for all needs.)
-    training_arguments(resolved.recipe, str(resolved.name), has_validation=True).device  # noqa: B018
+    start_process_group(training_arguments(resolved.recipe, str(resolved.name), has_validation=True))
     folder, finished = from_first(lambda: _find_place(resolved, num_folds, resume=resume))
     logger.info("Cross-validation of %d folds in %s", num_folds, folder)
     logger.info("The rows of training and validation are cut anew for it, whatever splits the data has")

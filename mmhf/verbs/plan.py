@@ -285,14 +285,14 @@ def _find_parent(task: AnyTask, found: Plan) -> Path | None:
 
 def _find_teacher(task: AnyTask, found: Plan) -> None:
     """Look at the teacher's configuration; where there is none to look at, the run is planned without it."""
+    teacher = None
     try:
-        task.teacher  # noqa: B018
+        teacher = task.teacher
     except UnreachableError as error:
         _add_unreachable(found, f"{error}; planned without it")
-        task.teacher = None
     except InputError as error:
         found.problems.append(str(error))
-        task.teacher = None
+    task.teacher = teacher
 
 
 def _add_unreachable(found: Plan, message: str) -> None:

@@ -42,6 +42,7 @@ from mmhf.training.arguments import (
     leaves_micro_batch_open,
     longer,
     stages_with_one_row,
+    start_process_group,
     training_arguments,
 )
 from mmhf.training.checkpoints import step_of
@@ -384,7 +385,7 @@ def _machine(args: TrainingArguments) -> dict[str, str]:
 
 def _find_folder(part: RunPart, args: TrainingArguments, place: _Place) -> RunFolder:
     """Let the first process choose the run folder and tell the others, or all of them what is wrong with it."""
-    args.device  # noqa: B018  (starts the process group that the broadcast needs)
+    start_process_group(args)
 
     def find() -> RunFolder:
         path = place.run_dir or choose_run_dir(part.resolved, resume=place.resume)

@@ -19,6 +19,7 @@ SWITCH = "MMHF_FROZEN_COPIES"
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _KEPT = "_mmhf_copies"
+_DEVICES = ("cuda", "cpu")
 _KINDS = (nn.Linear, nn.Conv2d)
 
 
@@ -33,7 +34,7 @@ def why_no_copies(device: torch.device, precision: str) -> str | None:
         return "all is computed in fp32"
     if os.environ.get(SWITCH) == "off":
         return f"{SWITCH}=off"
-    return None if device.type == "cuda" else "not on a CUDA device"
+    return None if device.type in _DEVICES else f"not on {device.type}"
 
 
 def keep_copies(model: nn.Module, precision: str) -> int:

@@ -35,7 +35,7 @@ AutoModel.register(TorchvisionConfig, TorchvisionEncoder, exist_ok=True)
 # transformers 5.24 leaves SigLIP's text encoder out of its own list.
 AutoModel.register(SiglipTextConfig, SiglipTextModel, exist_ok=True)
 
-VisionPooling = Literal["avg", "max", "concat", "cls", "pooler"]
+VisionPooling = Literal["avg", "max", "concat", "blocks", "cls", "pooler"]
 TextPooling = Literal["cls", "mean", "max", "last_token", "pooler"]
 VISION_POOLINGS: tuple[str, ...] = get_args(VisionPooling)
 TEXT_POOLINGS: tuple[str, ...] = get_args(TextPooling)
@@ -158,8 +158,11 @@ def run_vision(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, **a
         asked (`bool`): `output_hidden_states`, `output_attentions`: what the output shall hold beside.
 
     Raises:
-        `ValueError`: attentions of an encoder of timm or torchvision, which gives none.
+        `ValueError`: attentions of an encoder of timm or torchvision, which gives none, or outputs of the blocks of
+            one that does not give them.
     """
+    if pooling == "blocks":
+        asked["output_hidden_states"] = True
     if encoder.config.model_type in ("timm_wrapper", TorchvisionConfig.model_type):
         return encoder(pixel_values=pixel_values, do_pooling=pooling == "pooler", return_dict=True, **asked)
     accepted = inspect.signature(type(encoder).forward).parameters
@@ -206,6 +209,7 @@ def pool_vision(output: Any, pooling: str, shape: EncoderOutput) -> Tensor:
     Args:
         output: An encoder's output with `last_hidden_state`, and `pooler_output` for `pooling="pooler"`.
         pooling (`str`): `avg` or `max` over the patches (class and register tokens left out), `concat` of the two,
+            `blocks` (the averages of the outputs of all blocks, from the first to the last, and of the encoder),
             `cls` (the first token) or `pooler` (the encoder's own).
         shape (`EncoderOutput`): Layout of `last_hidden_state` and its number of prefix tokens.
 
@@ -222,12 +226,10 @@ def pool_vision(output: Any, pooling: str, shape: EncoderOutput) -> Tensor:
         if shape.layout != "tokens" or shape.prefix_tokens == 0:
             raise ValueError("pooling 'cls' needs an encoder with a class token; use 'avg'")
         return hidden[:, 0]
-    if shape.layout == "channels_first":
-        patches = hidden.flatten(2).transpose(1, 2)
-    elif shape.layout == "channels_last":
-        patches = hidden.flatten(1, 2)
-    else:
-        patches = hidden[:, shape.prefix_tokens :]
+    if pooling == "blocks":
+        blocks = _outputs_of_blocks(output, shape)
+        return torch.cat([each.mean(dim=1) for each in (*blocks, patch_tokens(hidden, shape))], dim=-1)
+    patches = patch_tokens(hidden, shape)
     if pooling == "avg":
         return patches.mean(dim=1)
     if pooling == "max":
@@ -235,6 +237,18 @@ def pool_vision(output: Any, pooling: str, shape: EncoderOutput) -> Tensor:
     if pooling == "concat":
         return torch.cat([patches.mean(dim=1), patches.amax(dim=1)], dim=-1)
     raise ValueError(f"unknown pooling {pooling!r}; choose from {', '.join(VISION_POOLINGS)}")
+
+
+def grid_tokens(hidden: Tensor, shape: EncoderOutput) -> Tensor:
+    """An encoder's `last_hidden_state` as (B, T, width), class and register tokens included."""
+    if shape.layout == "channels_first":
+        return hidden.flatten(2).transpose(1, 2)
+    return hidden.flatten(1, 2) if shape.layout == "channels_last" else hidden
+
+
+def patch_tokens(hidden: Tensor, shape: EncoderOutput) -> Tensor:
+    """An encoder's `last_hidden_state` as (B, patches, width), without class and register tokens."""
+    return grid_tokens(hidden, shape)[:, shape.prefix_tokens :]
 
 
 def pool_text_output(output: Any, attention_mask: Tensor, pooling: str) -> Tensor:
@@ -319,6 +333,17 @@ def _vision_shape(encoder: PreTrainedModel, hidden: Tensor, size: tuple[int, int
     patch = encoder.config.to_dict().get("patch_size")
     patches = (size[0] // patch) * (size[1] // patch) if isinstance(patch, int) else hidden.shape[1]
     return EncoderOutput(width=0, prefix_tokens=max(hidden.shape[1] - patches, 0))
+
+
+def _outputs_of_blocks(output: Any, shape: EncoderOutput) -> list[Tensor]:
+    """(B, patches, width) of each block, the last one left out where the encoder's own output is the same tensor."""
+    states: tuple[Tensor, ...] = output.get("hidden_states") or ()
+    if not states:
+        raise ValueError("the encoder does not give the outputs of its blocks; use another pooling")
+    states = states[: -1 if states[-1] is output.last_hidden_state else None]
+    # Grids within an encoder have their channels first, whatever comes out of it.
+    grid = replace(shape, layout="channels_first", prefix_tokens=0)
+    return [patch_tokens(state, grid if state.dim() == 4 else replace(shape, layout="tokens")) for state in states]
 
 
 def _own_pooler(output: Any) -> Tensor:

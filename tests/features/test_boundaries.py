@@ -316,6 +316,20 @@ def test_what_reads_past_the_boundary_is_refused_even_where_it_counts_for_nothin
     assert boundary is None or not is_exact(encoder, run, boundary)
 
 
+def test_what_reads_all_blocks_goes_on_from_the_first_alone() -> None:
+    config = ViTConfig(**PATCHES)
+    described = describe_vision(config, "blocks")
+    encoder = fresh_encoder(config).eval()
+    drop_unused(encoder, described.unused)
+
+    def run(images: Tensor) -> Tensor:
+        return pool_vision(run_vision(encoder, images, "blocks"), "blocks", described)
+
+    last = list(layer_groups(encoder))[-2]
+    boundary = find_boundary(encoder, run, last, image_size=32)
+    assert boundary is None or not is_exact(encoder, run, boundary)
+
+
 def test_what_is_read_without_a_gradient_is_refused_by_its_bits() -> None:
     encoder = Skipping(PreTrainedConfig(), 1.0, lambda first: first.detach()).eval()
 

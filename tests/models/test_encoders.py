@@ -39,6 +39,7 @@ from mmhf.models.encoders import (
     pool_vision,
     run_vision,
 )
+from mmhf.models.torchvision_encoder import TorchvisionConfig
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37}
 WORDS = {**SIZES, "vocab_size": 99, "max_position_embeddings": 40, "pad_token_id": 0, "bos_token_id": 1}
@@ -88,7 +89,7 @@ def check_vision(config, pooling: str) -> None:
     try:
         output = describe_vision(config, pooling)
     except ValueError:
-        assert pooling == "cls" or pooling == "pooler"
+        assert pooling in ("cls", "pooler")
         return
     torch.manual_seed(0)
     whole = AutoModel.from_config(config).eval()
@@ -179,6 +180,44 @@ def test_vision_pooling_over_each_layout(layout, shape):
     else:
         with pytest.raises(ValueError, match="class token"):
             pool_vision(output, "cls", described)
+
+
+def blocks_of(config):
+    """What `blocks` gives of an encoder, and its own output."""
+    torch.manual_seed(0)
+    encoder = AutoModel.from_config(config).eval()
+    described = describe_vision(config, "blocks")
+    output = run_vision(encoder, torch.randn(2, 3, 32, 32), "blocks")
+    pooled = pool_vision(output, "blocks", described)
+    assert pooled.shape == (2, described.width)
+    return pooled, output
+
+
+def test_blocks_are_the_averages_of_all_stages_of_a_convolutional_network(tiny_timm):
+    pooled, output = blocks_of(tiny_timm("test_efficientnet"))
+    grids = [*output.hidden_states, output.last_hidden_state]
+    assert len({each.shape[2] for each in grids}) > 2, "from fine to coarse"
+    assert torch.allclose(pooled, torch.cat([each.mean(dim=(2, 3)) for each in grids], 1), atol=1e-6)
+
+
+def test_blocks_leave_class_tokens_out_and_the_last_state_counts_once(tiny_timm):
+    pooled, output = blocks_of(ViTConfig(**PATCHES))
+    states = [*output.hidden_states, output.last_hidden_state]
+    assert torch.allclose(pooled, torch.cat([each[:, 1:].mean(dim=1) for each in states], 1), atol=1e-6)
+    pooled, output = blocks_of(tiny_timm("test_resnet"))
+    assert pooled.shape[1] == sum(each.shape[1] for each in output.hidden_states)
+
+
+def test_grids_within_an_encoder_have_their_channels_first(tiny_timm):
+    for config in (TorchvisionConfig("swin_t"), tiny_timm("swin_tiny_patch4_window7_224")):
+        _, output = blocks_of(config)
+        assert all(state.shape[1] > state.shape[2] == state.shape[3] for state in output.hidden_states)
+
+
+def test_an_encoder_without_outputs_of_blocks_says_so():
+    output = BaseModelOutputWithPooling(last_hidden_state=torch.zeros(2, 5, 3, 3))
+    with pytest.raises(ValueError, match="outputs of its blocks"):
+        pool_vision(output, "blocks", EncoderOutput(5, "channels_first"))
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max", "last_token"])

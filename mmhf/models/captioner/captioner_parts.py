@@ -26,6 +26,7 @@ from mmhf.models.encoders import (
     describe_vision,
     fresh_encoder,
     native_image_size,
+    patch_tokens,
     pool_vision,
     run_vision,
 )
@@ -119,15 +120,6 @@ def read_features(output: Any, features: str, shape: EncoderOutput) -> Tensor:
     if features == "patches":
         return patch_tokens(output.last_hidden_state, shape)
     return pool_vision(output, features, shape)
-
-
-def patch_tokens(hidden: Tensor, shape: EncoderOutput) -> Tensor:
-    """An encoder's `last_hidden_state` as (B, patches, width), without class and register tokens."""
-    if shape.layout == "channels_first":
-        return hidden.flatten(2).transpose(1, 2)
-    if shape.layout == "channels_last":
-        return hidden.flatten(1, 2)
-    return hidden[:, shape.prefix_tokens :]
 
 
 def load_part(config: PrefixCaptionerConfig, part: str, name: str) -> PreTrainedModel:

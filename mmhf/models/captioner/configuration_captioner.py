@@ -20,7 +20,7 @@ class PrefixCaptionerConfig(TowerConfig):
         vision_config (`PreTrainedConfig` or `dict`, *optional*): Image encoder; a timm encoder is a `timm_wrapper`.
         language_config (`PreTrainedConfig` or `dict`, *optional*): Causal language model.
         vision_backbone, language_backbone (`str`, *optional*): Their names as a recipe gives them.
-        vision_features (`str`): `projected`, `patches`, `avg`, `max`, `concat`, `cls` or `pooler`.
+        vision_features (`str`): `projected`, `patches`, `avg`, `max`, `concat`, `blocks`, `cls` or `pooler`.
         vision_output (`dict`, *optional*): [`EncoderOutput`] of the image encoder; found when absent.
         projector (`str`): `mlp` or `transformer`.
         prefix_length (`int`, *optional*): Tokens that stand for an image; absent, 10, or one a patch.

@@ -18,7 +18,7 @@ class DualEncoderConfig(TowerConfig):
         text_config (`PreTrainedConfig` or `dict`, *optional*): Text encoder.
         vision_backbone, text_backbone (`str`, *optional*): Names of the encoders as a recipe gives them; None = made
             from scratch.
-        vision_pooling (`str`): `cls`, `avg`, `max`, `concat`, `attention` or `pooler`.
+        vision_pooling (`str`): `cls`, `avg`, `max`, `concat`, `blocks`, `attention` or `pooler`.
         text_pooling (`str`): `eot`, `cls`, `mean`, `max`, `last_token`, `attention` or `pooler`.
         vision_output, text_output (`dict`, *optional*): [`EncoderOutput`] of each encoder; found when absent.
         eot_token_id (`int`, *optional*): The token that `eot` reads; absent, or not in a text = its last token.

@@ -18,8 +18,8 @@ from mmhf.features.parts import TEXT, VISION, FeaturePart
 from mmhf.models.attention_masks import padding_mask
 from mmhf.models.contrastive_loss import Contrast, EmbeddedPairs, caption_ids, contrastive_loss
 from mmhf.models.dual_encoder.configuration_dual_encoder import DualEncoderConfig
-from mmhf.models.dual_encoder.pooling import AttentionPooling, described_as, grid_tokens, pool_caption
-from mmhf.models.encoders import pool_vision
+from mmhf.models.dual_encoder.pooling import AttentionPooling, described_as, pool_caption
+from mmhf.models.encoders import grid_tokens, pool_vision
 from mmhf.models.tower import TOWER, TowerModel, TowerOutput, encoder_output
 
 MAX_LOGIT_SCALE = 100.0

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmhf.models.encoders import EncoderOutput, pool_text_output
+from mmhf.models.encoders import pool_text_output
 
 _HEAD_WIDTH = 64
 # A pooling that reads the same features in the same layout, by which an encoder is described.
@@ -42,13 +42,6 @@ class AttentionPooling(nn.Module):
         query = self.query.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         pooled: Tensor = self.attention(query, tokens, tokens, key_padding_mask=ignored, need_weights=False)[0]
         return pooled.squeeze(1)
-
-
-def grid_tokens(hidden: Tensor, shape: EncoderOutput) -> Tensor:
-    """An image encoder's `last_hidden_state` as (B, T, width), class and register tokens included."""
-    if shape.layout == "channels_first":
-        return hidden.flatten(2).transpose(1, 2)
-    return hidden.flatten(1, 2) if shape.layout == "channels_last" else hidden
 
 
 def pool_caption(

@@ -23,7 +23,7 @@ class FusionConfig(ClassifierConfig):
         text_config (`PreTrainedConfig` or `dict`, *optional*): Text encoder.
         vision_backbone (`str`, *optional*): Name of the image encoder as a recipe gives it.
         text_backbone (`str`, *optional*): Name of the text encoder as a recipe gives it.
-        vision_pooling (`str`): `avg`, `max`, `concat`, `cls` or `pooler`.
+        vision_pooling (`str`): `avg`, `max`, `concat`, `blocks`, `cls` or `pooler`.
         text_pooling (`str`): `cls`, `mean`, `max`, `last_token` or `pooler`.
         vision_output, text_output (`dict`, *optional*): [`EncoderOutput`] of each encoder; found when absent.
         columns (`dict`, *optional*): [`ColumnFeatures`] of the table's columns that are a third modality.

@@ -17,7 +17,7 @@ class BackboneForImageClassificationConfig(ClassifierConfig):
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*): Image encoder; a timm encoder is a `timm_wrapper`.
         vision_backbone (`str`, *optional*): Name of the image encoder as a recipe gives it.
-        vision_pooling (`str`): `avg`, `max`, `concat`, `cls` or `pooler`.
+        vision_pooling (`str`): `avg`, `max`, `concat`, `blocks`, `cls` or `pooler`.
         vision_output (`dict`, *optional*): [`EncoderOutput`] of the encoder; found when absent.
         head_hidden_dim (`int`, *optional*): Width of the head's hidden layer; absent = a linear classifier.
         head_dropout (`Sequence[float]`): Dropout before the hidden layer and before the last one; without a hidden

@@ -22,7 +22,8 @@ class Job(NamedTuple):
         minilm (`str`): The same with MiniLM and its tokenizer.
         image_size (`int`): Side of the square, in pixels.
         max_length (`int`): Of a text, in tokens.
-        batch_size, epochs (`int`): As in mmhf's recipe, all its stages together.
+        batch_size (`int`): As in mmhf's recipe.
+        epochs (`int`): All stages of mmhf's recipe together, or fewer where all trains from the start.
         head_epochs (`int`): Those of its first stage, whose encoders are frozen.
         seed (`int`): Of everything that is drawn.
         variant (`str`): Which of two ways, where a script has two.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mmhf import _timm, _torchvision
+from mmhf import _light_imports, _torchvision
 from mmhf._version import __version__ as __version__
 
 _torchvision.install()
-_timm.install()
+_light_imports.install()
 
 # Resolved on first use, so that `import mmhf` loads neither torch nor transformers. The families' configs, models and
 # processors come from their own records.

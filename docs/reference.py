@@ -303,6 +303,7 @@ EXAMPLES: dict[str, Any] = {
     "StageSection.warmup": 0.1,
     "weight_decay": 0.05,
     "hard_negatives": {"per_sample": 3},
+    "quantization": {"bits": 8},
     "per_sample": 3,
     "first_epoch": 2,
     "below_own": 0.9,

@@ -89,8 +89,15 @@ def export_model(
     """
     refuse_existing_folder(Path(output))
     model, processor = load_model(model_dir, needs="graphs", device=torch.device("cpu"))
-    if isinstance(model, TowerModel) and model.config.lora is not None:
-        model.merge_lora()
+    if isinstance(model, TowerModel):
+        for tower in model.encoders():
+            if (bits := model.bits_of(tower)) is not None:
+                raise InputError(
+                    f"{model_dir}: its {tower} model has weights of {bits} bits, which graphs do not hold; export a "
+                    f"model that was trained without model.{tower}.quantization, with --int8 for a small one"
+                )
+        if model.config.lora is not None:
+            model.merge_lora()
     images = describe_images(processor)
     family = family_of(model)
     family_graphs: ModelGraphs = family.load("graphs")(model.float(), processor)

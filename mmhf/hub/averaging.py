@@ -123,6 +123,10 @@ def _misfit(first: ResolvedModel, other: ResolvedModel) -> str | None:
     configs = [dict(_flat(read_json_object(model.path / CONFIG_FILE))) for model in (first, other)]
     if any(config.get("lora.rank") is not None for config in configs):
         return "low-rank changes are products, whose factors have no average; release both with `--lora merge` first"
+    for key in configs[0]:
+        tower = key.removesuffix("_quantization.bits")
+        if tower != key and f"references.{tower}" not in configs[0]:
+            return f"weights of {configs[0][key]} bits, which its {tower} model is stored in, have no average"
     for key in dict.fromkeys([*configs[0], *configs[1]]):
         ours, own = (config.get(key) for config in configs)
         if ours != own:

@@ -31,7 +31,7 @@ def settle_lora(folder: Path, form: Literal["merge", "keep"] | None) -> dict[str
         `dict`, or `None`: `form`, `rank`, `alpha` and `dora` of the changes; None where there are none.
 
     Raises:
-        InputError: The model has none, but a form was asked for.
+        InputError: The model has none, but a form was asked for; or weights of few bits should be merged with.
     """
     config = read_json_object(folder / CONFIG_FILE)
     lora, references = config.get("lora"), config.get("references") or {}
@@ -39,7 +39,9 @@ def settle_lora(folder: Path, form: Literal["merge", "keep"] | None) -> dict[str
         if form is not None:
             raise InputError(f"release.lora: {form}, but the model has no low-rank changes; leave it out")
         return None
-    is_apart = {name.partition(".")[0] for name in lora["modules"]} <= references.keys()
+    changed = {name.partition(".")[0] for name in lora["modules"]}
+    # Weights of few bits cannot be merged with, and are small enough to be stored.
+    is_apart = changed <= references.keys() or any(config.get(f"{name}_quantization") for name in changed)
     form = form or ("keep" if is_apart else "merge")
     if form == "merge" or not is_apart:
         model = families()[config["model_type"]].load("model").from_pretrained(folder)
@@ -62,6 +64,7 @@ def _unchanged(model: TowerModel) -> dict[str, str]:
             continue
         loaded = model.load_part(name, reference)
         model.drop_unused_of(name, loaded)
+        model.quantize_part(name, loaded)
         theirs = loaded.state_dict()
         ours = {
             key.replace(".base_layer.", "."): each for key, each in encoder.state_dict().items() if not is_lora(key)

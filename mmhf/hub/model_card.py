@@ -170,13 +170,20 @@ def _usage(notes: ReleaseNotes, facts: CardFacts) -> str:
         row = _as_code({name: f"its {name}" for name in facts.prompt.names})
         call = f'{verb}({{"image": "photo.jpg", "columns": {row}}})'
     code.append(f"print({call})")
-    peft = ", peft" if notes.extra.get("lora", {}).get("form") == "keep" else ""
+    more = ", peft" if notes.extra.get("lora", {}).get("form") == "keep" else ""
+    more += ", torchao" if _few_bits(facts) else ""
     hint = (
-        f"This runs the code of this repository and needs transformers, torch, torchvision, timm{peft} and pillow. "
+        f"This runs the code of this repository and needs transformers, torch, torchvision, timm{more} and pillow. "
         "With mmhf installed, `from mmhf import pipeline` serves it without `trust_remote_code`."
     )
     block = "```python\n" + "\n".join(code) + "\n```"
     return _section("Use", f"{block}\n\n{hint}" if facts.has_remote_code else block)
+
+
+def _few_bits(facts: CardFacts) -> dict[str, int]:
+    """Parts of the model whose weights have few bits, by the names of their sections."""
+    sections = {name: each for name, each in (facts.recipe.get("model") or {}).items() if isinstance(each, Mapping)}
+    return {name: each["quantization"]["bits"] for name, each in sections.items() if each.get("quantization")}
 
 
 def _section(title: str, text: str | None) -> str:
@@ -238,6 +245,7 @@ def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
         kind = "DoRA" if lora["dora"] else "LoRA"
         form = {"merge": "merged into the weights", "keep": "kept apart"}[lora["form"]]
         lines.append(f"- {kind} of rank {lora['rank']}, alpha {lora['alpha']:g}: {form}.")
+    lines += [f"- Weights of `{part}`: {bits} bits, rounded by torchao." for part, bits in _few_bits(facts).items()]
     lines += [f"- Changed on the way: {_code(line)}." for line in history_lines(notes.extra.get("changes", ()))]
     if facts.environment:
         versions = ", ".join(f"{name} {facts.environment[name]}" for name in ("torch", "transformers", "timm"))

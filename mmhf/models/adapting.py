@@ -116,8 +116,12 @@ def _adaptable(model: TowerModel, partition: Partition) -> Iterator[tuple[str, t
 
 def _is_smaller(module: nn.Module, rank: int) -> bool:
     """Whether a change of this rank has fewer parameters than the layer's weight."""
-    weight: Any = module.weight
-    return bool(rank * (weight.numel() // weight.shape[0] + weight.shape[0]) < weight.numel())
+    if isinstance(module, nn.Linear):  # whose weights may have few bits, several in a value
+        rows, columns = module.out_features, module.in_features
+    else:
+        weight: Any = module.weight
+        rows, columns = weight.shape[0], weight.numel() // weight.shape[0]
+    return bool(rank * (rows + columns) < rows * columns)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Low-rank changes of an encoder's layers, LoRA and DoRA, by peft.
 
-Depends on torch, transformers and `errors` only, so that a release can carry this file.
+Depends on torch, transformers, `errors` and `quantization` only, so that a release can carry this file.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mmhf.errors import InputError
+from mmhf.models.quantization import QuantizedLinear
 
 
 def put_lora(encoder: PreTrainedModel, modules: Collection[str], values: Mapping[str, Any]) -> None:
@@ -63,11 +64,11 @@ def merge_lora(encoder: PreTrainedModel) -> None:
 
 
 def is_adaptable(module: nn.Module) -> bool:
-    """Whether a layer can have a low-rank change that can be merged into it.
+    """Whether a layer can have a low-rank change that, but for weights of few bits, can be merged into it.
 
     These are linear layers and plain convolutions. A subclass may use its weights in another way, as attention of
     `nn.MultiheadAttention` does with `out_proj`, and peft's convolutions know neither groups nor dilation.
     """
     if type(module) is nn.Conv2d:
         return module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
-    return type(module) in (nn.Linear, Conv1D)
+    return type(module) in (nn.Linear, Conv1D, QuantizedLinear)

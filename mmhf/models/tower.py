@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
+from mmhf.errors import InputError
 from mmhf.features.parts import HasFeatureParts
 from mmhf.models.backbones import load_encoder
 from mmhf.models.classification_loss import TargetLoss
@@ -32,6 +33,7 @@ from mmhf.models.encoders import (
 from mmhf.models.layer_groups import LORA, is_lora, layer_groups
 from mmhf.models.lora import merge_lora, put_lora
 from mmhf.models.ordinal_loss import OrdinalHead
+from mmhf.models.quantization import quantize
 from mmhf.models.tower_config import TowerConfig
 from mmhf.models.views import ImageViews
 
@@ -71,8 +73,9 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
     """A model of one or more encoders and new layers.
 
     A family says what it is made of, in the order of the data; from that come `parameter_groups()`, gradient
-    checkpointing, low-rank changes of encoders (`config.lora`), and encoders whose weights are kept elsewhere
-    (`config.references`). Its `__init__` takes the config, and encoders in the order of `parts`.
+    checkpointing, low-rank changes of encoders (`config.lora`), frozen ones in few bits (`config.NAME_quantization`),
+    and encoders whose weights are kept elsewhere (`config.references`). Its `__init__` takes the config, and encoders
+    in the order of `parts`.
 
     Attributes:
         parts (`Mapping[str, tuple[str, ...]]`): `TOWER` for an attribute that holds an encoder (one that is None, or
@@ -145,9 +148,10 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def post_init(self) -> None:
-        """As of every model; then come the low-rank changes, which have their own way to start."""
+        """As of every model; then come few bits, and the low-rank changes, which have their own way to start."""
         super().post_init()
-        for name in self.encoders():
+        for name, encoder in self.encoders().items():
+            self.quantize_part(name, encoder)
             self._adapt(name)
         self._leave_referenced_out()
 
@@ -159,8 +163,18 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
         self._leave_referenced_out()
 
     def merge_lora(self) -> None:
-        """Add the low-rank changes to the weights, for good. Encoders that had some are no longer kept elsewhere."""
+        """Add the low-rank changes to the weights, for good. Encoders that had some are no longer kept elsewhere.
+
+        Raises:
+            `InputError`: the weights have few bits, which have no room for them.
+        """
         changed = self.adapted_encoders()
+        for name in changed:
+            if self.bits_of(name) is not None:
+                raise InputError(
+                    f"the low-rank changes of {name} cannot be merged into weights of {self.bits_of(name)} bits; "
+                    "keep them apart"
+                )
         for name in changed:
             merge_lora(self.encoders()[name])
         self.config.lora = None
@@ -189,6 +203,20 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
         """
         return load_encoder(backbone, vars(self.config)[f"{name}_config"], pretrained=True)
 
+    def bits_of(self, name: str) -> int | None:
+        """Bits of an encoder's frozen weights; None where they are in full precision."""
+        values = vars(self.config).get(f"{name}_quantization")
+        return None if values is None else int(values["bits"])
+
+    def quantize_part(self, name: str, encoder: PreTrainedModel) -> None:
+        """Give an encoder's weights the few bits that the config says, if it does.
+
+        Raises:
+            `InputError`: torchao is not installed, or the encoder has no layers that could have them.
+        """
+        if (bits := self.bits_of(name)) is not None:
+            quantize(encoder, bits)
+
     def drop_unused_of(self, name: str, encoder: PreTrainedModel) -> None:
         """Take out of an encoder what its pooled output does not need."""
         if (output := vars(self.config).get(f"{name}_output")) is not None:
@@ -196,6 +224,7 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
 
     def _bring_back(self, name: str) -> None:
         encoder: Any = self.load_part(name, self.config.references[name])
+        self.quantize_part(name, encoder)
         example = next(self.parameters())
         # Of a model that is partly on disk it may be there.
         device = torch.device("cpu") if example.is_meta else example.device

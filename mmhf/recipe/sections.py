@@ -123,6 +123,14 @@ class LoraSection(Section):
     the chosen blocks that have more parameters than their change would."""
 
 
+class QuantizationSection(Section):
+    """Frozen weights in few bits (`pip install 'mmhf[quantization]'`): each linear layer but the head is rounded when
+    the backbone is loaded, and never trains; `lora` may."""
+
+    bits: Literal[8, 4]
+    """`8`: integers, with a scale for each row. `4`: NF4, with a scale for 64 weights; slower, above all on a CPU."""
+
+
 class ModelSection(Section):
     """Base of the `model:` sections."""
 

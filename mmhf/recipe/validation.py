@@ -172,7 +172,8 @@ def _value_problem(path: KeyPath, errors: list[ErrorDetails]) -> Problem:
         return Problem(path, str(error), is_secret=isinstance(error, SecretValueError))
     given = first["input"]
     if first["type"] == "literal_error":
-        names = re.findall(r"'([^']*)'", " ".join(details["ctx"]["expected"] for details in fitting))
+        expected = " ".join(details["ctx"]["expected"] for details in fitting)
+        names = [name.strip("'") for name in re.findall(r"'[^']*'|\d+", expected)]
         others = [_KINDS[details["type"]] for details in errors if details["type"] in _KINDS]
         nearest = nearest_names(str(given), names)
         # With 43 optimizers to choose from, the nearest say more than all.

@@ -272,7 +272,8 @@ class StagePlan:
         return rows
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for an optimizer that sees every parameter from the start, frozen or not.
+        """Parameter groups for an optimizer that sees every parameter from the start, frozen or not; but no integers,
+        which never train.
 
         Each group of the partition gives one or two of them, under its name: what decays and what does not (biases and
         the weights of normalisation layers).
@@ -288,6 +289,7 @@ class StagePlan:
                     parameters[name]
                     for name in names
                     if (parameters[name].ndim > 1 and _DORA_MAGNITUDE not in name) == decays
+                    and parameters[name].is_floating_point()
                 ]
                 if members:
                     groups.append({"params": members, "name": group, "decays": decays, "lr": rates[group]})

@@ -245,7 +245,8 @@ class MMTrainer(ReadsSplits):
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Build one optimizer over all groups; what is frozen gets no gradient and is passed over by it."""
-        self.plan.model.requires_grad_(True)  # what wraps it next expects something that trains
+        for parameter in self.plan.model.parameters():  # what wraps it next expects something that trains
+            parameter.requires_grad_(parameter.is_floating_point())
         if is_sharded():
             ready_for_sharding(self.plan.model)
             refuse_what_needs_whole_weights(self.plan)

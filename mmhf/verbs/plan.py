@@ -27,6 +27,7 @@ from mmhf.files import CONFIG_FILE, RECIPE_FILE
 from mmhf.hub.hub_errors import hub_may_answer, use_caches_if_hub_is_silent
 from mmhf.hub.releases import check_version_is_free, resolve_model
 from mmhf.models.encoders import CHANNELS_LAST_SWITCH, why_not_channels_last
+from mmhf.models.quantization import describe_quantized
 from mmhf.recipe import ResolvedRecipe, json_schema
 from mmhf.recipe.cross_validation import check_folds, fold_override
 from mmhf.recipe.data_sections import DataSectionBase
@@ -195,6 +196,8 @@ def _plan_stages(
     """Work out what each stage would train, cache and take, on a model without weights."""
     model = task.build_model(data, parent=parent, device="meta")
     found.run["images"] = _describe_images(model, args)
+    if few_bits := describe_quantized(model):
+        found.run["quantization"] = few_bits
     if micro_batch := fit_micro_batch(task.recipe, args, model, lambda count: task.example_inputs(count, "meta")):
         found.run["micro-batch"] = micro_batch
         found.run["effective batch"] = _effective_batch(args)

@@ -29,6 +29,7 @@ from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.processing_captioner import CaptionerProcessor
 from mmhf.models.captioner.projectors import start_among_embeddings
+from mmhf.models.quantization import require_torchao
 from mmhf.models.tokenizers import END_OF_TEXT_ID, PADDING_ID, train_caption_tokenizer
 from mmhf.recipe.captioner_recipe import CaptionerModelSection, GenerationSection, LanguageModelSection
 from mmhf.recipe.data_sections import DataSectionBase
@@ -39,6 +40,7 @@ _FIXED_BY_RELEASE = {
     "vision.backbone": "vision_backbone",
     "vision.features": "vision_features",
     "language.backbone": "language_backbone",
+    "language.quantization": "language_quantization",
     "projector.kind": "projector",
     "projector.hidden_dims": "projector_hidden_dims",
     "projector.activation": "projector_activation",
@@ -101,10 +103,12 @@ def build_captioner_config(
         image_size ([`ImageSize`], *optional*): Of the images to come.
 
     Raises:
-        `InputError`: a backbone is unknown, its config cannot be fetched, it lacks the features, or images of this
-            size do not fit it.
+        `InputError`: a backbone is unknown, its config cannot be fetched, it lacks the features, images of this
+            size do not fit it, or torchao is asked for and not installed.
     """
-    vision, projector = section.vision, section.projector
+    vision, projector, quantization = section.vision, section.projector, section.language.quantization
+    if quantization is not None:
+        require_torchao()  # before any weights are fetched
     template = section.prompt_template()
     prompt = "" if template.names else template.fill({})
     if prompt and processor is not None:
@@ -116,6 +120,7 @@ def build_captioner_config(
         language_config=build_language_config(section.language),
         vision_backbone=vision.backbone,
         language_backbone=section.language.backbone,
+        language_quantization=None if quantization is None else quantization.model_dump(),
         vision_features=vision.features,
         projector=projector.kind,
         prefix_length=projector.prefix_length,

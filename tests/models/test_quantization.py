@@ -1,0 +1,168 @@
+"""Layers of few bits compute what torchao's own do, and keep nothing in full precision for the backward pass."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torchao.quantization import Int8WeightOnlyConfig, quantize_, to_nf4
+from transformers import GPT2Config, GPT2Model, Qwen3Config, Qwen3ForCausalLM
+
+from mmhf.errors import InputError
+from mmhf.models.quantization import QuantizedLinear, describe_quantized, quantize
+
+BITS = (8, 4)
+WIDTHS = (64, 96)
+
+
+def linear(*, bias: bool = True, dtype: torch.dtype = torch.float32) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(*WIDTHS, bias=bias).requires_grad_(False).to(dtype)
+
+
+def by_torchao(layer: nn.Linear, bits: int) -> nn.Linear:
+    theirs = copy.deepcopy(layer)
+    if bits == 8:
+        quantize_(theirs, Int8WeightOnlyConfig(set_inductor_config=False))
+    else:
+        theirs.weight = nn.Parameter(to_nf4(theirs.weight, 64, 96), requires_grad=False)
+    return theirs
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_results_are_torchaos_to_the_bit(bits: int, bias: bool, dtype: torch.dtype) -> None:
+    layer = linear(bias=bias, dtype=dtype)
+    ours, theirs = QuantizedLinear(layer, bits), by_torchao(layer, bits)
+    given = [torch.randn(2, 5, WIDTHS[0], dtype=dtype).requires_grad_() for _ in range(2)]
+    given[1].data.copy_(given[0].data)
+    made = [module(inputs) for module, inputs in zip((ours, theirs), given, strict=True)]
+    assert made[0].dtype == dtype and torch.equal(*made)
+    wanted = torch.randn_like(made[0])
+    for each in made:
+        each.backward(wanted)
+    assert torch.equal(given[0].grad, given[1].grad)
+    # What is lost by rounding is what so few bits lose, not more.
+    distance = (ours(given[0]) - layer(given[0])).norm() / layer(given[0]).norm()
+    assert 1e-4 < distance < (0.02 if bits == 8 else 0.15)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_backward_pass_reads_few_bits(bits: int) -> None:
+    """torchao's own layer keeps its weights in full precision, in 8 bits."""
+    kept: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    inputs = torch.randn(3, WIDTHS[0], requires_grad=True)
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        QuantizedLinear(linear(), bits)(inputs).sum()
+    assert sum(each.numel() * each.element_size() for each in kept) < WIDTHS[0] * WIDTHS[1] * (bits / 8 + 0.2)
+    if bits == 8:
+        kept.clear()
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            by_torchao(linear(), bits)(inputs).sum()
+        assert any(each.numel() == WIDTHS[0] * WIDTHS[1] and each.dtype == torch.float32 for each in kept)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_autocast_decides_the_precision(bits: int) -> None:
+    ours = QuantizedLinear(linear(), bits)
+    inputs = torch.randn(3, WIDTHS[0], requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = ours(inputs)
+    assert made.dtype == torch.bfloat16
+    torch.testing.assert_close(made.float(), ours(inputs), rtol=3e-2, atol=3e-2)
+    made.sum().backward()
+    assert inputs.grad is not None and inputs.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_layer_is_copied_pickled_cast_and_saved_like_any_other(bits: int) -> None:
+    ours, inputs = QuantizedLinear(linear(), bits), torch.randn(3, WIDTHS[0])
+    assert all(type(each) is torch.Tensor for each in ours.state_dict().values())
+    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(other(inputs), ours(inputs))
+    with torch.device("meta"):
+        empty = QuantizedLinear(nn.Linear(*WIDTHS), bits)
+    shapes = {name: (each.shape, each.dtype) for name, each in ours.state_dict().items()}
+    assert shapes == {name: (each.shape, each.dtype) for name, each in empty.state_dict().items()}
+    loaded = empty.to_empty(device="cpu")
+    loaded.load_state_dict(ours.state_dict())
+    assert torch.equal(loaded(inputs), ours(inputs))
+    low = copy.deepcopy(ours).to(torch.bfloat16)
+    assert low.weight.dtype == ours.weight.dtype and torch.equal(low.weight, ours.weight)
+    assert low(inputs.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(RuntimeError, match="floating point"):
+        ours.weight.requires_grad_()
+
+
+def qwen() -> Qwen3ForCausalLM:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 320}
+    return Qwen3ForCausalLM(Qwen3Config(**sizes, num_attention_heads=2, num_key_value_heads=1, head_dim=16))
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_of_a_language_model_all_linear_layers_but_the_head_are_rounded(bits: int) -> None:
+    model = qwen()
+    names = {name for name, each in model.named_modules() if isinstance(each, nn.Linear)} - {"lm_head"}
+    quantize(model, bits)
+    found = {name: each for name, each in model.named_modules() if isinstance(each, QuantizedLinear)}
+    assert found.keys() == names and len(names) == 2 * 7
+    quantize(model, bits)
+    assert all(model.get_submodule(name) is each for name, each in found.items())
+    weights = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64)
+    assert describe_quantized(model).startswith(f"model: {weights:,} weights in {bits} bits, 0.0 MiB")
+    assert describe_quantized(qwen()) == ""
+
+
+def test_what_cannot_be_rounded_is_named() -> None:
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 99}
+    with pytest.raises(InputError, match=r"a gpt2 has no linear layers that could have 8 bits; leave"):
+        quantize(GPT2Model(GPT2Config(**sizes)), 8)
+    model = qwen()
+    model.get_submodule("model.layers.0.self_attn.q_proj").weight.data.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"layers\.0\.self_attn\.q_proj cannot have 8 bits: its weights have no fin"):
+        quantize(model, 8)
+
+
+def test_layers_that_have_no_blocks_keep_their_weights() -> None:
+    model = qwen()
+    model.model.layers[0].mlp.up_proj = nn.Linear(32, 63, bias=False)
+    quantize(model, 4)
+    assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
+    assert type(model.model.layers[1].mlp.up_proj) is QuantizedLinear
+
+
+def test_without_torchao_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(InputError, match=r"need torchao: pip install 'mmhf\[quantization\]'"):
+        QuantizedLinear(linear(), 8)
+
+
+@pytest.mark.slow
+def test_torchao_is_loaded_where_it_is_used_and_without_a_word() -> None:
+    program = (
+        "import json, sys, mmhf, transformers.modeling_utils\n"
+        "from transformers.quantizers import quantizer_torchao as theirs\n"
+        "before = 'torchao' in sys.modules\n"
+        "from mmhf.models.quantization import require_torchao\n"
+        "require_torchao()\n"
+        "known = theirs.is_torchao_available()\n"
+        "print(json.dumps([before, 'torchao' in sys.modules, known, len(theirs.flatten_tensor_state_dict({}))]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [False, True, True, 2]
+    assert "Failed to load" not in done.stderr and "KernelPreference" not in done.stderr
+    assert logging.getLogger("torchao").level == logging.NOTSET

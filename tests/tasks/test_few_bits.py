@@ -1,0 +1,157 @@
+"""A recipe whose frozen language model has few bits, from its plan to its release."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+
+import mmhf
+from mmhf.inference import JobSettings, predict_table
+from mmhf.inference.loading import load_model
+from mmhf.models.tokenizers import train_caption_tokenizer
+from mmhf.sample_data import read_sample
+
+LORA = {"rank": 2, "target_modules": ["q_proj", "v_proj"]}
+
+
+class Stop(TrainerCallback):
+    """Interrupts a run before its fourth step."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model with random weights, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("language")
+    tokenizer = train_caption_tokenizer(read_sample("train").slice(0, 50)["caption"].to_pylist(), 300)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "tie_word_embeddings": True}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 300}
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(Qwen3Config(**sizes, **heads, **ends, initializer_range=0.2)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def write(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A recipe of 6 steps in two stages, the second with low-rank changes."""
+
+    def make(bits: int) -> Path:
+        values = {
+            "task": "image-captioning",
+            "model": {
+                "vision": {"backbone": "timm/test_efficientnet", "pretrained": False, "features": "avg"},
+                "language": {"backbone": str(language), "quantization": {"bits": bits}},
+                "projector": {"prefix_length": 2, "hidden_dims": []},
+                "lora": LORA,
+            },
+            "data": {"source": "sample", "limit": 24, "image_size": 32, "max_length": 16},
+            "stages": [
+                {"name": "projector", "steps": 3, "train": ["projector"], "learning_rate": 1e-2},
+                {"name": "lora", "steps": 3, "train": ["projector", "language.lora"], "learning_rate": 1e-2},
+            ],
+            "generation": {"max_new_tokens": 6},
+            "training": {
+                "per_device_train_batch_size": 8,
+                "eval_strategy": "no",
+                "save_strategy": "steps",
+                "save_steps": 2,
+                "use_cpu": True,
+            },
+            "evaluation": {"bootstrap": 0, "splits": ["validation"], "baselines": "off"},
+            "release": {"repo": "releases", "version": "0.1"},
+        }
+        path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return make
+
+
+@pytest.mark.slow
+def test_a_run_ends_alike_when_it_was_stopped_and_its_release_refers_to_the_source(
+    write: Callable[..., Path], language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmhf.tasks.image_captioning.reference_of", lambda backbone: backbone)  # as if on the Hub
+    recipe = write(8)
+    run = mmhf.train(recipe, ["training.output_dir=run"])
+    again = ["training.output_dir=stopped", "release=null"]
+    with pytest.raises(KeyboardInterrupt):
+        mmhf.train(recipe, again, callbacks=[Stop()])
+    assert [path.name for path in Path("stopped").glob("checkpoint-*")] == ["checkpoint-2"]
+    stopped = mmhf.train(recipe, again, resume=True)
+    assert stopped.metrics == run.metrics and "validation_loss" in run.metrics
+    weights = [load_file(each.folder / "model.safetensors") for each in (run, stopped)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    changes = [tensor for name, tensor in weights[0].items() if "lora_B" in name]
+    assert len(changes) == 2 * 2 and all(tensor.any() for tensor in changes)
+
+    released = Path("releases/v0.1")
+    names = load_file(released / "model.safetensors").keys()
+    assert not any(name.startswith("language.") and ".lora_" not in name for name in names)
+    config = json.loads((released / "config.json").read_text())
+    assert config["language_quantization"] == {"bits": 8}
+    assert config["references"] == {"language": str(language)}
+    card = (released / "README.md").read_text()
+    assert "Weights of `language`: 8 bits, rounded by torchao." in card
+    assert "torchvision, timm, peft, torchao and pillow" in card
+
+    (model, processor), drawing = load_model(released), read_sample("validation").slice(0, 1).to_pylist()[0]
+    image = Image.open(io.BytesIO(drawing["image"]["bytes"])).convert("RGB")
+    written = model.generate(**processor(images=image), generation_config=model.generation_config)
+    caption = processor.batch_decode(written, skip_special_tokens=True)[0].strip()
+    image.save("image.png")
+    pd.DataFrame({"image": ["image.png"]}).to_csv("table.csv", index=False)
+    for where in (run.folder, released):
+        assert mmhf.pipeline("image-captioning", model=where)("image.png")[0]["caption"] == caption
+        predict_table(where, "table.csv", f"{where.name}.csv", JobSettings(device="cpu"))
+        assert pd.read_csv(f"{where.name}.csv", keep_default_na=False)["caption"][0] == caption
+
+
+@pytest.mark.slow
+def test_a_source_that_is_no_place_to_fetch_from_is_stored_in_few_bits(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = mmhf.train(write(4), ["training.output_dir=run", "stages.0.steps=1", "stages.1.steps=1"])
+    for folder in (run.folder, Path("releases/v0.1")):
+        weights = load_file(folder / "model.safetensors")
+        assert weights["language.model.layers.0.self_attn.k_proj.weight"].dtype == torch.uint8
+        assert weights["language.model.layers.0.self_attn.q_proj.base_layer.weight"].dtype == torch.uint8
+        assert any("lora_B" in name for name in weights)
+    one, other = (load_model(folder)[0] for folder in (run.folder, Path("releases/v0.1")))
+    inputs = torch.randn(2, 3, 32, 32)
+    assert torch.equal(one.generate(inputs), other.generate(inputs))
+
+
+def test_a_plan_says_what_few_bits_save(write: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = write(8)
+    plans = [
+        mmhf.plan(recipe, [f"training.output_dir={tmp_path}/run", f"release.repo={tmp_path}", *more])
+        for more in ([], ["model.language.quantization=null"])
+    ]
+    weights = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64)
+    assert not plans[0].problems
+    assert plans[0].run["quantization"].startswith(f"language: {weights:,} weights in 8 bits, ")
+    assert "quantization" not in plans[1].run
+    saved = [plans[1].stages[n].memory.weights - plans[0].stages[n].memory.weights for n in (0, 1)]
+    assert saved[0] == saved[1] and 2.5 * weights < saved[0] < 3 * weights
+    # Nothing of the weights is kept for the backward pass.
+    assert plans[0].stages[0].memory.activations <= plans[1].stages[0].memory.activations

@@ -50,8 +50,8 @@ def take_fold(
     columns = pool.select_columns(names).with_format("arrow")[:] if names else pa.table({})
     labels = _as_values(columns)
     groups = columns.column(GROUP_COLUMN) if GROUP_COLUMN in names else None
-    if isinstance(rules, SplitSection) and rules.stratify and "label" in names:
-        _require_classes(fold.of, np.asarray(columns.column("label")), label_names)
+    if isinstance(rules, SplitSection) and rules.stratify and labels is not None:
+        _require_classes(fold.of, _rows_of_labels(columns, len(label_names)), label_names)
     fold_of = fold_numbers(rules, fold.of, [""] * len(pool) if labels is None else labels, groups)
     is_own = fold_of == fold.number - 1
     others = {name: rows for name, rows in splits.items() if name not in POOLED}
@@ -102,10 +102,24 @@ def _as_values(columns: pa.Table) -> pa.ChunkedArray | None:
         return columns.column("label").cast(pa.string())
     if "labels" not in columns.column_names:
         return None
-    given = columns.column("labels").combine_chunks()
-    rows, ids = np.nonzero(given.flatten().to_numpy(zero_copy_only=False).reshape(len(given), -1))
-    starts = np.searchsorted(rows, np.arange(len(given) + 1)).astype(np.int32)
+    has = _has_label(columns)
+    rows, ids = np.nonzero(has)
+    starts = np.searchsorted(rows, np.arange(len(has) + 1)).astype(np.int32)
     return pa.chunked_array([pa.ListArray.from_arrays(starts, pa.array(ids.astype(str), pa.string()))])
+
+
+def _has_label(columns: pa.Table) -> NDArray[np.number]:
+    """(N, labels) of rows with several labels: what is not 0 is there."""
+    given = columns.column("labels").combine_chunks()
+    matrix: NDArray[np.number] = given.flatten().to_numpy(zero_copy_only=False).reshape(len(given), -1)
+    return matrix
+
+
+def _rows_of_labels(columns: pa.Table, num_labels: int) -> NDArray[np.int64]:
+    """How many rows have each label."""
+    if "label" in columns.column_names:
+        return np.bincount(np.asarray(columns.column("label")), minlength=num_labels)
+    return np.count_nonzero(_has_label(columns), axis=0)
 
 
 def _require(num_folds: int, count: int, what: str) -> None:
@@ -113,9 +127,8 @@ def _require(num_folds: int, count: int, what: str) -> None:
         raise InputError(f"{num_folds} folds: {what} to train and validate on: {count}; choose fewer folds")
 
 
-def _require_classes(num_folds: int, labels: NDArray[np.int64], names: Sequence[str]) -> None:
+def _require_classes(num_folds: int, counts: NDArray[np.int64], names: Sequence[str]) -> None:
     """Without it, a fold's model would be measured on a class of which it saw no row, or not at all."""
-    counts = np.bincount(labels, minlength=len(names))
     present = np.flatnonzero(counts)
     rarest = int(present[counts[present].argmin()])
     if counts[rarest] < num_folds:

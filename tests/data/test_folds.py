@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedKFold, check_cv
 from small_data import make_rows, picture
 
-from mmhf.data.folds import fold_numbers
+from mmhf.data.folds import fold_numbers, take_fold
 from mmhf.data.loading import load_data
 from mmhf.errors import InputError
-from mmhf.recipe.row_sections import SplitSection
+from mmhf.recipe.row_sections import FoldSection, SplitSection
 
 ROWS = st.lists(st.tuples(st.sampled_from("aaab"), st.integers(0, 9) | st.none()), min_size=1, max_size=120)
 
@@ -77,6 +78,21 @@ def test_several_labels_are_stratified_label_by_label():
     folds = fold_numbers(SplitSection(), 5, sets)
     for number in range(5):
         assert (np.abs(matrix[folds == number].sum(axis=0) - matrix.sum(axis=0) / 5) <= 3).all()
+
+
+@pytest.mark.parametrize(("rare", "is_refused"), [(2, True), (3, False)])
+def test_each_fold_needs_a_row_of_each_of_several_labels(rare, is_refused):
+    values = [[1, int(row < rare)] for row in range(12)]
+    features = datasets.Features({"labels": datasets.List(datasets.Value("float32"), length=2)})
+    rows = datasets.Dataset.from_dict({"labels": values}, features=features)
+    if is_refused:
+        with pytest.raises(InputError, match=r"3 folds: the label 'hat' has 2 rows"):
+            take_fold({"train": rows}, FoldSection(number=1, of=3), SplitSection(), ["cat", "hat"])
+        rows = take_fold({"train": rows}, FoldSection(number=1, of=3), SplitSection(stratify=False), ["cat", "hat"])
+        assert len(rows["validation"]) == 4
+        return
+    fold = take_fold({"train": rows}, FoldSection(number=1, of=3), SplitSection(), ["cat", "hat"])
+    assert np.array(fold["validation"]["labels"][:])[:, 1].sum() == 1
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> None:
     space = load_space(options.space)
     overrides = list(options.overrides)
     if load_recipe(options.recipe, overrides).recipe.release is not None:
+        logger.info("release: no trial is released; %s keeps the section", BEST_RECIPE_FILE)
         overrides.append("~release")
     resolved = load_recipe(options.recipe, overrides)
     _check(resolved, space, options.recipe, overrides)

@@ -52,10 +52,15 @@ class CaptioningCollator(CaptionCollator):
     Args:
         columns (`Sequence[str]`):
             The columns of the table that the processor is given for the prompt.
+        tells_images (`bool`, defaults to False):
+            Adds `image_index` (B,), the place of each row's image in the table.
     """
 
-    def __init__(self, processor: Processor, *, columns: Sequence[str] = (), **options: Any) -> None:
+    def __init__(
+        self, processor: Processor, *, columns: Sequence[str] = (), tells_images: bool = False, **options: Any
+    ) -> None:
         super().__init__(processor, **options)
+        self.tells_images = tells_images
         self.columns = {name: extra_column(name) for name in columns}
 
     def _sample(self, row: Row, augmentation: Augmentation | None) -> Sample:
@@ -70,6 +75,8 @@ class CaptioningCollator(CaptionCollator):
         # By the mask and not by the padding token, which is that of the end of the text in many tokenizers.
         unlearnt = (batch["attention_mask"] == 0) | skipped[:, None]
         batch["labels"] = batch["input_ids"].masked_fill(unlearnt, IGNORED_LABEL)
+        if self.tells_images:
+            batch["image_index"] = _image_index(rows)
 
 
 class ContrastiveCollator(CaptionCollator):
@@ -82,5 +89,8 @@ class ContrastiveCollator(CaptionCollator):
     def _add_targets(
         self, batch: dict[str, Tensor], rows: Sequence[Row], skipped: Tensor, changes: RandomChanges
     ) -> None:
-        index = torch.tensor([row["image_index"] for row in rows], dtype=torch.int64)
-        batch["image_index"] = index.masked_fill(skipped, IGNORED_IMAGE)
+        batch["image_index"] = _image_index(rows).masked_fill(skipped, IGNORED_IMAGE)
+
+
+def _image_index(rows: Sequence[Row]) -> Tensor:
+    return torch.tensor([row["image_index"] for row in rows], dtype=torch.int64)

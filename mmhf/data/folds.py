@@ -119,7 +119,8 @@ def _rows_of_labels(columns: pa.Table, num_labels: int) -> NDArray[np.int64]:
     """How many rows have each label."""
     if "label" in columns.column_names:
         return np.bincount(np.asarray(columns.column("label")), minlength=num_labels)
-    return np.count_nonzero(_has_label(columns), axis=0)
+    counts: NDArray[np.int64] = np.count_nonzero(_has_label(columns), axis=0)
+    return counts
 
 
 def _require(num_folds: int, count: int, what: str) -> None:

@@ -201,6 +201,10 @@ class CaptionerGraphs(ModelGraphs):
     runner = "caption"
 
     def graphs(self, examples: Sequence[Example]) -> list[Graph]:
+        if self.model.neighbours is not None:
+            raise InputError(
+                "the captioner looks up captions of its training images (model.neighbours), which an export cannot"
+            )
         collator = PredictionCollator(self.processor, with_text=False)
         batches = [collator(rows).encodings["row"]["pixel_values"] for rows in (examples, examples[:1])]
         prompt = self.model.prompt

@@ -90,6 +90,17 @@ class ProjectorSection(Section):
         return self
 
 
+class NeighboursSection(Section):
+    """The captions of the training images that look most like an image, as its prompt. A release carries all captions
+    of its training images, the first of each, and the images' features."""
+
+    count: PositiveInt = 4
+    before: str = "Similar pictures: "
+    """Text in front of these captions."""
+    between: str = ", "
+    after: str = ". This picture:"
+
+
 class CaptionerModelSection(ModelSection):
     vision: CaptionVisionSection = CaptionVisionSection.model_construct()
     language: LanguageModelSection = LanguageModelSection.model_construct()
@@ -100,6 +111,8 @@ class CaptionerModelSection(ModelSection):
     prompt_missing: str | None = None
     """What stands in the prompt for a value that a row lacks, such as `unknown`; absent: such a row is left out, as
     `data.on_empty_text` says."""
+    neighbours: NeighboursSection | None = None
+    """Absent: nothing is looked up. The image encoder has to stay frozen."""
     freeze_vision: bool = True
     """Shorthand for one stage that trains everything but the image encoder."""
     freeze_language: bool = True
@@ -113,6 +126,10 @@ class CaptionerModelSection(ModelSection):
             raise ValueError(f"prompt: {error}") from None
         if self.prompt_missing is not None and not names:
             raise ValueError("`prompt_missing` is for a `prompt` that names columns, such as `A {kind}:`")
+        if self.prompt and self.neighbours is not None:
+            raise ValueError(
+                "`neighbours` make the prompt, and `prompt` is another; remove one (see neighbours.after)"
+            )
         return self
 
     def prompt_template(self) -> PromptTemplate:

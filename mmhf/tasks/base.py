@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -25,6 +25,7 @@ from mmhf.data.loading import LoadedData, load_data
 from mmhf.errors import InputError, UnreachableError
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.evaluation.retrieval.clip_benchmark import MeasuredBenchmark
+from mmhf.features.choice import PartChoice
 from mmhf.features.parts import FeaturePart
 from mmhf.hub.releases import is_hub_reference
 from mmhf.inference.loading import load_model
@@ -210,6 +211,9 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
     def plan_facts(self, num_rows: int | None) -> dict[str, str]:
         """What a plan says of a run of this task alone; without data, the number of its samples is not known."""
         return {}
+
+    def check_features(self, plan: StagePlan, choices: Sequence[Sequence[PartChoice]]) -> None:
+        """Refuse stages that need stored features which there will not be; `choices` has each stage's frozen parts."""
 
     def finish(self, trainer: Trainer, data: LoadedData) -> None:
         """What a trained model still learns from the validation split before it is measured and saved."""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MOST_ROWS = 50_000
-"""Training rows whose features baselines learn from; of more, evenly spaced ones are taken."""
+"""Training rows whose features baselines learn from, or neighbours are; of more, evenly spaced ones are taken."""
 _SHARE = 0.03
 _CHEAP_SECONDS = 10.0
 _TEXTS_LOOKED_AT = 256
@@ -164,7 +164,7 @@ class _Collector:
         for split, table in tables.items():
             is_training = split == "train"
             most = MOST_ROWS if is_training else len(table)
-            rows[split] = np.arange(len(table)) if len(table) <= most else _spread(len(table), most)
+            rows[split] = np.arange(len(table)) if len(table) <= most else spread_rows(len(table), most)
             chosen = table if len(rows[split]) == len(table) else table.select(rows[split])
             sets[split] = RowDataset(chosen) if self.task.recipe.reads_labels else CaptionDataset(chosen, "all")
             collator = self.task.collator(
@@ -263,7 +263,7 @@ class _Collector:
         tokens = self.features.example_inputs.get("input_ids")
         if tokens is None or "text" not in self.is_stored:
             return 1.0
-        places = _spread(dataset.num_places("text"), min(dataset.num_places("text"), _TEXTS_LOOKED_AT))
+        places = spread_rows(dataset.num_places("text"), min(dataset.num_places("text"), _TEXTS_LOOKED_AT))
         lengths = [float(len(text or "")) for text in dataset.texts(places)]
         mean = sum(lengths) / max(len(lengths), 1) / _CHARACTERS_A_TOKEN + _SPECIAL_TOKENS
         return min(mean / tokens.shape[1], 1.0)
@@ -309,5 +309,6 @@ def _is_whole(choice: PartChoice) -> bool:
     return choice.is_used and choice.part.boundary is None
 
 
-def _spread(length: int, count: int) -> NDArray[np.int64]:
+def spread_rows(length: int, count: int) -> NDArray[np.int64]:
+    """`count` of `length` rows, evenly spaced."""
     return np.linspace(0, length - 1, count).astype(np.int64)

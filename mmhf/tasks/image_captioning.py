@@ -29,6 +29,7 @@ from mmhf.evaluation.captions.metrics import ANSWER_NUMBERS
 from mmhf.evaluation.report.captions import MeasuredCaptions, scores_of_image, spread_rows, write_captions_report
 from mmhf.evaluation.report.page import CaptionExample, small_image
 from mmhf.evaluation.report.sections import RunFacts
+from mmhf.features.choice import PartChoice
 from mmhf.models.backbones import reference_of
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.building import (
@@ -43,10 +44,13 @@ from mmhf.models.partition import Partition
 from mmhf.recipe.captioner_recipe import CaptioningRecipe
 from mmhf.recipe.prompt_template import PromptTemplate
 from mmhf.tasks.base import Baselines, Task
-from mmhf.tasks.frozen_features import FrozenFeatures
+from mmhf.tasks.frozen_features import MOST_ROWS, FrozenFeatures
 from mmhf.tasks.joined_data import tables_by_dataset, training_captions
+from mmhf.tasks.neighbours import NeighboursStart, neighbour_values, refuse_neighbours_without_features
 from mmhf.training.captioning import CaptioningTrainer, run_captioner
 from mmhf.training.evaluator import ReadsFeatures
+from mmhf.training.stages import StagePlan
+from mmhf.training.trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +104,27 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         return self.prompt_columns() if self.recipe.model.prompt_missing is None else []
 
     def collator_options(self, *, is_training: bool) -> dict[str, Any]:
-        names = self.prompt_columns()
-        return {"columns": names} if names else {}
+        return {
+            "columns": self.prompt_columns(),
+            "tells_images": is_training and self.recipe.model.neighbours is not None,
+        }
+
+    def plan_facts(self, num_rows: int | None) -> dict[str, str]:
+        section = self.recipe.model.neighbours
+        if section is None:
+            return {}
+        known = "the training images" if num_rows is None else f"{min(num_rows, MOST_ROWS):,} training images"
+        return {"neighbours": f"captions of {section.count} of {known}, which the model keeps"}
+
+    def check_features(self, plan: StagePlan, choices: Sequence[Sequence[PartChoice]]) -> None:
+        if self.recipe.model.neighbours is not None:
+            refuse_neighbours_without_features(plan, choices)
+
+    def make_trainer(self, data: LoadedData, **options: Any) -> MMTrainer:
+        trainer = super().make_trainer(data, **options)
+        if self.recipe.model.neighbours is not None:
+            trainer.stages.starts = NeighboursStart(trainer, data, options["processor"])
+        return trainer
 
     def build_model(
         self,
@@ -118,6 +141,8 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             model = build_captioner_model(section, processor=processor, image_size=image_size, device=device)
         else:
             model = load_captioner_model(parent, section, device=device)
+        neighbours = section.neighbours
+        model.keep_neighbours(None if neighbours is None else neighbour_values(neighbours, data, processor))
         if device != "meta":
             model.refer_to(self._references(model))
         if processor is not None:
@@ -191,7 +216,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
     def example_inputs(self, batch_size: int, device: str) -> Mapping[str, torch.Tensor]:
         tokens = torch.ones(batch_size, self.recipe.data.max_length, dtype=torch.long, device=device)
         inputs = {**super().example_inputs(batch_size, device), "input_ids": tokens, "labels": tokens}
-        if self.prompt_columns():
+        if self.prompt_columns() or self.recipe.model.neighbours is not None:
             # As for captions: as long as they may be.
             inputs |= {"prompt_ids": tokens, "prompt_mask": tokens}
         return inputs

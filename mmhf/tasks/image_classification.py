@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ from transformers import AutoImageProcessor, BaseImageProcessor
 from mmhf.conventions import TEACHER_ANSWERS
 from mmhf.data.collators import ImageCollator
 from mmhf.data.loading import LoadedData
+from mmhf.features.choice import PartChoice
 from mmhf.features.parts import VISION, FeaturePart
 from mmhf.models.building import image_processor_of
 from mmhf.models.image_classifier import BackboneForImageClassification
 from mmhf.models.image_classifier.building import build_image_classifier, load_image_classifier
 from mmhf.recipe.image_classifier_recipe import ImageClassificationRecipe
 from mmhf.tasks.classification import ClassificationTask
-from mmhf.tasks.linear_probe import LinearProbeStart
+from mmhf.tasks.linear_probe import LinearProbeStart, refuse_probes_without_features
+from mmhf.training.stages import StagePlan
 from mmhf.training.trainer import MMTrainer
 
 
@@ -34,6 +37,9 @@ class ImageClassification(ClassificationTask[ImageClassificationRecipe]):
             own = image_processor_of(self.recipe.model.vision, self.recipe.data)
             processor = self.normalised_by_data(own, data)
         return processor
+
+    def check_features(self, plan: StagePlan, choices: Sequence[Sequence[PartChoice]]) -> None:
+        refuse_probes_without_features(plan, choices)
 
     def make_trainer(self, data: LoadedData, **options: Any) -> MMTrainer:
         trainer = super().make_trainer(data, **options)

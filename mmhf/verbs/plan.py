@@ -35,7 +35,6 @@ from mmhf.recipe.training_sections import StageSection, cache_section
 from mmhf.tasks import AnyTask, task_of
 from mmhf.tasks.distillation import describe_teacher
 from mmhf.tasks.feature_caching import cache_setting
-from mmhf.tasks.linear_probe import refuse_probes_without_features
 from mmhf.training.arguments import (
     build_stage_plan,
     check_batches,
@@ -235,7 +234,7 @@ def _plan_stages(
         found.cached = ["; ".join(choice.describe() for choice in stage) or "nothing" for stage in choices]
     if data is not None:
         with _as_problem(found):
-            refuse_probes_without_features(stage_plan, choices)
+            task.check_features(stage_plan, choices)
     # A recipe whose data is elsewhere will train elsewhere.
     (found.notes if data is None else found.problems).extend(_memory_problems(args, found))
     if time and data is not None:

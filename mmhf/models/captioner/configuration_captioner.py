@@ -35,6 +35,7 @@ class PrefixCaptionerConfig(TowerConfig):
         prompt_template (`str`, *optional*): A prompt that names columns, in place of `prompt_ids`: each row has its
             own, see [`PromptTemplate`].
         prompt_missing (`str`, *optional*): What stands in it for a value that a row lacks.
+        neighbours (`dict`, *optional*): What [`Neighbours`] is made with; absent, nothing is looked up.
         initializer_range (`float`): Standard deviation of new weights.
         **kwargs: Those of [`TowerConfig`].
     """
@@ -66,6 +67,7 @@ class PrefixCaptionerConfig(TowerConfig):
         prompt_ids: list[int] | None = None,
         prompt_template: str | None = None,
         prompt_missing: str | None = None,
+        neighbours: dict[str, Any] | None = None,
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
@@ -90,6 +92,7 @@ class PrefixCaptionerConfig(TowerConfig):
         self.prompt_ids = list(prompt_ids or [])
         self.prompt_template = prompt_template
         self.prompt_missing = prompt_missing
+        self.neighbours = neighbours
         self.initializer_range = initializer_range
         super().__init__(**kwargs)
 

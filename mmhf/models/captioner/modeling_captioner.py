@@ -24,6 +24,7 @@ from mmhf.models.captioner.captioner_parts import (
     read_features,
 )
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
+from mmhf.models.captioner.neighbours import Neighbours
 from mmhf.models.captioner.projectors import TransformerProjector, build_projector
 from mmhf.models.encoders import EncoderOutput, laid_out, run_vision
 from mmhf.models.tower import TOWER, TowerModel
@@ -54,7 +55,8 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
     """Write a caption for an image.
 
     What the language model reads is the image as `prefix_length` tokens, the prompt, and the caption so far. The
-    prompt is the config's, or each row's own: `prompt_ids`, which the processor makes of a row's columns.
+    prompt is the config's, or each row's own: `prompt_ids`, which the processor makes of a row's columns, or the
+    captions of the nearest training images.
 
     Args:
         config ([`PrefixCaptionerConfig`]): Shapes, features, prompt.
@@ -82,9 +84,21 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         # In the config already, so not in the weights; on the device, where a step must not bring it anew.
         self.prompt: Tensor
         self.register_buffer("prompt", torch.tensor(config.prompt_ids, dtype=torch.long), persistent=False)
+        self.neighbours: Neighbours | None = None
+        self.keep_neighbours(config.neighbours)
         if isinstance(self.vision, PreTrainedModel):  # else it is brought back from elsewhere
             self.drop_unused_of("vision", self.vision)
         self.post_init()
+
+    def keep_neighbours(self, values: dict[str, Any] | None) -> None:
+        """Make room for the captions of training images, none of which is known yet; None = look nothing up."""
+        self.config.neighbours = values
+        self.neighbours = (
+            None if values is None else Neighbours(values, self.vision_output.width).to(self.prompt.device)
+        )
+        # All processes have the same ones; broadcasting them would cost more than a step.
+        found = {} if self.neighbours is None else dict(self.neighbours.named_buffers(prefix="neighbours"))
+        self._ddp_params_and_buffers_to_ignore = set(found)
 
     def _run_vision(self, pixel_values: Tensor, **asked: bool) -> Any:
         images = laid_out(pixel_values, self.vision_output)
@@ -148,6 +162,19 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             prompt = self._embed(self.prompt)[None].expand(prefix.shape[0], -1, -1)
         return torch.cat([prefix, prompt.to(prefix.dtype)], dim=1)
 
+    def _prompts(
+        self,
+        features: Tensor,
+        prompt_ids: Tensor | None,
+        prompt_mask: Tensor | None,
+        image_index: Tensor | None = None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The given prompts, or those that the nearest training images make."""
+        if self.neighbours is None or prompt_ids is not None:
+            return prompt_ids, prompt_mask
+        found: tuple[Tensor, Tensor] = self.neighbours(features, image_index)
+        return found
+
     def _image(
         self, pixel_values: Tensor | None, image_features: Tensor | None, image_hidden: Tensor | None = None
     ) -> Tensor:
@@ -169,6 +196,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         prompt_ids: Tensor | None = None,
         prompt_mask: Tensor | None = None,
+        image_index: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> PrefixCaptionerOutput:
@@ -188,6 +216,8 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             prompt_ids (`Tensor`, *optional*): (B, P), each row's prompt; absent = the config's prompt for all.
             prompt_mask (`Tensor`, *optional*): (B, P), 0 where `prompt_ids` are padding, on whichever side; absent =
                 no padding.
+            image_index (`Tensor`, *optional*): (B,) places of the images in the training table, so that none of them
+                is its own neighbour; absent = images that the model was not trained on.
             output_hidden_states, output_attentions (`bool`, *optional*): Also the language model's hidden states,
                 attentions; absent = as the config says.
             return_dict (`bool`, *optional*): False = a tuple; absent = as the config says.
@@ -196,6 +226,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             `ValueError`: no image, or not one of `input_ids` and `inputs_embeds`.
         """
         features = self._image(pixel_values, image_features, image_hidden)
+        prompt_ids, prompt_mask = self._prompts(features, prompt_ids, prompt_mask, image_index)
         prefix, mask = self.prefix_embeds(features, prompt_ids), None
         image = prefix[:, : self.config.prefix_length]
         if prompt_mask is not None:
@@ -253,7 +284,9 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             `ValueError`: no image, an assistant, or prompt lookup with `input_ids`.
         """
         _refuse_assistants(generation_config, kwargs, has_begun=input_ids is not None)
-        embeds = self.prefix_embeds(self._image(pixel_values, image_features), prompt_ids)
+        features = self._image(pixel_values, image_features)
+        prompt_ids, prompt_mask = self._prompts(features, prompt_ids, prompt_mask)
+        embeds = self.prefix_embeds(features, prompt_ids)
         embeds = embeds.to(self.language.get_input_embeddings().weight.dtype)
         mask = _prefix_mask(embeds, prompt_mask)
         # What neither the call nor its generation config says is the captioner's to say, not the language model's.

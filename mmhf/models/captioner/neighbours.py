@@ -1,0 +1,89 @@
+"""Captions of the training images that look most like an image, read before its own caption is written.
+
+As SmallCap does (Ramos et al., 2023, https://arxiv.org/abs/2209.15323), by a frozen image encoder's own features. What
+few examples teach a language model badly, which word belongs to which picture, need not be learnt then.
+
+Depends on torch only, so that a release can carry this file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_SAME = 0.9999
+"""Cosine from which an image counts as the same one, and has nothing to tell of itself in training."""
+
+
+class Neighbours(nn.Module):
+    """Keeps features and captions of training images, and makes prompts of those nearest to an image.
+
+    Args:
+        values (`dict`): Of the captioner's config: `count` of neighbours; `rows` of images and `length` of captions in
+            tokens that there is room for; token ids `before` the captions, `between` two of them, and `after` them.
+        width (`int`): Of the image features.
+    """
+
+    def __init__(self, values: dict[str, Any], width: int) -> None:
+        super().__init__()
+        self.count: int = values["count"]
+        self.texts: dict[str, list[int]] = {name: values[name] for name in ("before", "between", "after")}
+        self.features: Tensor
+        self.captions: Tensor
+        self.rows: Tensor
+        self.register_buffer("features", torch.zeros(values["rows"], width))
+        self.register_buffer("captions", torch.full((values["rows"], values["length"]), -1))
+        self.register_buffer("rows", torch.full((values["rows"],), -1))
+
+    def fill(self, features: Tensor, captions: list[list[int]], rows: Tensor) -> None:
+        """Take in the training images.
+
+        Args:
+            features (`Tensor`): (M, D), as the image encoder gives them.
+            captions (`list[list[int]]`): M captions as token ids, without what ends them; cut where there is no room.
+            rows (`Tensor`): (M,) places of the images in the training table.
+
+        Raises:
+            ValueError: There is room for another number of images.
+        """
+        if len(features) != len(self.rows) or not len(captions) == len(rows) == len(features):
+            raise ValueError(f"{len(features)} features and {len(captions)} captions for {len(self.rows)} images")
+        length = self.captions.shape[1]
+        padded = [[*ids[:length], *[-1] * (length - len(ids))] for ids in captions]
+        self.features.copy_(functional.normalize(features.float(), dim=1))
+        self.captions.copy_(torch.tensor(padded))
+        self.rows.copy_(rows)
+
+    def find(self, features: Tensor, image_index: Tensor | None = None) -> Tensor:
+        """(B, count) places, the nearest first; of images (B, D) or (B, patches, D), whose average counts.
+
+        Args:
+            features (`Tensor`): As the image encoder gives them.
+            image_index (`Tensor`, *optional*): (B,) places in the training table; these images are told nothing of
+                themselves.
+        """
+        means = features if features.dim() == 2 else features.mean(dim=1)
+        cosines = functional.normalize(means.float(), dim=1) @ self.features.float().T
+        hidden = (self.rows < 0)[None]
+        if image_index is not None:
+            hidden = hidden | (self.rows[None] == image_index[:, None]) | (cosines > _SAME)
+        return cosines.masked_fill(hidden, -2.0).topk(min(self.count, len(self.rows)), dim=1).indices
+
+    def forward(self, features: Tensor, image_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Prompts (B, P) as token ids, padded on the left, and their mask; arguments as of `find`."""
+        found = self.find(features, image_index)
+        pieces = [self._repeated("before", len(found))]
+        for place in range(found.shape[1]):
+            pieces += [self.captions[found[:, place]], self._repeated("between", len(found))]
+        prompts = torch.cat([*pieces[:-1], self._repeated("after", len(found))], dim=1)
+        # All padding to the left, whatever it stands between.
+        order = (prompts >= 0).to(torch.int8).argsort(dim=1, stable=True)
+        prompts = prompts.gather(1, order)[:, -int((prompts >= 0).sum(dim=1).max()) :]
+        return prompts.clamp(min=0), (prompts >= 0).to(torch.int64)
+
+    def _repeated(self, name: str, count: int) -> Tensor:
+        ids = torch.tensor(self.texts[name], dtype=self.captions.dtype, device=self.captions.device)
+        return ids.expand(count, -1)

@@ -1,0 +1,129 @@
+"""A captioner's training images, as the neighbours that it looks up: how many there are, and what it keeps of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mmhf.data.loading import LoadedData
+from mmhf.errors import InputError
+from mmhf.features.choice import PartChoice
+from mmhf.features.column import FeatureColumn
+from mmhf.models.captioner import CaptionerProcessor
+from mmhf.recipe.captioner_recipe import NeighboursSection
+from mmhf.tasks.frozen_features import MOST_ROWS, read_features, spread_rows
+from mmhf.training.boundary import beside_training
+from mmhf.training.stages import StagePlan, StagePosition
+from mmhf.training.trainer import MMTrainer
+
+logger = logging.getLogger(__name__)
+
+_UNPLANNED_LENGTH = 32
+"""Tokens of a caption where there is no tokenizer yet."""
+
+
+def neighbour_values(
+    section: NeighboursSection, data: LoadedData | None, processor: CaptionerProcessor | None
+) -> dict[str, Any]:
+    """What [`Neighbours`] is made with; without data, room for one image, without a processor, a token a byte.
+
+    Raises:
+        InputError: The training split is a stream.
+    """
+    texts = {"before": section.before, "between": section.between, "after": section.after}
+    if processor is None:
+        rows = 1 if data is None else len(_known_rows(_table(data)))
+        ids = {name: list(text.encode()) for name, text in texts.items()}
+        return {"count": section.count, "rows": rows, "length": _UNPLANNED_LENGTH, **ids}
+    ids = {name: _token_ids(processor, [text])[0] for name, text in texts.items()}
+    captions = [] if data is None else known_captions(_table(data), processor)
+    length = max(map(len, captions), default=1)
+    return {"count": section.count, "rows": max(len(captions), 1), "length": length, **ids}
+
+
+def known_captions(table: datasets.Dataset, processor: CaptionerProcessor) -> list[list[int]]:
+    """The first caption of each image that is kept, as token ids that may follow a word."""
+    captions = table.select_columns("captions")[:]["captions"]
+    return _token_ids(processor, [f" {captions[row][0]}" for row in _known_rows(table)])
+
+
+def refuse_neighbours_without_features(plan: StagePlan, choices: Sequence[Sequence[PartChoice]]) -> None:
+    """Check that the image encoder is frozen, and that its features are stored.
+
+    Args:
+        plan ([`StagePlan`]): The stages.
+        choices (`Sequence`): For each of them its frozen parts, and whether their features are stored.
+
+    Raises:
+        InputError: A stage trains the image encoder, or no features are stored, and why.
+    """
+    for stage in plan.stages:
+        if any(group.startswith("vision.") for group in stage.curves):
+            raise InputError(
+                f"model.neighbours: stage {stage.name!r} trains the image encoder, and what is alike would change; "
+                "leave vision out of its `train`, or remove the neighbours"
+            )
+    whole = [choice for choice in (choices[0] if choices else ()) if choice.part.boundary is None]
+    of_images = [choice for choice in whole if choice.part.name == "vision"]
+    if not any(choice.is_used and choice.for_training for choice in of_images):
+        why = next((choice.why for choice in of_images if choice.why), "cache: off")
+        raise InputError(f"model.neighbours: they are found by stored features of the images, and none are: {why}")
+
+
+class NeighboursStart:
+    """Gives a captioner its neighbours when its first stage begins; a run that is resumed has them already.
+
+    Args:
+        trainer ([`MMTrainer`]): Of a captioner.
+        data ([`LoadedData`]): What it trains on.
+        processor ([`CaptionerProcessor`]): Its tokenizer.
+
+    Raises:
+        InputError: As of `refuse_neighbours_without_features`.
+    """
+
+    def __init__(self, trainer: MMTrainer, data: LoadedData, processor: CaptionerProcessor) -> None:
+        self.trainer, self.data, self.processor = trainer, data, processor
+        with beside_training():
+            refuse_neighbours_without_features(
+                trainer.plan, [] if trainer.features is None else trainer.features.choices
+            )
+
+    def begin_stage(self, position: StagePosition) -> None:
+        """Fill the model's neighbours, if this is the beginning of the run."""
+        if position.index > 0 or not position.is_start:
+            return
+        dataset: Any = self.trainer.train_dataset
+        column = dataset.columns.get("image_features")
+        if not isinstance(column, FeatureColumn):
+            raise InputError("model.neighbours: the features of the training images could not be stored")
+        table = _table(self.data)
+        rows = _known_rows(table)
+        features = read_features(column)[rows]
+        places = np.where(np.isin(rows, list(column.faults)), -1, rows)
+        model: Any = self.trainer.plan.model
+        model.neighbours.fill(
+            torch.from_numpy(features), known_captions(table, self.processor), torch.from_numpy(places)
+        )
+        logger.info("Neighbours: the captions of %d training images can be looked up", int((places >= 0).sum()))
+
+
+def _table(data: LoadedData) -> datasets.Dataset:
+    table = data.splits.get("train")
+    if not isinstance(table, datasets.Dataset):
+        raise InputError("model.neighbours: the images of a stream cannot be looked up; set data.streaming: false")
+    return table
+
+
+def _known_rows(table: datasets.Dataset) -> NDArray[np.int64]:
+    return spread_rows(len(table), min(len(table), MOST_ROWS))
+
+
+def _token_ids(processor: CaptionerProcessor, texts: list[str]) -> list[list[int]]:
+    return processor.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

@@ -72,8 +72,8 @@ def refuse_neighbours_without_features(plan: StagePlan, choices: Sequence[Sequen
     whole = [choice for choice in (choices[0] if choices else ()) if choice.part.boundary is None]
     of_images = [choice for choice in whole if choice.part.name == "vision"]
     if not any(choice.is_used and choice.for_training for choice in of_images):
-        why = next((choice.why for choice in of_images if choice.why), "cache: off")
-        raise InputError(f"model.neighbours: they are found by stored features of the images, and none are: {why}")
+        why = next((choice.why for choice in of_images if choice.why), "nothing is stored")
+        raise InputError(f"model.neighbours: they are found by stored features of the images: {why}; set cache: on")
 
 
 class NeighboursStart:

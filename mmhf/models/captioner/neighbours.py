@@ -16,6 +16,7 @@ from torch.nn import functional
 
 _SAME = 0.9999
 """Cosine from which an image counts as the same one, and has nothing to tell of itself in training."""
+_HIDDEN = -2.0
 
 
 class Neighbours(nn.Module):
@@ -58,7 +59,7 @@ class Neighbours(nn.Module):
         self.rows.copy_(rows)
 
     def find(self, features: Tensor, image_index: Tensor | None = None) -> Tensor:
-        """(B, count) places, the nearest first; of images (B, D) or (B, patches, D), whose average counts.
+        """(B, count) places, the nearest first, -1 where there are no more; patches (B, N, D) count by their average.
 
         Args:
             features (`Tensor`): As the image encoder gives them.
@@ -70,14 +71,16 @@ class Neighbours(nn.Module):
         hidden = (self.rows < 0)[None]
         if image_index is not None:
             hidden = hidden | (self.rows[None] == image_index[:, None]) | (cosines > _SAME)
-        return cosines.masked_fill(hidden, -2.0).topk(min(self.count, len(self.rows)), dim=1).indices
+        nearest = cosines.masked_fill(hidden, _HIDDEN).topk(min(self.count, len(self.rows)), dim=1)
+        return nearest.indices.masked_fill(nearest.values == _HIDDEN, -1)
 
     def forward(self, features: Tensor, image_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Prompts (B, P) as token ids, padded on the left, and their mask; arguments as of `find`."""
         found = self.find(features, image_index)
         pieces = [self._repeated("before", len(found))]
         for place in range(found.shape[1]):
-            pieces += [self.captions[found[:, place]], self._repeated("between", len(found))]
+            captions = self.captions[found[:, place]].masked_fill(found[:, place, None] < 0, -1)
+            pieces += [captions, self._repeated("between", len(found))]
         prompts = torch.cat([*pieces[:-1], self._repeated("after", len(found))], dim=1)
         # All padding to the left, whatever it stands between.
         order = (prompts >= 0).to(torch.int8).argsort(dim=1, stable=True)

@@ -1,0 +1,110 @@
+"""Captions of the nearest training images, as the prompt that they make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
+from mmhf.models.captioner.neighbours import Neighbours
+
+BEFORE, BETWEEN, AFTER = [50, 51], [52], [53, 54, 55]
+TEXTS = {"before": BEFORE, "between": BETWEEN, "after": AFTER}
+CAPTIONS = st.lists(st.lists(st.integers(0, 40), max_size=5), min_size=1, max_size=9)
+
+
+def filled(captions: list[list[int]], features: Tensor, count: int = 2, rows: Tensor | None = None) -> Neighbours:
+    length = max(1, *map(len, captions)) if len(captions) > 1 else max(1, len(captions[0]))
+    made = Neighbours({"count": count, "rows": len(captions), "length": length, **TEXTS}, features.shape[1])
+    made.fill(features, captions, torch.arange(len(captions)) if rows is None else rows)
+    return made
+
+
+@settings(max_examples=60, deadline=None)
+@given(captions=CAPTIONS, count=st.integers(1, 4), batch=st.integers(1, 3), seed=st.integers(0, 99))
+def test_prompts_are_the_captions_of_the_most_alike_in_order(captions, count, batch, seed):
+    torch.manual_seed(seed)
+    known, asked = torch.randn(len(captions), 6), torch.randn(batch, 6)
+    prompts, mask = filled(captions, known, count)(asked)
+    for row, (ids, seen) in enumerate(zip(prompts, mask, strict=True)):
+        nearest = cosine_similarity(asked[row], known).argsort(descending=True)[:count].tolist()
+        expected = list(BEFORE)
+        for place in nearest[:-1]:
+            expected += [*captions[place], *BETWEEN]
+        expected += [*captions[nearest[-1]], *AFTER]
+        assert ids[seen.bool()].tolist() == expected
+        assert seen.tolist() == sorted(seen.tolist()), "padded on the left"
+    assert mask.sum(dim=1).max() == prompts.shape[1], "no wider than the longest"
+
+
+def test_in_training_no_image_is_told_its_own_caption_nor_that_of_its_copy():
+    features = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.9, 0.5], [0.0, 1.0]])
+    made = filled([[1], [2], [3], [4]], features)
+    assert sorted(made.find(features[:1]).tolist()[0]) == [0, 1]
+    assert made.find(features[:1], torch.tensor([0])).tolist() == [[2, 3]], "the second is the same picture"
+    augmented = torch.tensor([[1.0, 0.1]])
+    assert sorted(made.find(augmented, torch.tensor([2])).tolist()[0]) == [0, 1], (
+        "not itself, whatever it looks like now"
+    )
+
+
+def test_where_there_are_too_few_nothing_is_made_up():
+    made = filled([[1], [2]], torch.eye(2), count=2)
+    assert made.find(torch.eye(2)[:1], torch.tensor([0])).tolist() == [[1, -1]]
+    prompts, mask = made(torch.eye(2)[:1], torch.tensor([0]))
+    assert prompts[mask.bool()].tolist() == [*BEFORE, 2, *BETWEEN, *AFTER], "its own caption is not among them"
+
+
+def test_images_that_could_not_be_read_are_never_found():
+    made = filled([[1], [2], [3]], torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]]), rows=torch.tensor([-1, 1, 2]))
+    assert sorted(made.find(torch.tensor([[1.0, 0.0]])).tolist()[0]) == [1, 2]
+
+
+def test_patches_count_by_their_average():
+    made = filled([[1], [2]], torch.tensor([[1.0, 0.0], [0.0, 1.0]]), count=1)
+    patches = torch.tensor([[[5.0, 0.0], [-4.0, 0.0], [0.0, 0.5]]])
+    assert made.find(patches).tolist() == made.find(patches.mean(dim=1)).tolist() == [[0]]
+
+
+def test_another_number_of_images_is_refused_and_long_captions_are_cut():
+    made = Neighbours({"count": 1, "rows": 2, "length": 2, **TEXTS}, 3)
+    with pytest.raises(ValueError, match="3 features and 2 captions for 2 images"):
+        made.fill(torch.randn(3, 3), [[1], [2]], torch.arange(2))
+    made.fill(torch.eye(3)[:2], [[1, 2, 3], [4]], torch.arange(2))
+    assert made.captions.tolist() == [[1, 2], [4, -1]]
+
+
+@pytest.fixture
+def knowing(model: PrefixCaptionerForConditionalGeneration) -> PrefixCaptionerForConditionalGeneration:
+    model.keep_neighbours({"count": 2, "rows": 5, "length": 3, "before": [3], "between": [4], "after": [5, 6]})
+    torch.manual_seed(0)
+    captions = [[7], [8, 9], [10, 11, 12], [13], [14, 15]]
+    assert model.neighbours is not None
+    model.neighbours.fill(torch.randn(5, model.vision_output.width), captions, torch.arange(5))
+    return model.eval()
+
+
+@torch.no_grad()
+def test_a_captioner_reads_them_as_the_prompt_of_each_row(knowing, batch, tmp_path: Path):
+    features = knowing.image_features(batch["pixel_values"])
+    ids, mask = knowing.neighbours(features)
+    prompted = {**batch, "prompt_ids": ids, "prompt_mask": mask}
+    loss = knowing(**batch).loss
+    torch.testing.assert_close(loss, knowing(**prompted).loss)
+    written = knowing.generate(batch["pixel_values"], max_new_tokens=4)
+    assert torch.equal(
+        written, knowing.generate(batch["pixel_values"], prompt_ids=ids, prompt_mask=mask, max_new_tokens=4)
+    )
+    nearest = knowing.neighbours.find(features)[:, 0]
+    assert not torch.equal(knowing(**batch, image_index=nearest).loss, loss), "in training, others are its neighbours"
+    knowing.save_pretrained(tmp_path)
+    again = PrefixCaptionerForConditionalGeneration.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(**batch).loss, loss)
+    knowing.keep_neighbours(None)
+    assert not torch.equal(knowing(**batch).loss, loss)

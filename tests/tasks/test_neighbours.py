@@ -77,8 +77,17 @@ def test_what_cannot_be_looked_up_or_exported_is_refused(trained: Path, capsys: 
         train(run, "~release", "cache=off")
     problems = mmhf.plan("quickstart/captioner", [*TINY, "model.freeze_vision=false"]).problems
     assert any("model.neighbours: stage 'train' trains the image encoder" in each for each in problems)
+    with pytest.raises(InputError, match=r"model.neighbours: init_from .* reads captions of similar images"):
+        train(run, "~release", "~model.neighbours", f"init_from={trained / 'run'}")
     assert main(["export", str(trained / "run"), "--output", str(trained / "exported")]) == 2
     assert "looks up captions of its training images" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_from_another_knows_its_own_images(trained: Path) -> None:
+    train(trained / "more", "~release", "data.limit=40", f"init_from={trained / 'run'}")
+    model, _ = load_model(trained / "more", device=torch.device("cpu"))
+    assert (model.neighbours.rows >= 0).sum() == len(model.neighbours.rows) == 40
 
 
 def test_neighbours_make_the_prompt_alone() -> None:

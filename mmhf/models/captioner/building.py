@@ -231,6 +231,8 @@ def load_captioner_model(
     config.projector_dropout = section.projector.dropout
     if config.prompt_template is not None and not section.prompt_template().names:
         raise InputError(f"model.prompt: init_from {path} has {config.prompt_template!r}; name columns, too")
+    if config.neighbours is not None and section.neighbours is None:
+        raise InputError(f"model.neighbours: init_from {path} reads captions of similar images; give the recipe some")
     set_prompt(config, section)
     if device == "meta":
         return adapted(shapes_alone(PrefixCaptionerForConditionalGeneration, config), section, parent=path)

@@ -171,7 +171,7 @@ def _usage(notes: ReleaseNotes, facts: CardFacts) -> str:
         call = f'{verb}({{"image": "photo.jpg", "columns": {row}}})'
     code.append(f"print({call})")
     more = ", peft" if notes.extra.get("lora", {}).get("form") == "keep" else ""
-    more += ", torchao" if _few_bits(facts) else ""
+    more += "".join(f", {values['library']}" for values in _few_bits(facts).values())
     hint = (
         f"This runs the code of this repository and needs transformers, torch, torchvision, timm{more} and pillow. "
         "With mmhf installed, `from mmhf import pipeline` serves it without `trust_remote_code`."
@@ -180,10 +180,10 @@ def _usage(notes: ReleaseNotes, facts: CardFacts) -> str:
     return _section("Use", f"{block}\n\n{hint}" if facts.has_remote_code else block)
 
 
-def _few_bits(facts: CardFacts) -> dict[str, int]:
-    """Parts of the model whose weights have few bits, by the names of their sections."""
+def _few_bits(facts: CardFacts) -> dict[str, Mapping[str, Any]]:
+    """Parts of the model whose weights have few bits, by the names of their sections, and how."""
     sections = {name: each for name, each in (facts.recipe.get("model") or {}).items() if isinstance(each, Mapping)}
-    return {name: each["quantization"]["bits"] for name, each in sections.items() if each.get("quantization")}
+    return {name: each["quantization"] for name, each in sections.items() if each.get("quantization")}
 
 
 def _section(title: str, text: str | None) -> str:
@@ -245,7 +245,8 @@ def _training(notes: ReleaseNotes, facts: CardFacts) -> str:
         kind = "DoRA" if lora["dora"] else "LoRA"
         form = {"merge": "merged into the weights", "keep": "kept apart"}[lora["form"]]
         lines.append(f"- {kind} of rank {lora['rank']}, alpha {lora['alpha']:g}: {form}.")
-    lines += [f"- Weights of `{part}`: {bits} bits, rounded by torchao." for part, bits in _few_bits(facts).items()]
+    few_bits = _few_bits(facts).items()
+    lines += [f"- Weights of `{part}`: {each['bits']} bits, rounded by {each['library']}." for part, each in few_bits]
     lines += [f"- Changed on the way: {_code(line)}." for line in history_lines(notes.extra.get("changes", ()))]
     if facts.environment:
         versions = ", ".join(f"{name} {facts.environment[name]}" for name in ("torch", "transformers", "timm"))

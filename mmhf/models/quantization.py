@@ -1,7 +1,7 @@
-"""Linear layers whose frozen weights are kept in 8 or 4 bits, as torchao rounds them.
+"""Linear layers whose frozen weights are kept in 8 or 4 bits, as torchao or bitsandbytes rounds them.
 
-What torchao makes of a layer is kept as plain tensors, which are saved, hashed, moved and counted like all others, and
-the gradient of its input is computed from them: torchao 0.18 would keep the weights of each 8-bit layer in full
+What a library makes of a layer is kept as plain tensors, which are saved, hashed, moved and counted like all others,
+and the gradient of its input is computed from them: torchao 0.18 would keep the weights of each 8-bit layer in full
 precision from the forward pass to the backward pass, which is the memory that is to be saved.
 
 Depends on torch, transformers and `errors` only, so that a release can carry this file.
@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,31 +25,32 @@ from mmhf.errors import InputError
 _NF4_BLOCK = 64
 """Weights that share a scale in 4 bits (Dettmers et al., 2023, "QLoRA")."""
 _NF4_SCALES = 256
-"""Scales of 4-bit blocks that share a scale of their own, at most."""
+"""Scales of torchao's 4-bit blocks that share a scale of their own, at most."""
 # Of a CPU build: kernels of GPUs cannot be loaded, and torch 2.13 will want enums registered in another way.
-_TALKATIVE = ("torchao", "torch.utils._pytree")
+_TALKATIVE = ("torchao", "torch.utils._pytree", "bitsandbytes")
+_EXTRAS = {"torchao": "quantization", "bitsandbytes": "bitsandbytes"}
 
 
-def quantize(encoder: PreTrainedModel, bits: int) -> None:
+def quantize(encoder: PreTrainedModel, values: Mapping[str, Any]) -> None:
     """Round the weights of an encoder's linear layers to few bits, for good; they never train again.
 
     Embeddings, norms, biases and a language model's head stay as they are. In 8 bits each row has a scale (symmetric,
-    torchao's `Int8WeightOnlyConfig`), in 4 bits each 64 weights (torchao's NF4, whose scales have 8 bits); layers
-    that cannot be cut into several of those stay as they are, too.
+    torchao's `Int8WeightOnlyConfig`), in 4 bits each 64 weights (NF4; torchao's scales have 8 bits); layers that
+    cannot be cut into several of those stay as they are, too.
 
     Args:
         encoder (`PreTrainedModel`): In fp32, changed in place; on the meta device, too. Layers that have few bits
             already keep them.
-        bits (`int`): 8 or 4.
+        values (`Mapping`): `bits`, 8 or 4, and `library`, `torchao` or, in 4 bits, `bitsandbytes`.
 
     Raises:
-        `InputError`: torchao is not installed, the encoder has no such layers, or weights cannot be rounded.
+        `InputError`: the library is not installed, the encoder has no such layers, or weights cannot be rounded.
     """
-    head = encoder.get_output_embeddings()
+    bits, head = values["bits"], encoder.get_output_embeddings()
     for name, module in list(encoder.named_modules()):
         if type(module) is nn.Linear and module is not head and (bits == 8 or _has_blocks(module.weight)):
             try:
-                encoder.set_submodule(name, QuantizedLinear(module, bits))
+                encoder.set_submodule(name, QuantizedLinear(module, bits, values["library"]))
             except ValueError as error:
                 raise InputError(f"{encoder.config.name_or_path}: {name} cannot have {bits} bits: {error}") from error
     if not any(isinstance(module, QuantizedLinear) for module in encoder.modules()):
@@ -59,18 +60,21 @@ def quantize(encoder: PreTrainedModel, bits: int) -> None:
         )
 
 
-def require_torchao() -> Any:
-    """torchao's quantization.
+def require_library(name: str) -> Any:
+    """The library that rounds weights: torchao's `quantization`, or bitsandbytes.
 
     Raises:
-        `InputError`: torchao is not installed.
+        `InputError`: it is not installed.
     """
     try:
         with _quiet():
-            from torchao import quantization
+            if name == "bitsandbytes":
+                import bitsandbytes as library
+            else:
+                from torchao import quantization as library
     except ImportError as error:
-        raise InputError("weights in 8 or 4 bits need torchao: pip install 'mmhf[quantization]'") from error
-    return quantization
+        raise InputError(f"weights in few bits need {name}: pip install 'mmhf[{_EXTRAS[name]}]'") from error
+    return library
 
 
 def describe_quantized(model: nn.Module) -> str:
@@ -96,26 +100,27 @@ class QuantizedLinear(nn.Linear):
     Args:
         layer (`nn.Linear`): The layer, which is left as it is.
         bits (`int`): 8 or 4.
+        library (`str`, defaults to `"torchao"`): What rounds them.
 
     Attributes:
-        names (`list[str]`): Of its parameters but the bias: `weight`, which holds integers, and what torchao needs to
-            make numbers of them, such as `weight_scale`.
+        names (`list[str]`): Of its parameters but the bias: `weight`, which holds integers, and what the library needs
+            to make numbers of them, such as `weight_scale`.
 
     Raises:
+        `InputError`: the library is not installed.
         `ValueError`: weights cannot be rounded.
     """
 
-    def __init__(self, layer: nn.Linear, bits: int) -> None:
+    def __init__(self, layer: nn.Linear, bits: int, library: str = "torchao") -> None:
         nn.Module.__init__(self)  # nn.Linear would make weights
         self.in_features, self.out_features, self.bits = layer.in_features, layer.out_features, bits
-        packed = _pack(layer.weight.detach(), bits)
-        self._kind = type(packed)
-        self._parts, self._attributes = packed.__tensor_flatten__()
-        self.names = ["weight", *(f"weight_{part}" for part in self._parts[1:])]
-        for name, part in zip(self.names, self._parts, strict=True):
-            tensor = getattr(packed, part)
+        self.rounded: _Rounded
+        make = _ByBitsandbytes.make if library == "bitsandbytes" else _ByTorchao.make
+        self.rounded, parts = make(layer.weight.detach(), bits)
+        self.names = [f"weight_{part}" if position else "weight" for position, part in enumerate(parts)]
+        for name, tensor in zip(self.names, parts.values(), strict=True):
             if not tensor.is_meta and not tensor.isfinite().all():
-                raise ValueError(f"its weights have no finite {part.replace('_', ' ')}")
+                raise ValueError(f"its weights have no finite {name.removeprefix('weight_').replace('_', ' ')}")
             # Cloned: torchao's scales are views, of one value with the strides of many.
             own = tensor.clone(memory_format=torch.contiguous_format)
             self.register_parameter(name, nn.Parameter(own, requires_grad=False))
@@ -127,53 +132,113 @@ class QuantizedLinear(nn.Linear):
         if torch.is_autocast_enabled(kind):
             input = input.to(torch.get_autocast_dtype(kind))
         with torch.autocast(kind, enabled=False):
-            product: Tensor = _ByFrozen.apply(input, self, *(self.get_parameter(name) for name in self.names))
+            parts = (self.get_parameter(name) for name in self.names)
+            product: Tensor = _ByFrozen.apply(input, self.rounded, *parts)
             return product if self.bias is None else product + self.bias.to(product.dtype)
-
-    def packed(self, tensors: Sequence[Tensor]) -> Any:
-        """torchao's tensor of this layer's parts."""
-        attributes = dict(self._attributes)
-        if "tensor_meta" in attributes:  # of NF4; the layer may have moved since
-            attributes["tensor_meta"] = dataclasses.replace(attributes["tensor_meta"], device=tensors[0].device)
-        parts = dict(zip(self._parts, tensors, strict=True))
-        return self._kind.__tensor_unflatten__(parts, attributes, None, None)
 
     def extra_repr(self) -> str:
         """As of `nn.Linear`, with the bits."""
         return f"{super().extra_repr()}, bits={self.bits}"
 
 
+class _Rounded(Protocol):
+    """What a library says of a layer's weights beside the tensors that hold them."""
+
+    def product(self, input: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """(..., in_features) → (..., out_features), as the library computes it."""
+        ...
+
+    def product_back(self, gradient: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """Gradient of the output → gradient of the input."""
+        ...
+
+
 class _ByFrozen(torch.autograd.Function):
     """A product with frozen weights, which keeps nothing but their few bits for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, layer: QuantizedLinear, *tensors: Tensor) -> Tensor:
-        ctx.layer = layer
-        ctx.save_for_backward(*tensors)
-        return functional.linear(input, layer.packed(tensors))
+    def forward(ctx: Any, input: Tensor, rounded: _Rounded, *parts: Tensor) -> Tensor:
+        ctx.rounded = rounded
+        ctx.save_for_backward(*parts)
+        return rounded.product(input, parts)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        packed, dtype = ctx.layer.packed(ctx.saved_tensors), gradient.dtype
-        if ctx.layer.bits == 8:  # as in torchao's forward pass: its rows are scaled beside the product
-            of_input = (gradient * packed.scale.to(dtype).flatten()) @ packed.qdata.to(dtype)
-        else:
-            of_input = gradient @ packed.to(dtype)
+        of_input = ctx.rounded.product_back(gradient, ctx.saved_tensors)
         return of_input, *(None for _ in range(1 + len(ctx.saved_tensors)))
 
 
-def _pack(weight: Tensor, bits: int) -> Any:
-    torchao = require_torchao()
-    if bits == 4:
-        blocks = weight.numel() // _NF4_BLOCK
-        scales = next(count for count in range(min(_NF4_SCALES, blocks), 0, -1) if blocks % count == 0)
-        return torchao.to_nf4(weight, _NF4_BLOCK, scales)
-    with torch.device("meta"):
-        holder = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    holder.weight = nn.Parameter(weight, requires_grad=False)
-    # Otherwise it changes settings of torch.compile for the whole process.
-    torchao.quantize_(holder, torchao.Int8WeightOnlyConfig(set_inductor_config=False))
-    return holder.weight
+@dataclasses.dataclass(frozen=True)
+class _ByTorchao:
+    """Of torchao's tensors: their class, the names of what they consist of, and the rest."""
+
+    kind: Any
+    names: list[str]
+    attributes: dict[str, Any]
+
+    @classmethod
+    def make(cls, weight: Tensor, bits: int) -> tuple[_ByTorchao, dict[str, Tensor]]:
+        torchao = require_library("torchao")
+        if bits == 4:
+            blocks = weight.numel() // _NF4_BLOCK
+            scales = next(count for count in range(min(_NF4_SCALES, blocks), 0, -1) if blocks % count == 0)
+            packed = torchao.to_nf4(weight, _NF4_BLOCK, scales)
+        else:
+            with torch.device("meta"):
+                holder = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+            holder.weight = nn.Parameter(weight, requires_grad=False)
+            # Otherwise it changes settings of torch.compile for the whole process.
+            torchao.quantize_(holder, torchao.Int8WeightOnlyConfig(set_inductor_config=False))
+            packed = holder.weight
+        names, attributes = packed.__tensor_flatten__()
+        return cls(type(packed), names, attributes), {name: getattr(packed, name) for name in names}
+
+    def product(self, input: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        return functional.linear(input, self._packed(parts))
+
+    def product_back(self, gradient: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        packed, dtype = self._packed(parts), gradient.dtype
+        if "qdata" in self.names:  # 8 bits; as in the forward pass, rows are scaled beside the product
+            scaled, weight = gradient * packed.scale.to(dtype).flatten(), packed.qdata.to(dtype)
+        else:
+            scaled, weight = gradient, packed.to(dtype)
+        of_input: Tensor = scaled @ weight
+        return of_input
+
+    def _packed(self, parts: Sequence[Tensor]) -> Any:
+        attributes = dict(self.attributes)
+        if "tensor_meta" in attributes:  # of NF4; the layer may have moved since
+            attributes["tensor_meta"] = dataclasses.replace(attributes["tensor_meta"], device=parts[0].device)
+        return self.kind.__tensor_unflatten__(dict(zip(self.names, parts, strict=True)), attributes, None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByBitsandbytes:
+    """Of bitsandbytes' 4 bits: the shape of the weights."""
+
+    shape: torch.Size
+
+    @classmethod
+    def make(cls, weight: Tensor, bits: int) -> tuple[_ByBitsandbytes, dict[str, Tensor]]:
+        library = require_library("bitsandbytes")
+        packed, state = library.functional.quantize_4bit(weight, blocksize=_NF4_BLOCK, quant_type="nf4")
+        return cls(weight.shape), {"packed": packed, "absmax": state.absmax}
+
+    def product(self, input: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        packed, state = parts[0], self._state(parts, input.dtype)
+        product: Tensor = require_library("bitsandbytes").matmul_4bit(input, packed.t(), state)
+        return product
+
+    def product_back(self, gradient: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        state = self._state(parts, gradient.dtype)
+        of_input: Tensor = gradient @ require_library("bitsandbytes").functional.dequantize_4bit(parts[0], state)
+        return of_input
+
+    def _state(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Any:
+        # Its kernels take scales in fp32 alone.
+        values = {"absmax": parts[1].float(), "shape": self.shape, "dtype": dtype}
+        state = require_library("bitsandbytes").functional.QuantState
+        return state(**values, blocksize=_NF4_BLOCK, quant_type="nf4")
 
 
 def _has_blocks(weight: Tensor) -> bool:

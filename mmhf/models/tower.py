@@ -212,10 +212,10 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
         """Give an encoder's weights the few bits that the config says, if it does.
 
         Raises:
-            `InputError`: torchao is not installed, or the encoder has no layers that could have them.
+            `InputError`: what rounds them is not installed, or the encoder has no layers that could have them.
         """
-        if (bits := self.bits_of(name)) is not None:
-            quantize(encoder, bits)
+        if (values := vars(self.config).get(f"{name}_quantization")) is not None:
+            quantize(encoder, values)
 
     def drop_unused_of(self, name: str, encoder: PreTrainedModel) -> None:
         """Take out of an encoder what its pooled output does not need."""

@@ -128,7 +128,16 @@ class QuantizationSection(Section):
     the backbone is loaded, and never trains; `lora` may."""
 
     bits: Literal[8, 4]
-    """`8`: integers, with a scale for each row. `4`: NF4, with a scale for 64 weights; slower, above all on a CPU."""
+    """`8`: integers, with a scale for each row. `4`: NF4, with a scale for 64 weights; slower."""
+    library: Literal["torchao", "bitsandbytes"] = "torchao"
+    """What rounds and multiplies; with 4 bits also `bitsandbytes` (`pip install 'mmhf[bitsandbytes]'`), with kernels
+    of its own."""
+
+    @model_validator(mode="after")
+    def _has_such_bits(self) -> QuantizationSection:
+        if self.bits == 8 and self.library == "bitsandbytes":
+            raise ValueError("`library: bitsandbytes` is for 4 bits, its 8 bits round the inputs, too; use torchao")
+        return self
 
 
 class ModelSection(Section):

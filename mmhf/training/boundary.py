@@ -15,6 +15,7 @@ from transformers.modeling_utils import unwrap_model
 
 from mmhf.errors import InputError
 from mmhf.models.classification_loss import TargetLoss
+from mmhf.models.quantization import describe_quantized
 from mmhf.recipe.training_sections import PlateauSection, StageSection, greater_is_better
 from mmhf.training.optimizers import StageScheduler, configure_groups
 from mmhf.training.planned_stage import PlannedStage
@@ -243,9 +244,12 @@ def refuse_what_needs_whole_weights(plan: StagePlan) -> None:
     """Refuse a plan that cannot be trained where FSDP or DeepSpeed keep parts of the weights on each process.
 
     Raises:
-        InputError: A stage carries its best weights over, or the run has several kinds of optimizer.
+        InputError: A stage carries its best weights over, the run has several kinds of optimizer, or weights have few
+            bits.
     """
     whole = "needs whole weights on each process; FSDP and DeepSpeed keep parts"
+    if few_bits := describe_quantized(plan.model):
+        raise InputError(f"{few_bits}: quantization {whole}, remove it")
     for stage in plan.stages:
         if stage.section.carry_best is not None:
             raise InputError(f"stage {stage.name!r}: carry_best {whole}, remove it")

@@ -53,6 +53,10 @@ def _stages(*train: str) -> list[dict[str, Any]]:
     [
         ({"model": {"language": {**FEW["language"], "pretrained": False}}}, "for weights that were pretrained"),
         ({"model": {"language": {"quantization": {"bits": 3}}}}, r"model\.language\.quantization\.bits"),
+        (
+            {"model": {"language": {"quantization": {"bits": 8, "library": "bitsandbytes"}}}},
+            r"model\.language\.quantization.*is for 4 bits, its 8 bits round the inputs, too; use torchao",
+        ),
         ({"model": {"vision": FEW["language"]}}, r"model\.vision.*quantization"),
         ({"model": {**FEW, "freeze_language": False}}, "freeze_language.*which have 8 bits for good; remove"),
         ({"model": {**FEW, "lora": {"dora": True}}}, r"model\.lora\.dora.*8 bits; set it to false"),

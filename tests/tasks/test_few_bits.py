@@ -107,7 +107,7 @@ def test_a_run_ends_alike_when_it_was_stopped_and_its_release_refers_to_the_sour
     names = load_file(released / "model.safetensors").keys()
     assert not any(name.startswith("language.") and ".lora_" not in name for name in names)
     config = json.loads((released / "config.json").read_text())
-    assert config["language_quantization"] == {"bits": 8}
+    assert config["language_quantization"] == {"bits": 8, "library": "torchao"}
     assert config["references"] == {"language": str(language)}
     card = (released / "README.md").read_text()
     assert "Weights of `language`: 8 bits, rounded by torchao." in card

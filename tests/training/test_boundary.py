@@ -7,6 +7,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mmhf.errors import InputError
+from mmhf.models.quantization import QuantizedLinear
 from mmhf.recipe.training_sections import OptimizerSection, PlateauSection
 from mmhf.training.boundary import StageCallback, refuse_what_needs_whole_weights, stalled
 from mmhf.training.stages import Stage, StagePlan
@@ -167,6 +168,13 @@ def test_what_sharded_weights_cannot_do_is_refused(changes, message, tiny_model)
     refuse_what_needs_whole_weights(StagePlan.build(tiny_model, STAGES, steps_per_epoch=6))
     with pytest.raises(InputError, match=message):
         refuse_what_needs_whole_weights(StagePlan.build(tiny_model, [stage], steps_per_epoch=6))
+
+
+def test_few_bits_are_not_sharded(tiny_model):
+    tiny_model.body[0][0] = QuantizedLinear(tiny_model.body[0][0], 8)
+    plan = StagePlan.build(tiny_model, [Stage(name="head", steps=1, train=["head"])], steps_per_epoch=6)
+    with pytest.raises(InputError, match="body: 128 weights in 8 bits, .*: quantization needs whole weights"):
+        refuse_what_needs_whole_weights(plan)
 
 
 def test_evaluations_come_every_so_many_epochs_and_at_the_end_of_each_stage(tiny_model, tmp_path):

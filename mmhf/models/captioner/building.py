@@ -29,7 +29,7 @@ from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.processing_captioner import CaptionerProcessor
 from mmhf.models.captioner.projectors import start_among_embeddings
-from mmhf.models.quantization import require_torchao
+from mmhf.models.quantization import require_library
 from mmhf.models.tokenizers import END_OF_TEXT_ID, PADDING_ID, train_caption_tokenizer
 from mmhf.recipe.captioner_recipe import CaptionerModelSection, GenerationSection, LanguageModelSection
 from mmhf.recipe.data_sections import DataSectionBase
@@ -104,11 +104,11 @@ def build_captioner_config(
 
     Raises:
         `InputError`: a backbone is unknown, its config cannot be fetched, it lacks the features, images of this
-            size do not fit it, or torchao is asked for and not installed.
+            size do not fit it, or what rounds its weights is not installed.
     """
     vision, projector, quantization = section.vision, section.projector, section.language.quantization
     if quantization is not None:
-        require_torchao()  # before any weights are fetched
+        require_library(quantization.library)  # before any weights are fetched
     template = section.prompt_template()
     prompt = "" if template.names else template.fill({})
     if prompt and processor is not None:

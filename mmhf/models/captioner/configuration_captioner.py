@@ -20,8 +20,8 @@ class PrefixCaptionerConfig(TowerConfig):
         vision_config (`PreTrainedConfig` or `dict`, *optional*): Image encoder; a timm encoder is a `timm_wrapper`.
         language_config (`PreTrainedConfig` or `dict`, *optional*): Causal language model.
         vision_backbone, language_backbone (`str`, *optional*): Their names as a recipe gives them.
-        language_quantization (`dict`, *optional*): `bits`, 8 or 4, of the language model's frozen weights; absent,
-            they are in full precision.
+        language_quantization (`dict`, *optional*): `bits`, 8 or 4, of the language model's frozen weights, and the
+            `library` that rounds them; absent, they are in full precision.
         vision_features (`str`): `projected`, `patches`, `avg`, `max`, `concat`, `blocks`, `cls` or `pooler`.
         vision_output (`dict`, *optional*): [`EncoderOutput`] of the image encoder; found when absent.
         projector (`str`): `mlp` or `transformer`.

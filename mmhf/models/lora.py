@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mmhf.errors import InputError
-from mmhf.models.quantization import QuantizedLinear
+from mmhf.models.quantization import QuantizedLinear, quietly
 
 
 def put_lora(encoder: PreTrainedModel, modules: Collection[str], values: Mapping[str, Any]) -> None:
@@ -32,7 +32,8 @@ def put_lora(encoder: PreTrainedModel, modules: Collection[str], values: Mapping
         `InputError`: peft is not installed.
     """
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        with quietly():
+            from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise InputError("the model has low-rank changes, which need peft: pip install 'mmhf[lora]'") from error
     layers = dict(encoder.named_modules())
@@ -48,7 +49,8 @@ def put_lora(encoder: PreTrainedModel, modules: Collection[str], values: Mapping
         target_modules="|".join(map(re.escape, absent)),
         fan_in_fan_out=isinstance(layers[absent[0]], Conv1D),
     )
-    inject_adapter_in_model(config, encoder, low_cpu_mem_usage=encoder.device.type == "meta")
+    with quietly():
+        inject_adapter_in_model(config, encoder, low_cpu_mem_usage=encoder.device.type == "meta")
 
 
 def merge_lora(encoder: PreTrainedModel) -> None:

@@ -67,7 +67,7 @@ def require_library(name: str) -> Any:
         `InputError`: it is not installed.
     """
     try:
-        with _quiet():
+        with quietly():
             if name == "bitsandbytes":
                 import bitsandbytes as library
             else:
@@ -75,6 +75,20 @@ def require_library(name: str) -> Any:
     except ImportError as error:
         raise InputError(f"weights in few bits need {name}: pip install 'mmhf[{_EXTRAS[name]}]'") from error
     return library
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Load torchao and bitsandbytes without what they warn of; peft loads them where they are installed."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def describe_quantized(model: nn.Module) -> str:
@@ -243,16 +257,3 @@ class _ByBitsandbytes:
 
 def _has_blocks(weight: Tensor) -> bool:
     return weight.numel() % _NF4_BLOCK == 0 and weight.numel() > _NF4_BLOCK
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

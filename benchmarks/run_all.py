@@ -46,6 +46,8 @@ FLOORS = [
     Floor("frozen_stage", "2", "frozen stage, ours / hand loop", r"a step: ratio ([\d.]+)", -1.15),
     Floor("lora_step", "2", "step with LoRA, its time / all weights' time", r"a step: .*: ratio ([\d.]+)", -0.85),
     Floor("lora_step", "2", "the same in memory beside the weights", r"weights: .*: ratio ([\d.]+)", -0.6),
+    Floor("quantization", "2", "step before 8 bits, its memory / of fp32", r"^  8 bits: .*MiB: ratio ([\d.]+)", -0.6),
+    Floor("quantization", "2", "the same in time", r"^  8 bits: .* s: ratio ([\d.]+)", -1.4),
     Floor("distillation", "5", "step with a teacher's answers / without", r"classifier, .*: ratio ([\d.]+)", -1.08),
     Floor("distillation", "5", "the same of a dual encoder", r"dual encoder, .*: ratio ([\d.]+)", -1.08),
     Floor("cache", "1", "ten epochs on stored features, computed / stored", r"included: ([\d.]+) times", 6.0),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -46,6 +47,7 @@ def quantize(encoder: PreTrainedModel, values: Mapping[str, Any]) -> None:
     Raises:
         `InputError`: the library is not installed, the encoder has no such layers, or weights cannot be rounded.
     """
+    require_library(values["library"])
     bits, head = values["bits"], encoder.get_output_embeddings()
     for name, module in list(encoder.named_modules()):
         if type(module) is nn.Linear and module is not head and (bits == 8 or _has_blocks(module.weight)):
@@ -128,9 +130,9 @@ class QuantizedLinear(nn.Linear):
     def __init__(self, layer: nn.Linear, bits: int, library: str = "torchao") -> None:
         nn.Module.__init__(self)  # nn.Linear would make weights
         self.in_features, self.out_features, self.bits = layer.in_features, layer.out_features, bits
-        self.rounded: _Rounded
         make = _ByBitsandbytes.make if library == "bitsandbytes" else _ByTorchao.make
-        self.rounded, parts = make(layer.weight.detach(), bits)
+        rounded, parts = make(layer.weight.detach(), bits)
+        self.rounded: _Rounded = rounded
         self.names = [f"weight_{part}" if position else "weight" for position, part in enumerate(parts)]
         for name, tensor in zip(self.names, parts.values(), strict=True):
             if not tensor.is_meta and not tensor.isfinite().all():
@@ -239,20 +241,23 @@ class _ByBitsandbytes:
         return cls(weight.shape), {"packed": packed, "absmax": state.absmax}
 
     def product(self, input: Tensor, parts: Sequence[Tensor]) -> Tensor:
-        packed, state = parts[0], self._state(parts, input.dtype)
-        product: Tensor = require_library("bitsandbytes").matmul_4bit(input, packed.t(), state)
+        product: Tensor = _bitsandbytes().matmul_4bit(input, parts[0].t(), self._state(parts, input.dtype))
         return product
 
     def product_back(self, gradient: Tensor, parts: Sequence[Tensor]) -> Tensor:
-        state = self._state(parts, gradient.dtype)
-        of_input: Tensor = gradient @ require_library("bitsandbytes").functional.dequantize_4bit(parts[0], state)
+        functions, state = _bitsandbytes().functional, self._state(parts, gradient.dtype)
+        of_input: Tensor = gradient @ functions.dequantize_4bit(parts[0], state)
         return of_input
 
     def _state(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Any:
         # Its kernels take scales in fp32 alone.
         values = {"absmax": parts[1].float(), "shape": self.shape, "dtype": dtype}
-        state = require_library("bitsandbytes").functional.QuantState
-        return state(**values, blocksize=_NF4_BLOCK, quant_type="nf4")
+        return _bitsandbytes().functional.QuantState(**values, blocksize=_NF4_BLOCK, quant_type="nf4")
+
+
+def _bitsandbytes() -> Any:
+    """The library, which was loaded when the layer was made."""
+    return importlib.import_module("bitsandbytes")
 
 
 def _has_blocks(weight: Tensor) -> bool:

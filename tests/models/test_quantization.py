@@ -157,8 +157,8 @@ def test_layers_that_have_no_blocks_keep_their_weights() -> None:
 def test_without_a_library_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     for library, extra in (("torchao", "quantization"), ("bitsandbytes", "bitsandbytes")):
         monkeypatch.setitem(sys.modules, library, None)
-        with pytest.raises(InputError, match=rf"need {library}: pip install 'mmhf\[{extra}\]'"):
-            QuantizedLinear(linear(), 4, library)
+        with pytest.raises(InputError, match=rf"^weights in few bits need {library}: pip install 'mmhf\[{extra}\]'$"):
+            quantize(qwen(), {"bits": 4, "library": library})
 
 
 @pytest.mark.slow

@@ -70,13 +70,9 @@ def require_library(name: str) -> Any:
     """
     try:
         with quietly():
-            if name == "bitsandbytes":
-                import bitsandbytes as library
-            else:
-                from torchao import quantization as library
+            return importlib.import_module("bitsandbytes" if name == "bitsandbytes" else "torchao.quantization")
     except ImportError as error:
         raise InputError(f"weights in few bits need {name}: pip install 'mmhf[{_EXTRAS[name]}]'") from error
-    return library
 
 
 @contextlib.contextmanager

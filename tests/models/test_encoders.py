@@ -38,6 +38,7 @@ from mmhf.models.encoders import (
     pool_text_output,
     pool_vision,
     run_vision,
+    timm_config,
 )
 from mmhf.models.torchvision_encoder import TorchvisionConfig
 
@@ -209,7 +210,9 @@ def test_blocks_leave_class_tokens_out_and_the_last_state_counts_once(tiny_timm)
 
 
 def test_grids_within_an_encoder_have_their_channels_first(tiny_timm):
-    for config in (TorchvisionConfig("swin_t"), tiny_timm("swin_tiny_patch4_window7_224")):
+    small = {"img_size": 32, "depths": [1, 1], "embed_dim": 16, "num_heads": [2, 2], "window_size": 4}
+    pictures = tiny_timm().pretrained_cfg
+    for config in (TorchvisionConfig("swin_t"), timm_config("swin_tiny_patch4_window7_224", pictures, small)):
         _, output = blocks_of(config)
         assert all(state.shape[1] > state.shape[2] == state.shape[3] for state in output.hidden_states)
 

@@ -70,7 +70,8 @@ def require_library(name: str) -> Any:
     """
     try:
         with quietly():
-            return importlib.import_module("bitsandbytes" if name == "bitsandbytes" else "torchao.quantization")
+            library = importlib.import_module(name)
+            return importlib.import_module("torchao.quantization") if name == "torchao" else library
     except ImportError as error:
         raise InputError(f"weights in few bits need {name}: pip install 'mmhf[{_EXTRAS[name]}]'") from error
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from mmhf.cpu import give_back_gaps
 from mmhf.features.stage import StageFeatures
 from mmhf.training.devices import normalise_on_device
+from mmhf.training.short_attention import short_attention
 
 _BATCHES_BETWEEN_TRIMS = 64
 _BATCHES_ON_DEVICE = 16
@@ -29,12 +31,29 @@ class JoinsOnce(Trainer):
 
     _num_predicted = 0
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As of `transformers.Trainer`; whoever computes under its autocast attends as steps do."""
+        super().create_accelerator_and_postprocess()
+        autocast = self.accelerator.autocast
+
+        @contextlib.contextmanager
+        def with_short_attention(*args: Any, **kwargs: Any) -> Iterator[None]:
+            with self.short_attention(), autocast(*args, **kwargs):
+                yield
+
+        self.accelerator.autocast = with_short_attention
+
+    def short_attention(self) -> contextlib.AbstractContextManager[Any]:
+        """What every pass of the model is in, see `mmhf.training.short_attention`."""
+        return short_attention(self.args.device, str(self.accelerator.mixed_precision))
+
     def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
         """Predict a batch as `transformers.Trainer` does."""
         self._num_predicted += 1
         if self._num_predicted % _BATCHES_BETWEEN_TRIMS == 0:
             give_back_gaps()
-        return super().prediction_step(*args, **kwargs)
+        with self.short_attention():
+            return super().prediction_step(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """Evaluate or predict as `transformers.Trainer` does."""

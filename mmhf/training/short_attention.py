@@ -22,7 +22,7 @@ _MOST_TOKENS = 128
 
 
 def short_attention(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """What a training step enters: the products for short sequences where they are faster, else nothing.
+    """What the passes of a model enter: the products for short sequences where they are faster, else nothing.
 
     Args:
         device (`torch.device`): Where training is.

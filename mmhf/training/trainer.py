@@ -43,7 +43,6 @@ from mmhf.training.parallel import ready_for_sharding, synchronise_what_trains
 from mmhf.training.plan import ONE_ROW, one_row_refusal
 from mmhf.training.progress import replace_progress
 from mmhf.training.rates import named_rates
-from mmhf.training.short_attention import short_attention
 from mmhf.training.stage_data import StageData
 from mmhf.training.stages import StagePlan, StagePosition
 from mmhf.training.weights import is_sharded, share_buffers
@@ -154,7 +153,7 @@ class MMTrainer(ReadsSplits):
         if replays_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         try:
-            with short_attention(self.args.device, str(self.accelerator.mixed_precision)):
+            with self.short_attention():
                 loss = super().training_step(*args, **kwargs)
         except ValueError as error:
             if ONE_ROW not in str(error) or self.stages.current is None:

@@ -95,9 +95,9 @@ class NeighboursSection(Section):
     of its training images, the first of each, and the images' features."""
 
     count: PositiveInt = 4
-    before: str = "Similar pictures: "
-    """Text in front of these captions."""
-    between: str = ", "
+    before: str = "Similar pictures:"
+    """Text in front of these captions, each of which follows a space."""
+    between: str = ","
     after: str = ". This picture:"
 
 

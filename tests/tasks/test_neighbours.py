@@ -14,6 +14,7 @@ from mmhf import pipeline
 from mmhf.cli import main
 from mmhf.errors import InputError
 from mmhf.inference.loading import load_model
+from mmhf.models.captioner.neighbours import Neighbours
 from mmhf.recipe import load_recipe
 from mmhf.sample_data import read_sample
 
@@ -84,10 +85,24 @@ def test_what_cannot_be_looked_up_or_exported_is_refused(trained: Path, capsys: 
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_from_another_knows_its_own_images(trained: Path) -> None:
+def test_a_run_that_goes_on_from_another_knows_its_own_images_and_tells_none_of_itself(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[bool, bool]] = []
+    find = Neighbours.find
+
+    def watched(known: Neighbours, features: torch.Tensor, image_index: torch.Tensor | None = None) -> torch.Tensor:
+        places = find(known, features, image_index)
+        if image_index is not None:
+            assert not (known.rows[places] == image_index[:, None])[places >= 0].any()
+        found.append((torch.is_grad_enabled(), image_index is not None))
+        return places
+
+    monkeypatch.setattr(Neighbours, "find", watched)
     train(trained / "more", "~release", "data.limit=40", f"init_from={trained / 'run'}")
     model, _ = load_model(trained / "more", device=torch.device("cpu"))
     assert (model.neighbours.rows >= 0).sum() == len(model.neighbours.rows) == 40
+    assert set(found) == {(True, True), (False, False)}, "in each step of training, and in no evaluation"
 
 
 def test_neighbours_make_the_prompt_alone() -> None:

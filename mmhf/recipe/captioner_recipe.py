@@ -95,6 +95,9 @@ class NeighboursSection(Section):
     of its training images, the first of each, and the images' features."""
 
     count: PositiveInt = 4
+    apart: str | None = None
+    """A column of the data, such as a patient or an artist: in training no image is told of one with the same value
+    there, like images that the model will meet later. Absent: of all but itself and its exact copies."""
     before: str = "Similar pictures:"
     """Text in front of these captions, each of which follows a space."""
     between: str = ","

@@ -94,7 +94,9 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         return data
 
     def extra_columns(self) -> list[str]:
-        return list(dict.fromkeys([*super().extra_columns(), *self.prompt_columns()]))
+        section = self.recipe.model.neighbours
+        apart = [section.apart] if section is not None and section.apart is not None else []
+        return list(dict.fromkeys([*super().extra_columns(), *self.prompt_columns(), *apart]))
 
     def prompt_columns(self) -> list[str]:
         """The columns that prompts name."""
@@ -114,7 +116,8 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         if section is None:
             return {}
         known = "the training images" if num_rows is None else f"{min(num_rows, MOST_ROWS):,} training images"
-        return {"neighbours": f"captions of {section.count} of {known}, which the model keeps"}
+        apart = "" if section.apart is None else f"; in training, none of the same {section.apart}"
+        return {"neighbours": f"captions of {section.count} of {known}, which the model keeps{apart}"}
 
     def check_features(self, plan: StagePlan, choices: Sequence[Sequence[PartChoice]]) -> None:
         if self.recipe.model.neighbours is not None:
@@ -122,8 +125,9 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
 
     def make_trainer(self, data: LoadedData, **options: Any) -> MMTrainer:
         trainer = super().make_trainer(data, **options)
-        if self.recipe.model.neighbours is not None:
-            trainer.stages.starts = NeighboursStart(trainer, data, options["processor"])
+        section = self.recipe.model.neighbours
+        if section is not None:
+            trainer.stages.starts = NeighboursStart(section, trainer, data, options["processor"])
         return trainer
 
     def build_model(

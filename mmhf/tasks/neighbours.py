@@ -11,11 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mmhf.data.columns import codes_of
 from mmhf.data.loading import LoadedData
+from mmhf.data.table import extra_column
 from mmhf.errors import InputError
 from mmhf.features.choice import PartChoice
 from mmhf.features.column import FeatureColumn
 from mmhf.models.captioner import CaptionerProcessor
+from mmhf.models.captioner.neighbours import Neighbours
 from mmhf.recipe.captioner_recipe import NeighboursSection
 from mmhf.tasks.frozen_features import MOST_ROWS, read_features, spread_rows
 from mmhf.training.boundary import beside_training
@@ -80,16 +83,23 @@ class NeighboursStart:
     """Gives a captioner its neighbours when its first stage begins; a run that is resumed has them already.
 
     Args:
+        section ([`NeighboursSection`]): Of the recipe.
         trainer ([`MMTrainer`]): Of a captioner.
         data ([`LoadedData`]): What it trains on.
         processor ([`CaptionerProcessor`]): Its tokenizer.
 
     Raises:
-        InputError: As of `refuse_neighbours_without_features`.
+        InputError: As of `refuse_neighbours_without_features`; the column that keeps images apart has one value.
     """
 
-    def __init__(self, trainer: MMTrainer, data: LoadedData, processor: CaptionerProcessor) -> None:
+    def __init__(
+        self, section: NeighboursSection, trainer: MMTrainer, data: LoadedData, processor: CaptionerProcessor
+    ) -> None:
         self.trainer, self.data, self.processor = trainer, data, processor
+        model: Any = trainer.plan.model
+        self.neighbours: Neighbours = model.neighbours
+        if section.apart is not None:
+            self.neighbours.keep_apart(_apart_codes(_table(data), section.apart))
         with beside_training():
             refuse_neighbours_without_features(
                 trainer.plan, [] if trainer.features is None else trainer.features.choices
@@ -107,8 +117,7 @@ class NeighboursStart:
         rows = _known_rows(table)
         features = read_features(column)[rows]
         places = np.where(np.isin(rows, list(column.faults)), -1, rows)
-        model: Any = self.trainer.plan.model
-        model.neighbours.fill(
+        self.neighbours.fill(
             torch.from_numpy(features), known_captions(table, self.processor), torch.from_numpy(places)
         )
         logger.info("Neighbours: the captions of %d training images can be looked up", int((places >= 0).sum()))
@@ -119,6 +128,14 @@ def _table(data: LoadedData) -> datasets.Dataset:
     if not isinstance(table, datasets.Dataset):
         raise InputError("model.neighbours: the images of a stream cannot be looked up; set data.streaming: false")
     return table
+
+
+def _apart_codes(table: datasets.Dataset, column: str) -> torch.Tensor:
+    codes, values = codes_of(table.with_format("arrow")[:][extra_column(column)])
+    if len(values) < 2:
+        held = f"only {values[0]!r}" if values else "no value"
+        raise InputError(f"model.neighbours.apart: column {column!r} has {held} in the training split; remove it")
+    return torch.from_numpy(codes)
 
 
 def _known_rows(table: datasets.Dataset) -> NDArray[np.int64]:

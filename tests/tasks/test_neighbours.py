@@ -20,7 +20,7 @@ from mmhf.sample_data import read_sample
 
 TINY = [
     "model.vision={backbone: timm/test_efficientnet, pretrained: false, features: patches}",
-    "model.neighbours={count: 3}",
+    "model.neighbours={count: 3, apart: subgroup}",
     "data.limit=48",
     "data.image_size=32",
     "cache=on",
@@ -76,6 +76,10 @@ def test_what_cannot_be_looked_up_or_exported_is_refused(trained: Path, capsys: 
         train(run, "~release", "model.freeze_vision=false")
     with pytest.raises(InputError, match="found by stored features of the images: .*; set cache: on"):
         train(run, "~release", "cache=off")
+    with pytest.raises(InputError, match="neighbours.apart: column 'vendor' has only 'noto' in the training split"):
+        train(run, "~release", "model.neighbours.apart=vendor")
+    with pytest.raises(InputError, match="vendr"):
+        train(run, "~release", "model.neighbours.apart=vendr")
     problems = mmhf.plan("quickstart/captioner", [*TINY, "model.freeze_vision=false"]).problems
     assert any("model.neighbours: stage 'train' trains the image encoder" in each for each in problems)
     with pytest.raises(InputError, match=r"model.neighbours: init_from .* reads captions of similar images"):
@@ -95,6 +99,8 @@ def test_a_run_that_goes_on_from_another_knows_its_own_images_and_tells_none_of_
         places = find(known, features, image_index)
         if image_index is not None:
             assert not (known.rows[places] == image_index[:, None])[places >= 0].any()
+            alike = known.apart[known.rows[places]] == known.apart[image_index][:, None]
+            assert (places >= 0).any() and not alike[places >= 0].any(), "those of its subgroup are kept apart"
         found.append((torch.is_grad_enabled(), image_index is not None))
         return places
 

@@ -38,6 +38,8 @@ class Neighbours(nn.Module):
         self.register_buffer("features", torch.zeros(values["rows"], width))
         self.register_buffer("captions", torch.full((values["rows"], values["length"]), -1))
         self.register_buffer("rows", torch.full((values["rows"],), -1))
+        self.apart: Tensor
+        self.register_buffer("apart", torch.zeros(0, dtype=torch.long), persistent=False)
 
     def fill(self, features: Tensor, captions: list[list[int]], rows: Tensor) -> None:
         """Take in the training images.
@@ -58,19 +60,30 @@ class Neighbours(nn.Module):
         self.captions.copy_(torch.tensor(padded))
         self.rows.copy_(rows)
 
+    def keep_apart(self, codes: Tensor) -> None:
+        """Tell images nothing of others of the same code, as long as this model trains.
+
+        Args:
+            codes (`Tensor`): (N,), of each row of the training table; -1: the image is like none in this.
+        """
+        self.apart = codes.to(self.rows.device)
+
     def find(self, features: Tensor, image_index: Tensor | None = None) -> Tensor:
         """(B, count) places, the nearest first, -1 where there are no more; patches (B, N, D) count by their average.
 
         Args:
             features (`Tensor`): As the image encoder gives them.
             image_index (`Tensor`, *optional*): (B,) places in the training table; these images are told nothing of
-                themselves.
+                themselves, of exact copies, and of those that `keep_apart` names.
         """
         means = features if features.dim() == 2 else features.mean(dim=1)
         cosines = functional.normalize(means.float(), dim=1) @ self.features.float().T
         hidden = (self.rows < 0)[None]
         if image_index is not None:
             hidden = hidden | (self.rows[None] == image_index[:, None]) | (cosines > _SAME)
+            if len(self.apart):
+                own = self.apart[image_index][:, None]
+                hidden = hidden | ((self.apart[self.rows][None] == own) & (own >= 0))
         nearest = cosines.masked_fill(hidden, _HIDDEN).topk(min(self.count, len(self.rows)), dim=1)
         return nearest.indices.masked_fill(nearest.values == _HIDDEN, -1)
 

@@ -54,6 +54,18 @@ def test_in_training_no_image_is_told_its_own_caption_nor_that_of_its_copy():
     )
 
 
+def test_in_training_images_of_the_same_code_are_kept_apart_and_those_of_none_are_not():
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [1.0, 0.3]])
+    # The first of the table's five rows could not be read, and is not kept.
+    made = filled([[1], [2], [3], [4]], features, count=3, rows=torch.tensor([1, 2, 3, 4]))
+    made.keep_apart(torch.tensor([7, 0, 0, 1, -1]))
+    assert made.find(features[:1], torch.tensor([1])).tolist() == [[2, 3, -1]]
+    assert made.find(features[2:3], torch.tensor([3])).tolist() == [[3, 1, 0]]
+    assert made.find(features[3:], torch.tensor([4])).tolist() == [[2, 1, 0]]
+    assert made.find(features[:1]).tolist() == [[0, 1, 2]], "when it does not train, all are found"
+    assert "apart" not in made.state_dict()
+
+
 def test_where_there_are_too_few_nothing_is_made_up():
     made = filled([[1], [2]], torch.eye(2), count=2)
     assert made.find(torch.eye(2)[:1], torch.tensor([0])).tolist() == [[1, -1]]

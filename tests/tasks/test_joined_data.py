@@ -10,7 +10,10 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 import mmhf
 from mmhf.data.caption_datasets import CaptionDataset
@@ -20,9 +23,17 @@ from mmhf.recipe import recipe_from_dict
 from mmhf.tasks import task_of
 from mmhf.tasks.contrastive import SplitEmbeddings
 from mmhf.tasks.joined_data import tables_by_dataset, training_captions, weights_by_dataset
-from tests.small_data import picture
+from tests.small_data import picture, write_csv, write_images
 
 VISION = {"backbone": "timm/test_efficientnet", "pretrained": False}
+MODELS: dict[str, dict[str, Any]] = {
+    "image-classification": {"vision": VISION, "head": {"hidden_dim": 8, "dropout": [0.2, 0.2]}},
+    "contrastive": {
+        "vision": {"patch_size": 16, "width": 16, "layers": 1, "heads": 2},
+        "text": {"width": 16, "layers": 1, "heads": 2, "vocab_size": 300},
+        "embedding_dim": 8,
+    },
+}
 COLUMN = "extra.dataset"
 
 
@@ -132,3 +143,47 @@ def test_recall_of_each_data_set_is_within_it():
     expected = retrieval_metrics(images[3:], texts[6:], owners[6:] - 3)
     assert {name: many[name] for name in expected} == expected
     assert tables_by_dataset(section(), rows.select(range(3)), lambda places: None) == {}
+
+
+class Stop(TrainerCallback):
+    """Interrupts a run before its tenth step, the fourth of the second epoch."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 9:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", MODELS)
+def test_a_run_that_stops_within_an_epoch_goes_on_with_the_same_draws(task: str, tmp_path: Path):
+    members = {}
+    for name, count in (("few", 6), ("many", 19)):
+        rows = [
+            {"file": image, "label": ("cat", "dog")[place % 2], "caption": f"{word} {place}"}
+            for place, image in enumerate(write_images(tmp_path / name, count))
+            for word in ("photo", "picture")
+        ]
+        label = {"captions": "caption"} if task == "contrastive" else {"label": "label", "text": None}
+        columns = {"image": "file", **label}
+        path = write_csv(tmp_path / name / "rows.csv", rows)
+        members[name] = {"source": "table", "path": str(path), "columns": columns, "split": {"test": 0}}
+    values: dict[str, Any] = {
+        "task": task,
+        "model": MODELS[task],
+        "data": {"source": "joined", "datasets": members, "weights": {"few": 2.0, "many": 1.0}, "image_size": 32},
+        "training": {"per_device_train_batch_size": 4 if task == "contrastive" else 8, "num_train_epochs": 3},
+        "evaluation": {"splits": ["validation"]},
+    }
+    values["data"] |= {"augment": {"horizontal_flip": 0.5}, "find_duplicates": "never"}
+    values["training"] |= {"learning_rate": 1e-2, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "no"}
+    whole = mmhf.train(values, [f"training.output_dir={tmp_path / 'whole'}"])
+    again = [f"training.output_dir={tmp_path / 'stopped'}"]
+    with pytest.raises(KeyboardInterrupt):
+        mmhf.train(values, again, callbacks=[Stop()])
+    state = json.loads((tmp_path / "stopped" / "checkpoint-8" / "trainer_state.json").read_text())
+    assert 1 < state["epoch"] < 2
+    stopped = mmhf.train(values, again, resume=True)
+    assert stopped.metrics == whole.metrics and "validation_loss" in whole.metrics
+    weights = [load_file(run.folder / "model.safetensors") for run in (whole, stopped)]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())

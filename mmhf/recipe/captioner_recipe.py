@@ -90,6 +90,17 @@ class ProjectorSection(Section):
         return self
 
 
+class NeighbourVotesSection(Section):
+    """Captions of the most similar training images vote for each token that is written, as in kNN-LM (Khandelwal et
+    al., 2020): those that are, so far, what has been written."""
+
+    count: PositiveInt = 32
+    temperature: PositiveFloat = 0.04
+    """How far one image outvotes another: by exp(difference of their cosines / temperature)."""
+    weight: Fraction = 0.5
+    """Share of the votes in the next token's probabilities; the language model has the rest."""
+
+
 class NeighboursSection(Section):
     """The captions of the training images that look most like an image, as its prompt. A release carries all captions
     of its training images, the first of each, and the images' features."""
@@ -99,9 +110,11 @@ class NeighboursSection(Section):
     """A column of the data, such as a patient or an artist: in training no image is told of one with the same value
     there, like images that the model will meet later. Absent: of all but itself and its exact copies."""
     before: str = "Similar pictures:"
-    """Text in front of these captions, each of which follows a space."""
+    """Text in front of these captions; each of them follows a space, unless `after` ends in one."""
     between: str = ","
     after: str = ". This picture:"
+    votes: NeighbourVotesSection | None = None
+    """Absent: the captions are read, and do not vote. It plays no part in training, nor in the loss."""
 
 
 class CaptionerModelSection(ModelSection):
@@ -110,7 +123,8 @@ class CaptionerModelSection(ModelSection):
     projector: ProjectorSection = ProjectorSection.model_construct()
     prompt: str = ""
     """Text between the image and its caption, never part of the caption; may be empty. It may name columns of the
-    data, `A {kind} in the style of {vendor}:`, and is then each row's own; `{{` and `}}` are braces themselves."""
+    data, `A {kind} in the style of {vendor}:`, and is then each row's own; `{{` and `}}` are braces themselves. Behind
+    one that does not end in a space, captions begin with one, as words do."""
     prompt_missing: str | None = None
     """What stands in the prompt for a value that a row lacks, such as `unknown`; absent: such a row is left out, as
     `data.on_empty_text` says."""
@@ -138,6 +152,10 @@ class CaptionerModelSection(ModelSection):
     def prompt_template(self) -> PromptTemplate:
         """The prompt, which may name columns."""
         return PromptTemplate(self.prompt, self.prompt_missing)
+
+    def text_before_captions(self) -> str:
+        """What a caption follows; unless that ends in a space, the caption begins with one."""
+        return self.prompt if self.neighbours is None else self.neighbours.after
 
     def encoders(self) -> dict[Modality, EncoderSection]:
         if self.language.pretrained or self.language.tokenizer is None:

@@ -39,21 +39,24 @@ def neighbour_values(
     Raises:
         InputError: The training split is a stream.
     """
+    kept: dict[str, Any] = {"count": section.count}
+    if section.votes is not None:
+        kept["votes"] = section.votes.model_dump()
     texts = {"before": section.before, "between": section.between, "after": section.after}
     if processor is None:
         rows = 1 if data is None else len(_known_rows(_table(data)))
         ids = {name: list(text.encode()) for name, text in texts.items()}
-        return {"count": section.count, "rows": rows, "length": _UNPLANNED_LENGTH, **ids}
-    ids = {name: _token_ids(processor, [text])[0] for name, text in texts.items()}
+        return {**kept, "rows": rows, "length": _UNPLANNED_LENGTH, **ids}
+    ids = dict(zip(texts, processor.tokenizer([*texts.values()], add_special_tokens=False)["input_ids"], strict=True))
     captions = [] if data is None else known_captions(_table(data), processor)
     length = max(map(len, captions), default=1)
-    return {"count": section.count, "rows": max(len(captions), 1), "length": length, **ids}
+    return {**kept, "rows": max(len(captions), 1), "length": length, **ids}
 
 
 def known_captions(table: datasets.Dataset, processor: CaptionerProcessor) -> list[list[int]]:
-    """The first caption of each image that is kept, as token ids that may follow a word."""
+    """The first caption of each image that is kept, as the token ids that the model writes."""
     captions = table.select_columns("captions")[:]["captions"]
-    return _token_ids(processor, [f" {captions[row][0]}" for row in _known_rows(table)])
+    return processor.caption_ids([captions[row][0] for row in _known_rows(table)])
 
 
 def refuse_neighbours_without_features(plan: StagePlan, choices: Sequence[Sequence[PartChoice]]) -> None:
@@ -140,7 +143,3 @@ def _apart_codes(table: datasets.Dataset, column: str) -> torch.Tensor:
 
 def _known_rows(table: datasets.Dataset) -> NDArray[np.int64]:
     return spread_rows(len(table), min(len(table), MOST_ROWS))
-
-
-def _token_ids(processor: CaptionerProcessor, texts: list[str]) -> list[list[int]]:
-    return processor.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

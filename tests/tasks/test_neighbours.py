@@ -20,7 +20,7 @@ from mmhf.sample_data import read_sample
 
 TINY = [
     "model.vision={backbone: timm/test_efficientnet, pretrained: false, features: patches}",
-    "model.neighbours={count: 3, apart: subgroup}",
+    "model.neighbours={count: 3, apart: subgroup, votes: {}}",
     "data.limit=48",
     "data.image_size=32",
     "cache=on",
@@ -49,6 +49,7 @@ def test_a_release_writes_what_the_model_does_with_the_captions_that_it_keeps(tr
     known = model.neighbours
     assert (known.rows >= 0).all() and len(known.rows) == 48
     drawings = read_sample("train").to_pylist()
+    assert known.votes == {"count": 32, "temperature": 0.04, "weight": 0.5}
     expected = {f" {row['captions'][0]}" for row in drawings}
     assert {processor.tokenizer.decode(ids[ids >= 0]) for ids in known.captions} <= expected
     releases = trained / "releases"

@@ -84,7 +84,10 @@ def build_captioner_processor(
 
 
 def set_prompt(made: CaptionerProcessor | PrefixCaptionerConfig, section: CaptionerModelSection) -> None:
-    """Give a processor or a config the recipe's prompt, if that names columns."""
+    """Give a processor or a config what of the recipe's prompt it needs: all of one that names columns."""
+    if isinstance(made, CaptionerProcessor):
+        before = section.text_before_captions()
+        made.leading_space = bool(before) and not before[-1].isspace()
     if section.prompt_template().names:
         made.prompt_template, made.prompt_missing = section.prompt, section.prompt_missing
         if isinstance(made, PrefixCaptionerConfig):

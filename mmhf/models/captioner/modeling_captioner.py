@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import can_return_tuple
@@ -285,6 +285,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         """
         _refuse_assistants(generation_config, kwargs, has_begun=input_ids is not None)
         features = self._image(pixel_values, image_features)
+        known = self.neighbours if prompt_ids is None else None
         prompt_ids, prompt_mask = self._prompts(features, prompt_ids, prompt_mask)
         embeds = self.prefix_embeds(features, prompt_ids)
         embeds = embeds.to(self.language.get_input_embeddings().weight.dtype)
@@ -293,12 +294,14 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         self.language.generation_config = self.generation_config
         config, _ = self.language._prepare_generation_config(generation_config, **kwargs)
         begun = inputs_embeds if input_ids is None else input_ids
+        begun_ids: list[list[int]] | None = None
+        ends = _ends(config, embeds.device)
         if begun is not None:
             begun_mask = torch.ones(begun.shape[:2], dtype=torch.long, device=begun.device)
             begun_mask = begun_mask if attention_mask is None else attention_mask.to(torch.long)
             if input_ids is not None:
-                ends = _ends(config, input_ids.device)
                 begun_mask = begun_mask * ~torch.isin(input_ids, ends)
+                begun_ids = [ids[kept].tolist() for ids, kept in zip(input_ids, begun_mask.bool(), strict=True)]
                 inputs_embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
                 padding = ends[0] if config.pad_token_id is None else config.pad_token_id
                 kwargs |= _begun_ids(input_ids, begun_mask, padding)
@@ -307,6 +310,9 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             mask = torch.cat([mask, begun_mask.to(mask.device)], dim=1)
         if begun is not None or prompt_mask is not None:
             embeds, mask = _padded_left(embeds, mask)
+        if known is not None and (begun is None or begun_ids is not None):
+            voters = known.voters(features, begun_ids, int(ends[0]))
+            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), *voters])
         return self.language.generate(
             inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
         )

@@ -34,6 +34,8 @@ class CaptionerProcessor(PairProcessor):
             end. Absent = the tokenizer's own, else 128.
         prompt_template, prompt_missing (`str`, *optional*): A prompt that names columns, see [`PromptTemplate`]. What
             is longer than `max_length` tokens is cut at its beginning.
+        leading_space (`bool`): Captions begin with a space, as words do that follow others: in most vocabularies these
+            are other tokens than those that begin a text.
         images_kwargs, text_kwargs, kwargs: As of [`PairProcessor`].
     """
 
@@ -46,6 +48,7 @@ class CaptionerProcessor(PairProcessor):
         max_length: int | None = None,
         prompt_template: str | None = None,
         prompt_missing: str | None = None,
+        leading_space: bool = False,
         images_kwargs: dict[str, Any] | None = None,
         text_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -53,6 +56,7 @@ class CaptionerProcessor(PairProcessor):
         super().__init__(image_processor, tokenizer, max_length, images_kwargs, text_kwargs, **kwargs)
         self.prompt_template = prompt_template
         self.prompt_missing = prompt_missing
+        self.leading_space = leading_space
 
     @property
     def prompt(self) -> PromptTemplate | None:
@@ -110,7 +114,17 @@ class CaptionerProcessor(PairProcessor):
 
     def count_tokens(self, captions: Sequence[str]) -> list[int]:
         """Tokens of each caption with its end; more than `max_length` are cut."""
-        return [len(ids) + 1 for ids in self._token_ids(list(captions))]
+        return [len(ids) + 1 for ids in self.caption_ids(captions)]
+
+    def caption_ids(self, captions: Sequence[str], **options: Any) -> list[list[int]]:
+        """Token ids of whole captions, without what ends them.
+
+        Args:
+            captions (`Sequence[str]`): The captions.
+            options: Of the tokenizer.
+        """
+        texts = [f" {caption}" for caption in captions] if self.leading_space else list(captions)
+        return self._token_ids(texts, **options)
 
     def count_prompt_tokens(self, rows: Sequence[RowValues]) -> list[int]:
         """Tokens of each row's prompt; more than `max_length` are cut."""
@@ -147,8 +161,7 @@ class CaptionerProcessor(PairProcessor):
         **options: Any,
     ) -> dict[str, Any]:
         longest = max_length if truncation else None
-        encoded = self.tokenizer(captions, **options)["input_ids"] if captions else []
-        ended = [[*ids, self.tokenizer.eos_token_id][:longest] for ids in encoded]
+        ended = [[*ids, self.tokenizer.eos_token_id][:longest] for ids in self.caption_ids(captions, **options)]
         # Not by `tokenizer.pad`, which warns that a fast tokenizer would be faster, and cannot know the end.
         width = max(map(len, ended), default=0) if padding in (True, "longest") else 0
         width = max_length if padding == "max_length" else width
@@ -161,5 +174,5 @@ class CaptionerProcessor(PairProcessor):
         encoding = dict(zip(TEXT_INPUTS, (rows, mask), strict=True))
         return dict(BatchFeature(encoding, tensor_type=return_tensors))
 
-    def _token_ids(self, captions: list[str]) -> list[list[int]]:
-        return self.tokenizer(captions, add_special_tokens=False)["input_ids"] if captions else []
+    def _token_ids(self, texts: list[str], **options: Any) -> list[list[int]]:
+        return self.tokenizer(texts, **{"add_special_tokens": False, **options})["input_ids"] if texts else []

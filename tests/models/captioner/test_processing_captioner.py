@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor
 
 from mmhf.models.captioner import CaptionerProcessor
+from mmhf.models.captioner.building import set_prompt
 from mmhf.models.tokenizers import train_caption_tokenizer
+from mmhf.recipe.captioner_recipe import CaptionerModelSection
 
 _PROCESSOR = CaptionerProcessor(CLIPImageProcessor(), train_caption_tokenizer(["a dog runs"], 300), max_length=24)
 
@@ -31,6 +35,37 @@ def test_captions_of_any_script_end_and_are_padded_on_the_right(captions: list[s
 def test_a_caption_that_is_cut_does_not_learn_to_end_there(processor: CaptionerProcessor) -> None:
     ids = processor(text=["a red bird sits on a branch " * 5])["input_ids"]
     assert ids.shape == (1, 16) and 0 not in ids
+
+
+@given(st.lists(st.text(st.characters(blacklist_categories=["Cs", "Zs", "Cc"]), max_size=12), min_size=1, max_size=4))
+@settings(max_examples=30, deadline=None)
+def test_behind_a_word_captions_begin_with_a_space_that_is_not_read_back(captions: list[str]) -> None:
+    spaced = CaptionerProcessor(_PROCESSOR.image_processor, _PROCESSOR.tokenizer, max_length=99, leading_space=True)
+    whole = [[*_PROCESSOR.tokenizer(f" {text}")["input_ids"], 0] for text in captions]
+    encoded = spaced(text=captions)
+    assert [ids[mask == 1].tolist() for ids, mask in zip(*encoded.values(), strict=True)] == whole
+    assert spaced.count_tokens(captions) == [len(ids) for ids in whole]
+    assert spaced.captions(encoded["input_ids"]) == [text.strip() for text in captions]
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({}, False),
+        ({"prompt": "a picture of"}, True),
+        ({"prompt": "a picture of "}, False),
+        ({"prompt": "{kind}:"}, True),
+        ({"neighbours": {}}, True),
+        ({"neighbours": {"after": "\n"}}, False),
+    ],
+)
+def test_captions_begin_with_a_space_behind_what_does_not_end_in_one(
+    processor: CaptionerProcessor, model: dict[str, Any], expected: bool, tmp_path: Path
+) -> None:
+    made = copy.copy(processor)
+    set_prompt(made, CaptionerModelSection.model_validate(model))
+    made.save_pretrained(tmp_path)
+    assert AutoProcessor.from_pretrained(tmp_path).leading_space is expected
 
 
 def test_images_and_captions_must_pair_up(processor: CaptionerProcessor) -> None:

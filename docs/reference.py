@@ -49,6 +49,7 @@ EXAMPLES: dict[str, Any] = {
     "names": ["dog", "beach"],
     "separator": ",",
     "alpha": 32,
+    "apart": "vendor",
     "attention_dropout": 0.1,
     "augment": {"horizontal_flip": 0.5},
     "auxiliary_weight": 0.3,

@@ -158,7 +158,8 @@ def load_dual_encoder(path: str | Path, recipe: ContrastiveRecipe, *, device: st
 
 
 def _loss_values(section: ContrastiveSection) -> dict[str, Any]:
-    return {name: value for name, value in section if name != "batch_size"}
+    """What a model's config keeps of the section: its loss, but not which pairs make up a step."""
+    return {name: value for name, value in section if name not in ("batch_size", "hard_negatives")}
 
 
 def _vision_config(section: VisionTowerSection, data: DataSectionBase) -> PreTrainedConfig:

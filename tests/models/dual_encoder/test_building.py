@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,15 @@ def test_the_default_is_the_seed_s_model() -> None:
     assert (vision.num_hidden_layers, vision.num_attention_heads) == (12, 12)
     assert (text.hidden_size, text.num_hidden_layers) == (512, 8)
     assert (vision._attn_implementation, text._attn_implementation) == ("sdpa", "sdpa")
+
+
+def test_a_config_keeps_the_loss_and_not_which_pairs_make_up_a_step(tmp_path: Path) -> None:
+    contrastive = {"hard_negatives": {"per_sample": 2}, "batch_size": 8, "label_smoothing": 0.1}
+    values = {"task": "contrastive", "data": {"source": "sample"}, "contrastive": contrastive}
+    model = build_dual_encoder(recipe_from_dict(values, name="r").recipe, device="meta")
+    model.config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["label_smoothing"] == 0.1 and not {"hard_negatives", "batch_size"} & saved.keys()
 
 
 def test_pretrained_towers_keep_their_weights(

@@ -138,6 +138,14 @@ def test_pipeline_predict_and_server_write_what_the_processor_and_the_model_do(
     service.warm_up()
 
 
+def test_answers_of_a_trained_model_are_measured_without_its_recipe(trained: Path, tmp_path: Path) -> None:
+    assert "validation_exact_match" not in json.loads((trained / "metrics.json").read_text())
+    assert main(["evaluate", str(trained), "evaluation.answers=true", "--output", str(tmp_path / "answers")]) == 0
+    metrics = json.loads((tmp_path / "answers" / "metrics.json").read_text())
+    assert 0 <= metrics["validation_exact_match"] <= 1
+    assert "exact_match" in (tmp_path / "answers" / "report.html").read_text()
+
+
 def test_what_cannot_be_asked_is_named(trained: Path, shop: Path, tmp_path: Path) -> None:
     image = str(shop / "0.png")
     caption = pipeline("image-captioning", model=trained)

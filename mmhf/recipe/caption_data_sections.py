@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from mmhf.recipe.data_sections import DataSectionBase, ImageSizeSetting, check_image_roots
+from mmhf.recipe.data_sections import DataSectionBase, ImageSizeSetting, SampleVendor, check_image_roots
 from mmhf.recipe.sections import CloudSection, DataPath, Fraction, PositiveInt, Section, SplitName
 
 
@@ -52,6 +52,10 @@ class CaptionSampleSection(CaptionDataSectionBase):
     """The embedded drawings: Noto's to train on, Fluent's to evaluate."""
 
     source: Literal["sample"]
+    vendor: SampleVendor | None = None
+    """The drawings of one artist alone; absent: of both."""
+    split: ImageSplitSection | None = None
+    """How the drawings are split anew; absent: by artist."""
     image_size: ImageSizeSetting = 96
     max_length: PositiveInt = 32
     keywords: bool = False

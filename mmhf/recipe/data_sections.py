@@ -284,10 +284,26 @@ class ClinicalDataSection(FilteredDataSection):
         return self
 
 
+SampleVendor = Literal["noto", "fluent"]
+"""Whose the embedded drawings are."""
+
+
 class SampleDataSection(TargetDataSection):
+    """The embedded drawings: Noto's to train on, Fluent's to evaluate."""
+
     source: Literal["sample"]
+    vendor: SampleVendor | None = None
+    """The drawings of one artist alone; absent: of both."""
+    split: SplitSection | None = None
+    """How the drawings are split anew, with equal shares of their groups; absent: by artist."""
     image_size: ImageSizeSetting = 96
     max_length: PositiveInt = 32
+
+    @model_validator(mode="after")
+    def _has_no_groups_to_keep_together(self) -> SampleDataSection:
+        if self.split is not None and self.split.group_by is not None:
+            raise ValueError("split.group_by names a column, and the embedded drawings are cut without one; remove it")
+        return self
 
     @property
     def label_column(self) -> str:

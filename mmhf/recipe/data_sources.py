@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_serializer, model_validator
 
@@ -25,6 +25,7 @@ from mmhf.recipe.data_sections import (
     HubDataSection,
     ImageFolderDataSection,
     SampleDataSection,
+    SampleVendor,
     TableDataSection,
     TargetDataSection,
 )
@@ -117,8 +118,9 @@ class JoinedDataSection(DataSectionBase):
 
 def _places(member: DataSectionBase) -> Iterator[tuple[str, ...]]:
     """The files, folders or repositories that a data set is read from."""
-    if member.source == "sample":
-        yield ("the embedded drawings",)
+    if isinstance(member, SampleDataSection | CaptionSampleSection):
+        vendors = get_args(SampleVendor) if member.vendor is None else (member.vendor,)
+        yield from ((f"the embedded drawings by {vendor}",) for vendor in vendors)
         return
     within = [str(value) for value in member.model_dump(include=set(_WITHIN)).values()]
     for place in member.model_dump(include=set(_FILES)).values():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from mmhf.data.label_sets import LABELS_TYPE
 from mmhf.data.numbers import as_lists
+from mmhf.data.splits import split_positions
 from mmhf.data.table import SPLITS, EmbeddedImages, Part, Reading, SourceTable, extra_column, make_rows
 from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionSampleSection
@@ -52,7 +53,7 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
 
     Args:
         section (`SampleDataSection` or `CaptionSampleSection`):
-            Whether a caption with keywords comes on top.
+            Which drawings, how they are cut, and whether a caption with keywords comes on top.
         reading (`Reading`):
             What the task reads.
 
@@ -77,11 +78,11 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
                 f"{'' if guess else 'fakeddit, table, clinical and hub have those of their tables'}"
             )
     keywords = isinstance(section, CaptionSampleSection) and section.keywords
+    splits = _drawings_by_split(section)
     if target is not None:
-        return _rows_to_learn(target)
+        return _rows_to_learn(target, splits)
     rows: list[dict[str, Any]] = []
-    for split in SPLITS:
-        drawings = read_sample(split).to_pylist()
+    for split, drawings in splits.items():
         of_split = _pairs(drawings, split) if reading.text else _drawings(drawings, keywords)
         rows += [{**row, "split": split} for row in of_split]
     unread = ("captions",) if reading.label else ("label", "text")
@@ -91,12 +92,21 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
     return SourceTable(make_rows(columns), {None: Part(SAMPLE_PATH.name, EmbeddedImages())}, label_of)
 
 
-def _rows_to_learn(target: TargetSection) -> SourceTable:
+def _drawings_by_split(section: SampleDataSection | CaptionSampleSection) -> dict[str, list[dict[str, Any]]]:
+    """The drawings that are asked for, by split; cut before they are paired, so that no pair spans two splits."""
+    drawings = [each for each in read_sample().to_pylist() if section.vendor in (None, each["vendor"])]
+    if section.split is None:
+        return {split: [each for each in drawings if each["split"] == split] for split in SPLITS}
+    places = split_positions(section.split, [each["group"] for each in drawings])
+    return {split: [drawings[place] for place in chosen] for split, chosen in places.items()}
+
+
+def _rows_to_learn(target: TargetSection, splits: Mapping[str, Sequence[dict[str, Any]]]) -> SourceTable:
     """Each drawing with what else than a class can be learnt of it."""
     drawings = [
         (number, {**drawing, "split": split})
-        for split in SPLITS
-        for number, drawing in enumerate(read_sample(split).to_pylist())
+        for split, of_split in splits.items()
+        for number, drawing in enumerate(of_split)
         if not isinstance(target, OrdinalSection) or drawing["subgroup"] in _MOOD_OF
     ]
     rows = [{**_row(number, drawing), "split": drawing["split"]} for number, drawing in drawings]

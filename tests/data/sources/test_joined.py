@@ -182,6 +182,10 @@ def test_captions_with_groups_of_a_missing_column(load_captions, places, encode)
             "datasets.a.image_size: holds for all data sets; set data.image_size",
         ),
         ({"datasets": {"b": {"path": "./a.csv"}}}, "datasets.b: is .*a.csv like datasets.a"),
+        (
+            {"datasets": {"c": {"source": "sample", "vendor": "noto"}, "d": {"source": "sample"}}},
+            "datasets.d: is the embedded drawings by noto like datasets.c",
+        ),
         ({"weights": {"a": 1.0, "b": 0}}, "data.weights.b: must be greater than 0"),
         ({"weights": {"a": 1.0, "bb": 1.0}}, "weights.bb: there is no such data set; did you mean b"),
         ({"weights": {"a": 1.0}}, "weights: b has none"),

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from mmhf.data.loading import load_data
 from mmhf.data.sources.sample import partner_of
@@ -80,6 +80,43 @@ def test_pairs_have_made_up_columns_that_tell_something_and_are_always_the_same(
     assert shares["careful"] > 0.75 and shares["contrary"] < 0.25 < shares["hasty"]
     again = load_data(columns, extra_columns=["votes"], splits=["test"]).splits["test"]
     assert again["extra.votes"] == votes
+
+
+@pytest.mark.parametrize(
+    ("target", "drawings"),
+    [
+        ({}, 1396),
+        ({"ordinal": {"order": ["negative", "neutral", "positive"]}}, 86),
+        ({"multi_label": {"names": ["face", "animal"], "others": "ignore"}}, 1396),
+    ],
+)
+def test_the_drawings_of_one_artist_are_cut_anew(target, drawings):
+    values = {"source": "sample", "vendor": "fluent", "split": {"validation": 0.2, "test": 0.3}, **target}
+    splits = load_data(TypeAdapter(DataSection).validate_python(values), task="image-classification").splits
+    ids = [name for rows in splits.values() for name in rows["id"]]
+    assert len(set(ids)) == len(ids) == drawings
+    assert {name.split("-")[0] for name in ids} == {"fluent"}
+    assert len(splits["validation"]) / drawings == pytest.approx(0.2, abs=0.05)
+    assert len(splits["test"]) / drawings == pytest.approx(0.3, abs=0.05)
+
+
+def test_pairs_of_drawings_that_are_cut_anew_are_within_a_split():
+    values = {"source": "sample", "vendor": "noto", "split": {"validation": 0, "test": 0.5}}
+    splits = load_data(TypeAdapter(DataSection).validate_python(values)).splits
+    assert set(splits) == {"train", "test"}
+    assert not set(splits["train"]["text"]) & set(splits["test"]["text"])
+    for rows in splits.values():
+        for column in (rows["text"], [name.rsplit("-", 1)[0] for name in rows["id"]]):
+            by_value = defaultdict(list)
+            for value, label in zip(column, rows["label"], strict=True):
+                by_value[value].append(label)
+            assert all(2 * sum(labels) == len(labels) for labels in by_value.values())
+
+
+def test_groups_of_a_cut_are_refused():
+    values = {"source": "sample", "split": {"group_by": "hexcode"}}
+    with pytest.raises(ValidationError, match="split.group_by names a column"):
+        TypeAdapter(DataSection).validate_python(values)
 
 
 def test_other_columns_are_named_with_the_nearest():

@@ -118,7 +118,11 @@ def predict(parser: ArgumentParser) -> None:
     """
     parser.add_argument("model", help=_MODEL)
     _add_table_job(parser, output="CSV or parquet file")
-    parser.add_argument("--threshold", type=float, help="two classes: predict the second one from this probability on")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="two classes: predict the second one from this probability on; several labels a row: any of them",
+    )
     parser.add_argument(
         "--generation", action="append", default=[], metavar="KEY=VALUE", help="captions: such as num_beams=4"
     )

@@ -170,7 +170,8 @@ _WAYS = {
     (_NUMBERS, "by"): "numbers are no classes; name another column",
     (_NUMBERS, "calibrate"): "numbers have no probabilities to calibrate; remove it",
     (_NUMBERS, "target_accuracy"): "numbers have no confidence to abstain by; remove it",
-    (_SETS, "target_accuracy"): "each label has a threshold of its own; remove it",
+    (_SETS, "target_accuracy"): "rows have few of all labels, so that saying no throughout is nearly always right; "
+    "remove it, and take labels from the probability on that you want: `mmhf predict --threshold 0.9`",
     (_ORDER, "target_accuracy"): "the answer is the median class, whose probability does not say how near it is; "
     "remove it",
 }

@@ -56,6 +56,11 @@ def test_what_asks_for_one_class_a_row_is_named(changes: dict[str, Any], key: st
     assert f"{key}:" in problems({"data": SETS, **changes})
 
 
+def test_abstaining_by_accuracy_is_refused_with_a_way_out():
+    said = problems({"data": SETS, "evaluation": {"target_accuracy": 0.9}})
+    assert "saying no throughout is nearly always right" in said and "mmhf predict --threshold 0.9" in said
+
+
 @pytest.mark.parametrize("section", [{"loss": {"asymmetric": {}}}, {"evaluation": {"fit_thresholds": False}}])
 def test_what_is_for_several_labels_alone_is_named(section: dict[str, Any]):
     ((name, values),) = section.items()

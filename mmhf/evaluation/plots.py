@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mmhf.evaluation.calibration import CalibrationEvaluation, ReliabilityBin
-from mmhf.evaluation.curves import new_figure, save_figure, save_training_curves
-from mmhf.evaluation.retrieval.metrics import RetrievalEvaluation
+from mmhf.evaluation.curves import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +24,8 @@ _MAX_COUNTS = 45
 _MAX_NAMED = 80
 _MAX_NUMBERS, _MAX_DOTS, _MAX_GRID = 6, 5000, 30
 """Numbers and rows that a plot of residuals shows, and of how many distinct labels dots are set apart."""
-_BLUE, _AMBER, _VIOLET, _RED, _GREEN, _GREY = "#2563eb", "#d97706", "#7c3aed", "#dc2626", "#059669", "#9ca3af"
+BLUE, AMBER, VIOLET, RED, GREEN, GREY = "#2563eb", "#d97706", "#7c3aed", "#dc2626", "#059669", "#9ca3af"
+"""What all figures are drawn in."""
 
 
 class HasClasses(Protocol):
@@ -56,32 +56,6 @@ def save_calibration_plots(folder: Path, split: str, evaluation: CalibrationEval
     paths = {f"{split}_{name}": folder / f"{split}_{name}.png" for name in ("reliability", "selective")}
     plot_reliability(evaluation, paths[f"{split}_reliability"])
     plot_selective(evaluation, paths[f"{split}_selective"])
-    return paths
-
-
-def save_retrieval_plots(
-    folder: str | Path,
-    evaluations: Mapping[str, RetrievalEvaluation],
-    *,
-    log_history: Sequence[Mapping[str, Any]] = (),
-    best_metric: str | None = None,
-) -> dict[str, Path]:
-    """Draw all figures of a run into its `plots` folder.
-
-    Args:
-        folder (`str` or `Path`): where the PNGs go; made if absent.
-        evaluations (`Mapping[str, RetrievalEvaluation]`): by split.
-        log_history (`Sequence[Mapping[str, Any]]`, *optional*): Trainer's; empty = no training curves.
-        best_metric (`str`, *optional*): what checkpoints were chosen by.
-
-    Returns:
-        `dict[str, Path]`: `training_curves` and `SPLIT_recall` -> PNG.
-    """
-    folder = Path(folder)
-    paths = save_training_curves(folder, log_history, best_metric)
-    for split, evaluation in evaluations.items():
-        paths[f"{split}_recall"] = folder / f"{split}_recall.png"
-        plot_recall(evaluation, paths[f"{split}_recall"])
     return paths
 
 
@@ -156,8 +130,8 @@ def plot_per_class(table: Sequence[Mapping[str, Any]], path: str | Path) -> None
     figure = new_figure(8.0, 1.5 + 0.26 * max(len(shown), 2))
     axes = figure.add_subplot()
     places = np.arange(len(shown))
-    axes.barh(places, [row["f1"] for row in shown], color=_BLUE, alpha=0.3, height=0.72, label="F1")
-    for name, color, marker in (("precision", _AMBER, "D"), ("recall", _VIOLET, "o")):
+    axes.barh(places, [row["f1"] for row in shown], color=BLUE, alpha=0.3, height=0.72, label="F1")
+    for name, color, marker in (("precision", AMBER, "D"), ("recall", VIOLET, "o")):
         axes.scatter([row[name] for row in shown], places, s=20, color=color, marker=marker, label=name, zorder=3)
     names = [f"{shorten(row['label'])}  ({row['support']:,})" for row in shown]
     axes.set_yticks(places, names, fontsize=8, parse_math=False)
@@ -197,20 +171,20 @@ def plot_reliability(evaluation: CalibrationEvaluation, path: str | Path) -> Non
     accuracies = np.array([each.accuracy for each in evaluation.bins])
     confidences = np.array([each.confidence for each in evaluation.bins])
     bars = {"align": "edge", "linewidth": 0.8}
-    axes.bar(lows, accuracies, widths, color=_BLUE, alpha=0.55, edgecolor=_BLUE, label="accuracy", **bars)
+    axes.bar(lows, accuracies, widths, color=BLUE, alpha=0.55, edgecolor=BLUE, label="accuracy", **bars)
     axes.bar(
         lows,
         confidences - accuracies,
         widths,
         bottom=accuracies,
-        color=_RED,
+        color=RED,
         alpha=0.18,
-        edgecolor=_RED,
+        edgecolor=RED,
         hatch="//",
         label="gap to confidence",
         **bars,
     )
-    axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="perfect")
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfect")
     axes.set_ylabel("accuracy")
     axes.set_ylim(0, 1.02)
     note = f"ECE {evaluation.metrics['ece']:.3f}"
@@ -218,11 +192,11 @@ def plot_reliability(evaluation: CalibrationEvaluation, path: str | Path) -> Non
         note += f"; {evaluation.metrics['ece_uncalibrated']:.3f} before temperature {evaluation.temperature:.3g}"
     axes.set_title(note, fontsize=10)
     axes.legend(loc="upper left", frameon=False, fontsize=9)
-    counts.bar(lows, [each.num_rows for each in evaluation.bins], widths, color=_GREY, align="edge")
+    counts.bar(lows, [each.num_rows for each in evaluation.bins], widths, color=GREY, align="edge")
     counts.set_ylabel("rows")
     counts.set_xlabel("confidence (probability of the prediction)")
     counts.set_xlim(0, 1)
-    _frame(axes, counts)
+    frame(axes, counts)
     save_figure(figure, path)
 
 
@@ -238,12 +212,12 @@ def plot_label_reliability(panels: Mapping[str, tuple[Sequence[ReliabilityBin], 
     figure = new_figure(2.3 * columns + 0.4, 2.4 * rows + 0.3)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, (name, (bins, error)) in zip(grid, panels.items(), strict=False):
-        axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1)
+        axes.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
         confidences = [each.confidence for each in bins]
-        axes.plot(confidences, [each.accuracy for each in bins], color=_BLUE, linewidth=1)
+        axes.plot(confidences, [each.accuracy for each in bins], color=BLUE, linewidth=1)
         total = sum(each.num_rows for each in bins)
         sizes = [8 + 80 * each.num_rows / total for each in bins]
-        axes.scatter(confidences, [each.accuracy for each in bins], s=sizes, color=_BLUE, alpha=0.6, zorder=3)
+        axes.scatter(confidences, [each.accuracy for each in bins], s=sizes, color=BLUE, alpha=0.6, zorder=3)
         axes.set_title(f"{shorten(name, 24)}  {error:.3f}", fontsize=9, parse_math=False)
         axes.set_xlim(-0.03, 1.03)
         axes.set_ylim(-0.03, 1.03)
@@ -253,7 +227,7 @@ def plot_label_reliability(panels: Mapping[str, tuple[Sequence[ReliabilityBin], 
         axes.set_visible(False)
     figure.supxlabel("probability of the label", fontsize=9)
     figure.supylabel("share of rows that have it", fontsize=9)
-    _frame(*grid)
+    frame(*grid)
     save_figure(figure, path)
 
 
@@ -266,42 +240,17 @@ def plot_selective(evaluation: CalibrationEvaluation, path: str | Path) -> None:
     """
     figure = new_figure(6.4, 4.0)
     axes = figure.add_subplot()
-    axes.step(evaluation.coverages, evaluation.accuracies, where="pre", color=_VIOLET, linewidth=1.6)
-    axes.axhline(float(evaluation.accuracies[-1]), color=_GREY, linewidth=0.8, linestyle="--", label="all answered")
+    axes.step(evaluation.coverages, evaluation.accuracies, where="pre", color=VIOLET, linewidth=1.6)
+    axes.axhline(float(evaluation.accuracies[-1]), color=GREY, linewidth=0.8, linestyle="--", label="all answered")
     if "coverage" in evaluation.metrics:
         label = f"threshold {evaluation.abstain_below:.3f}"
-        axes.axvline(evaluation.metrics["coverage"], color=_RED, linewidth=1, linestyle=":", label=label)
+        axes.axvline(evaluation.metrics["coverage"], color=RED, linewidth=1, linestyle=":", label=label)
     axes.set_xlabel("coverage (share of the rows answered)")
     axes.set_ylabel("accuracy of the answers")
     axes.set_xlim(0, 1.01)
     axes.set_ylim(min(0.95, float(evaluation.accuracies.min())) - 0.02, 1.02)
     axes.legend(loc="upper right", frameon=False, fontsize=9)
-    _frame(axes)
-    save_figure(figure, path)
-
-
-def plot_recall(evaluation: RetrievalEvaluation, path: str | Path) -> None:
-    """Draw recall over the number of results looked at, from 1 to all, with chance dashed.
-
-    Args:
-        evaluation (`RetrievalEvaluation`): one split's.
-        path (`str` or `Path`): the PNG; parent folders are made.
-    """
-    figure = new_figure(6.4, 4.0)
-    axes = figure.add_subplot()
-    captions, images = len(evaluation.captions), evaluation.num_images
-    for name, color, ranks, candidates, right in (
-        ("image to text", _BLUE, evaluation.first_caption_ranks, captions, captions / len(evaluation.queries)),
-        ("text to image", _AMBER, evaluation.image_ranks, images, 1.0),
-    ):
-        looked_at = np.unique(np.geomspace(1, candidates, 200).astype(np.int64))
-        share = np.searchsorted(np.sort(ranks), looked_at, side="right") / len(ranks)
-        axes.plot(looked_at, share, color=color, label=name)
-        chance = 1 - (1 - looked_at / candidates) ** right
-        axes.plot(looked_at, chance, color=color, linestyle="--", linewidth=0.8)
-    axes.set(xscale="log", ylim=(0, 1.02), xlabel="results looked at (k)", ylabel="recall@k; dashed: by chance")
-    axes.legend(frameon=False, loc="upper left")
-    _frame(axes)
+    frame(axes)
     save_figure(figure, path)
 
 
@@ -323,20 +272,20 @@ def plot_residuals(answers: ArrayLike, labels: ArrayLike, names: Sequence[str], 
         answer, label = given[:, place], true[:, place]
         shown = np.sort(rng.permutation(len(label))[:_MAX_DOTS])
         alpha = float(np.clip(60 / np.sqrt(len(shown) + 1), 0.15, 0.8))
-        dots = {"s": 14.0, "alpha": alpha, "color": _BLUE, "linewidths": 0}
+        dots = {"s": 14.0, "alpha": alpha, "color": BLUE, "linewidths": 0}
         # Whole numbers would lie on top of each other.
         width = 0.3 * float(np.min(np.diff(np.unique(label)), initial=np.ptp(label)))
         is_grid = len(np.unique(label)) <= _MAX_GRID
         spread = rng.uniform(-width, width, len(shown)) if is_grid else np.zeros(len(shown))
         above.scatter(label[shown] + spread, answer[shown], **dots)
         ends = [float(min(label.min(), answer.min())), float(max(label.max(), answer.max()))]
-        above.plot(ends, ends, color=_GREY, linestyle="--", linewidth=1.0)
+        above.plot(ends, ends, color=GREY, linestyle="--", linewidth=1.0)
         above.set_title(shorten(name), loc="left", parse_math=False)
         above.set_ylabel("answer")
         below.scatter(label[shown] + spread, (answer - label)[shown], **dots)
-        below.axhline(0.0, color=_GREY, linestyle="--", linewidth=1.0)
+        below.axhline(0.0, color=GREY, linestyle="--", linewidth=1.0)
         below.set(xlabel="label", ylabel="answer - label")
-        _frame(above, below)
+        frame(above, below)
     save_figure(figure, path)
 
 
@@ -363,9 +312,9 @@ def plot_lr_range(
     rates, losses, smoothed = np.asarray(rates), np.asarray(losses), np.asarray(smoothed)
     figure = new_figure(8.0, 4.8)
     axes = figure.add_subplot()
-    axes.plot(rates, losses, color=_GREY, linewidth=0.9, marker=".", markersize=4, label="loss of each step")
-    axes.plot(rates, smoothed, color=_BLUE, linewidth=2.2, label="smoothed")
-    for (name, rate), color in zip(suggestions.items(), (_GREEN, _AMBER, _VIOLET, _RED), strict=False):
+    axes.plot(rates, losses, color=GREY, linewidth=0.9, marker=".", markersize=4, label="loss of each step")
+    axes.plot(rates, smoothed, color=BLUE, linewidth=2.2, label="smoothed")
+    for (name, rate), color in zip(suggestions.items(), (GREEN, AMBER, VIOLET, RED), strict=False):
         height = np.interp(np.log(rate), np.log(rates), smoothed)
         axes.axvline(rate, color=color, linestyle="--", linewidth=1.1, zorder=1)
         axes.plot(rate, height, "o", color=color, markersize=8, zorder=4, label=f"{name}: {rate:.1e}")
@@ -377,7 +326,7 @@ def plot_lr_range(
     axes.set_ylabel("training loss", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.legend(frameon=False, fontsize=9)
-    _frame(axes)
+    frame(axes)
     save_figure(figure, path)
 
 
@@ -390,7 +339,8 @@ def _limits(losses: np.ndarray) -> tuple[float, float]:
     return low - 0.05 * height, high + 0.4 * height
 
 
-def _frame(*panels: Axes) -> None:
+def frame(*panels: Axes) -> None:
+    """Grid lines behind what is drawn, and no lines above it or on its right."""
     for axes in panels:
         axes.set_axisbelow(True)
         axes.grid(color="#e5e7eb", linewidth=0.6)

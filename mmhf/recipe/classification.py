@@ -109,9 +109,6 @@ class ClassificationRecipe(RecipeBase):
             what = "`data.weights` says how often each data set is drawn; remove one of the two"
             yield Problem(("sampling", "by"), what, shown(by))
         yield from self._target_problems()
-        if self.evaluation.subgroups and self.data.is_stream():
-            what = "groups are found in tables, and a stream is not kept; set `data.streaming` to false, or remove it"
-            yield Problem(("evaluation", "subgroups"), what, shown(self.evaluation.subgroups))
         if self.loss.asymmetric is not None and self.loss.focal_gamma:
             what = "`loss.asymmetric` has exponents of its own; remove one of the two"
             yield Problem(("loss", "focal_gamma"), what, shown(self.loss.focal_gamma))

@@ -23,6 +23,7 @@ def combination_problems(recipe: RecipeBase) -> list[Problem]:
         *_optimizer_problems(recipe),
         *_training_problems(recipe.training),
         *_between_sections(recipe),
+        *_subgroup_problems(recipe),
     ]
 
 
@@ -239,3 +240,9 @@ def _teacher_problems(recipe: RecipeBase) -> Iterator[Problem]:
     if teacher.temperature is not None and isinstance(recipe.data.target, RegressionSection):
         what = "numbers have no temperature; remove it"
         yield Problem(("teacher", "temperature"), what, shown(teacher.temperature))
+
+
+def _subgroup_problems(recipe: RecipeBase) -> Iterator[Problem]:
+    if recipe.evaluation.subgroups and recipe.data.is_stream():
+        what = "groups are found in tables, and a stream is not kept; set `data.streaming` to false, or remove it"
+        yield Problem(("evaluation", "subgroups"), what, shown(recipe.evaluation.subgroups))

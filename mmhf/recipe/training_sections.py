@@ -129,6 +129,9 @@ class EvaluationSection(Section):
     """With `training.eval_strategy: epoch`: epochs from one evaluation to the next; the end of a stage has one."""
     splits: list[SplitName] = ["validation", "test"]
     """Splits to evaluate after training; splits that the data lacks are left out."""
+    subgroups: list[str] = []
+    """Columns of the data, such as `source`. The metrics are reported for each of their values: of captions, and of
+    retrieval among the rows that have it, which also colours a picture of the embeddings."""
     baselines: Annotated[Literal["auto", "on", "off"], BeforeValidator(_as_mode)] = "auto"
     """Also measure what the frozen encoders give without training: logistic regression, linear projections, the
     caption of the nearest image. `auto`: where their features are stored or cheap; `on`: whatever they cost."""

@@ -38,7 +38,8 @@ from mmhf.recipe.training_sections import teacher_section
 from mmhf.tasks.distillation import Teacher, find_teacher, learn_from
 from mmhf.tasks.feature_caching import stage_features
 from mmhf.tasks.frozen_features import FrozenFeatures
-from mmhf.tasks.joined_data import dataset_columns, weights_by_dataset
+from mmhf.tasks.joined_data import weights_by_dataset
+from mmhf.tasks.subgroup_tables import subgroup_columns
 from mmhf.training.distillation import Teaching
 from mmhf.training.evaluator import Evaluator, ReadsFeatures
 from mmhf.training.stages import StagePlan
@@ -243,7 +244,7 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
 
     def extra_columns(self) -> list[str]:
         """Columns of the data that this task reads beside those of a sample."""
-        return dataset_columns(self.recipe.data)
+        return subgroup_columns(self.recipe)
 
     def required_columns(self) -> list[str]:
         """Those of them that a row cannot be used without."""

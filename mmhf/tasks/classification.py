@@ -112,7 +112,7 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         """Columns of the data that evaluation and sampling read beside what the model does."""
         sampling = self.recipe.sampling
         by = [] if sampling is None or sampling.by == "label" else [sampling.by]
-        return list(dict.fromkeys([*super().extra_columns(), *self.recipe.evaluation.subgroups, *by]))
+        return list(dict.fromkeys([*super().extra_columns(), *by]))
 
     def normalised_by_data(self, image_processor: CLIPImageProcessor, data: LoadedData) -> CLIPImageProcessor:
         """An image processor with the training images' own mean and deviation, where the recipe asks for them."""

@@ -38,7 +38,9 @@ from mmhf.evaluation.retrieval import (
     RETRIEVAL_PROTOCOLS,
     UNIQUE_TEXT_PROTOCOLS,
     ZERO_SHOT_PROTOCOLS,
+    EmbeddingView,
     RetrievalEvaluation,
+    embedding_view,
     evaluate_retrieval,
     fill_templates,
     prefix_protocols,
@@ -55,7 +57,8 @@ from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_enc
 from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
 from mmhf.tasks.base import Baselines, Collator, Task
 from mmhf.tasks.frozen_features import FrozenFeatures, SplitFeatures, by_split
-from mmhf.tasks.joined_data import tables_by_dataset, training_captions
+from mmhf.tasks.joined_data import training_captions
+from mmhf.tasks.subgroup_tables import subgroup_values, tables_by_value
 from mmhf.training.contrastive import ContrastiveEvaluator, ContrastiveTrainer
 from mmhf.training.evaluator import ReadsFeatures
 
@@ -96,6 +99,11 @@ class SplitEmbeddings:
         owners = number[self.owners]
         texts = owners >= 0
         return retrieval_metrics(self.images[images], self.texts[texts], owners[texts]) if len(images) else None
+
+    def view(self, columns: Mapping[str, Sequence[str]]) -> EmbeddingView | None:
+        """The embeddings in two dimensions, with the values of columns of the table."""
+        of_images = {name: [values[row] for row in self.rows.tolist()] for name, values in columns.items()}
+        return embedding_view(self.images, self.texts, self.owners, columns=of_images)
 
 
 class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
@@ -175,13 +183,15 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         evaluation = evaluate_retrieval(found.images, found.texts, found.owners, captions=captions)
         collator: Any = trainer.data_collator
         probe = self._probe(collator.processor)
+        columns = subgroup_values(self.recipe, data.splits[split])
         return MeasuredRetrieval(
             evaluation=evaluation,
             loss=output.metrics[f"{split}_loss"],
             examples=_examples(evaluation, found, dataset),
             prefixes=prefix_recalls(found.images, found.texts, found.owners, self._prefix_sizes),
             zero_shot={} if probe is None else probe.measure(trainer, split),
-            tables=tables_by_dataset(self.recipe.data, data.splits[split], found.measure),
+            tables=tables_by_value(columns, found.measure),
+            view=found.view(columns),
         )
 
     def measure_clip_benchmark(

@@ -45,8 +45,9 @@ from mmhf.recipe.captioner_recipe import CaptioningRecipe
 from mmhf.recipe.prompt_template import PromptTemplate
 from mmhf.tasks.base import Baselines, Task
 from mmhf.tasks.frozen_features import MOST_ROWS, FrozenFeatures
-from mmhf.tasks.joined_data import tables_by_dataset, training_captions
+from mmhf.tasks.joined_data import training_captions
 from mmhf.tasks.neighbours import NeighboursStart, neighbour_values, refuse_neighbours_without_features
+from mmhf.tasks.subgroup_tables import subgroup_values, tables_by_value
 from mmhf.training.captioning import CaptioningTrainer, run_captioner
 from mmhf.training.evaluator import ReadsFeatures
 from mmhf.training.stages import StagePlan
@@ -205,7 +206,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             written_of, expected = [captions[place] for place in places], [references[place] for place in places]
             return caption_metrics(written_of, expected, answers=self.recipe.evaluation.answers)
 
-        tables = tables_by_dataset(self.recipe.data, of_captions, measure)
+        tables = tables_by_value(subgroup_values(self.recipe, of_captions), measure)
         return MeasuredCaptions(evaluation, examples=examples, tables=tables)
 
     def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredCaptions]) -> None:

@@ -1,9 +1,6 @@
-"""What tasks make of joined data sets: how often the rows of each are drawn, and numbers for each."""
+"""How often the rows of each of several joined data sets are drawn."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import datasets
 import numpy as np
@@ -16,11 +13,6 @@ from mmhf.errors import InputError
 from mmhf.recipe.caption_data_sections import CaptionDataSectionBase
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.data_sources import JoinedCaptionsSection, JoinedDataSection
-
-
-def dataset_columns(section: DataSectionBase) -> list[str]:
-    """The column that says which data set a row is of; none where the data is not joined."""
-    return [section.column] if isinstance(section, JoinedDataSection) else []
 
 
 def weights_by_dataset(
@@ -73,28 +65,3 @@ def training_captions(
     # Within a data set, images are drawn alike, or captions where each is a sample.
     counts = np.array([len(each) if section.captions == "all" else 1 for each in captions], dtype=np.float64)
     return CaptionDataset(rows, section.captions, seed=seed, weights=weights_by_dataset(section, rows, counts))
-
-
-def tables_by_dataset(
-    section: DataSectionBase, rows: object, measure: Callable[[NDArray[np.int64]], Mapping[str, float] | None]
-) -> dict[str, Sequence[Mapping[str, Any]]]:
-    """A table with the numbers of each data set, by its title; none where the data is not joined.
-
-    Args:
-        section (`DataSectionBase`):
-            The recipe's `data`.
-        rows (`datasets.Dataset`):
-            The rows of a split; of a stream there is no table.
-        measure (`Callable`):
-            Places of some rows → their numbers; None where nothing can be measured of them.
-    """
-    if not isinstance(section, JoinedDataSection) or not isinstance(rows, datasets.Dataset):
-        return {}
-    names = np.asarray(rows.select_columns([extra_column(section.column)])[:][extra_column(section.column)])
-    table: list[Mapping[str, Any]] = []
-    for name in section.datasets:
-        places = np.flatnonzero(names == name)
-        numbers = measure(places) if len(places) else None
-        if numbers is not None:
-            table.append({section.column: name, "rows": len(places), **numbers})
-    return {f"By {section.column}": table} if table else {}

@@ -10,7 +10,7 @@ from mmhf.recipe.training_sections import greater_is_better
 
 LOWER = {
     "loss", "image_to_text_median_rank", "text_to_image_median_rank", "alignment", "image_uniformity",
-    "text_uniformity", "ece", "ece_uncalibrated", "nll", "brier", "aurc",
+    "text_uniformity", "modality_gap", "ece", "ece_uncalibrated", "nll", "brier", "aurc",
 }  # fmt: skip
 MEASURED = [
     *PROTOCOLS, *CALIBRATION_PROTOCOLS, *CAPTION_PROTOCOLS, *RETRIEVAL_PROTOCOLS, *ZERO_SHOT_PROTOCOLS,

@@ -40,6 +40,7 @@ RECIPE: dict[str, Any] = {
     },
     "evaluation": {
         "splits": ["test"],
+        "subgroups": ["group"],
         "zero_shot": {
             "data": {"source": "sample", "image_size": 32, "limit": 30},
             "templates": ["a drawing of a {}.", "{}"],
@@ -73,6 +74,9 @@ def test_the_road_ends_in_a_run_folder_with_retrieval_metrics(run_folder: Path) 
     report = (run_folder / "report.html").read_text()
     assert "Captions whose image is found last: test" in report
     assert (run_folder / "plots" / "test_recall.png").is_file()
+    assert "Embeddings: test" in report and (run_folder / "plots" / "test_embeddings.png").is_file()
+    groups = json.loads((run_folder / "evaluation.json").read_text())["tables"]["test"]["By group"]
+    assert sum(row["rows"] for row in groups) == 24 and all("mean_recall" in row for row in groups)
     history = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
     assert [entry["step"] for entry in history if "eval_mean_recall" in entry] == [2, 4]
 

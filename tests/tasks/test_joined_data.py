@@ -18,11 +18,9 @@ from transformers import TrainerCallback
 import mmhf
 from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.errors import InputError
-from mmhf.evaluation.retrieval import retrieval_metrics
 from mmhf.recipe import recipe_from_dict
 from mmhf.tasks import task_of
-from mmhf.tasks.contrastive import SplitEmbeddings
-from mmhf.tasks.joined_data import tables_by_dataset, training_captions, weights_by_dataset
+from mmhf.tasks.joined_data import training_captions, weights_by_dataset
 from tests.small_data import picture, write_csv, write_images
 
 VISION = {"backbone": "timm/test_efficientnet", "pretrained": False}
@@ -126,23 +124,6 @@ def test_a_run_on_drawings_and_folders(tmp_path: Path):
     drawn = task.torch_dataset(data, "train").weights
     names = np.array(data.splits["train"][COLUMN])
     assert drawn[names == "photos"].sum() == pytest.approx(drawn[names == "drawings"].sum())
-
-
-def test_recall_of_each_data_set_is_within_it():
-    rng = np.random.default_rng(0)
-    images, texts = rng.normal(size=(6, 4)).astype(np.float32), rng.normal(size=(12, 4)).astype(np.float32)
-    owners = np.repeat(np.arange(6), 2)
-    owners[3] = -1  # its image could not be read
-    found = SplitEmbeddings(images, texts, owners, rows=np.array([0, 1, 2, 4, 5, 7]))  # rows 3 and 6 could not, either
-    rows = datasets.Dataset.from_dict({COLUMN: ["few"] * 3 + ["many"] * 5})
-    [few, many] = tables_by_dataset(section(), rows, found.measure)["By dataset"]
-    assert (few["dataset"], few["rows"], many["dataset"], many["rows"]) == ("few", 3, "many", 5)
-    kept = [0, 1, 2, 4, 5]
-    expected = retrieval_metrics(images[:3], texts[kept], owners[kept])
-    assert {name: few[name] for name in expected} == expected
-    expected = retrieval_metrics(images[3:], texts[6:], owners[6:] - 3)
-    assert {name: many[name] for name in expected} == expected
-    assert tables_by_dataset(section(), rows.select(range(3)), lambda places: None) == {}
 
 
 class Stop(TrainerCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ TINY = [
     "training.save_strategy=epoch",
     "evaluation.generate_rows=8",
     "evaluation.bootstrap=0",
+    "evaluation.subgroups=[group]",
 ]
 
 
@@ -46,6 +48,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_release_writes_what_the_model_does_with_the_captions_that_it_keeps(trained: Path) -> None:
     model, processor = load_model(trained / "run", device=torch.device("cpu"))
+    groups = json.loads((trained / "run" / "evaluation.json").read_text())["tables"]["validation"]["By group"]
+    assert sum(row["rows"] for row in groups) == 48 and all("rougeL" in row for row in groups)
     known = model.neighbours
     assert (known.rows >= 0).all() and len(known.rows) == 48
     drawings = read_sample("train").to_pylist()

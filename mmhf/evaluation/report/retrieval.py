@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from mmhf.evaluation.plots import save_retrieval_plots
 from mmhf.evaluation.report.page import Card, Figure, Gallery, Section, write_page
 from mmhf.evaluation.report.sections import (
     RunFacts,
@@ -26,7 +25,9 @@ from mmhf.evaluation.report.sections import (
 )
 from mmhf.evaluation.report.verdict import judged_split, retrieval_verdict
 from mmhf.evaluation.results import SplitTables
+from mmhf.evaluation.retrieval.embedding_view import EmbeddingView
 from mmhf.evaluation.retrieval.metrics import RETRIEVAL_PROTOCOLS, UNIQUE_TEXT_PROTOCOLS, RetrievalEvaluation
+from mmhf.evaluation.retrieval.plots import save_retrieval_plots
 from mmhf.evaluation.retrieval.zero_shot import ZERO_SHOT_PROTOCOLS
 from mmhf.files import PLOTS_FOLDER
 
@@ -60,6 +61,7 @@ class MeasuredRetrieval:
         prefixes (`Mapping[str, float]`): What `prefix_recalls` gives, where embeddings were trained for it.
         baselines (`Mapping[str, Mapping[str, float]]`): Name of a baseline → its metrics.
         tables (`Mapping`): Title → rows of further numbers, such as those of each data set.
+        view (`EmbeddingView`, *optional*): Embeddings in two dimensions, to look at.
     """
 
     evaluation: RetrievalEvaluation
@@ -69,6 +71,7 @@ class MeasuredRetrieval:
     prefixes: Mapping[str, float] = field(default_factory=dict)
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     tables: SplitTables = field(default_factory=dict)
+    view: EmbeddingView | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -131,7 +134,10 @@ def write_retrieval_report(
     """
     evaluations = {split: each.evaluation for split, each in measured.items()}
     folder = run.folder / PLOTS_FOLDER
-    plots = save_retrieval_plots(folder, evaluations, log_history=run.log_history, best_metric=run.best_metric)
+    views = {split: each.view for split, each in measured.items() if each.view is not None}
+    plots = save_retrieval_plots(
+        folder, evaluations, views=views, log_history=run.log_history, best_metric=run.best_metric
+    )
     verdict = None
     if (judged := judged_split(measured)) is not None:
         verdict = retrieval_verdict(run, judged[0], judged[1].evaluation, baselines=judged[1].baselines)
@@ -160,6 +166,8 @@ def retrieval_sections(
         if f"{split}_recall" in figures:
             caption = f"Share of queries answered within the first k results, {split} split; dashed: by chance."
             sections.append(Section(f"Recall: {split}", [Figure(figures[f"{split}_recall"], caption)]))
+        if f"{split}_embeddings" in figures:
+            sections.append(_embeddings(split, measured[split], figures[f"{split}_embeddings"]))
     sections += [_late_finds(split, each.examples) for split, each in measured.items() if each.examples is not None]
     sections += table_sections({split: each.tables for split, each in measured.items()})
     return [*sections, *closing_sections(run)]
@@ -178,6 +186,16 @@ def _metrics(measured: Mapping[str, MeasuredRetrieval], protocols: Mapping[str, 
         undefined={split: each.undefined for split, each in evaluations.items()},
         notes=ignored_notes(evaluations, "captions have no readable image"),
     )
+
+
+def _embeddings(split: str, measured: MeasuredRetrieval, figure: Path) -> Section:
+    assert measured.view is not None
+    caption = (
+        f"{len(measured.view.rows):,} images with their first captions, on their first two principal components. "
+        f"Their means over all lie {measured.evaluation.metrics['modality_gap']:.2f} apart (modality_gap); a gap is "
+        "usual, and need not harm a search, which compares each image with captions alone."
+    )
+    return Section(f"Embeddings: {split}", [Figure(figure, caption)])
 
 
 def _late_finds(split: str, examples: Sequence[RetrievalExample]) -> Section:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from mmhf.evaluation.retrieval.embedding_view import EmbeddingView, embedding_view
 from mmhf.evaluation.retrieval.metrics import (
     RETRIEVAL_PROTOCOLS,
     UNIQUE_TEXT_PROTOCOLS,
     RetrievalEvaluation,
     alignment,
     evaluate_retrieval,
+    modality_gap,
     retrieval_metrics,
     uniformity,
 )
@@ -27,10 +29,13 @@ __all__ = [
     "RETRIEVAL_PROTOCOLS",
     "UNIQUE_TEXT_PROTOCOLS",
     "ZERO_SHOT_PROTOCOLS",
+    "EmbeddingView",
     "RetrievalEvaluation",
     "alignment",
+    "embedding_view",
     "evaluate_retrieval",
     "fill_templates",
+    "modality_gap",
     "prefix_protocols",
     "prefix_recalls",
     "retrieval_metrics",

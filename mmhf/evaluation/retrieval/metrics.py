@@ -51,6 +51,10 @@ def _protocols() -> dict[str, str]:
         "Mean squared distance between an image and each of its captions on the unit sphere; smaller is closer "
         "(Wang and Isola 2020)."
     )
+    protocols["modality_gap"] = (
+        "Distance between the mean image embedding and the mean text embedding, each of length 1 before: 0 where both "
+        "lie around the same point, at most 2 (Liang et al. 2022)."
+    )
     for modality in ("image", "text"):
         protocols[f"{modality}_uniformity"] = (
             f"Logarithm of the mean of exp(-2 d²) over pairs of {modality} embeddings at distance d on the unit "
@@ -148,6 +152,7 @@ def evaluate_retrieval(
     ranks = retrieval_ranks(images, texts, owners, RECALL_KS)
     queries = np.unique(owners)
     metrics = {**_search_metrics(ranks, owners, queries), "alignment": _alignment(images, texts, owners)}
+    metrics["modality_gap"] = modality_gap(images, texts)
     undefined = {}
     if captions is not None:
         said = [captions[row] for row in rows.tolist()]
@@ -291,6 +296,19 @@ def alignment(images: torch.Tensor, texts: torch.Tensor) -> float:
         for left, right in zip(images.split(_BLOCK_ROWS), texts.split(_BLOCK_ROWS), strict=True)
     )
     return total / len(images)
+
+
+def modality_gap(images: torch.Tensor, texts: torch.Tensor) -> float:
+    """Distance between the means of image and text embeddings.
+
+    Liang et al., "Mind the Gap", 2022, https://arxiv.org/abs/2203.02053.
+
+    Args:
+        images (`torch.Tensor` of shape `(I, D)`): Of length 1.
+        texts (`torch.Tensor` of shape `(T, D)`): Of length 1.
+    """
+    means = [embeds.mean(dim=0, dtype=torch.float64) for embeds in (images, texts)]
+    return float((means[0] - means[1]).norm())
 
 
 def uniformity(embeds: torch.Tensor, *, t: float = 2.0) -> float:

@@ -28,7 +28,7 @@ from mmhf.evaluation.subgroups import ColumnSubgroups, Outcomes, evaluate_subgro
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import Target
 from mmhf.recipe.classification import ClassificationRecipe, LossSection
-from mmhf.tasks.joined_data import dataset_columns
+from mmhf.tasks.subgroup_tables import subgroup_columns
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class ClassifierTarget(ABC, Generic[EvaluationT]):
     def __init__(self, recipe: ClassificationRecipe) -> None:
         self.loss = recipe.loss
         self.evaluation = recipe.evaluation
-        self.subgroups = list(dict.fromkeys([*dataset_columns(recipe.data), *recipe.evaluation.subgroups]))
+        self.subgroups = subgroup_columns(recipe)
         self.best_metric = str(recipe.training.get("metric_for_best_model", "")).removeprefix("eval_")
 
     @abstractmethod

@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mmhf.evaluation.plots import save_retrieval_plots
 from mmhf.evaluation.report.retrieval import (
     MeasuredRetrieval,
     RetrievalExample,
@@ -15,7 +14,8 @@ from mmhf.evaluation.report.retrieval import (
     write_contact_sheet,
 )
 from mmhf.evaluation.report.sections import RunFacts, write_report
-from mmhf.evaluation.retrieval import evaluate_retrieval
+from mmhf.evaluation.retrieval import embedding_view, evaluate_retrieval
+from mmhf.evaluation.retrieval.plots import save_retrieval_plots
 
 
 def evaluation():
@@ -38,14 +38,18 @@ def test_a_report_says_every_number_with_its_definition(tmp_path):
     run = RunFacts(
         folder=tmp_path, title="run", recipe_yaml="task: contrastive", trained={"model": "DualEncoderModel"}
     )
-    measured = MeasuredRetrieval(evaluation=found, examples=[example], zero_shot={"zero_shot_accuracy": 0.4321})
-    plots = save_retrieval_plots(tmp_path / "plots", {"test": found}, log_history=history)
+    view = embedding_view(torch.eye(3), torch.eye(3), [0, 1, 2])
+    measured = MeasuredRetrieval(
+        evaluation=found, examples=[example], zero_shot={"zero_shot_accuracy": 0.4321}, view=view
+    )
+    plots = save_retrieval_plots(tmp_path / "plots", {"test": found}, views={"test": view}, log_history=history)
     sections = retrieval_sections(run, {"test": measured}, plots=plots)
     assert [section.title for section in sections] == [
         "What was trained",
         "Metrics",
         "Training curves",
         "Recall: test",
+        "Embeddings: test",
         "Captions whose image is found last: test",
         "Bad rows",
         "Recipe",
@@ -56,6 +60,7 @@ def test_a_report_says_every_number_with_its_definition(tmp_path):
         *found.metrics,
         "CLIP_benchmark",
         "0.4321",
+        "3 images with their first captions",
         "1 captions have no readable image",
         "1,234",
         "a &lt;b&gt;",

@@ -14,6 +14,7 @@ from mmhf.evaluation.retrieval import (
     alignment,
     evaluate_retrieval,
     metrics,
+    modality_gap,
     ranks,
     retrieval_metrics,
     uniformity,
@@ -184,6 +185,13 @@ def test_both_are_the_papers_formulas():
     assert alignment(x, y) == pytest.approx((x - y).norm(dim=1).pow(2).mean().item(), rel=1e-5)
     assert uniformity(x) == pytest.approx(torch.pdist(x).pow(2).mul(-2).exp().mean().log().item(), rel=1e-5)
     assert uniformity(x, t=3) == pytest.approx(torch.pdist(x).pow(2).mul(-3).exp().mean().log().item(), rel=1e-5)
+
+
+def test_the_gap_is_between_the_means():
+    x, y = on_sphere(50), on_sphere(30, seed=1)
+    assert modality_gap(x, y) == pytest.approx(np.linalg.norm(x.mean(0) - y.mean(0)), rel=1e-5)
+    assert modality_gap(x, x) == 0
+    assert evaluate_retrieval(5 * x, 0.1 * x, np.arange(50)).metrics["modality_gap"] == pytest.approx(0, abs=1e-6)
 
 
 def test_blocks_change_neither_alignment_nor_uniformity(monkeypatch):

@@ -92,13 +92,14 @@ class ProjectorSection(Section):
 
 class NeighbourVotesSection(Section):
     """Captions of the most similar training images vote for each token that is written, as in kNN-LM (Khandelwal et
-    al., 2020): those that are, so far, what has been written."""
+    al., 2020): those that are, so far, what has been written. They raise logits, in training, too, so that the
+    language model learns what to add to them."""
 
     count: PositiveInt = 32
     temperature: PositiveFloat = 0.04
     """How far one image outvotes another: by exp(difference of their cosines / temperature)."""
-    weight: Fraction = 0.5
-    """Share of the votes in the next token's probabilities; the language model has the rest."""
+    floor: PositiveFloat = 1e-3
+    """A token that has the share v of the votes has its logit raised by log(1 + v / floor)."""
 
 
 class NeighboursSection(Section):
@@ -114,7 +115,7 @@ class NeighboursSection(Section):
     between: str = ","
     after: str = ". This picture:"
     votes: NeighbourVotesSection | None = None
-    """Absent: the captions are read, and do not vote. It plays no part in training, nor in the loss."""
+    """Absent: the captions are read, and do not vote."""
 
 
 class CaptionerModelSection(ModelSection):

@@ -41,7 +41,8 @@ def neighbour_values(
     """
     kept: dict[str, Any] = {"count": section.count}
     if section.votes is not None:
-        kept["votes"] = section.votes.model_dump()
+        end = 0 if processor is None else processor.tokenizer.eos_token_id
+        kept["votes"] = {**section.votes.model_dump(), "end": end}
     texts = {"before": section.before, "between": section.between, "after": section.after}
     if processor is None:
         rows = 1 if data is None else len(_known_rows(_table(data)))

@@ -26,6 +26,7 @@ def caption_loss(
     head_bias: Tensor | None = None,
     *,
     num_items_in_batch: Tensor | int | None = None,
+    added: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the labelled positions; positions labelled -100 cost nothing.
 
@@ -40,6 +41,7 @@ def caption_loss(
         head_bias (`Tensor`, *optional*): (V,).
         num_items_in_batch (`Tensor` or `int`, *optional*): What the sum is divided by; absent, the number of labelled
             positions. With that of all batches of an optimizer step, each token weighs alike.
+        added (`tuple`, *optional*): (B, T, K) token ids, and what is added to their logits, which nothing learns from.
 
     Returns:
         `Tensor`: scalar, fp32; 0 when nothing is labelled.
@@ -50,13 +52,17 @@ def caption_loss(
     if device in HOST_DEVICES and not isinstance(labels, FakeTensor):
         kept = targets != IGNORED_LABEL
         hidden, targets = hidden[kept], targets[kept]
+        if added is not None:
+            added = added[0].flatten(0, 1)[kept], added[1].flatten(0, 1)[kept]
+    elif added is not None:
+        added = added[0].flatten(0, 1), added[1].flatten(0, 1)
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, head_weight = hidden.to(dtype), head_weight.to(dtype)
-    if hidden.is_cuda and len(targets) and find_spec("liger_kernel") is not None:
+    if added is None and hidden.is_cuda and len(targets) and find_spec("liger_kernel") is not None:
         total = _liger_sum(hidden, targets, head_weight, head_bias)
     else:
-        total = _ChunkedCrossEntropy.apply(hidden, head_weight, head_bias, targets)
+        total = _ChunkedCrossEntropy.apply(hidden, head_weight, head_bias, targets, *(added or (None, None)))
     count = (targets != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
     if isinstance(count, Tensor):
         count = count.to(total)
@@ -72,11 +78,20 @@ def _liger_sum(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | N
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of (N, D) states, (V, D) weights, (V,) biases and (N,) targets."""
+    """Summed cross-entropy of (N, D) states, (V, D) weights, (V,) biases and (N,) targets; (N, K) `tokens` have
+    (N, K) `raised` added to their logits."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        tokens: Tensor | None,
+        raised: Tensor | None,
+    ) -> Tensor:
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias and bias is not None else None
@@ -89,7 +104,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 rows = slice(start, start + chunk)
                 is_learnt = targets[rows] != IGNORED_LABEL
                 target = targets[rows].clamp(min=0)[:, None]
-                exponentials, sums, losses = _exponentials_and_losses(hidden[rows], weight, bias, target)
+                logits = (hidden[rows] @ weight.T).float()
+                if bias is not None:
+                    logits += bias
+                if tokens is not None and raised is not None:
+                    logits.scatter_add_(1, tokens[rows], raised[rows])
+                exponentials, sums, losses = _exponentials_and_losses(logits, target)
                 total += (losses * is_learnt).sum()
                 if not any(ctx.needs_input_grad):
                     continue
@@ -110,7 +130,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        return (*(None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors), None)
+        grads = [None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors]
+        return (*grads, None, None, None)
 
 
 def _logits_at_once(hidden: Tensor) -> int:
@@ -120,14 +141,9 @@ def _logits_at_once(hidden: Tensor) -> int:
     return max(memory // _BYTES_PER_LOGIT_AND_SHARE, _LOGITS_AT_ONCE)
 
 
-def _exponentials_and_losses(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, V) exponentials in fp32, 1 at each highest logit and made in the memory of the logits, their sums (n,), and
-    the losses (n,); `target` is (n, 1)."""
-    logits = (hidden @ weight.T).float()
-    if bias is not None:
-        logits += bias
+def _exponentials_and_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, V) exponentials, 1 at each highest logit and made in the memory of the logits, their sums (n,), and the
+    losses (n,); `target` is (n, 1)."""
     highest = logits.amax(dim=-1, keepdim=True)
     of_target = logits.gather(1, target)
     sums = logits.sub_(highest).exp_().sum(dim=-1)

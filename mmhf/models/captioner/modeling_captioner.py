@@ -24,7 +24,7 @@ from mmhf.models.captioner.captioner_parts import (
     read_features,
 )
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
-from mmhf.models.captioner.neighbours import Neighbours
+from mmhf.models.captioner.neighbours import Neighbours, NeighbourVotes
 from mmhf.models.captioner.projectors import TransformerProjector, build_projector
 from mmhf.models.encoders import EncoderOutput, laid_out, run_vision
 from mmhf.models.tower import TOWER, TowerModel
@@ -162,18 +162,18 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             prompt = self._embed(self.prompt)[None].expand(prefix.shape[0], -1, -1)
         return torch.cat([prefix, prompt.to(prefix.dtype)], dim=1)
 
-    def _prompts(
+    def _look_up(
         self,
         features: Tensor,
         prompt_ids: Tensor | None,
         prompt_mask: Tensor | None,
         image_index: Tensor | None = None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The given prompts, or those that the nearest training images make."""
+    ) -> tuple[Tensor | None, Tensor | None, NeighbourVotes | None]:
+        """The given prompts; without any, those that the nearest training images make, and these images' votes."""
         if self.neighbours is None or prompt_ids is not None:
-            return prompt_ids, prompt_mask
-        found: tuple[Tensor, Tensor] = self.neighbours(features, image_index)
-        return found
+            return prompt_ids, prompt_mask, None
+        prompts: tuple[Tensor, Tensor] = self.neighbours(features, image_index)
+        return *prompts, self.neighbours.votes(features, image_index)
 
     def _image(
         self, pixel_values: Tensor | None, image_features: Tensor | None, image_hidden: Tensor | None = None
@@ -226,7 +226,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             `ValueError`: no image, or not one of `input_ids` and `inputs_embeds`.
         """
         features = self._image(pixel_values, image_features, image_hidden)
-        prompt_ids, prompt_mask = self._prompts(features, prompt_ids, prompt_mask, image_index)
+        prompt_ids, prompt_mask, votes = self._look_up(features, prompt_ids, prompt_mask, image_index)
         prefix, mask = self.prefix_embeds(features, prompt_ids), None
         image = prefix[:, : self.config.prefix_length]
         if prompt_mask is not None:
@@ -239,10 +239,16 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         hidden, language = self._caption_states(prefix, inputs_embeds, mask, **asked)
         head = self.language.get_output_embeddings()
         output = PrefixCaptionerOutput()
-        if labels is None:
-            output.logits = head(hidden)
+        written = labels if input_ids is None else input_ids
+        added = None if votes is None or written is None else votes.along(written[:, :-1])
+        if labels is not None:
+            output.loss = caption_loss(
+                hidden, labels, head.weight, head.bias, num_items_in_batch=num_items_in_batch, added=added
+            )
         else:
-            output.loss = caption_loss(hidden, labels, head.weight, head.bias, num_items_in_batch=num_items_in_batch)
+            output.logits = head(hidden)
+            if added is not None:
+                output.logits = output.logits.scatter_add(2, added[0], added[1].to(output.logits.dtype))
         output.hidden_states, output.attentions = language.get("hidden_states"), language.get("attentions")
         if "output_hidden_states" in asked:
             output.image_hidden_states = image
@@ -285,8 +291,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         """
         _refuse_assistants(generation_config, kwargs, has_begun=input_ids is not None)
         features = self._image(pixel_values, image_features)
-        known = self.neighbours if prompt_ids is None else None
-        prompt_ids, prompt_mask = self._prompts(features, prompt_ids, prompt_mask)
+        prompt_ids, prompt_mask, votes = self._look_up(features, prompt_ids, prompt_mask)
         embeds = self.prefix_embeds(features, prompt_ids)
         embeds = embeds.to(self.language.get_input_embeddings().weight.dtype)
         mask = _prefix_mask(embeds, prompt_mask)
@@ -294,14 +299,12 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         self.language.generation_config = self.generation_config
         config, _ = self.language._prepare_generation_config(generation_config, **kwargs)
         begun = inputs_embeds if input_ids is None else input_ids
-        begun_ids: list[list[int]] | None = None
-        ends = _ends(config, embeds.device)
         if begun is not None:
             begun_mask = torch.ones(begun.shape[:2], dtype=torch.long, device=begun.device)
             begun_mask = begun_mask if attention_mask is None else attention_mask.to(torch.long)
             if input_ids is not None:
+                ends = _ends(config, input_ids.device)
                 begun_mask = begun_mask * ~torch.isin(input_ids, ends)
-                begun_ids = [ids[kept].tolist() for ids, kept in zip(input_ids, begun_mask.bool(), strict=True)]
                 inputs_embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
                 padding = ends[0] if config.pad_token_id is None else config.pad_token_id
                 kwargs |= _begun_ids(input_ids, begun_mask, padding)
@@ -310,9 +313,11 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             mask = torch.cat([mask, begun_mask.to(mask.device)], dim=1)
         if begun is not None or prompt_mask is not None:
             embeds, mask = _padded_left(embeds, mask)
-        if known is not None and (begun is None or begun_ids is not None):
-            voters = known.voters(features, begun_ids, int(ends[0]))
-            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), *voters])
+        if votes is not None and (begun is None or input_ids is not None):
+            if begun is not None:
+                lengths = begun_mask.sum(dim=1)
+                votes.padding = lengths.max() - lengths
+            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), votes])
         return self.language.generate(
             inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
         )

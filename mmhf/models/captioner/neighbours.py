@@ -3,7 +3,7 @@
 As SmallCap does (Ramos et al., 2023, https://arxiv.org/abs/2209.15323), by a frozen image encoder's own features. What
 few examples teach a language model badly, which word belongs to which picture, need not be learnt then. More of these
 captions than the prompt holds may vote for each next token, as in kNN-LM (Khandelwal et al., 2020,
-https://arxiv.org/abs/1911.00172).
+https://arxiv.org/abs/1911.00172), but that the language model learns what to add to their votes.
 
 Depends on torch and transformers only, so that a release can carry this file.
 """
@@ -29,14 +29,14 @@ class Neighbours(nn.Module):
     Args:
         values (`dict`): Of the captioner's config: `count` of neighbours; `rows` of images and `length` of captions in
             tokens that there is room for; token ids `before` the captions, `between` two of them, and `after` them;
-            where captions vote, `votes` with their `count`, `temperature` and `weight`.
+            where captions vote, `votes` with their `count`, `temperature`, `floor`, and the token that is the `end`.
         width (`int`): Of the image features.
     """
 
     def __init__(self, values: dict[str, Any], width: int) -> None:
         super().__init__()
         self.count: int = values["count"]
-        self.votes: dict[str, Any] | None = values.get("votes")
+        self.voting: dict[str, Any] | None = values.get("votes")
         self.texts: dict[str, list[int]] = {name: values[name] for name in ("before", "between", "after")}
         self.features: Tensor
         self.captions: Tensor
@@ -82,15 +82,8 @@ class Neighbours(nn.Module):
             image_index (`Tensor`, *optional*): (B,) places in the training table; these images are told nothing of
                 themselves, of exact copies, and of those that `keep_apart` names.
         """
-        cosines = self._cosines(features)
-        hidden = (self.rows < 0)[None]
-        if image_index is not None:
-            hidden = hidden | (self.rows[None] == image_index[:, None]) | (cosines > _SAME)
-            if len(self.apart):
-                own = self.apart[image_index][:, None]
-                hidden = hidden | ((self.apart[self.rows][None] == own) & (own >= 0))
-        nearest = cosines.masked_fill(hidden, _HIDDEN).topk(min(self.count, len(self.rows)), dim=1)
-        return nearest.indices.masked_fill(nearest.values == _HIDDEN, -1)
+        nearest, places = self._nearest(self.count, features, image_index)
+        return places.masked_fill(nearest == _HIDDEN, -1)
 
     def forward(self, features: Tensor, image_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Prompts (B, P) as token ids, padded on the left, and their mask; arguments as of `find`."""
@@ -105,26 +98,28 @@ class Neighbours(nn.Module):
         prompts = prompts.gather(1, order)[:, -int((prompts >= 0).sum(dim=1).max()) :]
         return prompts.clamp(min=0), (prompts >= 0).to(torch.int64)
 
-    def voters(self, features: Tensor, begun: list[list[int]] | None, end: int) -> list[NeighbourVotes]:
-        """What lets the captions of neighbours vote in `generate`; nothing where they do not.
+    def votes(self, features: Tensor, image_index: Tensor | None = None) -> NeighbourVotes | None:
+        """What the captions of neighbours vote for; None where they do not vote. Arguments as of `find`."""
+        if self.voting is None:
+            return None
+        nearest, places = self._nearest(self.voting["count"], features, image_index)
+        shares = (nearest / self.voting["temperature"]).softmax(dim=1).masked_fill(nearest == _HIDDEN, 0.0)
+        captions = functional.pad(self.captions[places], (0, 1), value=-1)
+        ends = (captions >= 0).sum(dim=2, keepdim=True)
+        return NeighbourVotes(captions.scatter(2, ends, self.voting["end"]), shares, self.voting["floor"])
 
-        Args:
-            features (`Tensor`): (B, ...), as the image encoder gives them.
-            begun (`list`, *optional*): B beginnings of captions as token ids; others are silent.
-            end (`int`): The token that ends a caption.
-        """
-        if self.votes is None:
-            return []
-        cosines = self._cosines(features).masked_fill(self.rows < 0, _HIDDEN)
-        nearest = cosines.topk(min(self.votes["count"], len(self.rows)), dim=1)
-        weights = (nearest.values / self.votes["temperature"]).softmax(dim=1)
-        captions = functional.pad(self.captions, (0, 1), value=-1)
-        ended = captions.scatter(1, (captions >= 0).sum(dim=1, keepdim=True), end)
-        return [NeighbourVotes(ended[nearest.indices], weights, float(self.votes["weight"]), begun)]
-
-    def _cosines(self, features: Tensor) -> Tensor:
+    def _nearest(self, count: int, features: Tensor, image_index: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(B, count) cosines and places, the nearest first; the cosine of those that must not be found is _HIDDEN."""
         means = features if features.dim() == 2 else features.mean(dim=1)
-        return functional.normalize(means.float(), dim=1) @ self.features.float().T
+        cosines = functional.normalize(means.float(), dim=1) @ self.features.float().T
+        hidden = (self.rows < 0)[None]
+        if image_index is not None:
+            hidden = hidden | (self.rows[None] == image_index[:, None]) | (cosines > _SAME)
+            if len(self.apart):
+                own = self.apart[image_index][:, None]
+                hidden = hidden | ((self.apart[self.rows][None] == own) & (own >= 0))
+        nearest, places = cosines.masked_fill(hidden, _HIDDEN).topk(min(count, len(self.rows)), dim=1)
+        return nearest, places
 
     def _repeated(self, name: str, count: int) -> Tensor:
         ids = torch.tensor(self.texts[name], dtype=self.captions.dtype, device=self.captions.device)
@@ -132,41 +127,48 @@ class Neighbours(nn.Module):
 
 
 class NeighbourVotes(LogitsProcessor):
-    """Mixes the next token's probabilities with the votes of known captions: (1 - weight) P + weight V.
+    """Raises the logits of the tokens with which those captions go on that are, so far, what has been written.
 
-    V are the tokens with which those captions go on that are, so far, what has been written, each by its share. Where
-    there is none, P stays. For greedy search, sampling and beams.
+    By log(1 + v / floor), where v is the share of such captions that go on with a token. All other logits
+    stay as they are. As a logits processor it works for greedy search, sampling and beams.
 
     Args:
         captions (`Tensor`): (B, K, L) token ids, each with the token that ends it; -1 behind it.
-        shares (`Tensor`): (B, K), those of a row add up to 1.
-        weight (`float`): Of the votes.
-        begun (`list`, *optional*): B beginnings of captions, which votes are for the continuation of.
+        shares (`Tensor`): (B, K), by which the captions of a row count; 0: not at all.
+        floor (`float`): The smaller, the more votes raise a logit.
+        padding (`Tensor`, *optional*): (B,) tokens on the left of what has been written that are none; absent: 0.
     """
 
-    def __init__(self, captions: Tensor, shares: Tensor, weight: float, begun: list[list[int]] | None = None) -> None:
-        self.captions, self.shares, self.weight = captions, shares, weight
-        self.num_begun = max(map(len, begun or [[]]))
-        for row, ids in enumerate(begun or []):
-            start = torch.tensor(ids, dtype=captions.dtype, device=captions.device)
-            fits = (captions[row, :, : len(ids)] == start).all(dim=1)
-            self.shares[row] *= fits
-            self.captions[row] = captions[row].roll(-len(ids), dims=1)
-            if ids:
-                self.captions[row, :, -len(ids) :] = -1
+    def __init__(self, captions: Tensor, shares: Tensor, floor: float, padding: Tensor | None = None) -> None:
+        self.captions, self.shares, self.floor, self.padding = captions, shares, floor, padding
+
+    def along(self, written: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T + 1, K) token ids, and what they add to the logits: before the first of (B, T) tokens, behind it, ...
+
+        Several may be the same token.
+        """
+        length = written.shape[1]
+        captions = functional.pad(self.captions, (0, max(length + 1 - self.captions.shape[2], 0)), value=-1)
+        following = captions[:, :, : length + 1]
+        agrees = functional.pad((following[:, :, :-1] == written[:, None]).cumprod(dim=2), (1, 0), value=1)
+        shares = (self.shares[:, :, None] * agrees * (following >= 0)).transpose(1, 2)
+        following = following.transpose(1, 2)
+        shares = shares / shares.sum(dim=2, keepdim=True).clamp(min=_LEAST)
+        alike = following[..., :, None] == following[..., None, :]
+        votes = (alike * shares[..., None, :]).sum(dim=-1)
+        # Each has its part of what its token is raised by.
+        return following.clamp(min=0), (votes / self.floor).log1p() * shares / votes.clamp(min=_LEAST)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        written = input_ids[:, self.num_begun :]
-        beams, length = len(input_ids) // len(self.captions), written.shape[1]
-        if length >= self.captions.shape[2]:
-            return scores
-        captions = self.captions.repeat_interleave(beams, dim=0)
-        following = captions[:, :, length]
-        agree = (captions[:, :, :length] == written[:, None]).all(dim=2) & (following >= 0)
-        shares = self.shares.repeat_interleave(beams, dim=0) * agree
-        heard = shares.sum(dim=1, keepdim=True)
-        own = scores.float().softmax(dim=1)
-        votes = torch.zeros_like(own).scatter_add_(1, following.clamp(min=0), shares / heard.clamp(min=_LEAST))
-        weight = torch.where(heard > 0, self.weight, 0.0)
-        mixed = torch.lerp(own, votes, weight).clamp(min=_LEAST).log()
-        return mixed.masked_fill(scores == -torch.inf, -torch.inf).to(scores.dtype)
+        """See `transformers.LogitsProcessor`."""
+        beams, length = len(input_ids) // len(self.captions), input_ids.shape[1]
+        captions, shares = (each.repeat_interleave(beams, dim=0) for each in (self.captions, self.shares))
+        padding = input_ids.new_zeros(len(input_ids))
+        if self.padding is not None:
+            padding = self.padding.repeat_interleave(beams)
+        # All padding to the right: behind the place that is asked for, nothing counts.
+        places = (torch.arange(length, device=input_ids.device) + padding[:, None]) % max(length, 1)
+        along = NeighbourVotes(captions, shares, self.floor).along(input_ids.gather(1, places))
+        now = (length - padding)[:, None, None].expand(-1, 1, captions.shape[1])
+        tokens, raised = (each.gather(1, now)[:, 0] for each in along)
+        return scores.scatter_add(1, tokens, raised.to(scores.dtype))

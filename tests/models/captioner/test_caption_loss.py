@@ -40,6 +40,20 @@ def test_loss_and_all_gradients_equal_cross_entropy_of_full_logits(
         torch.testing.assert_close(mine, theirs)
 
 
+def test_what_is_added_to_logits_changes_loss_and_gradients_as_if_they_were_written_out() -> None:
+    hidden, labels, weight, bias = _case()
+    tokens, raised = torch.randint(len(weight), (*labels.shape, 3)), torch.rand(*labels.shape, 3)
+    tokens[..., 1] = tokens[..., 0]
+    ours = caption_loss(hidden, labels, weight, bias, added=(tokens, raised))
+    logits = (hidden @ weight.T + bias).scatter_add(2, tokens, raised)
+    reference = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(ours, reference)
+    for mine, theirs in zip(
+        _gradients(ours, hidden, weight, bias), _gradients(reference, hidden, weight, bias), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
 def test_a_frozen_head_gets_no_gradient_and_the_states_get_theirs() -> None:
     hidden, labels, weight, _ = _case()
     caption_loss(hidden, labels, weight.detach()).backward()

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, cross_entropy
 
 from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
-from mmhf.models.captioner.neighbours import Neighbours
+from mmhf.models.captioner.neighbours import Neighbours, NeighbourVotes
 
 BEFORE, BETWEEN, AFTER = [50, 51], [52], [53, 54, 55]
 TEXTS = {"before": BEFORE, "between": BETWEEN, "after": AFTER}
@@ -94,54 +94,53 @@ def test_another_number_of_images_is_refused_and_long_captions_are_cut():
 
 END = 0
 VOTERS = st.lists(st.lists(st.integers(1, 3), max_size=3), min_size=1, max_size=6)
+FLOOR = 0.01
 
 
-def _voting(captions: list[list[int]], cosines: list[float], **votes: float) -> Neighbours:
-    """Knows captions of images that are so similar to the image (1, 0)."""
-    values = {"count": len(captions), "temperature": 0.1, "weight": 0.5, **votes}
+def _votes(captions: list[list[int]], cosines: list[float]) -> NeighbourVotes:
+    """Of captions of images that are so similar to the image (1, 0)."""
+    values = {"count": len(captions), "temperature": 0.1, "floor": FLOOR, "end": END}
     made = Neighbours({"count": 1, "rows": len(captions), "length": 4, "votes": values, **TEXTS}, 2)
     angles = torch.tensor(cosines).acos()
     made.fill(torch.stack([angles.cos(), angles.sin()], 1), captions, torch.arange(len(captions)))
-    return made
+    votes = made.votes(torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
+    assert votes is not None
+    return votes
 
 
-def _voted(captions: list[list[int]], cosines: list[float], written: list[int], vocabulary: int = 5) -> Tensor:
-    """The votes by their definition; None of them where no caption agrees."""
-    votes = torch.zeros(vocabulary)
+def _raised(captions: list[list[int]], cosines: list[float], written: list[int]) -> Tensor:
+    """By how much the votes raise each of five tokens, by their definition."""
+    votes = torch.zeros(5)
     for ids, cosine in zip(captions, cosines, strict=True):
         ended = [*ids, END]
         if ended[: len(written)] == written and len(ended) > len(written):
             votes[ended[len(written)]] += torch.tensor(cosine / 0.1).exp()
-    return votes
+    return (votes / votes.sum().clamp(min=1e-30) / FLOOR).log1p()
 
 
 @settings(max_examples=100, deadline=None)
-@given(captions=VOTERS, written=st.lists(st.integers(1, 3), max_size=4), weight=st.floats(0, 1), data=st.data())
-def test_captions_that_agree_so_far_vote_by_similarity(captions, written, weight, data):
+@given(captions=VOTERS, written=st.lists(st.integers(0, 3), max_size=5), data=st.data())
+def test_captions_that_agree_so_far_vote_by_similarity(captions, written, data):
     cosines = data.draw(st.lists(st.floats(0, 0.9), min_size=len(captions), max_size=len(captions)))
-    (votes,) = _voting(captions, cosines, weight=weight).voters(torch.tensor([[1.0, 0.0]]), None, END)
-    torch.manual_seed(0)
+    votes = _votes(captions, cosines)
+    tokens, raised = votes.along(torch.tensor([written, written], dtype=torch.long))
+    assert tokens.shape == raised.shape == (2, len(written) + 1, len(captions))
+    expected = torch.stack([_raised(captions, cosines, written[:n]) for n in range(len(written) + 1)])
+    found = torch.zeros(len(written) + 1, 5).scatter_add(1, tokens[1], raised[1])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
     scores = torch.randn(2, 5)
-    scores[1, 4] = -torch.inf
-    mixed = votes(torch.tensor([written, written]), scores).exp()
-    expected = _voted(captions, cosines, written)
-    own = scores.softmax(dim=1)
-    if expected.sum() > 0:
-        own = (1 - weight) * own + weight * expected / expected.sum()
-    torch.testing.assert_close(mixed, own, atol=1e-5, rtol=1e-4)
+    scores[1, 2] = -torch.inf
+    now = votes(torch.tensor([written, written], dtype=torch.long), scores)
+    torch.testing.assert_close(now, scores + expected[-1], atol=1e-4, rtol=1e-3)
 
 
-def test_votes_go_on_from_what_has_begun_and_never_for_what_is_forbidden():
-    captions, asked = [[1, 2], [1, 3], [2]], torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    (votes,) = _voting(captions, [0.5, 0.5, 0.9], weight=1.0).voters(asked, [[1], []], END)
-    # Beginnings are padded on the left, here by 4.
-    now = votes(torch.tensor([[1], [4]]), torch.zeros(2, 5)).exp()
-    torch.testing.assert_close(now[0], torch.tensor([0, 0, 0.5, 0.5, 0]))
-    assert now[1].argmax() == 2
-    forbidden = torch.zeros(2, 5)
-    forbidden[:, 2] = -torch.inf
-    assert (votes(torch.tensor([[1], [4]]), forbidden)[:, 2] == -torch.inf).all()
-    beams = votes(torch.tensor([[1, 2], [1, 3], [4, 1], [4, 2]]), torch.zeros(4, 5)).exp()
+def test_votes_go_on_from_beginnings_of_any_length_and_with_beams():
+    votes = _votes([[1, 2], [1, 3], [2]], [0.5, 0.5, 0.8])
+    votes.padding = torch.tensor([0, 1])
+    raised = votes(torch.tensor([[1], [4]]), torch.zeros(2, 5))
+    assert raised[0, 2] == raised[0, 3] > 3 and raised[0, [0, 1, 4]].tolist() == [0, 0, 0]
+    assert raised[1].argmax() == 2
+    beams = votes(torch.tensor([[1, 2], [1, 3], [4, 1], [4, 2]]), torch.zeros(4, 5))
     assert beams.argmax(dim=1).tolist() == [END, END, 2, END] and beams[2, 3] == beams[2, 2]
 
 
@@ -166,8 +165,8 @@ def test_a_captioner_reads_them_as_the_prompt_of_each_row(knowing, batch, tmp_pa
     assert torch.equal(
         written, knowing.generate(batch["pixel_values"], prompt_ids=ids, prompt_mask=mask, max_new_tokens=4)
     )
-    knowing.neighbours.votes = {"count": 5, "temperature": 1e-4, "weight": 1.0}
-    knowing.generation_config.eos_token_id, places = 0, knowing.neighbours.find(features)[:, 0]
+    knowing.neighbours.voting = {"count": 5, "temperature": 1e-4, "floor": 1e-30, "end": 0}
+    places = knowing.neighbours.find(features)[:, 0]
     for beams in (1, 2):
         voted = knowing.generate(batch["pixel_values"], max_new_tokens=4, num_beams=beams)
         for ids, place in zip(voted.tolist(), places, strict=True):
@@ -176,7 +175,11 @@ def test_a_captioner_reads_them_as_the_prompt_of_each_row(knowing, batch, tmp_pa
     first = knowing.neighbours.captions[places, :1]
     begun = knowing.generate(batch["pixel_values"], input_ids=first, max_new_tokens=4)
     assert torch.equal(begun[:, : voted.shape[1]], voted[:, : begun.shape[1]])
-    knowing.neighbours.votes = None
+    logits = knowing(batch["pixel_values"], batch["input_ids"]).logits
+    expected = cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    torch.testing.assert_close(knowing(**batch).loss, expected)
+    assert not torch.allclose(expected, loss), "the loss is that of votes and language model together"
+    knowing.neighbours.voting = None
     nearest = knowing.neighbours.find(features)[:, 0]
     assert not torch.equal(knowing(**batch, image_index=nearest).loss, loss), "in training, others are its neighbours"
     knowing.save_pretrained(tmp_path)

@@ -92,14 +92,14 @@ class ProjectorSection(Section):
 
 class NeighbourVotesSection(Section):
     """Captions of the most similar training images vote for each token that is written, as in kNN-LM (Khandelwal et
-    al., 2020): those that are, so far, what has been written. They raise logits, in training, too, so that the
-    language model learns what to add to them."""
+    al., 2020): those that are, so far, what has been written. In training, too, so that the language model learns what
+    they do not know."""
 
     count: PositiveInt = 32
     temperature: PositiveFloat = 0.04
     """How far one image outvotes another: by exp(difference of their cosines / temperature)."""
-    floor: PositiveFloat = 1e-3
-    """A token that has the share v of the votes has its logit raised by log(1 + v / floor)."""
+    weight: Fraction = 0.75
+    """Share of the votes in the probabilities of the next token; the language model has the rest."""
 
 
 class NeighboursSection(Section):

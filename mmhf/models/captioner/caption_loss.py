@@ -26,7 +26,7 @@ def caption_loss(
     head_bias: Tensor | None = None,
     *,
     num_items_in_batch: Tensor | int | None = None,
-    added: tuple[Tensor, Tensor] | None = None,
+    mixed: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the labelled positions; positions labelled -100 cost nothing.
 
@@ -41,7 +41,8 @@ def caption_loss(
         head_bias (`Tensor`, *optional*): (V,).
         num_items_in_batch (`Tensor` or `int`, *optional*): What the sum is divided by; absent, the number of labelled
             positions. With that of all batches of an optimizer step, each token weighs alike.
-        added (`tuple`, *optional*): (B, T, K) token ids, and what is added to their logits, which nothing learns from.
+        mixed (`tuple`, *optional*): (B, T) shares s and probabilities q: the loss is then that of s P + q instead of
+            that of P, the probability of the label. Nothing learns from them.
 
     Returns:
         `Tensor`: scalar, fp32; 0 when nothing is labelled.
@@ -52,17 +53,16 @@ def caption_loss(
     if device in HOST_DEVICES and not isinstance(labels, FakeTensor):
         kept = targets != IGNORED_LABEL
         hidden, targets = hidden[kept], targets[kept]
-        if added is not None:
-            added = added[0].flatten(0, 1)[kept], added[1].flatten(0, 1)[kept]
-    elif added is not None:
-        added = added[0].flatten(0, 1), added[1].flatten(0, 1)
+        mixed = None if mixed is None else (mixed[0].flatten()[kept], mixed[1].flatten()[kept])
+    elif mixed is not None:
+        mixed = mixed[0].flatten(), mixed[1].flatten()
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         hidden, head_weight = hidden.to(dtype), head_weight.to(dtype)
-    if added is None and hidden.is_cuda and len(targets) and find_spec("liger_kernel") is not None:
+    if mixed is None and hidden.is_cuda and len(targets) and find_spec("liger_kernel") is not None:
         total = _liger_sum(hidden, targets, head_weight, head_bias)
     else:
-        total = _ChunkedCrossEntropy.apply(hidden, head_weight, head_bias, targets, *(added or (None, None)))
+        total = _ChunkedCrossEntropy.apply(hidden, head_weight, head_bias, targets, *(mixed or (None, None)))
     count = (targets != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
     if isinstance(count, Tensor):
         count = count.to(total)
@@ -78,8 +78,8 @@ def _liger_sum(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor | N
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of (N, D) states, (V, D) weights, (V,) biases and (N,) targets; (N, K) `tokens` have
-    (N, K) `raised` added to their logits."""
+    """Summed cross-entropy of (N, D) states, (V, D) weights, (V,) biases and (N,) targets; with (N,)
+    `share` and `other`, of share P + other."""
 
     @staticmethod
     def forward(
@@ -88,8 +88,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        tokens: Tensor | None,
-        raised: Tensor | None,
+        share: Tensor | None,
+        other: Tensor | None,
     ) -> Tensor:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -104,12 +104,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 rows = slice(start, start + chunk)
                 is_learnt = targets[rows] != IGNORED_LABEL
                 target = targets[rows].clamp(min=0)[:, None]
-                logits = (hidden[rows] @ weight.T).float()
-                if bias is not None:
-                    logits += bias
-                if tokens is not None and raised is not None:
-                    logits.scatter_add_(1, tokens[rows], raised[rows])
-                exponentials, sums, losses = _exponentials_and_losses(logits, target)
+                exponentials, sums, losses = _exponentials_and_losses(hidden[rows], weight, bias, target)
+                if share is not None and other is not None:
+                    own = share[rows].log() - losses
+                    losses = -torch.logaddexp(own, other[rows].log())
+                    # Where others know the label, as much less is learnt.
+                    responsibility = (own + losses).exp()
                 total += (losses * is_learnt).sum()
                 if not any(ctx.needs_input_grad):
                     continue
@@ -117,6 +117,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 # divide what comes of it costs a pass over the logits less. Where nothing is learnt it becomes 0.
                 exponentials.scatter_(1, target, exponentials.gather(1, target) - sums[:, None])
                 sums = sums.masked_fill(~is_learnt, torch.inf)
+                if share is not None:
+                    sums = sums / responsibility
                 scaled = exponentials.to(hidden.dtype)
                 if grad_hidden is not None:
                     torch.mm(scaled, weight, out=grad_hidden[rows]).div_(sums[:, None])
@@ -141,9 +143,14 @@ def _logits_at_once(hidden: Tensor) -> int:
     return max(memory // _BYTES_PER_LOGIT_AND_SHARE, _LOGITS_AT_ONCE)
 
 
-def _exponentials_and_losses(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(n, V) exponentials, 1 at each highest logit and made in the memory of the logits, their sums (n,), and the
-    losses (n,); `target` is (n, 1)."""
+def _exponentials_and_losses(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(n, V) exponentials in fp32, 1 at each highest logit and made in the memory of the logits, their sums (n,), and
+    the losses (n,); `target` is (n, 1)."""
+    logits = (hidden @ weight.T).float()
+    if bias is not None:
+        logits += bias
     highest = logits.amax(dim=-1, keepdim=True)
     of_target = logits.gather(1, target)
     sums = logits.sub_(highest).exp_().sum(dim=-1)

@@ -239,16 +239,15 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         hidden, language = self._caption_states(prefix, inputs_embeds, mask, **asked)
         head = self.language.get_output_embeddings()
         output = PrefixCaptionerOutput()
-        written = labels if input_ids is None else input_ids
-        added = None if votes is None or written is None else votes.along(written[:, :-1])
         if labels is not None:
+            mixed = None if votes is None else votes.of(labels if input_ids is None else input_ids)
             output.loss = caption_loss(
-                hidden, labels, head.weight, head.bias, num_items_in_batch=num_items_in_batch, added=added
+                hidden, labels, head.weight, head.bias, num_items_in_batch=num_items_in_batch, mixed=mixed
             )
         else:
             output.logits = head(hidden)
-            if added is not None:
-                output.logits = output.logits.scatter_add(2, added[0], added[1].to(output.logits.dtype))
+            if votes is not None and input_ids is not None:
+                output.logits = votes.mix(output.logits, *votes.along(input_ids[:, :-1]))
         output.hidden_states, output.attentions = language.get("hidden_states"), language.get("attentions")
         if "output_hidden_states" in asked:
             output.image_hidden_states = image

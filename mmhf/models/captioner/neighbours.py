@@ -3,7 +3,7 @@
 As SmallCap does (Ramos et al., 2023, https://arxiv.org/abs/2209.15323), by a frozen image encoder's own features. What
 few examples teach a language model badly, which word belongs to which picture, need not be learnt then. More of these
 captions than the prompt holds may vote for each next token, as in kNN-LM (Khandelwal et al., 2020,
-https://arxiv.org/abs/1911.00172), but that the language model learns what to add to their votes.
+https://arxiv.org/abs/1911.00172), while it trains, too, so that the language model learns what they do not know.
 
 Depends on torch and transformers only, so that a release can carry this file.
 """
@@ -29,7 +29,7 @@ class Neighbours(nn.Module):
     Args:
         values (`dict`): Of the captioner's config: `count` of neighbours; `rows` of images and `length` of captions in
             tokens that there is room for; token ids `before` the captions, `between` two of them, and `after` them;
-            where captions vote, `votes` with their `count`, `temperature`, `floor`, and the token that is the `end`.
+            where captions vote, `votes` with their `count`, `temperature`, `weight`, and the token that is the `end`.
         width (`int`): Of the image features.
     """
 
@@ -106,7 +106,7 @@ class Neighbours(nn.Module):
         shares = (nearest / self.voting["temperature"]).softmax(dim=1).masked_fill(nearest == _HIDDEN, 0.0)
         captions = functional.pad(self.captions[places], (0, 1), value=-1)
         ends = (captions >= 0).sum(dim=2, keepdim=True)
-        return NeighbourVotes(captions.scatter(2, ends, self.voting["end"]), shares, self.voting["floor"])
+        return NeighbourVotes(captions.scatter(2, ends, self.voting["end"]), shares, self.voting["weight"])
 
     def _nearest(self, count: int, features: Tensor, image_index: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, count) cosines and places, the nearest first; the cosine of those that must not be found is _HIDDEN."""
@@ -127,37 +127,46 @@ class Neighbours(nn.Module):
 
 
 class NeighbourVotes(LogitsProcessor):
-    """Raises the logits of the tokens with which those captions go on that are, so far, what has been written.
+    """Mixes the probabilities P of the next token with the votes V of known captions: (1 - weight) P + weight V.
 
-    By log(1 + v / floor), where v is the share of such captions that go on with a token. All other logits
-    stay as they are. As a logits processor it works for greedy search, sampling and beams.
+    V are the tokens with which those captions go on that are, so far, what has been written, each by its share. Where
+    there is none, P stays. As a logits processor it works for greedy search, sampling and beams.
 
     Args:
         captions (`Tensor`): (B, K, L) token ids, each with the token that ends it; -1 behind it.
         shares (`Tensor`): (B, K), by which the captions of a row count; 0: not at all.
-        floor (`float`): The smaller, the more votes raise a logit.
+        weight (`float`): Of the votes.
         padding (`Tensor`, *optional*): (B,) tokens on the left of what has been written that are none; absent: 0.
     """
 
-    def __init__(self, captions: Tensor, shares: Tensor, floor: float, padding: Tensor | None = None) -> None:
-        self.captions, self.shares, self.floor, self.padding = captions, shares, floor, padding
+    def __init__(self, captions: Tensor, shares: Tensor, weight: float, padding: Tensor | None = None) -> None:
+        self.captions, self.shares, self.weight, self.padding = captions, shares, weight, padding
 
     def along(self, written: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T + 1, K) token ids, and what they add to the logits: before the first of (B, T) tokens, behind it, ...
+        """(B, T + 1, K) token ids and their votes: before the first of (B, T) tokens, behind it, and so on.
 
-        Several may be the same token.
+        The votes of a place add up to 1, or are all 0. Several may be for the same token.
         """
         length = written.shape[1]
         captions = functional.pad(self.captions, (0, max(length + 1 - self.captions.shape[2], 0)), value=-1)
         following = captions[:, :, : length + 1]
         agrees = functional.pad((following[:, :, :-1] == written[:, None]).cumprod(dim=2), (1, 0), value=1)
-        shares = (self.shares[:, :, None] * agrees * (following >= 0)).transpose(1, 2)
-        following = following.transpose(1, 2)
-        shares = shares / shares.sum(dim=2, keepdim=True).clamp(min=_LEAST)
-        alike = following[..., :, None] == following[..., None, :]
-        votes = (alike * shares[..., None, :]).sum(dim=-1)
-        # Each has its part of what its token is raised by.
-        return following.clamp(min=0), (votes / self.floor).log1p() * shares / votes.clamp(min=_LEAST)
+        votes = (self.shares[:, :, None] * agrees * (following >= 0)).transpose(1, 2)
+        votes = votes / votes.sum(dim=2, keepdim=True).clamp(min=_LEAST)
+        return following.transpose(1, 2).clamp(min=0), votes
+
+    def of(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T) the share of P in what is mixed, and what the votes add to it for each of the (B, T) labels."""
+        tokens, votes = self.along(labels[:, :-1])
+        heard = votes.any(dim=2)
+        return 1 - self.weight * heard, self.weight * (votes * (tokens == labels[:, :, None])).sum(dim=2)
+
+    def mix(self, logits: Tensor, tokens: Tensor, votes: Tensor) -> Tensor:
+        """(..., V) logits of what is mixed, from those of P, and (..., K) tokens and votes."""
+        share = 1 - self.weight * votes.any(dim=-1, keepdim=True)
+        own = logits.float().softmax(dim=-1) * share
+        mixed = own.scatter_add(-1, tokens, self.weight * votes).clamp(min=_LEAST).log()
+        return mixed.masked_fill(logits == -torch.inf, -torch.inf).to(logits.dtype)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """See `transformers.LogitsProcessor`."""
@@ -168,7 +177,7 @@ class NeighbourVotes(LogitsProcessor):
             padding = self.padding.repeat_interleave(beams)
         # All padding to the right: behind the place that is asked for, nothing counts.
         places = (torch.arange(length, device=input_ids.device) + padding[:, None]) % max(length, 1)
-        along = NeighbourVotes(captions, shares, self.floor).along(input_ids.gather(1, places))
+        along = NeighbourVotes(captions, shares, self.weight).along(input_ids.gather(1, places))
         now = (length - padding)[:, None, None].expand(-1, 1, captions.shape[1])
-        tokens, raised = (each.gather(1, now)[:, 0] for each in along)
-        return scores.scatter_add(1, tokens, raised.to(scores.dtype))
+        tokens, votes = (each.gather(1, now)[:, 0] for each in along)
+        return self.mix(scores, tokens, votes)

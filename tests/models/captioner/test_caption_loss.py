@@ -40,13 +40,13 @@ def test_loss_and_all_gradients_equal_cross_entropy_of_full_logits(
         torch.testing.assert_close(mine, theirs)
 
 
-def test_what_is_added_to_logits_changes_loss_and_gradients_as_if_they_were_written_out() -> None:
+def test_mixed_with_other_probabilities_loss_and_gradients_are_those_of_the_mixture() -> None:
     hidden, labels, weight, bias = _case()
-    tokens, raised = torch.randint(len(weight), (*labels.shape, 3)), torch.rand(*labels.shape, 3)
-    tokens[..., 1] = tokens[..., 0]
-    ours = caption_loss(hidden, labels, weight, bias, added=(tokens, raised))
-    logits = (hidden @ weight.T + bias).scatter_add(2, tokens, raised)
-    reference = functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    share, other = torch.rand(labels.shape), torch.rand(labels.shape)
+    share[0, 0], other[0, :2] = 1.0, 0.0
+    ours = caption_loss(hidden, labels, weight, bias, mixed=(share, other))
+    probabilities = (hidden @ weight.T + bias).softmax(dim=-1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
+    reference = -(share * probabilities + other).log()[labels != -100].mean()
     torch.testing.assert_close(ours, reference)
     for mine, theirs in zip(
         _gradients(ours, hidden, weight, bias), _gradients(reference, hidden, weight, bias), strict=True

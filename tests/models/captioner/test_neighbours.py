@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from mmhf.models.captioner import PrefixCaptionerForConditionalGeneration
@@ -94,12 +95,12 @@ def test_another_number_of_images_is_refused_and_long_captions_are_cut():
 
 END = 0
 VOTERS = st.lists(st.lists(st.integers(1, 3), max_size=3), min_size=1, max_size=6)
-FLOOR = 0.01
+WEIGHT = 0.6
 
 
 def _votes(captions: list[list[int]], cosines: list[float]) -> NeighbourVotes:
     """Of captions of images that are so similar to the image (1, 0)."""
-    values = {"count": len(captions), "temperature": 0.1, "floor": FLOOR, "end": END}
+    values = {"count": len(captions), "temperature": 0.1, "weight": WEIGHT, "end": END}
     made = Neighbours({"count": 1, "rows": len(captions), "length": 4, "votes": values, **TEXTS}, 2)
     angles = torch.tensor(cosines).acos()
     made.fill(torch.stack([angles.cos(), angles.sin()], 1), captions, torch.arange(len(captions)))
@@ -108,38 +109,45 @@ def _votes(captions: list[list[int]], cosines: list[float]) -> NeighbourVotes:
     return votes
 
 
-def _raised(captions: list[list[int]], cosines: list[float], written: list[int]) -> Tensor:
-    """By how much the votes raise each of five tokens, by their definition."""
+def _shares(captions: list[list[int]], cosines: list[float], written: list[int]) -> Tensor:
+    """The votes for each of five tokens, by their definition; all 0 where no caption agrees."""
     votes = torch.zeros(5)
     for ids, cosine in zip(captions, cosines, strict=True):
         ended = [*ids, END]
         if ended[: len(written)] == written and len(ended) > len(written):
             votes[ended[len(written)]] += torch.tensor(cosine / 0.1).exp()
-    return (votes / votes.sum().clamp(min=1e-30) / FLOOR).log1p()
+    return votes / votes.sum().clamp(min=1e-30)
 
 
 @settings(max_examples=100, deadline=None)
 @given(captions=VOTERS, written=st.lists(st.integers(0, 3), max_size=5), data=st.data())
 def test_captions_that_agree_so_far_vote_by_similarity(captions, written, data):
     cosines = data.draw(st.lists(st.floats(0, 0.9), min_size=len(captions), max_size=len(captions)))
-    votes = _votes(captions, cosines)
-    tokens, raised = votes.along(torch.tensor([written, written], dtype=torch.long))
-    assert tokens.shape == raised.shape == (2, len(written) + 1, len(captions))
-    expected = torch.stack([_raised(captions, cosines, written[:n]) for n in range(len(written) + 1)])
-    found = torch.zeros(len(written) + 1, 5).scatter_add(1, tokens[1], raised[1])
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+    votes, ids = _votes(captions, cosines), torch.tensor([written, written], dtype=torch.long)
+    tokens, shares = votes.along(ids)
+    expected = torch.stack([_shares(captions, cosines, written[:n]) for n in range(len(written) + 1)])
+    found = torch.zeros(len(written) + 1, 5).scatter_add(1, tokens[1], shares[1])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+    share, other = votes.of(functional.pad(ids, (0, 1), value=2))
+    heard = expected.sum(dim=1) > 0
+    torch.testing.assert_close(share[1], 1 - WEIGHT * heard)
+    next_tokens = torch.tensor([*written, 2])[:, None]
+    torch.testing.assert_close(other[1], WEIGHT * expected.gather(1, next_tokens)[:, 0], atol=1e-5, rtol=1e-3)
     scores = torch.randn(2, 5)
-    scores[1, 2] = -torch.inf
-    now = votes(torch.tensor([written, written], dtype=torch.long), scores)
-    torch.testing.assert_close(now, scores + expected[-1], atol=1e-4, rtol=1e-3)
+    scores[1, 4] = -torch.inf
+    mixed = votes(ids, scores).exp()
+    own = scores.softmax(dim=1)
+    torch.testing.assert_close(mixed, share[:, -1:] * own + WEIGHT * expected[-1], atol=1e-5, rtol=1e-3)
 
 
-def test_votes_go_on_from_beginnings_of_any_length_and_with_beams():
+def test_votes_go_on_from_beginnings_of_any_length_with_beams_and_never_for_what_is_forbidden():
     votes = _votes([[1, 2], [1, 3], [2]], [0.5, 0.5, 0.8])
     votes.padding = torch.tensor([0, 1])
-    raised = votes(torch.tensor([[1], [4]]), torch.zeros(2, 5))
-    assert raised[0, 2] == raised[0, 3] > 3 and raised[0, [0, 1, 4]].tolist() == [0, 0, 0]
-    assert raised[1].argmax() == 2
+    forbidden = torch.tensor([0.0, 0.0, 0.0, -torch.inf, 0.0])
+    mixed = votes(torch.tensor([[1], [4]]), torch.zeros(2, 5)).exp()
+    torch.testing.assert_close(mixed[0], torch.tensor([0.08, 0.08, 0.38, 0.38, 0.08]))
+    assert mixed[1].argmax() == 2
+    assert votes(torch.tensor([[1], [4]]), forbidden.expand(2, 5))[0, 3] == -torch.inf
     beams = votes(torch.tensor([[1, 2], [1, 3], [4, 1], [4, 2]]), torch.zeros(4, 5))
     assert beams.argmax(dim=1).tolist() == [END, END, 2, END] and beams[2, 3] == beams[2, 2]
 
@@ -165,7 +173,7 @@ def test_a_captioner_reads_them_as_the_prompt_of_each_row(knowing, batch, tmp_pa
     assert torch.equal(
         written, knowing.generate(batch["pixel_values"], prompt_ids=ids, prompt_mask=mask, max_new_tokens=4)
     )
-    knowing.neighbours.voting = {"count": 5, "temperature": 1e-4, "floor": 1e-30, "end": 0}
+    knowing.neighbours.voting = {"count": 5, "temperature": 1e-4, "weight": 0.9999, "end": 0}
     places = knowing.neighbours.find(features)[:, 0]
     for beams in (1, 2):
         voted = knowing.generate(batch["pixel_values"], max_new_tokens=4, num_beams=beams)

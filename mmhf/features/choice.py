@@ -103,6 +103,7 @@ class CacheSetting:
         image_size ([`ImageSize`]): Of the images.
         device_type (`str`): Where the parts run.
         least_side (`int`, *optional*): How long the shorter side of a decoded image is at least; None: it is whole.
+        needed (`Collection[str]`): Parts whose features the task reads, whether or not that saves time.
     """
 
     section: CacheSection
@@ -114,6 +115,7 @@ class CacheSetting:
     image_size: ImageSize
     device_type: str = "cpu"
     least_side: int | None = None
+    needed: Collection[str] = ()
 
 
 def measure_shapes(model: PreTrainedModel, part: FeaturePart, inputs: Mapping[str, Tensor]) -> PartMeasure | None:
@@ -158,8 +160,8 @@ def choose_parts(
 
     A part may be where the stage trains none of its groups: an encoder, or what lies below the first group that
     trains. Under `mode: auto` it is where that takes less time (by the operations of the part, by rough constants for
-    decoding, reading and writing, and by how often training meets each sample), and where a stage starts from a linear
-    probe.
+    decoding, reading and writing, and by how often training meets each sample), where a stage starts from a linear
+    probe, and where the task needs them.
 
     Args:
         plan (`StagePlan`): The stages.
@@ -176,7 +178,7 @@ def choose_parts(
     for encoder in model.feature_parts():
         for part, run in _frozen_runs(plan, model, encoder, setting):
             most = sum(stage_epochs(plan, index) for index in run) * _repeats(encoder, setting)
-            if _must_pay(plan, run, setting) and most < _LEAST_GAIN:
+            if _must_pay(plan, part, run, setting) and most < _LEAST_GAIN:
                 for index in run:
                     chosen[index].append(_refused(_nothing(part), f"training meets each sample {most:.2g} times"))
                 continue
@@ -221,15 +223,16 @@ def _choose(
     limit = setting.section.max_bytes
     if limit is not None and choice.num_bytes > limit:
         return _refused(choice, f"{choice.num_bytes:,} bytes are more than cache.max_bytes")
-    if _must_pay(plan, run, setting) and gain < _LEAST_GAIN:
+    if _must_pay(plan, part, run, setting) and gain < _LEAST_GAIN:
         why = f"{passes:.3g} passes would be only {gain:.2g} times as fast"
         return _refused(choice, why)
     return choice
 
 
-def _must_pay(plan: StagePlan, run: Sequence[int], setting: CacheSetting) -> bool:
+def _must_pay(plan: StagePlan, part: FeaturePart, run: Sequence[int], setting: CacheSetting) -> bool:
     """Whether features are stored only where that saves time; a linear probe needs them in any case."""
-    return setting.section.mode == "auto" and all(plan.stages[stage].section.start is None for stage in run)
+    is_needed = part.name in setting.needed or any(plan.stages[stage].section.start is not None for stage in run)
+    return setting.section.mode == "auto" and not is_needed
 
 
 def _nothing(part: FeaturePart) -> PartChoice:

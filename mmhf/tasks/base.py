@@ -350,6 +350,10 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
         """Parts of the model whose input training takes away at random: `vision`, `text`."""
         return set()
 
+    def stored_parts(self) -> set[str]:
+        """Encoders whose features have to be stored, whether or not that saves time."""
+        return set()
+
     def make_evaluator(self, model: PreTrainedModel, args: TrainingArguments, collator: Collator) -> ReadsFeatures:
         """A trainer that only evaluates, for `measure`."""
         return Evaluator(model=model, args=args, data_collator=collator)

@@ -54,6 +54,7 @@ def cache_setting(task: Task[Any, Any], data: LoadedData, args: TrainingArgument
         image_size=task.recipe.data.image_size,
         device_type=args.device.type,
         least_side=task.least_side(),
+        needed=task.stored_parts(),
     )
 
 

@@ -124,6 +124,9 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         if self.recipe.model.neighbours is not None:
             refuse_neighbours_without_features(plan, choices)
 
+    def stored_parts(self) -> set[str]:
+        return set() if self.recipe.model.neighbours is None else {"vision"}
+
     def make_trainer(self, data: LoadedData, **options: Any) -> MMTrainer:
         trainer = super().make_trainer(data, **options)
         section = self.recipe.model.neighbours

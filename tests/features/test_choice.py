@@ -54,6 +54,13 @@ def changing(image: Any) -> Any:
     return image
 
 
+def test_what_the_task_needs_is_stored_even_where_that_saves_no_time(model):
+    few = {"samples_per_epoch": 1, "places": {"image": 100}}
+    (of_first,), *_ = choose(model, setting(**few))
+    (needed,), *_ = choose(model, setting(**few, needed={"vision"}))
+    assert not of_first.is_used and needed.is_used and needed.for_training
+
+
 def test_the_whole_encoder_then_its_lower_part_then_nothing(model):
     head, again, top, every = choose(model, setting())
     assert [choice.part for choice in head + again] == [VISION, VISION]

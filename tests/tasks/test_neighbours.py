@@ -86,6 +86,8 @@ def test_what_cannot_be_looked_up_or_exported_is_refused(trained: Path, capsys: 
         train(run, "~release", "model.neighbours.apart=vendor")
     with pytest.raises(InputError, match="vendr"):
         train(run, "~release", "model.neighbours.apart=vendr")
+    found = mmhf.plan("quickstart/captioner", [*TINY, "cache=auto", "training.num_train_epochs=1"])
+    assert not found.problems, "one epoch, in which storing saves nothing"
     problems = mmhf.plan("quickstart/captioner", [*TINY, "model.freeze_vision=false"]).problems
     assert any("model.neighbours: stage 'train' trains the image encoder" in each for each in problems)
     with pytest.raises(InputError, match=r"model.neighbours: init_from .* reads captions of similar images"):

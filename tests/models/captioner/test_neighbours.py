@@ -140,6 +140,21 @@ def test_captions_that_agree_so_far_vote_by_similarity(captions, written, data):
     torch.testing.assert_close(mixed, share[:, -1:] * own + WEIGHT * expected[-1], atol=1e-5, rtol=1e-3)
 
 
+def test_in_training_an_image_has_no_vote_on_its_own_caption_nor_have_those_kept_apart():
+    values = {"count": 3, "temperature": 0.1, "weight": WEIGHT, "end": END}
+    made = Neighbours({"count": 1, "rows": 3, "length": 4, "votes": values, **TEXTS}, 2)
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.2], [1.0, 0.4]])
+    made.fill(features, [[1], [2], [3]], torch.arange(3))
+    first, no_one = torch.tensor([[1.0, 0.1]]), torch.empty(1, 0, dtype=torch.long)
+    for codes, expected in (([], {2, 3}), ([5, 5, 6], {3}), ([5, 5, 5], set())):
+        made.keep_apart(torch.tensor(codes, dtype=torch.long))
+        votes = made.votes(first, torch.tensor([0]))
+        assert votes is not None
+        tokens, shares = votes.along(no_one)
+        assert set(tokens[shares > 0].tolist()) == expected
+        assert shares.sum() == pytest.approx(1.0 if expected else 0.0)
+
+
 def test_votes_go_on_from_beginnings_of_any_length_with_beams_and_never_for_what_is_forbidden():
     votes = _votes([[1, 2], [1, 3], [2]], [0.5, 0.5, 0.8])
     votes.padding = torch.tensor([0, 1])

@@ -1,7 +1,7 @@
 """What every family needs to know of an encoder: how to run and pool it, its width, its unused parameters.
 
-Depends on torch, transformers, timm, `conventions`, `layer_groups` and `torchvision_encoder` only, so that a release
-can carry this file.
+Depends on torch, transformers, timm, `conventions`, `layer_groups`, `naflex` and `torchvision_encoder` only, so that
+a release can carry this file.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperMo
 
 from mmhf.conventions import ImageSize, height_and_width
 from mmhf.models.layer_groups import layer_groups
+from mmhf.models.naflex import SIGLIP2, run_on_sequences, run_siglip2
 from mmhf.models.torchvision_encoder import TorchvisionConfig, TorchvisionEncoder
 
 AutoConfig.register(TorchvisionConfig.model_type, TorchvisionConfig, exist_ok=True)
@@ -153,16 +154,20 @@ def run_vision(encoder: PreTrainedModel, pixel_values: Tensor, pooling: str, **a
 
     Args:
         encoder (`PreTrainedModel`): The encoder.
-        pixel_values (`Tensor`): (B, 3, H, W).
+        pixel_values (`Tensor`): (B, 3, H, W), or (B, N, 3 P² + 1): patches of images in their own shape.
         pooling (`str`): As in [`pool_vision`].
         asked (`bool`): `output_hidden_states`, `output_attentions`: what the output shall hold beside.
 
     Raises:
-        `ValueError`: attentions of an encoder of timm or torchvision, which gives none, or outputs of the blocks of
-            one that does not give them.
+        `ValueError`: attentions of an encoder of timm or torchvision, which gives none, outputs of the blocks of one
+            that does not give them, or patches before one that takes images of one shape only.
     """
     if pooling == "blocks":
         asked["output_hidden_states"] = True
+    if pixel_values.dim() == 3:
+        return run_on_sequences(encoder, pixel_values, pooling, **asked)
+    if encoder.config.model_type == SIGLIP2:
+        return run_siglip2(encoder, pixel_values, **asked)
     if encoder.config.model_type in ("timm_wrapper", TorchvisionConfig.model_type):
         return encoder(pixel_values=pixel_values, do_pooling=pooling == "pooler", return_dict=True, **asked)
     accepted = inspect.signature(type(encoder).forward).parameters
@@ -204,10 +209,11 @@ def laid_out(pixel_values: Tensor, output: EncoderOutput) -> Tensor:
 
 
 def pool_vision(output: Any, pooling: str, shape: EncoderOutput) -> Tensor:
-    """Make one vector of a grid of features or of patch tokens.
+    """Make one vector of a grid of features or of patch tokens; padding never counts.
 
     Args:
-        output: An encoder's output with `last_hidden_state`, and `pooler_output` for `pooling="pooler"`.
+        output: An encoder's output with `last_hidden_state`, `pooler_output` for `pooling="pooler"`, and `patch_mask`
+            where there is padding.
         pooling (`str`): `avg` or `max` over the patches (class and register tokens left out), `concat` of the two,
             `blocks` (the averages of the outputs of all blocks, from the first to the last, and of the encoder),
             `cls` (the first token) or `pooler` (the encoder's own).
@@ -226,16 +232,15 @@ def pool_vision(output: Any, pooling: str, shape: EncoderOutput) -> Tensor:
         if shape.layout != "tokens" or shape.prefix_tokens == 0:
             raise ValueError("pooling 'cls' needs an encoder with a class token; use 'avg'")
         return hidden[:, 0]
-    if pooling == "blocks":
-        blocks = _outputs_of_blocks(output, shape)
-        return torch.cat([each.mean(dim=1) for each in (*blocks, patch_tokens(hidden, shape))], dim=-1)
+    mask: Tensor | None = output.get("patch_mask")
     patches = patch_tokens(hidden, shape)
+    if pooling == "blocks":
+        return torch.cat([_mean(each, mask) for each in (*_outputs_of_blocks(output, shape), patches)], dim=-1)
     if pooling == "avg":
-        return patches.mean(dim=1)
-    if pooling == "max":
-        return patches.amax(dim=1)
-    if pooling == "concat":
-        return torch.cat([patches.mean(dim=1), patches.amax(dim=1)], dim=-1)
+        return _mean(patches, mask)
+    if pooling in ("max", "concat"):
+        highest = patches.amax(dim=1) if mask is None else pool_text(patches, mask, "max")
+        return highest if pooling == "max" else torch.cat([_mean(patches, mask), highest], dim=-1)
     raise ValueError(f"unknown pooling {pooling!r}; choose from {', '.join(VISION_POOLINGS)}")
 
 
@@ -288,18 +293,25 @@ def pool_text(last_hidden_state: Tensor, attention_mask: Tensor, pooling: str) -
     raise ValueError(f"unknown pooling {pooling!r}; choose from {', '.join(TEXT_POOLINGS)}")
 
 
+class Skipped(nn.Identity):
+    """Stands for a module whose output is not used; its owner may call it with a mask as well."""
+
+    def forward(self, input: Any, *others: Any, **named: Any) -> Any:
+        return input
+
+
 def drop_unused(encoder: PreTrainedModel, unused: tuple[str, ...]) -> None:
     """Take out of `encoder` what its pooled vector does not depend on.
 
     A parameter that never receives a gradient breaks DistributedDataParallel and costs memory. Modules become
-    `nn.Identity`; a lone parameter (a mask token) becomes a buffer, so that its owner still finds it.
+    `Skipped`; a lone parameter (a mask token) becomes a buffer, so that its owner still finds it.
     """
     modules = dict(encoder.named_modules())
     for name in unused:
         owner_name, _, leaf = name.rpartition(".")
         owner = modules[owner_name]
         if name in modules:
-            owner.register_module(leaf, nn.Identity())
+            owner.register_module(leaf, Skipped())
         elif leaf in dict(owner.named_parameters(recurse=False)):
             value = owner.get_parameter(leaf).detach()
             delattr(owner, leaf)
@@ -344,6 +356,10 @@ def _outputs_of_blocks(output: Any, shape: EncoderOutput) -> list[Tensor]:
     # Grids within an encoder have their channels first, whatever comes out of it.
     grid = replace(shape, layout="channels_first", prefix_tokens=0)
     return [patch_tokens(state, grid if state.dim() == 4 else replace(shape, layout="tokens")) for state in states]
+
+
+def _mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    return tokens.mean(dim=1) if mask is None else pool_text(tokens, mask, "mean")
 
 
 def _own_pooler(output: Any) -> Tensor:

@@ -129,10 +129,16 @@ def _register(family: Family) -> None:
     import transformers
     from transformers.models.auto import modeling_auto
 
+    from mmhf.models.naflex import NaflexImageProcessor
+
     found = {name: getattr(importlib.import_module(module), name) for name, module in family.classes.items()}
     classes = [found[target.partition(":")[2]] for target in (family.config, family.model)]
     config_class, model_class = classes
     transformers.AutoConfig.register(family.model_type, config_class)
+    # A stock image processor names its class, and Auto classes look among those of models.
+    transformers.AutoImageProcessor.register(
+        config_class, image_processor_classes={"torchvision": NaflexImageProcessor}, exist_ok=True
+    )
     for auto_class in family.auto_classes:
         getattr(transformers, auto_class).register(config_class, model_class)
     if family.processor is not None:

@@ -22,6 +22,7 @@ from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel, DualEn
 from mmhf.models.encoders import timm_config
 from mmhf.models.fusion import FusionConfig, FusionForImageTextClassification, FusionProcessor
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
+from mmhf.models.naflex import NaflexImageProcessor
 
 SIDE = 32
 TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -79,6 +80,27 @@ def _fusion_with_columns() -> tuple[PreTrainedModel, Any]:
     return FusionForImageTextClassification(config), FusionProcessor(**_text_processors(), columns=columns)
 
 
+def _fusion_of_own_shapes() -> tuple[PreTrainedModel, Any]:
+    processor = FusionProcessor(**{**_text_processors(), "image_processor": _patches()})
+    return FusionForImageTextClassification(
+        FusionConfig(_naflexvit(), _bert(), text_pooling="mean", embedding_dim=16, hidden_dims=[16], **LABELS)
+    ), processor
+
+
+def _image_classifier_of_own_shapes() -> tuple[PreTrainedModel, Any]:
+    config = BackboneForImageClassificationConfig(_naflexvit(), head_hidden_dim=16, **LABELS)
+    return BackboneForImageClassification(config), _patches()
+
+
+def _naflexvit() -> Any:
+    narrow = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}
+    return timm_config("naflexvit_base_patch16_gap", STATISTICS, narrow)
+
+
+def _patches() -> NaflexImageProcessor:
+    return NaflexImageProcessor(patch_size=8, max_num_patches=(SIDE // 8) ** 2)
+
+
 def _image_classifier() -> tuple[PreTrainedModel, Any]:
     vision = timm_config("test_efficientnet", STATISTICS)
     config = BackboneForImageClassificationConfig(vision, head_hidden_dim=16, **LABELS)
@@ -126,6 +148,16 @@ FAMILIES = {
         has_text=True,
     ),
     "image classifier": Family("image-classification", _image_classifier, pipeline_task="image-classification"),
+    "image classifier of own shapes": Family(
+        "image-classification", _image_classifier_of_own_shapes, pipeline_task="image-classification"
+    ),
+    "fusion of own shapes": Family(
+        "image-text-classification",
+        _fusion_of_own_shapes,
+        pipeline_task="image-text-classification",
+        arguments=lambda image: [{"image": image, "text": "a frog on the lamp"}],
+        has_text=True,
+    ),
     "captioner": Family("image-captioning", _captioner, pipeline_task="image-captioning", has_text=True),
     "captioner with prompt": Family(
         "image-captioning",

@@ -12,6 +12,7 @@ from mmhf._version import __version__
 from mmhf.errors import InputError
 from mmhf.export.graphs import Graph
 from mmhf.files import write_text
+from mmhf.models.naflex import NaflexImageProcessor
 
 TOKENIZER_FILE = "tokenizer.json"
 _STEPS = ("do_resize", "do_rescale", "do_normalize")
@@ -28,6 +29,11 @@ def describe_images(processor: Any) -> dict[str, Any]:
         InputError: The image processor does something else than resizing, cropping, scaling and normalising.
     """
     images = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
+    if isinstance(images, NaflexImageProcessor):
+        raise InputError(
+            "mmhf export: graphs take images of one shape, this model takes each in its own (data.resize: naflex); "
+            "serve it with mmhf serve, or train it with resize: squash"
+        )
     options = {name: getattr(images, name) for name in _OPTIONS} | vars(processor).get("images_kwargs", {})
     size = {side: value for side, value in dict(options["size"]).items() if value is not None}
     crop = dict(options["crop_size"]) if options["do_center_crop"] else None

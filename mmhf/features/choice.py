@@ -100,7 +100,8 @@ class CacheSetting:
         samples_per_epoch (`int`, *optional*): Training samples of an epoch; None for a stream, which is not cached.
         places (`Mapping[str, int]`): `image`, `text` → how many of them the training split has.
         evaluated (`Mapping[str, int]`): Likewise, of the split that is evaluated while training.
-        image_size ([`ImageSize`]): Of the images.
+        image_size ([`ImageSize`], *optional*): Of the images; None: each has its own, and only whole encoders are
+            stored.
         device_type (`str`): Where the parts run.
         least_side (`int`, *optional*): How long the shorter side of a decoded image is at least; None: it is whole.
         needed (`Collection[str]`): Parts whose features the task reads, whether or not that saves time.
@@ -112,7 +113,7 @@ class CacheSetting:
     samples_per_epoch: int | None
     places: Mapping[str, int]
     evaluated: Mapping[str, int]
-    image_size: ImageSize
+    image_size: ImageSize | None
     device_type: str = "cpu"
     least_side: int | None = None
     needed: Collection[str] = ()

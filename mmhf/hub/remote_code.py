@@ -35,6 +35,8 @@ _SENTENCE_TRANSFORMERS: dict[str, Any] = {
         "module_output_name": "sentence_embedding",
     },
 }
+# By the name of the class, which an image processor's file has.
+_OWN_IMAGE_PROCESSORS = {"NaflexImageProcessor": "mmhf.models.naflex"}
 _PACKAGE = "mmhf"
 _ROOT = Path(__file__).parents[1]
 # What a clean environment has: transformers with all it needs, torch, torchvision, timm and pillow.
@@ -61,10 +63,11 @@ def add_remote_code(folder: Path) -> bool:
     family = families().get(config.get("model_type"))
     if family is None:
         return False
+    image_processor = _refer_processors_to_code(folder, family)
     # What answers requests at an endpoint of the Hub.
     handler = (Path(__file__).parent / "endpoint_handler.py").read_text(encoding="utf-8")
     handler = handler.replace('TASK = ""', f"TASK = {family.pipeline_task!r}")
-    for name, source in {**bundle(family), HANDLER_FILE: handler}.items():
+    for name, source in {**bundle(family, image_processor), HANDLER_FILE: handler}.items():
         (folder / name).write_text(source, encoding="utf-8")
     if family.embedder is not None:
         for name, values in _SENTENCE_TRANSFORMERS.items():
@@ -72,17 +75,35 @@ def add_remote_code(folder: Path) -> bool:
     auto_map = {"AutoConfig": _class_reference(family, "config")}
     auto_map.update({auto_class: _class_reference(family, "model") for auto_class in family.auto_classes})
     _rewrite(config_file, {**config, "auto_map": auto_map})
-    if family.processor is not None:
-        reference = {"auto_map": {"AutoProcessor": _class_reference(family, "processor")}}
-        for processor_file in (folder / "processor_config.json", folder / "preprocessor_config.json"):
-            if processor_file.is_file():
-                _rewrite(processor_file, {**json.loads(processor_file.read_text(encoding="utf-8")), **reference})
     return True
 
 
+def _refer_processors_to_code(folder: Path, family: Family) -> str | None:
+    """Say in the processor's files where its code is; gives the image processor's class, where that is mmhf's own."""
+    own = None
+    for path in (folder / "processor_config.json", folder / "preprocessor_config.json"):
+        if not path.is_file():
+            continue
+        values = json.loads(path.read_text(encoding="utf-8"))
+        images = values.get("image_processor", values)
+        if (name := images.get("image_processor_type")) in _OWN_IMAGE_PROCESSORS:
+            own = name
+            images["auto_map"] = {"AutoImageProcessor": f"{_file_stem(_OWN_IMAGE_PROCESSORS[name])}.{name}"}
+        if family.processor is not None:
+            reference = {"AutoProcessor": _class_reference(family, "processor")}
+            values["auto_map"] = {**values.get("auto_map", {}), **reference}
+        if family.processor is not None or own is not None:
+            _rewrite(path, values)
+    return own
+
+
 @functools.cache
-def bundle(family: Family) -> dict[str, str]:
+def bundle(family: Family, image_processor: str | None = None) -> dict[str, str]:
     """The code of a family as files that import nothing of mmhf.
+
+    Args:
+        family ([`Family`]): The family.
+        image_processor (`str`, *optional*): Class of the image processor, where it is one of mmhf's own.
 
     Returns:
         `dict[str, str]`: File name → source.
@@ -95,6 +116,8 @@ def bundle(family: Family) -> dict[str, str]:
     for name in ("config", "model", "processor", "pipeline"):
         if (target := family.where(name)) is not None:
             collector.need(*target)
+    if image_processor is not None:
+        collector.need(_OWN_IMAGE_PROCESSORS[image_processor], image_processor)
     files = {f"{_file_stem(module)}.py": collector.source(module) for module in sorted(collector.needed)}
     if len(files) != len(collector.needed):
         raise ValueError(f"two of {', '.join(sorted(collector.needed))} would have one file name")

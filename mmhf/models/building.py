@@ -6,10 +6,10 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
-from transformers import CLIPImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, BaseImageProcessor, CLIPImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from mmhf.conventions import ImageSize, height_and_width
 from mmhf.errors import InputError
@@ -17,6 +17,7 @@ from mmhf.models.backbones import ImageStatistics, image_statistics, load_encode
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.classifier_config import ClassifierConfig
 from mmhf.models.encoders import describe_text, describe_vision
+from mmhf.models.naflex import NaflexImageProcessor, sequence_patch_size
 from mmhf.models.targets import target_named, target_of
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.fusion_recipe import FusionModelSection
@@ -80,15 +81,93 @@ def build_image_processor(statistics: ImageStatistics, *, image_size: ImageSize,
     )
 
 
-def image_processor_of(section: VisionEncoderSection, data_section: DataSectionBase) -> CLIPImageProcessor:
+class NamesBackbone(Protocol):
+    """A section of a recipe that names an image encoder."""
+
+    @property
+    def backbone(self) -> str: ...
+
+    @property
+    def pretrained(self) -> bool: ...
+
+
+def image_processor_of(section: NamesBackbone, data_section: DataSectionBase) -> BaseImageProcessor:
     """Image processor for the image encoder and image size of a recipe.
 
     Raises:
-        `InputError`: a file of the backbone cannot be fetched.
+        `InputError`: a file of the backbone cannot be fetched, or it does not take images in their own shape where
+            the recipe wants them so.
     """
     config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
+    patches = patches_of_own_shape(section, data_section)
     statistics = image_statistics(section.backbone, config, pretrained=section.pretrained)
-    return build_image_processor(statistics, image_size=data_section.image_size, resize=data_section.resize)
+    if patches is None:
+        return build_image_processor(statistics, image_size=data_section.image_size, resize=data_section.resize)
+    side, most = patches
+    return NaflexImageProcessor(
+        patch_size=side,
+        max_num_patches=most,
+        image_mean=list(statistics.mean),
+        image_std=list(statistics.std),
+        resample=statistics.interpolation,
+    )
+
+
+def patches_of_own_shape(section: NamesBackbone, data_section: DataSectionBase) -> tuple[int, int] | None:
+    """Side in pixels of the patches that images in their own shape are cut into, and how many an image has at most;
+    None where a recipe does not want images so.
+
+    Raises:
+        `InputError`: the backbone does not take them, or its patches do not divide `image_size`.
+    """
+    if data_section.resize != "naflex":
+        return None
+    size = data_section.image_size
+    assert isinstance(size, int)
+    config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
+    with torch.device("meta"):
+        side = sequence_patch_size(AutoModel.from_config(config))
+    if side is None:
+        raise InputError(
+            f"data.resize: naflex, but backbone {section.backbone} takes images of one shape; use squash, or an "
+            "encoder that takes each in its own: timm/naflexvit_… or SigLIP 2's (siglip2_vision_model)"
+        )
+    if size % side:
+        nearest = max(side, round(size / side) * side)
+        raise InputError(
+            f"data.image_size: {size} is no multiple of the {side} px of a patch of backbone {section.backbone}, as "
+            f"resize: naflex needs; use {nearest}"
+        )
+    return side, (size // side) ** 2
+
+
+def describe_own_shapes(section: NamesBackbone, data_section: DataSectionBase) -> str | None:
+    """What a plan says of images that keep their shape; None where all get one.
+
+    Raises:
+        `InputError`: see `patches_of_own_shape`.
+    """
+    patches = patches_of_own_shape(section, data_section)
+    if patches is None:
+        return None
+    side, most = patches
+    return (
+        f"each image keeps its proportions, as at most {most} patches of {side} px; the image encoder is stored whole "
+        "or not at all"
+    )
+
+
+def check_same_resize(image_processor: Any, data_section: DataSectionBase, path: str | Path) -> None:
+    """Refuse to go on from a release whose images keep their shape where the recipe's do not, or the other way round.
+
+    Raises:
+        `InputError`: so it is.
+    """
+    if isinstance(image_processor, NaflexImageProcessor) != (data_section.resize == "naflex"):
+        was = "naflex" if data_section.resize != "naflex" else "squash or crop"
+        raise InputError(
+            f"data.resize: {data_section.resize}, but init_from {path} prepares images by {was}; set it so"
+        )
 
 
 def label_maps(label_names: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL.Image import Image
 from torch import Tensor
-from transformers import CLIPImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
 _MODALITIES = ("images_kwargs", "text_kwargs")
@@ -33,7 +33,7 @@ class PairProcessor(ProcessorMixin):
     """Base of the families' processors.
 
     Args:
-        image_processor ([`CLIPImageProcessor`]): Resizing, cropping, mean and standard deviation.
+        image_processor (`BaseImageProcessor`): Resizing, cropping, mean and standard deviation.
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the text encoder.
         max_length (`int`, *optional*): Longest text in tokens, special tokens included; what is longer is cut at the
             end. Absent = the tokenizer's own, else that of the defaults.
@@ -42,13 +42,13 @@ class PairProcessor(ProcessorMixin):
         kwargs: The same arguments by themselves.
     """
 
-    image_processor: CLIPImageProcessor
+    image_processor: BaseImageProcessor
     tokenizer: PreTrainedTokenizerBase
     valid_processor_kwargs = PairProcessorKwargs
 
     def __init__(
         self,
-        image_processor: CLIPImageProcessor | None = None,
+        image_processor: BaseImageProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_length: int | None = None,
         images_kwargs: dict[str, Any] | None = None,

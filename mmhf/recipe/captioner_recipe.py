@@ -249,6 +249,9 @@ class CaptioningRecipe(RecipeBase):
             given = shown(self.training["label_smoothing_factor"])
             what = "captioners have no logits to smooth labels with"
             yield Problem(("training", "label_smoothing_factor"), what, given)
+        if self.data.resize == "naflex" and self.model.vision.features in ("patches", "projected"):
+            what = "images in their own shape (`data.resize: naflex`) give one pooled vector; use avg or pooler"
+            yield Problem(("model", "vision", "features"), what, self.model.vision.features)
         captions: list[str] = []
         for each in self.data.of_one_source():
             if isinstance(each, CaptionTableSection | CaptionHubSection):

@@ -109,6 +109,9 @@ class ClassificationRecipe(RecipeBase):
             what = "`data.weights` says how often each data set is drawn; remove one of the two"
             yield Problem(("sampling", "by"), what, shown(by))
         yield from self._target_problems()
+        if self.evaluation.views is not None and self.data.resize == "naflex":
+            what = "views are of images of one shape; with `data.resize: naflex` remove it"
+            yield Problem(("evaluation", "views"), what, shown(self.evaluation.views.changed()))
         if self.loss.asymmetric is not None and self.loss.focal_gamma:
             what = "`loss.asymmetric` has exponents of its own; remove one of the two"
             yield Problem(("loss", "focal_gamma"), what, shown(self.loss.focal_gamma))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mmhf.recipe.augment_sections import AugmentSection
@@ -133,6 +133,7 @@ def _best_model_problems(training: dict[str, Any]) -> Iterator[Problem]:
 
 def _between_sections(recipe: RecipeBase) -> Iterator[Problem]:
     yield from _mixing_problems(recipe)
+    yield from _own_shape_problems(recipe)
     yield from _teacher_problems(recipe)
     yield from _unread_problems(recipe)
     yield from _graph_problems(recipe)
@@ -204,17 +205,35 @@ def _graph_problems(recipe: RecipeBase) -> Iterator[Problem]:
 def _mixing_problems(recipe: RecipeBase) -> Iterator[Problem]:
     if recipe.reads_labels and not recipe.reads_texts:
         return
-    for path, value in _mixing(recipe):
+    for path, value in _changes(recipe, _MIXING):
         what = "mixes images and labels, but texts cannot be mixed; only task: image-classification has it"
         yield Problem(path, what, shown(value))
 
 
-def _mixing(recipe: RecipeBase) -> Iterator[tuple[KeyPath, object]]:
-    """Where images are mixed, and how."""
+def _own_shape_problems(recipe: RecipeBase) -> Iterator[Problem]:
+    """What has no meaning for images in their own shape."""
+    if recipe.data.resize != "naflex":
+        return
+    for path, value in _changes(recipe, _MIXING):
+        what = "images of one shape alone can be mixed; with `data.resize: naflex` remove it"
+        yield Problem(path, what, shown(value))
+    for path, value in _changes(recipe, ("random_resized_crop",)):
+        what = "cuts all images to one shape, which `data.resize: naflex` shall not; remove one of the two"
+        yield Problem(path, what, shown(value))
+    if recipe.data.mean_std == "computed":
+        what = "is of images of one shape; with `data.resize: naflex` use those of the backbone"
+        yield Problem(("data", "mean_std"), what, "computed")
+
+
+_MIXING = ("mixup", "cutmix")
+
+
+def _changes(recipe: RecipeBase, names: Sequence[str]) -> Iterator[tuple[KeyPath, object]]:
+    """Where training images are changed so at random, and how."""
     sections: list[tuple[KeyPath, AugmentSection | None]] = [(("data", "augment"), recipe.data.augment)]
     sections += [(("stages", index, "augment"), stage.augment) for index, stage in enumerate(recipe.stages or [])]
     for path, augment in sections:
-        for name in ("mixup", "cutmix"):
+        for name in names:
             if augment is not None and name in augment.changed():
                 yield (*path, name), augment.changed()[name]
 
@@ -233,7 +252,7 @@ def _teacher_problems(recipe: RecipeBase) -> Iterator[Problem]:
     if recipe.data.is_stream():
         what = "a teacher's answers are looked up for each sample of a table, and a stream is none; set it to false"
         yield Problem(("data", "streaming"), what, "true")
-    for path, value in _mixing(recipe):
+    for path, value in _changes(recipe, _MIXING):
         yield Problem(
             path, "a teacher sees each image alone, and has no answer to mixed ones; remove it", shown(value)
         )

@@ -53,8 +53,10 @@ class DataSectionBase(Section):
     source: str
     image_size: ImageSizeSetting = 224
     """Of the image that the model sees, in pixels: the side of a square, or `[height, width]`."""
-    resize: Literal["squash", "crop"] = "squash"
-    """`squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre, to a square alone."""
+    resize: Literal["squash", "crop", "naflex"] = "squash"
+    """`squash` ignores the aspect ratio; `crop` resizes the shorter side and crops the centre, to a square alone.
+    `naflex` keeps each image's proportions: it is scaled to as many patches as a square of side `image_size`, a
+    multiple of the patch, has at most; for `timm/naflexvit_…` and SigLIP 2's image encoder."""
     mean_std: Literal["backbone", "computed"] = "backbone"
     """Mean and standard deviation that normalise pixels, saved with the processor: the backbone's own, or those of
     the training images, `computed` in one pass before training (classifiers only)."""
@@ -96,6 +98,8 @@ class DataSectionBase(Section):
     def _crops_squares(self) -> DataSectionBase:
         if self.resize == "crop" and not isinstance(self.image_size, int):
             raise ValueError("resize = crop cuts out a square; with a height and a width as image_size use squash")
+        if self.resize == "naflex" and not isinstance(self.image_size, int):
+            raise ValueError("resize = naflex keeps each image's own shape; as image_size give the side of a square")
         return self
 
     @model_validator(mode="after")

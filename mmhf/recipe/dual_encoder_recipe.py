@@ -227,6 +227,12 @@ class ContrastiveRecipe(RecipeBase):
     def problems(self) -> Iterator[Problem]:
         yield from self._matryoshka_problems()
         yield from self._hard_negative_problems()
+        if self.data.resize == "naflex" and self.model.vision.backbone is None:
+            what = "a tower from scratch takes images of one shape; name a backbone: timm/naflexvit_…, or a SigLIP 2"
+            yield Problem(("data", "resize"), what, "naflex")
+        elif self.data.resize == "naflex" and self.model.vision.pooling == "attention":
+            what = "would attend to the padding behind images in their own shape (`resize: naflex`); use avg or pooler"
+            yield Problem(("model", "vision", "pooling"), what, "attention")
         if (batch_size := self.contrastive.batch_size) is None:
             return
         if "gradient_accumulation_steps" in self.training:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from transformers import CLIPImageProcessor, PreTrainedModel, Trainer
+from transformers import BaseImageProcessor, PreTrainedModel, Trainer
 
 from mmhf.conventions import Processor
 from mmhf.data.collators import RandomChanges
@@ -114,14 +114,15 @@ class ClassificationTask(Task[ClassificationRecipeT, Any]):
         by = [] if sampling is None or sampling.by == "label" else [sampling.by]
         return list(dict.fromkeys([*super().extra_columns(), *by]))
 
-    def normalised_by_data(self, image_processor: CLIPImageProcessor, data: LoadedData) -> CLIPImageProcessor:
+    def normalised_by_data(self, image_processor: BaseImageProcessor, data: LoadedData) -> BaseImageProcessor:
         """An image processor with the training images' own mean and deviation, where the recipe asks for them."""
         if self.recipe.data.mean_std == "computed":
             rows = data.splits["train"]
             assert isinstance(rows, datasets.Dataset | datasets.IterableDataset)
             own = sum_pixels(rows, image_processor, shard=rank(), num_shards=world_size())
             total = sum(gather(own), PixelSums())
-            image_processor.image_mean, image_processor.image_std = total.mean_std()
+            settings: Any = image_processor  # its class declares none of them
+            settings.image_mean, settings.image_std = total.mean_std()
             shown = [[round(value, 4) for value in each] for each in total.mean_std()]
             logger.info("Of %d training images: mean %s, standard deviation %s", total.num_images, *shown)
         return image_processor

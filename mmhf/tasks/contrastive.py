@@ -52,6 +52,7 @@ from mmhf.evaluation.retrieval import (
 )
 from mmhf.evaluation.retrieval.clip_benchmark import MeasuredBenchmark
 from mmhf.features.parts import TEXT, VISION, FeaturePart
+from mmhf.models.building import check_same_resize
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_processor, load_dual_encoder
 from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
@@ -125,6 +126,7 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> DualEncoderProcessor:
         if parent is not None:
             processor = DualEncoderProcessor.from_pretrained(parent)
+            check_same_resize(processor.image_processor, self.recipe.data, parent)
             processor.max_length = min(self.recipe.data.max_length, processor.tokenizer.model_max_length)
             return processor
         text = self.recipe.model.text

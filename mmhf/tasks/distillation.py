@@ -29,6 +29,7 @@ from mmhf.files import CONFIG_FILE, RELEASE_FILE
 from mmhf.hub.releases import ResolvedModel, resolve_model
 from mmhf.inference.loading import load_model, model_type_of
 from mmhf.models.family import families
+from mmhf.models.naflex import NaflexImageProcessor
 from mmhf.models.targets import Target, target_of
 from mmhf.parallel import first_error
 from mmhf.recipe.training_sections import TeacherSection, cache_section
@@ -250,8 +251,13 @@ def _measure(task: Task[Any, Any], teacher: Teacher, model: AnsweringModel, part
     examples = dict(task.example_inputs(1, "meta"))
     if "pixel_values" in part.inputs:
         images = AutoImageProcessor.from_pretrained(teacher.source.path, local_files_only=True)
-        blank = torch.zeros(3, 32, 32, dtype=torch.uint8)
-        examples["pixel_values"] = images(images=[blank], return_tensors="pt")["pixel_values"].to("meta")
+        if isinstance(images, NaflexImageProcessor):  # a strip of as many patches, as no shape is read out of it
+            side = images.patch_size
+            pixel_values = torch.zeros(1, 3, side, side * images.max_num_patches)
+        else:
+            blank = torch.zeros(3, 32, 32, dtype=torch.uint8)
+            pixel_values = images(images=[blank], return_tensors="pt")["pixel_values"]
+        examples["pixel_values"] = pixel_values.to("meta")
     if "input_ids" in examples:
         examples["attention_mask"] = torch.ones_like(examples["input_ids"])
     given = {name: examples[name] for name in part.inputs if name in examples}

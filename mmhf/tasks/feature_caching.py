@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from transformers import PreTrainedModel, TrainingArguments
 
-from mmhf.conventions import Modality, Processor
+from mmhf.conventions import ImageSize, Modality, Processor
 from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData
@@ -51,7 +51,7 @@ def cache_setting(task: Task[Any, Any], data: LoadedData, args: TrainingArgument
         samples_per_epoch=None if train is None else len(train),
         places={} if train is None else {content: train.num_places(content) for content in _CONTENTS},
         evaluated={} if validation is None else {content: validation.num_places(content) for content in _CONTENTS},
-        image_size=task.recipe.data.image_size,
+        image_size=_size_of_all(task),
         device_type=args.device.type,
         least_side=task.least_side(),
         needed=task.stored_parts(),
@@ -121,12 +121,18 @@ def evaluation_features(
             ]
         ]
 
-    size, nothing = task.recipe.data.image_size, RandomChanges()
+    size, nothing = _size_of_all(task), RandomChanges()
     setting = CacheSetting(section, lambda stage: nothing, (), None, {}, {}, size, args.device.type, task.least_side())
     example = task.example_inputs(1, "cpu")
     return StageFeatures(
         model, choose, setting, processor=processor, example_inputs=example, most_lacking=_MOST_LACKING
     )
+
+
+def _size_of_all(task: Task[Any, Any]) -> ImageSize | None:
+    """The size of all images; None where each keeps its shape."""
+    section = task.recipe.data
+    return None if section.resize == "naflex" else section.image_size
 
 
 def _table_of(task: Task[Any, Any], data: LoadedData, split: str) -> RowDataset | None:

@@ -31,6 +31,7 @@ from mmhf.evaluation.report.page import CaptionExample, small_image
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.features.choice import PartChoice
 from mmhf.models.backbones import reference_of
+from mmhf.models.building import check_same_resize
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.building import (
     build_captioner_model,
@@ -71,6 +72,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> CaptionerProcessor:
         if parent is not None:
             processor = CaptionerProcessor.from_pretrained(parent)
+            check_same_resize(processor.image_processor, self.recipe.data, parent)
             processor.max_length = self.recipe.data.max_length
             set_prompt(processor, self.recipe.model)
         else:

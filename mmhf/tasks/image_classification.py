@@ -13,7 +13,7 @@ from mmhf.data.collators import ImageCollator
 from mmhf.data.loading import LoadedData
 from mmhf.features.choice import PartChoice
 from mmhf.features.parts import VISION, FeaturePart
-from mmhf.models.building import image_processor_of
+from mmhf.models.building import check_same_resize, image_processor_of
 from mmhf.models.image_classifier import BackboneForImageClassification
 from mmhf.models.image_classifier.building import build_image_classifier, load_image_classifier
 from mmhf.recipe.image_classifier_recipe import ImageClassificationRecipe
@@ -33,6 +33,7 @@ class ImageClassification(ClassificationTask[ImageClassificationRecipe]):
         processor: BaseImageProcessor
         if parent is not None:
             processor = AutoImageProcessor.from_pretrained(parent)
+            check_same_resize(processor, self.recipe.data, parent)
         else:
             own = image_processor_of(self.recipe.model.vision, self.recipe.data)
             processor = self.normalised_by_data(own, data)

@@ -29,7 +29,7 @@ from mmhf.errors import InputError
 from mmhf.evaluation.baselines import PAIR_WIDTH, PairFeatures, Rows, learnt_rows
 from mmhf.evaluation.modalities import ModalityEvaluation, evaluate_modalities, other_rows
 from mmhf.features.parts import TEXT, VISION, FeaturePart
-from mmhf.models.building import text_values
+from mmhf.models.building import check_same_resize, text_values
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.fusion import FusionForImageTextClassification, FusionProcessor
 from mmhf.models.fusion.building import (
@@ -63,6 +63,7 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
     def build_processor(self, data: LoadedData, *, parent: Path | None = None) -> FusionProcessor:
         if parent is not None:
             released: FusionProcessor = FusionProcessor.from_pretrained(parent)
+            check_same_resize(released.image_processor, self.recipe.data, parent)
             check_same_columns(released.columns, self.recipe.model, parent)
             if released.column_features is not None:
                 data.bad_examples += name_unmet(released.column_features, data, splits=list(data.splits))

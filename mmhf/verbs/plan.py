@@ -26,6 +26,7 @@ from mmhf.features.choice import PartChoice, choose_parts, measure_shapes
 from mmhf.files import CONFIG_FILE, RECIPE_FILE
 from mmhf.hub.hub_errors import hub_may_answer, use_caches_if_hub_is_silent
 from mmhf.hub.releases import check_version_is_free, resolve_model
+from mmhf.models.building import describe_own_shapes
 from mmhf.models.encoders import CHANNELS_LAST_SWITCH, why_not_channels_last
 from mmhf.models.quantization import describe_quantized
 from mmhf.recipe import ResolvedRecipe, json_schema
@@ -193,6 +194,9 @@ def _plan_stages(
     time: bool,
 ) -> None:
     """Work out what each stage would train, cache and take, on a model without weights."""
+    encoder = task.recipe.model.encoders().get("image")
+    if encoder is not None and (own_shapes := describe_own_shapes(encoder, task.recipe.data)) is not None:
+        found.run["image shapes"] = own_shapes
     model = task.build_model(data, parent=parent, device="meta")
     found.run["images"] = _describe_images(model, args)
     if few_bits := describe_quantized(model):

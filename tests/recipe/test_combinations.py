@@ -124,3 +124,41 @@ def test_an_image_size_is_a_side_or_height_and_width(
         assert "data.image_size" in line, line
     [line] = problems(HEAD, "data.image_size=[48,64]", "data.resize=crop")
     assert "data: resize = crop cuts out a square" in line
+
+
+IMAGES = "task: image-classification\ndata: {source: sample, resize: naflex}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "expected"),
+    [
+        (IMAGES, "data.image_size=[48,64]", "data: resize = naflex keeps each image's own shape"),
+        (IMAGES, "data.augment={mixup: 0.2}", "data.augment.mixup: images of one shape alone can be mixed"),
+        (IMAGES, "data.augment={random_resized_crop: {}}", "data.augment.random_resized_crop: cuts all images to one"),
+        (
+            IMAGES,
+            "stages=[{name: a, epochs: 1, augment: {cutmix: 1.0}}]",
+            "stages.0.augment.cutmix: images of one shape alone can be mixed",
+        ),
+        (IMAGES, "data.mean_std=computed", "data.mean_std: is of images of one shape"),
+        (IMAGES, "evaluation.views={horizontal_flip: true}", "evaluation.views: views are of images of one shape"),
+        (
+            "task: image-captioning\ndata: {source: sample, resize: naflex}\n",
+            "model.vision={features: patches}",
+            "model.vision.features: images in their own shape",
+        ),
+        (
+            "task: contrastive\ndata: {source: sample, resize: naflex}\n",
+            "model.vision={backbone: timm/naflexvit_base_patch16_gap, pooling: attention}",
+            "model.vision.pooling: would attend to the padding",
+        ),
+        (
+            "task: contrastive\ndata: {source: sample, resize: naflex}\n",
+            "model.vision={pooling: avg}",
+            "data.resize: a tower from scratch takes images of one shape",
+        ),
+    ],
+)
+def test_what_images_in_their_own_shape_cannot_go_with(problems, text, override, expected):
+    [line] = problems(text, override)
+    assert expected in line

@@ -22,6 +22,7 @@ from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditio
 from mmhf.models.classification_loss import class_names, class_probabilities
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.family import family_of
+from mmhf.models.naflex import NaflexImageProcessor
 from mmhf.models.targets import REGRESSION, target_of
 
 NEAREST = 5
@@ -94,11 +95,11 @@ class ClassifierSubject:
     """A classifier of images, or of pairs of an image and a text."""
 
     family = "classifier"
-    explains = True
 
     def __init__(self, model: PreTrainedModel, processor: Processor, captions: Sequence[str] = ()) -> None:
         self.model: Any = model
         self.processor = processor
+        self.explains = _have_one_shape(processor)
         self.takes_text = takes_text(model)
         self.names = class_names(model)
         self.target = target_of(model.config)
@@ -193,7 +194,6 @@ class DualEncoderSubject:
 
     family = "dual encoder"
     takes_text = True
-    explains = True
     columns: Mapping[str, str | list[str]] = MappingProxyType({})
 
     def __init__(self, model: DualEncoderModel, processor: DualEncoderProcessor, captions: Sequence[str]) -> None:
@@ -201,6 +201,7 @@ class DualEncoderSubject:
             raise InputError("captions: there is none to choose from; give a file with one a line")
         self.model = model
         self.processor = processor
+        self.explains = _have_one_shape(processor)
         self.captions = list(dict.fromkeys(captions))
         self.pool = self._embed_texts(self.captions)
 
@@ -278,8 +279,17 @@ def _on_device(encoding: Any, model: PreTrainedModel) -> Any:
     return encoding
 
 
+def _image_processor(processor: Processor) -> Any:
+    return processor.image_processor if isinstance(processor, ProcessorMixin) else processor
+
+
+def _have_one_shape(processor: Processor) -> bool:
+    """Whether images reach the model as squares or rectangles, on which a heat map can be laid."""
+    return not isinstance(_image_processor(processor), NaflexImageProcessor)
+
+
 def _seen(pixel_values: Tensor, processor: Processor) -> Image:
-    image_processor: Any = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
+    image_processor = _image_processor(processor)
     return shown_image(pixel_values, list(image_processor.image_mean), list(image_processor.image_std))
 
 

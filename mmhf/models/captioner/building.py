@@ -16,10 +16,10 @@ from transformers import (
 from mmhf.conventions import ImageSize
 from mmhf.errors import InputError
 from mmhf.models.adapting import adapted
-from mmhf.models.backbones import image_statistics, load_encoder_config, load_tokenizer
+from mmhf.models.backbones import load_encoder_config, load_tokenizer
 from mmhf.models.building import (
-    build_image_processor,
     check_same_model,
+    image_processor_of,
     load_released,
     released_config,
     shapes_alone,
@@ -67,9 +67,7 @@ def build_captioner_processor(
         `InputError`: a file of a backbone cannot be fetched, or the tokenizer has no end-of-text token.
     """
     vision, language = section.vision, section.language
-    config = load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="image")
-    statistics = image_statistics(vision.backbone, config, pretrained=vision.pretrained)
-    images = build_image_processor(statistics, image_size=data_section.image_size, resize=data_section.resize)
+    images = image_processor_of(vision, data_section)
     if language.tokenizer is not None:
         tokenizer: PreTrainedTokenizerBase = train_caption_tokenizer(captions, language.tokenizer.vocab_size)
     else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, CLIPImageProcessor, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase
 
 from mmhf.models.processing import TEXT_INPUTS, Images, PairProcessor, PairProcessorKwargs, Texts
 from mmhf.recipe.prompt_template import PromptTemplate, RowValues
@@ -28,7 +28,7 @@ class CaptionerProcessor(PairProcessor):
     """Resize and normalise images, tokenise captions, read captions out of tokens.
 
     Args:
-        image_processor ([`CLIPImageProcessor`]): Resizing, cropping, mean and standard deviation.
+        image_processor (`BaseImageProcessor`): Resizing, cropping, mean and standard deviation.
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the language model; its end-of-text token ends a caption.
         max_length (`int`, *optional*): Longest caption in tokens, its end included; what is longer is cut and does not
             end. Absent = the tokenizer's own, else 128.
@@ -43,7 +43,7 @@ class CaptionerProcessor(PairProcessor):
 
     def __init__(
         self,
-        image_processor: CLIPImageProcessor | None = None,
+        image_processor: BaseImageProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_length: int | None = None,
         prompt_template: str | None = None,

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL.Image import Resampling
 from transformers import (
+    BaseImageProcessor,
     BertConfig,
-    CLIPImageProcessor,
     CLIPTextConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -273,7 +273,7 @@ def _tokenizer(section: TextTowerSection, captions: Iterable[str], max_length: i
     return train_text_tokenizer(captions, vocab_size=section.vocab_size, max_length=max_length)
 
 
-def _image_processor(section: DualEncoderModelSection, data_section: DataSectionBase) -> CLIPImageProcessor:
+def _image_processor(section: DualEncoderModelSection, data_section: DataSectionBase) -> BaseImageProcessor:
     vision = section.vision
     if vision.backbone is not None:
         encoder = VisionEncoderSection(backbone=vision.backbone, pretrained=vision.pretrained)

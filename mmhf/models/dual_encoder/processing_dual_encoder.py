@@ -23,7 +23,7 @@ class DualEncoderProcessor(PairProcessor):
     """Resize and normalise images, tokenise texts.
 
     Args:
-        image_processor ([`CLIPImageProcessor`]): Resizing, cropping, mean and standard deviation.
+        image_processor (`BaseImageProcessor`): Resizing, cropping, mean and standard deviation.
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the text encoder.
         max_length (`int`, *optional*): Longest text in tokens, special tokens included; what is longer is cut at the
             end. Absent = the tokenizer's own, else 77.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL.Image import new
 from torch import Tensor
-from transformers import BatchFeature, CLIPImageProcessor, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, BatchFeature, PreTrainedTokenizerBase
 
 from mmhf.models.fusion.column_features import ColumnFeatures, ColumnValues
 from mmhf.models.processing import TEXT_INPUTS, Images, PairProcessor, Texts
@@ -20,7 +20,7 @@ class FusionProcessor(PairProcessor):
     """Resize and normalise images, tokenise texts, scale and code columns.
 
     Args:
-        image_processor ([`CLIPImageProcessor`]): Resizing, cropping, mean and standard deviation.
+        image_processor (`BaseImageProcessor`): Resizing, cropping, mean and standard deviation.
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the text encoder.
         max_length (`int`, *optional*): Longest text in tokens, special tokens included; what is longer is cut at the
             end. Absent = the tokenizer's own, else 128.
@@ -32,7 +32,7 @@ class FusionProcessor(PairProcessor):
 
     def __init__(
         self,
-        image_processor: CLIPImageProcessor | None = None,
+        image_processor: BaseImageProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         max_length: int | None = None,
         text_prefix: str = "",

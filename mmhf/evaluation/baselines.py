@@ -74,9 +74,7 @@ class LinearProbe:
         from sklearn.linear_model import LogisticRegression
 
         self.strength, self.weights = strength, weights
-        features = np.asarray(rows.features, dtype=np.float64)
-        self._mean, self._scale = features.mean(axis=0), features.std(axis=0)
-        self._scale[self._scale < 1e-8] = 1.0
+        self._mean, self._scale = mean_and_scale(rows.features)
         if isinstance(weights, Mapping):
             weights = {label: weights[label] for label in np.unique(rows.labels).tolist()}
         self._regression = LogisticRegression(
@@ -87,7 +85,7 @@ class LinearProbe:
                 setattr(self._regression, name, getattr(start._regression, name).copy())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            self._regression.fit(self._standardised(features), rows.labels)
+            self._regression.fit(self._standardised(rows.features), rows.labels)
 
     def logits(self, features: NDArray[np.floating], num_classes: int) -> Floats:
         """(N, C) logarithms of probabilities; classes that it never saw have almost none."""
@@ -100,7 +98,8 @@ class LinearProbe:
 
         Classes that it never saw have weight 0, and a bias that lies `below` the smallest.
         """
-        own, offsets = self._regression.coef_, self._regression.intercept_
+        fitted = self._regression
+        own, offsets = (np.asarray(each, dtype=np.float64) for each in (fitted.coef_, fitted.intercept_))
         if len(own) == 1:  # two classes: the one row tells the second from the first
             own, offsets = np.concatenate([-own, own]) / 2, np.concatenate([-offsets, offsets]) / 2
         own = own / self._scale
@@ -109,9 +108,20 @@ class LinearProbe:
         weight[self._regression.classes_], bias[self._regression.classes_] = own, offsets
         return weight, bias
 
-    def _standardised(self, features: NDArray[np.floating]) -> Floats:
-        standardised: Floats = (features - self._mean) / self._scale
+    def _standardised(self, features: NDArray[np.floating]) -> NDArray[np.floating]:
+        standardised: NDArray[np.floating] = (features - self._mean) / self._scale
         return standardised
+
+
+def mean_and_scale(features: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Mean and standard deviation of each feature, which is 1 where there is none.
+
+    In the precision of the features, fp32 at least, in which a regression is then fitted: fp32 takes 0.4 of the time.
+    """
+    precision = np.result_type(features, np.float32)
+    means, scales = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    scales[scales < 1e-8] = 1.0
+    return means.astype(precision), scales.astype(precision)
 
 
 def learnt_rows(num_rows: int, width: int, num_classes: int) -> NDArray[np.int64]:

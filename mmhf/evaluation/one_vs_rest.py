@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mmhf.evaluation.baselines import CPU_SECONDS, MAX_ITERATIONS, STRENGTHS, Floats, Rows, learnt_rows
+from mmhf.evaluation.baselines import CPU_SECONDS, MAX_ITERATIONS, STRENGTHS, Floats, Rows, learnt_rows, mean_and_scale
 from mmhf.evaluation.multi_label import evaluate_multi_label, fit_thresholds, multi_label_metrics
 
 
@@ -28,12 +28,12 @@ class OneVsRest:
         from sklearn.linear_model import LogisticRegression
 
         self.strength = strength
-        features, labels = np.asarray(rows.features, dtype=np.float64), np.asarray(rows.labels) > 0.5
-        self._mean, self._scale = features.mean(axis=0), features.std(axis=0)
-        self._scale[self._scale < 1e-8] = 1.0
-        features = (features - self._mean) / self._scale
+        labels = np.asarray(rows.labels) > 0.5
+        self._mean, self._scale = mean_and_scale(rows.features)
+        features = (rows.features - self._mean) / self._scale
         self._weight, self._bias = np.zeros((labels.shape[1], features.shape[1])), np.zeros(labels.shape[1])
-        regression = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=1e-6, warm_start=True)
+        tolerance = 1e-6 if features.dtype == np.float64 else 1e-4
+        regression = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=tolerance, warm_start=True)
         for label, present in enumerate(labels.T):
             if present.all() or not present.any():
                 self._bias[label] = np.log(len(present) + 1) * (1 if present.all() else -1)

@@ -168,5 +168,5 @@ def test_pairs_stand_beside_scikit_learn_on_the_features_of_both_encoders(kind: 
         tried.append([measure(labels[at], answer(each)) for at, each in ((1, validation), (2, test))])
     baseline, metric = ("logistic regression", "map") if kind == "multi_label" else ("ridge regression", "r2")
     assert found.keys() == {baseline, f"{baseline} on products"}
-    assert found[baseline][metric] == pytest.approx(max(tried)[1], abs=1e-6)
+    assert found[baseline][metric] == pytest.approx(max(tried)[1], abs=5e-4)
     assert 0 < found[f"{baseline} on products"][metric] < 1

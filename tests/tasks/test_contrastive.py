@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 from transformers import pipeline
 
+import mmhf
 from mmhf.cli import main
 from mmhf.data.loading import load_data
 from mmhf.errors import InputError
@@ -175,3 +176,18 @@ def test_metric_names_and_streams_without_a_tokenizer_are_refused() -> None:
     data.splits["train"] = data.splits["train"].to_iterable_dataset()
     with pytest.raises(InputError, match=r"model\.text\.tokenizer: none is named, and one cannot be learnt"):
         task.build_processor(data)
+
+
+@pytest.mark.slow
+def test_the_recipe_with_hard_negatives_looks_for_them(
+    tmp_path: Path, text_encoder_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoders = ["model.vision={backbone: timm/test_efficientnet, pretrained: false}"]
+    encoders.append(f"model.text.backbone={text_encoder_dir}")
+    sizes = ["data.limit=40", "data.image_size=32", "contrastive.batch_size=10", "stages.0.epochs=3"]
+    sizes += ["training.per_device_train_batch_size=10", f"training.output_dir={tmp_path / 'run'}", "release=null"]
+    with caplog.at_level("INFO", logger="mmhf.training.hard_negatives"):
+        run = mmhf.train("quickstart/hard_negatives", [*encoders, *sizes])
+    found = [record.getMessage() for record in caplog.records if "have hard negatives" in record.getMessage()]
+    assert [message.split(":")[0] for message in found] == ["Epoch 1", "Epoch 2"]
+    assert 0 < run.metrics["test_mean_recall"] <= 1

@@ -126,6 +126,15 @@ def test_a_run_on_drawings_and_folders(tmp_path: Path):
     assert drawn[names == "photos"].sum() == pytest.approx(drawn[names == "drawings"].sum())
 
 
+@pytest.mark.slow
+def test_the_recipe_on_the_embedded_drawings_trains_on_both_artists(tmp_path: Path):
+    sizes = ["model.vision.backbone=timm/test_efficientnet", "model.vision.pretrained=false", "data.image_size=32"]
+    sizes += ["data.limit=40", "stages.0.epochs=1", "stages.1.epochs=1", "data.find_duplicates=exact"]
+    run = mmhf.train("quickstart/joined_data", [*sizes, "release=null", f"training.output_dir={tmp_path / 'run'}"])
+    table = json.loads((Path(run.folder) / "evaluation.json").read_text())["tables"]["test"]["By artist"]
+    assert {row["group"] for row in table} == {"noto", "fluent"}
+
+
 class Stop(TrainerCallback):
     """Interrupts a run before its tenth step, the fourth of the second epoch."""
 

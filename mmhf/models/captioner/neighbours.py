@@ -10,6 +10,7 @@ Depends on torch and transformers only, so that a release can carry this file.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -111,7 +112,10 @@ class Neighbours(nn.Module):
     def _nearest(self, count: int, features: Tensor, image_index: Tensor | None) -> tuple[Tensor, Tensor]:
         """(B, count) cosines and places, the nearest first; the cosine of those that must not be found is _HIDDEN."""
         means = features if features.dim() == 2 else features.mean(dim=1)
-        cosines = functional.normalize(means.float(), dim=1) @ self.features.float().T
+        device = features.device.type
+        # Images that look alike have cosines so close to each other that bfloat16 does not tell which is the nearest.
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            cosines = functional.normalize(means.float(), dim=1) @ self.features.float().T
         hidden = (self.rows < 0)[None]
         if image_index is not None:
             hidden = hidden | (self.rows[None] == image_index[:, None]) | (cosines > _SAME)

@@ -79,6 +79,23 @@ def test_images_that_could_not_be_read_are_never_found():
     assert sorted(made.find(torch.tensor([[1.0, 0.0]])).tolist()[0]) == [1, 2]
 
 
+def test_under_autocast_the_nearest_are_still_told_apart_and_votes_mix():
+    torch.manual_seed(0)
+    known = torch.tensor([1.0] * 16) + 0.05 * torch.randn(40, 16)
+    values = {"count": 9, "temperature": 0.01, "weight": 0.5, "end": 0}
+    made = Neighbours({"count": 9, "rows": 40, "length": 1, "votes": values, **TEXTS}, 16)
+    made.fill(known, [[n % 5] for n in range(40)], torch.arange(40))
+    asked = torch.tensor([1.0] * 16) + 0.05 * torch.randn(8, 16)
+    found, scores = made.find(asked), torch.randn(8, 60)
+    votes, nothing = made.votes(asked), torch.empty(8, 0, dtype=torch.long)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(made.find(asked), found)
+        again = made.votes(asked)
+        assert votes is not None and again is not None
+        for logits in (scores, scores.bfloat16()):
+            torch.testing.assert_close(again(nothing, logits), votes(nothing, logits))
+
+
 def test_patches_count_by_their_average():
     made = filled([[1], [2]], torch.tensor([[1.0, 0.0], [0.0, 1.0]]), count=1)
     patches = torch.tensor([[[5.0, 0.0], [-4.0, 0.0], [0.0, 0.5]]])

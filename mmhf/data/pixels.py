@@ -11,7 +11,7 @@ import functools
 import io
 import os
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -93,12 +93,22 @@ class Normalisation(NamedTuple):
         return torch.sub(pixels, self.mean).div_(self.std)
 
 
+@runtime_checkable
+class Shrinks(Protocol):
+    """An image processor that scales each image to a size of its own."""
+
+    def shrunk(self, pixels: Tensor) -> Tensor:
+        """A picture (3, H, W) at that size, where it becomes smaller; else as it is."""
+        ...
+
+
 class PicturePreparer:
     """Prepares pictures for a processor, so that as little as possible is left for it to do.
 
     An image processor of transformers that works by torchvision, and whose size all images end at, gets pictures that
     its own methods have resized and cropped one by one. It then normalises them all at once. To the last bit that is
-    what it would have made of the images. Any other processor gets PIL images.
+    what it would have made of the images. So it is with one that [`Shrinks`] them, which gets smaller ones. Any other
+    processor gets PIL images.
 
     Args:
         processor (`Callable`): Called with `images`.
@@ -111,6 +121,7 @@ class PicturePreparer:
         images: Any = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
         self.processor = processor
         self._sizer: Any = None
+        self._shrinker = images if isinstance(images, Shrinks) and not vars(processor).get("images_kwargs") else None
         if not _ends_at_one_size(images) or vars(processor).get("images_kwargs"):
             return
         self._sizer = images
@@ -128,7 +139,8 @@ class PicturePreparer:
         """A picture (3, H, W) as the processor is to get it."""
         sizer = self._sizer
         if sizer is None:
-            return picture_of(pixels)
+            smaller = pixels if self._shrinker is None else self._shrinker.shrunk(pixels)
+            return picture_of(pixels) if smaller is pixels else smaller
         sized: Tensor = sizer.resize(pixels, sizer.size, resample=sizer.resample)
         return sizer.center_crop(sized, sizer.crop_size) if sizer.do_center_crop else sized
 

@@ -206,7 +206,7 @@ def predict_table(
     device = settings.choose_device()
     model, processor = load_model(model_dir, needs="predictor", device=device)
     if views is not None:
-        set_views(model, views)
+        set_views(model, processor, views)
     columns = columns_of(model)
     rows = settings.read(
         input_path,

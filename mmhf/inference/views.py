@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 
+from mmhf.conventions import Processor
 from mmhf.errors import InputError
 from mmhf.models.classifier_config import ClassifierConfig
+from mmhf.models.naflex import NaflexImageProcessor
 from mmhf.recipe.classification import ViewsSection
 from mmhf.recipe.node import Origin
 from mmhf.recipe.validation import check_section
@@ -18,15 +20,16 @@ ChosenViews = Mapping[str, Any] | Literal["off"] | str
 """Values of a recipe's `evaluation.views`, the same as YAML, or `off`: the image as it is."""
 
 
-def set_views(model: PreTrainedModel, views: ChosenViews) -> None:
+def set_views(model: PreTrainedModel, processor: Processor, views: ChosenViews) -> None:
     """Choose what a classifier averages its answers over, in place of what it was saved with.
 
     Args:
         model (`PreTrainedModel`): Its config is changed.
+        processor (`Processor`): What makes its inputs.
         views (`Mapping[str, Any]` or `str`): Such as `{"horizontal_flip": True}`, or `"off"`.
 
     Raises:
-        InputError: There are no such views, or the model is no classifier that looks at images.
+        InputError: There are no such views, or the model is no classifier that looks at images of one shape.
     """
     config: Any = model.config
     if not isinstance(config, ClassifierConfig) or vars(config).get("mask") == "image":
@@ -34,6 +37,9 @@ def set_views(model: PreTrainedModel, views: ChosenViews) -> None:
     if views == "off":
         config.views = None
         return
+    images = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
+    if isinstance(images, NaflexImageProcessor):
+        raise InputError("views: the model takes images in their own shape (data.resize: naflex), which have none")
     given = parse_yaml(views, "views").plain() if isinstance(views, str) else dict(views)
     if not isinstance(given, dict):
         raise InputError(f"views: expected off, or names of views such as {{horizontal_flip: true}}; got {views!r}")

@@ -20,8 +20,12 @@ from timm.models.naflexvit import NaFlexVit
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import BatchFeature, PreTrainedModel, Siglip2ImageProcessor
+from transformers.image_utils import SizeDict
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
+from transformers.models.siglip2.image_processing_siglip2 import (
+    convert_image_to_patches,
+    get_image_size_for_max_num_patches,
+)
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
 
 SIGLIP2 = "siglip2_vision_model"
@@ -43,6 +47,15 @@ class NaflexImageProcessor(Siglip2ImageProcessor):
     """
 
     model_input_names = ["pixel_values"]
+
+    def shrunk(self, pixels: Tensor) -> Tensor:
+        """A picture (3, H, W) as it will be scaled, where it becomes smaller; else as it is. Scaled anew, it stays."""
+        given = pixels.shape[1:]
+        height, width = get_image_size_for_max_num_patches(given[0], given[1], self.patch_size, self.max_num_patches)
+        if height * width >= given.numel():
+            return pixels
+        scaled: Tensor = self.resize(pixels, SizeDict(height=height, width=width), resample=self.resample)
+        return scaled
 
     def _preprocess(self, images: list[Tensor], **options: Any) -> BatchFeature:  # type: ignore[override]
         made = super()._preprocess(images, **{**options, "return_tensors": "pt"})

@@ -40,7 +40,13 @@ class ImageViews:
         return len(self.shares) * len(self.flips)
 
     def others(self, images: Tensor) -> Iterator[Tensor]:
-        """All views but the first, the images as they are: (B, 3, H, W) each, of normalised pixels."""
+        """All views but the first, the images as they are: (B, 3, H, W) each, of normalised pixels.
+
+        Raises:
+            `ValueError`: the images have no common shape.
+        """
+        if images.dim() != 4:
+            raise ValueError("images in their own shape have no views (config.views)")
         for share, axes in list(product(self.shares, self.flips))[1:]:
             yield _center(images, share).flip(axes) if axes else _center(images, share)
 

@@ -133,7 +133,7 @@ def evaluate(
     task = task_of(resolved.recipe)
     trained, processor = task.load_trained(model_dir)
     if views is not None:
-        set_views(trained, views)
+        set_views(trained, processor, views)
     loaded = _load_data(task, trained, splits, usual=resolved.recipe.evaluation.splits)
     if splits and (absent := [split for split in splits if split not in loaded.splits]):
         raise InputError(f"--split {absent[0]}: the data has {', '.join(loaded.splits)}")

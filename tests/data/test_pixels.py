@@ -20,6 +20,7 @@ from mmhf.data.collators import ImageCollator
 from mmhf.data.images import BadImageError, decode_image
 from mmhf.data.pixels import JPEG_SWITCH, PicturePreparer, decode_pixels, picture_of, pixels_of
 from mmhf.errors import InputError
+from mmhf.models.naflex import NaflexImageProcessor
 from mmhf.recipe.augment_sections import AugmentSection
 
 _TURNED = 6
@@ -200,6 +201,21 @@ def test_other_processors_get_pil_images(processor):
     prepared = prepare(pixels_of(photo()))
     assert isinstance(prepared, Image.Image) and np.array_equal(np.asarray(prepared), np.asarray(photo()))
     assert prepare.processor is processor
+
+
+def test_images_in_their_own_shape_are_shrunk_ahead_to_the_same_bits():
+    processor = NaflexImageProcessor(patch_size=14, max_num_patches=9, resample=3)
+    pictures = [
+        photo(width, height) for width, height in ((400, 301), (90, 20), (30, 300), (20, 20), (1, 1), (1, 700))
+    ]
+    pictures.append(pictures[0].resize((3000, 3), Image.Resampling.BICUBIC))
+    prepare = PicturePreparer(processor)
+    prepared = [prepare(pixels_of(picture)) for picture in pictures]
+    assert {isinstance(each, Tensor) for each in prepared} == {True, False}
+    assert all(each[0].numel() <= 9 * 14**2 for each in prepared if isinstance(each, Tensor))
+    found = prepare.processor(images=prepared, return_tensors="pt")["pixel_values"]
+    assert torch.equal(found, processor(images=pictures, return_tensors="pt")["pixel_values"])
+    assert prepare.leave_normalising() is None
 
 
 def test_a_collator_gives_what_the_processor_makes_of_decoded_files(encode):

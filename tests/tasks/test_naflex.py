@@ -13,14 +13,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, Siglip2ImageProcessor
+from saved_families import save_tiny_family, write_image
+from transformers import AutoModel, Siglip2Config, Siglip2ImageProcessor, Siglip2Model
 
 import mmhf
 from mmhf.cli import main
 from mmhf.errors import InputError
+from mmhf.export.folder import export_model
+from mmhf.inference.demo.subjects import load_subject
 from mmhf.inference.loading import load_model
+from mmhf.models.backbones import load_encoder, load_encoder_config
 from mmhf.models.encoders import timm_config
-from mmhf.models.naflex import NaflexImageProcessor
+from mmhf.models.naflex import NaflexImageProcessor, PatchSequences
 from mmhf.sample_data import read_sample
 from tests.models.test_naflex import NARROW, PATCH, SIDE, STATISTICS, tiny_siglip2
 
@@ -150,9 +154,10 @@ def test_other_families_read_images_in_their_own_shape(
     seen = []
     run = NaflexImageProcessor._preprocess
 
-    def watched(self: Any, images: list[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-        seen.extend(tuple(image.shape[-2:]) for image in images)
-        return run(self, images, *args, **kwargs)
+    def watched(self: Any, images: list[torch.Tensor], **options: Any) -> Any:
+        made = run(self, images, **options)
+        seen.extend(tuple(shape) for shape in PatchSequences.of(made["pixel_values"]).shapes().tolist())
+        return made
 
     monkeypatch.setattr(NaflexImageProcessor, "_preprocess", watched)
     values = recipe(work, "naflexvit", task, task)
@@ -180,7 +185,7 @@ def test_other_families_read_images_in_their_own_shape(
     values["training"]["save_strategy"] = "no"
     values["release"] = {"repo": str(work / f"{task} releases"), "version": "0.1"}
     mmhf.train(values)
-    assert {(height, width) for width, height in SHAPES} <= set(seen)
+    assert set(seen) == {(4, 4), (2, 8), (7, 2), (3, 5)}
     metrics = json.loads((work / task / "metrics.json").read_text())
     assert metrics
     folder = work / f"{task} releases" / "v0.1"
@@ -206,3 +211,48 @@ def test_what_cannot_keep_its_shape_is_refused_before_a_model_is_built(work: Pat
     for ask in (mmhf.train, mmhf.plan):
         with pytest.raises(InputError, match=r"data.image_size: 30 is no multiple of the 8 px .*; use 32"):
             ask(size)
+
+
+@pytest.mark.slow
+def test_what_a_model_of_own_shapes_cannot_do_is_refused(work: Path, tmp_path: Path) -> None:
+    run = save_tiny_family("image classifier of own shapes", tmp_path / "run")
+    (tmp_path / "photos").mkdir()
+    picture = write_image(tmp_path / "photos" / "photo.jpg")
+    with pytest.raises(InputError, match="graphs take images of one shape"):
+        export_model(run, tmp_path / "exported")
+    with pytest.raises(InputError, match="views: the model takes images in their own shape"):
+        mmhf.predict(run, picture.parent, views={"horizontal_flip": True})
+    model, processor = load_model(run, device=torch.device("cpu"))
+    given = processor(images=[Image.open(picture)], return_tensors="pt")["pixel_values"]
+    model.config.views = {"horizontal_flip": True}
+    with pytest.raises(ValueError, match="have no views"):
+        model(pixel_values=given)
+    subject = load_subject(run, captions=[])
+    assert not subject.explains and subject.answer(Image.open(picture), "").probabilities
+
+    others = recipe(work, "naflexvit", "other", data={"resize": "squash"}, init_from=str(run), cache="off")
+    others["model"]["reset_head"] = True
+    with pytest.raises(InputError, match=r"data.resize: squash, but init_from .* prepares images by naflex"):
+        mmhf.train(others)
+
+
+@pytest.mark.slow
+def test_a_teacher_of_own_shapes_teaches_a_student_of_squares(work: Path, tmp_path: Path) -> None:
+    teacher = recipe(work, "siglip2", "teacher", release={"repo": str(work / "teachers"), "version": "0.1"})
+    mmhf.train(teacher)
+    student = recipe(work, "naflexvit", "student", data={"resize": "squash"})
+    student["teacher"] = f"{work / 'teachers'}@v0.1"
+    assert "asked once about 16 images" in mmhf.plan(student).run["teacher"]
+    mmhf.train(student)
+    assert json.loads((work / "student" / "metrics.json").read_text())
+
+
+def test_the_image_encoder_of_a_whole_siglip2_is_taken(tmp_path: Path) -> None:
+    text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
+    torch.manual_seed(0)
+    whole = Siglip2Model(Siglip2Config(text_config=text, vision_config=tiny_siglip2().to_dict())).eval()
+    whole.save_pretrained(tmp_path)
+    config = load_encoder_config(str(tmp_path), modality="image")
+    encoder = load_encoder(str(tmp_path), config, pretrained=True).eval()
+    own, theirs = encoder.state_dict(), whole.vision_model.state_dict()
+    assert own.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in own.items())

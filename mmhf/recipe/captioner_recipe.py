@@ -98,7 +98,7 @@ class NeighbourVotesSection(Section):
     count: PositiveInt = 32
     temperature: PositiveFloat = 0.04
     """How far one image outvotes another: by exp(difference of their cosines / temperature)."""
-    weight: Fraction = 0.75
+    weight: Fraction = 0.9
     """Share of the votes in the probabilities of the next token; the language model has the rest."""
 
 

@@ -54,7 +54,7 @@ def test_a_release_writes_what_the_model_does_with_the_captions_that_it_keeps(tr
     assert (known.rows >= 0).all() and len(known.rows) == 48
     drawings = read_sample("train").to_pylist()
     end = processor.tokenizer.eos_token_id
-    assert known.voting == {"count": 32, "temperature": 0.04, "weight": 0.75, "end": end}
+    assert known.voting == {"count": 32, "temperature": 0.04, "weight": 0.9, "end": end}
     expected = {f" {row['captions'][0]}" for row in drawings}
     assert {processor.tokenizer.decode(ids[ids >= 0]) for ids in known.captions} <= expected
     releases = trained / "releases"

@@ -25,6 +25,7 @@ from mmhf.models.captioner.captioner_parts import (
 )
 from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.neighbours import Neighbours, NeighbourVotes
+from mmhf.models.captioner.prefixes import begun_ids, ends, padded_left, prefix_mask, refuse_assistants
 from mmhf.models.captioner.projectors import TransformerProjector, build_projector
 from mmhf.models.encoders import EncoderOutput, laid_out, run_vision
 from mmhf.models.tower import TOWER, TowerModel
@@ -230,7 +231,7 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         prefix, mask = self.prefix_embeds(features, prompt_ids), None
         image = prefix[:, : self.config.prefix_length]
         if prompt_mask is not None:
-            prefix, mask = _padded_left(prefix, _prefix_mask(prefix, prompt_mask))
+            prefix, mask = padded_left(prefix, prefix_mask(prefix, prompt_mask))
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self._embed(input_ids)
         elif inputs_embeds is None or input_ids is not None:
@@ -288,12 +289,12 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         Raises:
             `ValueError`: no image, an assistant, or prompt lookup with `input_ids`.
         """
-        _refuse_assistants(generation_config, kwargs, has_begun=input_ids is not None)
+        refuse_assistants(generation_config, kwargs, has_begun=input_ids is not None)
         features = self._image(pixel_values, image_features)
         prompt_ids, prompt_mask, votes = self._look_up(features, prompt_ids, prompt_mask)
         embeds = self.prefix_embeds(features, prompt_ids)
         embeds = embeds.to(self.language.get_input_embeddings().weight.dtype)
-        mask = _prefix_mask(embeds, prompt_mask)
+        mask = prefix_mask(embeds, prompt_mask)
         # What neither the call nor its generation config says is the captioner's to say, not the language model's.
         self.language.generation_config = self.generation_config
         config, _ = self.language._prepare_generation_config(generation_config, **kwargs)
@@ -302,16 +303,16 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             begun_mask = torch.ones(begun.shape[:2], dtype=torch.long, device=begun.device)
             begun_mask = begun_mask if attention_mask is None else attention_mask.to(torch.long)
             if input_ids is not None:
-                ends = _ends(config, input_ids.device)
-                begun_mask = begun_mask * ~torch.isin(input_ids, ends)
+                end_ids = ends(config, input_ids.device)
+                begun_mask = begun_mask * ~torch.isin(input_ids, end_ids)
                 inputs_embeds = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
-                padding = ends[0] if config.pad_token_id is None else config.pad_token_id
-                kwargs |= _begun_ids(input_ids, begun_mask, padding)
+                padding = end_ids[0] if config.pad_token_id is None else config.pad_token_id
+                kwargs |= begun_ids(input_ids, begun_mask, padding)
             assert inputs_embeds is not None
             embeds = torch.cat([embeds, inputs_embeds.to(embeds.dtype)], dim=1)
             mask = torch.cat([mask, begun_mask.to(mask.device)], dim=1)
         if begun is not None or prompt_mask is not None:
-            embeds, mask = _padded_left(embeds, mask)
+            embeds, mask = padded_left(embeds, mask)
         if votes is not None and (begun is None or input_ids is not None):
             if begun is not None:
                 lengths = begun_mask.sum(dim=1)
@@ -367,43 +368,3 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
             init.normal_(module.queries, std=self.config.initializer_range)
         elif module is self:  # `from_pretrained` leaves buffers that are not saved unset
             init.copy_(module.prompt, torch.tensor(self.config.prompt_ids, dtype=torch.long))
-
-
-def _refuse_assistants(config: GenerationConfig | None, given: dict[str, Any], *, has_begun: bool) -> None:
-    """Candidate tokens are checked by token ids alone in transformers 5.24; an image's prefix would be forgotten."""
-    asked = {**({} if config is None else config.to_dict()), **given}
-    for name in ("assistant_model", "assistant_early_exit"):
-        if asked.get(name) is not None:
-            raise ValueError(f"{name}: an assistant reads token ids, and an image has none; leave it out")
-    if has_begun and asked.get("prompt_lookup_num_tokens") is not None:
-        raise ValueError("prompt_lookup_num_tokens: behind input_ids the image is forgotten; leave out one of them")
-
-
-def _prefix_mask(prefix: Tensor, prompt_mask: Tensor | None) -> Tensor:
-    """(B, prefix and prompt): 1 but where the prompt is padded."""
-    mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
-    if prompt_mask is not None:
-        mask[:, mask.shape[1] - prompt_mask.shape[1] :] = prompt_mask
-    return mask
-
-
-def _padded_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, T, D) and their mask with the padding on the left, so that all rows end together."""
-    order = mask.argsort(dim=1, stable=True)
-    return embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)
-
-
-def _begun_ids(input_ids: Tensor, mask: Tensor, padding: Tensor | int) -> dict[str, Tensor]:
-    """`input_ids` for `generate`: what `mask` leaves of beginnings, (B, longest); no argument if that is nothing."""
-    longest = int(mask.sum(dim=1).max())
-    if not longest:
-        return {}
-    last = mask.argsort(dim=1, stable=True)[:, -longest:]
-    return {"input_ids": input_ids.masked_fill(mask == 0, padding).gather(1, last)}
-
-
-def _ends(config: GenerationConfig, device: torch.device) -> Tensor:
-    """Tokens that end a caption or pad it; -1 where there is none."""
-    ids = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    known = [token for token in [*ids, config.pad_token_id] if token is not None]
-    return torch.tensor(known or [-1], device=device)

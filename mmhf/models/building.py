@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoModel, BaseImageProcessor, CLIPImageProcessor, PreTrainedConfig, PreTrainedModel
@@ -22,7 +22,7 @@ from mmhf.models.targets import target_named, target_of
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.fusion_recipe import FusionModelSection
 from mmhf.recipe.image_classifier_recipe import ImageClassifierModelSection
-from mmhf.recipe.sections import TextEncoderSection, VisionEncoderSection
+from mmhf.recipe.sections import EncoderSection, TextEncoderSection, VisionEncoderSection
 
 ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
 ClassifierConfigT = TypeVar("ClassifierConfigT", bound=ClassifierConfig)
@@ -81,17 +81,7 @@ def build_image_processor(statistics: ImageStatistics, *, image_size: ImageSize,
     )
 
 
-class NamesBackbone(Protocol):
-    """A section of a recipe that names an image encoder."""
-
-    @property
-    def backbone(self) -> str: ...
-
-    @property
-    def pretrained(self) -> bool: ...
-
-
-def image_processor_of(section: NamesBackbone, data_section: DataSectionBase) -> BaseImageProcessor:
+def image_processor_of(section: EncoderSection, data_section: DataSectionBase) -> BaseImageProcessor:
     """Image processor for the image encoder and image size of a recipe.
 
     Raises:
@@ -113,7 +103,7 @@ def image_processor_of(section: NamesBackbone, data_section: DataSectionBase) ->
     )
 
 
-def patches_of_own_shape(section: NamesBackbone, data_section: DataSectionBase) -> tuple[int, int] | None:
+def patches_of_own_shape(section: EncoderSection, data_section: DataSectionBase) -> tuple[int, int] | None:
     """Side in pixels of the patches that images in their own shape are cut into, and how many an image has at most;
     None where a recipe does not want images so.
 
@@ -141,7 +131,7 @@ def patches_of_own_shape(section: NamesBackbone, data_section: DataSectionBase) 
     return side, (size // side) ** 2
 
 
-def describe_own_shapes(section: NamesBackbone, data_section: DataSectionBase) -> str | None:
+def describe_own_shapes(section: EncoderSection, data_section: DataSectionBase) -> str | None:
     """What a plan says of images that keep their shape; None where all get one.
 
     Raises:

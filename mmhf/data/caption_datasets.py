@@ -79,6 +79,10 @@ class CaptionDataset(RowDataset):
         """See `RowDataset`."""
         return len(self.table) if content == "image" else int(self._first_item[-1])
 
+    def caption_owners(self) -> NDArray[np.int64]:
+        """(T,) row of the table of each of the T captions, in the order of the table."""
+        return np.repeat(np.arange(len(self.table)), np.diff(self._first_item))
+
     def digests(self, content: Content, *, shard: int = 0, num_shards: int = 1) -> Digests:
         """See `RowDataset`."""
         if content == "text":

@@ -28,7 +28,7 @@ STRENGTHS = (1e-3, 1e-2, 1e-1)
 """scikit-learn's `C` of the regressions that are tried, on standardised features."""
 RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 """Ridges that are tried for numbers, in units of the rows, on standardised features."""
-RIDGES = (0.03, 0.3, 3.0)
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
 """Regularisation of the projections that are tried, in units of the features' mean variance."""
 MAX_WORK = 2e8
 """Rows × features × classes that one regression learns from at most; see `learnt_rows`."""
@@ -37,7 +37,7 @@ PAIR_WIDTH = 48
 _UNEVEN = 1.5
 MAX_ITERATIONS = 500
 """Of the solver of a logistic regression."""
-_SEARCHED_DIMS = (64, 256)
+_SEARCHED_DIMS = (64, 256, 512)
 
 
 class Rows(NamedTuple):
@@ -275,13 +275,57 @@ class PairFeatures:
         return np.concatenate([images, texts, products], axis=1).astype(np.float32)
 
 
+class LinearMaps(NamedTuple):
+    """Maps of image features and of text features into one space.
+
+    Attributes:
+        images, texts (`NDArray`): (D, K) and (E, K); the directions in which the two agree most come first.
+        image_mean, text_mean (`NDArray`): (D,) and (E,), which are taken off first.
+    """
+
+    images: Floats
+    texts: Floats
+    image_mean: Floats
+    text_mean: Floats
+
+    def measure(self, pairs: Pairs) -> dict[str, float]:
+        """The numbers of `retrieval_metrics`."""
+        images = (pairs.images - self.image_mean) @ self.images
+        return retrieval_metrics(images, (pairs.texts - self.text_mean) @ self.texts, pairs.owners)
+
+
+def best_linear_maps(train: Pairs, validation: Pairs | None, *, most_dims: int | None = None) -> LinearMaps:
+    """Two linear maps of frozen features into one space, found in closed form.
+
+    They are those of regularised canonical correlation analysis (Vinod, 1976); each direction counts by its
+    correlation.
+
+    Args:
+        train, validation ([`Pairs`]): What they are found from, and what ridge and number of directions are chosen on,
+            by mean recall; without the second, a part of the first.
+        most_dims (`int`, *optional*): Directions that there may be; absent: any number.
+    """
+    if validation is None or not len(validation.owners):
+        train, validation = _split_pairs(train)
+    moments = _Moments.of(train)
+    means = np.asarray(train.images.mean(axis=0), np.float64), np.asarray(train.texts.mean(axis=0), np.float64)
+    best: tuple[float, LinearMaps] | None = None
+    for ridge in RIDGES:
+        images, texts = _canonical_maps(moments, ridge)
+        most = min(images.shape[1], most_dims or images.shape[1])
+        for dims in sorted({min(dims, most) for dims in _SEARCHED_DIMS}):
+            maps = LinearMaps(images[:, :dims], texts[:, :dims], *means)
+            score = maps.measure(validation)["mean_recall"]
+            if best is None or score > best[0]:
+                best = score, maps
+    assert best is not None
+    return best[1]
+
+
 def frozen_projections(
     train: Pairs, validation: Pairs | None, tested: Mapping[str, Pairs]
 ) -> dict[str, dict[str, float]]:
-    """Retrieval by two linear maps of frozen features into one space, found in closed form.
-
-    The maps are those of regularised canonical correlation analysis (Vinod, 1976); each direction counts by its
-    correlation. Ridge and number of directions are chosen by the validation split's mean recall.
+    """Retrieval by the best linear maps of frozen features into one space; see `best_linear_maps`.
 
     Args:
         train, validation ([`Pairs`]): What the maps are found from, and chosen on.
@@ -291,34 +335,10 @@ def frozen_projections(
         `dict[str, dict[str, float]]`: Split → the numbers of `retrieval_metrics`, and `cpu_seconds`.
     """
     begun = time.process_time()
-    if validation is None or not len(validation.owners):
-        train, validation = _split_pairs(train)
-    moments = _Moments.of(train)
-    best: tuple[float, Callable[[Pairs], dict[str, float]]] | None = None
-    for ridge in RIDGES:
-        maps = _canonical_maps(moments, ridge)
-        for dims in sorted({min(dims, maps[0].shape[1]) for dims in _SEARCHED_DIMS}):
-            measure = _measure_of(train, maps, dims)
-            score = measure(validation)["mean_recall"]
-            if best is None or score > best[0]:
-                best = score, measure
-    assert best is not None
-    found = {split: best[1](pairs) for split, pairs in tested.items()}
+    best = best_linear_maps(train, validation)
+    found = {split: best.measure(pairs) for split, pairs in tested.items()}
     seconds = time.process_time() - begun
     return {split: {**scores, CPU_SECONDS: seconds} for split, scores in found.items()}
-
-
-def _measure_of(train: Pairs, maps: tuple[Floats, Floats], dims: int) -> Callable[[Pairs], dict[str, float]]:
-    means = train.images.mean(axis=0), train.texts.mean(axis=0)
-
-    def measure(pairs: Pairs) -> dict[str, float]:
-        images, texts = (
-            (features - mean) @ axes[:, :dims]
-            for features, mean, axes in zip((pairs.images, pairs.texts), means, maps, strict=True)
-        )
-        return retrieval_metrics(images, texts, pairs.owners)
-
-    return measure
 
 
 class _Moments(NamedTuple):

@@ -22,7 +22,7 @@ from mmhf.recipe.sections import (
     TextEncoderSection,
     VisionEncoderSection,
 )
-from mmhf.recipe.training_sections import EvaluationSection
+from mmhf.recipe.training_sections import EvaluationSection, StageSection
 
 _Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -131,6 +131,8 @@ class DualEncoderModelSection(ModelSection):
     text: TextTowerSection = TextTowerSection.model_construct()
     embedding_dim: PositiveInt = 512
     """Width of the space that both towers are projected to."""
+    projection_bias: bool = False
+    """Whether the projections add a vector, too."""
     temperature: TemperatureSection = TemperatureSection.model_construct()
     freeze_vision: bool = False
     """Shorthand for one stage that trains everything but the vision tower."""
@@ -223,6 +225,15 @@ class ContrastiveRecipe(RecipeBase):
 
     def pairs_per_step(self) -> int | None:
         return self.contrastive.batch_size
+
+    def why_no_probe(self, stage: StageSection) -> str | None:
+        if not self.model.projection_bias:
+            return "linear maps take the features' mean off first; set `model.projection_bias: true`"
+        if "attention" in (self.model.vision.pooling, self.model.text.pooling):
+            return "linear maps are of pooled features; set another pooling than `attention`"
+        if stage.train not in ("projections", ["projections"]):
+            return "linear maps are fitted on frozen features; set the stage's `train: projections`"
+        return None
 
     def problems(self) -> Iterator[Problem]:
         yield from self._matryoshka_problems()

@@ -145,7 +145,7 @@ class RecipeBase(Section):
 
     def why_no_probe(self, stage: StageSection) -> str | None:
         """Why a stage's `start: linear_probe` means nothing in this recipe; None where it does."""
-        return "only an image classifier has a linear head on stored features; remove it"
+        return "only image classifiers and dual encoders have linear layers on stored features; remove it"
 
     def problems(self) -> Iterator[Problem]:
         """Contradictions that only recipes of this task can have; `combination_problems` finds the others."""

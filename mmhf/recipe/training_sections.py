@@ -42,8 +42,9 @@ class StageSection(Section):
     steps: PositiveInt | None = None
     """Optimizer steps; give either this or `epochs`."""
     start: Literal["linear_probe"] | None = None
-    """What an image classifier's head starts from in this stage: `linear_probe` is the best logistic regression on the
-    stored features, chosen on the validation split. Absent: from the weights as they are."""
+    """What linear layers start from in this stage: `linear_probe` is the best fit to the stored features, by the
+    validation split; of an image classifier's head a logistic regression, of a dual encoder's projections the linear
+    maps of regularised canonical correlation analysis. Absent: from the weights as they are."""
     train: str | list[str] = "all"
     """Groups that train: names (`head`), prefixes (`vision`), globs (`vision.stages.*`), `vision:last 30%`,
     `text:last 2`, `all`; `!NAME` excludes."""

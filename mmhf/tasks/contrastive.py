@@ -25,7 +25,7 @@ from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.streams.captions import caption_dataset
 from mmhf.errors import InputError
-from mmhf.evaluation.baselines import Pairs, frozen_projections
+from mmhf.evaluation.baselines import frozen_projections
 from mmhf.evaluation.report.page import small_image
 from mmhf.evaluation.report.retrieval import (
     MeasuredRetrieval,
@@ -51,17 +51,21 @@ from mmhf.evaluation.retrieval import (
     zero_shot_metrics,
 )
 from mmhf.evaluation.retrieval.clip_benchmark import MeasuredBenchmark
+from mmhf.features.choice import PartChoice
 from mmhf.features.parts import TEXT, VISION, FeaturePart
 from mmhf.models.building import check_same_resize
 from mmhf.models.dual_encoder import DualEncoderModel, DualEncoderProcessor
 from mmhf.models.dual_encoder.building import build_dual_encoder, build_dual_encoder_processor, load_dual_encoder
 from mmhf.recipe.dual_encoder_recipe import ContrastiveRecipe
 from mmhf.tasks.base import Baselines, Collator, Task
-from mmhf.tasks.frozen_features import FrozenFeatures, SplitFeatures, by_split
+from mmhf.tasks.frozen_features import FrozenFeatures, by_split
 from mmhf.tasks.joined_data import training_captions
+from mmhf.tasks.linear_probe import LinearMapsStart, refuse_probes_without_features
 from mmhf.tasks.subgroup_tables import subgroup_values, tables_by_value
 from mmhf.training.contrastive import ContrastiveEvaluator, ContrastiveTrainer
 from mmhf.training.evaluator import ReadsFeatures
+from mmhf.training.stages import StagePlan
+from mmhf.training.trainer import MMTrainer
 
 _LOSS_PROTOCOL = "Contrastive loss of the recipe among the pairs of each evaluation batch, averaged over batches."
 
@@ -213,8 +217,17 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
         accuracies = probe.measure(trainer, split)
         return MeasuredBenchmark.of_classes(accuracies, len(data.rows), num_classes=len(data.class_names))
 
+    def check_features(self, plan: StagePlan, choices: Sequence[Sequence[PartChoice]]) -> None:
+        refuse_probes_without_features(plan, choices)
+
+    def make_trainer(self, data: LoadedData, **options: Any) -> MMTrainer:
+        trainer = super().make_trainer(data, **options)
+        if any(stage.section.start is not None for stage in trainer.plan.stages):
+            trainer.stages.starts = LinearMapsStart(trainer, data)
+        return trainer
+
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
-        pairs = {split: found for split, each in frozen.splits.items() if (found := _pairs(each)) is not None}
+        pairs = {split: found for split, each in frozen.splits.items() if (found := each.pairs()) is not None}
         if "train" not in pairs:
             return {}
         evaluated: list[str] = list(self.recipe.evaluation.splits)
@@ -264,13 +277,6 @@ def _table(data: LoadedData, split: str) -> datasets.Dataset:
     if not isinstance(rows, datasets.Dataset):
         raise InputError(f"{split}: a stream cannot be searched; give the split as a table")
     return rows
-
-
-def _pairs(features: SplitFeatures) -> Pairs | None:
-    if features.texts is None or features.caption_owners is None:
-        return None
-    known = features.caption_owners >= 0
-    return Pairs(features.images, features.texts[known], features.caption_owners[known])
 
 
 def _training_metrics(prediction: EvalPrediction, *, sizes: Sequence[int]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData
+from mmhf.evaluation.baselines import Pairs
 from mmhf.features.choice import CONTENT, PartChoice, PartMeasure, part_seconds, stage_epochs, stored_dtype
 from mmhf.features.column import FeatureColumn
 from mmhf.features.parts import VISION, FeaturePart, HasFeatureParts
@@ -60,6 +61,13 @@ class SplitFeatures:
     images: NDArray[np.float32]
     texts: NDArray[np.float32] | None = None
     caption_owners: NDArray[np.int64] | None = None
+
+    def pairs(self) -> Pairs | None:
+        """Images and captions; None where there are no captions."""
+        if self.texts is None or self.caption_owners is None:
+            return None
+        known = self.caption_owners >= 0
+        return Pairs(self.images, self.texts[known], self.caption_owners[known])
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,7 @@ class _Collector:
         self.features.enter(0)
         if any(part.feature not in dataset.columns for dataset in sets.values() for part in self.parts):
             return FrozenFeatures(why_not="they could not be stored")
-        found = {split: self._read(rows[split], dataset) for split, dataset in sets.items()} if rank() == 0 else {}
+        found = {split: read_split(rows[split], dataset) for split, dataset in sets.items()} if rank() == 0 else {}
         for dataset in sets.values():
             dataset.columns = {}
         return FrozenFeatures(found, seconds=time.process_time() - begun)
@@ -277,22 +285,26 @@ class _Collector:
                 chosen.append(PartChoice(part, True, True, "", found.shape, dtype, 0, 0.0, 1.0))
         return [chosen]
 
-    def _read(self, rows: NDArray[np.int64], dataset: RowDataset) -> SplitFeatures:
-        columns: Mapping[str, Any] = dataset.columns
-        images: FeatureColumn = columns["image_features"]
-        sound = np.array([place not in images.faults for place in range(len(rows))], dtype=bool)
-        texts = columns.get("text_features")
-        found = SplitFeatures(rows[sound], read_features(images)[sound])
-        if texts is None:
-            return found
-        values = read_features(texts)
-        if not isinstance(dataset, CaptionDataset):
-            return replace(found, texts=values[sound])
-        keys = np.zeros((len(dataset), 3), dtype=np.int64)
-        keys[:, 0] = np.arange(len(dataset))
-        owners = dataset.places("image", keys)
-        position = np.where(sound, np.cumsum(sound) - 1, -1)
-        return replace(found, texts=values, caption_owners=position[owners])
+
+def read_split(rows: NDArray[np.int64], dataset: RowDataset) -> SplitFeatures:
+    """The features that a data set reads from stores.
+
+    Args:
+        rows (`NDArray`): (N,) rows of the split's table that its images are in.
+        dataset ([`RowDataset`]): With a column `image_features`.
+    """
+    columns: Mapping[str, Any] = dataset.columns
+    images: FeatureColumn = columns["image_features"]
+    sound = np.array([place not in images.faults for place in range(len(rows))], dtype=bool)
+    texts = columns.get("text_features")
+    found = SplitFeatures(rows[sound], read_features(images)[sound])
+    if texts is None:
+        return found
+    values = read_features(texts)
+    if not isinstance(dataset, CaptionDataset):
+        return replace(found, texts=values[sound])
+    position = np.where(sound, np.cumsum(sound) - 1, -1)
+    return replace(found, texts=values, caption_owners=position[dataset.caption_owners()])
 
 
 def read_features(column: FeatureColumn, view: int = 0) -> NDArray[np.float32]:

@@ -153,7 +153,7 @@ class StageCallback(TrainerCallback):
         if is_sharded():
             refuse_what_needs_whole_weights(self.plan)
         if self.starts is None and (probed := [each.name for each in self.plan.stages if each.section.start]):
-            raise InputError(f"stage {probed[0]!r}: start: linear_probe is for image classifiers that a recipe trains")
+            raise InputError(f"stage {probed[0]!r}: start: linear_probe is for what a recipe trains")
         self._model: nn.Module = unwrap_model(kwargs["model"])
         self._optimizer: torch.optim.Optimizer = kwargs["optimizer"]
         self._scheduler: StageScheduler = kwargs["lr_scheduler"]

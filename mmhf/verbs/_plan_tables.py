@@ -48,7 +48,7 @@ def print_plan(plan: Plan, console: Console, *, all_values: bool) -> None:
         if plan.times:
             lines.append(_time(plan.times[number]))
         if report.start == "linear_probe":
-            lines.insert(0, "start: the head is the best logistic regression on the stored features")
+            lines.insert(0, "start: the best linear fit to the stored features")
         lines[:0] = [f"{selector}: {', '.join(groups)}" for selector, groups in report.counted.items()]
         for line in lines:
             console.print(Text(line), soft_wrap=True)

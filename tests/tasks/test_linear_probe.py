@@ -149,7 +149,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(recipe: Recipe, tmp_p
     [
         ({"model": {**VALUES["model"], "head": {"hidden_dim": 8}}}, "hidden_dim: null"),
         ({"stages": [{**HEAD, "train": "all"}]}, r"train: \[head\]"),
-        ({"task": "contrastive", "model": {}, "data": {"source": "sample"}}, "only an image classifier"),
+        ({"task": "image-captioning", "model": {}, "data": {"source": "sample"}}, "only image classifiers and dual"),
     ],
 )
 def test_other_stages_are_refused_by_the_recipe(
@@ -178,7 +178,7 @@ def test_a_stage_without_stored_features_is_refused_in_plan_and_training(
 
 def test_the_plan_shows_it_and_a_stage_of_one_epoch_stores_its_features(recipe: Recipe, tmp_path: Path) -> None:
     found = mmhf.plan(recipe(tmp_path / "run", [STILL]))
-    assert not found.problems and "start: the head is the best logistic regression" in str(found)
+    assert not found.problems and "start: the best linear fit to the stored features" in str(found)
     assert "vision (" in found.cached[0]
 
 

@@ -95,7 +95,7 @@ def test_the_first_step_of_a_stage_already_trains_at_its_rate(tiny_model, tiny_d
 
 def test_a_start_that_nothing_provides_is_refused(tiny_model, tiny_data, tmp_path):
     stages = [Stage(name="head", steps=2, train="head", start="linear_probe")]
-    with pytest.raises(InputError, match="stage 'head': start: linear_probe is for image classifiers"):
+    with pytest.raises(InputError, match="stage 'head': start: linear_probe is for what a recipe trains"):
         train_with_stock_trainer(tiny_model, tiny_data, tmp_path, stages)
 
 

@@ -100,6 +100,7 @@ def build_dual_encoder_config(
         text_output=text_output.to_dict(),
         eot_token_id=None if tokenizer is None else end_of_text_id(tokenizer),
         embedding_dim=section.embedding_dim,
+        projection_bias=section.projection_bias,
         initial_temperature=section.temperature.start,
         learn_temperature=section.temperature.learn,
         logit_bias=SIGMOID_BIAS if recipe.contrastive.loss == "sigmoid" else None,

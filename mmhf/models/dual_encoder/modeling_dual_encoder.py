@@ -308,6 +308,8 @@ class DualEncoderModel(TowerModel):
             init.normal_(module.query, std=self.config.initializer_range)
         elif module in (self.vision_projection, self.text_projection):
             init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                init.zeros_(module.bias)
 
 
 def _learnt_pooling(pooling: str, width: int) -> AttentionPooling | None:

@@ -1,0 +1,79 @@
+"""Projections of a dual encoder that start as linear maps are these maps, and what they cannot be is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+import mmhf
+from mmhf.errors import InputError
+from mmhf.evaluation.baselines import LinearMaps, Pairs, best_linear_maps
+from mmhf.recipe import load_recipe
+from mmhf.tasks import linear_probe as module
+
+CHANGES = [
+    "~model.vision",
+    "~training.num_train_epochs",
+    "model.vision={backbone: timm/test_efficientnet, pretrained: false, pooling: avg}",
+    "model.projection_bias=true",
+    "model.embedding_dim=40",
+    "data.limit=64",
+    "data.image_size=32",
+    "contrastive.batch_size=null",
+    "training.per_device_train_batch_size=16",
+    "stages=[{name: still, epochs: 1, train: projections, start: linear_probe, learning_rate: 0.0}]",
+]
+
+
+def _normal(values: NDArray[Any]) -> NDArray[Any]:
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+@pytest.mark.slow
+def test_the_projections_are_the_best_linear_maps_of_the_stored_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Pairs, LinearMaps]] = []
+
+    def watched(train: Pairs, validation: Pairs | None, *, most_dims: int | None = None) -> LinearMaps:
+        assert validation is not None and len(validation.owners) and most_dims == 40
+        asked.append((train, best_linear_maps(train, validation, most_dims=most_dims)))
+        return asked[-1][1]
+
+    monkeypatch.setattr(module, "best_linear_maps", watched)
+    mmhf.train("quickstart/dual_encoder", [*CHANGES, f"training.output_dir={tmp_path / 'run'}"])
+    ((train, maps),) = asked
+    assert len(train.images) == 64 and set(train.owners) == set(range(64)) and len(train.texts) == len(train.owners)
+    saved = {name: tensor.numpy() for name, tensor in load_file(tmp_path / "run" / "model.safetensors").items()}
+    for name, features, axes, mean in (
+        ("vision", train.images, maps.images, maps.image_mean),
+        ("text", train.texts, maps.texts, maps.text_mean),
+    ):
+        weight, bias = saved[f"{name}_projection.weight"], saved[f"{name}_projection.bias"]
+        found, expected = features @ weight.T + bias, (features - mean) @ axes
+        np.testing.assert_allclose(found[:, axes.shape[1] :], 0, atol=1e-6)
+        np.testing.assert_allclose(_normal(found[:, : axes.shape[1]]), _normal(expected), atol=1e-3)
+        assert np.sqrt((weight[: axes.shape[1]] ** 2).mean()) == pytest.approx(weight.shape[1] ** -0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.projection_bias=false", "set `model.projection_bias: true`"),
+        ("model.text.pooling=attention", "set another pooling than `attention`"),
+        ("stages.0.train=all", "set the stage's `train: projections`"),
+    ],
+)
+def test_other_stages_are_refused_by_the_recipe(change: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe("quickstart/dual_encoder", [*CHANGES, change])
+
+
+def test_a_stage_whose_features_are_not_stored_is_refused() -> None:
+    found = mmhf.plan("quickstart/dual_encoder", [*CHANGES, "cache=off"])
+    assert any("start: linear_probe needs stored features" in each for each in found.problems)

@@ -127,7 +127,7 @@ CONTESTS = {
         Contest(
             "retrieval",
             "captions/lite0_minilm",
-            ("data.path={path}", "data.image_size=128", "stages.0.epochs=4", "stages.1.epochs=1"),
+            ("data.path={path}", "data.image_size=128"),
             _RECALLS,
             (
                 Rival("scikit-learn, ridge", "retrieval_ridge", "sklearn", _SKLEARN),

@@ -12,10 +12,10 @@ script beside this file, in an environment of its own. Seed 1 is run by all, the
 
 All get the rows that mmhf leaves after it has looked at the data (it names broken images and empty titles, where most
 others stop), and its validation rows. What a script imports has been imported before, so that no run compiles it;
-caches of data and of features are empty at each start. mmhf's recipes were tuned on drawings like those of its sample,
-`captions/lite0_minilm` by a test split; the rivals have their defaults and what is usual. So read costs and lines
-first, and quality as what can be had without a search. Pairs and retrieval have smaller images and fewer epochs than
-the recipes, for all: some rivals compute frozen towers, or train whole ones, in each epoch.
+caches of data and of features are empty at each start. mmhf's recipes were tuned on drawings like those of its sample;
+the rivals have their defaults and what is usual. So read costs and lines first, and quality as what can be had without
+a search. Pairs and retrieval have smaller images than the recipes, and pairs fewer epochs, for all: some rivals
+compute frozen towers, or train whole ones, in each epoch.
 
     make rivals
     .venv/bin/python benchmarks/rivals/run.py --quick

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.decomposition import PCA
 
 MAX_PAIRS = 1000
 """Images that are shown, each with its first caption: of more, so many are drawn, always the same ones."""
@@ -80,6 +79,9 @@ def embedding_view(
 
 def _plane(images: NDArray[np.float64], texts: NDArray[np.float64]) -> EmbeddingPlane:
     both = np.concatenate([images, texts])
+    # Here, because scikit-learn takes a second to load, which nobody waits for who only plans.
+    from sklearn.decomposition import PCA
+
     pca = PCA(n_components=2, svd_solver="covariance_eigh")
     with np.errstate(invalid="ignore"):  # scikit-learn's own shares, of points that are all the same
         points = pca.fit_transform(both)

@@ -154,9 +154,10 @@ class CaptionerModelSection(ModelSection):
         """The prompt, which may name columns."""
         return PromptTemplate(self.prompt, self.prompt_missing)
 
-    def text_before_captions(self) -> str:
-        """What a caption follows; unless that ends in a space, the caption begins with one."""
-        return self.prompt if self.neighbours is None else self.neighbours.after
+    def captions_follow_words(self) -> bool:
+        """Whether captions begin with a space: they follow a text that does not end in one."""
+        before = self.prompt if self.neighbours is None else self.neighbours.after
+        return bool(before) and not before[-1].isspace()
 
     def encoders(self) -> dict[Modality, EncoderSection]:
         if self.language.pretrained or self.language.tokenizer is None:

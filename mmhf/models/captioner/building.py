@@ -69,7 +69,9 @@ def build_captioner_processor(
     vision, language = section.vision, section.language
     images = image_processor_of(vision, data_section)
     if language.tokenizer is not None:
-        tokenizer: PreTrainedTokenizerBase = train_caption_tokenizer(captions, language.tokenizer.vocab_size)
+        space = " " if section.captions_follow_words() else ""
+        written = [f"{space}{caption}" for caption in captions]
+        tokenizer: PreTrainedTokenizerBase = train_caption_tokenizer(written, language.tokenizer.vocab_size)
     else:
         tokenizer = load_tokenizer(language.backbone)
     if tokenizer.eos_token_id is None:
@@ -84,8 +86,7 @@ def build_captioner_processor(
 def set_prompt(made: CaptionerProcessor | PrefixCaptionerConfig, section: CaptionerModelSection) -> None:
     """Give a processor or a config what of the recipe's prompt it needs: all of one that names columns."""
     if isinstance(made, CaptionerProcessor):
-        before = section.text_before_captions()
-        made.leading_space = bool(before) and not before[-1].isspace()
+        made.leading_space = section.captions_follow_words()
     if section.prompt_template().names:
         made.prompt_template, made.prompt_missing = section.prompt, section.prompt_missing
         if isinstance(made, PrefixCaptionerConfig):

@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import AutoProcessor, CLIPImageProcessor
 
 from mmhf.models.captioner import CaptionerProcessor
-from mmhf.models.captioner.building import set_prompt
+from mmhf.models.captioner.building import build_captioner_processor, set_prompt
 from mmhf.models.tokenizers import train_caption_tokenizer
+from mmhf.recipe.caption_data_sections import CaptionTableSection
 from mmhf.recipe.captioner_recipe import CaptionerModelSection
 
 _PROCESSOR = CaptionerProcessor(CLIPImageProcessor(), train_caption_tokenizer(["a dog runs"], 300), max_length=24)
@@ -66,6 +67,19 @@ def test_captions_begin_with_a_space_behind_what_does_not_end_in_one(
     set_prompt(made, CaptionerModelSection.model_validate(model))
     made.save_pretrained(tmp_path)
     assert AutoProcessor.from_pretrained(tmp_path).leading_space is expected
+
+
+def test_a_tokenizer_made_from_captions_knows_them_as_they_are_written() -> None:
+    section = CaptionerModelSection.model_validate(
+        {
+            "vision": {"backbone": "timm/test_vit", "pretrained": False},
+            "language": {"pretrained": False, "tokenizer": {"vocab_size": 400}},
+            "prompt": "a picture of",
+        }
+    )
+    data = CaptionTableSection.model_validate({"source": "table", "path": "x", "image_size": 32, "max_length": 8})
+    made = build_captioner_processor(section, data, ["elephant"] * 9)
+    assert made.count_tokens(["elephant"]) == [2], "a word and its end"
 
 
 def test_images_and_captions_must_pair_up(processor: CaptionerProcessor) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
+from scipy.special import log_softmax
 
 from mmhf.evaluation.classification import classification_metrics
 from mmhf.evaluation.regression import regression_metrics
@@ -90,7 +91,14 @@ class LinearProbe:
     def logits(self, features: NDArray[np.floating], num_classes: int) -> Floats:
         """(N, C) logarithms of probabilities; classes that it never saw have almost none."""
         found = np.full((len(features), num_classes), -1e3)
-        found[:, self._regression.classes_] = self._regression.predict_log_proba(self._standardised(features))
+        # In fp64, whatever it was fitted in: probabilities that fp32 rounds to 0 have no logarithm.
+        weight, bias = (
+            np.asarray(each, dtype=np.float64) for each in (self._regression.coef_, self._regression.intercept_)
+        )
+        scores = self._standardised(features).astype(np.float64) @ weight.T + bias
+        if len(weight) == 1:  # two classes: the score is that of the second
+            scores = np.concatenate([np.zeros_like(scores), scores], axis=1)
+        found[:, self._regression.classes_] = log_softmax(scores, axis=1)
         return found
 
     def linear(self, num_classes: int, *, below: float) -> tuple[Floats, Floats]:

@@ -147,6 +147,14 @@ def test_the_maps_are_those_of_canonical_correlation_analysis():
 
 
 @pytest.mark.parametrize("shares", [(0.6, 0.4), (0.6, 0.3, 0.1)])
+def test_what_a_probe_is_sure_of_still_has_logits(shares):
+    rows = drawn_rows(200, seed=0, shares=shares)
+    far = 1e4 * rows.features
+    assert np.exp(LinearProbe(rows, strength=0.1).logits(far, 3)).min() == 0, "too improbable for any number"
+    assert np.isfinite(LinearProbe(rows, strength=0.1).logits(far, 3)).all()
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.4), (0.6, 0.3, 0.1)])
 def test_a_probe_as_a_linear_layer_gives_the_same_probabilities(shares):
     """Two classes, which scikit-learn tells apart by one row, and three; a class without rows is improbable."""
     rows = drawn_rows(200, seed=0, shares=shares)

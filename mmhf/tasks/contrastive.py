@@ -25,7 +25,7 @@ from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.streams.captions import caption_dataset
 from mmhf.errors import InputError
-from mmhf.evaluation.baselines import frozen_projections
+from mmhf.evaluation.linear_maps import frozen_projections
 from mmhf.evaluation.report.page import small_image
 from mmhf.evaluation.report.retrieval import (
     MeasuredRetrieval,

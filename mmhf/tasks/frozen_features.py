@@ -18,7 +18,7 @@ from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData
-from mmhf.evaluation.baselines import Pairs
+from mmhf.evaluation.linear_maps import Pairs
 from mmhf.features.choice import CONTENT, PartChoice, PartMeasure, part_seconds, stage_epochs, stored_dtype
 from mmhf.features.column import FeatureColumn
 from mmhf.features.parts import VISION, FeaturePart, HasFeatureParts

@@ -18,7 +18,8 @@ from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
-from mmhf.evaluation.baselines import Pairs, Rows, best_linear_maps, best_probe, learnt_rows
+from mmhf.evaluation.baselines import Rows, best_probe, learnt_rows
+from mmhf.evaluation.linear_maps import Pairs, best_linear_maps
 from mmhf.features.choice import PartChoice
 from mmhf.features.column import FeatureColumn
 from mmhf.features.parts import HasFeatureParts

@@ -10,18 +10,17 @@ from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mmhf.evaluation import baselines
+from mmhf.evaluation import baselines, linear_maps
 from mmhf.evaluation.baselines import (
     CPU_SECONDS,
     STRENGTHS,
     LinearProbe,
     PairFeatures,
-    Pairs,
     Rows,
-    frozen_projections,
     learnt_rows,
     logistic_regression,
 )
+from mmhf.evaluation.linear_maps import Pairs, frozen_projections
 
 NAMES = ["cat", "dog", "cow"]
 
@@ -136,7 +135,7 @@ def test_linear_maps_of_frozen_features_find_what_belongs_together(with_validati
 def test_the_maps_are_those_of_canonical_correlation_analysis():
     pairs = drawn_pairs(200, seed=0)
     one_each = Pairs(pairs.images, pairs.texts[np.searchsorted(pairs.owners, np.arange(200))], np.arange(200))
-    images, texts = baselines._canonical_maps(baselines._Moments.of(one_each), 1e-9)
+    images, texts = linear_maps._canonical_maps(linear_maps._Moments.of(one_each), 1e-9)
     projected = (one_each.images @ images[:, :3], one_each.texts @ texts[:, :3])
     reference = CCA(n_components=3, scale=False, max_iter=5000, tol=1e-12).fit(one_each.images, one_each.texts)
     expected = reference.transform(one_each.images, one_each.texts)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import mmhf
 from mmhf.errors import InputError
-from mmhf.evaluation.baselines import LinearMaps, Pairs, best_linear_maps
+from mmhf.evaluation.linear_maps import LinearMaps, Pairs, best_linear_maps
 from mmhf.recipe import load_recipe
 from mmhf.tasks import linear_probe as module
 

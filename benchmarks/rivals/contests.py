@@ -66,8 +66,8 @@ class Contest(NamedTuple):
         overrides (`tuple[str, ...]`): What a user sets to train it on a folder; `{path}` stands for the folder.
         metrics (`dict[str, str]`): Heading of the table → metric.
         rivals (`tuple[Rival, ...]`): The others.
-        fine_tuning_epochs (`int`, *optional*): Of rivals that train everything from the start, where the recipe has
-            many epochs of a head, which cost it next to nothing; absent: as many as the recipe.
+        rival_epochs (`tuple[int, int]`, *optional*): With the encoders frozen, and in all, of rivals that train them,
+            where the recipe trains a head alone, which costs it next to nothing; absent: those of the recipe.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Contest(NamedTuple):
     overrides: tuple[str, ...]
     metrics: dict[str, str]
     rivals: tuple[Rival, ...]
-    fine_tuning_epochs: int | None = None
+    rival_epochs: tuple[int, int] | None = None
 
     def settings(self, path: Path) -> list[str]:
         """mmhf's overrides for the data in a folder."""
@@ -122,7 +122,7 @@ CONTESTS = {
                 Rival("Trainer", "pairs_trainer", "trainer", _TRAINER),
                 Rival("AutoGluon", "pairs_autogluon", "autogluon", _AUTOGLUON),
             ),
-            fine_tuning_epochs=3,
+            rival_epochs=(0, 3),
         ),
         Contest(
             "retrieval",
@@ -133,6 +133,7 @@ CONTESTS = {
                 Rival("scikit-learn, ridge", "retrieval_ridge", "sklearn", _SKLEARN),
                 Rival("open_clip", "retrieval_open_clip", "open_clip", "open_clip_torch torch timm"),
             ),
+            rival_epochs=(4, 5),
         ),
     )
 }
@@ -170,6 +171,7 @@ def prepare(contest: Contest, path: Path, folder: Path, models: Path, *, quick: 
                     writer.writerow({"split": split, "image": row["image"]["path"], "text": text, "label": label})
     batch_size = recipe.training["per_device_train_batch_size"]
     epochs = [int(stage.epochs) for stage in recipe.stages]
+    head_epochs, total = (epochs[0], sum(epochs)) if quick or not contest.rival_epochs else contest.rival_epochs
     job = Job(
         rows=str(folder / "rows.csv"),
         lite0=str(models / "lite0"),
@@ -177,8 +179,8 @@ def prepare(contest: Contest, path: Path, folder: Path, models: Path, *, quick: 
         image_size=recipe.data.image_size,
         max_length=recipe.data.max_length,
         batch_size=recipe.contrastive.batch_size if recipe.task == "contrastive" else batch_size,
-        epochs=min(sum(epochs), contest.fine_tuning_epochs or sum(epochs)),
-        head_epochs=epochs[0],
+        epochs=total,
+        head_epochs=head_epochs,
         seed=0,
         variant="",
         output="",

@@ -23,8 +23,8 @@ class Job(NamedTuple):
         image_size (`int`): Side of the square, in pixels.
         max_length (`int`): Of a text, in tokens.
         batch_size (`int`): As in mmhf's recipe.
-        epochs (`int`): All stages of mmhf's recipe together, or fewer where all trains from the start.
-        head_epochs (`int`): Those of its first stage, whose encoders are frozen.
+        epochs (`int`): In all: as many as mmhf's recipe, unless that trains a head alone.
+        head_epochs (`int`): Those of them with frozen encoders.
         seed (`int`): Of everything that is drawn.
         variant (`str`): Which of two ways, where a script has two.
         output (`str`): A folder for all that the script writes.

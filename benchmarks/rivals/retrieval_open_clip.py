@@ -2,8 +2,8 @@
 
 As with its `--lock-text` and `--lock-image`, the towers are frozen; after the first epochs the last stage of the image
 tower trains, too, but for the statistics of its batch norm (`--lock-image-unlocked-groups`,
-`--lock-image-freeze-bn-stats`). Rates, weight decay and temperature are those of mmhf's recipe; the last weights are
-kept, as there.
+`--lock-image-freeze-bn-stats`). Rates, weight decay and temperature are those with which mmhf trained projections from
+random weights best; the last weights are kept.
 """
 
 # user: begin

@@ -121,8 +121,12 @@ def mean_and_scale(features: NDArray[np.floating]) -> tuple[NDArray[np.floating]
 
 def learnt_rows(num_rows: int, width: int, num_classes: int) -> NDArray[np.int64]:
     """The training rows that a regression learns from: all, or evenly spaced ones where it would take too long."""
-    most = max(int(MAX_WORK / (width * num_classes)), num_classes)
-    return np.arange(num_rows) if num_rows <= most else np.linspace(0, num_rows - 1, most).astype(np.int64)
+    return even_rows(num_rows, max(int(MAX_WORK / (width * num_classes)), num_classes))
+
+
+def even_rows(length: int, most: int) -> NDArray[np.int64]:
+    """All of `length` rows, or `most` of them, evenly spaced."""
+    return np.arange(length) if length <= most else np.linspace(0, length - 1, most).astype(np.int64)
 
 
 def logistic_regression(

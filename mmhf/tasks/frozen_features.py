@@ -18,6 +18,7 @@ from mmhf.data.caption_datasets import CaptionDataset
 from mmhf.data.collators import RandomChanges
 from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData
+from mmhf.evaluation.baselines import even_rows
 from mmhf.evaluation.linear_maps import Pairs
 from mmhf.features.choice import CONTENT, PartChoice, PartMeasure, part_seconds, stage_epochs, stored_dtype
 from mmhf.features.column import FeatureColumn
@@ -53,8 +54,8 @@ class SplitFeatures:
     Attributes:
         rows (`NDArray`): (N,) rows of the split's table; those whose image is broken are not among them.
         images (`NDArray`): (N, D); patches are averaged.
-        texts (`NDArray`, *optional*): (T, E), of each row's text, or of all captions of the table in its order.
-        caption_owners (`NDArray`, *optional*): (T,) position in `rows` of each caption's image; -1: it is broken.
+        texts (`NDArray`, *optional*): (T, E), of each row's text, or of all captions of the rows in their order.
+        caption_owners (`NDArray`, *optional*): (T,) position in `rows` of each caption's image.
     """
 
     rows: NDArray[np.int64]
@@ -66,8 +67,7 @@ class SplitFeatures:
         """Images and captions; None where there are no captions."""
         if self.texts is None or self.caption_owners is None:
             return None
-        known = self.caption_owners >= 0
-        return Pairs(self.images, self.texts[known], self.caption_owners[known])
+        return Pairs(self.images, self.texts, self.caption_owners)
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,7 @@ class _Collector:
         processor: Any = self.trainer.processing_class
         for split, table in tables.items():
             is_training = split == "train"
-            most = MOST_ROWS if is_training else len(table)
-            rows[split] = np.arange(len(table)) if len(table) <= most else spread_rows(len(table), most)
+            rows[split] = even_rows(len(table), MOST_ROWS if is_training else len(table))
             chosen = table if len(rows[split]) == len(table) else table.select(rows[split])
             sets[split] = RowDataset(chosen) if self.task.recipe.reads_labels else CaptionDataset(chosen, "all")
             collator = self.task.collator(
@@ -271,7 +270,7 @@ class _Collector:
         tokens = self.features.example_inputs.get("input_ids")
         if tokens is None or "text" not in self.is_stored:
             return 1.0
-        places = spread_rows(dataset.num_places("text"), min(dataset.num_places("text"), _TEXTS_LOOKED_AT))
+        places = even_rows(dataset.num_places("text"), _TEXTS_LOOKED_AT)
         lengths = [float(len(text or "")) for text in dataset.texts(places)]
         mean = sum(lengths) / max(len(lengths), 1) / _CHARACTERS_A_TOKEN + _SPECIAL_TOKENS
         return min(mean / tokens.shape[1], 1.0)
@@ -286,41 +285,42 @@ class _Collector:
         return [chosen]
 
 
-def read_split(rows: NDArray[np.int64], dataset: RowDataset) -> SplitFeatures:
+def read_split(rows: NDArray[np.int64], dataset: RowDataset, most: int | None = None) -> SplitFeatures:
     """The features that a data set reads from stores.
 
     Args:
         rows (`NDArray`): (N,) rows of the split's table that its images are in.
         dataset ([`RowDataset`]): With a column `image_features`.
+        most (`int`, *optional*): Of more images, evenly spaced ones are read; absent: all.
     """
     columns: Mapping[str, Any] = dataset.columns
     images: FeatureColumn = columns["image_features"]
-    sound = np.array([place not in images.faults for place in range(len(rows))], dtype=bool)
+    sound = np.array([place for place in range(len(rows)) if place not in images.faults], dtype=np.int64)
+    sound = sound[even_rows(len(sound), most or len(sound))]
     texts = columns.get("text_features")
-    found = SplitFeatures(rows[sound], read_features(images)[sound])
+    found = SplitFeatures(rows[sound], read_features(images, sound))
     if texts is None:
         return found
-    values = read_features(texts)
     if not isinstance(dataset, CaptionDataset):
-        return replace(found, texts=values[sound])
-    position = np.where(sound, np.cumsum(sound) - 1, -1)
-    return replace(found, texts=values, caption_owners=position[dataset.caption_owners()])
+        return replace(found, texts=read_features(texts, sound))
+    position = np.full(len(rows), -1)
+    position[sound] = np.arange(len(sound))
+    owners = position[dataset.caption_owners()]
+    known = np.flatnonzero(owners >= 0)
+    return replace(found, texts=read_features(texts, known), caption_owners=owners[known])
 
 
-def read_features(column: FeatureColumn, view: int = 0) -> NDArray[np.float32]:
-    """(N, D) features of every image, or text, as one of its stored views shows it; patches are averaged."""
-    places = column.positions[:, view]
+def read_features(
+    column: FeatureColumn, places: NDArray[np.int64], views: int | NDArray[np.int64] = 0
+) -> NDArray[np.float32]:
+    """(N, D) features of N images, or texts, as stored views of them show them; patches are averaged."""
+    stored = column.positions[places, views]
     found = []
-    for start in range(0, len(places), _ROWS_AT_ONCE):
-        values = column.store.read(places[start : start + _ROWS_AT_ONCE]).float()
+    for start in range(0, len(stored), _ROWS_AT_ONCE):
+        values = column.store.read(stored[start : start + _ROWS_AT_ONCE]).float()
         found.append((values.flatten(1, -2).mean(dim=1) if values.dim() > 2 else values).numpy())
     return np.concatenate(found)
 
 
 def _is_whole(choice: PartChoice) -> bool:
     return choice.is_used and choice.part.boundary is None
-
-
-def spread_rows(length: int, count: int) -> NDArray[np.int64]:
-    """`count` of `length` rows, evenly spaced."""
-    return np.linspace(0, length - 1, count).astype(np.int64)

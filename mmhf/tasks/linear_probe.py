@@ -25,7 +25,7 @@ from mmhf.features.column import FeatureColumn
 from mmhf.features.parts import HasFeatureParts
 from mmhf.parallel import rank, world_size
 from mmhf.recipe.classification import ClassificationRecipe
-from mmhf.tasks.frozen_features import read_features, read_split
+from mmhf.tasks.frozen_features import MOST_ROWS, read_features, read_split
 from mmhf.training.boundary import beside_training
 from mmhf.training.planned_stage import PlannedStage
 from mmhf.training.stages import StagePlan, StagePosition
@@ -128,36 +128,29 @@ class LinearProbeStart(ProbeStart):
         return [model.head[-1]]
 
     def _fit(self, stage: PlannedStage) -> list[Fitted] | InputError:
-        rows = {
-            split: self._rows(dataset, split)
-            for split, dataset in (("train", self.trainer.train_dataset), ("validation", self.trainer.eval_dataset))
-        }
-        train, validation = rows["train"], rows["validation"]
-        if train is None:
-            return _refusal(stage, "they could not be stored")
         model: Any = self.trainer.plan.model
         names, loss = self.data.label_names, model.loss
-        learnt = learnt_rows(len(train.labels), train.features.shape[1], len(names))
+        train = self._rows(self.trainer.train_dataset, "train", num_classes=len(names))
+        if train is None:
+            return _refusal(stage, "they could not be stored")
+        validation = self._rows(self.trainer.eval_dataset, "validation")
         weights = None if loss.weight is None else dict(enumerate(loss.weight.tolist()))
-        probe = best_probe(
-            Rows(train.features[learnt], train.labels[learnt]),
-            validation,
-            names,
-            metric=self.metric,
-            weightings=(weights,),
-        )
+        probe = best_probe(train, validation, names, metric=self.metric, weightings=(weights,))
         if probe is None:
             return InputError(f"stage {stage.name!r}: start: linear_probe needs training rows of two classes")
         weight, bias = probe.linear(len(names), below=_UNSEEN)
         if loss.adjustment is not None:
             bias = bias - loss.adjustment.double().cpu().numpy()
         logger.info(
-            "Stage %s starts from a linear probe, C %g on %d features", stage.name, probe.strength, len(learnt)
+            "Stage %s starts from a linear probe, C %g on %d features", stage.name, probe.strength, len(train.labels)
         )
         return [(weight.astype(np.float32), bias.astype(np.float32))]
 
-    def _rows(self, dataset: Any, split: str) -> Rows | None:
-        """Stored features and labels of a data set, each stored view of an image a row; None where it has none."""
+    def _rows(self, dataset: Any, split: str, num_classes: int | None = None) -> Rows | None:
+        """Stored features and labels of a data set, each stored view of an image a row; None where it has none.
+
+        With the number of classes, only as many rows as a regression to them learns from.
+        """
         table = self.data.splits.get(split)
         if not isinstance(dataset, RowDataset) or not isinstance(table, datasets.Dataset):
             return None
@@ -167,8 +160,12 @@ class LinearProbeStart(ProbeStart):
         labels = np.asarray(table["label"][:])
         sound = labels >= 0
         sound[list(column.faults)] = False
-        views = [read_features(column, view)[sound] for view in range(column.positions.shape[1])]
-        return Rows(np.concatenate(views), np.tile(labels[sound], len(views)))
+        views, places = np.indices((column.positions.shape[1], int(sound.sum()))).reshape(2, -1)
+        places = np.flatnonzero(sound)[places]
+        if num_classes is not None:
+            learnt = learnt_rows(len(places), column.store.layout.shape[-1], num_classes)
+            views, places = views[learnt], places[learnt]
+        return Rows(read_features(column, places, views), labels[places])
 
 
 class LinearMapsStart(ProbeStart):
@@ -183,7 +180,7 @@ class LinearMapsStart(ProbeStart):
         return [model.vision_projection, model.text_projection]
 
     def _fit(self, stage: PlannedStage) -> list[Fitted] | InputError:
-        train, validation = (self._pairs(each) for each in (self.trainer.train_dataset, self.trainer.eval_dataset))
+        train, validation = self._pairs(self.trainer.train_dataset, MOST_ROWS), self._pairs(self.trainer.eval_dataset)
         if train is None:
             return _refusal(stage, "they could not be stored")
         layers = self._layers()
@@ -197,11 +194,11 @@ class LinearMapsStart(ProbeStart):
         both = ((maps.images, maps.image_mean), (maps.texts, maps.text_mean))
         return [_as_large_as_fresh(axes, mean, layer) for (axes, mean), layer in zip(both, layers, strict=True)]
 
-    def _pairs(self, dataset: Any) -> Pairs | None:
-        """Stored features of images and captions; None where a data set has none."""
+    def _pairs(self, dataset: Any, most: int | None = None) -> Pairs | None:
+        """Stored features of images, or of `most` of them, and their captions; None where a data set has none."""
         if not isinstance(dataset, CaptionDataset) or not {"image_features", "text_features"} <= set(dataset.columns):
             return None
-        return read_split(np.arange(len(dataset.table)), dataset).pairs()
+        return read_split(np.arange(len(dataset.table)), dataset, most).pairs()
 
 
 def _as_large_as_fresh(axes: NDArray[np.float64], mean: NDArray[np.float64], layer: nn.Linear) -> Fitted:

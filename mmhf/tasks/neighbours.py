@@ -20,7 +20,7 @@ from mmhf.features.column import FeatureColumn
 from mmhf.models.captioner import CaptionerProcessor
 from mmhf.models.captioner.neighbours import Neighbours
 from mmhf.recipe.captioner_recipe import NeighboursSection
-from mmhf.tasks.frozen_features import MOST_ROWS, read_features, spread_rows
+from mmhf.tasks.frozen_features import MOST_ROWS, read_features
 from mmhf.training.boundary import beside_training
 from mmhf.training.stages import StagePlan, StagePosition
 from mmhf.training.trainer import MMTrainer
@@ -119,7 +119,7 @@ class NeighboursStart:
             raise InputError("model.neighbours: the features of the training images could not be stored")
         table = _table(self.data)
         rows = _known_rows(table)
-        features = read_features(column)[rows]
+        features = read_features(column, rows)
         places = np.where(np.isin(rows, list(column.faults)), -1, rows)
         self.neighbours.fill(
             torch.from_numpy(features), known_captions(table, self.processor), torch.from_numpy(places)
@@ -143,4 +143,4 @@ def _apart_codes(table: datasets.Dataset, column: str) -> torch.Tensor:
 
 
 def _known_rows(table: datasets.Dataset) -> NDArray[np.int64]:
-    return spread_rows(len(table), min(len(table), MOST_ROWS))
+    return even_rows(len(table), MOST_ROWS)

@@ -173,8 +173,8 @@ class PrefixCaptionerForConditionalGeneration(TowerModel, GenerationMixin):
         """The given prompts; without any, those that the nearest training images make, and these images' votes."""
         if self.neighbours is None or prompt_ids is not None:
             return prompt_ids, prompt_mask, None
-        prompts: tuple[Tensor, Tensor] = self.neighbours(features, image_index)
-        return *prompts, self.neighbours.votes(features, image_index)
+        found: tuple[Tensor, Tensor, NeighbourVotes | None] = self.neighbours(features, image_index)
+        return found
 
     def _image(
         self, pixel_values: Tensor | None, image_features: Tensor | None, image_hidden: Tensor | None = None

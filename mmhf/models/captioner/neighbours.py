@@ -75,42 +75,14 @@ class Neighbours(nn.Module):
         """
         self.apart = codes.to(self.rows.device)
 
-    def find(self, features: Tensor, image_index: Tensor | None = None) -> Tensor:
-        """(B, count) places, the nearest first, -1 where there are no more; patches (B, N, D) count by their average.
+    def find(self, features: Tensor, image_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, K) cosines and places, the nearest first, of as many as are read or vote; place -1 where there are no more.
 
         Args:
-            features (`Tensor`): As the image encoder gives them.
+            features (`Tensor`): (B, D), as the image encoder gives them; patches (B, N, D) count by their average.
             image_index (`Tensor`, *optional*): (B,) places in the training table; these images are told nothing of
                 themselves, of exact copies, and of those that `keep_apart` names.
         """
-        nearest, places = self._nearest(self.count, features, image_index)
-        return places.masked_fill(nearest == _HIDDEN, -1)
-
-    def forward(self, features: Tensor, image_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Prompts (B, P) as token ids, padded on the left, and their mask; arguments as of `find`."""
-        found = self.find(features, image_index)
-        pieces = [self._repeated("before", len(found))]
-        for place in range(found.shape[1]):
-            captions = self.captions[found[:, place]].masked_fill(found[:, place, None] < 0, -1)
-            pieces += [captions, self._repeated("between", len(found))]
-        prompts = torch.cat([*pieces[:-1], self._repeated("after", len(found))], dim=1)
-        # All padding to the left, whatever it stands between.
-        order = (prompts >= 0).to(torch.int8).argsort(dim=1, stable=True)
-        prompts = prompts.gather(1, order)[:, -int((prompts >= 0).sum(dim=1).max()) :]
-        return prompts.clamp(min=0), (prompts >= 0).to(torch.int64)
-
-    def votes(self, features: Tensor, image_index: Tensor | None = None) -> NeighbourVotes | None:
-        """What the captions of neighbours vote for; None where they do not vote. Arguments as of `find`."""
-        if self.voting is None:
-            return None
-        nearest, places = self._nearest(self.voting["count"], features, image_index)
-        shares = (nearest / self.voting["temperature"]).softmax(dim=1).masked_fill(nearest == _HIDDEN, 0.0)
-        captions = functional.pad(self.captions[places], (0, 1), value=-1)
-        ends = (captions >= 0).sum(dim=2, keepdim=True)
-        return NeighbourVotes(captions.scatter(2, ends, self.voting["end"]), shares, self.voting["weight"])
-
-    def _nearest(self, count: int, features: Tensor, image_index: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(B, count) cosines and places, the nearest first; the cosine of those that must not be found is _HIDDEN."""
         means = features if features.dim() == 2 else features.mean(dim=1)
         device = features.device.type
         # Images that look alike have cosines so close to each other that bfloat16 does not tell which is the nearest.
@@ -122,8 +94,37 @@ class Neighbours(nn.Module):
             if len(self.apart):
                 own = self.apart[image_index][:, None]
                 hidden = hidden | ((self.apart[self.rows][None] == own) & (own >= 0))
+        count = max(self.count, 0 if self.voting is None else self.voting["count"])
         nearest, places = cosines.masked_fill(hidden, _HIDDEN).topk(min(count, len(self.rows)), dim=1)
-        return nearest, places
+        return nearest, places.masked_fill(nearest == _HIDDEN, -1)
+
+    def forward(
+        self, features: Tensor, image_index: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, NeighbourVotes | None]:
+        """Prompts (B, P) as token ids, padded on the left, their mask, and the votes; arguments as of `find`."""
+        nearest, places = self.find(features, image_index)
+        return *self._prompts(places[:, : self.count]), self.votes(nearest, places)
+
+    def votes(self, nearest: Tensor, places: Tensor) -> NeighbourVotes | None:
+        """What the captions of neighbours, as `find` gives them, vote for; None where they do not vote."""
+        if self.voting is None:
+            return None
+        nearest, places = nearest[:, : self.voting["count"]], places[:, : self.voting["count"]]
+        shares = (nearest / self.voting["temperature"]).softmax(dim=1).masked_fill(places < 0, 0.0)
+        captions = functional.pad(self.captions[places], (0, 1), value=-1)
+        ends = (captions >= 0).sum(dim=2, keepdim=True)
+        return NeighbourVotes(captions.scatter(2, ends, self.voting["end"]), shares, self.voting["weight"])
+
+    def _prompts(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        pieces = [self._repeated("before", len(places))]
+        for column in places.T:
+            captions = self.captions[column].masked_fill(column[:, None] < 0, -1)
+            pieces += [captions, self._repeated("between", len(places))]
+        prompts = torch.cat([*pieces[:-1], self._repeated("after", len(places))], dim=1)
+        # All padding to the left, whatever it stands between.
+        order = (prompts >= 0).to(torch.int8).argsort(dim=1, stable=True)
+        prompts = prompts.gather(1, order)[:, -int((prompts >= 0).sum(dim=1).max()) :]
+        return prompts.clamp(min=0), (prompts >= 0).to(torch.int64)
 
     def _repeated(self, name: str, count: int) -> Tensor:
         ids = torch.tensor(self.texts[name], dtype=self.captions.dtype, device=self.captions.device)

@@ -32,7 +32,7 @@ def filled(captions: list[list[int]], features: Tensor, count: int = 2, rows: Te
 def test_prompts_are_the_captions_of_the_most_alike_in_order(captions, count, batch, seed):
     torch.manual_seed(seed)
     known, asked = torch.randn(len(captions), 6), torch.randn(batch, 6)
-    prompts, mask = filled(captions, known, count)(asked)
+    prompts, mask, _ = filled(captions, known, count)(asked)
     for row, (ids, seen) in enumerate(zip(prompts, mask, strict=True)):
         nearest = cosine_similarity(asked[row], known).argsort(descending=True)[:count].tolist()
         expected = list(BEFORE)
@@ -47,10 +47,10 @@ def test_prompts_are_the_captions_of_the_most_alike_in_order(captions, count, ba
 def test_in_training_no_image_is_told_its_own_caption_nor_that_of_its_copy():
     features = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.9, 0.5], [0.0, 1.0]])
     made = filled([[1], [2], [3], [4]], features)
-    assert sorted(made.find(features[:1]).tolist()[0]) == [0, 1]
-    assert made.find(features[:1], torch.tensor([0])).tolist() == [[2, 3]], "the second is the same picture"
+    assert sorted(made.find(features[:1])[1].tolist()[0]) == [0, 1]
+    assert made.find(features[:1], torch.tensor([0]))[1].tolist() == [[2, 3]], "the second is the same picture"
     augmented = torch.tensor([[1.0, 0.1]])
-    assert sorted(made.find(augmented, torch.tensor([2])).tolist()[0]) == [0, 1], (
+    assert sorted(made.find(augmented, torch.tensor([2]))[1].tolist()[0]) == [0, 1], (
         "not itself, whatever it looks like now"
     )
 
@@ -60,23 +60,23 @@ def test_in_training_images_of_the_same_code_are_kept_apart_and_those_of_none_ar
     # The first of the table's five rows could not be read, and is not kept.
     made = filled([[1], [2], [3], [4]], features, count=3, rows=torch.tensor([1, 2, 3, 4]))
     made.keep_apart(torch.tensor([7, 0, 0, 1, -1]))
-    assert made.find(features[:1], torch.tensor([1])).tolist() == [[2, 3, -1]]
-    assert made.find(features[2:3], torch.tensor([3])).tolist() == [[3, 1, 0]]
-    assert made.find(features[3:], torch.tensor([4])).tolist() == [[2, 1, 0]]
-    assert made.find(features[:1]).tolist() == [[0, 1, 2]], "when it does not train, all are found"
+    assert made.find(features[:1], torch.tensor([1]))[1].tolist() == [[2, 3, -1]]
+    assert made.find(features[2:3], torch.tensor([3]))[1].tolist() == [[3, 1, 0]]
+    assert made.find(features[3:], torch.tensor([4]))[1].tolist() == [[2, 1, 0]]
+    assert made.find(features[:1])[1].tolist() == [[0, 1, 2]], "when it does not train, all are found"
     assert "apart" not in made.state_dict()
 
 
 def test_where_there_are_too_few_nothing_is_made_up():
     made = filled([[1], [2]], torch.eye(2), count=2)
-    assert made.find(torch.eye(2)[:1], torch.tensor([0])).tolist() == [[1, -1]]
-    prompts, mask = made(torch.eye(2)[:1], torch.tensor([0]))
+    assert made.find(torch.eye(2)[:1], torch.tensor([0]))[1].tolist() == [[1, -1]]
+    prompts, mask, _ = made(torch.eye(2)[:1], torch.tensor([0]))
     assert prompts[mask.bool()].tolist() == [*BEFORE, 2, *BETWEEN, *AFTER], "its own caption is not among them"
 
 
 def test_images_that_could_not_be_read_are_never_found():
     made = filled([[1], [2], [3]], torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]]), rows=torch.tensor([-1, 1, 2]))
-    assert sorted(made.find(torch.tensor([[1.0, 0.0]])).tolist()[0]) == [1, 2]
+    assert sorted(made.find(torch.tensor([[1.0, 0.0]]))[1].tolist()[0]) == [1, 2]
 
 
 def test_under_autocast_the_nearest_are_still_told_apart_and_votes_mix():
@@ -87,10 +87,10 @@ def test_under_autocast_the_nearest_are_still_told_apart_and_votes_mix():
     made.fill(known, [[n % 5] for n in range(40)], torch.arange(40))
     asked = torch.tensor([1.0] * 16) + 0.05 * torch.randn(8, 16)
     found, scores = made.find(asked), torch.randn(8, 60)
-    votes, nothing = made.votes(asked), torch.empty(8, 0, dtype=torch.long)
+    votes, nothing = made.votes(*found), torch.empty(8, 0, dtype=torch.long)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(made.find(asked), found)
-        again = made.votes(asked)
+        assert torch.equal(made.find(asked)[1], found[1])
+        again = made.votes(*made.find(asked))
         assert votes is not None and again is not None
         for logits in (scores, scores.bfloat16()):
             torch.testing.assert_close(again(nothing, logits), votes(nothing, logits))
@@ -99,7 +99,7 @@ def test_under_autocast_the_nearest_are_still_told_apart_and_votes_mix():
 def test_patches_count_by_their_average():
     made = filled([[1], [2]], torch.tensor([[1.0, 0.0], [0.0, 1.0]]), count=1)
     patches = torch.tensor([[[5.0, 0.0], [-4.0, 0.0], [0.0, 0.5]]])
-    assert made.find(patches).tolist() == made.find(patches.mean(dim=1)).tolist() == [[0]]
+    assert made.find(patches)[1].tolist() == made.find(patches.mean(dim=1))[1].tolist() == [[0]]
 
 
 def test_another_number_of_images_is_refused_and_long_captions_are_cut():
@@ -121,7 +121,7 @@ def _votes(captions: list[list[int]], cosines: list[float]) -> NeighbourVotes:
     made = Neighbours({"count": 1, "rows": len(captions), "length": 4, "votes": values, **TEXTS}, 2)
     angles = torch.tensor(cosines).acos()
     made.fill(torch.stack([angles.cos(), angles.sin()], 1), captions, torch.arange(len(captions)))
-    votes = made.votes(torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
+    votes = made.votes(*made.find(torch.tensor([[1.0, 0.0], [2.0, 0.0]])))
     assert votes is not None
     return votes
 
@@ -165,7 +165,7 @@ def test_in_training_an_image_has_no_vote_on_its_own_caption_nor_have_those_kept
     first, no_one = torch.tensor([[1.0, 0.1]]), torch.empty(1, 0, dtype=torch.long)
     for codes, expected in (([], {2, 3}), ([5, 5, 6], {3}), ([5, 5, 5], set())):
         made.keep_apart(torch.tensor(codes, dtype=torch.long))
-        votes = made.votes(first, torch.tensor([0]))
+        votes = made.votes(*made.find(first, torch.tensor([0])))
         assert votes is not None
         tokens, shares = votes.along(no_one)
         assert set(tokens[shares > 0].tolist()) == expected
@@ -197,7 +197,7 @@ def knowing(model: PrefixCaptionerForConditionalGeneration) -> PrefixCaptionerFo
 @torch.no_grad()
 def test_a_captioner_reads_them_as_the_prompt_of_each_row(knowing, batch, tmp_path: Path):
     features = knowing.image_features(batch["pixel_values"])
-    ids, mask = knowing.neighbours(features)
+    ids, mask, _ = knowing.neighbours(features)
     prompted = {**batch, "prompt_ids": ids, "prompt_mask": mask}
     loss = knowing(**batch).loss
     torch.testing.assert_close(loss, knowing(**prompted).loss)
@@ -206,7 +206,7 @@ def test_a_captioner_reads_them_as_the_prompt_of_each_row(knowing, batch, tmp_pa
         written, knowing.generate(batch["pixel_values"], prompt_ids=ids, prompt_mask=mask, max_new_tokens=4)
     )
     knowing.neighbours.voting = {"count": 5, "temperature": 1e-4, "weight": 0.9999, "end": 0}
-    places = knowing.neighbours.find(features)[:, 0]
+    places = knowing.neighbours.find(features)[1][:, 0]
     for beams in (1, 2):
         voted = knowing.generate(batch["pixel_values"], max_new_tokens=4, num_beams=beams)
         for ids, place in zip(voted.tolist(), places, strict=True):
@@ -220,7 +220,7 @@ def test_a_captioner_reads_them_as_the_prompt_of_each_row(knowing, batch, tmp_pa
     torch.testing.assert_close(knowing(**batch).loss, expected)
     assert not torch.allclose(expected, loss), "the loss is that of votes and language model together"
     knowing.neighbours.voting = None
-    nearest = knowing.neighbours.find(features)[:, 0]
+    nearest = knowing.neighbours.find(features)[1][:, 0]
     assert not torch.equal(knowing(**batch, image_index=nearest).loss, loss), "in training, others are its neighbours"
     knowing.save_pretrained(tmp_path)
     again = PrefixCaptionerForConditionalGeneration.from_pretrained(tmp_path).eval()

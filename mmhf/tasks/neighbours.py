@@ -15,6 +15,7 @@ from mmhf.data.columns import codes_of
 from mmhf.data.loading import LoadedData
 from mmhf.data.table import extra_column
 from mmhf.errors import InputError
+from mmhf.evaluation.baselines import even_rows
 from mmhf.features.choice import PartChoice
 from mmhf.features.column import FeatureColumn
 from mmhf.models.captioner import CaptionerProcessor

@@ -76,7 +76,7 @@ class Neighbours(nn.Module):
         self.apart = codes.to(self.rows.device)
 
     def find(self, features: Tensor, image_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(B, K) cosines and places, the nearest first, of as many as are read or vote; place -1 where there are no more.
+        """(B, K) cosines and places, the nearest first, of all that are read or vote; place -1: there is none.
 
         Args:
             features (`Tensor`): (B, D), as the image encoder gives them; patches (B, N, D) count by their average.

@@ -310,6 +310,7 @@ EXAMPLES: dict[str, Any] = {
     "neighbours": {"count": 6},
     "votes": {"weight": 0.3},
     "NeighboursSection.count": 6,
+    "whiten": 1.0,
     "NeighboursSection.before": "Like ",
     "NeighboursSection.between": "; ",
     "NeighboursSection.after": ", but this one:",

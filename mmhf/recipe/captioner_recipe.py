@@ -110,6 +110,9 @@ class NeighboursSection(Section):
     apart: str | None = None
     """A column of the data, such as a patient or an artist: in training no image is told of one with the same value
     there, like images that the model will meet later. Absent: of all but itself and its exact copies."""
+    whiten: PositiveFloat | None = None
+    """Compare features in which every direction of the training images counts alike, but for a ridge of so many mean
+    variances (1.0 is a good one): what all images share, such as a style, then hides less. Absent: as they are."""
     before: str = "Similar pictures:"
     """Text in front of these captions; each of them follows a space, unless `after` ends in one."""
     between: str = ","

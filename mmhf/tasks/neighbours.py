@@ -41,6 +41,8 @@ def neighbour_values(
         InputError: The training split is a stream.
     """
     kept: dict[str, Any] = {"count": section.count}
+    if section.whiten is not None:
+        kept["whiten"] = section.whiten
     if section.votes is not None:
         end = 0 if processor is None else processor.tokenizer.eos_token_id
         kept["votes"] = {**section.votes.model_dump(), "end": end}

@@ -30,7 +30,8 @@ class Neighbours(nn.Module):
     Args:
         values (`dict`): Of the captioner's config: `count` of neighbours; `rows` of images and `length` of captions in
             tokens that there is room for; token ids `before` the captions, `between` two of them, and `after` them;
-            where captions vote, `votes` with their `count`, `temperature`, `weight`, and the token that is the `end`.
+            the ridge with which features are compared whitened, `whiten`, where they are; where captions vote, `votes`
+            with their `count`, `temperature`, `weight`, and the token that is the `end`.
         width (`int`): Of the image features.
     """
 
@@ -38,11 +39,19 @@ class Neighbours(nn.Module):
         super().__init__()
         self.count: int = values["count"]
         self.voting: dict[str, Any] | None = values.get("votes")
+        self.ridge: float | None = values.get("whiten")
         self.texts: dict[str, list[int]] = {name: values[name] for name in ("before", "between", "after")}
         self.features: Tensor
         self.captions: Tensor
         self.rows: Tensor
-        self.register_buffer("features", torch.zeros(values["rows"], width))
+        self.mean: Tensor
+        self.axes: Tensor
+        compared = width
+        if self.ridge is not None:
+            compared = min(width, values["rows"])
+            self.register_buffer("mean", torch.zeros(width))
+            self.register_buffer("axes", torch.zeros(width, compared))
+        self.register_buffer("features", torch.zeros(values["rows"], compared))
         self.register_buffer("captions", torch.full((values["rows"], values["length"]), -1))
         self.register_buffer("rows", torch.full((values["rows"],), -1))
         self.apart: Tensor
@@ -63,7 +72,11 @@ class Neighbours(nn.Module):
             raise ValueError(f"{len(features)} features and {len(captions)} captions for {len(self.rows)} images")
         length = self.captions.shape[1]
         padded = [[*ids[:length], *[-1] * (length - len(ids))] for ids in captions]
-        self.features.copy_(functional.normalize(features.float(), dim=1))
+        if self.ridge is not None:
+            mean, axes = _whitening(features, self.ridge, self.axes.shape[1])
+            self.mean.copy_(mean)
+            self.axes.copy_(axes)
+        self.features.copy_(self._compared(features))
         self.captions.copy_(torch.tensor(padded))
         self.rows.copy_(rows)
 
@@ -87,7 +100,7 @@ class Neighbours(nn.Module):
         device = features.device.type
         # Images that look alike have cosines so close to each other that bfloat16 does not tell which is the nearest.
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-            cosines = functional.normalize(means.float(), dim=1) @ self.features.float().T
+            cosines = self._compared(means) @ self.features.float().T
         hidden = (self.rows < 0)[None]
         if image_index is not None:
             hidden = hidden | (self.rows[None] == image_index[:, None]) | (cosines > _SAME)
@@ -115,6 +128,14 @@ class Neighbours(nn.Module):
         ends = (captions >= 0).sum(dim=2, keepdim=True)
         return NeighbourVotes(captions.scatter(2, ends, self.voting["end"]), shares, self.voting["weight"])
 
+    def _compared(self, features: Tensor) -> Tensor:
+        """What cosines are taken of, of length 1."""
+        compared = features.float()
+        if self.ridge is not None:
+            device = self.mean.device
+            compared = ((compared.to(device) - self.mean) @ self.axes.float()).to(features.device)
+        return functional.normalize(compared, dim=1)
+
     def _prompts(self, places: Tensor) -> tuple[Tensor, Tensor]:
         pieces = [self._repeated("before", len(places))]
         for column in places.T:
@@ -129,6 +150,16 @@ class Neighbours(nn.Module):
     def _repeated(self, name: str, count: int) -> Tensor:
         ids = torch.tensor(self.texts[name], dtype=self.captions.dtype, device=self.captions.device)
         return ids.expand(count, -1)
+
+
+def _whitening(features: Tensor, ridge: float, dims: int) -> tuple[Tensor, Tensor]:
+    """The mean (D,) of features (M, D), and axes (D, dims) along which, with a ridge of so many mean variances, they
+    vary alike."""
+    mean = features.double().mean(dim=0)
+    centred = features.double() - mean
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(features))
+    variances, axes = variances.flip(0)[:dims].clamp(min=0), axes.flip(1)[:, :dims]
+    return mean, axes * (variances + ridge * variances.mean()).clamp(min=_LEAST).rsqrt()
 
 
 class NeighbourVotes(LogitsProcessor):

@@ -102,6 +102,31 @@ def test_patches_count_by_their_average():
     assert made.find(patches)[1].tolist() == made.find(patches.mean(dim=1))[1].tolist() == [[0]]
 
 
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(2, 12), width=st.integers(2, 8), ridge=st.floats(0.01, 3), seed=st.integers(0, 99))
+def test_whitened_features_are_compared_by_the_inverse_of_their_covariance_with_a_ridge(count, width, ridge, seed):
+    """Cosines are x C⁻¹ y / (|x| |y|) of centred features, C = covariance + ridge × mean variance."""
+    torch.manual_seed(seed)
+    known = torch.randn(count, width) * torch.linspace(1, 5, width) + 3
+    values = {"count": count, "rows": count, "length": 1, "whiten": ridge, **TEXTS}
+    made = Neighbours(values, width)
+    made.fill(known, [[1]] * count, torch.arange(count))
+    weights = torch.rand(3, count).softmax(dim=1)
+    centred = (known - known.mean(dim=0)).double()
+    covariance = centred.T @ centred / count
+    middle = covariance.trace() / min(count, width)
+    inverse = torch.linalg.inv(covariance + ridge * middle * torch.eye(width, dtype=torch.float64))
+    asked = weights.double() @ centred
+    products = asked @ inverse @ centred.T
+    lengths = [torch.einsum("nd,de,ne->n", each, inverse, each).sqrt() for each in (asked, centred)]
+    expected = (products / lengths[0][:, None] / lengths[1]).sort(dim=1, descending=True).values
+    found, places = made.find(weights @ known)
+    torch.testing.assert_close(found, expected.float(), atol=2e-3, rtol=1e-3)
+    exact = Neighbours(values, width)
+    exact.load_state_dict(made.state_dict())
+    assert torch.equal(exact.find(weights @ known)[1], places)
+
+
 def test_another_number_of_images_is_refused_and_long_captions_are_cut():
     made = Neighbours({"count": 1, "rows": 2, "length": 2, **TEXTS}, 3)
     with pytest.raises(ValueError, match="3 features and 2 captions for 2 images"):
@@ -184,13 +209,15 @@ def test_votes_go_on_from_beginnings_of_any_length_with_beams_and_never_for_what
     assert beams.argmax(dim=1).tolist() == [END, END, 2, END] and beams[2, 3] == beams[2, 2]
 
 
+CAPTIONS_OF_FIVE = [[7], [8, 9], [10, 11, 12], [13], [14, 15]]
+
+
 @pytest.fixture
 def knowing(model: PrefixCaptionerForConditionalGeneration) -> PrefixCaptionerForConditionalGeneration:
     model.keep_neighbours({"count": 2, "rows": 5, "length": 3, "before": [3], "between": [4], "after": [5, 6]})
     torch.manual_seed(0)
-    captions = [[7], [8, 9], [10, 11, 12], [13], [14, 15]]
     assert model.neighbours is not None
-    model.neighbours.fill(torch.randn(5, model.vision_output.width), captions, torch.arange(5))
+    model.neighbours.fill(torch.randn(5, model.vision_output.width), CAPTIONS_OF_FIVE, torch.arange(5))
     return model.eval()
 
 
@@ -222,6 +249,10 @@ def test_a_captioner_reads_them_as_the_prompt_of_each_row(knowing, batch, tmp_pa
     knowing.neighbours.voting = None
     nearest = knowing.neighbours.find(features)[1][:, 0]
     assert not torch.equal(knowing(**batch, image_index=nearest).loss, loss), "in training, others are its neighbours"
+    assert knowing.config.neighbours is not None
+    knowing.keep_neighbours({**knowing.config.neighbours, "whiten": 1.0})
+    knowing.neighbours.fill(torch.randn(5, knowing.vision_output.width), CAPTIONS_OF_FIVE, torch.arange(5))
+    loss = knowing(**batch).loss
     knowing.save_pretrained(tmp_path)
     again = PrefixCaptionerForConditionalGeneration.from_pretrained(tmp_path).eval()
     torch.testing.assert_close(again(**batch).loss, loss)

@@ -50,6 +50,7 @@ FLOORS = [
     Floor("quantization", "2", "the same in time", r"^  8 bits: .* s: ratio ([\d.]+)", -1.4),
     Floor("distillation", "5", "step with a teacher's answers / without", r"classifier, .*: ratio ([\d.]+)", -1.08),
     Floor("distillation", "5", "the same of a dual encoder", r"dual encoder, .*: ratio ([\d.]+)", -1.08),
+    Floor("columns_step", "2", "columns' share of a fusion's step, in %", r": ([\d.]+) %", -1.0),
     Floor("cache", "1", "ten epochs on stored features, computed / stored", r"included: ([\d.]+) times", 6.0),
     Floor("captioner_loss", "1", "captioner's loss, full logits / ours", r": ([\d.]+) times faster", 4.0),
     Floor("contrastive_batch", "2", "micro-batches of a large batch, ours / at once", r"at ([\d.]+) times", -1.35),

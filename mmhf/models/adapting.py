@@ -108,9 +108,11 @@ def _adaptable(model: TowerModel, partition: Partition) -> Iterator[tuple[str, t
     for part, encoder in model.encoders().items():
         head = encoder.get_output_embeddings()
         for name, module in encoder.named_modules():
+            if module is head or not is_adaptable(module):
+                continue
             # A head that is tied to the embeddings has no parameters of its own; the loss may read its weights alone.
-            weight = f"{part}.{name}.weight"
-            if module is not head and is_adaptable(module) and weight in groups and not is_lora(weight):
+            weight = f"{part}.{name}.{next(own for own, _ in module.named_parameters(recurse=False))}"
+            if weight in groups and not is_lora(weight):
                 yield f"{part}.{name.removesuffix('.base_layer')}", (groups[weight], module)
 
 

@@ -90,15 +90,20 @@ def quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def describe_quantized(model: nn.Module) -> str:
-    """Which parts of a model have few bits, and what that saves; empty where none has."""
-    found: dict[tuple[str, int], list[QuantizedLinear]] = {}
+def quantized_layers(model: nn.Module) -> dict[str, list[QuantizedLinear]]:
+    """Part of a model, such as `vision` → its layers of few bits, all of as many; only parts that have some."""
+    found: dict[str, list[QuantizedLinear]] = {}
     for name, module in model.named_modules():
         if isinstance(module, QuantizedLinear):
-            found.setdefault((name.partition(".")[0], module.bits), []).append(module)
+            found.setdefault(name.partition(".")[0], []).append(module)
+    return found
+
+
+def describe_quantized(model: nn.Module) -> str:
+    """Which parts of a model have few bits, and what that saves; empty where none has."""
     described = []
-    for (part, bits), layers in found.items():
-        weights = sum(layer.in_features * layer.out_features for layer in layers)
+    for part, layers in quantized_layers(model).items():
+        bits, weights = layers[0].bits, sum(layer.in_features * layer.out_features for layer in layers)
         tensors = [layer.get_parameter(name) for layer in layers for name in layer.names]
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
         described.append(
@@ -116,8 +121,8 @@ class QuantizedLinear(nn.Linear):
         library (`str`, defaults to `"torchao"`): What rounds them.
 
     Attributes:
-        names (`list[str]`): Of its parameters but the bias: `weight`, which holds integers, and what the library needs
-            to make numbers of them, such as `weight_scale`.
+        names (`list[str]`): Of its parameters but the bias: integers, and what the library needs to make numbers of
+            them, such as `weight_qdata` and `weight_scale`.
 
     Raises:
         `InputError`: the library is not installed.
@@ -130,10 +135,10 @@ class QuantizedLinear(nn.Linear):
         make = _ByBitsandbytes.make if library == "bitsandbytes" else _ByTorchao.make
         rounded, parts = make(layer.weight.detach(), bits)
         self.rounded: _Rounded = rounded
-        self.names = [f"weight_{part}" if position else "weight" for position, part in enumerate(parts)]
-        for name, tensor in zip(self.names, parts.values(), strict=True):
+        self.names = [f"weight_{part}" for part in parts]
+        for name, (part, tensor) in zip(self.names, parts.items(), strict=True):
             if not tensor.is_meta and not tensor.isfinite().all():
-                raise ValueError(f"its weights have no finite {name.removeprefix('weight_').replace('_', ' ')}")
+                raise ValueError(f"its weights have no finite {part.replace('_', ' ')}")
             # Cloned: torchao's scales are views, of one value with the strides of many.
             own = tensor.clone(memory_format=torch.contiguous_format)
             self.register_parameter(name, nn.Parameter(own, requires_grad=False))
@@ -142,12 +147,26 @@ class QuantizedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features), in the precision of the input, or that of autocast."""
         kind = input.device.type
+        if kind == "meta":  # which knows no autocast; operations are counted as of a plain layer
+            return functional.linear(input, self.weight.to(input.dtype), self.bias)
         if torch.is_autocast_enabled(kind):
             input = input.to(torch.get_autocast_dtype(kind))
         with torch.autocast(kind, enabled=False):
-            parts = (self.get_parameter(name) for name in self.names)
-            product: Tensor = _ByFrozen.apply(input, self.rounded, *parts)
+            product: Tensor = _ByFrozen.apply(input, self.rounded, *self._parts())
             return product if self.bias is None else product + self.bias.to(product.dtype)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """(out_features, in_features): the rounded weights as numbers, made anew each time, without a gradient.
+
+        Some attention multiplies with the weights of its layers itself (torchvision's Swin, timm's BEiT, EVA and
+        Swin v2), and some embeddings cast images to the precision of theirs (SigLIP 2), which integers are not.
+        """
+        parts = self._parts()
+        return self.rounded.dense(parts, next(part.dtype for part in parts if part.is_floating_point()))
+
+    def _parts(self) -> list[Tensor]:
+        return [self.get_parameter(name) for name in self.names]
 
     def extra_repr(self) -> str:
         """As of `nn.Linear`, with the bits."""
@@ -163,6 +182,10 @@ class _Rounded(Protocol):
 
     def product_back(self, gradient: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """Gradient of the output → gradient of the input."""
+        ...
+
+    def dense(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """(out_features, in_features): the rounded weights as numbers of this precision."""
         ...
 
 
@@ -211,12 +234,19 @@ class _ByTorchao:
 
     def product_back(self, gradient: Tensor, parts: Sequence[Tensor]) -> Tensor:
         packed, dtype = self._packed(parts), gradient.dtype
-        if "qdata" in self.names:  # 8 bits; as in the forward pass, rows are scaled beside the product
-            scaled, weight = gradient * packed.scale.to(dtype).flatten(), packed.qdata.to(dtype)
-        else:
-            scaled, weight = gradient, packed.to(dtype)
-        of_input: Tensor = scaled @ weight
-        return of_input
+        if self._has_8_bits:  # as in the forward pass, rows are scaled beside the product
+            of_input: Tensor = (gradient * packed.scale.to(dtype).flatten()) @ packed.qdata.to(dtype)
+            return of_input
+        return gradient @ self.dense(parts, dtype)
+
+    def dense(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        packed = self._packed(parts)
+        numbers: Tensor = packed.dequantize(dtype) if self._has_8_bits else packed.to(dtype)
+        return numbers
+
+    @property
+    def _has_8_bits(self) -> bool:
+        return "qdata" in self.names
 
     def _packed(self, parts: Sequence[Tensor]) -> Any:
         attributes = dict(self.attributes)
@@ -242,9 +272,11 @@ class _ByBitsandbytes:
         return product
 
     def product_back(self, gradient: Tensor, parts: Sequence[Tensor]) -> Tensor:
-        functions, state = _bitsandbytes().functional, self._state(parts, gradient.dtype)
-        of_input: Tensor = gradient @ functions.dequantize_4bit(parts[0], state)
-        return of_input
+        return gradient @ self.dense(parts, gradient.dtype)
+
+    def dense(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        numbers: Tensor = _bitsandbytes().functional.dequantize_4bit(parts[0], self._state(parts, dtype))
+        return numbers
 
     def _state(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Any:
         # Its kernels take scales in fp32 alone.

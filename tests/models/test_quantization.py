@@ -7,17 +7,32 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import bitsandbytes
 import pytest
 import torch
+from few_bits import with_whole_layers
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
 from torchao.quantization import Int8WeightOnlyConfig, quantize_, to_nf4
-from transformers import GPT2Config, GPT2Model, Qwen3Config, Qwen3ForCausalLM
+from torchvision.models import SwinTransformer
+from transformers import (
+    AutoModel,
+    GPT2Config,
+    GPT2Model,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Siglip2VisionConfig,
+)
 
 from mmhf.errors import InputError
+from mmhf.models.encoders import fresh_encoder, run_vision, timm_config
 from mmhf.models.quantization import QuantizedLinear, describe_quantized, quantize
+from mmhf.models.torchvision_encoder import TorchvisionConfig, TorchvisionEncoder
 
 KINDS = ((8, "torchao"), (4, "torchao"), (4, "bitsandbytes"))
 WIDTHS = (64, 96)
@@ -111,10 +126,62 @@ def test_a_layer_is_copied_pickled_cast_and_saved_like_any_other(bits: int, libr
     loaded.load_state_dict(ours.state_dict())
     assert torch.equal(loaded(inputs), ours(inputs))
     low = copy.deepcopy(ours).to(torch.bfloat16)
-    assert low.weight.dtype == ours.weight.dtype and torch.equal(low.weight, ours.weight)
+    integers = [name for name in ours.names if not ours.get_parameter(name).is_floating_point()]
+    assert integers
+    for name in integers:
+        assert torch.equal(low.get_parameter(name), ours.get_parameter(name))
+        with pytest.raises(RuntimeError, match="floating point"):
+            ours.get_parameter(name).requires_grad_()
     assert low(inputs.bfloat16()).dtype == torch.bfloat16
-    with pytest.raises(RuntimeError, match="floating point"):
-        ours.weight.requires_grad_()
+
+
+@pytest.mark.parametrize(("bits", "library"), KINDS)
+def test_who_reads_the_weights_reads_numbers(bits: int, library: str) -> None:
+    layer, inputs = linear(), torch.randn(3, WIDTHS[0])
+    ours = QuantizedLinear(layer, bits, library)
+    assert ours.weight.shape == layer.weight.shape and ours.weight.dtype == torch.float32
+    torch.testing.assert_close(functional.linear(inputs, ours.weight, ours.bias), ours(inputs))
+    assert ours.to(torch.bfloat16).weight.dtype == torch.bfloat16
+    empty = QuantizedLinear(nn.Linear(*WIDTHS, device="meta"), bits, library)
+    assert empty.weight.is_meta and empty.weight.shape == layer.weight.shape
+
+
+def beit() -> PreTrainedModel:
+    sizes = {"embed_dim": 16, "depth": 1, "num_heads": 2, "img_size": 32}
+    return fresh_encoder(timm_config("beit_base_patch16_224", {}, sizes))
+
+
+def swin_2() -> PreTrainedModel:
+    sizes = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "img_size": 32, "window_size": 4}
+    return fresh_encoder(timm_config("swinv2_tiny_window8_256", {}, sizes))
+
+
+def swin_of_torchvision() -> PreTrainedModel:
+    encoder = TorchvisionEncoder(TorchvisionConfig("swin_t", image_size=32))
+    encoder.model = SwinTransformer([4, 4], 16, depths=[1, 1], num_heads=[2, 2], window_size=[4, 4], num_classes=2)
+    return encoder
+
+
+def siglip_2() -> PreTrainedModel:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return AutoModel.from_config(Siglip2VisionConfig(**sizes, num_patches=4, patch_size=16))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("make", [beit, swin_2, swin_of_torchvision, siglip_2])
+def test_encoders_that_use_the_weights_of_their_layers_themselves(make: Callable[[], Any], bits: int) -> None:
+    torch.manual_seed(0)
+    full = make().eval()
+    few = copy.deepcopy(full)
+    quantize(few, {"bits": bits, "library": "torchao"})
+    attention = [each for each in few.modules() if isinstance(each, nn.MultiheadAttention)]
+    assert all(type(each.out_proj) is type(nn.MultiheadAttention(2, 1).out_proj) for each in attention)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        # The pooled output goes through the head of SigLIP 2, which has such attention.
+        outputs = [run_vision(each, images, "pooler").pooler_output for each in (few, with_whole_layers(few), full)]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-3, atol=1e-4)
+    assert not torch.equal(outputs[0], outputs[2])
 
 
 def qwen() -> Qwen3ForCausalLM:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -69,8 +70,9 @@ def store_name(
 ) -> str:
     """Name of the store for a part's features: the same exactly where samples get the same features.
 
-    It is made of the part's weights and config, of what prepares its inputs, of the precision, of the kind of device,
-    of the images' memory format, by which kernels round, and of the versions of the libraries that compute.
+    It is made of the part's weights, their bits and its config, of what prepares its inputs, of the precision, of the
+    kind of device, of the images' memory format, by which kernels round, and of the versions of the libraries that
+    compute.
 
     Args:
         model (`PreTrainedModel`): The model.
@@ -95,6 +97,8 @@ def store_name(
     }
     if part.name == "vision" and why_normalised_ahead(device) is None:
         values["normalised"] = "by the device"
+    if (few_bits := vars(model.config).get(f"{part.name}_quantization")) is not None:
+        values["few bits"] = [few_bits, importlib.metadata.version(few_bits["library"])]
     if least_side is not None and part.name == "vision":
         values["least side"] = least_side
     return _named(part.name, values)
@@ -149,7 +153,7 @@ def _config_of(model: PreTrainedModel, part: FeaturePart) -> dict[str, Any]:
     chosen = {
         key: value
         for key, value in config.items()
-        if key.startswith(f"{part.name}_") and key != f"{part.name}_backbone"
+        if key.startswith(f"{part.name}_") and key not in (f"{part.name}_backbone", f"{part.name}_quantization")
     }
     if config.get("lora") is not None:
         chosen["lora"] = config["lora"]

@@ -41,8 +41,9 @@ def settle_lora(folder: Path, form: Literal["merge", "keep"] | None) -> dict[str
         return None
     changed = {name.partition(".")[0] for name in lora["modules"]}
     # Weights of few bits cannot be merged with, and are small enough to be stored.
-    is_apart = changed <= references.keys() or any(config.get(f"{name}_quantization") for name in changed)
-    form = form or ("keep" if is_apart else "merge")
+    few_bits = {name for name in changed if config.get(f"{name}_quantization") is not None}
+    is_apart = changed <= references.keys() | few_bits
+    form = form or ("keep" if few_bits or is_apart else "merge")
     if form == "merge" or not is_apart:
         model = families()[config["model_type"]].load("model").from_pretrained(folder)
         if form == "merge":

@@ -171,7 +171,7 @@ def _usage(notes: ReleaseNotes, facts: CardFacts) -> str:
         call = f'{verb}({{"image": "photo.jpg", "columns": {row}}})'
     code.append(f"print({call})")
     more = ", peft" if notes.extra.get("lora", {}).get("form") == "keep" else ""
-    more += "".join(f", {values['library']}" for values in _few_bits(facts).values())
+    more += "".join(f", {name}" for name in dict.fromkeys(each["library"] for each in _few_bits(facts).values()))
     hint = (
         f"This runs the code of this repository and needs transformers, torch, torchvision, timm{more} and pillow. "
         "With mmhf installed, `from mmhf import pipeline` serves it without `trust_remote_code`."

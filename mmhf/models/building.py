@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,13 +16,14 @@ from mmhf.errors import InputError
 from mmhf.models.backbones import ImageStatistics, image_statistics, load_encoder_config
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.classifier_config import ClassifierConfig
-from mmhf.models.encoders import describe_text, describe_vision
+from mmhf.models.encoders import describe_text, describe_vision, drop_unused, fresh_encoder
 from mmhf.models.naflex import NaflexImageProcessor, sequence_patch_size
+from mmhf.models.quantization import quantize
 from mmhf.models.targets import target_named, target_of
 from mmhf.recipe.data_sections import DataSectionBase
 from mmhf.recipe.fusion_recipe import FusionModelSection
 from mmhf.recipe.image_classifier_recipe import ImageClassifierModelSection
-from mmhf.recipe.sections import EncoderSection, TextEncoderSection, VisionEncoderSection
+from mmhf.recipe.sections import EncoderSection, PretrainedSection, TextEncoderSection, VisionEncoderSection
 
 ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
 ClassifierConfigT = TypeVar("ClassifierConfigT", bound=ClassifierConfig)
@@ -33,8 +34,8 @@ def vision_values(section: VisionEncoderSection, *, image_size: ImageSize | None
     """An image encoder as a config keeps it; fetches its configuration file at most.
 
     Raises:
-        `InputError`: the backbone is unknown, its config cannot be fetched, it lacks the pooling, or images of this
-            size do not fit it.
+        `InputError`: the backbone is unknown, its config cannot be fetched, it lacks the pooling, images of this size
+            do not fit it, or its weights cannot have few bits.
     """
     config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
     with _names_encoder("vision", section):
@@ -44,6 +45,7 @@ def vision_values(section: VisionEncoderSection, *, image_size: ImageSize | None
         "vision_backbone": section.backbone,
         "vision_pooling": section.pooling,
         "vision_output": output.to_dict(),
+        **few_bits_values("vision", section, lambda: fresh_encoder(config), output.unused),
     }
 
 
@@ -57,7 +59,34 @@ def text_values(section: TextEncoderSection) -> dict[str, Any]:
         "text_backbone": section.backbone,
         "text_pooling": section.pooling,
         "text_output": output.to_dict(),
+        **few_bits_values("text", section, lambda: fresh_encoder(config), output.unused),
     }
+
+
+def few_bits_values(
+    encoder: str, section: PretrainedSection, make: Callable[[], PreTrainedModel], unused: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The few bits of an encoder's frozen weights as a config keeps them, before any weights are fetched.
+
+    Args:
+        encoder (`str`): `vision`, `text` or `language`.
+        section ([`PretrainedSection`]): Of the recipe.
+        make (`Callable`): Builds the encoder; called on the meta device.
+        unused (`Sequence[str]`): What will be dropped of it, see `drop_unused`.
+
+    Raises:
+        `InputError`: what rounds them is not installed, or the encoder has no layers that could have them.
+    """
+    values = None if section.quantization is None else section.quantization.model_dump()
+    if values is not None:
+        with torch.device("meta"):
+            shapes = make()
+        drop_unused(shapes, tuple(unused))
+        try:
+            quantize(shapes, values)
+        except InputError as error:
+            raise InputError(f"model.{encoder}.quantization: {error}") from error
+    return {f"{encoder}_quantization": values}
 
 
 def build_image_processor(statistics: ImageStatistics, *, image_size: ImageSize, resize: str) -> CLIPImageProcessor:
@@ -275,7 +304,9 @@ def check_same_model(
         `InputError`: a value differs. A backbone without a name, in a model that no recipe made, agrees with any.
     """
     released = config.to_dict()
-    for key, attribute in fixed.items():
+    quantized = [name for name, each in section.items() if isinstance(each, Mapping) and "quantization" in each]
+    few_bits = {f"{name}.quantization": f"{name}_quantization" for name in quantized}
+    for key, attribute in {**fixed, **few_bits}.items():
         outer, _, inner = key.partition(".")
         value = section[outer][inner] if inner else section[outer]
         is_unknown = released[attribute] is None and attribute.endswith("_backbone")

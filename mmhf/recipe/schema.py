@@ -59,7 +59,8 @@ class ReleaseSection(Section):
     version: Annotated[str, Field(pattern=r"^v?\d+(\.\d+){0,2}([-_.][0-9A-Za-z]+)*$")]
     """In quotes, as "1.8": YAML reads an unquoted 1.10 as 1.1."""
     include_frozen: bool = False
-    """Captioners: also store the encoders that were never trained, instead of a reference to their origin."""
+    """Also store the encoders that are else only referred to: those that captioners have never trained, and those
+    whose weights have few bits."""
     lora: Literal["merge", "keep"] | None = None
     """With `model.lora`: `merge` adds the changes to the weights, so that nobody needs peft; `keep` stores the changes
     apart, and of an encoder that is as it was, only where it comes from. Absent: `merge`, unless the encoder is stored

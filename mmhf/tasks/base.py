@@ -89,6 +89,8 @@ class Task(ABC, Generic[RecipeT, MeasuredT]):
     trainer_class: ClassVar[type[MMTrainer]] = MMTrainer
     asked_of_teacher: ClassVar[Mapping[Content, FeaturePart]] = {}
     """What a teacher is shown → what it makes of it."""
+    refers_to_frozen: ClassVar[bool] = False
+    """Whether a saved model leaves out every encoder that no stage trains, and not only those of few bits."""
 
     def __init__(self, recipe: RecipeT) -> None:
         self.recipe = recipe

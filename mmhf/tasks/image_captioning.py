@@ -30,7 +30,6 @@ from mmhf.evaluation.report.captions import MeasuredCaptions, scores_of_image, s
 from mmhf.evaluation.report.page import CaptionExample, small_image
 from mmhf.evaluation.report.sections import RunFacts
 from mmhf.features.choice import PartChoice
-from mmhf.models.backbones import reference_of
 from mmhf.models.building import check_same_resize
 from mmhf.models.captioner import CaptionerProcessor, PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.building import (
@@ -40,8 +39,6 @@ from mmhf.models.captioner.building import (
     load_captioner_model,
     set_prompt,
 )
-from mmhf.models.layer_groups import layer_of
-from mmhf.models.partition import Partition
 from mmhf.recipe.captioner_recipe import CaptioningRecipe
 from mmhf.recipe.prompt_template import PromptTemplate
 from mmhf.tasks.base import Baselines, Task
@@ -63,6 +60,7 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
     protocols = CAPTION_PROTOCOLS
     collator_class = CaptioningCollator
     trainer_class = CaptioningTrainer
+    refers_to_frozen = True
 
     def __init__(self, recipe: CaptioningRecipe) -> None:
         if not recipe.evaluation.answers:
@@ -153,8 +151,6 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             model = load_captioner_model(parent, section, device=device)
         neighbours = section.neighbours
         model.keep_neighbours(None if neighbours is None else neighbour_values(neighbours, data, processor))
-        if device != "meta":
-            model.refer_to(self._references(model))
         if processor is not None:
             model.generation_config = generation_config(self.recipe.generation, processor)
         return model
@@ -230,26 +226,6 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             # As for captions: as long as they may be.
             inputs |= {"prompt_ids": tokens, "prompt_mask": tokens}
         return inputs
-
-    def _references(self, model: PrefixCaptionerForConditionalGeneration) -> dict[str, str]:
-        """Parts that no stage trains and that can be had again from where they come."""
-        if self.recipe.release is not None and self.recipe.release.include_frozen:
-            return {}
-        partition = Partition.of(model)
-        selectors = [stage.train for stage in self.recipe.stages or []] or [self.recipe.model.trained_by_default()]
-        groups = {group for selector in selectors for group in partition.select(selector)}
-        trained = {group for group in groups if layer_of(group) == group}
-        section, found = self.recipe.model, {}
-        for part, encoder in (("vision", section.vision), ("language", section.language)):
-            if any(group.startswith(f"{part}.") for group in trained):
-                continue
-            # What an earlier run has trained, and therefore stored, is not what the backbone's name stands for.
-            reference = model.config.references.get(part)
-            if reference is None and encoder.pretrained and self.recipe.init_from is None:
-                reference = reference_of(encoder.backbone)
-            if reference is not None:
-                found[part] = reference
-        return found
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
         """What the best constant caption scores, and, by frozen features, that of the most similar training image."""

@@ -11,7 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
+from mmhf.models.layer_groups import layer_of
 from mmhf.models.partition import Partition
+from mmhf.models.quantization import quantized_layers
 from mmhf.recipe.training_sections import StageSection
 from mmhf.training.optimizers import (
     MixedOptimizer,
@@ -98,15 +100,18 @@ class StagePlan:
             learning_rate, schedule, warmup: What holds where a stage does not say.
 
         Raises:
-            InputError: A selector matches nothing, a stage trains nothing, or epochs are asked of a stream.
+            InputError: A selector matches nothing, a stage trains nothing, or weights of few bits, or epochs are asked
+                of a stream.
         """
         partition = Partition.of(model)
         defaults = RateDefaults(learning_rate, schedule, warmup)
         has_own_batches = any(stage.has_own_batches for stage in stages)
+        few_bits = {part: layers[0].bits for part, layers in quantized_layers(model).items()}
         planned = []
         for stage in stages:
             steps = steps_per_epoch(stage) if callable(steps_per_epoch) else steps_per_epoch
             planned.append(plan_stage(stage, partition, steps, defaults, whole_epochs=has_own_batches))
+            _refuse_few_bits(planned[-1], few_bits)
         return cls(model, partition, planned)
 
     def without(self, prefixes: Sequence[str]) -> StagePlan:
@@ -354,3 +359,13 @@ def folded_groups(groups: Sequence[str]) -> str:
         f"{names[0]} … {names[-1].split('.', 1)[1]}" if len(names) > 2 else ", ".join(names)
         for names in parts.values()
     )
+
+
+def _refuse_few_bits(stage: PlannedStage, few_bits: Mapping[str, int]) -> None:
+    """Refuse to train an encoder whose weights have few bits, `few_bits` by its name; its low-rank changes may."""
+    for group in stage.curves:
+        part = group.partition(".")[0]
+        if part in few_bits and layer_of(group) == group:
+            problem = f"trains {group}, but the weights of {part} have {few_bits[part]} bits for good"
+            way_out = f"leave {part} out of its `train`, or remove `model.{part}.quantization`"
+            raise InputError(f"stage {stage.name!r}: {problem}; {way_out}")

@@ -29,12 +29,14 @@ from mmhf.hub import resolve_model
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.hub.lineage import check_release_is_possible, check_same_teacher, release_run, write_lineage
 from mmhf.hub.pushing import complete_pushed_run
+from mmhf.models.tower import TowerModel
 from mmhf.parallel import from_first
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.history import RunPart, run_parts
 from mmhf.tasks import AnyTask, Measured, task_of
 from mmhf.tasks.distillation import Teacher
 from mmhf.tasks.frozen_features import FrozenFeatures, frozen_features
+from mmhf.tasks.references import references_of
 from mmhf.training.arguments import (
     build_stage_plan,
     check_batches,
@@ -187,6 +189,8 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
 
     processor = task.build_processor(data, parent=parent_dir)
     model = task.build_model(data, processor=processor, parent=parent_dir)
+    if isinstance(model, TowerModel):
+        model.refer_to(references_of(recipe, model, all_frozen=task.refers_to_frozen))
     plan = build_stage_plan(model, recipe, args, num_rows)
     args.max_steps = plan.num_steps
 

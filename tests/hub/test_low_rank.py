@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from few_bits import in_few_bits
 from loopback_hub import LoopbackHub
 from safetensors import safe_open
 from saved_families import FAMILIES, model_inputs, save_tiny_family, write_family_run
@@ -99,6 +100,24 @@ def test_an_encoder_that_has_been_trained_is_stored(tmp_path: Path, monkeypatch:
     assert json.loads((kept / "config.json").read_text())["references"] == {"vision": str(tmp_path / "vision")}
     assert any(key.startswith("text.") and ".lora_" not in key for key in names_in(kept))
     assert torch.equal(answer("fusion", load_model(kept)[0]), answer("fusion", model))
+
+
+def test_beside_weights_of_few_bits_another_encoder_is_referred_to_where_it_stayed_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmhf.hub.low_rank.reference_of", lambda name: name if name.endswith("vision") else None)
+    full, _ = FAMILIES["fusion"].make()
+    few = in_few_bits(full, parts=["text"])
+    full.vision.save_pretrained(tmp_path / "vision")
+    few.config.vision_backbone, few.config.text_backbone = str(tmp_path / "vision"), "a folder"
+    few.add_lora(lora_values(few, LoraSection(rank=2), ["vision", "text"]))
+    write_family_run(tmp_path / "run", "fusion", seed=0, metrics={"test_accuracy": 0.5})
+    few.save_pretrained(tmp_path / "run")
+    kept = write_release(tmp_path / "run", tmp_path / "releases", "1.0")
+    assert json.loads((kept / "config.json").read_text())["references"] == {"vision": str(tmp_path / "vision")}
+    assert torch.equal(answer("fusion", load_model(kept)[0]), answer("fusion", few))
+    with pytest.raises(InputError, match="cannot be merged into weights of 8 bits"):
+        write_release(tmp_path / "run", tmp_path / "releases", "1.1", notes=ReleaseNotes(lora="merge"))
 
 
 def test_a_model_without_changes_is_not_released_as_if_it_had_some(tmp_path: Path) -> None:

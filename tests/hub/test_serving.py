@@ -13,6 +13,7 @@ import pytest
 import torch
 from clean_environment import make_clean_environment
 from closeness import check_alike
+from few_bits import in_few_bits
 from huggingface_hub import HfApi
 from loopback_hub import LoopbackHub
 from loopback_store import card_problems
@@ -106,6 +107,32 @@ def test_an_encoder_held_by_reference_is_fetched_at_its_pinned_commit_and_change
     [answer] = _serve_in_clean_environment(hub, tmp_path, [job], "peft")
     with torch.no_grad():
         check_alike(answer["output"], model.eval()(**model_inputs(family))[family.output].tolist())
+
+
+@pytest.mark.slow
+def test_weights_of_few_bits_are_stored_or_rounded_again(hub: LoopbackHub, tmp_path: Path):
+    jobs, expected = [], []
+    for name, refers in (("image classifier of own shapes", True), ("fusion of own shapes", False)):
+        family = FAMILIES[name]
+        torch.manual_seed(0)
+        full, _ = family.make()
+        few = in_few_bits(full)
+        run_dir = write_family_run(tmp_path / name, name, seed=0, metrics={"test_accuracy": 0.5})
+        if refers:
+            few.refer_to({"vision": f"org/encoder@{_push_encoder(tmp_path / 'encoder', full.vision)}"})
+        few.save_pretrained(run_dir)
+        push_release(run_dir, release_settings({"repo": _repo(name), "version": "1.0", "push": True}))
+        parts = {key.split(".")[0] for key in load(hub.files(_repo(name), "v1.0")["model.safetensors"])}
+        assert ("vision" in parts) != refers
+        inputs = {key: tensor.tolist() for key, tensor in model_inputs(family).items()}
+        job = {"repo": _repo(name), "revision": "v1.0", "task": family.pipeline_task, "inputs": inputs}
+        job |= {"output": family.output, "arguments": family.arguments(str(write_image(tmp_path / "photo.jpg")))}
+        jobs.append({**job, "call": family.call})
+        with torch.no_grad():
+            expected.append(few(**model_inputs(family))[family.output].tolist())
+    answers = _serve_in_clean_environment(hub, tmp_path, jobs, "torchao")
+    for answer, output in zip(answers, expected, strict=True):
+        check_alike(answer["output"], output)
 
 
 def _push_encoder(folder: Path, encoder: Any) -> str:

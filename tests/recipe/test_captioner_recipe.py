@@ -40,67 +40,6 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, values: dict[str, An
         _load(tmp_path, values)
 
 
-FEW = {"language": {"quantization": {"bits": 8}}}
-PROJECTOR = [{"name": "a", "epochs": 1, "train": ["projector"]}]
-
-
-def _stages(*train: str) -> list[dict[str, Any]]:
-    return [*PROJECTOR, {"name": "b", "epochs": 1, "train": list(train)}]
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"model": {"language": {**FEW["language"], "pretrained": False}}}, "for weights that were pretrained"),
-        ({"model": {"language": {"quantization": {"bits": 3}}}}, r"model\.language\.quantization\.bits"),
-        (
-            {"model": {"language": {"quantization": {"bits": 8, "library": "bitsandbytes"}}}},
-            r"model\.language\.quantization.*is for 4 bits, its 8 bits round the inputs, too; use torchao",
-        ),
-        ({"model": {"vision": FEW["language"]}}, r"model\.vision.*quantization"),
-        ({"model": {**FEW, "freeze_language": False}}, "freeze_language.*which have 8 bits for good; remove"),
-        ({"model": {**FEW, "lora": {"dora": True}}}, r"model\.lora\.dora.*8 bits; set it to false"),
-        (
-            {"model": {**FEW, "lora": {}}, "release": {"repo": "x", "version": "1.0", "lora": "merge"}},
-            r"release\.lora.*set it to keep",
-        ),
-        ({"model": FEW, "training": {"torch_compile_mode": "default"}}, "layers of 8 bits are not compiled"),
-        *(
-            ({"model": FEW, "stages": _stages(*train)}, r"stages\.1\.train.*8 bits for good; name other groups")
-            for train in (
-                ["all"],
-                ["projector", "language"],
-                ["language:last 2"],
-                ["language.layers.*"],
-                ["*.layers.5"],
-                ["!vision"],
-                ["all", "!language:last 2"],
-                ["all", "!language", "language.final"],
-            )
-        ),
-    ],
-)
-def test_weights_of_few_bits_never_train(tmp_path: Path, values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        _load(tmp_path, values)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"stages": _stages("all", "!language")},
-        {"stages": _stages("vision:last 2", "projector")},
-        {"stages": _stages("projector", "language.lora"), "model": {**FEW, "lora": {}}},
-        {"stages": _stages("!vision", "!language", "language.lora:last 2"), "model": {**FEW, "lora": {}}},
-        {"model": {**FEW, "lora": {"groups": ["vision"], "dora": True}}},
-        {"model": {**FEW, "lora": {}}, "release": {"repo": "x", "version": "1.0", "lora": "keep"}},
-    ],
-)
-def test_what_leaves_them_frozen_is_allowed(tmp_path: Path, values: dict[str, Any]) -> None:
-    assert _load(tmp_path, {"model": FEW, **values}).recipe.model.language.quantization.bits == 8
-
-
 def test_a_resolved_recipe_names_every_default_and_is_valid(tmp_path: Path) -> None:
     for values in ({}, {"model": {"language": NEW}, "generation": {"num_beams": 3}}):
         resolved = _load(tmp_path, values)

@@ -1,4 +1,4 @@
-"""A recipe whose frozen language model has few bits, from its plan to its release."""
+"""Recipes whose frozen encoders have few bits, from their plans to their releases."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback
+from saved_families import save_tiny_family
+from transformers import AutoModel, BertConfig, BertModel, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 
 import mmhf
 from mmhf.inference import JobSettings, predict_table
 from mmhf.inference.loading import load_model
-from mmhf.models.tokenizers import train_caption_tokenizer
+from mmhf.models.tokenizers import train_caption_tokenizer, train_text_tokenizer
 from mmhf.sample_data import read_sample
 
 LORA = {"rank": 2, "target_modules": ["q_proj", "v_proj"]}
@@ -88,7 +89,7 @@ def test_a_run_ends_alike_when_it_was_stopped_and_its_release_refers_to_the_sour
     write: Callable[..., Path], language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mmhf.tasks.image_captioning.reference_of", lambda backbone: backbone)  # as if on the Hub
+    monkeypatch.setattr("mmhf.tasks.references.reference_of", lambda backbone: backbone)  # as if on the Hub
     recipe = write(8)
     run = mmhf.train(recipe, ["training.output_dir=run"])
     again = ["training.output_dir=stopped", "release=null"]
@@ -133,8 +134,9 @@ def test_a_source_that_is_no_place_to_fetch_from_is_stored_in_few_bits(
     run = mmhf.train(write(4), ["training.output_dir=run", "stages.0.steps=1", "stages.1.steps=1"])
     for folder in (run.folder, Path("releases/v0.1")):
         weights = load_file(folder / "model.safetensors")
-        assert weights["language.model.layers.0.self_attn.k_proj.weight"].dtype == torch.uint8
-        assert weights["language.model.layers.0.self_attn.q_proj.base_layer.weight"].dtype == torch.uint8
+        for layer in ("k_proj", "q_proj.base_layer"):
+            name = f"language.model.layers.0.self_attn.{layer}.weight_quantized_data"
+            assert weights[name].dtype == torch.uint8
         assert any("lora_B" in name for name in weights)
     one, other = (load_model(folder)[0] for folder in (run.folder, Path("releases/v0.1")))
     inputs = torch.randn(2, 3, 32, 32)
@@ -155,3 +157,90 @@ def test_a_plan_says_what_few_bits_save(write: Callable[..., Path], tmp_path: Pa
     assert saved[0] == saved[1] and 2.5 * weights < saved[0] < 3 * weights
     # Nothing of the weights is kept for the backward pass.
     assert plans[0].stages[0].memory.activations <= plans[1].stages[0].memory.activations
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A recipe of both encoders in few bits, of images in their own shape and of all blocks' features, with random
+    weights in folders; its second stage has low-rank changes of the texts' encoder."""
+    folder = tmp_path_factory.mktemp("encoders")
+    AutoModel.from_pretrained(save_tiny_family("fusion of own shapes", folder / "both")).vision.save_pretrained(
+        folder / "vision"
+    )
+    captions = read_sample("train").slice(0, 50)["caption"].to_pylist()
+    tokenizer = train_text_tokenizer(captions, vocab_size=300, max_length=16)
+    tokenizer.save_pretrained(folder / "text")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.2, **sizes)).save_pretrained(folder / "text")
+    few = {"vision": {"bits": 4, "library": "bitsandbytes"}, "text": {"bits": 8}}
+    encoders = {name: {"backbone": str(folder / name), "quantization": each} for name, each in few.items()}
+    return {
+        "task": "image-text-classification",
+        "model": {
+            "vision": {**encoders["vision"], "pooling": "blocks"},
+            "text": {**encoders["text"], "pooling": "mean"},
+            "embedding_dim": 8,
+            "lora": {"groups": ["text"], "rank": 2, "target_modules": ["query", "value"]},
+        },
+        "data": {"source": "sample", "limit": 24, "image_size": 32, "resize": "naflex", "max_length": 16},
+        "stages": [
+            {"name": "head", "steps": 3, "train": ["fusion", "head"], "learning_rate": 1e-2},
+            {"name": "lora", "steps": 3, "train": ["fusion", "head", "text.lora"], "learning_rate": 1e-2},
+        ],
+        "cache": "on",
+        "training": {
+            "output_dir": "run",
+            "per_device_train_batch_size": 8,
+            "eval_strategy": "no",
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "use_cpu": True,
+        },
+        "evaluation": {"splits": ["validation"], "baselines": "off", "by_modality": False},
+        "release": {"repo": "releases", "version": "0.1"},
+    }
+
+
+@pytest.mark.slow
+def test_a_classifier_of_few_bits_stores_trains_resumes_is_released_and_served(
+    classifier: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmhf.tasks.references.reference_of", lambda backbone: backbone)  # as if on the Hub
+    planned = mmhf.plan(classifier)
+    assert planned.problems == []
+    assert "vision: " in planned.run["quantization"] and " weights in 4 bits" in planned.run["quantization"]
+    assert "; text: " in planned.run["quantization"] and " weights in 8 bits" in planned.run["quantization"]
+    assert "vision (" in planned.cached[0] and "text (" in planned.cached[0] and "vision (" in planned.cached[1]
+    run = mmhf.train(classifier)
+    again = ["training.output_dir=stopped", "release=null"]
+    with pytest.raises(KeyboardInterrupt):
+        mmhf.train(classifier, again, callbacks=[Stop()])
+    stopped = mmhf.train(classifier, again, resume=True)
+    recomputed = mmhf.train(classifier, ["training.output_dir=recomputed", "release=null", "cache=off"])
+    weights = [load_file(each.folder / "model.safetensors") for each in (run, stopped, recomputed)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name])
+        torch.testing.assert_close(tensor, weights[2][name], rtol=1e-3, atol=1e-4)
+    assert all(tensor.any() for name, tensor in weights[0].items() if "lora_B" in name)
+
+    released = Path("releases/v0.1")
+    names = load_file(released / "model.safetensors").keys()
+    assert {name.partition(".")[0] for name in names if ".lora_" not in name}.isdisjoint({"vision", "text"})
+    config = json.loads((released / "config.json").read_text())
+    assert config["references"] == {name: classifier["model"][name]["backbone"] for name in ("vision", "text")}
+    assert config["vision_quantization"] == {"bits": 4, "library": "bitsandbytes"}
+    card = (released / "README.md").read_text()
+    assert "Weights of `text`: 8 bits, rounded by torchao." in card
+    assert "timm, peft, bitsandbytes, torchao and pillow" in card
+    drawing = read_sample("validation").slice(0, 1).to_pylist()[0]
+    Image.open(io.BytesIO(drawing["image"]["bytes"])).convert("RGB").save("image.png")
+    pd.DataFrame({"image": ["image.png"], "text": ["a red frog"]}).to_csv("table.csv", index=False)
+    for where in (run.folder, released):
+        [said, *_] = mmhf.pipeline("image-text-classification", model=where)(
+            {"image": "image.png", "text": "a red frog"}
+        )
+        predict_table(where, "table.csv", f"{where.name}.csv", JobSettings(device="cpu"))
+        assert pd.read_csv(f"{where.name}.csv")[f"probability_{said['label']}"][0] == pytest.approx(said["score"])

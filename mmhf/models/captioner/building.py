@@ -19,6 +19,7 @@ from mmhf.models.adapting import adapted
 from mmhf.models.backbones import load_encoder_config, load_tokenizer
 from mmhf.models.building import (
     check_same_model,
+    few_bits_values,
     image_processor_of,
     load_released,
     released_config,
@@ -29,7 +30,6 @@ from mmhf.models.captioner.configuration_captioner import PrefixCaptionerConfig
 from mmhf.models.captioner.modeling_captioner import PrefixCaptionerForConditionalGeneration
 from mmhf.models.captioner.processing_captioner import CaptionerProcessor
 from mmhf.models.captioner.projectors import start_among_embeddings
-from mmhf.models.quantization import require_library
 from mmhf.models.tokenizers import END_OF_TEXT_ID, PADDING_ID, train_caption_tokenizer
 from mmhf.recipe.captioner_recipe import CaptionerModelSection, GenerationSection, LanguageModelSection
 from mmhf.recipe.data_sections import DataSectionBase
@@ -40,7 +40,6 @@ _FIXED_BY_RELEASE = {
     "vision.backbone": "vision_backbone",
     "vision.features": "vision_features",
     "language.backbone": "language_backbone",
-    "language.quantization": "language_quantization",
     "projector.kind": "projector",
     "projector.hidden_dims": "projector_hidden_dims",
     "projector.activation": "projector_activation",
@@ -106,11 +105,9 @@ def build_captioner_config(
 
     Raises:
         `InputError`: a backbone is unknown, its config cannot be fetched, it lacks the features, images of this
-            size do not fit it, or what rounds its weights is not installed.
+            size do not fit it, or its weights cannot have few bits.
     """
-    vision, projector, quantization = section.vision, section.projector, section.language.quantization
-    if quantization is not None:
-        require_library(quantization.library)  # before any weights are fetched
+    vision, projector = section.vision, section.projector
     template = section.prompt_template()
     prompt = "" if template.names else template.fill({})
     if prompt and processor is not None:
@@ -122,7 +119,6 @@ def build_captioner_config(
         language_config=build_language_config(section.language),
         vision_backbone=vision.backbone,
         language_backbone=section.language.backbone,
-        language_quantization=None if quantization is None else quantization.model_dump(),
         vision_features=vision.features,
         projector=projector.kind,
         prefix_length=projector.prefix_length,
@@ -145,6 +141,13 @@ def build_captioner_config(
         problem = str(error).partition("\n")[0]
         where = f"model.vision: backbone {vision.backbone} with features {vision.features}"
         raise InputError(f"{where}: {problem}") from error
+    fresh = {
+        "vision": lambda: fresh_vision(config.vision_config, vision.features),
+        "language": lambda: AutoModelForCausalLM.from_config(config.language_config),
+    }
+    assert config.vision_output is not None
+    config.update(few_bits_values("vision", vision, fresh["vision"], config.vision_output["unused"]))
+    config.update(few_bits_values("language", section.language, fresh["language"]))
     return config
 
 

@@ -20,8 +20,7 @@ class PrefixCaptionerConfig(TowerConfig):
         vision_config (`PreTrainedConfig` or `dict`, *optional*): Image encoder; a timm encoder is a `timm_wrapper`.
         language_config (`PreTrainedConfig` or `dict`, *optional*): Causal language model.
         vision_backbone, language_backbone (`str`, *optional*): Their names as a recipe gives them.
-        language_quantization (`dict`, *optional*): `bits`, 8 or 4, of the language model's frozen weights, and the
-            `library` that rounds them; absent, they are in full precision.
+        vision_quantization, language_quantization (`dict`, *optional*): See [`TowerConfig`].
         vision_features (`str`): `projected`, `patches`, `avg`, `max`, `concat`, `blocks`, `cls` or `pooler`.
         vision_output (`dict`, *optional*): [`EncoderOutput`] of the image encoder; found when absent.
         projector (`str`): `mlp` or `transformer`.
@@ -52,6 +51,7 @@ class PrefixCaptionerConfig(TowerConfig):
         *,
         vision_backbone: str | None = None,
         language_backbone: str | None = None,
+        vision_quantization: dict[str, Any] | None = None,
         language_quantization: dict[str, Any] | None = None,
         vision_features: str = "projected",
         vision_output: dict[str, Any] | None = None,
@@ -77,7 +77,8 @@ class PrefixCaptionerConfig(TowerConfig):
         self.language_config = sub_config(language_config, default=SMALL_QWEN)
         self.vision_backbone = vision_backbone
         self.language_backbone = language_backbone
-        self.language_quantization = None if language_quantization is None else dict(language_quantization)
+        self.vision_quantization = vision_quantization
+        self.language_quantization = language_quantization
         self.vision_features = vision_features
         self.vision_output = vision_output
         self.projector = projector

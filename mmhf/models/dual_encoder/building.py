@@ -24,6 +24,7 @@ from mmhf.models.backbones import ImageStatistics, load_encoder, load_encoder_co
 from mmhf.models.building import (
     build_image_processor,
     check_same_model,
+    few_bits_values,
     image_processor_of,
     load_released,
     released_config,
@@ -98,6 +99,8 @@ def build_dual_encoder_config(
         text_pooling=text.pooling,
         vision_output=vision_output.to_dict(),
         text_output=text_output.to_dict(),
+        **few_bits_values("vision", vision, lambda: fresh_encoder(vision_config), vision_output.unused),
+        **few_bits_values("text", text, lambda: fresh_encoder(text_config), text_output.unused),
         eot_token_id=None if tokenizer is None else end_of_text_id(tokenizer),
         embedding_dim=section.embedding_dim,
         projection_bias=section.projection_bias,

@@ -21,6 +21,7 @@ class DualEncoderConfig(TowerConfig):
         vision_pooling (`str`): `cls`, `avg`, `max`, `concat`, `blocks`, `attention` or `pooler`.
         text_pooling (`str`): `eot`, `cls`, `mean`, `max`, `last_token`, `attention` or `pooler`.
         vision_output, text_output (`dict`, *optional*): [`EncoderOutput`] of each encoder; found when absent.
+        vision_quantization, text_quantization (`dict`, *optional*): See [`TowerConfig`].
         eot_token_id (`int`, *optional*): The token that `eot` reads; absent, or not in a text = its last token.
         embedding_dim (`int`): Width of the space that both encoders are projected to.
         projection_bias (`bool`): Whether the projections add a vector.
@@ -56,6 +57,8 @@ class DualEncoderConfig(TowerConfig):
         text_pooling: str = "eot",
         vision_output: dict[str, Any] | None = None,
         text_output: dict[str, Any] | None = None,
+        vision_quantization: dict[str, Any] | None = None,
+        text_quantization: dict[str, Any] | None = None,
         eot_token_id: int | None = None,
         embedding_dim: int = 512,
         projection_bias: bool = False,
@@ -83,6 +86,8 @@ class DualEncoderConfig(TowerConfig):
         self.text_pooling = text_pooling
         self.vision_output = vision_output
         self.text_output = text_output
+        self.vision_quantization = vision_quantization
+        self.text_quantization = text_quantization
         self.eot_token_id = eot_token_id
         self.embedding_dim = embedding_dim
         self.projection_bias = projection_bias

@@ -26,6 +26,7 @@ class FusionConfig(ClassifierConfig):
         vision_pooling (`str`): `avg`, `max`, `concat`, `blocks`, `cls` or `pooler`.
         text_pooling (`str`): `cls`, `mean`, `max`, `last_token` or `pooler`.
         vision_output, text_output (`dict`, *optional*): [`EncoderOutput`] of each encoder; found when absent.
+        vision_quantization, text_quantization (`dict`, *optional*): See [`TowerConfig`].
         columns (`dict`, *optional*): [`ColumnFeatures`] of the table's columns that are a third modality.
         text_table (`dict`, *optional*): [`TableEncoder`] of a table of text embeddings that stands for the text
             encoder, which the model then does not hold.
@@ -70,6 +71,8 @@ class FusionConfig(ClassifierConfig):
         text_pooling: str = "cls",
         vision_output: dict[str, Any] | None = None,
         text_output: dict[str, Any] | None = None,
+        vision_quantization: dict[str, Any] | None = None,
+        text_quantization: dict[str, Any] | None = None,
         text_table: dict[str, Any] | None = None,
         columns: dict[str, Any] | None = None,
         embedding_dim: int = 512,
@@ -108,6 +111,8 @@ class FusionConfig(ClassifierConfig):
         self.text_pooling = text_pooling
         self.vision_output = vision_output
         self.text_output = text_output
+        self.vision_quantization = vision_quantization
+        self.text_quantization = text_quantization
         self.text_table = text_table
         self.columns = columns
         self.embedding_dim = embedding_dim

@@ -19,6 +19,7 @@ class BackboneForImageClassificationConfig(ClassifierConfig):
         vision_backbone (`str`, *optional*): Name of the image encoder as a recipe gives it.
         vision_pooling (`str`): `avg`, `max`, `concat`, `blocks`, `cls` or `pooler`.
         vision_output (`dict`, *optional*): [`EncoderOutput`] of the encoder; found when absent.
+        vision_quantization (`dict`, *optional*): See [`TowerConfig`].
         head_hidden_dim (`int`, *optional*): Width of the head's hidden layer; absent = a linear classifier.
         head_dropout (`Sequence[float]`): Dropout before the hidden layer and before the last one; without a hidden
             layer the first counts.
@@ -38,6 +39,7 @@ class BackboneForImageClassificationConfig(ClassifierConfig):
         vision_backbone: str | None = None,
         vision_pooling: str = "avg",
         vision_output: dict[str, Any] | None = None,
+        vision_quantization: dict[str, Any] | None = None,
         head_hidden_dim: int | None = 512,
         head_dropout: Sequence[float] = (0.3, 0.15),
         head_activation: str = "relu",
@@ -49,6 +51,7 @@ class BackboneForImageClassificationConfig(ClassifierConfig):
         self.vision_backbone = vision_backbone
         self.vision_pooling = vision_pooling
         self.vision_output = vision_output
+        self.vision_quantization = vision_quantization
         self.head_hidden_dim = head_hidden_dim
         self.head_dropout = list(head_dropout)
         self.head_activation = head_activation

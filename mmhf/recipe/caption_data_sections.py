@@ -60,8 +60,18 @@ class CaptionSampleSection(CaptionDataSectionBase):
     max_length: PositiveInt = 32
     keywords: bool = False
     """Add another caption to each drawing: its name followed by the first keywords that are not part of it."""
+    questions: bool = False
+    """For captioners: in place of its names, four questions about each drawing, in a column `question`, with ten
+    answers each: what comes to mind (its keywords), which group it is in, and whether it is in its own group and in
+    another. The column `kind` says `keyword`, `group` or `yes or no`."""
     find_duplicates: Literal["near", "exact", "never"] = "never"
     """Off, because some drawings are nearly the same, such as Fluent's cat face and grinning cat."""
+
+    @model_validator(mode="after")
+    def _has_captions_or_answers(self) -> CaptionSampleSection:
+        if self.keywords and self.questions:
+            raise ValueError("keywords adds a caption, and with `questions` there are answers instead; remove one")
+        return self
 
 
 class Flickr30kSection(CaptionDataSectionBase):

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mmhf.conventions import Modality
-from mmhf.recipe.caption_data_sections import CaptionHubSection, CaptionTableSection
+from mmhf.recipe.caption_data_sections import CaptionHubSection, CaptionSampleSection, CaptionTableSection
 from mmhf.recipe.data_sources import CaptionDataSection
 from mmhf.recipe.node import Problem, shown
 from mmhf.recipe.prompt_template import PromptTemplate
@@ -236,14 +236,19 @@ class CaptioningRecipe(RecipeBase):
             what = "images in their own shape (`data.resize: naflex`) give one pooled vector; use avg or pooler"
             yield Problem(("model", "vision", "features"), what, self.model.vision.features)
         captions: list[str] = []
+        prompted = self.model.prompt_template().names
         for each in self.data.of_one_source():
             if isinstance(each, CaptionTableSection | CaptionHubSection):
                 captions += each.columns.caption_columns()
-        for name in self.model.prompt_template().names:
+            asks = isinstance(each, CaptionSampleSection) and each.questions
+            if asks and "question" not in prompted:
+                what = "`data.questions` gives answers; name the column of their questions here, `{question}`"
+                yield Problem(("model", "prompt"), what, shown(self.model.prompt))
+        for name in prompted:
             if name in captions:
                 what = f"{name!r} is the caption, which would be given away; name other columns"
                 yield Problem(("model", "prompt"), what, shown(self.model.prompt))
-        if self.evaluation.answers and not self.model.prompt_template().names:
+        if self.evaluation.answers and not prompted:
             what = "an answer has a question; name its column in `model.prompt`, such as `{question}`"
             yield Problem(("evaluation", "answers"), what, "true")
         changes_language = "language" in self.model.adapted_encoders()

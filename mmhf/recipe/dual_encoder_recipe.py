@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from mmhf.conventions import Modality
+from mmhf.recipe.caption_data_sections import CaptionSampleSection
 from mmhf.recipe.data_sources import CaptionDataSection, DataSection, JoinedCaptionsSection
 from mmhf.recipe.node import Problem, shown
 from mmhf.recipe.schema import RecipeBase
@@ -238,6 +239,9 @@ class ContrastiveRecipe(RecipeBase):
     def problems(self) -> Iterator[Problem]:
         yield from self._matryoshka_problems()
         yield from self._hard_negative_problems()
+        if any(isinstance(each, CaptionSampleSection) and each.questions for each in self.data.of_one_source()):
+            what = "gives answers, which say nothing without their questions; remove it, or train a captioner"
+            yield Problem(("data", "questions"), what, "true")
         if self.data.resize == "naflex" and self.model.vision.backbone is None:
             what = "a tower from scratch takes images of one shape; name a backbone: timm/naflexvit_…, or a SigLIP 2"
             yield Problem(("data", "resize"), what, "naflex")

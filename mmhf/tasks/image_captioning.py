@@ -23,7 +23,12 @@ from mmhf.data.streams.captions import StreamedCaptions
 from mmhf.data.table import extra_column
 from mmhf.evaluation.baselines import CPU_SECONDS
 from mmhf.evaluation.captions import CAPTION_PROTOCOLS, CaptionEvaluation, caption_metrics, evaluate_captions
-from mmhf.evaluation.captions.baselines import best_constant_caption, nearest_neighbour_captions
+from mmhf.evaluation.captions.baselines import (
+    best_constant_caption,
+    frequent_answers,
+    nearest_answers,
+    nearest_neighbour_captions,
+)
 from mmhf.evaluation.captions.clip_score import ClipScorer
 from mmhf.evaluation.captions.metrics import ANSWER_NUMBERS
 from mmhf.evaluation.report.captions import MeasuredCaptions, scores_of_image, spread_rows, write_captions_report
@@ -42,7 +47,7 @@ from mmhf.models.captioner.building import (
 from mmhf.recipe.captioner_recipe import CaptioningRecipe
 from mmhf.recipe.prompt_template import PromptTemplate
 from mmhf.tasks.base import Baselines, Task
-from mmhf.tasks.frozen_features import MOST_ROWS, FrozenFeatures
+from mmhf.tasks.frozen_features import MOST_ROWS, FrozenFeatures, SplitFeatures
 from mmhf.tasks.joined_data import training_captions
 from mmhf.tasks.neighbours import NeighboursStart, neighbour_values, refuse_neighbours_without_features
 from mmhf.tasks.subgroup_tables import subgroup_values, tables_by_value
@@ -52,6 +57,8 @@ from mmhf.training.stages import StagePlan
 from mmhf.training.trainer import MMTrainer
 
 logger = logging.getLogger(__name__)
+
+_NEAREST = "nearest neighbour"
 
 
 class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
@@ -228,7 +235,8 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
         return inputs
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
-        """What the best constant caption scores, and, by frozen features, that of the most similar training image."""
+        """What the best constant caption scores, or the most frequent answer to each question, and, by frozen
+        features, the caption or answer of the most similar training image."""
         train = data.splits.get("train")
         if self.recipe.evaluation.baselines == "off" or not isinstance(train, datasets.Dataset):
             return {}
@@ -240,18 +248,39 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
                 continue
             references = _captions_of(rows, np.arange(len(rows)) if features is None else features.rows)
             begun = time.process_time()
-            constant = best_constant_caption(train["captions"][:]) if constant is None else constant
-            named = {"best constant caption": [constant] * len(references)}
-            if features is not None:
-                of_train = frozen.splits["train"]
-                known = _captions_of(train, of_train.rows)
-                named["nearest neighbour"] = nearest_neighbour_captions(of_train.images, known, features.images)
+            of_train, answers = frozen.splits.get("train"), self.recipe.evaluation.answers
+            if answers:
+                named = self._plain_answers(train, rows, of_train, features)
+            else:
+                constant = best_constant_caption(train["captions"][:]) if constant is None else constant
+                named = {"best constant caption": [constant] * len(references)}
+                if of_train is not None and features is not None:
+                    known = _captions_of(train, of_train.rows)
+                    named[_NEAREST] = nearest_neighbour_captions(of_train.images, known, features.images)
             for name, captions in named.items():
-                answers = self.recipe.evaluation.answers
                 scores = caption_metrics(captions, references, answers=answers) if captions else {}
                 found.setdefault(split, {})[name] = {**scores, CPU_SECONDS: time.process_time() - begun}
                 begun = time.process_time()
         return found
+
+    def _plain_answers(
+        self,
+        train: datasets.Dataset,
+        rows: datasets.Dataset,
+        of_train: SplitFeatures | None,
+        features: SplitFeatures | None,
+    ) -> dict[str, list[str]]:
+        """Answers to the questions of a split, of those rows that have features where there are some."""
+        prompt = self.recipe.model.prompt_template()
+        known, asked = (
+            [prompt.fill(row) for row in _row_values(table, prompt.names)]
+            for table in (train, rows if features is None else rows.select(features.rows))
+        )
+        named = {"most frequent answer to the question": frequent_answers(known, train["captions"][:], asked)}
+        if of_train is not None and features is not None:
+            answers, of_rows = _captions_of(train, of_train.rows), [known[row] for row in of_train.rows]
+            named[_NEAREST] = nearest_answers(of_train.images, of_rows, answers, features.images, asked)
+        return named
 
 
 def _captions(data: LoadedData, split: str) -> list[list[str]]:
@@ -266,9 +295,8 @@ def _long_prompts(
 ) -> list[BadExample]:
     """The rows of a split whose prompts are cut; also counted in the log."""
     assert processor.max_length is not None
-    columns = table.select_columns(["row", "id", *map(extra_column, names)])[:]
-    values = zip(*(columns[extra_column(name)] for name in names), strict=True)
-    counts = processor.count_prompt_tokens([dict(zip(names, row, strict=True)) for row in values])
+    columns = table.select_columns(["row", "id"])[:]
+    counts = processor.count_prompt_tokens(_row_values(table, names))
     reason = "the prompt has {} tokens; it is cut at its beginning to {}"
     found = [
         BadExample(split, row, name, reason.format(count, processor.max_length))
@@ -278,6 +306,13 @@ def _long_prompts(
     if found:
         logger.warning("%d prompts of %s are longer than data.max_length and cut", len(found), split)
     return found
+
+
+def _row_values(table: datasets.Dataset, names: Sequence[str]) -> list[dict[str, Any]]:
+    """What the rows have in the columns that a prompt names."""
+    columns = table.select_columns([extra_column(name) for name in names])[:]
+    values = zip(*(columns[extra_column(name)] for name in names), strict=True)
+    return [dict(zip(names, row, strict=True)) for row in values]
 
 
 def _captions_of(table: datasets.Dataset, rows: np.ndarray) -> list[list[str]]:

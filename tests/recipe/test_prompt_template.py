@@ -34,6 +34,22 @@ def test_a_missing_value_is_named_blank_or_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("task", "change", "expected"),
+    [
+        ("image-captioning", "", "model.prompt: `data.questions` gives answers; name the column of their questions"),
+        ("image-captioning", "data.keywords=true", "data: keywords adds a caption, and with `questions` there are"),
+        ("contrastive", "", "data.questions: gives answers, which say nothing without their questions"),
+    ],
+)
+def test_questions_that_are_not_asked_are_refused(
+    problems: Callable[..., list[str]], task: str, change: str, expected: str
+) -> None:
+    text = f"task: {task}\ndata: {{source: sample, questions: true}}\n"
+    (found,) = problems(text, *([change] if change else []))
+    assert expected in found
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("model: {prompt: 'A {kind'}", "model: prompt: the brace { at character 3 has no partner; write {{"),

@@ -242,6 +242,7 @@ def test_questions_are_answered_and_measured_on_the_whole_road(
     assert {"vqa_accuracy", "exact_match"} <= evaluation["protocols"].keys()
     log = json.loads((run / "trainer_state.json").read_text())["log_history"]
     assert any("eval_vqa_accuracy" in entry for entry in log)
+    assert evaluation["baselines"]["validation"].keys() == {"most frequent answer to the question"}
     report = (run / "report.html").read_text()
     assert "VQA accuracy" in report and "who made it?" in report
     listed = pd.read_csv(run / "bad_examples.csv")["reason"].tolist()

@@ -1,4 +1,4 @@
-"""The source `sample`: the embedded drawings, each with its own name and with another's, or with captions."""
+"""The source `sample`: the embedded drawings, with names of their own or of others, captions, or questions."""
 
 from __future__ import annotations
 
@@ -25,11 +25,15 @@ COLUMNS = ("votes", "rater")
 """Made-up columns of the pairs: how many of five votes say that they match, and who voted."""
 DRAWING_COLUMNS = ("group", "subgroup", "vendor")
 """Columns of the drawings with captions: their Unicode group and subgroup, and whose they are."""
+QUESTION_COLUMNS = ("question", "kind")
+"""Further columns of the questions about drawings."""
 _RATERS = {"careful": 0.7, "hasty": 0.55, "contrary": 0.3}
 """Who votes, and how often rightly."""
 _NUM_VOTES = 5
 _LACKS_VOTES, _LACKS_RATER = 0.1, 0.05
 _KEYWORDS_PER_TEXT = 4
+_NUM_ANSWERS = 10
+"""To each question, as many as VQA has; they are the right ones, in turn."""
 _MOODS = {
     "negative": ("face-concerned", "face-negative", "face-unwell"),
     "neutral": ("face-neutral-skeptical", "face-sleepy"),
@@ -50,10 +54,13 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
     - With `ordinal`, each face has its mood, `negative`, `neutral` or `positive`, and its name as its text.
     - With captions, each drawing has its name and up to four others, and, if the section says so, its keywords; there
       are `DRAWING_COLUMNS`.
+    - With questions, each drawing comes once with each of four: what comes to mind (its keywords), which group it is
+      in, and whether it is in its own group and in another. Captions are the answers; there are also
+      `QUESTION_COLUMNS`.
 
     Args:
         section (`SampleDataSection` or `CaptionSampleSection`):
-            Which drawings, how they are cut, and whether a caption with keywords comes on top.
+            Which drawings, how they are cut, and whether a caption with keywords comes on top, or questions instead.
         reading (`Reading`):
             What the task reads.
 
@@ -64,31 +71,42 @@ def read_sample_drawings(section: SampleDataSection | CaptionSampleSection, read
         InputError: a column is asked for that there is not.
     """
     target = section.target
+    captioned = section if isinstance(section, CaptionSampleSection) else None
+    asks = captioned is not None and captioned.questions
     known: tuple[str, ...] = ()
     if not reading.label:
-        known = DRAWING_COLUMNS
+        known = (*DRAWING_COLUMNS, *QUESTION_COLUMNS) if asks else DRAWING_COLUMNS
     elif reading.text and target is None:
         known = COLUMNS
     for name in [*reading.extra_columns, *((target and target.columns_read()) or ())]:
         if name not in known:
             guess = did_you_mean(nearest_names(name, known)) if known else ""
+            if name in QUESTION_COLUMNS and not reading.label:
+                guess = "; data.questions: true gives it"
             has = f"has the columns {' and '.join(known)}" if known else "has no columns"
             raise InputError(
                 f"column {name!r} is asked for, but data.source 'sample' {has}{guess or '; '}"
                 f"{'' if guess else 'fakeddit, table, clinical and hub have those of their tables'}"
             )
-    keywords = isinstance(section, CaptionSampleSection) and section.keywords
     splits = _drawings_by_split(section)
     if target is not None:
         return _rows_to_learn(target, splits)
     rows: list[dict[str, Any]] = []
+    groups = [drawing["group"] for drawings in splits.values() for drawing in drawings]
     for split, drawings in splits.items():
-        of_split = _pairs(drawings, split) if reading.text else _drawings(drawings, keywords)
+        if asks:
+            of_split = _questions(drawings, groups)
+        elif reading.text:
+            of_split = _pairs(drawings, split)
+        else:
+            of_split = _drawings(drawings, keywords=captioned is not None and captioned.keywords)
         rows += [{**row, "split": split} for row in of_split]
     unread = ("captions",) if reading.label else ("label", "text")
     columns = {name: [row[name] for row in rows] for name in rows[0] if name not in unread}
-    names = LABELS if reading.text else sorted({row["label"] for row in rows})
-    label_of = {name: name for name in names} if reading.label else None
+    label_of = None
+    if reading.label:
+        names = LABELS if reading.text else sorted({row["label"] for row in rows})
+        label_of = {name: name for name in names}
     return SourceTable(make_rows(columns), {None: Part(SAMPLE_PATH.name, EmbeddedImages())}, label_of)
 
 
@@ -178,11 +196,40 @@ def _votes(seed: str, *, is_match: bool) -> dict[str, str | None]:
     }
 
 
-def _drawings(drawings: list[dict[str, Any]], keywords: bool) -> Iterator[dict[str, Any]]:
+def _drawings(drawings: list[dict[str, Any]], *, keywords: bool) -> Iterator[dict[str, Any]]:
     for number, drawing in enumerate(drawings):
         captions = list(dict.fromkeys([*drawing["captions"], *([_text(drawing)] if keywords else [])]))
         columns = {extra_column(name): drawing[name] for name in DRAWING_COLUMNS}
         yield {**_row(number, drawing), "text": None, "label": drawing["group"], "captions": captions, **columns}
+
+
+def _questions(drawings: list[dict[str, Any]], groups: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Four questions about each drawing; a group is asked about as often where it is wrong as where it is right, or
+    nearly so, since the wrong one is that of any of the drawings in other `groups`."""
+    others = {own: [group for group in groups if group != own] for own in set(groups)}
+    for number, drawing in enumerate(drawings):
+        row, own = _row(number, drawing), drawing["group"]
+        draw = int.from_bytes(hashlib.sha256(row["id"].encode()).digest()[:8])
+        other = others[own][draw % len(others[own])]
+        asked = (
+            ("keyword", "what comes to mind?", drawing["keywords"]),
+            ("group", "which group is it in?", [_words(own)]),
+            ("yes or no", f"is it in {_words(own)}?", ["yes"]),
+            ("yes or no", f"is it in {_words(other)}?", ["no"]),
+        )
+        for place, (kind, question, right) in enumerate(asked, 1):
+            values = {**{name: drawing[name] for name in DRAWING_COLUMNS}, "question": question, "kind": kind}
+            yield {
+                **row,
+                "id": f"{row['id']}-{place}",
+                "image_group": row["id"],
+                "captions": [right[answer % len(right)] for answer in range(_NUM_ANSWERS)],
+                **{extra_column(name): value for name, value in values.items()},
+            }
+
+
+def _words(group: str) -> str:
+    return group.replace("-", " and ")
 
 
 def _row(number: int, drawing: dict[str, Any]) -> dict[str, Any]:

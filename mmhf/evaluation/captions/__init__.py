@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from mmhf.evaluation.captions.baselines import best_constant_caption, nearest_neighbour_captions
+from mmhf.evaluation.captions.baselines import (
+    best_constant_caption,
+    frequent_answers,
+    nearest_answers,
+    nearest_neighbour_captions,
+)
 from mmhf.evaluation.captions.caption_files import CaptionFile, read_caption_files
 from mmhf.evaluation.captions.clip_score import ClipScorer, clip_scores
 from mmhf.evaluation.captions.metrics import (
@@ -25,6 +30,8 @@ __all__ = [
     "clip_scores",
     "coco_tokens",
     "evaluate_captions",
+    "frequent_answers",
+    "nearest_answers",
     "nearest_neighbour_captions",
     "read_caption_files",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,21 @@ def normal_answer(text: str) -> str:
         text = text.replace(mark, "" if is_apart or has_comma else " ")
     words = [_NUMBERS.get(word, word) for word in _FULL_STOP.sub("", text).lower().split()]
     return " ".join(_APOSTROPHES.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def most_frequent_answer(answers: Iterable[str]) -> str:
+    """The answer that is given most often, compared in its normal form; the earliest of several, as it is written.
+
+    Raises:
+        ValueError: There is no answer.
+    """
+    counts: Counter[str] = Counter()
+    written: dict[str, str] = {}
+    for text, count in Counter(answers).items():
+        normal = normal_answer(text)
+        counts[normal] += count
+        written.setdefault(normal, text)
+    return written[max(counts, key=counts.__getitem__)]
 
 
 def exact_matches(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:

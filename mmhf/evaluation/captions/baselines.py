@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from mmhf.evaluation.captions.answers import most_frequent_answer
 
 MAX_CANDIDATES = 2000
 """Captions that `best_constant_caption` tries on all images."""
@@ -79,6 +81,68 @@ def nearest_neighbour_captions(
         for start in range(0, len(asked), _BLOCK_ROWS)
         for nearest in (asked[start : start + _BLOCK_ROWS] @ known.T).argmax(axis=1)
     ]
+
+
+def frequent_answers(
+    questions_train: Sequence[str], answers_train: Sequence[Sequence[str]], questions: Sequence[str]
+) -> list[str]:
+    """The answer that the training data gives most often to the same question; to a new one, to any question.
+
+    As in Antol et al., 2015, https://arxiv.org/abs/1505.00468, per question instead of per kind of question.
+
+    Args:
+        questions_train (`Sequence[str]`): Of the M training rows.
+        answers_train (`Sequence[Sequence[str]]`): The answers to each.
+        questions (`Sequence[str]`): The N questions to answer.
+    """
+    answer_of = {
+        question: most_frequent_answer(text for row in rows for text in answers_train[row])
+        for question, rows in _rows_of_questions(questions_train, questions).items()
+    }
+    return [answer_of[question if question in answer_of else None] for question in questions]
+
+
+def nearest_answers(
+    features_train: ArrayLike,
+    questions_train: Sequence[str],
+    answers_train: Sequence[Sequence[str]],
+    features: ArrayLike,
+    questions: Sequence[str],
+) -> list[str]:
+    """The most frequent answer to the same question about the training image that is most alike, by cosine.
+
+    Of training images about which the question was asked; a new question is answered with what was said of the most
+    similar one, whatever was asked.
+
+    Args:
+        features_train (`ArrayLike` of shape `(M, D)`): One row a training row.
+        questions_train, answers_train, questions: As of `frequent_answers`.
+        features (`ArrayLike` of shape `(N, D)`): Of the images that are asked about.
+    """
+    known, images = np.asarray(features_train), np.asarray(features)
+    usual = [most_frequent_answer(each) for each in answers_train]
+    rows_of = _rows_of_questions(questions_train, questions)
+    places_of: dict[str | None, list[int]] = defaultdict(list)
+    for place, question in enumerate(questions):
+        places_of[question if question in rows_of else None].append(place)
+    answers = [""] * len(questions)
+    for key, places in places_of.items():
+        rows = rows_of[key]
+        found = nearest_neighbour_captions(known[rows], [usual[row] for row in rows], images[places])
+        for place, answer in zip(places, found, strict=True):
+            answers[place] = answer
+    return answers
+
+
+def _rows_of_questions(questions_train: Sequence[str], asked: Iterable[str]) -> dict[str | None, list[int]]:
+    """The training rows of each question that is asked, and, where one of them is new, of None: all."""
+    wanted, found = set(asked), defaultdict[str | None, list[int]](list)
+    for row, question in enumerate(questions_train):
+        if question in wanted:
+            found[question].append(row)
+    if wanted - found.keys():
+        found[None] = list(range(len(questions_train)))
+    return dict(found)
 
 
 def _unit_rows(features: ArrayLike) -> NDArray[np.float32]:

@@ -125,3 +125,52 @@ def test_other_columns_are_named_with_the_nearest():
         load_data(section, extra_columns=["vote"])
     with pytest.raises(InputError, match="column 'votes' is asked for, but data.source 'sample' has no columns"):
         load_data(section, task="image-classification", extra_columns=["votes"])
+
+
+@pytest.fixture(scope="module")
+def questions(caption_section):
+    section = caption_section(source="sample", questions=True)
+    return load_data(section, task="image-captioning", extra_columns=["question", "kind", "group"]).splits
+
+
+def test_each_drawing_is_asked_four_questions_with_ten_right_answers(questions):
+    drawings = {f"{each['vendor']}-{each['hexcode']}": each for each in read_sample("test").to_pylist()}
+    rows = questions["test"].remove_columns("image")
+    assert len(rows) == 4 * len(drawings) == len(set(rows["id"]))
+    for row in rows:
+        drawing = drawings[row["id"].rpartition("-")[0]]
+        group, asked, answers = drawing["group"].replace("-", " and "), row["extra.question"], row["captions"]
+        assert len(answers) == 10 and row["extra.group"] == drawing["group"]
+        if row["extra.kind"] == "keyword":
+            assert asked == "what comes to mind?" and set(answers) == set(drawing["keywords"][:10])
+        elif row["extra.kind"] == "group":
+            assert asked == "which group is it in?" and set(answers) == {group}
+        else:
+            assert row["extra.kind"] == "yes or no"
+            assert set(answers) == {"yes" if asked == f"is it in {group}?" else "no"}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_neither_question_nor_drawing_tells_yes_from_no(questions, split):
+    by_question, by_drawing = defaultdict(list), defaultdict(list)
+    for row in questions[split].remove_columns("image"):
+        if row["extra.kind"] == "yes or no":
+            by_question[row["extra.question"]].append(row["captions"][0] == "yes")
+            by_drawing[row["id"].rpartition("-")[0]].append(row["captions"][0] == "yes")
+    assert all(sorted(answers) == [False, True] for answers in by_drawing.values())
+    assert len(by_question) == 9
+    # What knows the questions alone answers all with what is more frequent.
+    known = sum(max(sum(answers), len(answers) - sum(answers)) for answers in by_question.values())
+    assert known / sum(map(len, by_question.values())) < 0.55
+
+
+def test_questions_about_a_drawing_are_in_one_fold(caption_section):
+    section = caption_section(source="sample", questions=True, vendor="fluent", fold={"number": 1, "of": 4})
+    splits = load_data(section, task="image-captioning", extra_columns=["question"]).splits
+    drawings = {split: {name.rpartition("-")[0] for name in splits[split]["id"]} for split in splits}
+    assert drawings["train"] and drawings["validation"] and not drawings["train"] & drawings["validation"]
+
+
+def test_questions_are_said_to_need_a_setting(caption_section):
+    with pytest.raises(InputError, match="'question' is asked for.*data.questions: true gives it"):
+        load_data(caption_section(source="sample"), task="image-captioning", extra_columns=["question"])

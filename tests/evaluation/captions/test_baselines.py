@@ -5,7 +5,13 @@ import random
 import numpy as np
 import pytest
 
-from mmhf.evaluation.captions import best_constant_caption, nearest_neighbour_captions
+from mmhf.evaluation.captions import (
+    best_constant_caption,
+    frequent_answers,
+    nearest_answers,
+    nearest_neighbour_captions,
+)
+from mmhf.evaluation.captions.answers import most_frequent_answer
 from mmhf.evaluation.captions.rouge import rouge_scores
 
 
@@ -65,3 +71,26 @@ def test_nearest_neighbours_of_many_rows_equal_one_by_one():
 def test_features_that_do_not_fit_are_refused(known, asked):
     with pytest.raises(ValueError, match="expected features"):
         nearest_neighbour_captions(known, ["one"], asked)
+
+
+def test_the_most_frequent_answer_is_counted_in_its_normal_form():
+    assert most_frequent_answer(["no", "Yes.", "yes", "no", "a yes"]) == "Yes."
+    assert most_frequent_answer(["two", "one", "2", "1"]) == "two"
+    with pytest.raises(ValueError):
+        most_frequent_answer([])
+
+
+def test_the_frequent_answer_is_that_to_the_same_question_and_else_to_any():
+    asked = ["is it red?", "what is it?", "is it red?", "what is it?"]
+    answers = [["yes", "yes"], ["frog"], ["no", "no", "no", "yes"], ["lamp", "frog"]]
+    assert frequent_answers(asked, answers, ["what is it?", "is it red?", "why?"]) == ["frog", "yes", "yes"]
+    assert frequent_answers(asked[1:], answers[1:], ["is it red?", "how?"]) == ["no", "no"]
+
+
+def test_the_nearest_answer_is_that_to_the_same_question_and_else_to_any():
+    features = [[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [-1.0, 0.0]]
+    asked = ["what is it?", "what is it?", "is it red?", "is it red?"]
+    answers = [["toad", "frog", "frog"], ["lamp"], ["yes"], ["no"]]
+    images = [[1.0, 0.1], [0.1, 1.0], [0.1, 1.0], [-2.0, 0.5], [1.0, -0.2]]
+    questions = ["what is it?", "what is it?", "is it red?", "is it red?", "why?"]
+    assert nearest_answers(features, asked, answers, images, questions) == ["frog", "lamp", "yes", "no", "frog"]

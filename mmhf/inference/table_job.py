@@ -38,6 +38,8 @@ ERROR_COLUMN = "error"
 _STATE, _DIGEST, _TALLY = "mmhf.image_state", "mmhf.image_digest", b"mmhf.tally"
 _WAIT_FOR_OTHERS = 0.5
 _KEPT_REASONS = 100
+_TOLD_ONE_BY_ONE = 3
+"""Reasons of a kind, which differ in what they name, such as a path; of more, one is told."""
 
 
 class TableJob:
@@ -221,7 +223,7 @@ class TableJob:
         for number in self.numbers:
             for kind, counts in json.loads((self.shards.schema(number).metadata or {})[_TALLY]).items():
                 totals[kind].update(counts)
-        reasons = totals["errors"].most_common()
+        reasons = reasons_by_kind(totals["errors"]).most_common()
         if len(reasons) > _KEPT_REASONS:
             rest = sum(count for _, count in reasons[_KEPT_REASONS:])
             totals["errors"] = Counter({**dict(reasons[:_KEPT_REASONS]), "other reasons, each in few rows": rest})
@@ -274,6 +276,20 @@ def _tally(table: pa.Table) -> dict[str, dict[str, int]]:
         "labels": dict(Counter(labels)),
         "errors": dict(Counter(table.column(ERROR_COLUMN).drop_null().to_pylist())),
     }
+
+
+def reasons_by_kind(reasons: Mapping[str, int]) -> Counter[str]:
+    """Reasons and their rows; many that differ behind their first colon only are told as one of them."""
+    kinds: dict[str, Counter[str]] = {}
+    for reason, count in reasons.items():
+        kinds.setdefault(reason.partition(": ")[0], Counter())[reason] += count
+    found: Counter[str] = Counter()
+    for alike in kinds.values():
+        if len(alike) <= _TOLD_ONE_BY_ONE:
+            found.update(alike)
+        else:
+            found[f"{max(alike, key=alike.__getitem__)} ({len(alike) - 1:,} more like it)"] = alike.total()
+    return found
 
 
 def _hash_of(values: Iterator[str]) -> str:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from mmhf.errors import InputError
 from mmhf.inference import JobSettings, JobSummary, outputs, predict_table
 from mmhf.inference.loading import choose_device, load_model
 from mmhf.inference.shards import ShardFolder
-from mmhf.inference.table_job import TableJob
+from mmhf.inference.table_job import TableJob, reasons_by_kind
 from tests.inference.conftest import write_csv
 
 
@@ -544,3 +545,14 @@ def test_a_list_is_no_text(model_dir, images_dir, tmp_path):
     (tmp_path / "input.jsonl").write_text("\n".join(map(json.dumps, lines)))
     summary = predict(model_dir, tmp_path / "input.jsonl", tmp_path / "out.csv", images_dir)
     assert summary.unpredicted == 1 and "text is a list, not a text" in next(iter(summary.errors))
+
+
+def test_reasons_that_name_something_else_in_each_row_are_told_as_one():
+    found = {"image file not found: a.jpg": 1, "columns.age: 'x' is no number": 4, "the text is empty": 2}
+    assert reasons_by_kind(found) == Counter(found)
+    many = {f"image file not found: {number}.jpg": 1 + (number == 7) for number in range(1_200)}
+    assert reasons_by_kind({**found, **many}) == {
+        "columns.age: 'x' is no number": 4,
+        "the text is empty": 2,
+        "image file not found: 7.jpg (1,200 more like it)": 1_202,
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,7 @@ from mmhf.errors import InputError, UnreachableError
 from mmhf.models.encoders import fresh_encoder, timm_config
 from mmhf.models.pypi_backbones import PYPI, PYPI_BACKBONES, pypi_config, pypi_encoder, pypi_name, pypi_tokenizer
 from mmhf.models.torchvision_encoder import TorchvisionConfig, TorchvisionEncoder
+from mmhf.recipe.nearest import did_you_mean, nearest_names
 
 _TIMM, _TORCHVISION = "timm/", "torchvision/"
 # Modules whose transformers interpolate their position embeddings, so that image_size is free.
@@ -69,19 +71,29 @@ def reference_of(backbone: str) -> str | None:
     return f"{repo}@{commit or revision}" if commit or revision else repo
 
 
-def load_encoder_config(name: str, *, pretrained: bool = True, modality: Modality | None = None) -> PreTrainedConfig:
+def load_encoder_config(
+    name: str,
+    *,
+    pretrained: bool = True,
+    modality: Modality | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> PreTrainedConfig:
     """Find a backbone's config; names of timm, torchvision and PyPI need no network, a Hub name its config file.
 
     Args:
         name (`str`): The backbone as a recipe names it.
         pretrained (`bool`): Whether its weights will be wanted; a timm name must then have pretrained weights.
         modality (`"image" | "text"`, *optional*): Which tower of a two-tower model (CLIP) to take.
+        values (`Mapping[str, Any]`, *optional*): Of the config that are other than the backbone's, for one that starts
+            from scratch: attributes of transformers' config, or arguments of timm's architecture.
 
     Raises:
-        `InputError`: no such backbone.
+        `InputError`: no such backbone, or it has no such values.
         `UnreachableError`: its config cannot be fetched now.
     """
     config = _find_config(name, pretrained, modality)
+    if values:
+        _change(config, name, values)
     # Saved inside a model's own config, where no path of this machine and no half precision belongs.
     config.name_or_path = name
     config.dtype = torch.float32
@@ -184,6 +196,28 @@ def _find_config(name: str, pretrained: bool, modality: Modality | None) -> PreT
     except (OSError, ValueError) as error:
         raise _not_found(name, "config", error) from error
     return _tower(name, config, modality)
+
+
+def _change(config: PreTrainedConfig, name: str, values: Mapping[str, Any]) -> None:
+    """Set values of a backbone's config."""
+    if isinstance(config, TorchvisionConfig):
+        raise InputError(
+            f"backbone {name}: torchvision's have one architecture each; remove `config`, or name another"
+        )
+    if isinstance(config, TimmWrapperConfig):
+        config.model_args = {**(config.model_args or {}), **values}
+        try:
+            with torch.device("meta"):
+                timm.create_model(config.architecture, num_classes=0, **config.model_args)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            raise InputError(f"backbone {name}: timm cannot build it with config = {dict(values)}: {error}") from error
+        return
+    known = config.to_dict()
+    for key in values:
+        if key not in known:
+            guess = did_you_mean(nearest_names(key, known))
+            raise InputError(f"backbone {name}: its config has no {key!r}{guess}")
+    config.update(dict(values))
 
 
 def _why_on_no_hub(name: str) -> str:

@@ -37,7 +37,9 @@ def vision_values(section: VisionEncoderSection, *, image_size: ImageSize | None
         `InputError`: the backbone is unknown, its config cannot be fetched, it lacks the pooling, images of this size
             do not fit it, or its weights cannot have few bits.
     """
-    config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
+    config = load_encoder_config(
+        section.backbone, pretrained=section.pretrained, modality="image", values=section.config
+    )
     with _names_encoder("vision", section):
         output = describe_vision(config, section.pooling, image_size=image_size)
     return {
@@ -51,7 +53,9 @@ def vision_values(section: VisionEncoderSection, *, image_size: ImageSize | None
 
 def text_values(section: TextEncoderSection) -> dict[str, Any]:
     """A text encoder as a config keeps it, as `vision_values` does for images."""
-    config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="text")
+    config = load_encoder_config(
+        section.backbone, pretrained=section.pretrained, modality="text", values=section.config
+    )
     with _names_encoder("text", section):
         output = describe_text(config, section.pooling)
     return {
@@ -117,7 +121,9 @@ def image_processor_of(section: EncoderSection, data_section: DataSectionBase) -
         `InputError`: a file of the backbone cannot be fetched, or it does not take images in their own shape where
             the recipe wants them so.
     """
-    config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
+    config = load_encoder_config(
+        section.backbone, pretrained=section.pretrained, modality="image", values=section.config
+    )
     patches = patches_of_own_shape(section, data_section)
     statistics = image_statistics(section.backbone, config, pretrained=section.pretrained)
     if patches is None:
@@ -143,7 +149,9 @@ def patches_of_own_shape(section: EncoderSection, data_section: DataSectionBase)
         return None
     size = data_section.image_size
     assert isinstance(size, int)
-    config = load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
+    config = load_encoder_config(
+        section.backbone, pretrained=section.pretrained, modality="image", values=section.config
+    )
     with torch.device("meta"):
         side = sequence_patch_size(AutoModel.from_config(config))
     if side is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -45,16 +45,13 @@ class LanguageModelSection(PretrainedSection):
     backbone: str = "Qwen/Qwen3-0.6B-Base"
     """A causal language model: a Hub repository (`@revision` may follow) or a local folder; with `pretrained: false`
     also one of transformers' model types, such as `qwen3`."""
-    config: dict[str, Any] = {}
-    """With `pretrained: false`: values of its configuration, such as `hidden_size: 256`."""
     tokenizer: TokenizerSection | None = None
     """With `pretrained: false`: make a tokenizer; absent: the backbone's own."""
 
     @model_validator(mode="after")
-    def _changes_no_pretrained_model(self) -> LanguageModelSection:
-        for name, value in (("config", self.config), ("tokenizer", self.tokenizer)):
-            if self.pretrained and value:
-                raise ValueError(f"`{name}` changes the model that was pretrained; set `pretrained: false`")
+    def _keeps_its_tokenizer(self) -> LanguageModelSection:
+        if self.pretrained and self.tokenizer is not None:
+            raise ValueError("`tokenizer` changes the model that was pretrained; set `pretrained: false`")
         return self
 
 

@@ -143,11 +143,13 @@ class DualEncoderModelSection(ModelSection):
     def encoders(self) -> dict[Modality, EncoderSection]:
         sections: dict[Modality, EncoderSection] = {}
         if self.vision.backbone is not None:
-            sections["image"] = VisionEncoderSection(backbone=self.vision.backbone, pretrained=self.vision.pretrained)
+            sections["image"] = VisionEncoderSection(
+                backbone=self.vision.backbone, pretrained=self.vision.pretrained, config=self.vision.config
+            )
         # A tokenizer comes from where its own backbone does.
         if (name := self.text.backbone or self.text.tokenizer) is not None:
             has_weights = self.text.backbone is not None and self.text.pretrained
-            sections["text"] = TextEncoderSection(backbone=name, pretrained=has_weights)
+            sections["text"] = TextEncoderSection(backbone=name, pretrained=has_weights, config=self.text.config)
         return sections
 
     def towers(self) -> list[str]:

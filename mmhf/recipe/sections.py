@@ -104,6 +104,11 @@ class EncoderSection(Protocol):
         """Whether to load its pretrained weights."""
         ...
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Without them: values of its configuration that are other than the backbone's."""
+        ...
+
 
 class LoraSection(Section):
     """Low-rank changes of encoders (`pip install 'mmhf[lora]'`), which stages call `vision.lora`, `text.lora`, and so
@@ -145,7 +150,18 @@ class PretrainedSection(Section):
 
     backbone: str | None = None
     pretrained: bool = True
+    config: dict[str, Any] = {}
+    """With `pretrained: false`: values of the backbone's configuration, such as `{num_hidden_layers: 2}`; of timm's
+    backbones arguments, such as `{embed_dim: 192, depth: 4}`."""
     quantization: QuantizationSection | None = None
+
+    @model_validator(mode="after")
+    def _changes_no_pretrained_model(self) -> PretrainedSection:
+        if self.config and self.backbone is None:
+            raise ValueError("`config` is of a `backbone`, and none is named; remove it")
+        if self.config and self.pretrained:
+            raise ValueError("`config` changes the model that was pretrained; set `pretrained: false`")
+        return self
 
     @model_validator(mode="after")
     def _rounds_what_was_pretrained(self) -> PretrainedSection:

@@ -50,6 +50,34 @@ def test_an_unknown_backbone_is_one_line_with_a_way_out(name, message, offline):
     assert "\n" not in str(caught.value)
 
 
+def test_an_encoder_from_scratch_may_have_other_sizes(tmp_path, tiny_bert):
+    tiny_bert().save_pretrained(tmp_path)
+    narrow = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+    for name in ("timm/naflexvit_base_patch16_gap", "timm/vit_tiny_patch16_224"):
+        config = load_encoder_config(name, pretrained=False, values=narrow)
+        assert describe_vision(config, "avg", image_size=64).width == 32
+        encoder = load_encoder(name, config, pretrained=False)
+        assert len(encoder.timm_model.blocks) == 2 and encoder.timm_model.embed_dim == 32
+    shallow = load_encoder_config(str(tmp_path), pretrained=False, values={"num_hidden_layers": 1})
+    assert len(load_encoder(str(tmp_path), shallow, pretrained=False).encoder.layer) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("timm/naflexvit_base_patch16_gap", {"embd_dim": 32}, "timm cannot build it with .*'embd_dim'"),
+        ("timm/naflexvit_base_patch16_gap", {"embed_dim": 32, "num_heads": 5}, "timm cannot build it with config"),
+        ("timm/vit_tiny_patch16_224", {"embd_dim": 32}, "timm cannot build it with .*'embd_dim'"),
+        ("torchvision/resnet18", {"depth": 2}, "have one architecture each"),
+        ("pypi/all-minilm-l6-v2", {"num_hiden_layers": 1}, "no 'num_hiden_layers'; did you mean num_hidden_layers"),
+    ],
+)
+def test_sizes_that_an_encoder_cannot_have_are_named(name, values, message):
+    with pytest.raises(InputError, match=message) as caught:
+        load_encoder_config(name, pretrained=False, values=values)
+    assert str(caught.value).startswith(f"backbone {name}: ") and "\n" not in str(caught.value)
+
+
 def test_what_the_hub_may_have_is_told_from_what_cannot_be(offline, tmp_path):
     with pytest.raises(UnreachableError, match="google/some-vit@v1: no config found"):
         load_encoder_config("google/some-vit@v1")

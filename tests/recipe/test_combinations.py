@@ -126,6 +126,37 @@ def test_an_image_size_is_a_side_or_height_and_width(
     assert "data: resize = crop cuts out a square" in line
 
 
+@pytest.mark.parametrize(
+    ("task", "override", "expected"),
+    [
+        (
+            "image-classification",
+            "model.vision.config={depth: 2}",
+            "model.vision: `config` changes the model that was",
+        ),
+        ("image-captioning", "model.vision.config={depth: 2}", "model.vision: `config` changes the model that was"),
+        (
+            "image-text-classification",
+            "model.text.config={n_layers: 2}",
+            "model.text: `config` changes the model that",
+        ),
+        (
+            "contrastive",
+            "model.text={backbone: x, config: {num_hidden_layers: 2}}",
+            "model.text: `config` changes the model that was",
+        ),
+        (
+            "contrastive",
+            "model.vision={pretrained: false, config: {depth: 2}}",
+            "model.vision: `config` is of a `backbone`, and none is named",
+        ),
+    ],
+)
+def test_sizes_are_of_encoders_from_scratch(problems, task, override, expected):
+    [line] = problems(f"task: {task}\ndata: {{source: sample}}\n", override)
+    assert expected in line
+
+
 IMAGES = "task: image-classification\ndata: {source: sample, resize: naflex}\n"
 
 

@@ -115,7 +115,9 @@ def build_captioner_config(
     else:
         prompt_ids = list(prompt.encode())
     config = PrefixCaptionerConfig(
-        vision_config=load_encoder_config(vision.backbone, pretrained=vision.pretrained, modality="image"),
+        vision_config=load_encoder_config(
+            vision.backbone, pretrained=vision.pretrained, modality="image", values=vision.config
+        ),
         language_config=build_language_config(section.language),
         vision_backbone=vision.backbone,
         language_backbone=section.language.backbone,

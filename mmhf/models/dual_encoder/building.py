@@ -45,7 +45,6 @@ from mmhf.recipe.dual_encoder_recipe import (
     TextTowerSection,
     VisionTowerSection,
 )
-from mmhf.recipe.sections import VisionEncoderSection
 
 SIGMOID_BIAS = -10.0
 """Where the bias of the sigmoid loss starts (Zhai et al., "SigLIP"), so that most pairs begin as negatives."""
@@ -168,7 +167,9 @@ def _loss_values(section: ContrastiveSection) -> dict[str, Any]:
 
 def _vision_config(section: VisionTowerSection, data: DataSectionBase) -> PreTrainedConfig:
     if section.backbone is not None:
-        return load_encoder_config(section.backbone, pretrained=section.pretrained, modality="image")
+        return load_encoder_config(
+            section.backbone, pretrained=section.pretrained, modality="image", values=section.config
+        )
     if any(side % section.patch_size for side in height_and_width(data.image_size)):
         raise InputError(
             f"model.vision.patch_size: images of {data.image_size} px do not divide into patches of "
@@ -190,7 +191,9 @@ def _text_config(
     section: TextTowerSection, data: DataSectionBase, tokenizer: PreTrainedTokenizerBase | None
 ) -> PreTrainedConfig:
     if section.backbone is not None:
-        return load_encoder_config(section.backbone, pretrained=section.pretrained, modality="text")
+        return load_encoder_config(
+            section.backbone, pretrained=section.pretrained, modality="text", values=section.config
+        )
     values: dict[str, Any] = {
         "vocab_size": section.vocab_size if tokenizer is None else len(tokenizer),
         "hidden_size": section.width,
@@ -278,9 +281,8 @@ def _tokenizer(section: TextTowerSection, captions: Iterable[str], max_length: i
 
 
 def _image_processor(section: DualEncoderModelSection, data_section: DataSectionBase) -> BaseImageProcessor:
-    vision = section.vision
-    if vision.backbone is not None:
-        encoder = VisionEncoderSection(backbone=vision.backbone, pretrained=vision.pretrained)
+    encoder = section.encoders().get("image")
+    if encoder is not None:
         return image_processor_of(encoder, data_section)
     centred = ImageStatistics(_HALF, _HALF, Resampling.BICUBIC)
     return build_image_processor(centred, image_size=data_section.image_size, resize=data_section.resize)

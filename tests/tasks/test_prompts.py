@@ -273,3 +273,18 @@ def test_the_recipe_on_the_embedded_drawings_trains(tmp_path: Path) -> None:
     changes += ["data.limit=64", "data.image_size=32", "training.num_train_epochs=1", "evaluation.generate_rows=8"]
     run = mmhf.train("quickstart/prompts", [*changes, "~release", f"training.output_dir={tmp_path / 'run'}"])
     assert run.metrics["validation_rougeL"] >= 0
+
+
+@pytest.mark.slow
+def test_questions_about_the_embedded_drawings_are_learnt_and_compared(tmp_path: Path) -> None:
+    changes = ["data.limit=96", "data.image_size=32", "training.num_train_epochs=1", "training.eval_strategy=epoch"]
+    changes += ["training.save_strategy=epoch", "evaluation.generate_rows=8", "evaluation.bootstrap=0"]
+    run = mmhf.train("quickstart/questions", [*changes, "~release", f"training.output_dir={tmp_path / 'run'}"])
+    evaluation = json.loads((Path(run.folder) / "evaluation.json").read_text())
+    kinds = {row["kind"]: row for row in evaluation["tables"]["test"]["By kind"]}
+    assert kinds.keys() == {"keyword", "group", "yes or no"}
+    right = sum(row["rows"] * row["exact_match"] for row in kinds.values())
+    assert right / 96 == pytest.approx(run.metrics["test_exact_match"]) and run.metrics["test_vqa_accuracy"] >= 0
+    beside = evaluation["baselines"]["test"]
+    assert beside.keys() == {"most frequent answer to the question", "nearest neighbour"}
+    assert all(0.1 < each["exact_match"] < 0.9 for each in beside.values())

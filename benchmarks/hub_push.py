@@ -33,7 +33,7 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "quickstart" / "captioner.ya
 
 
 def build():
-    resolved = load_recipe(RECIPE, ["release=null"])
+    resolved = load_recipe(RECIPE, ["release=null", "model.neighbours=null"])
     task = task_of(resolved.recipe)
     data = task.load_data(check_images=False)
     processor = task.build_processor(data)

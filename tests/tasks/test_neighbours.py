@@ -103,14 +103,16 @@ def test_a_run_that_goes_on_from_another_knows_its_own_images_and_tells_none_of_
     found: list[tuple[bool, bool]] = []
     find = Neighbours.find
 
-    def watched(known: Neighbours, features: torch.Tensor, image_index: torch.Tensor | None = None) -> torch.Tensor:
-        places = find(known, features, image_index)
+    def watched(
+        known: Neighbours, features: torch.Tensor, image_index: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        nearest, places = find(known, features, image_index)
         if image_index is not None:
             assert not (known.rows[places] == image_index[:, None])[places >= 0].any()
             alike = known.apart[known.rows[places]] == known.apart[image_index][:, None]
             assert (places >= 0).any() and not alike[places >= 0].any(), "those of its subgroup are kept apart"
         found.append((torch.is_grad_enabled(), image_index is not None))
-        return places
+        return nearest, places
 
     monkeypatch.setattr(Neighbours, "find", watched)
     train(trained / "more", "~release", "data.limit=40", f"init_from={trained / 'run'}")

@@ -40,7 +40,10 @@ def test_the_cost_is_measured_on_other_rows_than_those_that_calibrate(tiny_model
 
 @pytest.mark.slow
 def test_a_captioners_loss_per_token_is_measured(tiny_models, tmp_path):
-    recipe = load_recipe("quickstart/prompts", ["data.image_size=32", "data.max_length=6", "data.limit=200"])
+    recipe = load_recipe(
+        "quickstart/captioner",
+        ["model.neighbours=null", "data.image_size=32", "data.max_length=6", "data.limit=200"],
+    )
     model, processor = load_model(tiny_models["captioner"], needs="graphs", device=torch.device("cpu"))
     settings = export_model(tiny_models["captioner"], tmp_path / "int8", int8_data=recipe)
     rows = ValidationRows(recipe, CaptionerGraphs(model, processor))

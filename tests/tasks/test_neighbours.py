@@ -21,6 +21,7 @@ from mmhf.sample_data import read_sample
 
 TINY = [
     "model.vision={backbone: timm/test_efficientnet, pretrained: false, features: patches}",
+    "model.projector.prefix_length=null",
     "model.neighbours={count: 3, apart: subgroup, votes: {}}",
     "data.limit=48",
     "data.image_size=32",

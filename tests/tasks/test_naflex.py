@@ -147,6 +147,18 @@ def _write_test_rows(work: Path) -> Path:
 
 
 @pytest.mark.slow
+def test_the_quickstart_reads_square_drawings_as_squares(tmp_path: Path) -> None:
+    small = ["data.limit=48", "data.image_size=48", "stages.0.epochs=1", "evaluation.splits=[test]", "~release"]
+    losses = []
+    for resize in ("naflex", "squash"):
+        output = [f"data.resize={resize}", f"training.output_dir={tmp_path / resize}"]
+        losses.append(mmhf.train("quickstart/naflex", [*small, *output]).metrics["test_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    _, prepares = load_model(tmp_path / "naflex", device=torch.device("cpu"))
+    assert isinstance(prepares, NaflexImageProcessor) and prepares.max_num_patches == 9
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["image-text-classification", "contrastive", "image-captioning"])
 def test_other_families_read_images_in_their_own_shape(
     task: str, work: Path, text_encoder_dir: Path, monkeypatch: pytest.MonkeyPatch

@@ -143,13 +143,13 @@ def build_captioner_config(
         problem = str(error).partition("\n")[0]
         where = f"model.vision: backbone {vision.backbone} with features {vision.features}"
         raise InputError(f"{where}: {problem}") from error
-    fresh = {
-        "vision": lambda: fresh_vision(config.vision_config, vision.features),
-        "language": lambda: AutoModelForCausalLM.from_config(config.language_config),
-    }
     assert config.vision_output is not None
-    config.update(few_bits_values("vision", vision, fresh["vision"], config.vision_output["unused"]))
-    config.update(few_bits_values("language", section.language, fresh["language"]))
+    unused = config.vision_output["unused"]
+    of_vision = few_bits_values("vision", vision, lambda: fresh_vision(config.vision_config, vision.features), unused)
+    of_language = few_bits_values(
+        "language", section.language, lambda: AutoModelForCausalLM.from_config(config.language_config)
+    )
+    config.update({**of_vision, **of_language})
     return config
 
 

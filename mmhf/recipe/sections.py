@@ -154,6 +154,7 @@ class PretrainedSection(Section):
     """With `pretrained: false`: values of the backbone's configuration, such as `{num_hidden_layers: 2}`; of timm's
     backbones arguments, such as `{embed_dim: 192, depth: 4}`."""
     quantization: QuantizationSection | None = None
+    """Absent: its weights are in full precision."""
 
     @model_validator(mode="after")
     def _changes_no_pretrained_model(self) -> PretrainedSection:

@@ -61,6 +61,12 @@ _SHELL_VARIABLE = re.compile(r"\$([A-Za-z_]\w*)")
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 
 
+def recipe_of_model(folder: Path) -> Path:
+    """The recipe that the model in a folder was trained by: beside it, or of a checkpoint that of its run."""
+    beside, of_run = folder / RECIPE_FILE, folder.parent / RECIPE_FILE
+    return of_run if not beside.is_file() and of_run.is_file() else beside
+
+
 def expand_path(text: str) -> str:
     """A path, or any other value, with what it takes from the environment put in.
 

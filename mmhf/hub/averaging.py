@@ -26,6 +26,7 @@ from mmhf.files import (
     RELEASE_FILE,
     WEIGHTS_FILE,
     read_json_object,
+    recipe_of_model,
     write_json,
 )
 from mmhf.hub.manifest import released_files, soup_names
@@ -87,7 +88,7 @@ def write_average(folder: Path, ingredients: Sequence[Ingredient], *, fingerprin
     for source in released_files(first):
         if source.suffix not in (".safetensors", ".py") and source.name not in _NOT_KEPT:
             shutil.copyfile(source.resolve(), folder / source.name)
-    recipe = next((path for each in ingredients if (path := each.model.path / RECIPE_FILE).is_file()), None)
+    recipe = next((path for each in ingredients if (path := recipe_of_model(each.model.path)).is_file()), None)
     if recipe is None:
         raise InputError(f"{first}: no {RECIPE_FILE}, in none of the models; name a run folder or a release")
     soup = [each.describe() for each in ingredients]

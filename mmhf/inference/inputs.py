@@ -24,7 +24,7 @@ from mmhf.data.readers import TableFile, read_table, require_column
 from mmhf.data.sources.fakeddit import IMAGE_FOLDERS
 from mmhf.data.sources.image_folder import list_folder
 from mmhf.errors import InputError
-from mmhf.files import RECIPE_FILE, read_yaml_object
+from mmhf.files import read_yaml_object, recipe_of_model
 
 _METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _USUAL_COLUMNS = {"image": ("image", "file_name"), "text": ("text",)}
@@ -352,7 +352,7 @@ def _table_file(path: Path, *, needs_table: bool) -> Path:
 
 def _trained_columns(model_dir: str | Path | None) -> dict[str, Sequence[str]]:
     """The columns that the model's recipe reads, by role, and for Fakeddit the places of its images."""
-    recipe_file = None if model_dir is None else Path(model_dir) / RECIPE_FILE
+    recipe_file = None if model_dir is None else recipe_of_model(Path(model_dir))
     if recipe_file is None or not recipe_file.is_file():
         return {}
     data = read_yaml_object(recipe_file).get("data") or {}

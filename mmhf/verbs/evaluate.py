@@ -42,9 +42,9 @@ from mmhf.files import (
     BAD_EXAMPLES_FILE,
     EVALUATION_FILE,
     LINEAGE_FILE,
-    RECIPE_FILE,
     RELEASE_FILE,
     read_json_object,
+    recipe_of_model,
     write_json,
 )
 from mmhf.hub.releases import resolve_model
@@ -107,7 +107,7 @@ def evaluate(
     """Measure a model on any split of any data, with the preprocessing that it was trained with.
 
     Args:
-        model (`str`, `Path` or [`Run`]): A run, its folder, a release, or `REPO@vX.Y`.
+        model (`str`, `Path` or [`Run`]): A run, its folder, a checkpoint, a release, or `REPO@vX.Y`.
         data (*optional*): A recipe whose `data:` is used, or a DataFrame, data set or list of dicts with the columns
             that the model was trained on, which is measured as the split `test`; absent: the model's own data.
         overrides (`Sequence[str]`): Such as `data.path=data/other`.
@@ -183,7 +183,7 @@ def evaluate_clip_benchmark(
     transformers.logging.disable_progress_bar()
     name = str(model.folder if isinstance(model, Run) else model)
     model_dir = resolve_model(name).path
-    task = task_of(load_recipe(model_dir / RECIPE_FILE).recipe)
+    task = task_of(load_recipe(recipe_of_model(model_dir)).recipe)
     trained, processor = task.load_trained(model_dir)
     measured: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -232,7 +232,7 @@ def _recipe_of(model_dir: Path, data: str | Path | OwnData | None, overrides: Se
     """The recipe whose data is measured: another one, or the model's, which may be given data of the user's own."""
     if isinstance(data, str | Path):
         return load_recipe(data, overrides)
-    resolved = load_recipe(model_dir / RECIPE_FILE, overrides)
+    resolved = load_recipe(recipe_of_model(model_dir), overrides)
     if data is None:
         return resolved
     return recipe_from_dict(with_own_data(resolved.recipe.model_dump(), {"test": data}), name=resolved.name)

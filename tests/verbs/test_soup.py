@@ -54,6 +54,18 @@ def test_an_average_is_evaluated_and_released_with_all_its_parents(
 
 
 @pytest.mark.slow
+def test_checkpoints_have_the_recipe_of_their_run(runs: list[str], tmp_path: Path) -> None:
+    last = [str(max(Path(run).glob("checkpoint-*"), key=lambda each: int(each.name.split("-")[1]))) for run in runs]
+    measured = mmhf.evaluate(last[0], splits=["test"])["test"].metrics
+    expected = json.loads((Path(runs[0]) / "metrics.json").read_text())
+    assert measured["accuracy"] == expected["test_accuracy"] and measured["loss"] == pytest.approx(
+        expected["test_loss"], rel=1e-5
+    )
+    assert main(["soup", *last, "-o", str(tmp_path / "soup")]) == 0
+    assert (tmp_path / "soup" / "recipe.yaml").is_file()
+
+
+@pytest.mark.slow
 def test_greedy_keeps_what_does_not_get_worse_and_begins_with_the_best(
     runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

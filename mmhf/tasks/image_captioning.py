@@ -125,7 +125,8 @@ class ImageCaptioning(Task[CaptioningRecipe, MeasuredCaptions]):
             return {}
         known = "the training images" if num_rows is None else f"{min(num_rows, MOST_ROWS):,} training images"
         apart = "" if section.apart is None else f"; in training, none of the same {section.apart}"
-        return {"neighbours": f"captions of {section.count} of {known}, which the model keeps{apart}"}
+        how = "" if section.whiten is None else ", by whitened features"
+        return {"neighbours": f"captions of {section.count} of {known}{how}, which the model keeps{apart}"}
 
     def check_features(self, plan: StagePlan, choices: Sequence[Sequence[PartChoice]]) -> None:
         if self.recipe.model.neighbours is not None:

@@ -25,12 +25,12 @@ _CATCH_UP = {
     "ridge regression on products": "model.fusion.strategy: product_difference, and "
     + _HEAD_FIRST[2:].format("ridge regression with products of image and text"),
     "frozen projections": (
-        "Longer training of the projections alone, with more weight decay, before the towers are unfrozen: two "
-        "linear maps of the frozen features are ahead."
+        "A first stage that trains the projections alone from there (start: linear_probe, with model.projection_bias: "
+        "true), before the towers are unfrozen: two linear maps of the frozen features are ahead."
     ),
     "nearest neighbour": (
-        "A pretrained language model (model.language.pretrained) and patches (model.vision.features): the caption of "
-        "the most similar training image is ahead."
+        "model.neighbours with votes, which looks captions up, or beside a prompt a pretrained language model "
+        "(model.language.pretrained): the caption of the most similar training image is ahead."
     ),
 }
 """What to try where one of these is ahead."""

@@ -193,7 +193,7 @@ def test_a_classifier_that_frozen_features_beat_is_told_so_and_what_to_try(label
 
 @pytest.mark.parametrize(
     ("name", "step"),
-    [("frozen projections", "projections alone"), ("nearest neighbour", "pretrained language model")],
+    [("frozen projections", "start: linear_probe"), ("nearest neighbour", "model.neighbours with votes")],
 )
 def test_whichever_baseline_is_ahead_has_a_step_of_its_own(name, step):
     run = run_facts(log_history=[{"step": 1, "loss": 1.0}])

@@ -76,7 +76,7 @@ class Neighbours(nn.Module):
             mean, axes = _whitening(features, self.ridge, self.axes.shape[1])
             self.mean.copy_(mean)
             self.axes.copy_(axes)
-        self.features.copy_(self._compared(features))
+        self.features.copy_(self._compared(features.to(self.features.device)))
         self.captions.copy_(torch.tensor(padded))
         self.rows.copy_(rows)
 
@@ -132,8 +132,7 @@ class Neighbours(nn.Module):
         """What cosines are taken of, of length 1."""
         compared = features.float()
         if self.ridge is not None:
-            device = self.mean.device
-            compared = ((compared.to(device) - self.mean) @ self.axes.float()).to(features.device)
+            compared = (compared - self.mean.float()) @ self.axes.float()
         return functional.normalize(compared, dim=1)
 
     def _prompts(self, places: Tensor) -> tuple[Tensor, Tensor]:

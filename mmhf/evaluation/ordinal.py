@@ -34,15 +34,22 @@ class OrdinalEvaluation(SplitEvaluation):
     Attributes:
         per_class (`list[dict[str, Any]]`): One row a class: label, support, predicted, precision, recall, f1, mae.
         confusion (`NDArray[np.int64]` of shape `(C, C)`): Rows are labels, columns are answers.
-        answers, expected (`NDArray` of shape `(M,)`): Answer and expected rank of each evaluated row.
+        labels, answers, expected (`NDArray` of shape `(M,)`): Label, answer and expected rank of each evaluated row.
         rows (`NDArray` of shape `(M,)`): Which these are.
     """
 
     per_class: list[dict[str, Any]]
     confusion: NDArray[np.int64]
+    labels: NDArray[np.int64]
     answers: NDArray[np.int64]
     expected: NDArray[np.float64]
     rows: NDArray[np.int64]
+
+    def furthest_off(self, count: int = 24) -> NDArray[np.int64]:
+        """Positions among the evaluated rows whose expected rank is furthest from the label, and over half a class."""
+        distance = np.abs(self.expected - self.labels)
+        order = np.argsort(-distance, kind="stable")[:count]
+        return order[distance[order] > 0.5]
 
 
 def evaluate_ordinal(
@@ -79,6 +86,7 @@ def evaluate_ordinal(
         undefined=undefined,
         per_class=_per_class(counts, label_names) if len(rows) else [],
         confusion=counts,
+        labels=targets,
         answers=answers,
         expected=expected,
         rows=rows,
@@ -105,9 +113,14 @@ def constant_metrics(label: int, evaluation: OrdinalEvaluation) -> dict[str, flo
     return {name: value for name, value in _of_confusion(counts).items() if value is not None}
 
 
+def rank_distances(size: int) -> NDArray[np.int64]:
+    """(size, size): by how many ranks each class is away from each other."""
+    distances: NDArray[np.int64] = np.abs(np.subtract.outer(np.arange(size), np.arange(size)))
+    return distances
+
+
 def _of_confusion(counts: NDArray[np.int64]) -> dict[str, float | None]:
-    total, size = int(counts.sum()), len(counts)
-    distance = np.abs(np.subtract.outer(np.arange(size), np.arange(size)))
+    total, distance = int(counts.sum()), rank_distances(len(counts))
     by_chance = np.outer(counts.sum(axis=1), counts.sum(axis=0)) / total
     disagreement = float((distance**2 * by_chance).sum())
     either = counts.sum(axis=0) + counts.sum(axis=1)
@@ -121,10 +134,9 @@ def _of_confusion(counts: NDArray[np.int64]) -> dict[str, float | None]:
 
 
 def _per_class(counts: NDArray[np.int64], label_names: Sequence[str]) -> list[dict[str, Any]]:
-    table = []
+    table, distances = [], rank_distances(len(counts))
     for at, name in enumerate(label_names):
         right, support, predicted = (int(each) for each in (counts[at, at], counts[at].sum(), counts[:, at].sum()))
-        distance = np.abs(np.arange(len(counts)) - at)
         table.append(
             {
                 "label": name,
@@ -133,7 +145,7 @@ def _per_class(counts: NDArray[np.int64], label_names: Sequence[str]) -> list[di
                 "precision": right / predicted if predicted else 0.0,
                 "recall": right / support if support else 0.0,
                 "f1": 2 * right / (support + predicted) if support + predicted else 0.0,
-                "mae": float((distance * counts[at]).sum() / support) if support else None,
+                "mae": float((distances[at] * counts[at]).sum() / support) if support else None,
             }
         )
     return table

@@ -48,7 +48,7 @@ class RegressionEvaluation(SplitEvaluation):
         errors: NDArray[np.float64] = np.abs(self.answers - self.labels).mean(axis=1)
         return errors
 
-    def largest_errors(self, count: int = 24) -> NDArray[np.int64]:
+    def furthest_off(self, count: int = 24) -> NDArray[np.int64]:
         """Positions among the evaluated rows, the largest error first; of several numbers, in deviations of each."""
         spread = self.labels.std(axis=0)
         errors = np.abs(self.answers - self.labels) / np.where(spread > 0, spread, 1.0)

@@ -9,7 +9,6 @@ from scipy.special import log_softmax
 from sklearn import metrics as sk
 
 from mmhf.evaluation.ordinal import constant_metrics, evaluate_ordinal
-from mmhf.evaluation.report.ordinal import furthest_off
 
 NAMES = ["none", "mild", "moderate", "severe"]
 
@@ -53,7 +52,7 @@ def test_rows_without_a_label_are_left_out(split):
     found = evaluate_ordinal(logits, labels, NAMES)
     assert (found.num_rows, found.num_ignored) == (148, 2)
     assert found.metrics == pytest.approx(evaluate_ordinal(logits[labels >= 0], labels[labels >= 0], NAMES).metrics)
-    places = furthest_off(found, labels, count=5)
+    places = found.furthest_off(count=5)
     distance = np.abs(found.expected - labels[found.rows])
     assert distance[places[0]] == distance.max() and (distance[places] > 0.5).all()
 

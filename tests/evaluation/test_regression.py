@@ -54,7 +54,7 @@ def test_rows_without_numbers_are_left_out_and_the_largest_errors_found(split):
     assert (found.num_rows, found.num_ignored) == (198, 2)
     kept = np.isfinite(labels).all(axis=1)
     assert found.metrics["mae"] == pytest.approx(sk.mean_absolute_error(labels[kept], answers[kept]))
-    assert found.rows[found.largest_errors()[0]] == 9
+    assert found.rows[found.furthest_off()[0]] == 9
 
 
 def test_what_cannot_be_defined_is_said():

@@ -10,29 +10,12 @@ import numpy as np
 
 from mmhf.evaluation.classification import PROTOCOLS, ClassificationEvaluation, Mistake
 from mmhf.evaluation.curves import METRIC_TITLES
-from mmhf.evaluation.intervals import confusion_intervals
+from mmhf.evaluation.intervals import Interval, confusion_intervals
 from mmhf.evaluation.plots import save_calibration_plots, save_class_plots
-from mmhf.evaluation.report.page import (
-    Block,
-    Card,
-    Figure,
-    Folded,
-    Heading,
-    Matrix,
-    Section,
-    Table,
-    Text,
-    shown_rows,
-)
-from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.report.page import Block, Card, Folded, Heading, Matrix, Section, Table, Text, row_cards
+from mmhf.evaluation.report.sections import drawn_figures
 from mmhf.evaluation.report.target_report import GalleryWords, Measured, TargetReport
-from mmhf.evaluation.report.verdict import (
-    Finding,
-    Verdict,
-    calibration_finding,
-    modality_finding,
-    verdict_beside,
-)
+from mmhf.evaluation.report.verdict import Finding
 
 _MAX_OPEN_CLASSES = 12
 _MAX_MATRIX_CLASSES = 60
@@ -46,24 +29,19 @@ def mistake_cards(
 
     Args:
         mistakes (`Sequence[Mistake]`): what `most_confident_mistakes` found.
-        rows (`Iterable[Mapping[str, Any]]`): the data set's rows of these mistakes, in the same order, as `shown_rows`
+        rows (`Iterable[Mapping[str, Any]]`): the data set's rows of these mistakes, in the same order, as `row_cards`
             takes them: `dataset.select([mistake.index for mistake in mistakes])`.
         label_names (`Sequence[str]`): names of the classes.
     """
-    return [
-        Card(
-            image=row["image"],
-            text=row["text"],
-            facts={
-                "predicted": label_names[mistake.prediction],
-                "label": label_names[mistake.label],
-                "confidence": f"{mistake.confidence:.1%}",
-                "id": row["id"],
-            },
-            wrong="predicted",
-        )
-        for mistake, row in zip(mistakes, shown_rows(rows), strict=True)
+    facts = [
+        {
+            "predicted": label_names[mistake.prediction],
+            "label": label_names[mistake.label],
+            "confidence": f"{mistake.confidence:.1%}",
+        }
+        for mistake in mistakes
     ]
+    return row_cards(rows, facts)
 
 
 class ClassificationReport(TargetReport[ClassificationEvaluation]):
@@ -72,6 +50,7 @@ class ClassificationReport(TargetReport[ClassificationEvaluation]):
     protocols = PROTOCOLS
     counted = "Rows with a label."
     left_out = "rows have no label or no readable image"
+    judged = ("accuracy", "f1_macro")
     gallery = GalleryWords(
         "Most confident mistakes",
         "Wrong predictions with the highest softmax probability. Many of them can point to wrong labels.",
@@ -83,26 +62,21 @@ class ClassificationReport(TargetReport[ClassificationEvaluation]):
 
     def draw(self, folder: Path, split: str, measured: Measured[ClassificationEvaluation]) -> dict[str, Path]:
         drawn = save_class_plots(folder, split, measured.evaluation)
-        return (
-            drawn
-            if measured.calibration is None
-            else drawn | save_calibration_plots(folder, split, measured.calibration)
-        )
+        if measured.calibration is not None:
+            drawn |= save_calibration_plots(folder, split, measured.calibration)
+        return drawn
 
     def details(
         self, split: str, measured: Measured[ClassificationEvaluation], plots: Mapping[str, Path]
     ) -> list[Section]:
         return [_classes(split, measured.evaluation, plots), _confusions(split, measured.evaluation, plots)]
 
-    def verdict(self, run: RunFacts, split: str, measured: Measured[ClassificationEvaluation]) -> Verdict | None:
-        """By the metric that checkpoints were chosen by if it is one of accuracy and macro-F1; else by accuracy."""
-        evaluation = measured.evaluation
-        intervals = confusion_intervals(evaluation.confusion)
-        if not intervals:
-            return None
-        metric = run.best_metric if run.best_metric in intervals else "accuracy"
-        other = "f1_macro" if metric == "accuracy" else "accuracy"
-        second = intervals[other]
+    def interval(self, evaluation: ClassificationEvaluation, metric: str) -> Interval:
+        return confusion_intervals(evaluation.confusion)[metric]
+
+    def findings(self, measured: Measured[ClassificationEvaluation], metric: str) -> tuple[list[Finding], list[str]]:
+        evaluation, other = measured.evaluation, "f1_macro" if metric == "accuracy" else "accuracy"
+        second = self.interval(evaluation, other)
         findings = [Finding(f"{METRIC_TITLES[other]} is {second.value:.4f} ({second.low:.4f} to {second.high:.4f}).")]
         steps = []
         accuracy, macro = (evaluation.metrics[name] for name in ("accuracy", "f1_macro"))
@@ -114,19 +88,8 @@ class ClassificationReport(TargetReport[ClassificationEvaluation]):
             findings.append(Finding(f"{which} are missed: F1 of {classes} is below half the accuracy.", "bad"))
             if is_rare:
                 steps.append("loss.class_weights: balanced, or loss.logit_adjustment: 1, for the rare classes.")
-        for finding, step in (modality_finding(measured.modalities), calibration_finding(measured.calibration)):
-            findings += finding
-            steps += step
-        return verdict_beside(
-            run,
-            split,
-            metric,
-            intervals[metric],
-            size=f"{evaluation.num_rows:,} rows",
-            measured=measured,
-            findings=findings,
-            steps=steps,
-        )
+        usual, usual_steps = super().findings(measured, metric)
+        return [*findings, *usual], [*steps, *usual_steps]
 
 
 def _classes(split: str, evaluation: ClassificationEvaluation, plots: Mapping[str, Path]) -> Section:
@@ -139,21 +102,17 @@ def _classes(split: str, evaluation: ClassificationEvaluation, plots: Mapping[st
         "ROC-AUC": "roc_auc",
         "average precision": "average_precision",
     }
-    numbers = Table(list(columns), [[row[key] for key in columns.values()] for row in evaluation.per_class])
-    blocks: list[Block] = [_open_or_folded("Numbers of each class", numbers, len(evaluation.label_names))]
-    name = f"{split}_per_class"
-    if name in plots:
-        blocks.append(Figure(plots[name], f"Precision, recall and F1 of each class, {split} split."))
-    blocks.append(Text("ROC-AUC and average precision are of the class against the rest.", "note"))
-    return Section(f"Classes: {split}", blocks)
+    numbers = Table.of(columns, evaluation.per_class)
+    figures = drawn_figures(plots, split, {"per_class": f"Precision, recall and F1 of each class, {split} split."})
+    note = Text("ROC-AUC and average precision are of the class against the rest.", "note")
+    opened = _open_or_folded("Numbers of each class", numbers, len(evaluation.label_names))
+    return Section(f"Classes: {split}", [opened, *figures, note])
 
 
 def _confusions(split: str, evaluation: ClassificationEvaluation, plots: Mapping[str, Path]) -> Section:
     size = len(evaluation.label_names)
-    blocks: list[Block] = []
-    name = f"{split}_confusion_matrix"
-    if name in plots:
-        blocks.append(Figure(plots[name], f"Confusion matrix, {split} split: rows are labels, columns predictions."))
+    caption = f"Confusion matrix, {split} split: rows are labels, columns predictions."
+    blocks = drawn_figures(plots, split, {"confusion_matrix": caption})
     if size > 2:
         blocks += [Heading("Most frequent confusions"), _frequent_confusions(evaluation)]
     if size <= _MAX_MATRIX_CLASSES:

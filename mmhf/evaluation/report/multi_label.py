@@ -8,24 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from mmhf.evaluation.intervals import Interval
 from mmhf.evaluation.label_calibration import label_bins
 from mmhf.evaluation.multi_label import MULTI_LABEL_PROTOCOLS, MultiLabelEvaluation, WrongDecision
 from mmhf.evaluation.plots import plot_label_reliability, plot_per_class
-from mmhf.evaluation.report.page import (
-    Block,
-    Card,
-    Figure,
-    Folded,
-    Heading,
-    Section,
-    Table,
-    Text,
-    shown_rows,
-)
-from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.report.page import Block, Card, Folded, Heading, Section, Table, Text, row_cards
+from mmhf.evaluation.report.sections import drawn_figures
 from mmhf.evaluation.report.target_report import GalleryWords, Measured, TargetReport
-from mmhf.evaluation.report.verdict import LARGE_ECE, Finding, Verdict, modality_finding, verdict_beside
+from mmhf.evaluation.report.verdict import LARGE_ECE, Finding, modality_finding
 
 _MAX_OPEN_LABELS = 20
 _MAX_PAIRS = 12
@@ -56,15 +45,13 @@ def wrong_rows(
             `text` and `labels`.
         label_names (`Sequence[str]`): Names of the labels.
     """
-    rows = list(rows)
-    cards = []
-    for mistake, row, shown in zip(mistakes, rows, shown_rows(rows), strict=True):
+    rows, facts = list(rows), []
+    for mistake, row in zip(mistakes, rows, strict=True):
         own = [name for name, has_it in zip(label_names, row["labels"], strict=True) if has_it]
         way = "missed" if mistake.has_it else "wrongly given"
-        facts = {"wrong": f"{label_names[mistake.label]} {way} ({mistake.probability:.1%})"}
-        facts |= {"labels": ", ".join(own) or "none", "id": shown["id"]}
-        cards.append(Card(image=shown["image"], text=shown["text"], facts=facts, wrong="wrong"))
-    return cards
+        wrong = f"{label_names[mistake.label]} {way} ({mistake.probability:.1%})"
+        facts.append({"wrong": wrong, "labels": ", ".join(own) or "none"})
+    return row_cards(rows, facts)
 
 
 class MultiLabelReport(TargetReport[MultiLabelEvaluation]):
@@ -73,6 +60,8 @@ class MultiLabelReport(TargetReport[MultiLabelEvaluation]):
     protocols = MULTI_LABEL_PROTOCOLS
     counted = "Rows with known labels."
     left_out = "rows have no labels or no readable image"
+    judged = ("map", "f1_micro")
+    named = ("map", "f1_micro", "f1_macro", "f1_samples")
     gallery = GalleryWords(
         "Most confident mistakes",
         "For each row the surest wrong decision. Many of them can point to labels that are missing in the data.",
@@ -105,13 +94,11 @@ class MultiLabelReport(TargetReport[MultiLabelEvaluation]):
             notes.append("Thresholds were fitted on the validation split, whose F1 is therefore a little too good.")
         return notes
 
-    def verdict(self, run: RunFacts, split: str, measured: Measured[MultiLabelEvaluation]) -> Verdict | None:
-        """By micro-F1 if checkpoints were chosen by it, else by mean average precision."""
+    def size(self, evaluation: MultiLabelEvaluation) -> str:
+        return f"{super().size(evaluation)}, {len(evaluation.per_class)} labels"
+
+    def findings(self, measured: Measured[MultiLabelEvaluation], metric: str) -> tuple[list[Finding], list[str]]:
         evaluation = measured.evaluation
-        metric, other = ("f1_micro", "map") if run.best_metric == "f1_micro" else ("map", "f1_micro")
-        if metric not in evaluation.metrics:
-            return None
-        value = evaluation.metrics[metric]
         findings, steps = modality_finding(measured.modalities)
         never = [row["label"] for row in evaluation.per_class if row["support"] and not row["predicted"]]
         if never:
@@ -121,32 +108,19 @@ class MultiLabelReport(TargetReport[MultiLabelEvaluation]):
             findings.append(
                 Finding(f"Its probabilities are off by {evaluation.metrics['ece']:.4f} on average.", "bad")
             )
-            steps += (
-                [] if evaluation.temperature != 1 else ["evaluation.calibrate: true, for probabilities that hold."]
-            )
-        return verdict_beside(
-            run,
-            split,
-            metric,
-            Interval(value, value, value),
-            size=f"{evaluation.num_rows:,} rows, {len(evaluation.per_class)} labels",
-            measured=measured,
-            others=[other, "f1_macro", "f1_samples"],
-            findings=findings,
-            steps=steps,
-        )
+            if evaluation.temperature == 1:
+                steps.append("evaluation.calibrate: true, for probabilities that hold.")
+        return findings, steps
 
 
 def _labels(split: str, measured: Measured[MultiLabelEvaluation], plots: Mapping[str, Path]) -> Section:
     rows = measured.evaluation.per_class
-    numbers = Table(list(_COLUMNS), [[row[key] for key in _COLUMNS.values()] for row in rows])
+    numbers = Table.of(_COLUMNS, rows)
     is_long = len(rows) > _MAX_OPEN_LABELS
-    blocks: list[Block] = [Folded(f"Numbers of each label ({len(rows)} labels)", numbers) if is_long else numbers]
-    if f"{split}_per_class" in plots:
-        caption = f"Precision, recall and F1 of each label, {split} split."
-        blocks.append(Figure(plots[f"{split}_per_class"], caption))
-    blocks.append(Text("A label is predicted where its probability reaches its threshold.", "note"))
-    return Section(f"Labels: {split}", blocks)
+    opened = Folded(f"Numbers of each label ({len(rows)} labels)", numbers) if is_long else numbers
+    figures = drawn_figures(plots, split, {"per_class": f"Precision, recall and F1 of each label, {split} split."})
+    note = Text("A label is predicted where its probability reaches its threshold.", "note")
+    return Section(f"Labels: {split}", [opened, *figures, note])
 
 
 def _together(split: str, evaluation: MultiLabelEvaluation) -> Section:

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mmhf.evaluation.intervals import Interval, confusion_intervals, mean_interval
-from mmhf.evaluation.ordinal import ORDINAL_PROTOCOLS, OrdinalEvaluation
+from mmhf.evaluation.ordinal import ORDINAL_PROTOCOLS, OrdinalEvaluation, rank_distances
 from mmhf.evaluation.plots import save_calibration_plots, save_class_plots
-from mmhf.evaluation.report.page import Block, Card, Figure, Section, Table, Text, shown_rows
-from mmhf.evaluation.report.sections import RunFacts
+from mmhf.evaluation.report.page import Card, Section, Table, Text, row_cards
+from mmhf.evaluation.report.sections import drawn_figures
 from mmhf.evaluation.report.target_report import GalleryWords, Measured, TargetReport
-from mmhf.evaluation.report.verdict import Verdict, calibration_finding, modality_finding, verdict_beside
 
 _COLUMNS = {
     "class": "label",
@@ -28,36 +26,19 @@ _COLUMNS = {
 }
 
 
-def furthest_off(evaluation: OrdinalEvaluation, labels: NDArray[np.int64], *, count: int = 24) -> NDArray[np.int64]:
-    """Positions among the evaluated rows whose expected rank is furthest from the label's, and more than half a class.
-
-    Args:
-        evaluation ([`OrdinalEvaluation`]): Of the split.
-        labels (`NDArray` of shape `(N,)`): Its class ids.
-        count (`int`, defaults to 24): How many at most.
-    """
-    distance = np.abs(evaluation.expected - labels[evaluation.rows])
-    order = np.argsort(-distance, kind="stable")[:count]
-    chosen: NDArray[np.int64] = order[distance[order] > 0.5]
-    return chosen
-
-
 def missed_rows(evaluation: OrdinalEvaluation, places: Sequence[int], rows: Iterable[Mapping[str, Any]]) -> list[Card]:
     """Rows as a person looks at them.
 
     Args:
         evaluation ([`OrdinalEvaluation`]): Of the split.
         places (`Sequence[int]`): Positions among the evaluated rows.
-        rows (`Iterable[Mapping[str, Any]]`): The data set's rows of these, in the same order, with `id`, `image`,
-            `text` and `label`.
+        rows (`Iterable[Mapping[str, Any]]`): The data set's rows of these, in the same order, with `id`, `image` and
+            `text`.
     """
-    rows, cards = list(rows), []
-    for place, row, shown in zip(places, rows, shown_rows(rows), strict=True):
-        name = evaluation.label_names[row["label"]]
-        facts = {"expected rank": f"{evaluation.expected[place]:.2f}", "label": f"{name} ({row['label']})"}
-        facts["id"] = shown["id"]
-        cards.append(Card(image=shown["image"], text=shown["text"], facts=facts, wrong="expected rank"))
-    return cards
+    labels, expected = evaluation.labels[places], evaluation.expected[places]
+    named = [f"{evaluation.label_names[label]} ({label})" for label in labels]
+    facts = [{"expected rank": f"{rank:.2f}", "label": name} for rank, name in zip(expected, named, strict=True)]
+    return row_cards(rows, facts)
 
 
 class OrdinalReport(TargetReport[OrdinalEvaluation]):
@@ -66,6 +47,8 @@ class OrdinalReport(TargetReport[OrdinalEvaluation]):
     protocols = ORDINAL_PROTOCOLS
     counted = "Rows with a label."
     left_out = "rows have no label or no readable image"
+    judged = ("mae", "accuracy", "f1_macro", "kappa_quadratic", "spearman", "kendall", "nll")
+    named = ("mae", "accuracy", "f1_macro", "kappa_quadratic", "spearman")
     gallery = GalleryWords(
         "Furthest off",
         "Rows whose expected rank is furthest from that of the label. Many of them can point to wrong labels.",
@@ -84,43 +67,22 @@ class OrdinalReport(TargetReport[OrdinalEvaluation]):
     def details(self, split: str, measured: Measured[OrdinalEvaluation], plots: Mapping[str, Path]) -> list[Section]:
         return [_classes(split, measured.evaluation, plots)]
 
-    def verdict(self, run: RunFacts, split: str, measured: Measured[OrdinalEvaluation]) -> Verdict | None:
-        """By the metric that checkpoints were chosen by, or the mean difference of ranks."""
-        evaluation = measured.evaluation
-        metric = run.best_metric if run.best_metric in evaluation.metrics and run.best_metric != "loss" else "mae"
-        if metric not in evaluation.metrics:
-            return None
-        value, intervals = evaluation.metrics[metric], confusion_intervals(evaluation.confusion)
-        result = intervals.get(metric, Interval(value, value, value))
+    def size(self, evaluation: OrdinalEvaluation) -> str:
+        return f"{super().size(evaluation)}, {len(evaluation.label_names)} ordered classes"
+
+    def interval(self, evaluation: OrdinalEvaluation, metric: str) -> Interval:
         if metric == "mae":
-            distance = np.abs(np.subtract.outer(*[np.arange(len(evaluation.label_names))] * 2))
-            result = mean_interval(np.repeat(distance.ravel(), evaluation.confusion.ravel()))
-        size = f"{evaluation.num_rows:,} rows, {len(evaluation.label_names)} ordered classes"
-        others = [name for name in ("mae", "accuracy", "f1_macro", "kappa_quadratic", "spearman") if name != metric]
-        findings, steps = modality_finding(measured.modalities)
-        sure, calibrate = calibration_finding(measured.calibration)
-        return verdict_beside(
-            run,
-            split,
-            metric,
-            result,
-            size=size,
-            measured=measured,
-            others=others,
-            findings=[*findings, *sure],
-            steps=[*steps, *calibrate],
-        )
+            distances = rank_distances(len(evaluation.label_names))
+            return mean_interval(np.repeat(distances.ravel(), evaluation.confusion.ravel()))
+        known = confusion_intervals(evaluation.confusion)
+        return known[metric] if metric in known else super().interval(evaluation, metric)
 
 
 def _classes(split: str, evaluation: OrdinalEvaluation, plots: Mapping[str, Path]) -> Section:
-    rows = [[row[key] for key in _COLUMNS.values()] for row in evaluation.per_class]
-    blocks: list[Block] = [Table(list(_COLUMNS), rows)]
     captions = {
         "confusion_matrix": f"Confusion matrix, {split} split: rows are labels, columns answers, in their order.",
         "per_class": f"Precision, recall and F1 of each class, {split} split.",
     }
-    blocks += [
-        Figure(plots[f"{split}_{name}"], caption) for name, caption in captions.items() if f"{split}_{name}" in plots
-    ]
-    blocks.append(Text(f"The order: {' < '.join(evaluation.label_names)}.", "note"))
+    order = Text(f"The order: {' < '.join(evaluation.label_names)}.", "note")
+    blocks = [Table.of(_COLUMNS, evaluation.per_class), *drawn_figures(plots, split, captions), order]
     return Section(f"Classes: {split}", blocks)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal
 
 import jinja2
 import numpy as np
@@ -67,6 +67,11 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[object]]
     definition: str | None = None
+
+    @classmethod
+    def of(cls, columns: Mapping[str, str], rows: Iterable[Mapping[str, object]]) -> Table:
+        """Rows that are mappings; `columns` names the key below each heading."""
+        return cls(list(columns), [[row[key] for key in columns.values()] for row in rows])
 
     @property
     def kinds(self) -> list[str]:
@@ -247,22 +252,23 @@ def small_image(image: ImageInput) -> Image.Image | None:
     return small
 
 
-class ShownRow(TypedDict):
-    """What a gallery shows of a data set's row."""
+def row_cards(rows: Iterable[Mapping[str, Any]], facts: Iterable[Mapping[str, str]]) -> list[Card]:
+    """Rows of a data set as a gallery shows them.
 
-    id: str
-    image: Image.Image | None
-    text: str | None
-
-
-def shown_rows(rows: Iterable[Mapping[str, Any]]) -> list[ShownRow]:
-    """Rows with `id`, `image` and `text` as a gallery shows them: images small, or None where they cannot be read;
-    texts None where no row has one."""
+    Args:
+        rows (`Iterable[Mapping[str, Any]]`): With `id`, `image` and `text`; where none has a text, cards have none.
+        facts (`Iterable[Mapping[str, str]]`): What to say of each row, its id aside; the first is what is wrong.
+    """
     rows = list(rows)
     has_texts = any(row["text"] for row in rows)
     return [
-        ShownRow(id=row["id"], image=small_image(row["image"]), text=row["text"] if has_texts else None)
-        for row in rows
+        Card(
+            image=small_image(row["image"]),
+            text=row["text"] if has_texts else None,
+            facts={**about, "id": row["id"]},
+            wrong=next(iter(about)),
+        )
+        for row, about in zip(rows, facts, strict=True)
     ]
 
 

@@ -107,6 +107,13 @@ def curves_section(plots: Mapping[str, Path]) -> list[Section]:
     return [Section("Training curves", [Figure(plots["training_curves"], caption)])]
 
 
+def drawn_figures(plots: Mapping[str, Path], split: str, captions: Mapping[str, str]) -> list[Block]:
+    """The figures of a split that were drawn, which `plots` has as `SPLIT_name`, with their captions by name."""
+    return [
+        Figure(plots[f"{split}_{name}"], caption) for name, caption in captions.items() if f"{split}_{name}" in plots
+    ]
+
+
 def metrics_section(
     metrics: Mapping[str, Mapping[str, float]],
     protocols: Mapping[str, str],

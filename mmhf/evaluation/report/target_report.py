@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from mmhf.evaluation.calibration import CalibrationEvaluation
 from mmhf.evaluation.curves import save_training_curves
+from mmhf.evaluation.intervals import Interval
 from mmhf.evaluation.modalities import ModalityEvaluation
 from mmhf.evaluation.report.page import Card, Section
 from mmhf.evaluation.report.sections import (
@@ -29,7 +30,14 @@ from mmhf.evaluation.report.trust_sections import (
     subgroups_section,
     views_section,
 )
-from mmhf.evaluation.report.verdict import Verdict, judged_split
+from mmhf.evaluation.report.verdict import (
+    Finding,
+    Verdict,
+    calibration_finding,
+    judged_split,
+    modality_finding,
+    verdict_beside,
+)
 from mmhf.evaluation.results import subgroup_tables, write_subgroups
 from mmhf.evaluation.split_evaluation import SplitEvaluation
 from mmhf.evaluation.subgroups import ColumnSubgroups
@@ -104,6 +112,10 @@ class TargetReport(ABC, Generic[EvaluationT]):
     """Which rows are evaluated."""
     left_out: ClassVar[str]
     """Why the others are not: `3 …` and are left out."""
+    judged: ClassVar[Sequence[str]]
+    """The metrics that a verdict can be about: the one that checkpoints were chosen by, else the first."""
+    named: ClassVar[Sequence[str]] = ()
+    """The metrics that it names, too."""
     gallery: ClassVar[GalleryWords]
 
     @abstractmethod
@@ -118,9 +130,39 @@ class TargetReport(ABC, Generic[EvaluationT]):
     def details(self, split: str, measured: Measured[EvaluationT], plots: Mapping[str, Path]) -> list[Section]:
         """What is said of a split, which has rows, by class, label or number."""
 
-    @abstractmethod
+    def size(self, evaluation: EvaluationT) -> str:
+        """What a split was measured on."""
+        return f"{evaluation.num_rows:,} rows"
+
+    def interval(self, evaluation: EvaluationT, metric: str) -> Interval:
+        """One of its metrics, with a 95 % interval where there is one."""
+        value = evaluation.metrics[metric]
+        return Interval(value, value, value)
+
+    def findings(self, measured: Measured[EvaluationT], metric: str) -> tuple[list[Finding], list[str]]:
+        """What to know about a result that is judged by `metric`, and what to try."""
+        shortcut, steps = modality_finding(measured.modalities)
+        trust, calibrate = calibration_finding(measured.calibration)
+        return [*shortcut, *trust], [*steps, *calibrate]
+
     def verdict(self, run: RunFacts, split: str, measured: Measured[EvaluationT]) -> Verdict | None:
         """The first lines of the report; None where there is nothing to judge."""
+        known = [name for name in self.judged if name in measured.evaluation.metrics]
+        metric = run.best_metric if run.best_metric in known else self.judged[0]
+        if metric not in known:
+            return None
+        findings, steps = self.findings(measured, metric)
+        return verdict_beside(
+            run,
+            split,
+            metric,
+            self.interval(measured.evaluation, metric),
+            size=self.size(measured.evaluation),
+            measured=measured,
+            others=[name for name in self.named if name != metric],
+            findings=findings,
+            steps=steps,
+        )
 
     def notes(self, evaluations: Mapping[str, EvaluationT]) -> list[str]:
         """Sentences below the metrics of all splits."""

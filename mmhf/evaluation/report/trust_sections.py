@@ -8,7 +8,8 @@ from pathlib import Path
 from mmhf.evaluation.calibration import CalibrationEvaluation
 from mmhf.evaluation.intervals import Interval
 from mmhf.evaluation.modalities import ModalityEvaluation
-from mmhf.evaluation.report.page import Block, Figure, Heading, Section, Table, Text
+from mmhf.evaluation.report.page import Block, Heading, Section, Table, Text
+from mmhf.evaluation.report.sections import drawn_figures
 from mmhf.evaluation.subgroups import INTERVAL, ColumnSubgroups
 
 _VIEW_NAMES = {
@@ -88,10 +89,7 @@ def calibration_section(split: str, evaluation: CalibrationEvaluation, plots: Ma
         "label_reliability": "Reliability diagrams: share of the rows that have a label, by its probability; of all "
         "labels together, and of those with the largest calibration errors.",
     }
-    blocks += [
-        Figure(plots[f"{split}_{name}"], caption) for name, caption in captions.items() if f"{split}_{name}" in plots
-    ]
-    return Section(f"Calibration: {split}", blocks)
+    return Section(f"Calibration: {split}", [*blocks, *drawn_figures(plots, split, captions)])
 
 
 def views_section(split: str, words: str, one_view: Mapping[str, float], averaged: Mapping[str, float]) -> Section:

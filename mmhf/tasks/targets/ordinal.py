@@ -23,7 +23,7 @@ from mmhf.evaluation.ordinal import (
     median_answers,
     ordinal_metrics,
 )
-from mmhf.evaluation.report.ordinal import OrdinalReport, furthest_off, missed_rows
+from mmhf.evaluation.report.ordinal import OrdinalReport, missed_rows
 from mmhf.evaluation.subgroups import Outcomes, pair_outcomes
 from mmhf.models.classification_loss import LossSettings
 from mmhf.models.targets import ORDINAL
@@ -63,7 +63,7 @@ class OrdinalTarget(ProbabilityTarget[OrdinalEvaluation]):
         return evaluate_ordinal(predicted.logits, predicted.labels, names, loss=predicted.loss)
 
     def furthest_off(self, predicted: Predicted, evaluation: OrdinalEvaluation) -> tuple[Sequence[int], MakeCards]:
-        places = furthest_off(evaluation, predicted.labels)
+        places = evaluation.furthest_off()
         return evaluation.rows[places].tolist(), functools.partial(missed_rows, evaluation, places.tolist())
 
     def constants(self, evaluation: OrdinalEvaluation, data: LoadedData) -> Mapping[str, Mapping[str, float]]:
@@ -84,8 +84,7 @@ class OrdinalTarget(ProbabilityTarget[OrdinalEvaluation]):
         )
 
     def outcomes(self, predicted: Predicted, evaluation: OrdinalEvaluation, config: Any) -> Outcomes:
-        labels = np.asarray(predicted.labels)[evaluation.rows].astype(np.int64)
-        return pair_outcomes(evaluation.rows, labels, evaluation.answers, ordered=True)
+        return pair_outcomes(evaluation.rows, evaluation.labels, evaluation.answers, ordered=True)
 
     def comparison(self, config: Any) -> Comparison:
         return Comparison(

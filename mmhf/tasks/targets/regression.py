@@ -81,7 +81,7 @@ class RegressionTarget(ClassifierTarget[RegressionEvaluation]):
         return evaluate_regression(predicted.logits, predicted.labels, names, loss=predicted.loss)
 
     def furthest_off(self, predicted: Predicted, evaluation: RegressionEvaluation) -> tuple[Sequence[int], MakeCards]:
-        places = evaluation.largest_errors()
+        places = evaluation.furthest_off()
         return evaluation.rows[places].tolist(), functools.partial(missed_rows, evaluation, places.tolist())
 
     def constants(self, evaluation: RegressionEvaluation, data: LoadedData) -> Mapping[str, Mapping[str, float]]:

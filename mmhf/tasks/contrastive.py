@@ -25,7 +25,7 @@ from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData, load_data
 from mmhf.data.streams.captions import caption_dataset
 from mmhf.errors import InputError
-from mmhf.evaluation.linear_maps import frozen_projections
+from mmhf.evaluation.linear_maps import DIMS, LinearMapsSearch, Pairs, frozen_projections
 from mmhf.evaluation.report.page import small_image
 from mmhf.evaluation.report.retrieval import (
     MeasuredRetrieval,
@@ -122,6 +122,7 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
     trainer_class = ContrastiveTrainer
 
     def __init__(self, recipe: ContrastiveRecipe) -> None:
+        self._searched: LinearMapsSearch | None = None
         self._prefix_sizes = (recipe.contrastive.matryoshka or [])[:-1]
         of_prefixes = prefix_protocols(self._prefix_sizes)
         self.protocols = {"loss": _LOSS_PROTOCOL, **RETRIEVAL_PROTOCOLS, **of_prefixes, **ZERO_SHOT_PROTOCOLS}
@@ -223,7 +224,7 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
     def make_trainer(self, data: LoadedData, **options: Any) -> MMTrainer:
         trainer = super().make_trainer(data, **options)
         if any(stage.section.start is not None for stage in trainer.plan.stages):
-            trainer.stages.starts = LinearMapsStart(trainer, data)
+            trainer.stages.starts = LinearMapsStart(trainer, data, self.search_linear_maps)
         return trainer
 
     def baselines(self, frozen: FrozenFeatures, data: LoadedData) -> Baselines:
@@ -232,8 +233,15 @@ class Contrastive(Task[ContrastiveRecipe, MeasuredRetrieval]):
             return {}
         evaluated: list[str] = list(self.recipe.evaluation.splits)
         tested = {split: pairs[split] for split in evaluated if split in pairs and split != "train"}
-        projections = frozen_projections(pairs["train"], pairs.get("validation"), tested)
-        return by_split({"frozen projections": projections})
+        search = self.search_linear_maps(pairs["train"], pairs.get("validation"))
+        return by_split({"frozen projections": frozen_projections(search, tested)})
+
+    def search_linear_maps(self, train: Pairs, validation: Pairs | None) -> LinearMapsSearch:
+        """The linear maps of features; once, where a stage starts from those that are the baseline, too."""
+        if self._searched is None or not self._searched.is_of(train, validation):
+            dims = (*DIMS, self.recipe.model.embedding_dim)
+            self._searched = LinearMapsSearch(train, validation, dims=dims)
+        return self._searched
 
     def write_report(self, run: RunFacts, measured: Mapping[str, MeasuredRetrieval]) -> None:
         write_retrieval_report(run, measured, protocols={**self.protocols, **UNIQUE_TEXT_PROTOCOLS})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets
@@ -19,7 +19,7 @@ from mmhf.data.datasets import RowDataset
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
 from mmhf.evaluation.baselines import Rows, best_probe, learnt_rows
-from mmhf.evaluation.linear_maps import Pairs, best_linear_maps
+from mmhf.evaluation.linear_maps import LinearMapsSearch, Pairs
 from mmhf.features.choice import PartChoice
 from mmhf.features.column import FeatureColumn
 from mmhf.features.parts import HasFeatureParts
@@ -173,7 +173,20 @@ class LinearMapsStart(ProbeStart):
 
     They are chosen on the validation split as those of the baselines are, and as large as fresh ones, which changes no
     similarity but lets a learning rate mean the same.
+
+    Args:
+        trainer, data: As of [`ProbeStart`].
+        search (`Callable`): From the pairs of training and validation to their maps.
     """
+
+    def __init__(
+        self,
+        trainer: MMTrainer,
+        data: LoadedData,
+        search: Callable[[Pairs, Pairs | None], LinearMapsSearch],
+    ) -> None:
+        self.search = search
+        super().__init__(trainer, data)
 
     def _layers(self) -> list[nn.Linear]:
         model: Any = self.trainer.plan.model
@@ -189,7 +202,7 @@ class LinearMapsStart(ProbeStart):
                 f"stage {stage.name!r}: start: linear_probe needs projections that add a vector, and those of the "
                 "release that training starts from do not; remove start"
             )
-        maps = best_linear_maps(train, validation, most_dims=layers[0].out_features)
+        maps = self.search(train, validation).best(layers[0].out_features)
         logger.info("Stage %s starts from linear maps to %d directions", stage.name, maps.images.shape[1])
         both = ((maps.images, maps.image_mean), (maps.texts, maps.text_mean))
         return [_as_large_as_fresh(axes, mean, layer) for (axes, mean), layer in zip(both, layers, strict=True)]
@@ -201,7 +214,7 @@ class LinearMapsStart(ProbeStart):
         return read_split(np.arange(len(dataset.table)), dataset, most).pairs()
 
 
-def _as_large_as_fresh(axes: NDArray[np.float64], mean: NDArray[np.float64], layer: nn.Linear) -> Fitted:
+def _as_large_as_fresh(axes: NDArray[np.floating], mean: NDArray[np.floating], layer: nn.Linear) -> Fitted:
     """Weight and bias of a layer that takes the mean off and maps to the axes, (D, K); its other outputs are 0."""
     weight = np.zeros((layer.out_features, layer.in_features))
     weight[: axes.shape[1]] = axes.T

@@ -20,7 +20,7 @@ from mmhf.evaluation.baselines import (
     learnt_rows,
     logistic_regression,
 )
-from mmhf.evaluation.linear_maps import Pairs, frozen_projections
+from mmhf.evaluation.linear_maps import LinearMapsSearch, Pairs, frozen_projections
 
 NAMES = ["cat", "dog", "cow"]
 
@@ -126,10 +126,31 @@ def drawn_pairs(num_images: int, *, seed: int) -> Pairs:
 def test_linear_maps_of_frozen_features_find_what_belongs_together(with_validation):
     validation = drawn_pairs(80, seed=1) if with_validation else None
     test = drawn_pairs(60, seed=2)
-    found = frozen_projections(drawn_pairs(300, seed=0), validation, {"test": test})["test"]
+    search = LinearMapsSearch(drawn_pairs(300, seed=0), validation)
+    found = frozen_projections(search, {"test": test})["test"]
     assert found["mean_recall"] > 0.9 and found[CPU_SECONDS] > 0
     shuffled = test._replace(owners=np.random.default_rng(0).permutation(test.owners))
-    assert frozen_projections(drawn_pairs(300, seed=0), validation, {"test": shuffled})["test"]["mean_recall"] < 0.4
+    assert frozen_projections(search, {"test": shuffled})["test"]["mean_recall"] < 0.4
+
+
+def test_fp32_finds_the_maps_that_fp64_finds():
+    pairs, validation = drawn_pairs(300, seed=0), drawn_pairs(80, seed=1)
+    narrow = [Pairs(each.images.astype("f4"), each.texts.astype("f4"), each.owners) for each in (pairs, validation)]
+    wide, found = LinearMapsSearch(pairs, validation).best(), LinearMapsSearch(*narrow).best()
+    assert found.images.dtype == np.float32 and found.images.shape == wide.images.shape
+    for own, other in ((found.images, wide.images), (found.texts, wide.texts)):
+        np.testing.assert_allclose(own @ own.T, other @ other.T, atol=1e-3 * np.abs(other @ other.T).max())
+
+
+def test_a_search_knows_its_features_and_gives_no_more_directions_than_asked():
+    pairs, validation = drawn_pairs(300, seed=0), drawn_pairs(80, seed=1)
+    search = LinearMapsSearch(pairs, validation, dims=(3, 8, 64))
+    assert search.best(3).images.shape == (30, 3) and search.best(8).images.shape[1] in (3, 8)
+    assert search.best().texts.shape[1] in (3, 8, 12), "of 64 there are 12"
+    same = Pairs(pairs.images.copy(), pairs.texts.copy(), pairs.owners.copy())
+    assert search.is_of(same, validation) and not search.is_of(same, None)
+    same.images[7, 3] += 1e-9
+    assert not search.is_of(same, validation)
 
 
 def test_the_maps_are_those_of_canonical_correlation_analysis():

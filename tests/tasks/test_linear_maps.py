@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 import mmhf
 from mmhf.errors import InputError
-from mmhf.evaluation.linear_maps import LinearMaps, Pairs, best_linear_maps
+from mmhf.evaluation.linear_maps import LinearMapsSearch, Pairs
 from mmhf.recipe import load_recipe
-from mmhf.tasks import linear_probe as module
+from mmhf.tasks import contrastive, linear_probe, task_of
 
 CHANGES = [
     "~model.vision",
@@ -39,17 +39,19 @@ def test_the_projections_are_the_best_linear_maps_of_the_stored_features(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of no more images than it takes into memory."""
-    asked: list[tuple[Pairs, LinearMaps]] = []
+    asked: list[tuple[Pairs, LinearMapsSearch]] = []
 
-    def watched(train: Pairs, validation: Pairs | None, *, most_dims: int | None = None) -> LinearMaps:
-        assert validation is not None and len(validation.owners) and most_dims == 40
-        asked.append((train, best_linear_maps(train, validation, most_dims=most_dims)))
+    def watched(train: Pairs, validation: Pairs | None, **options: Any) -> LinearMapsSearch:
+        assert validation is not None and len(validation.owners)
+        asked.append((train, LinearMapsSearch(train, validation, **options)))
         return asked[-1][1]
 
-    monkeypatch.setattr(module, "best_linear_maps", watched)
-    monkeypatch.setattr(module, "MOST_ROWS", 60)
+    monkeypatch.setattr(contrastive, "LinearMapsSearch", watched)
+    monkeypatch.setattr(linear_probe, "MOST_ROWS", 60)
     mmhf.train("quickstart/dual_encoder", [*CHANGES, f"training.output_dir={tmp_path / 'run'}"])
-    ((train, maps),) = asked
+    ((train, search),) = asked
+    maps = search.best(40)
+    assert maps.images.shape[1] <= 40
     assert len(train.images) == 60 and set(train.owners) == set(range(60)) and len(train.texts) == len(train.owners)
     saved = {name: tensor.numpy() for name, tensor in load_file(tmp_path / "run" / "model.safetensors").items()}
     for name, features, axes, mean in (
@@ -61,6 +63,17 @@ def test_the_projections_are_the_best_linear_maps_of_the_stored_features(
         np.testing.assert_allclose(found[:, axes.shape[1] :], 0, atol=1e-6)
         np.testing.assert_allclose(_normal(found[:, : axes.shape[1]]), _normal(expected), atol=1e-3)
         assert np.sqrt((weight[: axes.shape[1]] ** 2).mean()) == pytest.approx(weight.shape[1] ** -0.5, rel=1e-4)
+
+
+def test_a_start_and_the_baseline_of_the_same_features_share_a_search() -> None:
+    task: Any = task_of(load_recipe("quickstart/dual_encoder", CHANGES).recipe)
+    rng = np.random.default_rng(0)
+    first, other = (Pairs(rng.normal(size=(50, 60)), rng.normal(size=(50, 45)), np.arange(50)) for _ in range(2))
+    found = task.search_linear_maps(first, None)
+    again = Pairs(*(each.copy() for each in first))
+    assert task.search_linear_maps(again, None) is found
+    assert task.search_linear_maps(other, None) is not found
+    assert 0 < found.best(40).images.shape[1] <= 40, "as many as the embeddings have"
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,15 @@ def _wordpiece_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **roles)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_left_in_the_checkout(pytestconfig: pytest.Config) -> Iterator[None]:
+    """A test that writes into the folder it was started in would have its files committed one day."""
+    before = set(os.listdir(pytestconfig.rootpath))
+    yield
+    left = {name for name in os.listdir(pytestconfig.rootpath) if not name.startswith(".")} - before
+    assert not left, f"a test left {', '.join(sorted(left))} in the checkout"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _figures_are_blank() -> Iterator[None]:
     """Drawing is most of a tiny run's time. Figures are made, and saved as blank pages of their size."""

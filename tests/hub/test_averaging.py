@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from saved_families import write_family_run
 
 from mmhf.errors import InputError
+from mmhf.hub import averaging
 from mmhf.hub.averaging import Ingredient, refuse_misfits, shared_fingerprint, write_average
 from mmhf.hub.releases import ResolvedModel, resolve_model
 from mmhf.inference.loading import load_model
@@ -107,3 +110,39 @@ def test_tensors_of_other_shapes_or_names_do_not_fit_and_losses_may_differ(tmp_p
     save_file(weights, runs[1].path / "model.safetensors")
     with pytest.raises(InputError, match=f"it lacks the tensor {first}"):
         refuse_misfits(runs)
+
+
+def test_each_tensor_of_each_model_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = write_runs(tmp_path, count=5)
+    read: Counter[tuple[Path, str]] = Counter()
+    opened: Counter[Path] = Counter()
+
+    class Watched:
+        def __init__(self, path: Path, **options: Any) -> None:
+            self.path, self.file = path, safe_open(path, **options)
+            opened[path] += 1
+
+        def __enter__(self) -> Any:
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self.file.__exit__(*error)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            read[self.path, name] += 1
+            return self.file.get_tensor(name)
+
+    monkeypatch.setattr(averaging, "safe_open", Watched)
+    output = tmp_path / "soup"
+    output.mkdir()
+    write_average(output, [Ingredient(run, 0.2) for run in runs], fingerprint={})
+    first = load_file(runs[0].path / "model.safetensors")
+    summed = {name for name, tensor in first.items() if tensor.is_floating_point()}
+    counters = {(runs[0].path / "model.safetensors", name) for name in first.keys() - summed}
+    expected = {(run.path / "model.safetensors", name) for run in runs for name in summed} | counters
+    assert read == dict.fromkeys(expected, 1)
+    assert opened == {run.path / "model.safetensors": 1 for run in runs}

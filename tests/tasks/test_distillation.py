@@ -88,7 +88,9 @@ def trainer_of(values: dict[str, Any], rows: list[dict[str, Any]] | None = None)
     """The trainer of a recipe, or of one's own rows, before its first step."""
     task = task_of(resolve(values, train_dataset=rows, eval_dataset=rows and rows[:2]).recipe)
     data = task.load_data()
-    args = training_arguments(task.recipe, "student", has_validation="validation" in data.splits)
+    args = training_arguments(
+        task.recipe, str(task.recipe.training["output_dir"]), has_validation="validation" in data.splits
+    )
     processor = task.build_processor(data)
     model = task.build_model(data, processor=processor)
     plan = build_stage_plan(model, task.recipe, args, task.num_train_rows(data))

@@ -154,14 +154,14 @@ def _one_line(error: BaseException) -> str:
     return " ".join(lines[:2]).rstrip(".:") if lines else type(error).__name__
 
 
-def use_caches_if_hub_is_silent(seconds: float) -> None:
+def use_caches_if_hub_is_silent(seconds: float = 10.0) -> None:
     """Switch transformers and datasets to their caches unless the Hub answers in time.
 
     Otherwise they retry five times for each file: 23 s without a network, minutes behind a firewall that drops
     packets.
 
     Args:
-        seconds (`float`): How long to wait, name resolution included.
+        seconds (`float`, defaults to 10): How long to wait, name resolution included.
     """
     if constants.is_offline_mode() or _answers(seconds):
         return

@@ -234,6 +234,23 @@ def steps_per_epoch(
     return steps
 
 
+def describe_batch(args: TrainingArguments) -> str:
+    """A step's samples, and what they are the product of."""
+    batch, steps, processes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
+    return f"{batch * steps * processes} = {batch} a device × {steps} accumulated × {processes} processes"
+
+
+def describe_machine(args: TrainingArguments) -> dict[str, str]:
+    """What kernels round by beside the versions of packages."""
+    gpu = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "none"
+    return {
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "gpu": gpu,
+        "processes": str(args.world_size),
+    }
+
+
 def recipe_stages(recipe: RecipeBase, args: TrainingArguments) -> list[StageSection]:
     """The recipe's stages; without any, one that trains all that `freeze_*` leaves, for as long as `training` says."""
     if recipe.stages is not None:

@@ -47,6 +47,20 @@ class Compiling:
         return self.mode in CUDA_GRAPH_MODES
 
 
+def describe_compiling(args: TrainingArguments, num_stages: int) -> str:
+    """What `mmhf plan` says: whether the model is compiled, what that costs, and why it is not of itself."""
+    if not args.torch_compile:
+        return (
+            "off; training.torch_compile: true asks for it: on an H100 a step of a dual encoder takes 0.77 of the "
+            "time, of a captioner 0.6, and the first one 6 to 17 s"
+        )
+    mode = f", mode {args.torch_compile_mode}" if args.torch_compile_mode else ""
+    return (
+        f"{args.torch_compile_backend}{mode}: the layers that repeat, anew in each of {num_stages} stages (up to half "
+        "a minute each for large models), and compared with the plain model at the first step of each"
+    )
+
+
 class CompiledStage:
     """What is compiled for one stage; its first forward pass is compared with that of the plain model.
 

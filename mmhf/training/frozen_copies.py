@@ -37,6 +37,13 @@ def why_no_copies(device: torch.device, precision: str) -> str | None:
     return None if device.type in _DEVICES else f"not on {device.type}"
 
 
+def describe_copies(device: torch.device, precision: str) -> str:
+    """What `mmhf plan` says of them; the arguments are those of `why_no_copies`."""
+    if (reason := why_no_copies(device, precision)) is not None:
+        return f"as they are ({reason})"
+    return f"also in the precision that is computed in, so that no step casts them again ({SWITCH}=off turns it off)"
+
+
 def keep_copies(model: nn.Module, precision: str) -> int:
     """Give each frozen linear layer and convolution a copy of its weights, and take back those of what has thawed.
 

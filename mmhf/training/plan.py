@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from mmhf.errors import InputError
 from mmhf.features.choice import PartMeasure
 from mmhf.features.parts import FeaturePart, HasFeatureParts
-from mmhf.training.memory import MemoryEstimate, estimate_memory, saved_activations
+from mmhf.training.memory import (
+    GIB,
+    MemoryEstimate,
+    device_memory,
+    estimate_memory,
+    fits_at_once,
+    saved_activations,
+    usable_memory,
+)
 from mmhf.training.stages import PlannedStage, StagePlan
 from mmhf.training.weights import apply_freezing
 
@@ -83,6 +92,31 @@ def describe_stages(
             )
         )
     return reports
+
+
+def describe_largest_batch(stages: Sequence[StageReport], args: TrainingArguments) -> str:
+    """How many samples pass through the model at once where that takes most memory."""
+    stage = max(stages, key=lambda each: each.memory.total_gib)
+    fits = fits_at_once(stage.memory, args.per_device_train_batch_size, args.device)
+    there = usable_memory(args.device)
+    if fits is None or there is None:
+        return f"unknown: how much memory the {args.device.type} device has is not known"
+    return f"about {fits:,} samples in stage {stage.name}, by the {there / GIB:.1f} GiB that the device can spare"
+
+
+def memory_problems(stages: Sequence[StageReport], args: TrainingArguments) -> list[str]:
+    """Which stages need more memory than the device has, each with a way out."""
+    device, there = args.device, device_memory(args.device)
+    problems = []
+    for stage in stages:
+        if there is not None and stage.memory.total_gib > there / GIB:
+            fits = fits_at_once(stage.memory, args.per_device_train_batch_size, device) or 1
+            problems.append(
+                f"stage {stage.name} needs about {stage.memory.total_gib:.1f} GiB, the {device.type} has "
+                f"{there / GIB:.1f}; lower training.per_device_train_batch_size to {fits} (and raise "
+                "training.gradient_accumulation_steps), or set training.gradient_checkpointing=true"
+            )
+    return problems
 
 
 def _past_frozen_encoders(

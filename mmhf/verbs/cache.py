@@ -21,8 +21,6 @@ from mmhf.training.devices import normalise_on_device
 
 logger = logging.getLogger(__name__)
 
-_WAIT_FOR_HUB = 10.0
-
 
 def run(options: argparse.Namespace) -> None:
     """Recipe, data, model, plan, trainer; then the samples of all splits that train or are evaluated."""
@@ -32,7 +30,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"{options.recipe}: cache is off; mmhf cache needs auto or on")
     parent = resolve_model(recipe.init_from) if recipe.init_from else None
     if task.uses_hub(weights=parent is None):
-        use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
+        use_caches_if_hub_is_silent()
     data = task.load_data()
     with tempfile.TemporaryDirectory() as scratch:
         args = training_arguments(recipe, scratch, has_validation="validation" in data.splits)

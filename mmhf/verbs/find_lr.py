@@ -29,8 +29,6 @@ from mmhf.training.lr_range import (
 from mmhf.training.planned_stage import PlannedStage
 from mmhf.training.run_folder import OUTPUT_ROOT
 
-_WAIT_FOR_HUB = 10.0
-
 
 def run(options: argparse.Namespace) -> None:
     """Recipe, data, model, plan; one short run; the picture and the suggestions."""
@@ -39,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     task = task_of(recipe)
     parent = resolve_model(recipe.init_from).path if recipe.init_from else None
     if task.uses_hub(weights=parent is None):
-        use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
+        use_caches_if_hub_is_silent()
     data = task.load_data()
     args = training_arguments(recipe, str(resolved.name), has_validation="validation" in data.splits)
     transformers.logging.set_verbosity_warning()

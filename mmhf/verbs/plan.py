@@ -8,7 +8,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from mmhf.cpu import describe_allocator, num_threads
 from mmhf.data.checks import check_data
 from mmhf.data.filters import describe_steps
 from mmhf.data.loading import LoadedData
-from mmhf.data.pixels import NORMALISING_SWITCH, describe_jpeg_decoder, why_normalised_ahead
+from mmhf.data.pixels import describe_jpeg_decoder
 from mmhf.errors import InputError, UnreachableError
-from mmhf.features.choice import PartChoice, choose_parts, measure_shapes
+from mmhf.features.choice import PartChoice, PartMeasure, choose_parts, measure_shapes
+from mmhf.features.parts import FeaturePart
 from mmhf.files import CONFIG_FILE, RECIPE_FILE
 from mmhf.hub.hub_errors import hub_may_answer, use_caches_if_hub_is_silent
 from mmhf.hub.releases import check_version_is_free, resolve_model
 from mmhf.models.building import describe_own_shapes
-from mmhf.models.encoders import CHANNELS_LAST_SWITCH, why_not_channels_last
 from mmhf.models.quantization import describe_quantized
 from mmhf.recipe import ResolvedRecipe, json_schema
 from mmhf.recipe.cross_validation import check_folds, fold_override
@@ -39,6 +39,7 @@ from mmhf.tasks.feature_caching import cache_setting
 from mmhf.training.arguments import (
     build_stage_plan,
     check_batches,
+    describe_batch,
     fit_micro_batch,
     recipe_stages,
     stages_with_one_row,
@@ -46,11 +47,18 @@ from mmhf.training.arguments import (
     steps_per_epoch,
     training_arguments,
 )
-from mmhf.training.devices import choose_precision
-from mmhf.training.frozen_copies import SWITCH, why_no_copies
-from mmhf.training.memory import GIB, device_memory, fits_at_once, usable_memory
-from mmhf.training.plan import StageReport, check_batches_of_one, describe_stages
+from mmhf.training.compiled import describe_compiling
+from mmhf.training.devices import choose_precision, describe_images
+from mmhf.training.frozen_copies import describe_copies
+from mmhf.training.plan import (
+    StageReport,
+    check_batches_of_one,
+    describe_largest_batch,
+    describe_stages,
+    memory_problems,
+)
 from mmhf.training.run_folder import find_run_folder
+from mmhf.training.stages import StagePlan
 from mmhf.training.step_time import StepTime, measure_stages
 from mmhf.verbs import _plan_tables
 from mmhf.verbs.own_data import OwnData, resolve
@@ -162,7 +170,7 @@ def plan(
     if task.teacher is not None:
         found.run["teacher"] = describe_teacher(task, task.teacher, data, args.device.type)
     if data is not None:
-        with _as_problem(found):
+        with _noted(found):
             task.teaching(data)
     found.run |= task.plan_facts(num_rows)
     found.run["JPEG decoder"] = describe_jpeg_decoder(task.least_side())
@@ -171,7 +179,7 @@ def plan(
     if num_rows == 0:
         found.problems.append("data: the training split has no rows that can be used")
     else:
-        with _as_problem(found):
+        with _noted(found):
             check_batches(resolved.recipe, args, num_rows)
     _check_outputs(found)
     unreachable = task.unreachable_backbones()
@@ -198,16 +206,16 @@ def _plan_stages(
     if encoder is not None and (own_shapes := describe_own_shapes(encoder, task.recipe.data)) is not None:
         found.run["image shapes"] = own_shapes
     model = task.build_model(data, parent=parent, device="meta")
-    found.run["images"] = _describe_images(model, args)
+    found.run["images"] = describe_images(model, args.device)
     if few_bits := describe_quantized(model):
         found.run["quantization"] = few_bits
     if micro_batch := fit_micro_batch(task.recipe, args, model, lambda count: task.example_inputs(count, "meta")):
         found.run["micro-batch"] = micro_batch
-        found.run["effective batch"] = _effective_batch(args)
+        found.run["effective batch"] = describe_batch(args)
     # Without data an epoch has no length: shapes and rates are still planned, as if it had one step.
     stage_plan = build_stage_plan(model, task.recipe, args, num_rows or args.per_device_train_batch_size)
     if one_row := stages_with_one_row(task.recipe, args, num_rows):
-        with _as_problem(found):
+        with _noted(found):
             check_batches_of_one(stage_plan, task.example_inputs(1, "meta"), one_row)
     precision = choose_precision(task.recipe.training).mixed
     a_sample = task.example_inputs(1, "meta")
@@ -221,13 +229,28 @@ def _plan_stages(
         length_known=num_rows is not None,
     )
     if any(len(stage.curves) < len(stage_plan.partition) for stage in stage_plan.stages):
-        reason = why_no_copies(args.device, precision)
-        copies = (
-            f"also in the precision that is computed in, so that no step casts them again ({SWITCH}=off turns it off)"
-        )
-        found.run["frozen weights"] = copies if reason is None else f"as they are ({reason})"
-    found.run["torch.compile"] = _describe_compiling(args, len(stage_plan.stages))
-    found.run["fits at once"] = _largest_batch(args, found)
+        found.run["frozen weights"] = describe_copies(args.device, precision)
+    found.run["torch.compile"] = describe_compiling(args, len(stage_plan.stages))
+    found.run["fits at once"] = describe_largest_batch(found.stages, args)
+    _plan_features(task, found, data, args, stage_plan, measure)
+    # A recipe whose data is elsewhere will train elsewhere.
+    (found.notes if data is None else found.problems).extend(memory_problems(found.stages, args))
+    if time and data is not None:
+        fresh = task.build_model(data, parent=parent, device="meta").to_empty(device=args.device)
+        fresh_plan = build_stage_plan(fresh, task.recipe, args, num_rows or args.per_device_train_batch_size)
+        inputs = task.example_inputs(args.per_device_train_batch_size, str(args.device))
+        found.times = measure_stages(fresh_plan, inputs, accumulation=args.gradient_accumulation_steps)
+
+
+def _plan_features(
+    task: AnyTask,
+    found: Plan,
+    data: LoadedData | None,
+    args: TrainingArguments,
+    stage_plan: StagePlan,
+    measure: Callable[[FeaturePart], PartMeasure | None],
+) -> None:
+    """Say which features each stage stores, and whether those that it needs are among them."""
     choices: list[list[PartChoice]] = [[] for _ in found.stages]
     if cache_section(task.recipe.cache).mode == "off":
         found.cached = ["off"] * len(found.stages)
@@ -237,67 +260,50 @@ def _plan_stages(
         choices = choose_parts(stage_plan, cache_setting(task, data, args), measure)
         found.cached = ["; ".join(choice.describe() for choice in stage) or "nothing" for stage in choices]
     if data is not None:
-        with _as_problem(found):
+        with _noted(found):
             task.check_features(stage_plan, choices)
-    # A recipe whose data is elsewhere will train elsewhere.
-    (found.notes if data is None else found.problems).extend(_memory_problems(args, found))
-    if time and data is not None:
-        fresh = task.build_model(data, parent=parent, device="meta").to_empty(device=args.device)
-        fresh_plan = build_stage_plan(fresh, task.recipe, args, num_rows or args.per_device_train_batch_size)
-        inputs = task.example_inputs(args.per_device_train_batch_size, str(args.device))
-        found.times = measure_stages(fresh_plan, inputs, accumulation=args.gradient_accumulation_steps)
 
 
 @contextlib.contextmanager
-def _as_problem(found: Plan) -> Iterator[None]:
-    """Note what is refused, and go on."""
+def _noted(found: Plan, refused: str = "{}", *, unreachable: str = "{}") -> Iterator[None]:
+    """Note, in these words, what is refused or cannot be looked up, and go on."""
     try:
         yield
+    except UnreachableError as error:
+        _add_unreachable(found, unreachable.format(error))
     except InputError as error:
-        found.problems.append(str(error))
+        found.problems.append(refused.format(error))
 
 
 def _load_data(task: AnyTask, found: Plan) -> LoadedData | None:
     """The data, looked at; None where it cannot be."""
     section: DataSectionBase = task.recipe.data
-    try:
+    data = None
+    with _noted(found, unreachable="data: {}"):
         data = task.load_data(check_images=False)
-    except UnreachableError as error:
-        _add_unreachable(found, f"data: {error}")
-        return None
-    except InputError as error:
-        found.problems.append(str(error))
-        return None
-    if "train" not in data.splits:
+    if data is not None and "train" not in data.splits:
         found.problems.append(f"data: there is no training split, only {', '.join(data.splits)}")
         return None
-    check = check_data(section, data)
-    found.problems += check.problems
-    found.notes += check.notes
+    if data is not None:
+        check = check_data(section, data)
+        found.problems += check.problems
+        found.notes += check.notes
     return data
 
 
 def _find_parent(task: AnyTask, found: Plan) -> Path | None:
-    if task.recipe.init_from is None:
-        return None
-    try:
-        return resolve_model(task.recipe.init_from, verify=False, only=[CONFIG_FILE]).path
-    except UnreachableError as error:
-        _add_unreachable(found, f"init_from: {error}; planned from the backbones instead")
-    except InputError as error:
-        found.problems.append(f"init_from: {error}; planned from the backbones instead")
+    words = "init_from: {}; planned from the backbones instead"
+    with _noted(found, words, unreachable=words):
+        if task.recipe.init_from is not None:
+            return resolve_model(task.recipe.init_from, verify=False, only=[CONFIG_FILE]).path
     return None
 
 
 def _find_teacher(task: AnyTask, found: Plan) -> None:
     """Look at the teacher's configuration; where there is none to look at, the run is planned without it."""
     teacher = None
-    try:
+    with _noted(found, unreachable="{}; planned without it"):
         teacher = task.teacher
-    except UnreachableError as error:
-        _add_unreachable(found, f"{error}; planned without it")
-    except InputError as error:
-        found.problems.append(str(error))
     task.teacher = teacher
 
 
@@ -318,7 +324,7 @@ def _check_outputs(found: Plan) -> None:
             is_trained = (Path(folder) / RECIPE_FILE).exists()
             (found.notes if is_trained else found.problems).append(str(error))
     if recipe.release is not None and not recipe.release.push:
-        with _as_problem(found):
+        with _noted(found):
             check_version_is_free(recipe.release.repo, recipe.release.version)
 
 
@@ -333,7 +339,7 @@ def _describe_run(args: TrainingArguments, data: LoadedData | None, num_rows: in
     )
     if data is not None and data.label_names:
         facts["labels"] = ", ".join(data.label_names)
-    facts["effective batch"] = _effective_batch(args)
+    facts["effective batch"] = describe_batch(args)
     facts["steps an epoch"] = str(steps_per_epoch(num_rows, args)) if num_rows else _plan_tables.WITHOUT_DATA
     facts["device"] = str(args.device)
     facts["CPU threads"] = str(num_threads())
@@ -341,65 +347,7 @@ def _describe_run(args: TrainingArguments, data: LoadedData | None, num_rows: in
     return facts
 
 
-def _effective_batch(args: TrainingArguments) -> str:
-    batch, steps, processes = args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
-    return f"{batch * steps * processes} = {batch} a device × {steps} accumulated × {processes} processes"
-
-
-def _largest_batch(args: TrainingArguments, found: Plan) -> str:
-    """How many samples pass through the model at once where that takes most memory."""
-    stage = max(found.stages, key=lambda each: each.memory.total_gib)
-    fits = fits_at_once(stage.memory, args.per_device_train_batch_size, args.device)
-    there = usable_memory(args.device)
-    if fits is None or there is None:
-        return f"unknown: how much memory the {args.device.type} device has is not known"
-    return f"about {fits:,} samples in stage {stage.name}, by the {there / GIB:.1f} GiB that the device can spare"
-
-
-def _describe_compiling(args: TrainingArguments, num_stages: int) -> str:
-    """Whether the model is compiled, what that costs, and why it is not of itself."""
-    if not args.torch_compile:
-        return (
-            "off; training.torch_compile: true asks for it: on an H100 a step of a dual encoder takes 0.77 of the "
-            "time, of a captioner 0.6, and the first one 6 to 17 s"
-        )
-    mode = f", mode {args.torch_compile_mode}" if args.torch_compile_mode else ""
-    return (
-        f"{args.torch_compile_backend}{mode}: the layers that repeat, anew in each of {num_stages} stages (up to half "
-        "a minute each for large models), and compared with the plain model at the first step of each"
-    )
-
-
-def _describe_images(model: Any, args: TrainingArguments) -> str:
-    """In which memory format images go into the encoder."""
-    if why_normalised_ahead(args.device) is None:
-        where = f"as uint8, normalised on the device ({NORMALISING_SWITCH}=off turns it off); "
-    else:
-        where = ""
-    reason = why_not_channels_last(model.vision_output, args.device)
-    if reason is not None:
-        return f"{where}channel by channel ({reason})"
-    gain = "1.4" if args.device.type == "cpu" else "1.8 to 1.9"
-    return (
-        f"{where}channels last, which convolutions take {gain} times as fast ({CHANNELS_LAST_SWITCH}=off turns it off)"
-    )
-
-
 def _as_written(stage: StageSection, args: TrainingArguments) -> tuple[str, str, str, str]:
     length = f"{stage.steps} steps" if stage.steps else f"{stage.epochs:g} epochs"
     rate = args.learning_rate if stage.learning_rate is None else stage.learning_rate
     return stage.name, length, str(stage.train), str(rate)
-
-
-def _memory_problems(args: TrainingArguments, found: Plan) -> list[str]:
-    device, there = args.device, device_memory(args.device)
-    problems = []
-    for stage in found.stages:
-        if there is not None and stage.memory.total_gib > there / GIB:
-            fits = fits_at_once(stage.memory, args.per_device_train_batch_size, device) or 1
-            problems.append(
-                f"stage {stage.name} needs about {stage.memory.total_gib:.1f} GiB, the {device.type} has "
-                f"{there / GIB:.1f}; lower training.per_device_train_batch_size to {fits} (and raise "
-                "training.gradient_accumulation_steps), or set training.gradient_checkpointing=true"
-            )
-    return problems

@@ -17,8 +17,6 @@ from mmhf.tasks import task_of
 
 logger = logging.getLogger(__name__)
 
-_WAIT_FOR_HUB = 10.0
-
 
 def run(options: argparse.Namespace) -> None:
     """Recipe, data, folder."""
@@ -34,7 +32,7 @@ def run(options: argparse.Namespace) -> None:
         )
     task = task_of(recipe.model_copy(update={"data": section}))
     if section.is_on_hub():
-        use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
+        use_caches_if_hub_is_silent()
     data = task.load_data()
     reading = Reading(
         label=recipe.reads_labels,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,19 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
-import torch
 import transformers
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mmhf.damage import is_run_file, mark_complete
 from mmhf.data.bad_examples import BadExampleLog
-from mmhf.data.duplicates import write_duplicates
-from mmhf.data.filters import describe_steps
 from mmhf.data.loading import LoadedData
 from mmhf.errors import InputError
-from mmhf.files import BAD_EXAMPLES_FILE, BAD_EXAMPLES_LOG, DUPLICATES_FILE, REPORT_FILE
-from mmhf.hub import resolve_model
+from mmhf.files import BAD_EXAMPLES_FILE, BAD_EXAMPLES_LOG, REPORT_FILE
+from mmhf.hub import ReleaseReference, resolve_model
 from mmhf.hub.hub_errors import use_caches_if_hub_is_silent
 from mmhf.hub.lineage import check_release_is_possible, check_same_teacher, release_run, write_lineage
 from mmhf.hub.pushing import complete_pushed_run
@@ -33,13 +27,13 @@ from mmhf.models.tower import TowerModel
 from mmhf.parallel import from_first
 from mmhf.recipe import ResolvedRecipe
 from mmhf.recipe.history import RunPart, run_parts
-from mmhf.tasks import AnyTask, Measured, task_of
-from mmhf.tasks.distillation import Teacher
+from mmhf.tasks import AnyTask, task_of
 from mmhf.tasks.frozen_features import FrozenFeatures, frozen_features
 from mmhf.tasks.references import references_of
 from mmhf.training.arguments import (
     build_stage_plan,
     check_batches,
+    describe_machine,
     fit_micro_batch,
     leaves_micro_batch_open,
     longer,
@@ -52,15 +46,13 @@ from mmhf.training.plan import check_batches_of_one
 from mmhf.training.position import run_conditions
 from mmhf.training.run_folder import RunFolder, choose_run_dir, find_run_folder, steps_done
 from mmhf.training.tracking import tracked_run
-from mmhf.training.trainer import MMTrainer
-from mmhf.verbs._cross_validation import cross_validate, write_fold_predictions
+from mmhf.verbs._cross_validation import cross_validate
+from mmhf.verbs._finishing import finish
 from mmhf.verbs._metrics_table import print_metrics
 from mmhf.verbs.own_data import OwnData, resolve
 from mmhf.verbs.run import Run
 
 logger = logging.getLogger(__name__)
-
-_WAIT_FOR_HUB = 10.0
 
 
 def run(options: argparse.Namespace) -> None:
@@ -164,15 +156,16 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
     recipe, task = resolved.recipe, task_of(resolved.recipe)
     parent = resolve_model(recipe.init_from) if recipe.init_from else None
     if task.uses_hub(weights=parent is None):
-        use_caches_if_hub_is_silent(_WAIT_FOR_HUB)
+        use_caches_if_hub_is_silent()
     data = _load_data(task)
     task.teaching(data)  # a teacher that does not fit is named before anything is built
     args = training_arguments(recipe, str(resolved.name), has_validation="validation" in data.splits)
+    teacher = task.teacher.source.reference if task.teacher else None
     num_rows, parent_dir = task.num_train_rows(data), parent.path if parent else None
     check_batches(recipe, args, num_rows)
     _fit_batches(task, args, data, parent_dir)
     _set_verbosity(args)
-    folder = _find_folder(part, args, place)
+    folder = _find_folder(part, args, place, teacher)
     is_just_done = not folder.is_finished or steps_done(folder.path) == part.until_step
     after = replace(place, run_dir=folder.path, allow_changes=place.allow_changes or is_just_done)
     if folder.is_finished:
@@ -182,9 +175,6 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
         return after
     if part.until_step is not None:
         logger.info("Until step %d, before it was changed: %s", part.until_step, "; ".join(part.changes))
-    teacher = task.teacher.source.reference if task.teacher else None
-    if teacher is not None and not place.allow_changes:
-        check_same_teacher(folder.path, teacher)
     transformers.set_seed(args.seed)
 
     processor = task.build_processor(data, parent=parent_dir)
@@ -199,8 +189,8 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
     with folder.claimed(resolved) if is_first else contextlib.nullcontext():
         if is_first:
             bad_examples.extend(data.bad_examples)
-            reference = parent.reference if parent else None
-            write_lineage(folder.path, reference, data.fingerprint(), teacher=teacher, trained_on=_machine(args))
+            reference, machine = parent.reference if parent else None, describe_machine(args)
+            write_lineage(folder.path, reference, data.fingerprint(), teacher=teacher, trained_on=machine)
             _say_what_begins(resolved, data, model, folder)
         done = 0 if folder.checkpoint is None else step_of(folder.checkpoint)
         run_name = folder.path.name if recipe.data.fold is None else "_".join(folder.path.parts[-2:])
@@ -214,7 +204,7 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
             trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
             if part.until_step is not None:
                 return after
-            measured = _finish(trainer, task, data, frozen, resolved=resolved, bad_examples=bad_examples)
+            measured = finish(trainer, task, data, frozen, resolved=resolved, bad_examples=bad_examples)
         if is_first:
             print_metrics(resolved.name, measured)
             logger.info("Run folder: %s", folder.path)
@@ -223,35 +213,6 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
                 complete_pushed_run(str(trainer.hub_model_id), folder.path, revision=args.hub_revision)
             _release(resolved, args, folder)
     return after
-
-
-def _finish(
-    trainer: MMTrainer,
-    task: AnyTask,
-    data: LoadedData,
-    frozen: FrozenFeatures,
-    *,
-    resolved: ResolvedRecipe,
-    bad_examples: BadExampleLog,
-) -> dict[str, Measured]:
-    """Evaluate what was trained, and write model, report and metrics to the run folder."""
-    task.finish(trainer, data)
-    measured = _measure(trainer, task, data)
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.args.process_index == 0:
-        folder = Path(str(trainer.args.output_dir))
-        mark_complete(folder, is_run_file)
-        bad_examples.write_csv(folder / BAD_EXAMPLES_FILE)
-        measured = _beside_baselines(measured, task, data, frozen)
-        if task.recipe.data.fold is not None:
-            write_fold_predictions(folder, task.predictions(trainer, data, "validation"), task.recipe.data.fold)
-        facts = _facts(trainer, data, frozen, teacher=task.teacher)
-        _report(trainer, task, data, facts, resolved=resolved, measured=measured, bad_examples=bad_examples)
-        mark_complete(folder, is_run_file)
-        if "mlflow" in (trainer.args.report_to or []) and "mlflow" in task.recipe.tracking.log_model:
-            importlib.import_module("mmhf.inference.mlflow_model").log_model(folder)
-    return measured
 
 
 def _fit_batches(task: AnyTask, args: TrainingArguments, data: LoadedData, parent_dir: Path | None) -> None:
@@ -279,33 +240,6 @@ class _StopAfter(TrainerCallback):
             control.should_log = control.should_save = control.should_training_stop = True
 
 
-def _report(
-    trainer: MMTrainer,
-    task: AnyTask,
-    data: LoadedData,
-    trained: Mapping[str, object],
-    *,
-    resolved: ResolvedRecipe,
-    measured: dict[str, Measured],
-    bad_examples: BadExampleLog,
-) -> None:
-    """Write the list of duplicates, the report and, last, the metrics, which mark a finished run."""
-    run_dir = Path(str(trainer.args.output_dir))
-    if data.duplicates:
-        write_duplicates(run_dir / DUPLICATES_FILE, data.duplicates)
-    facts = task.run_facts(
-        run_dir,
-        resolved,
-        trained=trained,
-        stages=trainer.plan.summary(),
-        log_history=trainer.state.log_history,
-        bad_examples=bad_examples.read(),
-        empty_texts=data.empty_texts,
-        duplicates=data.duplicates,
-    )
-    task.write_report(facts, measured)
-
-
 def _load_data(task: AnyTask) -> LoadedData:
     data = task.load_data()
     if "train" not in data.splits:
@@ -326,68 +260,13 @@ def _say_what_begins(resolved: ResolvedRecipe, data: LoadedData, model: PreTrain
         logger.info("Going on from %s", folder.checkpoint)
 
 
-def _measure(trainer: MMTrainer, task: AnyTask, data: LoadedData) -> dict[str, Measured]:
-    """Evaluate the splits that the recipe asks for, and give their numbers to the trackers."""
-    splits = [split for split in task.recipe.evaluation.splits if split in data.splits]
-    measured = {split: task.measure(trainer, data, split) for split in splits}
-    for split, result in measured.items():
-        trainer.log({f"{split}_{name}": value for name, value in result.metrics.items()})
-    return measured
-
-
-def _beside_baselines(
-    measured: Mapping[str, Any], task: AnyTask, data: LoadedData, frozen: FrozenFeatures
-) -> dict[str, Measured]:
-    """Put what needs no training beside what was measured; where that fails, the run is finished without it."""
-    try:
-        baselines = task.baselines(frozen, data)
-    except (ValueError, np.linalg.LinAlgError) as error:  # such as features that are no numbers
-        logger.warning("The baselines could not be measured: %s", error)
-        baselines = {}
-    return {split: replace(each, baselines=baselines.get(split, {})) for split, each in measured.items()}
-
-
 def _release(resolved: ResolvedRecipe, args: TrainingArguments, folder: RunFolder) -> None:
     release = resolved.recipe.release
     if release is not None and args.process_index == 0:
         logger.info("Release: %s", release_run(folder.path, release))
 
 
-def _facts(
-    trainer: MMTrainer, data: LoadedData, frozen: FrozenFeatures, *, teacher: Teacher | None
-) -> dict[str, object]:
-    args = trainer.args
-    rows = {f"rows, {split}": data.num_rows(split) or "streamed" for split in data.splits}
-    filters = {"filters": describe_steps(data.filter_steps)} if data.filter_steps else {}
-    return {
-        "model": type(trainer.plan.model).__name__,
-        "parameters": f"{trainer.plan.model.num_parameters():,}",
-        **({} if teacher is None else {"teacher": f"{teacher}, {teacher.section.weight:.0%} of the loss"}),
-        **filters,
-        **rows,
-        "optimizer steps": trainer.state.global_step,
-        "effective batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "device": f"{args.world_size} × {args.device.type}",
-        "CPU": "{cpu}, threads: {threads}".format_map(_machine(args)),
-        "seed": args.seed,
-        **({} if trainer.features is None else trainer.features.facts()),
-        **({"no baselines of frozen features": frozen.why_not} if frozen.why_not else {}),
-        **({"features for baselines": f"{frozen.seconds:.1f} s of CPU time"} if frozen.splits else {}),
-    }
-
-
-def _machine(args: TrainingArguments) -> dict[str, str]:
-    """What kernels round by beside the versions of packages."""
-    gpu = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "none"
-    return {
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
-        "gpu": gpu,
-        "processes": str(args.world_size),
-    }
-
-
-def _find_folder(part: RunPart, args: TrainingArguments, place: _Place) -> RunFolder:
+def _find_folder(part: RunPart, args: TrainingArguments, place: _Place, teacher: ReleaseReference | None) -> RunFolder:
     """Let the first process choose the run folder and tell the others, or all of them what is wrong with it."""
     start_process_group(args)
 
@@ -395,7 +274,12 @@ def _find_folder(part: RunPart, args: TrainingArguments, place: _Place) -> RunFo
         path = place.run_dir or choose_run_dir(part.resolved, resume=place.resume)
         if part.until_step is not None and steps_done(path) >= part.until_step:
             return RunFolder(path, is_finished=True)
-        return find_run_folder(path, part.resolved, conditions=run_conditions(args), allow_changes=place.allow_changes)
+        folder = find_run_folder(
+            path, part.resolved, conditions=run_conditions(args), allow_changes=place.allow_changes
+        )
+        if teacher is not None and not (folder.is_finished or place.allow_changes):
+            check_same_teacher(path, teacher)
+        return folder
 
     folder = from_first(find)
     args.output_dir = str(folder.path)

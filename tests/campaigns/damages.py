@@ -84,19 +84,19 @@ def _make(world: World, folder: Path, place: Place) -> Path:
 
 
 def _stop_before_end(arguments: list[object], folder: Path) -> None:
-    """Training stops when its splits are measured, a job before it writes its output: no file of theirs fits."""
+    """Training stops when its splits are to be measured, a job before it writes its output: no file of theirs fits."""
     import mmhf.verbs.train
     from mmhf.inference.table_job import TableJob
 
     def stop(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    before = mmhf.verbs.train._measure, TableJob._assemble
-    mmhf.verbs.train._measure, TableJob._assemble = stop, stop  # type: ignore[assignment,method-assign]
+    before = mmhf.verbs.train.finish, TableJob._assemble
+    mmhf.verbs.train.finish, TableJob._assemble = stop, stop  # type: ignore[assignment,method-assign]
     try:
         run(arguments, folder, Disturbance())
     finally:
-        mmhf.verbs.train._measure, TableJob._assemble = before  # type: ignore[method-assign]
+        mmhf.verbs.train.finish, TableJob._assemble = before  # type: ignore[method-assign]
 
 
 def _arguments(world: World, place: Place, folder: Path) -> list[object]:

@@ -84,7 +84,7 @@ def test_a_release_without_its_manifest_is_no_run_and_no_reason_to_take_an_older
 @pytest.mark.slow
 def test_a_damaged_recipe_of_an_unfinished_run_is_named(damage, tiny_recipe, mmhf_cli, monkeypatch, tmp_path):
     recipe = tiny_recipe({"training": {"save_strategy": "steps", "save_steps": 1}})
-    monkeypatch.setattr("mmhf.verbs.train._measure", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("mmhf.verbs.train.finish", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
     assert mmhf_cli("train", recipe).code == 130
     damage(tmp_path / "run" / "recipe.yaml")
     outcome = mmhf_cli("train", recipe)

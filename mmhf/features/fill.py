@@ -208,10 +208,14 @@ class Filler:
         size = _BATCH_SIZES.get(self.model.device.type, _BATCH_SIZE_ELSEWHERE)
         batches = _Batches(lacking, sources, size, stage)
         faults: dict[bytes, str] = {}
-        own = _Share(batches, range(rank(), len(batches), world_size()))
         # A generator of its own: base seeds are drawn from the global one otherwise.
         loader = DataLoader(
-            own, batch_size=None, num_workers=self.num_workers, collate_fn=_as_it_is, generator=torch.Generator()
+            batches,
+            batch_size=None,
+            sampler=range(rank(), len(batches), world_size()),
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
         )
         compute, kept = _Computed(self.model, part, self.autocast), _Kept(store)
         bar = tqdm(
@@ -305,20 +309,6 @@ class _Batches(Dataset[Any]):
                 broken[member] = str(error)
                 pictures.append(source.collator.blank)
         return pictures
-
-
-class _Share(Dataset[Any]):
-    """Some of the batches."""
-
-    def __init__(self, batches: _Batches, numbers: range) -> None:
-        self.batches = batches
-        self.numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.batches[self.numbers[index]]
 
 
 @dataclass

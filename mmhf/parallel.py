@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -40,9 +41,21 @@ def gather(value: T) -> list[T]:
     return list(gathered)
 
 
-def first_error(own: InputError | None) -> InputError | None:
-    """The error of the first process that has one, so that all react alike; every process has to call this."""
-    return next((error for error in gather(own) if error is not None), None)
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """What one process refuses to do, none goes on with; every process has to enter this.
+
+    Raises:
+        InputError: That of the first process that raised one, in all of them.
+    """
+    own: InputError | None = None
+    try:
+        yield
+    except InputError as error:
+        own = error
+    for refusal in gather(own):
+        if refusal is not None:
+            raise refusal
 
 
 def from_first(decide: Callable[[], T]) -> T:

@@ -6,13 +6,24 @@ import threading
 import pytest
 
 from mmhf.errors import InputError
-from mmhf.parallel import first_error, gather, map_in_threads, rank, world_size
+from mmhf.parallel import failing_together, gather, map_in_threads, rank, world_size
 
 
 def test_alone():
     assert (rank(), world_size(), gather("x")) == (0, 1, ["x"])
     error = InputError("no")
-    assert first_error(error) is error and first_error(None) is None
+    with pytest.raises(InputError) as raised, failing_together():
+        raise error
+    assert raised.value is error
+    with failing_together():
+        pass
+
+
+def test_what_another_process_refuses_is_refused_here(monkeypatch):
+    theirs = [InputError("no"), InputError("nor here")]
+    monkeypatch.setattr("mmhf.parallel.gather", lambda own: [own, *theirs])
+    with pytest.raises(InputError, match="^no$"), failing_together():
+        pass
 
 
 @pytest.mark.parametrize("label", [None, "counting"])

@@ -33,7 +33,7 @@ from mmhf.features.boundaries import in_eval_mode
 from mmhf.features.column import FeatureColumn
 from mmhf.features.parts import FeaturePart
 from mmhf.features.store import FeatureStore, make_room
-from mmhf.parallel import first_error, gather, rank, world_size
+from mmhf.parallel import failing_together, gather, rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -119,14 +119,9 @@ def make_room_for(num_rows: int, store: FeatureStore, *, max_bytes: int | None) 
     Raises:
         InputError: There is not enough.
     """
-    error = None
-    if num_rows and store.is_writable and rank() == 0:
-        try:
+    with failing_together():
+        if num_rows and store.is_writable and rank() == 0:
             make_room(store.folder.parent, num_rows * store.layout.row_bytes, max_bytes=max_bytes, keep=store.folder)
-        except InputError as found:
-            error = found
-    if (error := first_error(error)) is not None:
-        raise error
 
 
 def find_lacking(columns: Sequence[FeatureColumn]) -> Lacking:

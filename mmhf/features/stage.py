@@ -33,7 +33,7 @@ from mmhf.features.keys import part_state, store_name
 from mmhf.features.parts import FeaturePart, HasFeatureParts
 from mmhf.features.store import FeatureLayout, FeatureStore
 from mmhf.files import expand_path
-from mmhf.parallel import first_error
+from mmhf.parallel import failing_together
 from mmhf.recipe.training_sections import CacheSection
 
 if TYPE_CHECKING:
@@ -258,12 +258,10 @@ class StageFeatures:
         folder = features_folder(self.setting.section) / self._name_of(choice)
         if self.most_lacking < 1 and not folder.exists():
             return
-        store, error = None, None
         try:
-            store = FeatureStore(folder, FeatureLayout(choice.shape, choice.dtype))
-        except InputError as found:
-            error = found
-        if (error := first_error(error)) is not None or store is None:
+            with failing_together():
+                store = FeatureStore(folder, FeatureLayout(choice.shape, choice.dtype))
+        except InputError as error:
             self._do_without(part, error)
             return
         measured = self._measure(part)
@@ -342,8 +340,8 @@ class StageFeatures:
             self._digests[key] = (dataset.table, gathered_digests(dataset, content))
         return self._digests[key][1]
 
-    def _do_without(self, part: FeaturePart, error: InputError | None) -> None:
-        if self.setting.section.mode == "on" and error is not None:
+    def _do_without(self, part: FeaturePart, error: InputError) -> None:
+        if self.setting.section.mode == "on":
             raise error
         logger.warning("%s; the run goes on without stored %s", error, part.feature.replace("_", " "))
         self._open.pop(CONTENT[part.name], None)

@@ -31,7 +31,7 @@ from mmhf.inference.loading import load_model, model_type_of
 from mmhf.models.family import families
 from mmhf.models.naflex import NaflexImageProcessor
 from mmhf.models.targets import Target, target_of
-from mmhf.parallel import first_error
+from mmhf.parallel import failing_together
 from mmhf.recipe.training_sections import TeacherSection, cache_section
 from mmhf.training.boundary import beside_training
 from mmhf.training.trainer import MMTrainer
@@ -196,14 +196,8 @@ def _columns(
             # By these, and by nothing else of the recipe, a teacher's collator goes.
             given=(task.recipe.data.on_bad_image, task.recipe.data.on_empty_text) if content == "row" else None,
         )
-        store, error = None, None
-        try:
+        with failing_together():
             store = FeatureStore(folder / name, FeatureLayout((teacher.width_of(part),), torch.float32))
-        except InputError as found:
-            error = found
-        if (error := first_error(error)) is not None:
-            raise error
-        assert store is not None
         digests = gathered_digests(dataset, content)
         yield content, FeatureColumn(part.feature, content, store, torch.float32, digests)
 

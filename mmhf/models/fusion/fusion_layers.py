@@ -1,9 +1,9 @@
-"""The layers between the encoders and the classifier: projections, stand-ins for what is missing, fusion."""
+"""Between the encoders and the classifier: rows that lack a modality, projections, stand-ins, fusion."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,30 @@ class Fusion(nn.Module):
         """
         stand_in = embeds.new_zeros(()) if self.stand_ins is None else self.stand_ins[modality]
         return torch.where(present[:, None], embeds, stand_in)
+
+
+def encode_present(
+    encode: Callable[..., Tensor], present: Tensor | None, rows: Tensor | None, *inputs: Tensor
+) -> Tensor:
+    """Run an encoder on the rows that have its modality, so that the others cost nothing and leave batch-norm alone.
+
+    Where fewer than two rows have it, all are run: batch-norm cannot learn from one, and processes that train together
+    need a gradient from each.
+    """
+    if present is None:
+        return encode(*inputs)
+    rows = present.nonzero()[:, 0] if rows is None else rows
+    if len(rows) == len(present) or len(rows) < 2:
+        return encode(*inputs)
+    features = encode(*(each[rows] for each in inputs))
+    return features.new_zeros(present.shape[0], features.shape[-1]).index_copy(0, rows, features)
+
+
+def zero_missing(features: Tensor, present: Tensor | None) -> Tensor:
+    """Features as from `encode_present`: zeros in the rows that lack the modality."""
+    if present is None:
+        return features
+    return features.masked_fill(present.view(-1, *[1] * (features.dim() - 1)) == 0, 0.0)
 
 
 def _mixed(shares: Iterable[Tensor], embeds: Sequence[Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from mmhf.models.classification_loss import calibrated
 from mmhf.models.encoders import pool_text_output
 from mmhf.models.fusion.column_features import ColumnFeatures
 from mmhf.models.fusion.configuration_fusion import FusionConfig
-from mmhf.models.fusion.fusion_layers import Fusion, projection
+from mmhf.models.fusion.fusion_layers import Fusion, encode_present, projection, zero_missing
 from mmhf.models.targets import last_layer, target_of
 from mmhf.models.text_tables import TableEncoder, embed_tokens, load_table_encoder
 from mmhf.models.tower import TOWER, TowerModel, TowerOutput, encoder_output
@@ -165,8 +165,8 @@ class FusionForImageTextClassification(TowerModel):
         masks = [image_mask, text_mask]
         if self.columns_projection is not None:
             if columns is None:
-                columns = self._no_features(ColumnFeatures.from_dict(self.config.columns).width, image_features)
-                columns_mask = self._nowhere(image_features)
+                width = ColumnFeatures.from_dict(self.config.columns).width
+                columns, columns_mask = self._absent(width, image_features)
             embeds.append(self.columns_projection(columns.to(self.dtype)))
             masks.append(columns_mask)
         elif columns is not None:
@@ -272,17 +272,15 @@ class FusionForImageTextClassification(TowerModel):
             raise ValueError("the model needs pixel_values, input_ids or both, or their features")
         other_views: list[Tensor] = []
         if self.config.mask == "image" or _first(pixel_values, image_features, image_hidden) is None:
-            image_features = self._no_features(self.vision_output.width, given)
-            image_mask = self._nowhere(given)
+            image_features, image_mask = self._absent(self.vision_output.width, given)
         else:
             views = self._other_views(pixel_values, image_features, image_hidden)
-            other_views = [_of_rows(self.image_features, image_mask, image_rows, view) for view in views]
+            other_views = [encode_present(self.image_features, image_mask, image_rows, view) for view in views]
             image_features, vision = self._seen_in_rows(
                 pixel_values, image_features, image_hidden, present=image_mask, rows=image_rows, asked=asked
             )
         if self.config.mask == "text" or _first(input_ids, text_features) is None:
-            text_features = self._no_features(self.text_output.width, given)
-            text_mask = self._nowhere(given)
+            text_features, text_mask = self._absent(self.text_output.width, given)
         else:
             text_features, text = self._read_in_rows(
                 input_ids, attention_mask, text_features, present=text_mask, rows=text_rows, asked=asked
@@ -314,13 +312,13 @@ class FusionForImageTextClassification(TowerModel):
     ) -> tuple[Tensor, Any]:
         """As `_seen`, with zeros in the rows that lack an image."""
         if image_hidden is not None:
-            image_hidden = _features_of_rows(image_hidden, present)
-            return _of_rows(self.resumed_image_features, present, rows, image_hidden), None
+            image_hidden = zero_missing(image_hidden, present)
+            return encode_present(self.resumed_image_features, present, rows, image_hidden), None
         if pixel_values is not None and image_features is None and not asked:
-            return _of_rows(self.image_features, present, rows, pixel_values), None
+            return encode_present(self.image_features, present, rows, pixel_values), None
         features, output = self._seen(pixel_values, image_features, None, **asked)
         assert features is not None
-        return _features_of_rows(features, present), output
+        return zero_missing(features, present), output
 
     def _read_in_rows(
         self,
@@ -334,13 +332,13 @@ class FusionForImageTextClassification(TowerModel):
     ) -> tuple[Tensor, Any]:
         """Features of the texts, with zeros in the rows that lack one, and the encoder's whole output if asked for."""
         if text_features is not None:
-            return _features_of_rows(text_features, present), None
+            return zero_missing(text_features, present), None
         assert input_ids is not None
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if asked and self.text is not None:
             features, output = self._read_text(input_ids, attention_mask, **asked)
-            return _features_of_rows(features, present), output
-        return _of_rows(self.text_features, present, rows, input_ids, attention_mask), None
+            return zero_missing(features, present), output
+        return encode_present(self.text_features, present, rows, input_ids, attention_mask), None
 
     def _encoder_of_table(self) -> PreTrainedModel:
         if not self._table_encoder:
@@ -349,15 +347,16 @@ class FusionForImageTextClassification(TowerModel):
         return self._table_encoder[0]
 
     def _present(self, modality: str, mask: Tensor | None, embeds: Tensor) -> Tensor:
-        if self.config.mask == modality:
-            return self._nowhere(embeds)
-        return torch.ones(embeds.shape[0], dtype=torch.bool, device=embeds.device) if mask is None else mask.bool()
+        """(B,) bool, which rows' modality is looked at."""
+        is_masked = self.config.mask == modality
+        if mask is None or is_masked:
+            return torch.full(embeds.shape[:1], not is_masked, dtype=torch.bool, device=embeds.device)
+        return mask.bool()
 
-    def _no_features(self, width: int, like: Tensor) -> Tensor:
-        return torch.zeros(like.shape[0], width, dtype=self.dtype, device=like.device)
-
-    def _nowhere(self, like: Tensor) -> Tensor:
-        return torch.zeros(like.shape[0], dtype=torch.bool, device=like.device)
+    def _absent(self, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, width) and mask (B,) of a modality that no row has; as many rows as `like` has."""
+        features = torch.zeros(like.shape[0], width, dtype=self.dtype, device=like.device)
+        return features, torch.zeros(like.shape[0], dtype=torch.bool, device=like.device)
 
     def _auxiliary_loss(
         self,
@@ -389,28 +388,6 @@ class FusionForImageTextClassification(TowerModel):
                 init.zeros_(module.modality_weights)
             if module.stand_ins is not None:
                 init.zeros_(module.stand_ins)
-
-
-def _of_rows(encode: Callable[..., Tensor], present: Tensor | None, rows: Tensor | None, *inputs: Tensor) -> Tensor:
-    """Run an encoder on the rows that have its modality, so that the others cost nothing and leave batch-norm alone.
-
-    Where fewer than two rows have it, all are run: batch-norm cannot learn from one, and processes that train together
-    need a gradient from each.
-    """
-    if present is None:
-        return encode(*inputs)
-    rows = present.nonzero()[:, 0] if rows is None else rows
-    if len(rows) == len(present) or len(rows) < 2:
-        return encode(*inputs)
-    features = encode(*(each[rows] for each in inputs))
-    return features.new_zeros(present.shape[0], features.shape[-1]).index_copy(0, rows, features)
-
-
-def _features_of_rows(features: Tensor, present: Tensor | None) -> Tensor:
-    """Features as from `_of_rows`: zeros in the rows that lack the modality."""
-    if present is None:
-        return features
-    return features.masked_fill(present.view(-1, *[1] * (features.dim() - 1)) == 0, 0.0)
 
 
 def _first(*tensors: Tensor | None) -> Tensor | None:

@@ -228,7 +228,7 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         options = {"scale_wrt_gas": False} if self.accelerator.distributed_type == DistributedType.DEEPSPEED else {}
         self.accelerator.backward(step.surrogate(output, number), **options)
         loss = step.loss if number == 0 else torch.zeros_like(step.loss)
-        self._watch.add(loss)
+        self._guard.watch.add(loss)
         return loss
 
     def _begin_step(self, model: nn.Module) -> DualEncoderOutput:
@@ -297,7 +297,7 @@ class ContrastiveTrainer(MMTrainer, ContrastiveEvaluator):
         path = self.run_dir / _BAD_BATCH_FILE
         if self.args.should_save:
             write_text(path, "".join(f"{each}\n" for each in ids))
-        return self.explain_divergence(
+        return self._guard.explain(
             f"the loss is {loss}; {what}: "
             f"{', '.join(named[:_SHOWN_IDS])}{', ...' if len(named) > _SHOWN_IDS else ''} (all {len(ids)} ids of the "
             f"batch are in {path})",

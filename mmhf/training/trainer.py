@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,19 +23,17 @@ from mmhf.training.boundary import StageCallback, beside_training, refuse_what_n
 from mmhf.training.checkpoints import (
     CheckpointEvents,
     checkpoint_path,
-    complete_checkpoints,
     failed_writes_as_os_errors,
-    is_finite,
     removed_if_unwritable,
     saved_under_own_names,
 )
 from mmhf.training.compiled import CompiledStage, Compiling, forget_compiled
 from mmhf.training.devices import normalise_on_device
 from mmhf.training.distillation import Imitation, Teaching
+from mmhf.training.divergence import DivergenceGuard
 from mmhf.training.ema import AverageWeights, WeightAverage
 from mmhf.training.evaluator import ReadsSplits
 from mmhf.training.frozen_copies import keep_copies, release_copies, why_no_copies
-from mmhf.training.loss_watch import LossWatch
 from mmhf.training.memory import shortage_named
 from mmhf.training.optimizers import run_optimizer
 from mmhf.training.parallel import ready_for_sharding, synchronise_what_trains
@@ -46,8 +43,6 @@ from mmhf.training.rates import named_rates
 from mmhf.training.stage_data import StageData
 from mmhf.training.stages import StagePlan, StagePosition
 from mmhf.training.weights import is_sharded, share_buffers
-
-logger = logging.getLogger(__name__)
 
 
 class MMTrainer(ReadsSplits):
@@ -83,7 +78,7 @@ class MMTrainer(ReadsSplits):
         self.features = features
         self.teaching = teaching
         self._recipe = recipe
-        self._watch = LossWatch()
+        self._guard = DivergenceGuard(self)
         self._answers = Answers(plan.model)
         self._imitation = Imitation.of(plan.model, teaching)
         self.eval_collator = eval_collator
@@ -119,30 +114,6 @@ class MMTrainer(ReadsSplits):
             self.add_callback(callback)
         replace_progress(self, self.stages)
 
-    def explain_divergence(self, what: str, *, step: int | None = None) -> str:
-        """Say where a run came to numbers that are none, and how to go on.
-
-        Args:
-            what (`str`): What is no number.
-            step (`int`, *optional*): The step where it was found; absent: the first whose loss was no number, else
-                some step since the last log line.
-        """
-        broken = None if step else self._watch.look(self._gathered).broken
-        rows = "" if broken is None else f" ({self.data.rows_of(broken)})"
-        last = step or (self.state.global_step if broken is None else broken.step)
-        first = last if step or broken else self._globalstep_last_logged + 1
-        steps = f"step {last}" if first >= last else f"steps {first} to {last}"
-        stage = f", stage {self.stages.current.stage.name}" if self.stages.current else ""
-        good = next((path for path in complete_checkpoints(self.run_dir) if is_finite(path)), None)
-        return (
-            f"{steps}{stage}: {what}{rows}; last good checkpoint: {good or 'none yet'}; go on from it with a lower "
-            "training.learning_rate, a longer warmup, training.max_grad_norm or in full precision"
-        )
-
-    def _gathered(self, losses: torch.Tensor) -> torch.Tensor:
-        gathered: torch.Tensor = self.accelerator.gather(losses)
-        return gathered.reshape(self.args.world_size, -1)
-
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Train on a micro-batch as `transformers.Trainer` does, and keep its loss.
 
@@ -161,16 +132,12 @@ class MMTrainer(ReadsSplits):
             raise InputError(one_row_refusal(self.stages.current.stage.name)) from error
         if replays_graphs:
             loss = loss.clone()  # the next step writes into the same memory
-        self._watch.add(loss)
+        self._guard.watch.add(loss)
         return loss
 
     def check_weights(self) -> None:
         """Raise `InputError` where the model's weights are no numbers, so that no checkpoint keeps them."""
-        if not self.stops_at_nan or is_sharded():
-            return
-        tensors = [each for each in self.plan.model.state_dict().values() if each.is_floating_point()]
-        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
-            raise InputError(self.explain_divergence("the weights are no numbers any more"))
+        self._guard.check_weights()
 
     @property
     def run_dir(self) -> Path:
@@ -209,7 +176,7 @@ class MMTrainer(ReadsSplits):
         self.data.begin_stage(position)
         self._train_batch_size = self.data.batch_size
         self._loader = None
-        self._watch.forget()
+        self._guard.watch.forget()
         synchronise_what_trains(self.model_wrapped, self.accelerator.ddp_handler, self.args)
         precision = str(self.accelerator.mixed_precision)
         if not is_sharded() and why_no_copies(self.args.device, precision) is None:
@@ -329,7 +296,7 @@ class MMTrainer(ReadsSplits):
             self._rest_of_epoch = iter(loader)
         source = self._on_the_way(self._rest_of_epoch or epoch_iterator)
         batches, count = super().get_batch_samples(source, num_batches, device)
-        self._watch.begin_step(self.data.take(len(batches), self.state.global_step + 1))
+        self._guard.watch.begin_step(self.data.take(len(batches), self.state.global_step + 1))
         if self._imitation is not None:
             self._imitation.begin_step(batches, lambda count: self.accelerator.reduce(count.to(device)))
         own = self._answers.measure(batches)
@@ -374,15 +341,7 @@ class MMTrainer(ReadsSplits):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with each group's learning rate as `lr/GROUP`, and the stage in the run's own history."""
         if "loss" in logs:
-            if self.stops_at_nan and not math.isfinite(logs["loss"]):
-                raise InputError(self.explain_divergence(f"the loss is {logs['loss']}"))
-            spike = self._watch.look(self._gathered).spike
-            if spike is not None and self.stops_at_nan and self.stages.current and self.is_world_process_zero():
-                logger.warning(
-                    "Step %d, stage %s: the loss jumped to %.4g, from %.4g as is usual; %s",
-                    *(spike.samples.step, self.stages.current.stage.name, spike.loss, spike.median),
-                    self.data.rows_of(spike.samples),
-                )
+            self._guard.check_losses(logs["loss"])
             if self._answers:
                 logs[self._answers.name] = self._answers.take(
                     lambda counts: self.accelerator.reduce(counts.to(self.args.device))

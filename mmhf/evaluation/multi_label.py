@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from mmhf.errors import InputError
-from mmhf.evaluation.split_evaluation import SplitEvaluation, sort_out
+from mmhf.evaluation.split_evaluation import SplitEvaluation, label_scores, sort_out
 
 NUM_BINS = 15
 _ROWS_AT_ONCE = 4096
@@ -283,9 +283,7 @@ def _table_row(name: str, tally: _Tally, at: int, *, ranks: _Ranks, threshold: f
         "label": name,
         "support": support,
         "predicted": predicted,
-        "precision": right / predicted if predicted else 0.0,
-        "recall": right / support if support else 0.0,
-        "f1": 2 * right / (support + predicted) if support + predicted else 0.0,
+        **label_scores(right, predicted, support),
         "average_precision": ranks.average_precision,
         "roc_auc": ranks.roc_auc,
         "ece": float(error),
@@ -297,14 +295,15 @@ def _table_row(name: str, tally: _Tally, at: int, *, ranks: _Ranks, threshold: f
 def _overall(tally: _Tally, per_class: Sequence[dict[str, Any]], ranks: Sequence[_Ranks]) -> dict[str, float | None]:
     decisions = tally.num_rows * len(per_class)
     support, predicted, right = (int(each.sum()) for each in (tally.support, tally.predicted, tally.right))
+    micro = label_scores(right, predicted, support)
     seen = [row["f1"] for row in per_class if row["support"] + row["predicted"]]
     return {
         "map": _mean([each.average_precision for each in ranks]),
-        "f1_micro": 2 * right / (support + predicted) if support + predicted else 0.0,
+        "f1_micro": micro["f1"],
         "f1_macro": _mean(seen),
         "f1_samples": tally.f1_samples / tally.num_rows,
-        "precision_micro": right / predicted if predicted else 0.0,
-        "recall_micro": right / support if support else 0.0,
+        "precision_micro": micro["precision"],
+        "recall_micro": micro["recall"],
         "subset_accuracy": tally.whole_rows / tally.num_rows,
         "hamming_loss": (support + predicted - 2 * right) / decisions,
         "roc_auc": _mean([each.roc_auc for each in ranks]),

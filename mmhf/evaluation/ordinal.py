@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mmhf.evaluation.classification import confusion, select_labelled, softmax_in_place
 from mmhf.evaluation.regression import rank_correlations
-from mmhf.evaluation.split_evaluation import SplitEvaluation, sort_out
+from mmhf.evaluation.split_evaluation import SplitEvaluation, label_scores, sort_out
 
 _ANSWER = "the answer is the median class, the lowest up to which at least half the probability lies"
 ORDINAL_PROTOCOLS: dict[str, str] = {
@@ -142,9 +142,7 @@ def _per_class(counts: NDArray[np.int64], label_names: Sequence[str]) -> list[di
                 "label": name,
                 "support": support,
                 "predicted": predicted,
-                "precision": right / predicted if predicted else 0.0,
-                "recall": right / support if support else 0.0,
-                "f1": 2 * right / (support + predicted) if support + predicted else 0.0,
+                **label_scores(right, predicted, support),
                 "mae": float((distances[at] * counts[at]).sum() / support) if support else None,
             }
         )

@@ -51,3 +51,13 @@ def sort_out(
         else:
             undefined[name] = (reasons or {}).get(name, why)
     return metrics, undefined
+
+
+def label_scores(right: int, predicted: int, support: int) -> dict[str, float]:
+    """Precision, recall and F1 of a label that `support` rows have and `predicted` rows are given, `right` of them
+    rightly; 0 where there are no rows to divide by."""
+    return {
+        "precision": right / predicted if predicted else 0.0,
+        "recall": right / support if support else 0.0,
+        "f1": 2 * right / (support + predicted) if support + predicted else 0.0,
+    }

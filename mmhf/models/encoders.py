@@ -99,7 +99,8 @@ def native_image_size(config: PreTrainedConfig) -> tuple[int, int]:
     values = config.to_dict()
     size: Any = values.get("image_size") or 224
     if config.model_type == "timm_wrapper":
-        size = (values.get("pretrained_cfg") or {}).get("input_size", (3, 224, 224))[-2:]
+        own = (values.get("pretrained_cfg") or {}).get("input_size", (3, 224, 224))[-2:]
+        size = (values.get("model_args") or {}).get("img_size") or own
     return height_and_width(size if isinstance(size, int) else (int(size[0]), int(size[1])))
 
 
@@ -371,7 +372,7 @@ def _own_pooler(output: Any) -> Tensor:
 
 def _unused(encoder: PreTrainedModel, pooled: Tensor) -> tuple[str, ...]:
     """Largest modules, and lone parameters, that `pooled` does not depend on."""
-    reached = {id(leaf) for leaf in _graph_leaves(pooled)}
+    reached = {id(leaf) for leaf in graph_leaves(pooled)}
     unused = {name for name, parameter in encoder.named_parameters() if id(parameter) not in reached}
     found: list[str] = []
     for name, module in encoder.named_modules():
@@ -382,7 +383,8 @@ def _unused(encoder: PreTrainedModel, pooled: Tensor) -> tuple[str, ...]:
     return (*found, *sorted(unused))
 
 
-def _graph_leaves(tensor: Tensor) -> Iterator[Tensor]:
+def graph_leaves(tensor: Tensor) -> Iterator[Tensor]:
+    """The parameters that a tensor depends on, by autograd's graph."""
     nodes, seen = [tensor.grad_fn], {tensor.grad_fn}
     while nodes:
         node = nodes.pop()

@@ -15,8 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mmhf.errors import InputError
-from mmhf.models.adapting import adapted, lora_values
+from mmhf.models.adapting import adapted, bypassed_layers, lora_values
 from mmhf.models.dual_encoder import DualEncoderConfig, DualEncoderModel
+from mmhf.models.encoders import fresh_encoder, timm_config
 from mmhf.models.image_classifier import BackboneForImageClassification, BackboneForImageClassificationConfig
 from mmhf.models.image_classifier.building import load_image_classifier
 from mmhf.models.layer_groups import is_lora, layer_of
@@ -142,6 +143,69 @@ def test_encoders_of_torchvision_can_be_changed() -> None:
     assert not torch.equal(before, after)
     changed.merge_lora()
     torch.testing.assert_close(changed(pixels).logits, after)
+
+
+SIZES: dict[str, Any] = {"embed_dim": 16, "img_size": 32}
+WINDOWS = {**SIZES, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}
+BYPASSING = {
+    "beit_base_patch16_224": ({**SIZES, "depth": 2, "num_heads": 2}, {"qkv"}),
+    "eva02_tiny_patch14_224": ({**SIZES, "depth": 2, "num_heads": 2, "patch_size": 16}, {"qkv"}),
+    "swinv2_tiny_window8_256": (WINDOWS, {"qkv"}),
+    "swin_tiny_patch4_window7_224": (WINDOWS, set()),
+    "vit_small_patch16_224": ({**SIZES, "depth": 2, "num_heads": 2}, set()),
+}
+
+
+def classifier_of(architecture: str) -> BackboneForImageClassification:
+    torch.manual_seed(0)
+    config = BackboneForImageClassificationConfig(
+        timm_config(architecture, {"input_size": [3, 224, 224]}, BYPASSING[architecture][0]),
+        head_hidden_dim=8,
+        id2label={0: "cat", 1: "dog"},
+    )
+    return BackboneForImageClassification(config, vision=fresh_encoder(config.vision_config)).eval()
+
+
+@pytest.mark.parametrize("architecture", BYPASSING)
+def test_each_layer_that_auto_takes_takes_part(architecture: str) -> None:
+    """Some attention of timm's multiplies with the weights of `qkv` itself, and would pass a change of it by."""
+    model, pixels = classifier_of(architecture), torch.randn(2, 3, 32, 32)
+    for parameter in model.vision.parameters():
+        if parameter.ndim == 1:  # some norms begin with zeros, behind which nothing is seen
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    linear = {name for name, each in model.vision.named_modules() if type(each) is nn.Linear and ".head" not in name}
+    bypassed = BYPASSING[architecture][1]
+    model.add_lora(lora_values(model, LoraSection(rank=1), ["vision"]))
+    modules = model.config.lora["modules"]
+    left_out = {name for name in linear if f"vision.{name}" not in modules}
+    assert {name.rpartition(".")[2] for name in left_out} == bypassed and modules
+
+    model(pixels).logits.sum().backward()
+    assert all(each.grad is not None for name, each in model.named_parameters() if is_lora(name))
+    before = model(pixels).logits
+    for name in modules:
+        factor = model.get_parameter(f"{name}.lora_B.default.weight")
+        nn.init.normal_(factor)
+        assert not torch.equal(model(pixels).logits, before), name
+        nn.init.zeros_(factor)
+    assert torch.equal(model(pixels).logits, before)
+
+
+@pytest.mark.parametrize("architecture", [name for name, (_, bypassed) in BYPASSING.items() if bypassed])
+def test_a_layer_that_is_never_called_cannot_be_named(architecture: str) -> None:
+    model = classifier_of(architecture)
+    [name] = BYPASSING[architecture][1]
+    with pytest.raises(
+        InputError, match=rf"target_modules: '{name}' names vision\.timm_model\..*\.{name}, .* name others, there are"
+    ):
+        lora_values(model, LoraSection(rank=2, target_modules=["proj", name]), ["vision"])
+    assert lora_values(model, LoraSection(rank=2, target_modules=["attn.proj"]), ["vision"])["modules"]
+
+
+def test_layers_that_torchvision_does_not_call_are_found() -> None:
+    with torch.device("meta"):
+        encoder = fresh_encoder(TorchvisionConfig("swin_t", image_size=64))
+    assert {name.rpartition(".")[2] for name in bypassed_layers(encoder)} == {"qkv", "proj"}
 
 
 def test_what_attention_reads_without_calling_it_is_not_changed() -> None:

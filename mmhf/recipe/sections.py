@@ -206,9 +206,18 @@ class ModelSection(Section):
         return ["all", *(f"!{name}" for name in kept), *(f"{name}.lora" for name in changed)]
 
     def adapted_encoders(self) -> list[str]:
-        """Names of the encoders that `lora` changes."""
-        named = {re.split(r"[.:]", selector)[0].strip() for selector in self.lora_groups()}
-        return [] if self.lora is None else [name for name in self.towers() if name in named]
+        """Names of the encoders that `lora` changes, as far as selectors tell without the encoders' groups."""
+        changed: set[str] = set()
+        for position, selector in enumerate(self.lora_groups() if self.lora is not None else []):
+            name = re.split(r"[.:]", selector.lstrip("! "))[0].strip()
+            if not selector.startswith("!"):
+                changed.add(name)
+                continue
+            if position == 0:
+                changed.update(self.towers())
+            if selector[1:].strip() in (name, f"{name}.*"):
+                changed.discard(name)
+        return [name for name in self.towers() if name in changed]
 
     def encoders(self) -> dict[Modality, EncoderSection]:
         """The backbones that the model is built from, by what they read; none for a model from scratch."""

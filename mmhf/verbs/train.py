@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
     teacher = task.teacher.source.reference if task.teacher else None
     num_rows, parent_dir = task.num_train_rows(data), parent.path if parent else None
     check_batches(recipe, args, num_rows)
-    _fit_batches(task, args, data, parent_dir)
+    _check_shapes(task, args, data, parent_dir)
     _set_verbosity(args)
     folder = _find_folder(part, args, place, teacher)
     is_just_done = not folder.is_finished or steps_done(folder.path) == part.until_step
@@ -215,16 +215,18 @@ def _train(part: RunPart, place: _Place, callbacks: Sequence[TrainerCallback]) -
     return after
 
 
-def _fit_batches(task: AnyTask, args: TrainingArguments, data: LoadedData, parent_dir: Path | None) -> None:
-    """Choose the micro-batch where the recipe leaves it open, and refuse batches that a stage cannot train on."""
+def _check_shapes(task: AnyTask, args: TrainingArguments, data: LoadedData, parent_dir: Path | None) -> None:
+    """Choose the micro-batch where the recipe leaves it open, and refuse what shapes show not to train, before weights
+    are read: batches of one row, layers that have no low-rank changes, stages that train weights of few bits."""
     recipe, num_rows = task.recipe, task.num_train_rows(data)
+    shapes_alone = cache(lambda: task.build_model(data, parent=parent_dir, device="meta"))
     if leaves_micro_batch_open(recipe):
-        shapes_only = task.build_model(data, parent=parent_dir, device="meta")
-        chosen = fit_micro_batch(recipe, args, shapes_only, lambda count: task.example_inputs(count, "meta"))
+        chosen = fit_micro_batch(recipe, args, shapes_alone(), lambda count: task.example_inputs(count, "meta"))
         logger.info("Micro-batch: %s", chosen)
-    if stages := stages_with_one_row(recipe, args, num_rows):
-        shapes = build_stage_plan(task.build_model(data, parent=parent_dir, device="meta"), recipe, args, num_rows)
-        check_batches_of_one(shapes, task.example_inputs(1, "meta"), stages)
+    with_one_row = stages_with_one_row(recipe, args, num_rows)
+    if with_one_row or recipe.model.lora is not None or recipe.model.few_bits():
+        plan = build_stage_plan(shapes_alone(), recipe, args, num_rows)
+        check_batches_of_one(plan, task.example_inputs(1, "meta"), with_one_row)
 
 
 class _StopAfter(TrainerCallback):

@@ -90,9 +90,21 @@ def test_low_rank_changes_stay_apart(task: str, encoder: str) -> None:
         load(task, encoder, model={"lora": {**lora, "dora": True}})
 
 
-def test_changes_of_another_encoder_may_be_what_they_like() -> None:
-    lora = {"groups": ["vision"], "dora": True}
+@pytest.mark.parametrize("groups", [["vision"], ["!text"], ["vision", "text", "!text"], ["vision.*", "!vision.stem"]])
+def test_changes_of_another_encoder_may_be_what_they_like(groups: list[str]) -> None:
+    lora = {"groups": groups, "dora": True}
     assert load("image-text-classification", "text", model={"lora": lora}, release={**RELEASE, "lora": "merge"})
+
+
+@pytest.mark.parametrize(
+    "groups", [["!vision"], ["!vision.stem"], ["!vision", "!text:last 2"], ["text", "!text.final"]]
+)
+def test_what_exclusions_leave_of_an_encoder_is_changed(groups: list[str]) -> None:
+    lora = {"groups": groups}
+    model = load("image-text-classification", "text", model={"lora": lora}).recipe.model
+    assert "text" in model.adapted_encoders() and "text.lora" in model.trained_by_default()
+    with pytest.raises(InputError, match=r"model\.lora\.dora: reads the weights of text"):
+        load("image-text-classification", "text", model={"lora": {**lora, "dora": True}})
 
 
 @pytest.mark.parametrize(("task", "encoder"), ENCODERS)

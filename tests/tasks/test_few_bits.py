@@ -18,8 +18,10 @@ from saved_families import save_tiny_family
 from transformers import AutoModel, BertConfig, BertModel, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 
 import mmhf
+from mmhf.errors import InputError
 from mmhf.inference import JobSettings, predict_table
 from mmhf.inference.loading import load_model
+from mmhf.models.encoders import fresh_encoder, timm_config
 from mmhf.models.tokenizers import train_caption_tokenizer, train_text_tokenizer
 from mmhf.sample_data import read_sample
 
@@ -82,6 +84,39 @@ def write(language: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         return path
 
     return make
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (
+            ["model.vision.quantization={bits: 8}", "stages.0.train=['*.layers.1']"],
+            r"stage 'a': trains vision\.layers\.1, but the weights of vision have 8 bits for good; leave vision out",
+        ),
+        (
+            ["model.lora={groups: [vision], rank: 1, target_modules: [qkv]}", "stages.0.train=[vision.lora]"],
+            r"model\.lora\.target_modules: 'qkv' names vision\.timm_model\.blocks\.0\.attn\.qkv, .* without calling",
+        ),
+    ],
+)
+def test_what_shapes_alone_tell_is_refused_before_weights_are_loaded(
+    changes: list[str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 32}
+    preprocessing = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"}
+    fresh_encoder(timm_config("beit_base_patch16_224", preprocessing, sizes)).save_pretrained(tmp_path / "beit")
+    values = {
+        "task": "image-classification",
+        "model": {"vision": {"backbone": str(tmp_path / "beit")}},
+        "data": {"source": "sample", "limit": 96, "image_size": 32},
+        "stages": [{"name": "a", "steps": 1, "train": ["head"]}],
+        "training": {"use_cpu": True, "per_device_train_batch_size": 8, "output_dir": str(tmp_path / "run")},
+    }
+    monkeypatch.setattr("mmhf.models.image_classifier.building.load_encoder", lambda *_, **__: pytest.fail("loaded"))
+    for verb in (mmhf.plan, mmhf.train):
+        with pytest.raises(InputError, match=problem):
+            verb(values, changes)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
-"""Let timm load without wandb, and transformers without torchao.
+"""Let timm load without wandb, transformers without torchao, and peft without bitsandbytes.
 
 `timm.utils.summary` imports wandb where it is installed, which takes a second, and is for timm's own training script
 alone; Trainer loads wandb by itself when a run is tracked. `transformers.quantizers` imports torchao, which takes
 three seconds and warns of kernels for other GPUs, for the one function that saves what transformers has quantised.
-Seen with timm 1.0.31 and transformers 5.24; retire what they import where they use it.
+`peft.helpers`, which Trainer loads where peft is installed, imports bitsandbytes for a measure of weights that it has
+rounded, and with it comes a warning of kernels on each start.
+Seen with timm 1.0.31, transformers 5.24 and peft 0.21; retire what they import where they use it.
 """
 
 from __future__ import annotations
@@ -52,9 +54,33 @@ def _flatten(state_dict: dict[str, Any]) -> Any:
     return support.flatten_tensor_state_dict(state_dict)
 
 
+class _BitsandbytesLater(importlib.machinery.SourceFileLoader):
+    """Loads a module that gets bitsandbytes once it uses something of it."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec = importlib.machinery.PathFinder.find_spec("bitsandbytes")
+        if "bitsandbytes" in sys.modules or spec is None:
+            super().exec_module(module)
+            return
+        stand_in = sys.modules["bitsandbytes"] = _Later("bitsandbytes")
+        stand_in.__spec__ = spec  # for those who only ask whether it is installed
+        try:
+            super().exec_module(module)
+        finally:
+            del sys.modules["bitsandbytes"]
+
+
+class _Later(ModuleType):
+    """Stands for a module until something of it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
 _LOADERS: dict[str, type[importlib.machinery.SourceFileLoader]] = {
     "timm.utils.summary": _WithoutWandb,
     "transformers.quantizers.quantizer_torchao": _WithoutTorchao,
+    "peft.helpers": _BitsandbytesLater,
 }
 
 

@@ -27,8 +27,8 @@ _NF4_BLOCK = 64
 """Weights that share a scale in 4 bits (Dettmers et al., 2023, "QLoRA")."""
 _NF4_SCALES = 256
 """Scales of torchao's 4-bit blocks that share a scale of their own, at most."""
-# Of a CPU build: kernels of GPUs cannot be loaded, and torch 2.13 will want enums registered in another way.
-_TALKATIVE = ("torchao", "torch.utils._pytree", "bitsandbytes")
+# On a CPU: kernels of GPUs, or of the Hub, cannot be loaded, and torch 2.13 will want enums registered in another way.
+_TALKATIVE = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
 _EXTRAS = {"torchao": "quantization", "bitsandbytes": "bitsandbytes"}
 
 

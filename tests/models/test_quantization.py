@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import pickle
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from transformers import (
 
 from mmhf.errors import InputError
 from mmhf.models.encoders import fresh_encoder, run_vision, timm_config
-from mmhf.models.quantization import QuantizedLinear, describe_quantized, quantize
+from mmhf.models.quantization import QuantizedLinear, describe_quantized, quantize, quietly
 from mmhf.models.torchvision_encoder import TorchvisionConfig, TorchvisionEncoder
 
 KINDS = ((8, "torchao"), (4, "torchao"), (4, "bitsandbytes"))
@@ -228,22 +229,30 @@ def test_without_a_library_one_line_says_what_to_install(monkeypatch: pytest.Mon
             quantize(qwen(), {"bits": 4, "library": library})
 
 
+def test_of_bitsandbytes_only_missing_kernels_are_kept_silent(caplog: pytest.LogCaptureFixture) -> None:
+    with quietly():
+        for name, message in (("backends.cpu.ops", "Failed to load CPU gemm_4bit_forward"), ("cextension", "heard")):
+            logging.getLogger(f"bitsandbytes.{name}").warning(message)
+    assert caplog.messages == ["heard"]
+
+
 @pytest.mark.slow
 def test_libraries_are_loaded_where_they_are_used_and_without_a_word() -> None:
     program = (
-        "import json, sys, mmhf, transformers.modeling_utils\n"
+        "import json, sys, mmhf, transformers.trainer, peft\n"
         "from transformers.quantizers import quantizer_torchao as theirs\n"
-        "before = 'torchao' in sys.modules\n"
+        "before = [name for name in ('torchao', 'bitsandbytes') if name in sys.modules]\n"
+        "known = peft.import_utils.is_bnb_available()\n"
         "from transformers import BertConfig, BertModel\n"
         "from mmhf.models.lora import put_lora\n"
         "from mmhf.models.quantization import require_library\n"
         "bert = BertModel(BertConfig(hidden_size=8, num_attention_heads=1, num_hidden_layers=1, vocab_size=9))\n"
         "values = {'rank': 1, 'alpha': 1.0, 'dropout': 0.0, 'dora': False}\n"
         "put_lora(bert, ['encoder.layer.0.attention.self.query'], values)\n"
-        "[require_library(name) for name in ('torchao', 'bitsandbytes')]\n"
-        "known = theirs.is_torchao_available()\n"
+        "loaded = [require_library(name) for name in ('torchao', 'bitsandbytes')]\n"
+        "known = known and theirs.is_torchao_available() and peft.helpers.bnb.functional is loaded[1].functional\n"
         "print(json.dumps([before, 'torchao' in sys.modules, known, len(theirs.flatten_tensor_state_dict({}))]))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == [False, True, True, 2]
+    assert json.loads(done.stdout) == [[], True, True, 2]
     assert "Failed to load" not in done.stderr and "KernelPreference" not in done.stderr

@@ -97,8 +97,10 @@ def assemble(
     curve = run_dir / PLOTS_FOLDER / CURVE_FILE
     if curve.is_file():
         place(curve.resolve(), staging / CURVE_FILE)
-    recipe, metrics = _read_recipe(staging / RECIPE_FILE), _read_object(staging / METRICS_FILE)
-    config = _read_object(staging / CONFIG_FILE)
+    recipe = read_yaml_object(staging / RECIPE_FILE)
+    if "task" not in recipe:
+        raise InputError(f"{RECIPE_FILE}: not a resolved recipe, it has no `task`; cannot be released")
+    metrics, config = _read_object(staging / METRICS_FILE), _read_object(staging / CONFIG_FILE)
     columns, prompt = config.get("columns"), config.get("prompt_template")
     has_remote_code = add_remote_code(staging)
     facts = CardFacts(
@@ -133,13 +135,6 @@ def assemble(
     (staging / RELEASE_FILE).write_text(release.model_dump_json(indent=2) + "\n", encoding="utf-8")
     refuse_secrets([staging / RELEASE_FILE])
     return release
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    values = read_yaml_object(path)
-    if "task" not in values:
-        raise InputError(f"{path.name}: not a resolved recipe, it has no `task`; cannot be released")
-    return values
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -133,8 +133,9 @@ def _misfit(first: ResolvedModel, other: ResolvedModel) -> str | None:
         if ours != own:
             return f"its {key} is {_shown(own)}, not {_shown(ours)}"
     for name in _INPUTS:
-        texts = [_read_json(model.path / name) for model in (first, other)]
-        if texts[0] != texts[1]:
+        paths = [model.path / name for model in (first, other)]
+        ours, own = (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None for path in paths)
+        if ours != own:
             return f"it reads its inputs in another way ({name} differs)"
     with ExitStack() as stack:
         shapes = [_Tensors(model.path, stack).shapes for model in (first, other)]
@@ -193,10 +194,6 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
                 yield from _flat(each, f"{key}.{name}" if key else str(name))
     else:
         yield key, value
-
-
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _shown(value: Any) -> str:

@@ -81,7 +81,10 @@ def write_release(run_dir: str | Path, repo: str | Path, version: str, *, notes:
         check_version_is_free(repo, version)
         target = repo / str(parsed)
         with _staging(repo, target.name) as staging:
-            _fill(staging, run_dir, target, notes or ReleaseNotes())
+            named = replace(notes or ReleaseNotes(), name=repo.resolve().name, version=target.name, model=str(target))
+            assemble(staging, run_dir, named)
+            for path in staging.iterdir():
+                path.chmod(0o444)
             staging.rename(target)
     return target
 
@@ -184,14 +187,6 @@ def _staging(repo: Path, name: str) -> Iterator[Path]:
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _fill(staging: Path, run_dir: Path, target: Path, notes: ReleaseNotes) -> None:
-    assemble(
-        staging, run_dir, replace(notes, name=target.parent.resolve().name, version=target.name, model=str(target))
-    )
-    for path in staging.iterdir():
-        path.chmod(0o444)
 
 
 def _from_folder(folder: str, *, verify: bool) -> ResolvedModel:

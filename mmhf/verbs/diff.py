@@ -18,7 +18,7 @@ def run(options: argparse.Namespace) -> None:
     tables = {
         "settings": changed_settings(old.recipe, new.recipe),
         "numbers": changed_metrics(old.release.metrics, new.release.metrics),
-        "sizes": _changed_sizes(old, new),
+        "sizes": changed_metrics(_sizes(old), _sizes(new)),
         "data": changed_metrics(_fingerprint(old), _fingerprint(new)),
         "environment": changed_metrics(old.release.environment, new.release.environment),
     }
@@ -30,12 +30,9 @@ def run(options: argparse.Namespace) -> None:
         console.print(f"the same: {', '.join(same)}")
 
 
-def _changed_sizes(old: VersionRecord, new: VersionRecord) -> list[Change]:
-    def sizes(record: VersionRecord) -> dict[str, int | None]:
-        known = record.release.sizes
-        return {"parameters": record.release.parameters, "bytes": sum(known.values()) or None, **known}
-
-    return changed_metrics(sizes(old), sizes(new))
+def _sizes(record: VersionRecord) -> dict[str, int | None]:
+    known = record.release.sizes
+    return {"parameters": record.release.parameters, "bytes": sum(known.values()) or None, **known}
 
 
 def _fingerprint(record: VersionRecord) -> dict[str, str]:

@@ -223,14 +223,12 @@ class CaptionerGraphs(ModelGraphs):
         ]
         lengths = {name: {0: "batch"} for name in ("pixel_values", "prefix")}
         image = GraphModule(image_model, _prefix, ["pixel_values"])
+        # The first example's own prompt, where not all have the same.
+        prompt_ids = None if self.columns is None else self.processor(columns=[examples[0].columns])["prompt_ids"]
         return [
             Graph("image", image, cases[0].inputs, ("prefix",), lengths, cases),
-            self._language(batches, prefixes, self._prompt(examples)),
+            self._language(batches, prefixes, prompt_ids),
         ]
-
-    def _prompt(self, examples: Sequence[Example]) -> Tensor | None:
-        """(1, P): the first example's own prompt; None where all have the same."""
-        return None if self.columns is None else self.processor(columns=[examples[0].columns])["prompt_ids"]
 
     def _language(self, batches: Sequence[Tensor], prefixes: Sequence[Tensor], prompt: Tensor | None) -> Graph:
         """The graph of a step, compared with the model's logits behind the prefix, and behind two tokens more."""

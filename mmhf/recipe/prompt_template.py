@@ -65,7 +65,8 @@ class PromptTemplate:
         """
         for name in row.keys() - set(self.names):
             guess = did_you_mean(nearest_names(str(name), self.names))
-            raise InputError(f"columns.{name}: the prompt names no such column{guess} (it has {self._shown()})")
+            known = ", ".join(self.names)
+            raise InputError(f"columns.{name}: the prompt names no such column{guess} (it has {known})")
         values: dict[str | None, str] = {None: ""}
         for name in self.names:
             value = row.get(name)
@@ -100,6 +101,3 @@ class PromptTemplate:
     def describe(self) -> dict[str, str | list[str]]:
         """Column → `text`."""
         return dict.fromkeys(self.names, "text")
-
-    def _shown(self) -> str:
-        return ", ".join(self.names)

@@ -183,11 +183,8 @@ def _member(member: Any) -> Annotation:
 
 
 def _takes_null(annotation: Annotation) -> bool:
-    return type(None) in _members(annotation)
-
-
-def _members(hint: Annotation) -> tuple[Annotation, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    is_union = get_origin(annotation) in (Union, types.UnionType)
+    return type(None) in (get_args(annotation) if is_union else (annotation,))
 
 
 @functools.cache

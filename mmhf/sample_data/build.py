@@ -86,11 +86,6 @@ def assign_splits(records: list[dict[str, Any]]) -> dict[str, str]:
     return splits
 
 
-def _captions(caption: str, names: list[str]) -> list[str]:
-    others = [name for name in names if name.lower() != caption.lower()]
-    return [caption, *others][:CAPTIONS_PER_DRAWING]
-
-
 def build_rows(drawings: Path, emojibase: Path) -> list[dict[str, Any]]:
     """Collect the rows of the sample: Noto's drawings for training, Fluent's of the same emoji to evaluate.
 
@@ -112,12 +107,13 @@ def build_rows(drawings: Path, emojibase: Path) -> list[dict[str, Any]]:
         vendor, hexcode = record["vendor"], record["hexcode"]
         if vendor not in ("noto", "fluent"):
             continue
-        content = (drawings / record["file_name"]).read_bytes()
+        content, caption = (drawings / record["file_name"]).read_bytes(), record["caption"]
+        others = [name for name in names.get(hexcode, []) if name.lower() != caption.lower()]
         rows.append(
             {
                 "image": {"bytes": content, "path": f"{vendor}/{hexcode}.jpg"},
-                "caption": record["caption"],
-                "captions": _captions(record["caption"], names.get(hexcode, [])),
+                "caption": caption,
+                "captions": [caption, *others][:CAPTIONS_PER_DRAWING],
                 "split": "train" if vendor == "noto" else held_out[hexcode],
                 **{key: record[key] for key in ("keywords", "group", "subgroup", "vendor", "hexcode")},
             }

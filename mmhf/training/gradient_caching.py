@@ -132,7 +132,8 @@ def contrast_outputs(
             part.backward()
             loss += part.detach()
         if teaching is not None:
-            teachers, _ = _gather(_taught_pairs(taught, own_pairs))
+            images, texts = (torch.cat([batch[name] for batch in taught]).float() for name in TEACHER_EMBEDS)
+            teachers, _ = _gather(EmbeddedPairs(images, texts, own_pairs.image_index, own_pairs.caption_id))
             for part in affinity_losses(pairs, teachers, scale, temperature=teaching.temperature, rows=rows):
                 part = teaching.weight * part
                 part.backward()
@@ -179,12 +180,6 @@ def _own_pairs(outputs: Sequence[DualEncoderOutput], batches: Sequence[Batch]) -
         torch.cat([batch["image_index"] for batch in batches]),
         torch.cat([caption_ids(batch["input_ids"], batch.get("attention_mask")) for batch in batches]),
     )
-
-
-def _taught_pairs(taught: Sequence[Batch], own: EmbeddedPairs) -> EmbeddedPairs:
-    """What the teacher made of this process's pairs."""
-    images, texts = (torch.cat([batch[name] for batch in taught]).float() for name in TEACHER_EMBEDS)
-    return EmbeddedPairs(images, texts, own.image_index, own.caption_id)
 
 
 def _embeds(embeds: Tensor | None) -> Tensor:

@@ -33,11 +33,10 @@ _CONTRACTIONS = re.findall(
 )
 
 
-def _without_one_apostrophe(word: str) -> list[str]:
-    return [word[:at] + word[at + 1 :] for at, letter in enumerate(word) if letter == "'"]
-
-
-_APOSTROPHES = {short: word for word in _CONTRACTIONS for short in _without_one_apostrophe(word)}
+# Each contraction without one of its apostrophes.
+_APOSTROPHES = {
+    word[:at] + word[at + 1 :]: word for word in _CONTRACTIONS for at, letter in enumerate(word) if letter == "'"
+}
 _APOSTROPHES["somebody'd"] = "somebodyd"  # as the official evaluation has it
 
 

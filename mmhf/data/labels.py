@@ -57,6 +57,13 @@ def unify_labels(values: Sequence[str]) -> dict[str, str]:
     return unified
 
 
+def written_one_way(values: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The label of each distinct value, written as in `known` where a recipe or source writes it in another way."""
+    unified = unify_labels([*values, *known])
+    named = {unified[name]: name for name in known}
+    return [value if value in known else named.get(unified[value], unified[value]) for value in values]
+
+
 def with_unified_labels(table: pa.Table, known: Sequence[str], origin: str) -> pa.Table:
     """Write each label of a column one way.
 
@@ -80,10 +87,7 @@ def with_unified_labels(table: pa.Table, known: Sequence[str], origin: str) -> p
                 f"{origin}: the label {shorten(value)} is a list or an object; a row has one class, given by its name "
                 "or number: make a column of that (of a one-hot list, the place of the 1); data.columns.label names it"
             )
-    unified = unify_labels([*values, *known])
-    # The recipe may write a label in another way than the table.
-    named = {unified[name]: name for name in known}
-    labels = [value if value in known else named.get(unified[value], unified[value]) for value in values]
+    labels = written_one_way(values, known)
     if not known and set(_TRUTH) & set(labels) and {"0", "1"} & set(labels):
         raise InputError(
             f"{origin}: labels are written in two ways, as 0 and 1 and as false and true; write them one way, or name "
@@ -177,16 +181,33 @@ def number_labels(
     return names, {value: place_of.get(name, place_of.get(unified[name], 0)) for value, name in label_of.items()}
 
 
-def name_rare_labels(source: SourceTable, parts: Mapping[str, NDArray[np.int64]], label_of: Mapping[str, str]) -> None:
-    """Warn of labels that have no training row, or one row in all."""
-    codes, values = codes_of(source.column("label"))
+def count_labels(
+    column: pa.Array | pa.ChunkedArray, parts: Mapping[str, NDArray[np.int64]], label_of: Mapping[str, str]
+) -> dict[str, Counter[str]]:
+    """Rows of each label in each part; values that are no label are left out.
+
+    Args:
+        column (`pa.Array` or `pa.ChunkedArray`):
+            The values of all rows.
+        parts (`Mapping[str, NDArray]`):
+            Name → positions of its rows.
+        label_of (`Mapping[str, str]`):
+            Value → label.
+    """
+    codes, values = codes_of(column)
     counts: dict[str, Counter[str]] = {}
-    for split, positions in parts.items():
+    for name, positions in parts.items():
         held = np.bincount(codes[positions][codes[positions] >= 0], minlength=len(values)).tolist()
-        counts[split] = Counter()
+        counts[name] = Counter()
         for value, count in zip(values, held, strict=True):
             if count and value in label_of:
-                counts[split][label_of[value]] += count
+                counts[name][label_of[value]] += count
+    return counts
+
+
+def name_rare_labels(source: SourceTable, parts: Mapping[str, NDArray[np.int64]], label_of: Mapping[str, str]) -> None:
+    """Warn of labels that have no training row, or one row in all."""
+    counts = count_labels(source.column("label"), parts, label_of)
     total = sum(counts.values(), Counter())
     once = [name for name, count in total.items() if count == 1]
     if once:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mmhf.data.columns import codes_of, number_rows
 from mmhf.data.images import shorten
 from mmhf.data.label_sets import label_matrix, label_places
+from mmhf.data.labels import count_labels
 from mmhf.data.stratification import iterative_stratification
 from mmhf.data.table import SPLITS, SourceTable, Span, extra_column
 from mmhf.errors import InputError
@@ -287,14 +288,7 @@ def require_samples(
     least = filters.min_samples_per_label
     if least is None:
         return
-    codes, values = codes_of(source.column("label"))
-    counts: dict[str, Counter[str]] = {}
-    for split, positions in splits.items():
-        held = np.bincount(codes[positions][codes[positions] >= 0], minlength=len(values)).tolist()
-        counts[split] = Counter()
-        for value, count in zip(values, held, strict=True):
-            if count and value in label_of:
-                counts[split][label_of[value]] += count
+    counts = count_labels(source.column("label"), splits, label_of)
     totals = sum(counts.values(), Counter())
     for split, of_split in counts.items():
         of_train = not source.is_cut and split == "train"

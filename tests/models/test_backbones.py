@@ -35,6 +35,20 @@ def test_timm_config_comes_from_the_registry():
 
 
 @pytest.mark.parametrize(
+    ("architecture", "size", "width"),
+    [
+        ("vit_tiny_patch16_224", 96, 192),
+        ("deit_tiny_patch16_224", 96, 192),
+        ("eva02_tiny_patch14_224", 112, 192),
+        ("beit_base_patch16_224", 224, 768),  # which has one size
+    ],
+)
+def test_transformers_of_timm_take_images_of_other_sizes_where_they_can(architecture, size, width):
+    config = load_encoder_config(f"timm/{architecture}")
+    assert describe_vision(config, "avg", image_size=size).width == width
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("timm/eficientnet_b0", "did you mean timm/efficientnet_b0"),

@@ -24,3 +24,11 @@ class NothingMadeError(ValueError):
 
     The message is one line. The command line prints it without a traceback and exits with status 1.
     """
+
+
+class OtherProcessError(Exception):
+    """Another process of the same run failed, so this one ends.
+
+    The message is one line that names the process and what it said. The command line prints it without a traceback and
+    exits with status 1.
+    """

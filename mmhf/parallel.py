@@ -15,11 +15,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from rich.console import Console
 from rich.progress import track
 
-from mmhf.errors import InputError
+from mmhf.errors import InputError, OtherProcessError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+_LONGEST_CAUSE = 300
 _MOST_THREADS = 16
 _BUSY = 0.5
 """Share of its time that an item keeps the processor; above it, more threads than cores are in each other's way."""
@@ -43,19 +44,27 @@ def gather(value: T) -> list[T]:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """What one process refuses to do, none goes on with; every process has to enter this.
+    """Where one process fails, none goes on and none waits for it; every process has to enter this.
 
     Raises:
-        InputError: That of the first process that raised one, in all of them.
+        Exception: In a process that failed: its own, with its traceback.
+        InputError: In the others, if the first that failed raised it.
+        OtherProcessError: In the others, if that raised anything else.
     """
-    own: InputError | None = None
+    own: Exception | None = None
+    told: Exception | None = None
     try:
         yield
-    except InputError as error:
-        own = error
-    for refusal in gather(own):
-        if refusal is not None:
-            raise refusal
+    except Exception as error:  # noqa: BLE001  (raised below, once all know)
+        own = told = error
+        if not isinstance(error, InputError):  # as text: an exception of a library need not come whole out of a pickle
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_CAUSE]
+            told = OtherProcessError(
+                f"the process of rank {rank()} failed ({said}), so all end; mend that and start again"
+            )
+    failures = [failure for failure in gather(told) if failure is not None]
+    if failures:
+        raise failures[0] if own is None else own
 
 
 def from_first(decide: Callable[[], T]) -> T:
@@ -65,19 +74,15 @@ def from_first(decide: Callable[[], T]) -> T:
         decide (`Callable`): Called in the first process alone.
 
     Raises:
-        ValueError: What it raised, such as an `InputError`, in all processes.
+        Exception: As of `failing_together`, where it raised one.
     """
-    outcome: list[Any] = [None]
-    if rank() == 0:
-        try:
-            outcome[0] = decide()
-        except ValueError as error:
-            outcome[0] = error
-    broadcast_object_list(outcome)
-    if isinstance(outcome[0], ValueError):
-        raise outcome[0]
-    decided: T = outcome[0]
-    return decided
+    decided: list[Any] = [None]
+    with failing_together():
+        if rank() == 0:
+            decided[0] = decide()
+    broadcast_object_list(decided)
+    result: T = decided[0]
+    return result
 
 
 def map_in_threads(

@@ -16,7 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
+from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -86,24 +90,47 @@ class Program:
 
 def run_together(*arguments: object, num_processes: int) -> None:
     """Run `mmhf VERB …` in several processes that know of each other, as a launcher starts them on one machine."""
+    programs = [Program(*arguments, **environment) for environment in _environments(num_processes)]
+    codes = [program.wait() for program in programs]
+    assert codes == [0] * num_processes, "\n".join(program.output for program in programs)
+
+
+def call_together(function: Callable[[int], T], num_processes: int, seconds: float = 60.0) -> list[T]:
+    """What a function, of a module in `tests/`, gives for the ranks of several processes that know of each other.
+
+    Raises:
+        queue.Empty: One of them gave nothing in time.
+    """
+    answers = _CONTEXT.Queue()
+    processes = [
+        _CONTEXT.Process(target=_answer, args=(function, environment, answers))
+        for environment in _environments(num_processes)
+    ]
+    with _one_thread():
+        for process in processes:
+            process.start()
+    try:
+        found = dict(answers.get(timeout=seconds) for _ in processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return [found[rank] for rank in range(num_processes)]
+
+
+def _environments(num_processes: int) -> list[dict[str, str]]:
+    """What a launcher tells the processes of one machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    programs = [
-        Program(
-            *arguments,
-            ACCELERATE_USE_CPU="true",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-            WORLD_SIZE=str(num_processes),
-            LOCAL_WORLD_SIZE=str(num_processes),
-            RANK=str(rank),
-            LOCAL_RANK=str(rank),
-        )
-        for rank in range(num_processes)
-    ]
-    codes = [program.wait() for program in programs]
-    assert codes == [0] * num_processes, "\n".join(program.output for program in programs)
+    shared = {
+        "ACCELERATE_USE_CPU": "true",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(num_processes),
+        "LOCAL_WORLD_SIZE": str(num_processes),
+    }
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
 
 
 @contextlib.contextmanager
@@ -119,6 +146,14 @@ def _one_thread() -> Iterator[None]:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = before
+
+
+def _answer(function: Callable[[int], T], environment: dict[str, str], answers: Queue[tuple[int, T]]) -> None:
+    """In the forked process: call the function for its rank."""
+    os.environ.update(environment)
+    rank = int(environment["RANK"])
+    answers.put((rank, function(rank)))
+    answers.join_thread()  # what is not sent yet is lost when this process is killed
 
 
 def _become(arguments: list[str], environment: dict[str, str], folder: str, log: str) -> None:

@@ -4,8 +4,11 @@ import os
 import threading
 
 import pytest
+from failing_in_processes import told_in_each_case
+from programs import call_together
 
-from mmhf.errors import InputError
+from mmhf.cli import main
+from mmhf.errors import InputError, OtherProcessError
 from mmhf.parallel import failing_together, gather, map_in_threads, rank, world_size
 
 
@@ -24,6 +27,46 @@ def test_what_another_process_refuses_is_refused_here(monkeypatch):
     monkeypatch.setattr("mmhf.parallel.gather", lambda own: [own, *theirs])
     with pytest.raises(InputError, match="^no$"), failing_together():
         pass
+
+
+def test_what_fails_in_one_of_two_processes_ends_both():
+    """None waits; who failed has its own error, the other a line that names it, and then they go on alike."""
+    full, broken = (
+        "[Errno 28] No space left on device: '/full'",
+        "'utf-8' codec can't decode byte 0xff in position 0: no",
+    )
+    first, second = call_together(told_in_each_case, 2)
+    assert first == [
+        (
+            "OtherProcessError",
+            f"the process of rank 1 failed (OSError: {full}), so all end; mend that and start again",
+            False,
+        ),
+        ("DamagedError", "store: is damaged; remove it", True),
+        ("OSError", full, True),
+        ("UnicodeDecodeError", f"{broken}\nway", True),
+        "decided in 0",
+    ]
+    assert second == [
+        ("OSError", full, True),
+        ("DamagedError", "store: is damaged; remove it", False),
+        ("UnicodeDecodeError", f"{broken}\nway", True),
+        (
+            "OtherProcessError",
+            f"the process of rank 0 failed (UnicodeDecodeError: {broken} way), so all end; mend that and start again",
+            False,
+        ),
+        "decided in 0",
+    ]
+
+
+def test_a_program_that_ends_because_another_failed_says_so_in_one_line(monkeypatch, capsys):
+    def fail(arguments):
+        raise OtherProcessError("the process of rank 1 failed")
+
+    monkeypatch.setattr("mmhf.cli._run", fail)
+    assert main([]) == 1
+    assert capsys.readouterr().err == "error: the process of rank 1 failed\n"
 
 
 @pytest.mark.parametrize("label", [None, "counting"])

@@ -21,7 +21,7 @@ from mmhf._version import __version__
 from mmhf.cli._checks import check_before_imports
 from mmhf.cli.arguments import VERBS
 from mmhf.cpu import prepare_cpu
-from mmhf.errors import InputError, NothingMadeError
+from mmhf.errors import InputError, NothingMadeError, OtherProcessError
 from mmhf.files import expand_path
 from mmhf.recipe.shipped import shipped_recipes, summary_of
 from mmhf.secret_kinds import redact
@@ -80,14 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb.
 
     Returns:
-        `int`: 0 when it worked, 1 when nothing came of it, 2 when what the user gave cannot be used, 130 when
-        interrupted.
+        `int`: 0 when it worked, 1 when nothing came of it or another process failed, 2 when what the user gave cannot
+        be used, 130 when interrupted.
     """
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         return _refuse(_without_traceback(str(error)))
-    except NothingMadeError as error:
+    except (NothingMadeError, OtherProcessError) as error:
         return _refuse(str(error), 1)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

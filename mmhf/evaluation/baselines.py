@@ -9,10 +9,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from operator import itemgetter
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh
 from scipy.special import log_softmax
 
 from mmhf.evaluation.classification import classification_metrics
@@ -20,17 +22,18 @@ from mmhf.evaluation.regression import regression_metrics
 
 Floats = NDArray[np.float64]
 ClassWeights = Mapping[int, float] | Literal["balanced"] | None
+ProbeT = TypeVar("ProbeT")
 
 CPU_SECONDS = "cpu_seconds"
 """Beside a baseline's metrics: the time of all cores together that it took."""
 STRENGTHS = (1e-3, 1e-2, 1e-1)
-"""scikit-learn's `C` of the regressions that are tried, on standardised features."""
+"""scikit-learn's `C` of the regressions that are tried on standardised features, until one is worse than the last."""
 RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 """Ridges that are tried for numbers, in units of the rows, on standardised features."""
 MAX_WORK = 2e8
 """Rows × features × classes that one regression learns from at most; see `learnt_rows`."""
 PAIR_WIDTH = 48
-"""Principal components of image and text whose products tell how the two go together."""
+"""Principal components of image and text whose products tell how the two go together, as many of each at most."""
 _UNEVEN = 1.5
 MAX_ITERATIONS = 500
 """Of the solver of a logistic regression."""
@@ -218,6 +221,20 @@ def _r2(answers: Floats, labels: NDArray[Any]) -> float:
     return float((1 - ((answers - labels) ** 2).sum(axis=0) / np.where(spread > 0, spread, 1.0)).mean())
 
 
+def along_strengths(
+    fit: Callable[[float, ProbeT | None], ProbeT], score: Callable[[ProbeT], float]
+) -> list[tuple[float, ProbeT]]:
+    """Regressions with their scores, from the most regularised on, each from where the last one ended, until one is
+    worse than that."""
+    found: list[tuple[float, ProbeT]] = []
+    for strength in STRENGTHS:
+        probe = fit(strength, found[-1][1] if found else None)
+        found.append((score(probe), probe))
+        if len(found) > 1 and found[-1][0] < found[-2][0]:
+            break
+    return found
+
+
 def best_probe(
     train: Rows,
     validation: Rows | None,
@@ -233,7 +250,8 @@ def best_probe(
             of the first, all of which the best one then learns from.
         label_names (`Sequence[str]`): The classes.
         metric (`str`, defaults to `"accuracy"`): What it is chosen by: `accuracy` or `f1_macro`.
-        weightings (`Sequence`): Weights of the classes that are tried.
+        weightings (`Sequence`): Weights of the classes that are tried; all but the first with the strength that is
+            best with the first.
 
     Returns:
         [`LinearProbe`], or None where the training rows have fewer than two classes.
@@ -241,22 +259,26 @@ def best_probe(
     if len(np.unique(train.labels)) < 2:
         return None
     learnt, judge = (train, validation) if validation is not None and len(validation.labels) else _held_out(train)
-    best, best_score = None, -1.0
-    for weights in weightings:
-        probe = None
-        for strength in STRENGTHS:
-            probe = LinearProbe(learnt, strength=strength, weights=weights, start=probe)
-            score = _score(probe, judge, label_names)[metric]
-            if score > best_score:
-                best, best_score = probe, score
-    assert best is not None
+    first, *others = weightings
+
+    def score(probe: LinearProbe) -> float:
+        return _score(probe, judge, label_names)[metric]
+
+    found = along_strengths(
+        lambda strength, start: LinearProbe(learnt, strength=strength, weights=first, start=start), score
+    )
+    best = max(found, key=itemgetter(0))[1]
+    for weights in others:
+        probe = LinearProbe(learnt, strength=best.strength, weights=weights, start=best)
+        found.append((score(probe), probe))
+    best = max(found, key=itemgetter(0))[1]
     if learnt is not train:
         best = LinearProbe(train, strength=best.strength, weights=best.weights, start=best)
     return best
 
 
 class PairFeatures:
-    """Features of pairs: the image's, the text's, and all products of their first principal components.
+    """Features of pairs: the first principal components of the image's and of the text's, and all their products.
 
     Args:
         images, texts (`NDArray`): (N, D) and (N, E), of the training rows.
@@ -266,12 +288,12 @@ class PairFeatures:
         self._components = [_whitened_components(features) for features in (images, texts)]
 
     def __call__(self, images: NDArray[np.floating], texts: NDArray[np.floating]) -> NDArray[np.float32]:
-        """(N, D + E + products)."""
+        """(N, K + L + K L), of K components of images and L of texts."""
         first, second = (
-            (features - mean) @ axes for features, (mean, axes) in zip((images, texts), self._components, strict=True)
+            np.pad(((features - mean) @ axes).astype(np.float32), ((0, 0), (1, 0)), constant_values=1.0)
+            for features, (mean, axes) in zip((images, texts), self._components, strict=True)
         )
-        products = (first[:, :, None] * second[:, None, :]).reshape(len(first), -1)
-        return np.concatenate([images, texts, products], axis=1).astype(np.float32)
+        return (first[:, :, None] * second[:, None, :]).reshape(len(first), -1)[:, 1:]
 
 
 def _score(
@@ -286,13 +308,14 @@ def _score(
     return {name: found.get(name, 0.0) for name in ("accuracy", "f1_macro")}
 
 
-def _whitened_components(features: NDArray[np.floating]) -> tuple[Floats, Floats]:
+def _whitened_components(features: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """The mean (D,) of features and their first principal axes (D, K), scaled to unit variance."""
-    values = np.asarray(features, dtype=np.float64)
-    mean = values.mean(axis=0)
-    variances, axes = np.linalg.eigh((values - mean).T @ (values - mean) / len(values))
-    variances, axes = variances[::-1][:PAIR_WIDTH], axes[:, ::-1][:, :PAIR_WIDTH]
-    return mean, axes / np.sqrt(np.maximum(variances, 1e-8 * variances[0]))
+    mean = features.mean(axis=0, dtype=np.float64)
+    centred = (features - mean).astype(np.result_type(features, np.float32))
+    last = centred.shape[1] - 1
+    first = max(last + 1 - PAIR_WIDTH, 0)
+    variances, axes = eigh(centred.T @ centred / len(centred), subset_by_index=(first, last))
+    return mean, axes / np.sqrt(np.maximum(variances, 1e-6 * variances[-1]))
 
 
 def _held_out(rows: Rows) -> tuple[Rows, Rows]:

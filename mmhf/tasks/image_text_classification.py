@@ -26,7 +26,7 @@ from mmhf.data.text_embeddings import (
     read_table_encoder,
 )
 from mmhf.errors import InputError
-from mmhf.evaluation.baselines import PAIR_WIDTH, PairFeatures, Rows, learnt_rows
+from mmhf.evaluation.baselines import PairFeatures, Rows, learnt_rows
 from mmhf.evaluation.modalities import ModalityEvaluation, evaluate_modalities, other_rows
 from mmhf.features.parts import TEXT, VISION, FeaturePart
 from mmhf.models.building import check_same_resize, text_values
@@ -225,8 +225,7 @@ class ImageTextClassification(ClassificationTask[FusionRecipe]):
     def _kinds_of_features(self, train: SplitFeatures) -> dict[str, Callable[[SplitFeatures], NDArray[np.floating]]]:
         if train.texts is None:
             return super()._kinds_of_features(train)
-        width = train.images.shape[1] + train.texts.shape[1] + PAIR_WIDTH**2
-        learnt = learnt_rows(len(train.images), width, 2)
+        learnt = learnt_rows(len(train.images), train.images.shape[1] + train.texts.shape[1], 2)
         pairs = PairFeatures(train.images[learnt], train.texts[learnt])
         return {
             "": lambda split: np.concatenate([split.images, _texts(split)], axis=1),

@@ -264,14 +264,14 @@ def best_probe(
     def score(probe: LinearProbe) -> float:
         return _score(probe, judge, label_names)[metric]
 
-    found = along_strengths(
+    tried = along_strengths(
         lambda strength, start: LinearProbe(learnt, strength=strength, weights=first, start=start), score
     )
-    best = max(found, key=itemgetter(0))[1]
+    best = max(tried, key=itemgetter(0))[1]
     for weights in others:
         probe = LinearProbe(learnt, strength=best.strength, weights=weights, start=best)
-        found.append((score(probe), probe))
-    best = max(found, key=itemgetter(0))[1]
+        tried.append((score(probe), probe))
+    best = max(tried, key=itemgetter(0))[1]
     if learnt is not train:
         best = LinearProbe(train, strength=best.strength, weights=best.weights, start=best)
     return best
@@ -293,7 +293,8 @@ class PairFeatures:
             np.pad(((features - mean) @ axes).astype(np.float32), ((0, 0), (1, 0)), constant_values=1.0)
             for features, (mean, axes) in zip((images, texts), self._components, strict=True)
         )
-        return (first[:, :, None] * second[:, None, :]).reshape(len(first), -1)[:, 1:]
+        products: NDArray[np.float32] = first[:, :, None] * second[:, None, :]
+        return products.reshape(len(first), -1)[:, 1:]
 
 
 def _score(

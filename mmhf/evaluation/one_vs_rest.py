@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit
 
 from mmhf.evaluation.baselines import (
     CPU_SECONDS,
@@ -24,7 +23,7 @@ from mmhf.evaluation.multi_label import evaluate_multi_label, fit_thresholds, mu
 
 
 class OneVsRest:
-    """A logistic regression of each label on standardised features, as scikit-learn's, and all of them at once.
+    """scikit-learn's `LogisticRegression` of each label on standardised features.
 
     Args:
         rows ([`Rows`]): What they learn from; labels are (N, C), 0 and 1.
@@ -33,54 +32,33 @@ class OneVsRest:
     """
 
     def __init__(self, rows: Rows, *, strength: float, start: OneVsRest | None = None) -> None:
+        # Here, because scikit-learn takes a second to load, which nobody waits for who only plans.
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+
         self.strength = strength
         labels = np.asarray(rows.labels) > 0.5
         self._mean, self._scale = mean_and_scale(rows.features)
         features = (rows.features - self._mean) / self._scale
-        self._weight = np.zeros((labels.shape[1], features.shape[1]), features.dtype)
-        always = labels.all(axis=0)
-        self._bias = np.log(len(labels) + 1) * np.where(always, 1.0, -1.0).astype(features.dtype)
-        learnt = labels.any(axis=0) & ~always
-        if start is None:
-            weights, biases = self._weight[learnt], np.zeros(learnt.sum(), features.dtype)
-        else:
-            weights, biases = start._weight[learnt], start._bias[learnt]
-        if learnt.any():
-            targets = labels[:, learnt].astype(features.dtype)
-            self._weight[learnt], self._bias[learnt] = _minimise(features, targets, strength, weights, biases)
+        self._weight, self._bias = np.zeros((labels.shape[1], features.shape[1])), np.zeros(labels.shape[1])
+        tolerance = 1e-6 if features.dtype == np.float64 else 1e-4
+        regression = LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, tol=tolerance, warm_start=True)
+        for label, present in enumerate(labels.T):
+            if present.all() or not present.any():
+                self._bias[label] = np.log(len(present) + 1) * (1 if present.all() else -1)
+                continue
+            if start is not None:
+                regression.coef_, regression.intercept_ = start._weight[label : label + 1], start._bias[[label]]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                regression.fit(features, present)
+            self._weight[label], self._bias[label] = regression.coef_[0], regression.intercept_[0]
+            del regression.coef_  # the next label has nothing to do with this one
 
     def logits(self, features: NDArray[np.floating]) -> Floats:
         """(N, C) of (N, D) features."""
         answers: Floats = (features - self._mean) / self._scale @ self._weight.T + self._bias
         return answers
-
-
-def _minimise(
-    features: NDArray[np.floating],
-    targets: NDArray[np.floating],
-    strength: float,
-    weights: NDArray[np.floating],
-    biases: NDArray[np.floating],
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Weights (C, D) and biases (C,) of least mean cross entropy, and penalty, beginning with those given."""
-    penalty = 1 / (strength * len(features))
-
-    def loss_and_gradient(flat: NDArray[np.floating]) -> tuple[float, NDArray[np.floating]]:
-        weights, biases = np.split(flat.reshape(targets.shape[1], -1), [-1], axis=1)
-        logits = features @ weights.T + biases[:, 0]
-        loss = (np.logaddexp(0, logits) - targets * logits).sum() / len(features)
-        off = (expit(logits) - targets) / len(features)
-        gradient = np.concatenate([off.T @ features + penalty * weights, off.sum(axis=0)[:, None]], axis=1)
-        return float(loss + penalty / 2 * (weights**2).sum()), gradient.ravel()
-
-    found = minimize(
-        loss_and_gradient,
-        np.concatenate([weights, biases[:, None]], axis=1).ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": MAX_ITERATIONS, "gtol": 1e-6 if features.dtype == np.float64 else 1e-4},
-    ).x.reshape(len(weights), -1)
-    return found[:, :-1], found[:, -1]
 
 
 def one_vs_rest(
@@ -111,19 +89,19 @@ def one_vs_rest(
     if judge is None or not len(judge.labels):
         held = np.arange(len(train.labels)) % 5 == 1
         learnt, judge = (Rows(train.features[chosen], train.labels[chosen]) for chosen in (~held, held))
-    found = along_strengths(
+    tried = along_strengths(
         lambda strength, start: OneVsRest(learnt, strength=strength, start=start),
         lambda probe: multi_label_metrics(probe.logits(judge.features), judge.labels, label_names).get("map", 0.0),
     )
-    best = max(found, key=itemgetter(0))[1]
+    best = max(tried, key=itemgetter(0))[1]
     limits = None
     if validation is not None and len(validation.labels) and with_thresholds:
         limits = fit_thresholds(best.logits(validation.features), validation.labels)
     if learnt is not train:
         best = OneVsRest(train, strength=best.strength)
-    measured = {
+    found = {
         split: evaluate_multi_label(best.logits(rows.features), rows.labels, label_names, thresholds=limits).metrics
         for split, rows in tested.items()
     }
     seconds = time.process_time() - begun
-    return {split: {**scores, CPU_SECONDS: seconds} for split, scores in measured.items()}
+    return {split: {**scores, CPU_SECONDS: seconds} for split, scores in found.items()}

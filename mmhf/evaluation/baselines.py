@@ -32,7 +32,7 @@ RIDGE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 """Ridges that are tried for numbers, in units of the rows, on standardised features."""
 MAX_WORK = 2e8
 """Rows × features × classes that one regression learns from at most; see `learnt_rows`."""
-PAIR_WIDTH = 48
+PAIR_WIDTH = 64
 """Principal components of image and text whose products tell how the two go together, as many of each at most."""
 _UNEVEN = 1.5
 MAX_ITERATIONS = 500

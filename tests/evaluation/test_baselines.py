@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.cross_decomposition import CCA
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.pipeline import make_pipeline
@@ -17,6 +18,7 @@ from mmhf.evaluation.baselines import (
     LinearProbe,
     PairFeatures,
     Rows,
+    along_strengths,
     learnt_rows,
     logistic_regression,
 )
@@ -71,6 +73,19 @@ def test_the_choice_differs_from_what_the_test_split_would_choose():
     assert right > wrong
 
 
+@pytest.mark.parametrize(("scores", "tried"), [([0.5, 0.4, 0.9], 2), ([0.5, 0.5, 0.4], 3), ([0.3, 0.4, 0.5], 3)])
+def test_strengths_are_tried_until_one_is_worse_than_the_last(scores: list[float], tried: int):
+    given: list[tuple[float, float | None]] = []
+
+    def fit(strength: float, start: float | None) -> float:
+        given.append((strength, start))
+        return strength
+
+    found = along_strengths(fit, lambda strength: scores[STRENGTHS.index(strength)])
+    assert found == list(zip(scores, STRENGTHS, strict=True))[:tried]
+    assert given == list(zip(STRENGTHS, [None, *STRENGTHS], strict=False))[:tried], "each starts from the one before"
+
+
 def test_without_a_validation_split_a_part_of_the_training_rows_chooses():
     train, test = drawn_rows(300, seed=0), drawn_rows(200, seed=2)
     lonely = Rows(np.concatenate([train.features, train.features[:1]]), np.append(train.labels, 3))
@@ -108,6 +123,11 @@ def test_products_tell_whether_an_image_and_a_text_go_together():
 
     assert accuracy(lambda image, text: np.concatenate([image, text], axis=1)) < 0.6
     assert accuracy(pairs) > 0.85
+    made = pairs(images, texts)
+    assert made.shape == (1200, 5 + 6 + 5 * 6)
+    own = [PCA(whiten=True).fit(each[split["train"]]).transform(each) for each in (images, texts)]
+    for place, each in ((np.arange(1, 6), own[1]), (np.arange(1, 7) * 6, own[0])):  # the largest last, of any sign
+        np.testing.assert_allclose(np.abs(made[:, place - 1]), np.abs(each[:, ::-1]), rtol=2e-3, atol=1e-5)
 
 
 def drawn_pairs(num_images: int, *, seed: int) -> Pairs:

@@ -10,7 +10,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import pipeline
+from safetensors.torch import load_file
+from timm.layers import DropPath, PatchDropout
+from transformers import TrainerCallback, pipeline
 
 import mmhf
 from mmhf.cli import main
@@ -191,3 +193,47 @@ def test_the_recipe_with_hard_negatives_looks_for_them(
     found = [record.getMessage() for record in caplog.records if "have hard negatives" in record.getMessage()]
     assert [message.split(":")[0] for message in found] == ["Epoch 1", "Epoch 2"]
     assert 0 < run.metrics["test_mean_recall"] <= 1
+
+
+@pytest.mark.slow
+def test_patches_and_layers_are_left_out_until_the_image_tower_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FLIP and stochastic depth in the first stage; in the second the text tower learns beside a locked one (LiT)."""
+    steps: dict[str, set[int]] = {"PatchDropout": set(), "DropPath": set()}
+
+    class Watch(TrainerCallback):
+        step = 0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            Watch.step = state.global_step
+
+    for layer in (PatchDropout, DropPath):
+
+        def forward(self: Any, given: torch.Tensor, as_timm: Any = layer.forward) -> torch.Tensor:
+            kept: torch.Tensor = as_timm(self, given)
+            if kept.shape != given.shape or not torch.equal(kept, given):
+                steps[type(self).__name__].add(Watch.step)
+            return kept
+
+        monkeypatch.setattr(layer, "forward", forward)
+    tower = {"backbone": "timm/test_vit", "pretrained": False, "patch_dropout": 0.5, "stochastic_depth": 0.5}
+    stages = [{"name": "both", "steps": 3, "train": "all"}, {"name": "text", "steps": 3, "train": ["!vision"]}]
+    saving = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
+    recipe = {
+        **RECIPE,
+        "model": {**RECIPE["model"], "vision": tower},
+        "stages": stages,
+        "training": {
+            "per_device_train_batch_size": 12, "learning_rate": 1e-2, "save_total_limit": 2, **saving,
+            "output_dir": str(tmp_path / "run"),
+        },
+        "evaluation": {"splits": ["test"]},
+    }  # fmt: skip
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    mmhf.train(tmp_path / "tiny.yaml", callbacks=[Watch()])
+    assert steps == {"PatchDropout": {0, 1, 2}, "DropPath": {0, 1, 2}}
+    both, end = (load_file(tmp_path / "run" / f"checkpoint-{step}" / "model.safetensors") for step in (3, 6))
+    moved = {name.partition(".")[0] for name, value in end.items() if not torch.equal(value, both[name])}
+    assert "text" in moved and "vision" not in moved
+    assert {name.partition(".")[0] for name in end} >= {"vision", "text"}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image, ImageDraw
 from transformers import set_seed
 
 import mmhf
@@ -247,6 +249,64 @@ def test_questions_are_answered_and_measured_on_the_whole_road(
     assert "VQA accuracy" in report and "who made it?" in report
     listed = pd.read_csv(run / "bad_examples.csv")["reason"].tolist()
     assert "question is empty, and the prompt needs it" in listed and any("no caption" in each for each in listed)
+
+
+def draw_shapes(folder: Path, count: int) -> Path:
+    """A table of coloured shapes, each with what it is in English, German and French; a quarter is to validate."""
+    colours = {
+        "red": ("rot", "rouge"),
+        "green": ("grün", "vert"),
+        "blue": ("blau", "bleu"),
+        "yellow": ("gelb", "jaune"),
+    }
+    shapes = {
+        "circle": ("er Kreis", "cercle"),
+        "square": ("es Quadrat", "carré"),
+        "triangle": ("es Dreieck", "triangle"),
+    }
+    random, rows = Random(0), []
+    for number in range(count):
+        colour, shape = random.choice(list(colours)), random.choice(list(shapes))
+        picture, side = Image.new("RGB", (32, 32), "black"), random.randint(14, 22)
+        corner = (random.randint(0, 31 - side), random.randint(0, 31 - side))
+        box = (*corner, corner[0] + side, corner[1] + side)
+        draw = ImageDraw.Draw(picture)
+        if shape == "triangle":
+            draw.polygon([(box[0], box[3]), (box[2], box[3]), ((box[0] + box[2]) / 2, box[1])], fill=colour)
+        else:
+            {"circle": draw.ellipse, "square": draw.rectangle}[shape](box, fill=colour)
+        picture.save(folder / f"{number}.png")
+        (german, french), (form, name) = colours[colour], shapes[shape]
+        said = {"English": f"a {colour} {shape}", "German": f"ein {german}{form}", "French": f"un {name} {french}"}
+        rows += [(f"{number}.png", ("train", "validation")[number % 4 == 3], *each) for each in said.items()]
+    pd.DataFrame(rows, columns=["image", "split", "language", "caption"]).to_csv(folder / "table.csv", index=False)
+    return folder / "table.csv"
+
+
+@pytest.mark.slow
+def test_one_table_has_captions_in_several_languages(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """An image has captions of its own in each, and the prompt says in which it is answered."""
+    table = draw_shapes(tmp_path, 96)
+    changes = [
+        "model.prompt='in {language}:'",
+        "model.freeze_vision=false",
+        f"data.path={table}",
+        "generation.max_new_tokens=24",
+        *("training.max_steps=150", "training.eval_steps=150", "training.learning_rate=5e-3"),
+        "evaluation={answers: true, subgroups: [language], bootstrap: 0, splits: [validation]}",
+    ]
+    run = mmhf.train(write_recipe(tmp_path / "run"), changes)
+    rows = pd.read_csv(table)
+    data = mmhf.load_dataset(Path(run.folder) / "recipe.yaml")
+    assert {split: len(part) for split, part in data.items()} == {"train": 216, "validation": 72}
+    shown = [
+        {"image": str(tmp_path / row.image), "columns": {"language": row.language}} for row in rows[:36].itertuples()
+    ]
+    answers = [each["caption"] for (each,) in pipeline("image-captioning", model=run.folder)(shown)]
+    assert [each.split()[0] for each in answers] == ["a", "ein", "un"] * 12
+    evaluation = json.loads((Path(run.folder) / "evaluation.json").read_text())
+    by_language = {each["language"]: each["rows"] for each in evaluation["tables"]["validation"]["By language"]}
+    assert by_language == {"English": 24, "French": 24, "German": 24}
 
 
 @pytest.mark.slow
